@@ -1,0 +1,36 @@
+"""Mixture-of-experts models for graphs, data streams, recommendation and images.
+
+Importing this package loads no framework: every public name is resolved when it is first used (PEP 562).
+
+    >>> import moeapps
+    >>> moeapps.__version__.count(".")
+    2
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moeapps.core.saving import load as load
+    from moeapps.graph.estimator import GNNClassifier as GNNClassifier
+    from moeapps.graph.estimator import MowstClassifier as MowstClassifier
+
+_LAZY = {
+    "load": "moeapps.core.saving",
+    "MowstClassifier": "moeapps.graph.estimator",
+    "GNNClassifier": "moeapps.graph.estimator",
+}
+
+__all__ = ["GNNClassifier", "MowstClassifier", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'moeapps' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,6 @@
+"""``python -m moeapps`` is the same as the ``moeapps`` command."""
+
+from moeapps.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""Routing statistics: is every expert used, and how sure is the router?"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from moeapps.core.layer import Routed
+from moeapps.core.routing import Routing
+
+__all__ = ["RoutingMonitor", "RoutingStatistics", "routed_layers"]
+
+
+class RoutingStatistics(Metric):
+    """Statistics of one layer's routing, accumulated over batches and summed over ranks.
+
+    ``compute()`` returns a dictionary with
+
+    - ``load`` ``(E,)``: fraction of assignments each expert got (sums to 1),
+    - ``importance`` ``(E,)``: mean router probability of each expert (sums to 1),
+    - ``entropy``: mean entropy of the router's probabilities in nats, 0 to log E,
+    - ``max_load``: largest load times E (1 is perfect balance),
+    - ``dropped``: fraction of assignments that capacity refused,
+    - ``dead_experts``: number of experts without a single assignment,
+    - ``invalid_tokens``: number of tokens with NaN or infinite scores; they count in nothing else.
+
+    Before the first update all of them are zero, except ``dead_experts``, which is E.
+
+    Args:
+        num_experts: Number of experts E.
+
+    Example:
+        >>> import torch
+        >>> from moeapps.core import TopKRouter
+        >>> statistics = RoutingStatistics(num_experts=4)
+        >>> statistics.update(TopKRouter(dim=8, num_experts=4)(torch.randn(100, 8)))
+        >>> round(float(statistics.compute()["load"].sum()), 5)
+        1.0
+    """
+
+    full_state_update = False
+    assigned: Tensor
+    probability: Tensor
+    entropy: Tensor
+    tokens: Tensor
+    dropped: Tensor
+    invalid: Tensor
+
+    def __init__(self, num_experts: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_experts = num_experts
+        for name, shape in (("assigned", num_experts), ("probability", num_experts)):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("entropy", "tokens", "dropped", "invalid"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, routing: Routing) -> None:
+        """Add the routing of one forward pass; nothing is read back to the host."""
+        if routing.num_experts != self.num_experts:
+            raise ValueError(f"num_experts is {self.num_experts}, got a routing over {routing.num_experts}")
+        valid = routing.valid
+        p = routing.probabilities.detach().double() * valid[:, None]
+        self.assigned += routing.valid_counts().detach()
+        self.probability += p.sum(0)
+        self.entropy += torch.special.entr(p).sum()
+        self.tokens += valid.sum()
+        self.invalid += (~valid).sum()
+        self.dropped += routing.dropped
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the statistics of everything seen since the last reset, in float32."""
+        tokens, assigned = self.tokens.clamp(min=1), self.assigned.sum()
+        load = self.assigned / assigned.clamp(min=1)
+        result = {
+            "load": load,
+            "importance": self.probability / tokens,
+            "entropy": self.entropy / tokens,
+            "max_load": load.max() * self.num_experts,
+            "dropped": self.dropped / (assigned + self.dropped).clamp(min=1),
+            "dead_experts": (self.assigned == 0).sum(),
+            "invalid_tokens": self.invalid,
+        }
+        return {name: value.float() for name, value in result.items()}
+
+
+def routed_layers(module: torch.nn.Module) -> dict[str, Routed]:
+    """Every routed layer inside ``module`` by its name; a layer that is used in two places is listed once."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Routed)}
+
+
+class RoutingMonitor(L.Callback):
+    """Log the routing statistics of every routed layer, once per epoch, in training and in validation.
+
+    Keys are ``moe/<layer>/<statistic>`` for training and ``val/moe/<layer>/<statistic>`` for validation, with one key
+    per expert for ``load`` and ``importance`` (``.../load/3``). Only totals are logged, never the choice of a single
+    sample, which would reveal its content.
+
+    Args:
+        per_expert: Whether load and importance of each expert are logged too.
+    """
+
+    def __init__(self, per_expert: bool = True) -> None:
+        self.per_expert = per_expert
+        self._statistics: dict[str, RoutingStatistics] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin an epoch of training with empty statistics."""
+        self._statistics = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the routing of a training step."""
+        self._update(pl_module, "")
+        if trainer.is_last_batch:
+            self._log(pl_module, "")
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a validation run with empty statistics."""
+        self._statistics = {name: value for name, value in self._statistics.items() if not name.startswith("val/")}
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the routing of a validation step."""
+        self._update(pl_module, "val/")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what validation saw."""
+        self._log(pl_module, "val/")
+
+    def _update(self, pl_module: L.LightningModule, stage: str) -> None:
+        for name, layer in routed_layers(pl_module).items():
+            if layer.last_routing is None:
+                continue
+            key = f"{stage}moe/{name}"
+            if key not in self._statistics:
+                self._statistics[key] = RoutingStatistics(layer.last_routing.num_experts).to(pl_module.device)
+            self._statistics[key].update(layer.last_routing)
+
+    def _log(self, pl_module: L.LightningModule, stage: str) -> None:
+        values: dict[str, Tensor] = {}
+        for key, metric in self._statistics.items():
+            if not key.startswith(f"{stage}moe/"):
+                continue
+            for name, value in metric.compute().items():
+                if value.ndim == 0:
+                    values[f"{key}/{name}"] = value
+                elif self.per_expert:
+                    values.update({f"{key}/{name}/{e}": v for e, v in enumerate(value)})
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)

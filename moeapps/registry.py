@@ -1,0 +1,76 @@
+"""The names that users may write: in YAML files, in saved models, in ``moeapps list``.
+
+A table of strings and nothing else, so that reading it imports no framework. Two users depend on that: ``moeapps
+list`` and ``--help`` answer at once, and :func:`moeapps.load` imports a class only when its name stands here (a model
+file can therefore not make it import anything else).
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+__all__ = ["ENTRIES", "Entry", "entries", "nearest", "register", "resolve"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One public name: what kind of thing it is, where it lives, and what it is, in one line."""
+
+    kind: str
+    path: str
+    summary: str
+
+    @property
+    def name(self) -> str:
+        """Short name: the last part of the path."""
+        return self.path.rpartition(".")[2]
+
+
+ENTRIES: dict[str, Entry] = {
+    entry.path: entry
+    for entry in (
+        Entry("model", "moeapps.graph.Mowst", "weak MLP + strong GNN, mixed per node by confidence (plain torch)"),
+        Entry("model", "moeapps.graph.MowstModule", "Mowst with its training in turns or jointly, for `moeapps fit`"),
+        Entry("model", "moeapps.graph.GNNModule", "one network alone (mlp, gcn, sage): the baseline, for `moeapps fit`"),
+        Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
+        Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
+        Entry("router", "moeapps.core.TopKRouter", "softmax over experts, the k most probable ones (Switch, GShard)"),
+        Entry("data", "moeapps.graph.PlanetoidData", "Cora (embedded), CiteSeer and PubMed with their public split"),
+        Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
+    )
+}
+
+
+def register(kind: str, path: str, summary: str) -> None:
+    """Make a class of your own known to :func:`moeapps.load` and to ``moeapps list``.
+
+    Args:
+        kind: ``"model"``, ``"router"`` or ``"data"``.
+        path: Import path of the class, for example ``"mypackage.models.MyModel"``.
+        summary: What it is, in one line.
+    """
+    ENTRIES[path] = Entry(kind, path, summary)
+
+
+def entries(kind: str | None = None) -> list[Entry]:
+    """Return the entries of one kind (all of them if ``kind`` is None), in the order of the table."""
+    return [entry for entry in ENTRIES.values() if kind is None or entry.kind == kind]
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """Return the entry of ``known`` that looks most like ``name``, or None when nothing is close."""
+    found = get_close_matches(name, known, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def resolve(path: str) -> type:
+    """Import the class registered under ``path``.
+
+    Raises:
+        KeyError: If the path is not registered. Nothing has been imported then.
+    """
+    if path not in ENTRIES:
+        raise KeyError(path)
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
