@@ -1,0 +1,239 @@
+"""Lightning callbacks that make training exact, interruptible and observable."""
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from moeapps.core.errors import ConfigError
+from moeapps.core.files import atomic_write
+
+__all__ = [
+    "BestWeights",
+    "HistoryRecorder",
+    "Interrupted",
+    "PredictionWriter",
+    "StepSeeding",
+    "StopOnSignal",
+    "seed_everything",
+]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries draw from NumPy's global generator
+    torch.manual_seed(seed)
+
+
+class StepSeeding(L.Callback):
+    """Seed all noise of a training step (dropout, router noise) from (seed, step).
+
+    Then a training that was interrupted draws the same noise from its next step on as one that was not. The seed
+    travels in the checkpoint, so a resumed run keeps the first run's seed.
+
+    Args:
+        seed: The seed; torch's initial seed (what ``seed_everything`` was given) when None.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fix the seed, unless a checkpoint has already."""
+        if self.seed is None:
+            self.seed = torch.initial_seed() % 2**32
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the step; each rank has noise of its own."""
+        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        assert self.seed is not None
+        state = np.random.SeedSequence([self.seed, step, trainer.global_rank]).generate_state(1, np.uint64)
+        seed_everything(int(state[0] >> np.uint64(1)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the seed of the run that is continued."""
+        self.seed = state_dict["seed"]
+
+
+class Interrupted(SystemExit):
+    """Training stopped on a signal, after saving. As a process exit it gives the status 128 + signal number.
+
+    Attributes:
+        signum: The signal.
+        checkpoint: What to resume from, or None when no step had been made.
+    """
+
+    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+        self.checkpoint = checkpoint
+
+
+class StopOnSignal(L.Callback):
+    """On SIGTERM or SIGINT: finish the step, save a checkpoint, and leave with status 143 or 130.
+
+    A second signal ends the process at once (a checkpoint that is being written then keeps its old content). Where the
+    step ends an epoch that is validated, the validation is finished too, because only what is saved after it can be
+    continued exactly. With several processes, all stop together when one of them got the signal.
+
+    Args:
+        filename: Name of the checkpoint, in the folder of the run's checkpoints.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, filename: str = "interrupted.ckpt") -> None:
+        self.filename = filename
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over; Lightning's own handler would end the process with status 0."""
+        self._received = None
+        for number in self.signals:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here, unless a validation follows."""
+        validates = trainer.is_last_batch and trainer.enable_validation and self._validates_this_epoch(trainer)
+        if not validates:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop after the validation."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._stop_if_asked(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            os._exit(128 + signum)
+        self._received = signum
+        sys.stderr.write("\nstopping after this step; a second signal stops at once\n")
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        asked = self._received is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        manager = trainer.checkpoint_callback
+        folder = getattr(manager, "dirpath", None) or os.path.join(trainer.default_root_dir, "checkpoints")
+        path = Path(folder) / self.filename
+        trainer.save_checkpoint(path)
+        raise Interrupted(self._received or signal.SIGTERM, path)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @staticmethod
+    def _validates_this_epoch(trainer: L.Trainer) -> bool:
+        every = trainer.check_val_every_n_epoch
+        return every is None or (trainer.current_epoch + 1) % every == 0
+
+
+class BestWeights(L.Callback):
+    """Keep the weights of the best epoch in memory and put them back when training ends.
+
+    Args:
+        monitor: Logged metric to watch.
+        mode: ``"min"`` or ``"max"``.
+
+    Attributes:
+        best_score: Value of the metric in the best epoch.
+        best_epoch: Its number, from 0.
+    """
+
+    def __init__(self, monitor: str, mode: str = "min") -> None:
+        self.monitor, self.sign = monitor, {"min": -1.0, "max": 1.0}[mode]
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self._weights: dict[str, torch.Tensor] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the weights if this epoch is the best so far."""
+        if trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise ConfigError(f"monitor={self.monitor!r} was not logged; logged are {known}")
+        score = float(trainer.callback_metrics[self.monitor])
+        if self.best_score is None or self.sign * score > self.sign * self.best_score:
+            self.best_score, self.best_epoch = score, trainer.current_epoch
+            self._weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the best weights back."""
+        if self._weights is not None:
+            pl_module.load_state_dict(self._weights)
+
+
+class HistoryRecorder(L.Callback):
+    """Collect the logged metrics of every epoch, for an estimator's ``history_``."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what this epoch logged (validation has run before this hook)."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows[trainer.current_epoch] = {"epoch": trainer.current_epoch, **metrics}
+
+    def frame(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.DataFrame(list(self.rows.values()))
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write what ``predict_step`` returns (a dictionary of columns) to a CSV or Parquet file.
+
+    Args:
+        path: The file; its ending decides the form (``.csv`` or ``.parquet``).
+
+    Raises:
+        ConfigError: If the ending is neither.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__("epoch")
+        if not path.endswith((".csv", ".parquet")):
+            raise ConfigError(f"predictions are written to a .csv or .parquet file, got {path!r}")
+        self.path = Path(path)
+
+    def write_on_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Write all batches as one file, in order, replacing it only when it is complete."""
+        frame = pd.concat([pd.DataFrame(columns) for columns in predictions], ignore_index=True)
+        with atomic_write(self.path) as file:
+            if self.path.suffix == ".csv":
+                frame.to_csv(file, index=False)
+            else:
+                frame.to_parquet(file, index=False)

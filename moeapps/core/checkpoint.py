@@ -1,0 +1,130 @@
+"""Lightning checkpoints that survive a crash while they are written, and that run no code when they are read.
+
+Lightning writes to the system's temporary folder and moves the file, which is a copy when the folders are on different
+file systems; it stores no checksum. :class:`AtomicCheckpointIO` replaces only that part: what is inside a checkpoint
+stays Lightning's.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from moeapps.core.errors import FileFormatError
+from moeapps.core.files import HashingWriter, atomic_write, existing_file, remove_stale
+
+__all__ = ["AtomicCheckpointIO", "check_state_dict"]
+
+_MAGIC = b"MOEAPPS\x01"
+_FOOTER = len(_MAGIC) + 32
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint to a temporary name in its own folder, syncs it and moves it into place; verifies on reading.
+
+    The file is what ``torch.save`` writes, followed by a footer of 40 bytes with the SHA-256 of what stands before it
+    (``torch.load`` reads such a file as usual). It is always read with ``weights_only=True``, spelled out, because an
+    environment variable can otherwise turn unpickling back on.
+
+    Args:
+        require_checksum: Whether to refuse files without our footer. False lets checkpoints in that a plain Lightning
+            Trainer wrote; damage inside their tensors then goes unnoticed.
+    """
+
+    def __init__(self, require_checksum: bool = True) -> None:
+        self.require_checksum = require_checksum
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``; the old file stays whole until the new one is."""
+        if storage_options is not None:
+            raise TypeError("storage_options are for remote file systems; checkpoints are written to local paths")
+        with atomic_write(path) as file:
+            writer = HashingWriter(file)
+            try:
+                torch.save(checkpoint, writer)
+            except RuntimeError:
+                if writer.error is not None:  # torch hides a full disk behind an error of its own
+                    raise writer.error from None
+                raise
+            file.write(_MAGIC + writer.digest())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify and read a checkpoint.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileFormatError: If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
+        """
+        file = existing_file(path, "a checkpoint")
+        remove_stale(file.parent)
+        if weights_only is False:
+            raise FileFormatError(f"{path}: weights_only=False would run code from the file; it is never used here")
+        self._verify(file)
+        try:
+            loaded = torch.load(file, map_location=map_location, weights_only=True)
+        except Exception as error:
+            raise FileFormatError(
+                f"{file} is not a checkpoint that can be read safely: damaged, or it holds more than tensors and "
+                f"plain values ({type(error).__name__}). Models are shared with model.save and moeapps.load"
+            ) from None
+        if not isinstance(loaded, dict) or "state_dict" not in loaded:
+            raise FileFormatError(f"{file} is not a Lightning checkpoint: it has no state_dict")
+        return loaded
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint that is no longer wanted."""
+        Path(path).unlink(missing_ok=True)
+
+    def _verify(self, file: Path) -> None:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            stream.seek(max(size - _FOOTER, 0))
+            footer = stream.read()
+            if len(footer) < _FOOTER or not footer.startswith(_MAGIC):
+                if self.require_checksum:
+                    raise FileFormatError(
+                        f"{file} ({size} bytes) does not end in a moeapps checksum: it is damaged or incomplete, or "
+                        "another program wrote it (moeapps.core.checkpoint.AtomicCheckpointIO(require_checksum=False) "
+                        "reads a plain Lightning checkpoint)"
+                    )
+                return
+            stream.seek(0)
+            if _sha256(stream, size - _FOOTER) != footer[len(_MAGIC) :]:
+                raise FileFormatError(f"{file} ({size} bytes) is damaged: its SHA-256 does not match its content")
+
+
+def _sha256(stream: Any, length: int) -> bytes:
+    digest = hashlib.sha256()
+    while length > 0:
+        block = stream.read(min(length, 1 << 20))
+        if not block:
+            break
+        digest.update(block)
+        length -= len(block)
+    return digest.digest()
+
+
+def check_state_dict(
+    model: torch.nn.Module, state: dict[str, torch.Tensor], source: str | os.PathLike[str], prefix: str = ""
+) -> None:
+    """Compare names and shapes of a state dict with a model before loading it.
+
+    Raises:
+        FileFormatError: Naming the first missing, unexpected and mismatched entries, with both shapes.
+    """
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
+    complaints = [f"missing {name} {tuple(own[name])}" for name in own if name not in given][:3]
+    complaints += [f"unexpected {name} {tuple(given[name])}" for name in given if name not in own][:3]
+    complaints += [
+        f"{name} is {tuple(given[name])} in the file and {tuple(own[name])} in the model"
+        for name in own
+        if name in given and own[name] != given[name]
+    ][:3]
+    if complaints:
+        raise FileFormatError(f"{source} does not fit {type(model).__name__}: {'; '.join(complaints)}")

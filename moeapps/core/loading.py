@@ -1,0 +1,127 @@
+"""Data loaders whose order is a pure function of (seed, epoch), so that an interrupted training continues exactly."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moeapps.core.errors import ConfigError, DataError
+
+__all__ = ["EpochSampler", "ResumableLoader", "make_loader"]
+
+
+class EpochSampler(Sampler[int]):
+    """Indices 0 to n-1, shuffled by a generator that is seeded with (seed, epoch).
+
+    Args:
+        length: Number of rows n.
+        shuffle: Whether to shuffle.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
+        self.length, self.shuffle, self.seed = length, shuffle, seed
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def generator(self) -> torch.Generator:
+        """Generator that depends on nothing but seed and epoch."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        order = torch.randperm(self.length, generator=self.generator()) if self.shuffle else torch.arange(self.length)
+        yield from order[start:].tolist()
+
+
+class ResumableLoader(DataLoader):
+    """DataLoader that can be put back to the middle of an epoch.
+
+    Its state is the number of batches delivered, modulo its length. Nothing is drawn before the first batch is asked
+    for: Lightning makes the iterator before it says which epoch it is. Randomness inside ``dataset[i]`` is repeated
+    exactly from an epoch's start, not from its middle.
+    """
+
+    _start = 0
+    _position = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._deliver()
+
+    def _deliver(self) -> Iterator[Any]:
+        start, self._start = self._start, 0
+        self._position = start
+        skip = 0
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.start = start * (self.batch_size or 1)
+            if self.generator is not None:
+                self.generator.manual_seed(self.sampler.generator().initial_seed())
+        else:
+            skip = start  # another sampler (a distributed one, say): go through the batches that were seen
+        for index, batch in enumerate(super().__iter__()):
+            if index < skip:
+                continue
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position inside the epoch, in batches."""
+        return {"position": self._position % max(len(self), 1)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after ``position`` batches."""
+        self._start = int(state["position"])
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    drop_last: bool = False,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> ResumableLoader:
+    """Make a loader that resumes exactly.
+
+    Args:
+        dataset: Map-style data with a length.
+        batch_size: Rows per batch.
+        shuffle: Whether to shuffle in each epoch.
+        seed: Seed of the order.
+        num_workers: Processes that load; the order does not depend on it.
+        drop_last: Whether to leave out an incomplete last batch.
+        collate_fn: As in torch.
+
+    Raises:
+        ConfigError: If ``batch_size`` or ``num_workers`` is impossible.
+        DataError: If there would not be a single batch.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+        raise ConfigError(f"num_workers must be a whole number of at least 0, got {num_workers!r}")
+    rows = len(dataset)  # type: ignore[arg-type]
+    if rows < (batch_size if drop_last else 1):
+        raise DataError(
+            f"the data has {rows} rows, which makes no batch of {batch_size}"
+            + (": use a smaller batch_size or drop_last=False" if drop_last and rows else "")
+        )
+    return ResumableLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(rows, shuffle, seed),
+        num_workers=num_workers,
+        drop_last=drop_last,
+        collate_fn=collate_fn,
+        generator=torch.Generator(),
+    )

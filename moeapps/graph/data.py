@@ -1,0 +1,241 @@
+"""Graph data for training: a graph of your own, or a public one."""
+
+import os
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.files import existing_file
+from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.graph.inputs import as_graph, check_training_masks, class_names, encode_labels
+
+__all__ = ["GraphDataModule", "PlanetoidData", "load_cora", "split_nodes"]
+
+
+class _OneGraph(Dataset):
+    """A data set with one row: the whole graph."""
+
+    def __init__(self, graph: Data) -> None:
+        self.graph = graph
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Data:
+        return self.graph
+
+
+def _only(batch: list[Data]) -> Data:
+    return batch[0]
+
+
+class GraphDataModule(L.LightningDataModule):
+    """One graph, trained on as a whole: every step sees all nodes.
+
+    After ``setup`` the attributes ``graph``, ``in_channels``, ``out_channels`` and ``classes`` are there. Without a
+    ``val_mask``, a fifth of the training nodes (stratified, chosen by ``seed``) is set aside for validation.
+
+    Args:
+        source: A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``,
+            ``node_labels`` ``(N,)``, ``edges`` ``(E, 2)`` or ``(2, E)``, and ``train_masks``, ``val_masks``,
+            ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs benchmark).
+        split: Which of several splits to use.
+        undirected: Whether to add the reverse of every edge of an ``.npz`` file.
+        normalize_features: Whether to scale each node's features to sum to 1.
+        seed: Seed of the validation split.
+
+    Raises:
+        DataError: In ``setup``, if the graph cannot be learned from; the message names the culprit.
+    """
+
+    graph: Data
+    classes: np.ndarray
+    in_channels: int
+    out_channels: int
+
+    def __init__(
+        self,
+        source: Data | str,
+        split: int = 0,
+        undirected: bool = True,
+        normalize_features: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.split = split
+        self.undirected = undirected
+        self.normalize_features = normalize_features
+        self.seed = seed
+
+    def load(self) -> Data:
+        """Return the raw graph; a subclass that knows another source overrides this."""
+        if isinstance(self.source, Data):
+            return self.source
+        return _read_npz(self.source, self.undirected)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, check, encode the labels and split."""
+        if hasattr(self, "graph"):
+            return
+        graph = as_graph(self.load(), split=self.split)
+        if graph.y is None:
+            raise DataError("the graph has no labels y: there is nothing to learn")
+        self.classes = class_names(graph.y)
+        if len(self.classes) < 2:
+            raise DataError(f"y has {len(self.classes)} class: at least two are needed")
+        graph.y = encode_labels(graph.y, self.classes)
+        if self.normalize_features:
+            graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
+        if "val_mask" not in graph:
+            split_nodes(graph, self.seed)
+        check_training_masks(graph)
+        self.in_channels, self.out_channels = graph.x.shape[1], len(self.classes)
+        self.graph = graph
+
+    def _loader(self) -> ResumableLoader:
+        return make_loader(_OneGraph(self.graph), batch_size=1, collate_fn=_only)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The graph, once per epoch."""
+        return self._loader()
+
+    def val_dataloader(self) -> ResumableLoader:
+        """The same graph; ``val_mask`` says which nodes count."""
+        return self._loader()
+
+    def test_dataloader(self) -> ResumableLoader:
+        """The same graph; ``test_mask`` says which nodes count."""
+        return self._loader()
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """The same graph."""
+        return self._loader()
+
+
+class PlanetoidData(GraphDataModule):
+    """Citation graphs with their public split: Cora comes with moeapps, CiteSeer and PubMed through PyG.
+
+    Args:
+        name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``.
+        root: Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded
+            copy, which exists for Cora only.
+        normalize_features: Whether to scale each node's features to sum to 1.
+
+    Raises:
+        ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
+    """
+
+    names = ("Cora", "CiteSeer", "PubMed")
+
+    def __init__(self, name: str = "Cora", root: str | None = None, normalize_features: bool = True) -> None:
+        super().__init__(source=name, normalize_features=normalize_features)
+        if name not in self.names:
+            raise ConfigError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        if root is None and name != "Cora":
+            raise ConfigError(f"{name} is not embedded: give root, a folder where PyG finds it or downloads it to")
+        self.name, self.root = name, root
+
+    def load(self) -> Data:
+        """Read the embedded graph, or let PyG find or download it."""
+        if self.root is None:
+            return load_cora()
+        from torch_geometric.datasets import Planetoid
+
+        try:
+            graph: Data = Planetoid(self.root, self.name)[0]
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name} is neither in {self.root} nor can it be downloaded there "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            ) from error
+        return graph
+
+
+def load_cora() -> Data:
+    """Cora, embedded: 2,708 papers, 1,433 words, 7 topics, 10,556 directed edges, the public Planetoid split.
+
+    Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/datasets/NOTICE``).
+
+    Example:
+        >>> load_cora()
+        Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
+    """
+    with files("moeapps.graph").joinpath("datasets/cora.npz").open("rb") as file, np.load(file) as arrays:
+        nodes, features = (int(n) for n in arrays["shape"])
+        x = torch.zeros(nodes, features)
+        x[torch.from_numpy(arrays["word_of"][0].astype(np.int64)), torch.from_numpy(arrays["word_of"][1].astype(np.int64))] = 1
+        graph = Data(
+            x=x,
+            edge_index=torch.from_numpy(arrays["edge_index"].astype(np.int64)),
+            y=torch.from_numpy(arrays["y"].astype(np.int64)),
+        )
+        for number, name in enumerate(("train_mask", "val_mask", "test_mask"), start=1):
+            graph[name] = torch.from_numpy(arrays["split"] == number)
+    return graph
+
+
+def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
+    """Take ``fraction`` of the labeled training nodes out of ``train_mask`` into ``val_mask``, stratified by class.
+
+    Without a ``train_mask``, all labeled nodes outside ``test_mask`` count as training nodes.
+
+    Raises:
+        DataError: If fewer than two labeled nodes are there to be split.
+    """
+    if "train_mask" not in graph:
+        graph.train_mask = graph.y >= 0
+        if "test_mask" in graph:
+            graph.train_mask = graph.train_mask & ~graph.test_mask
+    nodes = (graph.train_mask & (graph.y >= 0)).nonzero().flatten().numpy()
+    if len(nodes) < 2:
+        raise DataError(f"train_mask has {len(nodes)} labeled nodes: at least 2 are needed to set one aside")
+    labels = graph.y[nodes].numpy()
+    held_out = max(1, round(fraction * len(nodes)))
+    possible = np.unique(labels, return_counts=True)[1].min() >= 2 and held_out >= len(np.unique(labels))
+    train, val = train_test_split(
+        nodes, test_size=held_out, random_state=seed, stratify=labels if possible else None
+    )
+    for name, chosen in (("train_mask", train), ("val_mask", val)):
+        graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        graph[name][torch.from_numpy(chosen)] = True
+
+
+def _read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
+    file = existing_file(path, "a graph in an .npz file")
+    arrays = _arrays(file)
+    edges = torch.from_numpy(arrays["edges"])
+    if edges.ndim == 2 and edges.shape[0] != 2 and edges.shape[1] == 2:
+        edges = edges.T
+    graph = Data(x=torch.from_numpy(arrays["node_features"]), edge_index=edges, y=torch.from_numpy(arrays["node_labels"]))
+    checked = as_graph(graph).edge_index  # before to_undirected, which cannot say what is wrong with an edge
+    if undirected:
+        from torch_geometric.utils import to_undirected
+
+        graph.edge_index = to_undirected(checked, num_nodes=graph.num_nodes)
+    for name in ("train_mask", "val_mask", "test_mask"):
+        mask: Any = arrays.get(f"{name}s")
+        if mask is not None:
+            graph[name] = torch.from_numpy(mask.T if mask.ndim == 2 else mask)
+    return graph
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is not a readable .npz file of plain arrays: {error}") from None
+    for name in ("node_features", "node_labels", "edges"):
+        if name not in arrays:
+            raise DataError(f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'}")
+    return arrays

@@ -1,0 +1,189 @@
+"""The order in which Mowst's parts are trained, and when each stage ends: a small state machine without torch loops.
+
+Each stage trains some of the parts (weak expert, strong expert, gate) until its validation score stops improving, and
+then goes back to the best state it has seen, the one before it included. Across stages a *champion* is kept: strong
+expert alone, weak expert alone, or the mixture, whatever validated best; it is what training ends with. Everything is
+in ``state_dict``, so that an interrupted training continues in the middle of a stage.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from moeapps.graph.mowst import Mowst, Variant
+
+__all__ = ["STAGES", "Pretrain", "Scores", "Stage", "TrainingPlan"]
+
+Pretrain = Literal["none", "weak", "strong", "both"]
+Score = tuple[float, ...]
+Scores = dict[str, Score]
+"""Validation score of ``"weak"``, ``"strong"`` and ``"mix"``; larger is better, ties go to the next entry."""
+
+FORCED = {"weak": 1.0, "strong": 0.0, "mix": float("nan")}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains, and whose score says when it ends."""
+
+    parts: tuple[str, ...]
+    watch: str
+
+
+STAGES = {
+    "pretrain_weak": Stage(("weak",), "weak"),
+    "pretrain_strong": Stage(("strong",), "strong"),
+    "fit_gate": Stage(("gate",), "mix"),
+    "joint": Stage(("weak", "strong", "gate"), "mix"),
+    "weak_turn": Stage(("weak", "gate"), "mix"),
+    "strong_turn": Stage(("strong",), "mix"),
+}
+
+
+class TrainingPlan:
+    """Decides after each validation whether to go on, to begin another stage, or to finish.
+
+    Args:
+        variant: ``"mowst"`` alternates weak and strong turns; ``"mowst_star"`` has one joint stage.
+        pretrain: Which experts are first trained alone.
+        warm_gate: Whether the gate is fitted to the pretrained experts before anything else moves.
+        patience: Epochs without improvement that end a stage.
+        round_patience: Rounds (a weak and a strong turn) without improvement that end the training.
+
+    Attributes:
+        stage_name: Current stage, or ``"finished"``.
+        round: Number of the current round, from 0.
+        champion: ``"weak"``, ``"strong"`` or ``"mix"``: what the trained model predicts with.
+    """
+
+    def __init__(
+        self, variant: Variant, pretrain: Pretrain, warm_gate: bool, patience: int, round_patience: int
+    ) -> None:
+        self.patience, self.round_patience = patience, round_patience
+        order = {"none": [], "weak": ["weak"], "strong": ["strong"], "both": ["weak", "strong"]}[pretrain]
+        self.pretraining = [f"pretrain_{expert}" for expert in order]
+        self.after = (["fit_gate"] if warm_gate else []) + (["joint"] if variant == "mowst_star" else ["weak_turn"])
+        self.stage_name = (self.pretraining + self.after)[0]
+        self.round = 0
+        self.champion = "mix"
+        self._started = False
+        self._wait = 0
+        self._rounds_wait = 0
+        self._round_score: Score | None = None
+        self._best_scores: Scores = {}
+        self._best_state: dict[str, Tensor] = {}
+        self._champion_score: Score | None = None
+        self._champion_state: dict[str, Tensor] = {}
+
+    @property
+    def stage(self) -> Stage:
+        """The current stage."""
+        return STAGES[self.stage_name]
+
+    @property
+    def started(self) -> bool:
+        """Whether :meth:`start` was called, in this run or before it was interrupted."""
+        return self._started
+
+    @property
+    def finished(self) -> bool:
+        """Whether training is over."""
+        return self.stage_name == "finished"
+
+    def start(self, scores: Scores, model: Mowst) -> None:
+        """Take note of the state before the first step, so that training never ends below it."""
+        self._started = True
+        if not self.pretraining:
+            self._note(("strong", "weak", "mix"), scores, model)
+        self._enter(self.stage_name, scores, model)
+
+    def update(self, scores: Scores, model: Mowst, last: bool = False) -> bool:
+        """Take the scores of an epoch; restore, move on or finish as needed.
+
+        Args:
+            scores: Validation scores of the model as it is now.
+            model: The model; its state is replaced when a stage ends.
+            last: Whether no epoch will follow: then the champion is restored now.
+
+        Returns:
+            Whether the model's state was replaced.
+        """
+        watch = self.stage.watch
+        if scores[watch] > self._best_scores[watch]:
+            self._best_scores, self._best_state, self._wait = scores, _copy(model), 0
+        else:
+            self._wait += 1
+        if self._wait < self.patience and not last:
+            return False
+        if last:
+            self.finish(model)
+        else:
+            model.load_state_dict(self._best_state)
+            self._end_stage(model)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that must survive an interruption, as plain values and tensors."""
+        return {name.lstrip("_"): value for name, value in vars(self).items() if name not in _ARGUMENTS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        for name in vars(self):
+            if name not in _ARGUMENTS:
+                setattr(self, name, state[name.lstrip("_")])
+
+    def finish(self, model: Mowst) -> None:
+        """End training now: restore the champion."""
+        if not self.finished:
+            model.load_state_dict(self._best_state)
+            candidates = ("strong", "weak", "mix") if self.stage_name in self.pretraining else ("mix",)
+            self._note(candidates, self._best_scores, model)
+            self._finish(model)
+
+    def _enter(self, name: str, scores: Scores, model: Mowst) -> None:
+        self.stage_name = name
+        self._best_scores, self._best_state, self._wait = scores, _copy(model), 0
+
+    def _end_stage(self, model: Mowst) -> None:
+        scores, name = self._best_scores, self.stage_name
+        if name in self.pretraining and name != self.pretraining[-1]:
+            return self._enter(self.pretraining[self.pretraining.index(name) + 1], scores, model)
+        if name in self.pretraining:
+            self._note(("strong", "weak", "mix"), scores, model)
+            return self._enter(self.after[0], scores, model)
+        self._note(("mix",), scores, model)
+        if name == "fit_gate":
+            return self._enter(self.after[1], scores, model)
+        if name == "joint":
+            return self._finish(model)
+        if name == "weak_turn":
+            return self._enter("strong_turn", scores, model)
+        if self._round_score is None or scores["mix"] > self._round_score:
+            self._round_score, self._rounds_wait = scores["mix"], 0
+        else:
+            self._rounds_wait += 1
+        if self._rounds_wait >= self.round_patience:
+            return self._finish(model)
+        self.round += 1
+        return self._enter("weak_turn", scores, model)
+
+    def _note(self, candidates: tuple[str, ...], scores: Scores, model: Mowst) -> None:
+        """Let the model as it is now compete to be the champion, in each of these forms."""
+        for name in candidates:
+            if self._champion_score is None or scores[name] > self._champion_score:
+                self.champion, self._champion_score = name, scores[name]
+                self._champion_state = _copy(model)
+                self._champion_state["gate.forced"].fill_(FORCED[name])
+
+    def _finish(self, model: Mowst) -> None:
+        model.load_state_dict(self._champion_state)
+        self.stage_name = "finished"
+        self._best_state, self._champion_state = {}, {}
+
+
+_ARGUMENTS = ("patience", "round_patience", "pretraining", "after")
+
+
+def _copy(model: Mowst) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

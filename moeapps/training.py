@@ -1,0 +1,185 @@
+"""``moeapps fit|validate|test|predict``: Lightning's command line with moeapps' Trainer around it.
+
+Imported only when one of these commands runs, since it imports torch and Lightning.
+"""
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from moeapps.config_check import check_arguments
+from moeapps.core.callbacks import PredictionWriter, StepSeeding, StopOnSignal
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.errors import ConfigError
+from moeapps.core.statistics import RoutingMonitor
+
+__all__ = ["RUNS", "run"]
+
+RUNS = "moeapps-runs"
+"""Folder of the runs, unless ``trainer.default_root_dir`` says otherwise."""
+
+
+class MoEAppsCLI(LightningCLI):
+    """LightningCLI whose Trainer writes safe checkpoints, resumes exactly, stops on signals and watches the routing."""
+
+    output: Path | None = None
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, turning an error into one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, TypeError) as error:
+            raise ConfigError(_one_line(str(error))) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not read the checkpoint here: the configuration alone says what is built, and loading verifies the rest."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add moeapps' defaults to what the configuration asks for."""
+        config = self._get(self.config_init, "trainer", default={})
+        fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
+        root = Path(config.get("default_root_dir") or RUNS)
+        kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*_as_list(config.get("callbacks")), *self._callbacks(config, fitting)]
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = _loggers(root) if fitting else False
+        kwargs["default_root_dir"] = str(root)
+        if not fitting:
+            self.save_config_callback = None
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
+        added: list[Callback] = []
+        if config.get("enable_progress_bar") is not False:
+            added.append(RichProgressBar())
+        if self.subcommand == "predict" and self.output is not None:
+            added.append(PredictionWriter(str(self.output)))
+        if self.subcommand == "fit":
+            added += [StepSeeding(self._get(self.config, "seed_everything")), StopOnSignal(), RoutingMonitor()]
+        if fitting and config.get("enable_checkpointing") is not False:
+            added.append(ModelCheckpoint(save_top_k=0, save_last=True))
+        return added
+
+    def after_fit(self) -> None:
+        """Say where the result is."""
+        for callback in self.trainer.checkpoint_callbacks:
+            if getattr(callback, "last_model_path", ""):
+                print(f"checkpoint: {_relative(callback.last_model_path)}")  # type: ignore[attr-defined]
+                return
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        print(f"predictions: {self.output}")
+
+
+def run(args: list[str], output: str | None = None) -> None:
+    """Run one of Lightning's subcommands.
+
+    Args:
+        args: The command line from the subcommand on.
+        output: Where ``predict`` writes.
+
+    Raises:
+        ConfigError: If the configuration is wrong; nothing has been written then.
+    """
+    subcommand = args[0]
+    _silence()
+    if not {"-h", "--help"} & set(args):
+        check_arguments(args[1:])
+    if _option(args, "--weights_only") in ("false", "False", "0"):
+        raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
+    MoEAppsCLI.output = _prediction_file(output) if subcommand == "predict" else None
+    if subcommand == "predict":
+        args = [*args, "--return_predictions", "false"]
+    strict = {"exit_on_error": False}
+    MoEAppsCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={**strict, **{name: dict(strict) for name in LightningCLI.subcommands()}},
+        args=args,
+    )
+
+
+def _prediction_file(output: str | None) -> Path:
+    if output is not None:
+        PredictionWriter(output)  # refuses another ending before anything runs
+        return Path(output)
+    path = Path("predictions.csv")
+    if path.exists():
+        raise ConfigError(f"{path} exists: name the file to write with --output FILE")
+    return path
+
+
+def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
+    """CSV and TensorBoard, in a new folder that no other run has."""
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(found.group(1)) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
+    version = max(taken, default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{version}").mkdir()
+            break
+        except FileExistsError:  # another run began at the same moment
+            version += 1
+    return [CSVLogger(root, name="", version=version), TensorBoardLogger(root, name="", version=version)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _option(args: list[str], name: str) -> str | None:
+    for position, arg in enumerate(args):
+        if arg == name and position + 1 < len(args):
+            return args[position + 1]
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _one_line(message: str) -> str:
+    """The telling line of a jsonargparse message, with the key it belongs to."""
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"[Ee]xpected|not accepted|[Ii]nvalid|[Ii]mport|required", line)]
+    first = lines[0] if lines else "invalid configuration"
+    if not telling or telling[-1] == first:
+        return first
+    return f"{first} {telling[-1]}"
+
+
+def _relative(path: str) -> str:
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _silence() -> None:
+    """Quiet the notes of our dependencies that a user can do nothing about."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*torch.jit.script.*",
+        ".*The number of training batches.*",
+        ".*`training_step` returned `None`.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)|lightning(\.|$)")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
