@@ -3,6 +3,7 @@
 Imported only when one of these commands runs, since it imports torch and Lightning.
 """
 
+import logging
 import re
 import sys
 import warnings
@@ -11,14 +12,14 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from moeapps.config_check import check_arguments
-from moeapps.core.callbacks import PredictionWriter, StepSeeding, StopOnSignal
+from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.statistics import RoutingMonitor
 
 __all__ = ["RUNS", "run"]
@@ -36,8 +37,15 @@ class MoEAppsCLI(LightningCLI):
         """Parse, turning an error into one line."""
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, TypeError) as error:
-            raise ConfigError(_one_line(str(error))) from None
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise _telling(error) from None
+
+    def instantiate_classes(self) -> None:
+        """Build everything, turning a refused argument into the one error that says which."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _telling(error) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the checkpoint here: the configuration alone says what is built, and loading verifies the rest."""
@@ -54,6 +62,8 @@ class MoEAppsCLI(LightningCLI):
         kwargs["default_root_dir"] = str(root)
         if not fitting:
             self.save_config_callback = None
+        if self.subcommand != "fit" and not any(isinstance(c, Checkpoint) for c in kwargs["callbacks"]):
+            kwargs["enable_checkpointing"] = False
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
@@ -65,15 +75,18 @@ class MoEAppsCLI(LightningCLI):
         if self.subcommand == "fit":
             added += [StepSeeding(self._get(self.config, "seed_everything")), StopOnSignal(), RoutingMonitor()]
         if fitting and config.get("enable_checkpointing") is not False:
-            added.append(ModelCheckpoint(save_top_k=0, save_last=True))
+            added.append(LastCheckpoint())
         return added
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Spell ``weights_only`` out: left unset, an environment variable could turn unpickling on."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_fit(self) -> None:
         """Say where the result is."""
         for callback in self.trainer.checkpoint_callbacks:
-            if getattr(callback, "last_model_path", ""):
-                print(f"checkpoint: {_relative(callback.last_model_path)}")  # type: ignore[attr-defined]
-                return
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+                print(f"checkpoint: {_relative(callback.best_model_path)}")
 
     def after_predict(self) -> None:
         """Say where the predictions are."""
@@ -97,6 +110,8 @@ def run(args: list[str], output: str | None = None) -> None:
     if _option(args, "--weights_only") in ("false", "False", "0"):
         raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
     MoEAppsCLI.output = _prediction_file(output) if subcommand == "predict" else None
+    if path := _option(args, "--ckpt_path"):
+        AtomicCheckpointIO().verify(path)
     if subcommand == "predict":
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False}
@@ -152,14 +167,20 @@ def _option(args: list[str], name: str) -> str | None:
     return None
 
 
-def _one_line(message: str) -> str:
-    """The telling line of a jsonargparse message, with the key it belongs to."""
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"[Ee]xpected|not accepted|[Ii]nvalid|[Ii]mport|required", line)]
-    first = lines[0] if lines else "invalid configuration"
-    if not telling or telling[-1] == first:
-        return first
-    return f"{first} {telling[-1]}"
+def _telling(error: BaseException) -> MoEAppsError:
+    """Our own error inside a chain of jsonargparse's, or a new one made of the keys and the cause along it."""
+    keys: list[str] = []
+    cause: BaseException = error
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, MoEAppsError):
+            return current
+        found = re.match(r'Parser key "([^"]+)"', str(current))
+        if found and found.group(1) not in keys:
+            keys.append(found.group(1))
+        cause, current = current, current.__cause__ or current.__context__
+    text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", str(cause)).replace("typing.", "").split())
+    return ConfigError(": ".join([".".join(keys), text]) if keys else text)
 
 
 def _relative(path: str) -> str:
@@ -177,9 +198,12 @@ def _silence() -> None:
         ".*torch.jit.script.*",
         ".*The number of training batches.*",
         ".*`training_step` returned `None`.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*The dirpath has changed.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)|lightning(\.|$)")
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
@@ -21,6 +21,7 @@ __all__ = [
     "BestWeights",
     "HistoryRecorder",
     "Interrupted",
+    "LastCheckpoint",
     "PredictionWriter",
     "StepSeeding",
     "StopOnSignal",
@@ -209,6 +210,16 @@ class HistoryRecorder(L.Callback):
     def frame(self) -> pd.DataFrame:
         """One row per epoch."""
         return pd.DataFrame(list(self.rows.values()))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Write ``last.ckpt`` at the end of every epoch, always to the same name.
+
+    (``ModelCheckpoint(save_top_k=0, save_last=True)`` writes only once, when training ends.)
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        super().__init__(dirpath, filename="last", enable_version_counter=False)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -60,11 +60,10 @@ class AtomicCheckpointIO(CheckpointIO):
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
         """
-        file = existing_file(path, "a checkpoint")
-        remove_stale(file.parent)
         if weights_only is False:
             raise FileFormatError(f"{path}: weights_only=False would run code from the file; it is never used here")
-        self._verify(file)
+        file = self.verify(path)
+        remove_stale(file.parent)
         try:
             loaded = torch.load(file, map_location=map_location, weights_only=True)
         except Exception as error:
@@ -80,22 +79,29 @@ class AtomicCheckpointIO(CheckpointIO):
         """Remove a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
 
-    def _verify(self, file: Path) -> None:
+    def verify(self, path: str | Path) -> Path:
+        """Check that a file is there and that its content is what was written.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileFormatError: If it is a URL, a folder, damaged or incomplete.
+        """
+        file = existing_file(path, "a checkpoint")
         size = file.stat().st_size
         with open(file, "rb") as stream:
             stream.seek(max(size - _FOOTER, 0))
             footer = stream.read()
-            if len(footer) < _FOOTER or not footer.startswith(_MAGIC):
-                if self.require_checksum:
-                    raise FileFormatError(
-                        f"{file} ({size} bytes) does not end in a moeapps checksum: it is damaged or incomplete, or "
-                        "another program wrote it (moeapps.core.checkpoint.AtomicCheckpointIO(require_checksum=False) "
-                        "reads a plain Lightning checkpoint)"
-                    )
-                return
-            stream.seek(0)
-            if _sha256(stream, size - _FOOTER) != footer[len(_MAGIC) :]:
-                raise FileFormatError(f"{file} ({size} bytes) is damaged: its SHA-256 does not match its content")
+            if len(footer) == _FOOTER and footer.startswith(_MAGIC):
+                stream.seek(0)
+                if _sha256(stream, size - _FOOTER) != footer[len(_MAGIC) :]:
+                    raise FileFormatError(f"{file} ({size} bytes) is damaged: its SHA-256 does not match its content")
+            elif self.require_checksum:
+                raise FileFormatError(
+                    f"{file} ({size} bytes) does not end in a moeapps checksum: it is damaged or incomplete, or "
+                    "another program wrote it (moeapps.core.checkpoint.AtomicCheckpointIO(require_checksum=False) "
+                    "reads a plain Lightning checkpoint)"
+                )
+        return file
 
 
 def _sha256(stream: Any, length: int) -> bytes:

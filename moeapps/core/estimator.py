@@ -16,14 +16,14 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from moeapps.core.callbacks import BestWeights, HistoryRecorder, StepSeeding, seed_everything
+from moeapps.core.callbacks import BestWeights, HistoryRecorder, LastCheckpoint, StepSeeding, seed_everything
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.saving import SaveMixin
@@ -91,7 +91,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         if self.verbose:
             callbacks.append(RichProgressBar())
         if self.log_dir is not None:
-            callbacks.append(ModelCheckpoint(save_top_k=0, save_last=True))
+            callbacks.append(LastCheckpoint())
         with _quiet(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
             trainer = L.Trainer(

@@ -52,7 +52,7 @@ class MoEModule(L.LightningModule):
 
     def _describe_non_finite(self, terms: dict[str, Tensor]) -> str:
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0
-        bad = [f"{name} = {float(term)}" for name, term in terms.items() if not bool(term.isfinite())]
+        bad = [f"{name} = {float(term.detach())}" for name, term in terms.items() if not bool(term.isfinite())]
         layers = []
         for name, layer in routed_layers(self).items():
             if layer.last_routing is not None and (count := int((~layer.last_routing.valid).sum())):

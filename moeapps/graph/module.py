@@ -3,6 +3,7 @@
 import warnings
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,8 +73,8 @@ class NodeModule(MoEModule):
         probabilities = self.log_probs(batch).exp().cpu().numpy()
         classes = getattr(getattr(self._trainer, "datamodule", None), "classes", range(probabilities.shape[1]))
         return {
-            "node": range(len(probabilities)),
-            "prediction": [classes[k] for k in probabilities.argmax(1)],
+            "node": np.arange(len(probabilities)),
+            "prediction": np.asarray(classes)[probabilities.argmax(1)],
             **{f"probability_{name}": probabilities[:, k] for k, name in enumerate(classes)},
         }
 

@@ -1,0 +1,71 @@
+"""Loaders: same order whatever the workers, exact positions, clear refusals (D3, D4)."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.loading import make_loader
+
+
+def rows(loader) -> list[list[int]]:
+    return [batch[0].tolist() for batch in loader]
+
+
+def loader(length=20, **kwargs):
+    return make_loader(TensorDataset(torch.arange(length)), 4, **{"shuffle": True, "seed": 5, **kwargs})
+
+
+def test_d4_the_order_does_not_depend_on_the_workers():
+    assert rows(loader(num_workers=0)) == rows(loader(num_workers=2))
+
+
+def test_the_order_depends_on_seed_and_epoch_only():
+    first, second = loader(), loader()
+    torch.rand(7)
+    assert rows(first) == rows(second)
+    assert rows(loader(seed=6)) != rows(second)
+    second.sampler.set_epoch(1)
+    assert rows(first) != rows(second)
+    assert sorted(sum(rows(second), [])) == list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_continues_where_it_was(workers):
+    whole = rows(loader())
+    first = loader(num_workers=workers)
+    iterator = iter(first)
+    seen = [next(iterator)[0].tolist() for _ in range(2)]
+    second = loader(num_workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert seen + rows(second) == whole
+    assert rows(second) == whole  # the position is for one epoch only
+    assert second.state_dict() == {"position": 0}
+
+
+def test_d3_data_that_make_no_batch_are_refused():
+    with pytest.raises(DataError, match="3 rows.*no batch of 4.*drop_last=False"):
+        loader(length=3, drop_last=True)
+    with pytest.raises(DataError, match="0 rows"):
+        loader(length=0)
+    assert len(loader(length=3)) == 1
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, None])
+def test_an_impossible_batch_size_is_refused(size):
+    with pytest.raises(ConfigError, match="batch_size must be"):
+        make_loader(TensorDataset(torch.arange(3)), size)
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        raise KeyError("row 3 of the file is broken")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_d4_an_error_in_a_worker_shows_its_own_message(workers):
+    with pytest.raises(KeyError, match="row 3 of the file is broken"):
+        list(make_loader(Broken(), 4, num_workers=workers))
