@@ -1,9 +1,12 @@
 """The LightningModule that every trainable model of moeapps derives from."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor
 
+from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.errors import NonFiniteError
 from moeapps.core.statistics import routed_layers
 
@@ -49,6 +52,15 @@ class MoEModule(L.LightningModule):
         logged = {f"train/{name}": term.detach() for name, term in every.items()}
         self.log_dict({**logged, "train/loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=batch_size)
         return loss
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which weights do not fit, before Lightning tries to load them.
+
+        Raises:
+            FileFormatError: Naming the first missing, unexpected and mismatched weights, with both shapes.
+        """
+        if self.strict_loading:
+            check_state_dict(self, checkpoint["state_dict"], "the checkpoint")
 
     def _describe_non_finite(self, terms: dict[str, Tensor]) -> str:
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import MoEModule
 from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, joint_loss, separate_loss
@@ -52,11 +51,6 @@ class NodeModule(MoEModule):
         assert self.in_channels is not None
         assert self.out_channels is not None
         self.model = self.make_model(self.in_channels, self.out_channels)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which weights do not fit, before Lightning tries to load them."""
-        if hasattr(self, "model"):
-            check_state_dict(self, checkpoint["state_dict"], "the checkpoint")
 
     def test_step(self, batch: Data, batch_idx: int) -> None:
         """Log ``test/accuracy`` and ``test/loss`` over the test nodes.

@@ -211,7 +211,7 @@ def test_l3_a_run_resumed_at_the_end_of_an_epoch_ends_in_the_same_bits(tmp_path)
 def test_l5_a_nan_loss_stops_before_it_reaches_the_weights(tmp_path):
     module = ToyModule(nan_at_step=11)
     run = trainer(tmp_path, max_epochs=4, callbacks=[LastCheckpoint(tmp_path)])
-    with pytest.raises(Exception, match=r"step 11: task = nan.*layer moe got 1 non-finite tokens") as caught:
+    with pytest.raises(Exception, match=r"step 11: task = nan.*layer 'moe' got 1 non-finite tokens") as caught:
         run.fit(module, ToyData())
     assert type(caught.value).__name__ == "NonFiniteError"
     saved = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
@@ -221,5 +221,5 @@ def test_l5_a_nan_loss_stops_before_it_reaches_the_weights(tmp_path):
 
 def test_l6_a_checkpoint_of_another_size_is_refused(tmp_path):
     fit(tmp_path, epochs=1)
-    with pytest.raises(RuntimeError, match=r"size mismatch for moe.router.weight.*\[4, 8\].*\[3, 8\]"):
+    with pytest.raises(FileFormatError, match=r"moe.router.weight is \(4, 8\) in the file and \(3, 8\) in the model"):
         trainer(tmp_path, max_epochs=2).fit(ToyModule(num_experts=3), ToyData(), ckpt_path=tmp_path / "last.ckpt")
