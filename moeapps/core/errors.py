@@ -3,7 +3,7 @@
 The command line prints them without a traceback; in Python they are ordinary ``ValueError`` or ``RuntimeError``.
 """
 
-__all__ = ["ConfigError", "DataError", "FileFormatError", "MoEAppsError", "NonFiniteError"]
+__all__ = ["ConfigError", "DataError", "DataTypeError", "FileFormatError", "MoEAppsError", "NonFiniteError"]
 
 
 class MoEAppsError(Exception):
@@ -16,6 +16,10 @@ class ConfigError(MoEAppsError, ValueError):
 
 class DataError(MoEAppsError, ValueError):
     """Data that cannot be learned from or predicted on: shapes, types, NaN, masks, ids."""
+
+
+class DataTypeError(DataError, TypeError):
+    """Data of a kind that cannot be turned into numbers."""
 
 
 class FileFormatError(MoEAppsError, ValueError):

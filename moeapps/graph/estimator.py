@@ -8,7 +8,8 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -73,7 +74,8 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
         if isinstance(X, Data):
             vars(fitted).pop("feature_names_in_", None)
         else:
-            X = validate_data(fitted, X, y, skip_check_array=True)[0] if y is not None else validate_data(fitted, X, y)
+            validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
+            y = column_or_1d(y, warn=True)
         graph = as_graph(
             X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
         )
@@ -163,9 +165,12 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
+        graph = as_graph(X, None, edge_index, edge_weight=edge_weight)
         if not isinstance(X, Data):
-            X = validate_data(self, X, reset=False)
-        return as_graph(X, None, edge_index, edge_weight=edge_weight, in_channels=self.n_features_in_)
+            validate_data(self, X, reset=False, skip_check_array=True)
+        elif graph.num_features != self.n_features_in_:
+            raise DataError(f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}")
+        return graph
 
     @torch.no_grad()
     def _log_probs(self, graph: Data) -> Tensor:
@@ -186,6 +191,11 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
 
     def _after_training(self, module: Any, data: GraphDataModule) -> None:
         """Set further fitted attributes."""
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes and class labels."""

@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor
 from torch_geometric.data import Data
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, DataTypeError
 
 __all__ = ["as_graph", "check_training_masks", "class_names"]
 
@@ -31,7 +31,6 @@ def as_graph(
     *,
     edge_weight: Any = None,
     split: int = 0,
-    in_channels: int | None = None,
     **masks: Any,
 ) -> Data:
     """Make a checked graph.
@@ -42,7 +41,6 @@ def as_graph(
         edge_index: ``(2, E)`` integers, an ``(N, N)`` scipy sparse adjacency, or None for no edges.
         edge_weight: ``(E,)`` or None.
         split: Which column to take of masks that are ``(N, splits)``.
-        in_channels: Width that ``x`` must have, or None for any.
         **masks: ``train_mask``, ``val_mask``, ``test_mask``: ``(N,)`` bool, node numbers, or ``(N, splits)`` bool.
 
     Returns:
@@ -60,7 +58,7 @@ def as_graph(
         edge_index = data.edge_index if edge_index is None else edge_index
         edge_weight = getattr(data, "edge_weight", None) if edge_weight is None else edge_weight
         masks = {name: masks.get(name) if masks.get(name) is not None else getattr(data, name, None) for name in MASKS}
-    features = _features(x, in_channels)
+    features = _features(x)
     num_nodes = features.shape[0]
     if sparse.issparse(edge_index):
         edge_index, edge_weight = _from_adjacency(edge_index, num_nodes, edge_weight)
@@ -129,7 +127,7 @@ def check_training_masks(graph: Data) -> None:
     _describe_edges(graph.edge_index, graph.num_nodes)
 
 
-def _features(x: Any, in_channels: int | None) -> Tensor:
+def _features(x: Any) -> Tensor:
     if x is None:
         raise DataError("the graph has no node features x, expected an (N, F) matrix")
     if sparse.issparse(x):
@@ -140,11 +138,13 @@ def _features(x: Any, in_channels: int | None) -> Tensor:
         try:
             x = torch.from_numpy(np.array(x, dtype=np.float32))
         except (TypeError, ValueError) as error:
-            raise DataError(f"x must be a matrix of numbers: {error}") from None
-    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
-        raise DataError(f"x must have shape (N, F) with at least one node and one feature, got {tuple(x.shape)}")
-    if in_channels is not None and x.shape[1] != in_channels:
-        raise DataError(f"x has {x.shape[1]} features per node, the model was fitted with {in_channels}")
+            kind = DataTypeError if isinstance(error, TypeError) else DataError
+            raise kind(f"x must be a matrix of numbers: {error}") from None
+    if x.ndim != 2:
+        raise DataError(f"x must have shape (N, F), got {tuple(x.shape)}. Reshape your data")
+    for axis, what in enumerate(("sample", "feature")):
+        if x.shape[axis] == 0:
+            raise DataError(f"x has 0 {what}(s) (shape={tuple(x.shape)}) while a minimum of 1 is required.")
     x = x.detach().to(torch.float32)
     bad = (~x.isfinite().all(dim=1)).nonzero().flatten()
     if bad.numel():
@@ -207,7 +207,7 @@ def _labels(y: Any, num_nodes: int) -> np.ndarray | None:
     if labels.dtype.kind == "f":
         known = labels[labeled(labels)]
         if not np.array_equal(known, np.floor(known)):
-            raise DataError("y has labels that are not whole numbers: class labels are integers, text or bool")
+            raise DataError("y is continuous (not whole numbers); class labels are integers, text or bool")
     return labels
 
 

@@ -1,0 +1,237 @@
+"""Graphs from what users have, and everything that is refused (G1-G6, D3)."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from torch_geometric.data import Data
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.graph import GNNClassifier, GraphDataModule, PlanetoidData, load_cora
+from moeapps.graph.inputs import as_graph
+
+X = np.arange(12, dtype=np.float64).reshape(4, 3)
+EDGES = np.array([[0, 1, 2], [1, 0, 3]])
+Y = np.array([0, 1, 0, 1])
+
+
+def data(**changes) -> Data:
+    parts = {
+        "x": torch.randn(8, 3), "edge_index": torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]]), "y": torch.tensor([0, 1] * 4),
+        "train_mask": torch.arange(8) < 4, "val_mask": (torch.arange(8) >= 4) & (torch.arange(8) < 6),
+        "test_mask": torch.arange(8) >= 6,
+    }  # fmt: skip
+    return Data(**{**parts, **changes})
+
+
+def setup(graph: Data) -> GraphDataModule:
+    module = GraphDataModule(graph)
+    module.setup()
+    return module
+
+
+def test_arrays_frames_tensors_and_sparse_matrices_make_the_same_graph():
+    adjacency = sparse.coo_matrix((np.ones(3), EDGES), shape=(4, 4))
+    graphs = [
+        as_graph(X, Y, EDGES),
+        as_graph(X.astype(np.float32), Y, EDGES.astype(np.int32)),
+        as_graph(pd.DataFrame(X), pd.Series(Y), EDGES.tolist()),
+        as_graph(sparse.csr_matrix(X), Y, adjacency),
+        as_graph(torch.from_numpy(X), torch.from_numpy(Y), torch.from_numpy(EDGES)),
+    ]
+    for graph in graphs:
+        assert graph.x.dtype == torch.float32
+        assert torch.equal(graph.x, graphs[0].x)
+        assert torch.equal(graph.edge_index, graphs[0].edge_index)
+        assert graph.edge_weight is None
+        assert graph.y.tolist() == Y.tolist()
+    weighted = as_graph(X, Y, sparse.coo_matrix((np.array([1.0, 2, 3]), EDGES), shape=(4, 4)))
+    assert weighted.edge_weight.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([[0, 4], [1, 0]], r"1 edges with a node outside 0\.\.3, the first is edge 1: 4 -> 0"),
+        ([[0, 1], [1, -1]], r"edge 1: 1 -> -1"),
+        ([[0.0, 1.0], [1.0, 0.0]], "must hold integers"),
+        ([[0, 1], [1, 0], [2, 3]], r"shape \(2, E\), got \(3, 2\); transpose it"),
+        ([[0, 1, 1], [1, 0, 0], [2, 3, 3]], r"shape \(2, E\), got \(3, 3\)"),
+        ([0, 1], r"shape \(2, E\)"),
+    ],
+)
+def test_g1_wrong_edges_are_named(edges, message):
+    with pytest.raises(DataError, match=message):
+        as_graph(X, Y, np.array(edges))
+
+
+def test_g2_isolated_nodes_and_no_edges_predict():
+    for edges in (None, np.array([[0, 1], [1, 0]])):
+        model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, edges)
+        assert np.isfinite(model.predict_proba(X, edges)).all()
+        assert model.predict(X[:1]).shape == (1,)
+
+
+def test_g3_a_directed_graph_is_used_as_it_is_with_a_warning():
+    with pytest.warns(UserWarning, match="the graph is directed"):
+        setup(data(edge_index=torch.tensor([[0, 1], [1, 2]])))
+
+
+def test_g3_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
+    caplog.set_level("INFO")
+    edges = torch.tensor([[0, 1, 0, 1, 2], [1, 0, 1, 0, 2]])
+    module = setup(data(edge_index=edges))
+    assert torch.equal(module.graph.edge_index, edges)
+    module.setup("fit")
+    assert sum("1 self-loops and 2 duplicate edges" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_mask": torch.ones(7, dtype=torch.bool)}, r"train_mask must have one entry per node \(8\), got 7"),
+        ({"train_mask": torch.zeros(8, dtype=torch.bool)}, "train_mask has no labeled node"),
+        ({"val_mask": torch.zeros(8, dtype=torch.bool)}, "val_mask has no labeled node"),
+        ({"val_mask": torch.arange(8) >= 3}, "train_mask and val_mask overlap in 1 nodes, the first is node 3"),
+        ({"train_mask": torch.tensor([0, 9])}, r"node numbers outside 0\.\.7"),
+        ({"train_mask": torch.rand(8)}, "bool per node or a list of node numbers"),
+        ({"y": None}, "no labels"),
+        ({"y": torch.zeros(8)}, "1 class"),
+        ({"y": torch.zeros(7)}, r"y must have shape \(8,\)"),
+        ({"y": torch.rand(8)}, "continuous"),
+        ({"edge_weight": torch.ones(3)}, r"edge_weight must have shape \(4,\)"),
+        ({"edge_weight": torch.full((4,), torch.nan)}, "edge_weight has NaN"),
+        ({"x": None}, "no node features"),
+    ],
+    ids=str,
+)
+def test_g4_masks_labels_and_weights_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(DataError, match=message):
+        setup(data(**changes))
+
+
+def test_g4_unlabeled_nodes_enter_no_mask_and_a_missing_class_is_a_warning():
+    y = torch.tensor([0, 1, -1, 1, 0, 2, 1, -1])
+    with pytest.warns(UserWarning, match="1 of the classes never occur in train_mask"):
+        module = setup(data(y=y))
+    assert module.graph.train_mask.tolist() == [True, True, False, True] + [False] * 4
+    assert not module.graph.test_mask[7]
+    nan = setup(data(y=torch.tensor([0, 1, torch.nan, 1, 0, 1, 1, torch.nan])))
+    assert torch.equal(nan.graph.y, torch.tensor([0, 1, -1, 1, 0, 1, 1, -1]))
+
+
+def test_g5_nan_features_are_counted_and_the_first_nodes_named():
+    x = torch.randn(8, 3)
+    x[2, 1], x[5] = torch.nan, torch.inf
+    with pytest.raises(DataError, match=r"NaN or infinite features in 2 of 8 nodes, the first are \[2, 5\]"):
+        setup(data(x=x))
+
+
+def test_g6_a_model_predicts_on_another_graph_of_the_same_width():
+    model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, EDGES[:, :2])
+    assert model.predict(np.random.default_rng(0).random((9, 3)), np.array([[0, 8], [8, 0]])).shape == (9,)
+    with pytest.raises(ValueError, match="2 features.*expecting 3"):
+        model.predict(X[:, :2])
+    with pytest.raises(DataError, match="2 features.*fitted with 3"):
+        model.predict(Data(x=torch.randn(4, 2), edge_index=torch.zeros(2, 0, dtype=torch.long)))
+
+
+def test_several_splits_are_columns_and_the_labels_keep_their_names():
+    masks = torch.stack([torch.arange(8) < 4, torch.arange(8) < 5], dim=1)
+    first = as_graph(data(train_mask=masks), split=0)
+    second = as_graph(data(train_mask=masks), split=1)
+    assert (int(first.train_mask.sum()), int(second.train_mask.sum())) == (4, 5)
+    with pytest.raises(DataError, match="split=2 is outside the 2 splits of train_mask"):
+        as_graph(data(train_mask=masks), split=2)
+    module = setup(data(y=np.array(["b", "a"] * 4)))
+    assert module.classes.tolist() == ["a", "b"]
+    assert module.graph.y.tolist() == [1, 0] * 4
+
+
+def test_without_a_validation_mask_a_fifth_of_the_training_nodes_is_set_aside():
+    graph = Data(x=torch.randn(50, 3), edge_index=torch.zeros(2, 0, dtype=torch.long), y=torch.arange(50) % 2)
+    module = setup(graph)
+    assert int(module.graph.val_mask.sum()) == 10
+    assert int(module.graph.y[module.graph.val_mask].sum()) == 5
+    assert not (module.graph.val_mask & module.graph.train_mask).any()
+
+
+def test_d3_too_few_labeled_nodes_are_refused():
+    y = torch.tensor([0, 1] + [-1] * 6)
+    graph = data(y=y, train_mask=torch.arange(8) < 1)
+    del graph.val_mask
+    with pytest.raises(DataError, match="1 labeled nodes: at least 2"):
+        setup(graph)
+
+
+def npz(path, **changes):
+    arrays = {
+        "node_features": np.random.default_rng(0).random((8, 3)), "node_labels": np.array([0, 1] * 4),
+        "edges": np.array([[0, 1], [2, 3], [4, 5]]), "train_masks": np.arange(8)[None] < 4,
+        "val_masks": (np.arange(8)[None] >= 4) & (np.arange(8)[None] < 6), "test_masks": np.arange(8)[None] >= 6,
+    }  # fmt: skip
+    np.savez(path, **{name: value for name, value in {**arrays, **changes}.items() if value is not None})
+    return str(path)
+
+
+def test_an_npz_file_is_read_and_made_undirected(tmp_path):
+    module = GraphDataModule(npz(tmp_path / "g.npz"))
+    module.setup()
+    assert module.graph.edge_index.shape == (2, 6)
+    assert (module.in_channels, module.out_channels) == (3, 2)
+    assert int(module.graph.test_mask.sum()) == 2
+
+
+def test_an_npz_file_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nope\.npz does not exist"):
+        GraphDataModule(str(tmp_path / "nope.npz")).setup()
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.npz is not a readable \.npz file"):
+        GraphDataModule(str(tmp_path / "text.npz")).setup()
+    with pytest.raises(DataError, match="no array 'edges'"):
+        GraphDataModule(npz(tmp_path / "e.npz", edges=None)).setup()
+    with pytest.raises(DataError, match="not a readable"):
+        GraphDataModule(npz(tmp_path / "o.npz", node_labels=np.array([{}] * 8, dtype=object))).setup()
+    with pytest.raises(DataError, match=r"edge 2: 4 -> 8"):
+        GraphDataModule(npz(tmp_path / "r.npz", edges=np.array([[0, 1], [2, 3], [4, 8]]))).setup()
+
+
+def test_planetoid_names_what_it_cannot_load(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="name must be one of Cora"):
+        PlanetoidData("Kora")
+    with pytest.raises(ConfigError, match="CiteSeer is not embedded: give root"):
+        PlanetoidData("CiteSeer")
+
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch_geometric.datasets.planetoid.fs.cp", no_network)
+    with pytest.raises(DataError, match="PubMed is neither in .* nor can it be downloaded"):
+        PlanetoidData("PubMed", root=str(tmp_path)).setup()
+
+
+def test_the_embedded_cora_is_the_original(data_folder, tmp_path):
+    import shutil
+
+    from torch_geometric.datasets import Planetoid
+
+    shutil.copytree(data_folder / "graph" / "Cora", tmp_path / "Cora")
+    original, embedded = Planetoid(str(tmp_path), "Cora")[0], load_cora()
+    for name in ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask"):
+        assert torch.equal(original[name], embedded[name]), name
+
+
+def test_citeseer_loads_through_pyg(data_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(data_folder / "graph" / "CiteSeer", tmp_path / "CiteSeer")
+    module = PlanetoidData("CiteSeer", root=str(tmp_path))
+    module.setup()
+    assert (module.graph.num_nodes, module.in_channels, module.out_channels) == (3327, 3703, 6)
+
+
+def test_an_npz_benchmark_graph_loads(data_folder):
+    module = GraphDataModule(str(data_folder / "graph/chameleon_filtered/raw/chameleon_filtered.npz"), split=3)
+    module.setup()
+    assert (module.graph.num_nodes, module.graph.edge_index.shape[1], module.out_channels) == (890, 17708, 5)

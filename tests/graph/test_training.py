@@ -1,0 +1,256 @@
+"""Training Mowst: what moves when, safeguards, stages, exact resume, and what it can learn."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from moeapps.core.callbacks import LastCheckpoint, StepSeeding
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstClassifier, MowstModule
+from moeapps.graph.plan import TrainingPlan
+
+
+def small_graph(nodes=60) -> Data:
+    generator = torch.Generator().manual_seed(2)
+    y = torch.arange(nodes) % 3
+    x = torch.randn(nodes, 5, generator=generator) + torch.nn.functional.one_hot(y, 5) * 1.5
+    source = torch.randint(0, nodes, (200,), generator=generator)
+    target = torch.randint(0, nodes, (200,), generator=generator)
+    keep = y[source] == y[target]
+    edge_index = torch.stack([torch.cat([source[keep], target[keep]]), torch.cat([target[keep], source[keep]])])
+    data = Data(x=x, edge_index=edge_index, y=y)
+    part = torch.arange(nodes) // 3 % 3
+    data.train_mask, data.val_mask, data.test_mask = part == 0, part == 1, part == 2
+    return data
+
+
+def module(**kwargs) -> MowstModule:
+    return MowstModule(**{"hidden_channels": 8, "patience": 4, "round_patience": 1, "norm": None, **kwargs})
+
+
+def trainer(folder, *callbacks, epochs=60) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
+        callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
+    )  # fmt: skip
+
+
+class Watch(L.Callback):
+    """Note, for each training step, the stage and which parts' parameters or buffers it changed."""
+
+    def __init__(self) -> None:
+        self.moved: list[tuple[str, set[str]]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.stage = pl_module.plan.stage_name
+        self.before = copy.deepcopy(pl_module.model.state_dict())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        after = pl_module.model.state_dict()
+        moved = {n.split(".")[0] for n, v in after.items() if not torch.equal(v.nan_to_num(), self.before[n].nan_to_num())}
+        self.moved.append((self.stage, moved))
+
+
+@pytest.mark.parametrize("norm", [None, "batch_norm"])
+@pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
+def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
+    watch = Watch()
+    trainer(tmp_path, watch, epochs=300).fit(module(variant=variant, norm=norm), GraphDataModule(small_graph()))
+    allowed = {
+        "pretrain_weak": {"weak"}, "pretrain_strong": {"strong"}, "fit_gate": {"gate"}, "joint": {"weak", "strong", "gate"},
+        "weak_turn": {"weak", "gate"}, "strong_turn": {"strong"},
+    }  # fmt: skip
+    stages = [stage for stage, _ in watch.moved]
+    assert list(dict.fromkeys(stages)) == ["pretrain_weak", "pretrain_strong", "fit_gate"] + (
+        ["joint"] if variant == "mowst_star" else ["weak_turn", "strong_turn"]
+    )
+    for stage, moved in watch.moved:
+        assert moved == allowed[stage], stage
+
+
+@pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
+def test_s1_the_result_never_validates_worse_than_an_expert_alone(tmp_path, variant):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        learned = module(variant=variant)
+        seen = []
+
+        class Note(L.Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                if pl_module.plan.stage_name == "fit_gate" and not seen:
+                    metrics = trainer.callback_metrics
+                    seen.append(max(float(metrics[f"val/{e}_accuracy"]) for e in ("weak", "strong")))
+
+        data = GraphDataModule(small_graph())
+        trainer(tmp_path / str(seed), Note(), epochs=300).fit(learned, data)
+        mask, y = data.graph.val_mask, data.graph.y
+        predicted = learned.model.eval()(data.graph.x, data.graph.edge_index).log_probs.argmax(-1)
+        assert float((predicted == y)[mask].float().mean()) >= seen[0] - 1e-6
+
+
+def test_a_champion_expert_is_what_the_model_predicts_with():
+    model = Mowst(5, 3)
+    plan = TrainingPlan("mowst_star", "none", False, patience=1, round_patience=1)
+    plan.start({"strong": (0.9,), "weak": (0.5,), "mix": (0.7,)}, model)
+    assert plan.update({"strong": (0.1,), "weak": (0.1,), "mix": (0.1,)}, model)
+    assert plan.finished
+    assert plan.champion == "strong"
+    assert float(model.gate.forced) == 0.0
+
+
+def test_a_stage_goes_back_to_its_best_state():
+    model = Mowst(5, 3)
+    plan = TrainingPlan("mowst_star", "none", False, patience=2, round_patience=1)
+
+    def score(value):
+        return {"strong": (0.0,), "weak": (0.0,), "mix": (value,)}
+
+    plan.start(score(0.5), model)
+    for value, bias in ((0.8, 1.0), (0.6, 2.0), (0.7, 3.0)):
+        with torch.no_grad():
+            model.gate.net[2].bias.fill_(bias)
+        plan.update(score(value), model)
+    assert plan.finished
+    assert float(model.gate.net[2].bias.detach()) == 1.0
+    assert plan.champion == "mix"
+
+
+def test_rounds_end_when_they_stop_helping():
+    model = Mowst(5, 3, variant="mowst")
+    plan = TrainingPlan("mowst", "none", False, patience=1, round_patience=2)
+    flat = {"strong": (0.0,), "weak": (0.0,), "mix": (0.5,)}
+    plan.start(flat, model)
+    names = []
+    while not plan.finished:
+        names.append((plan.round, plan.stage_name))
+        plan.update(flat, model)
+    assert names == [(r, s) for r in range(3) for s in ("weak_turn", "strong_turn")]
+
+
+@pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
+@pytest.mark.parametrize("cut", [1, 9, 26, 33])
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path, variant, cut):
+    whole = module(variant=variant)
+    torch.manual_seed(0)
+    trainer(tmp_path / "whole", epochs=400).fit(whole, GraphDataModule(small_graph()))
+
+    class Kill(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.current_epoch == cut:
+                raise KeyError("killed")
+
+    torch.manual_seed(0)
+    with pytest.raises(KeyError):
+        trainer(tmp_path / "cut", Kill(), epochs=400).fit(module(variant=variant), GraphDataModule(small_graph()))
+    torch.manual_seed(99)
+    rest = module(variant=variant)
+    trainer(tmp_path / "rest", epochs=400).fit(
+        rest, GraphDataModule(small_graph()), ckpt_path=tmp_path / "cut" / "last.ckpt"
+    )
+    assert rest.plan.finished
+    assert rest.plan.champion == whole.plan.champion
+    for (name, ours), reference in zip(rest.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours.nan_to_num(), reference.nan_to_num()), name
+
+
+def test_a_finished_training_that_is_resumed_stays_as_it_is(tmp_path):
+    first = module()
+    trainer(tmp_path, epochs=400).fit(first, GraphDataModule(small_graph()))
+    again = module()
+    trainer(tmp_path / "again", epochs=500).fit(
+        again, GraphDataModule(small_graph()), ckpt_path=tmp_path / "last.ckpt"
+    )
+    for ours, reference in zip(again.state_dict().values(), first.state_dict().values(), strict=True):
+        assert torch.equal(ours.nan_to_num(), reference.nan_to_num())
+
+
+def test_an_epoch_limit_still_ends_with_the_champion(tmp_path):
+    learned = module()
+    trainer(tmp_path, epochs=5).fit(learned, GraphDataModule(small_graph()))
+    assert learned.plan.finished
+    loaded = MowstModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, map_location="cpu")
+    for ours, reference in zip(loaded.state_dict().values(), learned.state_dict().values(), strict=True):
+        assert torch.equal(ours.nan_to_num(), reference.nan_to_num())
+
+
+def test_l6_a_checkpoint_of_another_model_is_refused(tmp_path):
+    trainer(tmp_path, epochs=3).fit(module(), GraphDataModule(small_graph()))
+    for other in (module(hidden_channels=9), GNNModule(hidden_channels=8)):
+        with pytest.raises(FileFormatError, match="does not fit"):
+            trainer(tmp_path / "x", epochs=4).fit(
+                other, GraphDataModule(small_graph()), ckpt_path=tmp_path / "last.ckpt"
+            )
+
+
+def test_s5_a_weak_expert_that_memorises_its_nodes_is_reported(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = small_graph(90)
+    data.x = torch.randn(90, 300, generator=generator)  # pure noise, wide enough to be learned by heart
+    learned = module(
+        gate_fit="train", pretrain="weak", variant="mowst", dropout=0.0, weight_decay=0.0, hidden_channels=64, confidence="given"
+    )
+    with pytest.warns(UserWarning, match="far surer of training nodes"):
+        trainer(tmp_path, epochs=20).fit(learned, GraphDataModule(data))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ({"variant": "star"}, "variant"), ({"gate_fit": "test"}, "gate_fit"), ({"pretrain": "all"}, "pretrain"),
+        ({"monitor": "auc"}, "monitor"), ({"inference": "x"}, "inference"), ({"lr": -1}, "lr"),
+        ({"lr_gate": float("nan")}, "lr_gate"), ({"patience": 0}, "patience"),
+    ],
+)  # fmt: skip
+def test_impossible_arguments_are_named(arguments, culprit):
+    with pytest.raises(ConfigError, match=f"{culprit} must be"):
+        MowstModule(**arguments)
+
+
+def test_a_module_without_sizes_and_without_data_says_so():
+    with pytest.raises(ConfigError, match="in_channels is not set"):
+        MowstModule().configure_model()
+
+
+def split_task(seed: int) -> Data:
+    """Half the nodes carry the label in x and have random neighbours; the other half noise in x and homophilous edges."""
+    generator = torch.Generator().manual_seed(seed)
+    nodes = 1200
+    y = torch.randint(0, 3, (nodes,), generator=generator)
+    by_feature = torch.arange(nodes) < nodes // 2
+    noise = torch.randn(nodes, 3, generator=generator)
+    x = torch.cat([torch.where(by_feature[:, None], torch.nn.functional.one_hot(y, 3) * 3.0, 0.0) + noise], dim=1)
+    x = torch.cat([x, by_feature.float()[:, None]], dim=1)
+    source = torch.randint(0, nodes, (40 * nodes,), generator=generator)
+    target = torch.randint(0, nodes, (40 * nodes,), generator=generator)
+    homophilous = ~by_feature[source] & ~by_feature[target]
+    good = torch.where(homophilous, y[source] == y[target], by_feature[source] & by_feature[target])
+    keep = good & (torch.rand(40 * nodes, generator=generator) < 0.5)
+    # the graph half's features: the label, seen only in the mean over neighbours
+    x[~by_feature, :3] = noise[~by_feature] * 1.5 + torch.nn.functional.one_hot(y[~by_feature], 3) * 0.8
+    edge_index = torch.stack([source[keep], target[keep]])
+    data = Data(x=x, edge_index=torch.cat([edge_index, edge_index.flip(0)], dim=1), y=y)
+    part = torch.rand(nodes, generator=generator)
+    data.train_mask, data.val_mask, data.test_mask = part < 0.4, (part >= 0.4) & (part < 0.7), part >= 0.7
+    data.by_feature = by_feature
+    return data
+
+
+def test_a_task_made_of_two_halves_needs_both_experts():
+    from moeapps.graph import GNNClassifier
+
+    gain, gap = [], []
+    for seed in range(2):
+        data = split_task(seed)
+        common = {"hidden_channels": 16, "random_state": seed, "patience": 20, "dropout": 0.2}
+        alone = [GNNClassifier(network, **common).fit(data).score(data) for network in ("mlp", "gcn")]
+        mixture = MowstClassifier(**common).fit(data)
+        gain.append(mixture.score(data) - max(alone))
+        confidence = torch.as_tensor(mixture.predict_confidence(data))
+        gap.append(float(confidence[data.by_feature].mean() - confidence[~data.by_feature].mean()))
+    assert min(gain) > 0.02, gain
+    assert min(gap) > 0.1, gap

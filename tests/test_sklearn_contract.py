@@ -1,0 +1,25 @@
+"""scikit-learn's own checks, on graphs without edges."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from moeapps.graph import GNNClassifier, MowstClassifier
+
+ESTIMATORS = [
+    GNNClassifier(max_epochs=20, patience=8, accelerator="cpu"),
+    MowstClassifier(max_epochs=30, patience=8, accelerator="cpu"),
+]
+
+
+def excused(estimator) -> dict[str, str]:
+    return {
+        "check_classifiers_classes": "labels -1 and 1: here -1 means unlabeled, as in scikit-learn's LabelPropagation, "
+        "which this check knows by name and gives other labels"
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*never occur in train_mask.*", "ignore:.*far surer of training nodes.*")
+@pytest.mark.filterwarnings("ignore:.*feature names.*")
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=excused, xfail_strict=True)
+def test_scikit_learn_check(estimator, check):
+    check(estimator)
