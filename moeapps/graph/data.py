@@ -46,7 +46,7 @@ class GraphDataModule(L.LightningDataModule):
 
     Args:
         source: A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``,
-            ``node_labels`` ``(N,)``, ``edges`` ``(E, 2)`` or ``(2, E)``, and ``train_masks``, ``val_masks``,
+            ``node_labels`` ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), and ``train_masks``, ``val_masks``,
             ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs benchmark).
         split: Which of several splits to use.
         undirected: Whether to add the reverse of every edge of an ``.npz`` file.
@@ -214,7 +214,7 @@ def _read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     file = existing_file(path, "a graph in an .npz file")
     arrays = _arrays(file)
     edges = torch.from_numpy(arrays["edges"])
-    if edges.ndim == 2 and edges.shape[0] != 2 and edges.shape[1] == 2:
+    if edges.ndim == 2 and edges.shape[1] == 2:
         edges = edges.T
     graph = Data(x=torch.from_numpy(arrays["node_features"]), edge_index=edges, y=torch.from_numpy(arrays["node_labels"]))
     checked = as_graph(graph).edge_index  # before to_undirected, which cannot say what is wrong with an edge
