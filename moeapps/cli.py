@@ -1,9 +1,11 @@
 """The ``moeapps`` command. What answers at once is here; what imports torch is imported when it is asked for."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 import moeapps
@@ -29,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 success, 1 something failed (data, files, training), 2 wrong usage or configuration, 143 or 130
         stopped by SIGTERM or SIGINT after saving.
+
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = _take_flag(arguments, "--debug") or bool(os.environ.get("MOEAPPS_DEBUG"))
@@ -67,6 +70,7 @@ def _run_light(arguments: list[str]) -> int:
     if options.command == "list":
         _list(options.kind)
         return 0
+    _silence()
     from moeapps.demo import run
 
     run(options.output, options.seeds)
@@ -75,6 +79,7 @@ def _run_light(arguments: list[str]) -> int:
 
 def _run_lightning(arguments: list[str]) -> int:
     output = _take_option(arguments, "--output") if arguments[0] == "predict" else None
+    _silence()
     from moeapps.core.callbacks import Interrupted
     from moeapps.training import run
 
@@ -131,3 +136,21 @@ def _without_option(arguments: list[str], name: str) -> list[str]:
     rest = list(arguments)
     _take_option(rest, name)
     return rest
+
+
+def _silence() -> None:
+    """Quiet the notes of our dependencies that a user can do nothing about."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*torch.jit.script.*",
+        ".*The number of training batches.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*The dirpath has changed.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)|lightning(\.|$)")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

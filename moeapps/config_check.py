@@ -20,7 +20,15 @@ from moeapps.core.errors import ConfigError
 __all__ = ["check_arguments"]
 
 _SECTIONS = ("trainer", "model", "data")
-_OTHER = ("seed_everything", "ckpt_path", "return_predictions", "verbose", "weights_only", "config", "print_config")
+_OTHER = (
+    "seed_everything",
+    "ckpt_path",
+    "return_predictions",
+    "verbose",
+    "weights_only",
+    "config",
+    "print_config",
+)
 
 
 def check_arguments(args: list[str]) -> None:
@@ -28,6 +36,7 @@ def check_arguments(args: list[str]) -> None:
 
     Raises:
         ConfigError: Naming the full key and the nearest valid one.
+
     """
     config: dict[str, Any] = {}
     overrides: list[tuple[str, str | None]] = []
@@ -151,14 +160,12 @@ def _import(path: Any, key: str) -> type:
     guess = names.get(path) or registry.nearest(path, known)
     short = registry.nearest(path.rpartition(".")[2], list(names))
     guess = guess or (names[short] if short else None)
-    raise ConfigError(
-        f"{key}.class_path: there is no class {path!r}" + (f"; did you mean {guess!r}?" if guess else "")
-    )
+    raise ConfigError(f"{key}.class_path: there is no class {path!r}" + (f"; did you mean {guess!r}?" if guess else ""))
 
 
 def _parameters(cls: type) -> list[str] | None:
     """Names of the constructor's arguments; None when it takes any."""
-    parameters = [p for p in inspect.signature(cls).parameters.values()]
+    parameters = list(inspect.signature(cls).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters]

@@ -29,13 +29,33 @@ class Entry:
 ENTRIES: dict[str, Entry] = {
     entry.path: entry
     for entry in (
-        Entry("model", "moeapps.graph.Mowst", "weak MLP + strong GNN, mixed per node by confidence (plain torch)"),
-        Entry("model", "moeapps.graph.MowstModule", "Mowst with its training in turns or jointly, for `moeapps fit`"),
-        Entry("model", "moeapps.graph.GNNModule", "one network alone (mlp, gcn, sage): the baseline, for `moeapps fit`"),
+        Entry(
+            "model",
+            "moeapps.graph.Mowst",
+            "weak MLP + strong GNN, mixed per node by confidence (plain torch)",
+        ),
+        Entry(
+            "model",
+            "moeapps.graph.MowstModule",
+            "Mowst with its training in turns or jointly, for `moeapps fit`",
+        ),
+        Entry(
+            "model",
+            "moeapps.graph.GNNModule",
+            "one network alone (mlp, gcn, sage): the baseline, for `moeapps fit`",
+        ),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
-        Entry("router", "moeapps.core.TopKRouter", "softmax over experts, the k most probable ones (Switch, GShard)"),
-        Entry("data", "moeapps.graph.PlanetoidData", "Cora (embedded), CiteSeer and PubMed with their public split"),
+        Entry(
+            "router",
+            "moeapps.core.TopKRouter",
+            "softmax over experts, the k most probable ones (Switch, GShard)",
+        ),
+        Entry(
+            "data",
+            "moeapps.graph.PlanetoidData",
+            "Cora (embedded), CiteSeer and PubMed with their public split",
+        ),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }
@@ -48,6 +68,7 @@ def register(kind: str, path: str, summary: str) -> None:
         kind: ``"model"``, ``"router"`` or ``"data"``.
         path: Import path of the class, for example ``"mypackage.models.MyModel"``.
         summary: What it is, in one line.
+
     """
     ENTRIES[path] = Entry(kind, path, summary)
 
@@ -68,6 +89,7 @@ def resolve(path: str) -> type:
 
     Raises:
         KeyError: If the path is not registered. Nothing has been imported then.
+
     """
     if path not in ENTRIES:
         raise KeyError(path)

@@ -3,10 +3,7 @@
 Imported only when one of these commands runs, since it imports torch and Lightning.
 """
 
-import logging
 import re
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +45,7 @@ class MoEAppsCLI(LightningCLI):
             raise _telling(error) from None
 
     def _parse_ckpt_path(self) -> None:
-        """Do not read the checkpoint here: the configuration alone says what is built, and loading verifies the rest."""
+        """Do not read the checkpoint here: the configuration alone says what is built; loading verifies it."""
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add moeapps' defaults to what the configuration asks for."""
@@ -73,7 +70,11 @@ class MoEAppsCLI(LightningCLI):
         if self.subcommand == "predict" and self.output is not None:
             added.append(PredictionWriter(str(self.output)))
         if self.subcommand == "fit":
-            added += [StepSeeding(self._get(self.config, "seed_everything")), StopOnSignal(), RoutingMonitor()]
+            added += [
+                StepSeeding(self._get(self.config, "seed_everything")),
+                StopOnSignal(),
+                RoutingMonitor(),
+            ]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
         return added
@@ -102,9 +103,9 @@ def run(args: list[str], output: str | None = None) -> None:
 
     Raises:
         ConfigError: If the configuration is wrong; nothing has been written then.
+
     """
     subcommand = args[0]
-    _silence()
     if not {"-h", "--help"} & set(args):
         check_arguments(args[1:])
     if _option(args, "--weights_only") in ("false", "False", "0"):
@@ -188,22 +189,3 @@ def _relative(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def _silence() -> None:
-    """Quiet the notes of our dependencies that a user can do nothing about."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*torch.jit.script.*",
-        ".*The number of training batches.*",
-        ".*`training_step` returned `None`.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*The dirpath has changed.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)|lightning(\.|$)")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)

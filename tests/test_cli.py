@@ -139,13 +139,22 @@ def test_l1_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_
     ("text", "message"),
     [
         ("modle: 3", "modle: unknown key; did you mean 'model'?"),
-        ("model: {class_path: moeapps.graph.MowstModul}", "model.class_path: there is no class 'moeapps.graph.MowstModul'"),
+        (
+            "model: {class_path: moeapps.graph.MowstModul}",
+            "model.class_path: there is no class 'moeapps.graph.MowstModul'",
+        ),
         ("model: {class_path: MowstModule}", "did you mean 'moeapps.graph.MowstModule'?"),
         ("model: {class_pth: x}", "model.class_pth: unknown key; did you mean 'class_path'?"),
-        ("model: {class_path: moeapps.graph.MowstModule, init_args: {drop_out: 1}}", "model.init_args.drop_out"),
+        (
+            "model: {class_path: moeapps.graph.MowstModule, init_args: {drop_out: 1}}",
+            "model.init_args.drop_out",
+        ),
         ("data: {class_path: moeapps.graph.PlanetoidData, init_args: {nam: Cora}}", "did you mean 'name'?"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),
-        ("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStoping}]}", "trainer.callbacks.class_path"),
+        (
+            "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStoping}]}",
+            "trainer.callbacks.class_path",
+        ),
         ("model: [1", "line 2: not a YAML file"),
         ("- 1", "expected keys such as model"),
     ],
@@ -223,7 +232,8 @@ def test_l7_a_second_run_has_a_folder_of_its_own(cli, tmp_path):
 def start(config: Path, cwd: Path, *arguments) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "moeapps", "fit", "--config", str(config), *map(str, arguments)],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -40,7 +40,10 @@ class ToyModule(MoEModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5),
+        }
 
 
 class ToyData(L.LightningDataModule):
@@ -55,9 +58,7 @@ class ToyData(L.LightningDataModule):
         make_loader(self.dataset, batch_size)  # refuses a wrong batch_size at once
 
     def train_dataloader(self) -> ResumableLoader:
-        return make_loader(
-            self.dataset, self.batch_size, shuffle=True, seed=self.seed, num_workers=self.num_workers
-        )
+        return make_loader(self.dataset, self.batch_size, shuffle=True, seed=self.seed, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader:
         return make_loader(self.dataset, 32)

@@ -8,7 +8,16 @@ from torch import Tensor
 from moeapps.core.errors import ConfigError
 from moeapps.core.routing import Routing
 
-__all__ = ["BACKENDS", "Backend", "choose_backend", "combine", "dispatch", "grouped_is_possible", "pad", "unpad"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "choose_backend",
+    "combine",
+    "dispatch",
+    "grouped_is_possible",
+    "pad",
+    "unpad",
+]
 
 Backend = Literal["auto", "loop", "bmm", "grouped"]
 BACKENDS = ("auto", "loop", "bmm", "grouped")
@@ -56,6 +65,7 @@ def dispatch(x: Tensor, routing: Routing) -> Tensor:
 
     Returns:
         ``(A, d)``, rows sorted by expert.
+
     """
     if routing.position is None:
         return x.index_select(0, routing.token)
@@ -72,6 +82,7 @@ def combine(y: Tensor, routing: Routing) -> Tensor:
 
     Returns:
         ``(N, d_out)``, the weighted sum of each token's experts; zero for a token without any.
+
     """
     weighted = y * routing.weight.to(y.dtype)[:, None]
     if routing.position is None:
@@ -90,6 +101,7 @@ def pad(rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(E, C, d)`` blocks, filled with zeros, with C the largest count (this reads it back to the host), and
         ``(A,)`` the place of each row in the flattened blocks, for :func:`unpad`.
+
     """
     counts = offsets.diff()
     longest = int(counts.max())
@@ -115,7 +127,13 @@ def grouped_is_possible(dtype: torch.dtype, *widths: int) -> bool:
 
 
 def choose_backend(
-    backend: Backend, *, device: torch.device, dtype: torch.dtype, rows: int, num_experts: int, widths: tuple[int, ...]
+    backend: Backend,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    num_experts: int,
+    widths: tuple[int, ...],
 ) -> Backend:
     """Turn ``auto`` into a backend, and ``grouped`` into ``bmm`` where grouped products cannot be computed.
 
@@ -133,6 +151,7 @@ def choose_backend(
 
     Raises:
         ConfigError: If the name is unknown.
+
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

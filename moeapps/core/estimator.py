@@ -78,6 +78,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
 
         Returns:
             What was logged, one row per epoch.
+
         """
         if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be a whole number of at least 1, got {self.max_epochs!r}")
@@ -87,7 +88,10 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             if self.patience < 1:
                 raise ConfigError(f"patience must be at least 1, got {self.patience!r}")
             # EarlyStopping counts epochs beyond the patience, BestWeights puts the best ones back
-            callbacks += [EarlyStopping(monitor, patience=self.patience, mode=mode), BestWeights(monitor, mode)]
+            callbacks += [
+                EarlyStopping(monitor, patience=self.patience, mode=mode),
+                BestWeights(monitor, mode),
+            ]
         if self.verbose:
             callbacks.append(RichProgressBar())
         if self.log_dir is not None:
@@ -109,7 +113,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 plugins=[AtomicCheckpointIO()],
             )
             trainer.fit(module, datamodule=data)
-        module.trainer = None  # type: ignore[assignment]
+        module.trainer = None
         module.cpu()
         return history.frame()
 
@@ -129,6 +133,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
 
         Raises:
             sklearn.exceptions.NotFittedError: If the estimator is not fitted.
+
         """
         from sklearn.utils.validation import check_is_fitted
 
@@ -190,7 +195,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*LeafSpec.*"):
+            for message in (
+                ".*does not have many workers.*",
+                ".*isinstance.treespec, LeafSpec.*",
+                ".*LeafSpec.*",
+            ):
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

@@ -23,6 +23,7 @@ class Experts(nn.Module):
         out_dim: Output width.
         num_experts: Number of experts E.
         dtype: Parameter type, or None if there are no parameters.
+
     """
 
     dim: int
@@ -58,6 +59,7 @@ class ExpertMLP(Experts):
         >>> experts = ExpertMLP(dim=4, hidden_dim=8, num_experts=2)
         >>> experts(torch.randn(3, 4), torch.tensor([0, 1, 3], dtype=torch.int32)).shape
         torch.Size([3, 4])
+
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class ExpertMLP(Experts):
         with torch.autocast(device, enabled=False):
             if rows.shape[0] == 0:  # no product to compute, but every parameter still gets a gradient of zero
                 return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(p.sum() * 0 for p in layers if p is not None)
-            return run(rows.to(dtype), offsets, *layers)
+            return run(rows.to(dtype), offsets, *layers)  # type: ignore[arg-type]
 
     def _loop(
         self, rows: Tensor, offsets: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
@@ -169,6 +171,7 @@ class ExpertList(Experts):
 
     Raises:
         ConfigError: If there is no expert or an expert answers with another shape.
+
     """
 
     def __init__(self, experts: Iterable[nn.Module], dim: int, out_dim: int | None = None) -> None:

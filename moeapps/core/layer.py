@@ -32,7 +32,7 @@ class Routed(nn.Module):
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "last_routing": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "last_routing": None}
 
 
 class MoE(Routed):
@@ -63,6 +63,7 @@ class MoE(Routed):
         torch.Size([3, 5, 16])
         >>> sorted(layer.auxiliary_losses())
         ['balance', 'z']
+
     """
 
     def __init__(

@@ -28,6 +28,7 @@ class Routing:
         position: ``(N, k)`` int64, where in the list the assignments of each token stand; None when tokens have
             different numbers of assignments.
         dropped: ``()`` int64, assignments that capacity refused (always 0 when dropless).
+
     """
 
     token: Tensor
@@ -81,6 +82,7 @@ class Routing:
 
         Returns:
             The routing. Nothing is moved to the host: it works without a synchronisation on CUDA.
+
         """
         num_tokens, k = expert.shape
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
@@ -102,8 +104,5 @@ class Routing:
     def detach(self) -> "Routing":
         """Return the same routing cut off from the autograd graph, for statistics that outlive the step."""
         return Routing(
-            **{
-                name: value.detach() if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
+            **{name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -62,7 +61,7 @@ class Savable(Protocol):
 class SaveMixin:
     """Adds ``save`` to a class that fulfils :class:`Savable`."""
 
-    def save(self: Savable, path: str | os.PathLike[str]) -> None:  # type: ignore[misc]
+    def save(self: Savable, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file that :func:`moeapps.load` reads.
 
         Args:
@@ -71,6 +70,7 @@ class SaveMixin:
         Raises:
             OSError: If the disk refuses; the old file is then unchanged.
             ConfigError: If the class is not registered, or an argument cannot be written as JSON.
+
         """
         class_path = _registered_path(type(self))
         document = {
@@ -143,6 +143,7 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
         >>> Mowst(in_channels=4, out_channels=2).save(path)
         >>> type(load(path)).__name__
         'Mowst'
+
     """
     file = existing_file(path, "a model saved by moeapps")
     document, tensors = _read(file)
@@ -262,9 +263,7 @@ def _to_json(name: str, value: Any) -> Any:
 
 
 def _complete(arguments: dict[str, Any], modules: dict[str, nn.Module], file: Path) -> dict[str, Any]:
-    wanted = {
-        name: value[_MODULE] for name, value in arguments.items() if isinstance(value, dict) and _MODULE in value
-    }
+    wanted = {name: value[_MODULE] for name, value in arguments.items() if isinstance(value, dict) and _MODULE in value}
     for name, kind in wanted.items():
         if name not in modules:
             raise FileFormatError(
@@ -294,6 +293,7 @@ def labels_from_json(saved: dict[str, Any]) -> np.ndarray:
 
     Raises:
         ValueError: If the dtype is not one of labels (bool, integer, float, text, object).
+
     """
     if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
         raise ValueError(f"unknown label dtype {saved['dtype']!r}")

@@ -52,6 +52,7 @@ class Confidence(nn.Module):
         >>> c, g = Confidence(mode="given")(torch.tensor([[0.0, 0.0], [9.0, -9.0]]))
         >>> [round(float(v), 3) for v in c]
         [0.0, 1.0]
+
     """
 
     forced: Tensor

@@ -55,6 +55,7 @@ class GraphDataModule(L.LightningDataModule):
 
     Raises:
         DataError: In ``setup``, if the graph cannot be learned from; the message names the culprit.
+
     """
 
     graph: Data
@@ -102,6 +103,11 @@ class GraphDataModule(L.LightningDataModule):
         self.in_channels, self.out_channels = graph.x.shape[1], len(self.classes)
         self.graph = graph
 
+    def prepared(self) -> Data:
+        """Return the graph as training sees it: checked, normalised if asked for, with integer labels and masks."""
+        self.setup()
+        return self.graph
+
     def _loader(self) -> ResumableLoader:
         return make_loader(_OneGraph(self.graph), batch_size=1, collate_fn=_only)
 
@@ -133,6 +139,7 @@ class PlanetoidData(GraphDataModule):
 
     Raises:
         ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
+
     """
 
     names = ("Cora", "CiteSeer", "PubMed")
@@ -169,11 +176,15 @@ def load_cora() -> Data:
     Example:
         >>> load_cora()
         Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
+
     """
     with files("moeapps.graph").joinpath("datasets/cora.npz").open("rb") as file, np.load(file) as arrays:
         nodes, features = (int(n) for n in arrays["shape"])
         x = torch.zeros(nodes, features)
-        x[torch.from_numpy(arrays["word_of"][0].astype(np.int64)), torch.from_numpy(arrays["word_of"][1].astype(np.int64))] = 1
+        x[
+            torch.from_numpy(arrays["word_of"][0].astype(np.int64)),
+            torch.from_numpy(arrays["word_of"][1].astype(np.int64)),
+        ] = 1
         graph = Data(
             x=x,
             edge_index=torch.from_numpy(arrays["edge_index"].astype(np.int64)),
@@ -191,6 +202,7 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
 
     Raises:
         DataError: If fewer than two labeled nodes are there to be split.
+
     """
     if "train_mask" not in graph:
         graph.train_mask = graph.y >= 0
@@ -202,9 +214,7 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     labels = graph.y[nodes].numpy()
     held_out = max(1, round(fraction * len(nodes)))
     possible = np.unique(labels, return_counts=True)[1].min() >= 2 and held_out >= len(np.unique(labels))
-    train, val = train_test_split(
-        nodes, test_size=held_out, random_state=seed, stratify=labels if possible else None
-    )
+    train, val = train_test_split(nodes, test_size=held_out, random_state=seed, stratify=labels if possible else None)
     for name, chosen in (("train_mask", train), ("val_mask", val)):
         graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
         graph[name][torch.from_numpy(chosen)] = True
@@ -216,7 +226,11 @@ def _read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     edges = torch.from_numpy(arrays["edges"])
     if edges.ndim == 2 and edges.shape[1] == 2:
         edges = edges.T
-    graph = Data(x=torch.from_numpy(arrays["node_features"]), edge_index=edges, y=torch.from_numpy(arrays["node_labels"]))
+    graph = Data(
+        x=torch.from_numpy(arrays["node_features"]),
+        edge_index=edges,
+        y=torch.from_numpy(arrays["node_labels"]),
+    )
     checked = as_graph(graph).edge_index  # before to_undirected, which cannot say what is wrong with an edge
     if undirected:
         from torch_geometric.utils import to_undirected

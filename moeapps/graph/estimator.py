@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -69,10 +69,11 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
         ------
         ValueError
             Naming the input that cannot be used.
+
         """
         fitted = copy.copy(self)
         if isinstance(X, Data):
-            vars(fitted).pop("feature_names_in_", None)
+            fitted.__dict__.pop("feature_names_in_", None)
         else:
             validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
             y = column_or_1d(y, warn=True)
@@ -92,11 +93,12 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
         fitted.model_ = module.model.eval()
         fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
         fitted._after_training(module, data)
-        vars(self).clear()
-        vars(self).update(vars(fitted))
+        self.__dict__ = fitted.__dict__
         return self
 
-    def predict_proba(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
+    def predict_proba(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> np.ndarray:
         """Class probabilities of nodes.
 
         Parameters
@@ -112,12 +114,15 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
         -------
         array of shape (number of nodes, number of classes)
             Rows sum to 1; columns are in the order of ``classes_``.
+
         """
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         probabilities = self._log_probs(graph).exp().cpu().numpy()
         return probabilities if nodes is None else probabilities[_node_index(nodes, len(probabilities))]
 
-    def predict(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
+    def predict(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> np.ndarray:
         """Most probable class of nodes, one label per node; parameters as in :meth:`predict_proba`."""
         best = self.predict_proba(X, edge_index, edge_weight=edge_weight, nodes=nodes).argmax(axis=1)
         labels: np.ndarray = self.classes_[best]
@@ -145,6 +150,7 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
             Weight of each scored node.
         nodes : array of node numbers or bool array, optional
             Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those; otherwise all.
+
         """
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         truth = as_graph(graph.x, y if y is not None or not isinstance(X, Data) else X.y).y
@@ -169,7 +175,9 @@ class _NodeClassifier(ClassifierMixin, LightningEstimator):
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)
         elif graph.num_features != self.n_features_in_:
-            raise DataError(f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}")
+            raise DataError(
+                f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}"
+            )
         return graph
 
     @torch.no_grad()
@@ -258,6 +266,7 @@ class GNNClassifier(_NodeClassifier):
     >>> gcn = GNNClassifier(norm=None, max_epochs=20, random_state=0).fit(cora)
     >>> gcn.score(cora) > 0.6
     True
+
     """
 
     _saved_attributes = ("n_features_in_", "n_iter_")
@@ -403,9 +412,17 @@ class MowstClassifier(_NodeClassifier):
     >>> mowst = MowstClassifier(norm=None, patience=5, max_epochs=60, random_state=0).fit(cora)
     >>> mowst.predict(cora).shape, mowst.score(cora) > 0.6
     ((2708,), True)
+
     """
 
-    _saved_attributes = ("n_features_in_", "n_iter_", "champion_", "confidence_", "n_rounds_", "sampling_seed_")
+    _saved_attributes = (
+        "n_features_in_",
+        "n_iter_",
+        "champion_",
+        "confidence_",
+        "n_rounds_",
+        "sampling_seed_",
+    )
 
     def __init__(
         self,
@@ -465,9 +482,7 @@ class MowstClassifier(_NodeClassifier):
         confidence: np.ndarray = output.confidence.cpu().numpy()
         return confidence if nodes is None else confidence[_node_index(nodes, len(confidence))]
 
-    def route(
-        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
-    ) -> np.ndarray:
+    def route(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
         """Which nodes' predictions use the strong expert, as a bool array; parameters as in :meth:`predict_proba`.
 
         With ``inference="mix"`` these are the nodes that a threshold would send there.
@@ -547,6 +562,7 @@ def _node_index(nodes: Any, num_nodes: int) -> np.ndarray:
 
     Raises:
         DataError: If a mask has another length, or a number is outside the graph.
+
     """
     chosen = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else np.asarray(nodes)
     if chosen.dtype == bool:

@@ -50,6 +50,7 @@ def as_graph(
 
     Raises:
         DataError: Naming the argument, what it got, and what would work.
+
     """
     if isinstance(x, Data):
         data = x
@@ -103,13 +104,16 @@ def check_training_masks(graph: Data) -> None:
 
     Raises:
         DataError: If a mask is missing or empty, or two of them overlap.
+
     """
     for name in MASKS:
         if name in graph:
             graph[name] = graph[name] & (graph.y >= 0)
     for name in ("train_mask", "val_mask"):
         if name not in graph or not bool(graph[name].any()):
-            raise DataError(f"{name} has no labeled node: there is nothing to {'train on' if 'train' in name else 'validate on'}")
+            raise DataError(
+                f"{name} has no labeled node: there is nothing to {'train on' if 'train' in name else 'validate on'}"
+            )
     present = [name for name in MASKS if name in graph]
     for i, first in enumerate(present):
         for second in present[i + 1 :]:
@@ -122,7 +126,9 @@ def check_training_masks(graph: Data) -> None:
     missing = set(graph.y[graph.y >= 0].unique().tolist()) - set(graph.y[graph.train_mask].unique().tolist())
     if missing:
         warnings.warn(
-            f"{len(missing)} of the classes never occur in train_mask and cannot be learned", UserWarning, stacklevel=3
+            f"{len(missing)} of the classes never occur in train_mask and cannot be learned",
+            UserWarning,
+            stacklevel=3,
         )
     _describe_edges(graph.edge_index, graph.num_nodes)
 
@@ -169,8 +175,8 @@ def _edges(edge_index: Any, num_nodes: int) -> Tensor:
     if outside.numel():
         first = int(outside[0])
         raise DataError(
-            f"edge_index has {outside.numel()} edges with a node outside 0..{num_nodes - 1}, the first is edge {first}: "
-            f"{edges[0, first]} -> {edges[1, first]}"
+            f"edge_index has {outside.numel()} edges with a node outside 0..{num_nodes - 1}, the first is edge "
+            f"{first}: {edges[0, first]} -> {edges[1, first]}"
         )
     return edges.contiguous()
 
@@ -222,7 +228,9 @@ def _mask(name: str, mask: Any, num_nodes: int, split: int) -> Tensor:
             raise DataError(f"{name} must have one entry per node ({num_nodes}), got {given.shape[0]}")
         return given.bool()
     if given.ndim != 1 or given.is_floating_point():
-        raise DataError(f"{name} must be bool per node or a list of node numbers, got {given.dtype} {tuple(given.shape)}")
+        raise DataError(
+            f"{name} must be bool per node or a list of node numbers, got {given.dtype} {tuple(given.shape)}"
+        )
     if given.numel() and (int(given.min()) < 0 or int(given.max()) >= num_nodes):
         raise DataError(f"{name} has node numbers outside 0..{num_nodes - 1}")
     full = torch.zeros(num_nodes, dtype=torch.bool)

@@ -57,6 +57,7 @@ class NodeModule(MoEModule):
 
         Raises:
             ConfigError: If the graph has no test nodes.
+
         """
         if "test_mask" not in batch or not bool(batch.test_mask.any()):
             raise ConfigError("the data has no labeled node in test_mask: there is nothing to test on")
@@ -97,6 +98,7 @@ class GNNModule(NodeModule):
         weight_decay: Its L2 penalty.
         in_channels: Features per node; taken from the data when None.
         out_channels: Classes; taken from the data when None.
+
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class MowstModule(NodeModule):
 
     Raises:
         ConfigError: If an argument is impossible.
+
     """
 
     def __init__(
@@ -218,7 +221,9 @@ class MowstModule(NodeModule):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=[n for n, v in (("strong", strong), ("weak", weak)) if isinstance(v, nn.Module)])
+        self.save_hyperparameters(
+            ignore=[n for n, v in (("strong", strong), ("weak", weak)) if isinstance(v, nn.Module)]
+        )
         _check_choice("variant", variant, VARIANTS)
         _check_choice("gate_fit", gate_fit, ("holdout", "train"))
         _check_choice("pretrain", pretrain, ("none", "weak", "strong", "both"))
@@ -287,7 +292,7 @@ class MowstModule(NodeModule):
         if not self.plan.started:
             self.plan.start(self._scores(batch), self.model)  # type: ignore[arg-type]
         parts = [part for part in self.plan.stage.parts if part != "gate" or self.learns_gate]
-        optimizers = dict(zip(self.rates, self.optimizers(), strict=False))  # type: ignore[arg-type]
+        optimizers = dict(zip(self.rates, self.optimizers(), strict=False))
         terms: dict[str, Tensor] = {}
         on_holdout = "gate" in parts and self.gate_on_holdout
         if on_holdout:
@@ -333,7 +338,15 @@ class MowstModule(NodeModule):
     @staticmethod
     def plan_stages() -> tuple[str, ...]:
         """Names of the stages, in the order of their logged numbers."""
-        return ("pretrain_weak", "pretrain_strong", "fit_gate", "joint", "weak_turn", "strong_turn", "finished")
+        return (
+            "pretrain_weak",
+            "pretrain_strong",
+            "fit_gate",
+            "joint",
+            "weak_turn",
+            "strong_turn",
+            "finished",
+        )
 
     def on_fit_start(self) -> None:
         """Forget what was evaluated before, and do not train on when training was finished already."""
@@ -380,13 +393,13 @@ class MowstModule(NodeModule):
         model = self.model
         if self.plan.stage_name == "strong_turn":  # only the strong expert's term of the loss moves
             return separate_loss(weak, strong, model.confidence_of(weak)[0], y)  # type: ignore[operator]
-        return model.loss(weak, strong, y)  # type: ignore[no-any-return, operator]
+        return model.loss(weak, strong, y)  # type: ignore[operator]
 
     def _gate_loss(self, batch: Data) -> Tensor:
         """Loss of the variant over held-out nodes, as a function of the gate alone."""
         mask = batch.val_mask
         weak, strong = (self._logits(batch, part, train=False)[mask] for part in ("weak", "strong"))
-        return self.model.loss(weak, strong, batch.y[mask])  # type: ignore[no-any-return, operator]
+        return self.model.loss(weak, strong, batch.y[mask])  # type: ignore[operator]
 
     def _logits(self, batch: Data, part: str, train: bool) -> Tensor:
         """Logits of one expert on all nodes; outside training they are computed once per state of its weights."""
@@ -435,8 +448,8 @@ class MowstModule(NodeModule):
         train, val = self._mean_confidence(batch.train_mask), self._mean_confidence(batch.val_mask)
         if train > val + 0.2:
             warnings.warn(
-                f"the weak expert is far surer of training nodes (mean confidence {train:.2f}) than of validation nodes "
-                f"({val:.2f}): it has memorised them, and the mixture may trust it too much. Stronger dropout, "
+                f"the weak expert is far surer of training nodes (mean confidence {train:.2f}) than of validation "
+                f"nodes ({val:.2f}): it has memorised them, and the mixture may trust it too much. Stronger dropout, "
                 "weight_decay or gate_fit='holdout' help",
                 UserWarning,
                 stacklevel=2,

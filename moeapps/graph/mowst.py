@@ -34,6 +34,7 @@ class MowstOutput:
         gate_logit: ``(N,)`` its logit.
         used_strong: ``(N,)`` bool, nodes whose prediction uses the strong expert.
         routing: The same as a routing over two experts (0 weak, 1 strong), for core's statistics.
+
     """
 
     log_probs: Tensor
@@ -56,6 +57,7 @@ def separate_loss(weak_logits: Tensor, strong_logits: Tensor, confidence: Tensor
 
     Returns:
         Scalar; 0 for no nodes.
+
     """
     weak = F.cross_entropy(weak_logits, y, reduction="none")
     strong = F.cross_entropy(strong_logits, y, reduction="none")
@@ -75,6 +77,7 @@ def joint_loss(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor, y
 
     Returns:
         Scalar; 0 for no nodes.
+
     """
     return _mean(F.nll_loss(mix_log_probs(weak_logits, strong_logits, gate_logit), y, reduction="none"))
 
@@ -124,6 +127,7 @@ class Mowst(Routed, SavableModule):
         >>> output = Mowst(in_channels=8, out_channels=3).eval()(x, edge_index)
         >>> output.log_probs.exp().sum(1).allclose(torch.ones(4))
         True
+
     """
 
     def __init__(
@@ -211,6 +215,7 @@ class Mowst(Routed, SavableModule):
         Raises:
             ConfigError: If the mode is unknown.
             DataError: If the features have another width.
+
         """
         if x.ndim != 2 or x.shape[1] != self.in_channels:
             raise DataError(f"x must have shape (N, {self.in_channels}), got {tuple(x.shape)}")
@@ -239,7 +244,7 @@ class Mowst(Routed, SavableModule):
 
     def run_weak(self, x: Tensor) -> Tensor:
         """``(N, K)`` logits of the weak expert, which sees no edges."""
-        return self.weak(x)  # type: ignore[no-any-return]
+        return self.weak(x)
 
     def run_strong(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """``(N, K)`` logits of the strong expert."""
@@ -247,7 +252,7 @@ class Mowst(Routed, SavableModule):
 
     def confidence_of(self, weak_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence c ``(N,)`` and its logit, from the weak expert's logits."""
-        return self.gate(weak_logits.detach() if self.detach_confidence else weak_logits)  # type: ignore[no-any-return]
+        return self.gate(weak_logits.detach() if self.detach_confidence else weak_logits)
 
     def remember_routing(self, confidence: Tensor, gate_logit: Tensor, used_strong: Tensor | None) -> Routing:
         """Express who was used as core's routing over experts 0 (weak) and 1 (strong); both when None."""
@@ -269,6 +274,4 @@ def _routing(confidence: Tensor, gate_logit: Tensor, used_strong: Tensor | None)
         expert = torch.arange(2, device=confidence.device).expand(confidence.shape[0], 2)
         return Routing.from_topk(expert, probabilities, logits=logits, probabilities=probabilities)
     expert = used_strong.long()[:, None]
-    return Routing.from_topk(
-        expert, torch.ones_like(confidence)[:, None], logits=logits, probabilities=probabilities
-    )
+    return Routing.from_topk(expert, torch.ones_like(confidence)[:, None], logits=logits, probabilities=probabilities)

@@ -39,6 +39,7 @@ def make_network(
 
     Raises:
         ConfigError: If the name is unknown or a size impossible.
+
     """
     if isinstance(network, nn.Module):
         return network
@@ -50,7 +51,10 @@ def make_network(
             + (f"; did you mean {guess!r}?" if guess else "")
         )
     check_sizes(
-        in_channels=in_channels, hidden_channels=hidden_channels, num_layers=num_layers, out_channels=out_channels
+        in_channels=in_channels,
+        hidden_channels=hidden_channels,
+        num_layers=num_layers,
+        out_channels=out_channels,
     )
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout must be in [0, 1), got {dropout!r}")
@@ -75,11 +79,12 @@ def run_network(network: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: 
 
     Raises:
         DataError: If there are edge weights and the network has no use for them.
+
     """
     if not uses_edges(network):
-        return network(x)  # type: ignore[no-any-return]
+        return network(x)
     if edge_weight is None:
-        return network(x, edge_index)  # type: ignore[no-any-return]
+        return network(x, edge_index)
     if not getattr(network, "supports_edge_weight", True):
         raise DataError(f"edge_weight was given, but {type(network).__name__} does not use edge weights")
-    return network(x, edge_index, edge_weight)  # type: ignore[no-any-return]
+    return network(x, edge_index, edge_weight)

@@ -110,7 +110,8 @@ def test_l4_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(t
         from moeapps.core.checkpoint import AtomicCheckpointIO
         print("ready", flush=True)
         for value in range(1, 10_000):
-            AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.full((2_000_000,), float(value))}}, sys.argv[1])
+            weights = torch.full((2_000_000,), float(value))
+            AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": weights}}, sys.argv[1])
         """
     )
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(2_000_000)}}, path)
@@ -119,7 +120,9 @@ def test_l4_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(t
     elsewhere.mkdir()
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(elsewhere)}
+            [sys.executable, "-c", script, str(path)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(elsewhere)},
         )
         assert process.stdout.readline() == b"ready\n"
         time.sleep(generator.uniform(0.0, 0.3))
@@ -186,9 +189,7 @@ def everything(module, run) -> list[torch.Tensor]:
     return [*module.state_dict().values(), *moments]
 
 
-@pytest.mark.parametrize(
-    ("step", "workers"), [*((s, 0) for s in (3, 8, 11, 16, 21, 31)), (8, 2), (11, 2)], ids=str
-)
+@pytest.mark.parametrize(("step", "workers"), [*((s, 0) for s in (3, 8, 11, 16, 21, 31)), (8, 2), (11, 2)], ids=str)
 def test_l3_a_run_resumed_at_any_step_ends_in_the_same_bits(tmp_path, step, workers):
     whole, whole_run = fit(tmp_path / "whole")
     first, _ = fit(tmp_path / "cut", workers=workers, stop=(step, tmp_path / "cut.ckpt"))

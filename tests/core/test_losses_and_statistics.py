@@ -6,7 +6,15 @@ import lightning as L
 import pytest
 import torch
 
-from moeapps.core import MoE, Routing, RoutingMonitor, RoutingStatistics, TopKRouter, load_balance_loss, router_z_loss
+from moeapps.core import (
+    MoE,
+    Routing,
+    RoutingMonitor,
+    RoutingStatistics,
+    TopKRouter,
+    load_balance_loss,
+    router_z_loss,
+)
 from moeapps.core.errors import ConfigError, DataError
 from tests.toy import ToyData, ToyModule
 
@@ -37,7 +45,12 @@ def test_balance_loss_moves_the_router_towards_idle_experts():
 
 def test_z_loss_is_the_mean_squared_logsumexp():
     p = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
-    r = Routing.from_topk(torch.zeros(2, 1, dtype=torch.long), p[:, :1], logits=torch.tensor([[1.0, 2], [0, 0]]), probabilities=p)
+    r = Routing.from_topk(
+        torch.zeros(2, 1, dtype=torch.long),
+        p[:, :1],
+        logits=torch.tensor([[1.0, 2], [0, 0]]),
+        probabilities=p,
+    )
     expected = (math.log(math.e + math.e**2) ** 2 + math.log(2) ** 2) / 2
     assert float(router_z_loss(r)) == pytest.approx(expected, rel=1e-6)
 

@@ -54,7 +54,9 @@ def test_output_and_gradients_equal_the_dense_reference(backend, tokens, dim, ex
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad((out * probe).sum(), sources, allow_unused=True) for out in outputs]
     for ours, reference in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, torch.zeros_like(ours) if reference is None else reference, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            ours, torch.zeros_like(ours) if reference is None else reference, atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -156,7 +158,9 @@ def test_c6_one_expert_is_the_plain_expert(backend):
     layer = make(backend, experts=1, k=1)
     x = torch.randn(7, 8)
     e = layer.experts
-    torch.testing.assert_close(layer(x), F.gelu(x @ e.weight1[0] + e.bias1[0]) @ e.weight2[0] + e.bias2[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        layer(x), F.gelu(x @ e.weight1[0] + e.bias1[0]) @ e.weight2[0] + e.bias2[0], atol=1e-6, rtol=1e-5
+    )
     assert all(value.isfinite() for value in layer.auxiliary_losses().values())
 
 
@@ -171,7 +175,13 @@ def test_c6_all_experts_are_the_dense_mixture(backend):
 def test_c8_memory_layout_does_not_matter(backend):
     layer = make(backend).eval()
     base = torch.randn(12, 16)
-    views = [base[:, :8], base[::2, 8:], base[:, :8].t().contiguous().t(), base[:1, :8].expand(5, 8), base[:, :8].flip(1)]
+    views = [
+        base[:, :8],
+        base[::2, 8:],
+        base[:, :8].t().contiguous().t(),
+        base[:1, :8].expand(5, 8),
+        base[:, :8].flip(1),
+    ]
     for view in views:
         before = view.clone()
         torch.testing.assert_close(layer(view), layer(view.contiguous()), atol=1e-6, rtol=1e-6)

@@ -117,7 +117,7 @@ def test_x1_the_same_seed_gives_the_same_model_and_none_another(cora):
         return GNNClassifier("mlp", max_epochs=2, random_state=seed).fit(cora).model_.state_dict()["lins.0.weight"]
 
     assert torch.equal(weights(0), weights(0))
-    assert torch.equal(weights(np.random.RandomState(4)), weights(np.random.RandomState(4)))  # noqa: NPY002
+    assert torch.equal(weights(np.random.RandomState(4)), weights(np.random.RandomState(4)))
     assert not torch.equal(weights(None), weights(None))
 
 
@@ -217,7 +217,8 @@ def test_verbose_shows_a_progress_bar_and_silence_is_silent(cora, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "culprit"), [({"max_epochs": 0}, "max_epochs"), ({"patience": 0}, "patience"), ({"lr": -1.0}, "lr")]
+    ("arguments", "culprit"),
+    [({"max_epochs": 0}, "max_epochs"), ({"patience": 0}, "patience"), ({"lr": -1.0}, "lr")],
 )
 def test_impossible_arguments_are_named_in_fit(cora, arguments, culprit):
     for kind in (GNNClassifier, MowstClassifier):

@@ -90,10 +90,16 @@ def test_g3_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_mask": torch.ones(7, dtype=torch.bool)}, r"train_mask must have one entry per node \(8\), got 7"),
+        (
+            {"train_mask": torch.ones(7, dtype=torch.bool)},
+            r"train_mask must have one entry per node \(8\), got 7",
+        ),
         ({"train_mask": torch.zeros(8, dtype=torch.bool)}, "train_mask has no labeled node"),
         ({"val_mask": torch.zeros(8, dtype=torch.bool)}, "val_mask has no labeled node"),
-        ({"val_mask": torch.arange(8) >= 3}, "train_mask and val_mask overlap in 1 nodes, the first is node 3"),
+        (
+            {"val_mask": torch.arange(8) >= 3},
+            "train_mask and val_mask overlap in 1 nodes, the first is node 3",
+        ),
         ({"train_mask": torch.tensor([0, 9])}, r"node numbers outside 0\.\.7"),
         ({"train_mask": torch.rand(8)}, "bool per node or a list of node numbers"),
         ({"y": None}, "no labels"),

@@ -51,9 +51,10 @@ def test_the_joint_loss_is_never_above_the_separate_one():
     y = torch.randint(0, 5, (200,))
     for i in range(200):
         row = slice(i, i + 1)
-        assert joint_loss(weak[row], strong[row], g[row], y[row]) <= separate_loss(
-            weak[row], strong[row], g[row].sigmoid(), y[row]
-        ) + 1e-6
+        assert (
+            joint_loss(weak[row], strong[row], g[row], y[row])
+            <= separate_loss(weak[row], strong[row], g[row].sigmoid(), y[row]) + 1e-6
+        )
     same = joint_loss(weak, weak, g, y)
     torch.testing.assert_close(same, separate_loss(weak, weak, g.sigmoid(), y))
 
