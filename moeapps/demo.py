@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -95,20 +96,20 @@ def run(folder: str = "moeapps-demo", seeds: int = 3) -> list[Row]:
 
 
 def _table(rows: list[Row], seeds: int) -> Table:
-    table = Table(title=f"mean +- standard deviation over {seeds} seeds")
-    for name in ("task", "model", "score, %", "parameters", "seconds", "needs strong"):
+    table = Table(title=f"test scores in %, mean +- standard deviation over {seeds} seeds", box=box.SIMPLE)
+    for name in ("task", "model", "score", "parameters", "seconds", "strong"):
         table.add_column(name, justify="left" if name in ("task", "model") else "right", no_wrap=True)
     for row in rows:
         found = row.summary()
         table.add_row(
-            f"{row.task}, {row.metric}",
+            row.task,
             row.model,
-            f"{100 * found['mean']:.2f} +- {100 * found['sd']:.2f}",
+            f"{row.metric} {100 * found['mean']:.2f} +- {100 * found['sd']:.2f}",
             f"{row.parameters:,}",
             f"{np.mean(row.seconds):.1f}",
             f"{100 * np.mean(row.strong):.0f} %" if row.strong else "",
         )
-    table.caption = "needs strong: nodes whose prediction needs the strong expert"
+    table.caption = "strong: nodes whose prediction needs the strong expert"
     return table
 
 

@@ -263,6 +263,23 @@ def test_l2_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number
     assert same(final_weights(runs / "version_0"), final_weights(runs / "version_2"))
 
 
+def test_l2_a_second_signal_ends_at_once(tmp_path):
+    config = toy(tmp_path / "c.yaml", {"slow": 3.0}, {"rows": 8}, max_epochs=9)
+    process = start(config, tmp_path)
+    checkpoint = tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt"
+    wait_for(checkpoint, process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None  # it would finish its step of three seconds
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - begin < 1.5
+    assert AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] >= 1
+
+
 def test_l3_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_path):
     config = toy(tmp_path / "c.yaml", {"slow": 0.01, "width": 512}, max_epochs=6)
     assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0

@@ -35,7 +35,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     """Base of the estimators: scikit-learn's rules outside, Lightning inside.
 
     A subclass stores these constructor arguments (and its own) unchanged: ``max_epochs``, ``patience``, ``lr``,
-    ``batch_size``, ``accelerator``, ``verbose``, ``log_dir``, ``random_state``. It sets what it learned only after
+    ``accelerator``, ``verbose``, ``log_dir``, ``random_state``. It sets what it learned only after
     :meth:`_train` returned, so that a fit that fails leaves the last good model as it was.
 
     It names what a saved file has to hold in :attr:`_saved_attributes` and rebuilds its network in
@@ -45,7 +45,6 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     max_epochs: int
     patience: int
     lr: float
-    batch_size: int | None
     accelerator: str
     verbose: bool
     log_dir: str | None

@@ -96,14 +96,19 @@ class Confidence(nn.Module):
         """Confidence of each row of ``(N, K)`` logits, in float32 or better."""
         with torch.autocast(weak_logits.device.type, enabled=False):
             p = weak_logits.to(router_dtype(weak_logits)).softmax(-1)
-            if not bool(self.forced.isnan()):
-                c = self.forced.to(p.dtype).expand(p.shape[0])
-                return ConfidenceOutput(c, torch.logit(c))
-            if self.net is None:
-                d = DISPERSIONS[self.dispersion](p)
-                c = d if self.alpha == 1 else d.clamp(min=torch.finfo(d.dtype).tiny) ** self.alpha
-                # only the logarithms need c inside (0, 1); a gradient of 0 * inf would be NaN
-                return ConfidenceOutput(c, torch.logit(c, eps=torch.finfo(c.dtype).eps))
-            features = torch.stack([D(p) for D in DISPERSIONS.values()], dim=-1)  # (N, 2)
-            logit = self.net(features).squeeze(-1)
-            return ConfidenceOutput(logit.sigmoid(), logit)
+            c, logit = self._given(p) if self.net is None else self._learned(p)
+            forced = self.forced.to(p.dtype)
+            free = forced.isnan()  # decided on the device: no waiting for it, and nothing that stops an export
+            return ConfidenceOutput(torch.where(free, c, forced), torch.where(free, logit, torch.logit(forced)))
+
+    def _given(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        d = DISPERSIONS[self.dispersion](p)
+        c = d if self.alpha == 1 else d.clamp(min=torch.finfo(d.dtype).tiny) ** self.alpha
+        # only the logarithms need c inside (0, 1); a gradient of 0 * inf would be NaN
+        return c, torch.logit(c, eps=torch.finfo(c.dtype).eps)
+
+    def _learned(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.net is not None
+        features = torch.stack([D(p) for D in DISPERSIONS.values()], dim=-1)  # (N, 2)
+        logit = self.net(features).squeeze(-1)
+        return logit.sigmoid(), logit

@@ -64,18 +64,24 @@ def test_route_and_confidence_agree(fitted, cora):
     assert np.array_equal(fitted.route(cora), confidence < 0.5)
 
 
-def test_saved_and_loaded_in_a_new_process_it_predicts_the_same(fitted, cora, tmp_path):
+def test_x1_a_new_process_predicts_and_trains_the_same(fitted, cora, tmp_path):
     path = tmp_path / "mowst.safetensors"
     fitted.save(path)
     np.save(tmp_path / "expected.npy", fitted.predict_proba(cora))
+    trained = GNNClassifier("mlp", max_epochs=2, random_state=0).fit(cora).predict_proba(cora)
+    np.save(tmp_path / "trained.npy", trained)
     script = (
         "import sys, numpy as np, torch, moeapps; from moeapps.graph import load_cora\n"
         "g = load_cora(); g.x = g.x / g.x.sum(1, keepdim=True); m = moeapps.load(sys.argv[1])\n"
         "assert np.array_equal(m.predict_proba(g), np.load(sys.argv[2])), 'differs'\n"
+        "from moeapps.graph import GNNClassifier\n"
+        "trained = GNNClassifier('mlp', max_epochs=2, random_state=0).fit(g).predict_proba(g)\n"
+        "assert np.array_equal(trained, np.load(sys.argv[3])), 'another process trains differently'\n"
         "print(type(m).__name__, m.predict(g).shape, m.random_state)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(path), str(tmp_path / "expected.npy")],
+        [sys.executable, "-W", "ignore", "-c", script, str(path), str(tmp_path / "expected.npy"), str(tmp_path / "trained.npy")],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,64 @@
+"""What the README shows runs, and what it claims stands in the files that its commands wrote."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from moeapps.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")
+    assert len(code) == 1
+    assert len(code[0].strip().splitlines()) <= 12
+    exec(compile(code[0], "README.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[0]) > 0.8
+
+
+def test_the_yaml_block_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = blocks("yaml")
+    assert len(text) == 1
+    assert len(text[0].strip().splitlines()) <= 12
+    Path("mowst.yaml").write_text(text[0])
+    short = ["--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", "mowst.yaml", *short]) == 0
+    assert Path("moeapps-runs/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_the_two_set_up_commands_stand_on_lines_of_their_own():
+    lines = README.splitlines()
+    assert lines.count("pip install -e . && moeapps demo") == 1
+    assert lines.count('pip install -e ".[test]" && pytest') == 1
+
+
+def test_the_table_is_what_the_demo_wrote():
+    results = json.loads((ROOT / "docs/demo/results.json").read_text())
+    for row in results["rows"]:
+        cells = f"| {row['model']} | {100 * row['mean']:.2f} ± {100 * row['sd']:.2f} % | {row['parameters']:,} |"
+        assert cells in README, cells
+
+
+def test_the_dispatch_table_is_what_the_benchmark_wrote():
+    results = json.loads((ROOT / "benchmarks/results/core_dispatch.json").read_text())
+    for row in results["rows"]:
+        size = ", ".join(str(value) for value in row["size"].values())
+        ratios = " | ".join(f"{row['ratio'][name]:.2f}" for name in ("loop", "bmm", "grouped", "auto"))
+        assert f"| {size} | {ratios} |" in README
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
