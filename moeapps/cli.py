@@ -31,7 +31,6 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 success, 1 something failed (data, files, training), 2 wrong usage or configuration, 143 or 130
         stopped by SIGTERM or SIGINT after saving.
-
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = _take_flag(arguments, "--debug") or bool(os.environ.get("MOEAPPS_DEBUG"))

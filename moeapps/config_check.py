@@ -36,7 +36,6 @@ def check_arguments(args: list[str]) -> None:
 
     Raises:
         ConfigError: Naming the full key and the nearest valid one.
-
     """
     config: dict[str, Any] = {}
     overrides: list[tuple[str, str | None]] = []

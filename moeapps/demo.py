@@ -59,11 +59,12 @@ def run(folder: str = "moeapps-demo", seeds: int = 3) -> list[Row]:
 
     Returns:
         The rows of the table.
-
     """
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)  # a pipe or a log has no width of its own
     start = time.perf_counter()
     rows: list[Row] = []
     figures: dict[str, Figure] = {}
@@ -96,8 +97,9 @@ def run(folder: str = "moeapps-demo", seeds: int = 3) -> list[Row]:
 
 
 def _table(rows: list[Row], seeds: int) -> Table:
-    table = Table(title=f"test scores in %, mean +- standard deviation over {seeds} seeds", box=box.SIMPLE)
-    for name in ("task", "model", "score", "parameters", "seconds", "strong"):
+    title = f"test scores in %, mean +- standard deviation over {seeds} seeds"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for name in ("task", "model", "score", "params", "seconds", "strong"):
         table.add_column(name, justify="left" if name in ("task", "model") else "right", no_wrap=True)
     for row in rows:
         found = row.summary()

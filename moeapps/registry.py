@@ -68,7 +68,6 @@ def register(kind: str, path: str, summary: str) -> None:
         kind: ``"model"``, ``"router"`` or ``"data"``.
         path: Import path of the class, for example ``"mypackage.models.MyModel"``.
         summary: What it is, in one line.
-
     """
     ENTRIES[path] = Entry(kind, path, summary)
 
@@ -89,7 +88,6 @@ def resolve(path: str) -> type:
 
     Raises:
         KeyError: If the path is not registered. Nothing has been imported then.
-
     """
     if path not in ENTRIES:
         raise KeyError(path)

@@ -103,7 +103,6 @@ def run(args: list[str], output: str | None = None) -> None:
 
     Raises:
         ConfigError: If the configuration is wrong; nothing has been written then.
-
     """
     subcommand = args[0]
     if not {"-h", "--help"} & set(args):

@@ -44,7 +44,6 @@ class StepSeeding(L.Callback):
 
     Args:
         seed: The seed; torch's initial seed (what ``seed_everything`` was given) when None.
-
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -79,7 +78,6 @@ class Interrupted(SystemExit):
     Attributes:
         signum: The signal.
         checkpoint: What to resume from, or None when no step had been made.
-
     """
 
     def __init__(self, signum: int, checkpoint: Path | None) -> None:
@@ -97,7 +95,6 @@ class StopOnSignal(L.Callback):
 
     Args:
         filename: Name of the checkpoint, in the folder of the run's checkpoints.
-
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -173,7 +170,6 @@ class BestWeights(L.Callback):
     Attributes:
         best_score: Value of the metric in the best epoch.
         best_epoch: Its number, from 0.
-
     """
 
     def __init__(self, monitor: str, mode: str = "min") -> None:
@@ -234,7 +230,6 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         ConfigError: If the ending is neither.
-
     """
 
     def __init__(self, path: str) -> None:

@@ -32,7 +32,6 @@ class AtomicCheckpointIO(CheckpointIO):
     Args:
         require_checksum: Whether to refuse files without our footer. False lets checkpoints in that a plain Lightning
             Trainer wrote; damage inside their tensors then goes unnoticed.
-
     """
 
     def __init__(self, require_checksum: bool = True) -> None:
@@ -60,7 +59,6 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
-
         """
         if weights_only is False:
             raise FileFormatError(f"{path}: weights_only=False would run code from the file; it is never used here")
@@ -87,7 +85,6 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is a URL, a folder, damaged or incomplete.
-
         """
         file = existing_file(path, "a checkpoint")
         size = file.stat().st_size
@@ -125,7 +122,6 @@ def check_state_dict(
 
     Raises:
         FileFormatError: Naming the first missing, unexpected and mismatched entries, with both shapes.
-
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}

@@ -65,7 +65,6 @@ def dispatch(x: Tensor, routing: Routing) -> Tensor:
 
     Returns:
         ``(A, d)``, rows sorted by expert.
-
     """
     if routing.position is None:
         return x.index_select(0, routing.token)
@@ -82,7 +81,6 @@ def combine(y: Tensor, routing: Routing) -> Tensor:
 
     Returns:
         ``(N, d_out)``, the weighted sum of each token's experts; zero for a token without any.
-
     """
     weighted = y * routing.weight.to(y.dtype)[:, None]
     if routing.position is None:
@@ -101,7 +99,6 @@ def pad(rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(E, C, d)`` blocks, filled with zeros, with C the largest count (this reads it back to the host), and
         ``(A,)`` the place of each row in the flattened blocks, for :func:`unpad`.
-
     """
     counts = offsets.diff()
     longest = int(counts.max())
@@ -151,7 +148,6 @@ def choose_backend(
 
     Raises:
         ConfigError: If the name is unknown.
-
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -77,7 +77,6 @@ class LightningEstimator(SaveMixin, BaseEstimator):
 
         Returns:
             What was logged, one row per epoch.
-
         """
         if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be a whole number of at least 1, got {self.max_epochs!r}")
@@ -132,7 +131,6 @@ class LightningEstimator(SaveMixin, BaseEstimator):
 
         Raises:
             sklearn.exceptions.NotFittedError: If the estimator is not fitted.
-
         """
         from sklearn.utils.validation import check_is_fitted
 

@@ -23,7 +23,6 @@ class Experts(nn.Module):
         out_dim: Output width.
         num_experts: Number of experts E.
         dtype: Parameter type, or None if there are no parameters.
-
     """
 
     dim: int
@@ -59,7 +58,6 @@ class ExpertMLP(Experts):
         >>> experts = ExpertMLP(dim=4, hidden_dim=8, num_experts=2)
         >>> experts(torch.randn(3, 4), torch.tensor([0, 1, 3], dtype=torch.int32)).shape
         torch.Size([3, 4])
-
     """
 
     def __init__(
@@ -171,7 +169,6 @@ class ExpertList(Experts):
 
     Raises:
         ConfigError: If there is no expert or an expert answers with another shape.
-
     """
 
     def __init__(self, experts: Iterable[nn.Module], dim: int, out_dim: int | None = None) -> None:

@@ -52,7 +52,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: If writing fails, with the path and the free space in its message.
-
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +116,6 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: If there is nothing.
         FileFormatError: If it is a URL or a folder.
-
     """
     if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", str(path)):
         raise FileFormatError(f"{path} is a URL: download the file first, {what} is only read from a local path")

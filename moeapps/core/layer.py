@@ -63,7 +63,6 @@ class MoE(Routed):
         torch.Size([3, 5, 16])
         >>> sorted(layer.auxiliary_losses())
         ['balance', 'z']
-
     """
 
     def __init__(

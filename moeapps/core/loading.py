@@ -18,7 +18,6 @@ class EpochSampler(Sampler[int]):
         length: Number of rows n.
         shuffle: Whether to shuffle.
         seed: Seed of the order.
-
     """
 
     def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
@@ -106,7 +105,6 @@ def make_loader(
     Raises:
         ConfigError: If ``batch_size`` or ``num_workers`` is impossible.
         DataError: If there would not be a single batch.
-
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")

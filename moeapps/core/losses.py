@@ -16,7 +16,6 @@ def load_balance_loss(routing: Routing) -> Tensor:
 
     Returns:
         Scalar in the dtype of the probabilities; exactly 0 for an empty batch.
-
     """
     counts = routing.valid_counts()
     fraction = counts / counts.sum().clamp(min=1)
@@ -32,7 +31,6 @@ def router_z_loss(routing: Routing) -> Tensor:
 
     Returns:
         Scalar in the dtype of the logits; exactly 0 for an empty batch.
-
     """
     valid = routing.valid.to(routing.logits.dtype)
     return (routing.logits.logsumexp(dim=-1).square() * valid).sum() / valid.sum().clamp(min=1)

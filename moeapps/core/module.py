@@ -44,7 +44,6 @@ class MoEModule(L.LightningModule):
         Raises:
             NonFiniteError: If the sum is NaN or infinite. The error names the step, the terms to blame and the layers
                 that saw non-finite tokens; no weight has been changed by this step.
-
         """
         every = {**terms, **self.auxiliary_losses()}
         loss = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in every.values()]).sum()
@@ -59,7 +58,6 @@ class MoEModule(L.LightningModule):
 
         Raises:
             FileFormatError: Naming the first missing, unexpected and mismatched weights, with both shapes.
-
         """
         if self.strict_loading:
             check_state_dict(self, checkpoint["state_dict"], "the checkpoint")

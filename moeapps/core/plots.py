@@ -30,7 +30,6 @@ def plot_training(
 
     Returns:
         The figure; save it with ``figure.savefig(path)``.
-
     """
     figure = new_figure(width=8.0)
     axes = figure.axes[0]

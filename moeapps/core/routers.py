@@ -31,7 +31,6 @@ class Router(nn.Module):
 
     Raises:
         ConfigError: If a size is below 1.
-
     """
 
     def __init__(self, dim: int, num_experts: int) -> None:
@@ -76,7 +75,6 @@ class TopKRouter(Router):
         >>> routing = TopKRouter(dim=8, num_experts=4, top_k=2)(torch.randn(5, 8))
         >>> routing.counts.sum().item(), routing.weight.shape
         (10, torch.Size([10]))
-
     """
 
     def __init__(

@@ -28,7 +28,6 @@ class Routing:
         position: ``(N, k)`` int64, where in the list the assignments of each token stand; None when tokens have
             different numbers of assignments.
         dropped: ``()`` int64, assignments that capacity refused (always 0 when dropless).
-
     """
 
     token: Tensor
@@ -82,7 +81,6 @@ class Routing:
 
         Returns:
             The routing. Nothing is moved to the host: it works without a synchronisation on CUDA.
-
         """
         num_tokens, k = expert.shape
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)

@@ -70,7 +70,6 @@ class SaveMixin:
         Raises:
             OSError: If the disk refuses; the old file is then unchanged.
             ConfigError: If the class is not registered, or an argument cannot be written as JSON.
-
         """
         class_path = _registered_path(type(self))
         document = {
@@ -143,7 +142,6 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
         >>> Mowst(in_channels=4, out_channels=2).save(path)
         >>> type(load(path)).__name__
         'Mowst'
-
     """
     file = existing_file(path, "a model saved by moeapps")
     document, tensors = _read(file)
@@ -293,7 +291,6 @@ def labels_from_json(saved: dict[str, Any]) -> np.ndarray:
 
     Raises:
         ValueError: If the dtype is not one of labels (bool, integer, float, text, object).
-
     """
     if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
         raise ValueError(f"unknown label dtype {saved['dtype']!r}")

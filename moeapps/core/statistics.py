@@ -38,7 +38,6 @@ class RoutingStatistics(Metric):
         >>> statistics.update(TopKRouter(dim=8, num_experts=4)(torch.randn(100, 8)))
         >>> round(float(statistics.compute()["load"].sum()), 5)
         1.0
-
     """
 
     full_state_update = False
@@ -100,7 +99,6 @@ class RoutingMonitor(L.Callback):
 
     Args:
         per_expert: Whether load and importance of each expert are logged too.
-
     """
 
     def __init__(self, per_expert: bool = True) -> None:

@@ -50,9 +50,8 @@ class Confidence(nn.Module):
 
     Example:
         >>> c, g = Confidence(mode="given")(torch.tensor([[0.0, 0.0], [9.0, -9.0]]))
-        >>> [round(float(v), 3) for v in c]
-        [0.0, 1.0]
-
+        >>> tuple(round(float(v), 3) for v in c)
+        (0.0, 1.0)
     """
 
     forced: Tensor

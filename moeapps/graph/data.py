@@ -55,7 +55,6 @@ class GraphDataModule(L.LightningDataModule):
 
     Raises:
         DataError: In ``setup``, if the graph cannot be learned from; the message names the culprit.
-
     """
 
     graph: Data
@@ -139,7 +138,6 @@ class PlanetoidData(GraphDataModule):
 
     Raises:
         ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
-
     """
 
     names = ("Cora", "CiteSeer", "PubMed")
@@ -176,7 +174,6 @@ def load_cora() -> Data:
     Example:
         >>> load_cora()
         Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
-
     """
     with files("moeapps.graph").joinpath("datasets/cora.npz").open("rb") as file, np.load(file) as arrays:
         nodes, features = (int(n) for n in arrays["shape"])
@@ -202,7 +199,6 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
 
     Raises:
         DataError: If fewer than two labeled nodes are there to be split.
-
     """
     if "train_mask" not in graph:
         graph.train_mask = graph.y >= 0

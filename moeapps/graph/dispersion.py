@@ -31,7 +31,6 @@ def variance_dispersion(probabilities: Tensor) -> Tensor:
     Example:
         >>> round(float(variance_dispersion(torch.tensor([0.8, 0.2]))), 4)
         0.36
-
     """
     k = _classes(probabilities)
     return ((k * probabilities.square().sum(-1) - 1) / (k - 1)).clamp(0, 1)
@@ -54,7 +53,6 @@ def entropy_dispersion(probabilities: Tensor) -> Tensor:
     Example:
         >>> round(float(entropy_dispersion(torch.tensor([0.8, 0.2]))), 6)
         0.278072
-
     """
     k = _classes(probabilities)
     smallest = torch.finfo(probabilities.dtype).tiny

@@ -50,7 +50,6 @@ def as_graph(
 
     Raises:
         DataError: Naming the argument, what it got, and what would work.
-
     """
     if isinstance(x, Data):
         data = x
@@ -104,7 +103,6 @@ def check_training_masks(graph: Data) -> None:
 
     Raises:
         DataError: If a mask is missing or empty, or two of them overlap.
-
     """
     for name in MASKS:
         if name in graph:

@@ -34,7 +34,6 @@ class MowstOutput:
         gate_logit: ``(N,)`` its logit.
         used_strong: ``(N,)`` bool, nodes whose prediction uses the strong expert.
         routing: The same as a routing over two experts (0 weak, 1 strong), for core's statistics.
-
     """
 
     log_probs: Tensor
@@ -57,7 +56,6 @@ def separate_loss(weak_logits: Tensor, strong_logits: Tensor, confidence: Tensor
 
     Returns:
         Scalar; 0 for no nodes.
-
     """
     weak = F.cross_entropy(weak_logits, y, reduction="none")
     strong = F.cross_entropy(strong_logits, y, reduction="none")
@@ -77,7 +75,6 @@ def joint_loss(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor, y
 
     Returns:
         Scalar; 0 for no nodes.
-
     """
     return _mean(F.nll_loss(mix_log_probs(weak_logits, strong_logits, gate_logit), y, reduction="none"))
 
@@ -127,7 +124,6 @@ class Mowst(Routed, SavableModule):
         >>> output = Mowst(in_channels=8, out_channels=3).eval()(x, edge_index)
         >>> output.log_probs.exp().sum(1).allclose(torch.ones(4))
         True
-
     """
 
     def __init__(
@@ -215,7 +211,6 @@ class Mowst(Routed, SavableModule):
         Raises:
             ConfigError: If the mode is unknown.
             DataError: If the features have another width.
-
         """
         if x.ndim != 2 or x.shape[1] != self.in_channels:
             raise DataError(f"x must have shape (N, {self.in_channels}), got {tuple(x.shape)}")

@@ -39,7 +39,6 @@ def make_network(
 
     Raises:
         ConfigError: If the name is unknown or a size impossible.
-
     """
     if isinstance(network, nn.Module):
         return network
@@ -79,7 +78,6 @@ def run_network(network: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: 
 
     Raises:
         DataError: If there are edge weights and the network has no use for them.
-
     """
     if not uses_edges(network):
         return network(x)

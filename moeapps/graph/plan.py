@@ -55,7 +55,6 @@ class TrainingPlan:
         stage_name: Current stage, or ``"finished"``.
         round: Number of the current round, from 0.
         champion: ``"weak"``, ``"strong"`` or ``"mix"``: what the trained model predicts with.
-
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class TrainingPlan:
 
         Returns:
             Whether the model's state was replaced.
-
         """
         watch = self.stage.watch
         if scores[watch] > self._best_scores[watch]:

@@ -23,7 +23,6 @@ def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: 
 
     Returns:
         The figure; save it with ``figure.savefig(path)``.
-
     """
     figure = new_figure(columns=2, width=4.6)
     left, right = figure.axes

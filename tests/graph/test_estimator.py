@@ -80,7 +80,8 @@ def test_x1_a_new_process_predicts_and_trains_the_same(fitted, cora, tmp_path):
         "print(type(m).__name__, m.predict(g).shape, m.random_state)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(path), str(tmp_path / "expected.npy"), str(tmp_path / "trained.npy")],
+        [sys.executable, "-W", "ignore", "-c", script, str(path),
+         str(tmp_path / "expected.npy"), str(tmp_path / "trained.npy")],
         env={**os.environ, "PYTHONHASHSEED": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

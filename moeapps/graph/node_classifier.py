@@ -1,0 +1,226 @@
+"""What all node classifiers share behind scikit-learn's interface: inputs, labels, masks, prediction, scoring."""
+
+import copy
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from moeapps.core.errors import DataError
+from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.graph.data import GraphDataModule
+from moeapps.graph.inputs import as_graph, labeled
+from moeapps.graph.node_module import NodeModule
+
+__all__ = ["NodeClassifier", "node_index"]
+
+
+class NodeClassifier(ClassifierMixin, LightningEstimator):
+    """What both classifiers share: inputs, labels, masks, prediction."""
+
+    classes_: np.ndarray
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        edge_index: Any = None,
+        *,
+        edge_weight: Any = None,
+        train_mask: Any = None,
+        val_mask: Any = None,
+        split: int = 0,
+    ) -> Self:
+        """Learn from the labeled nodes of one graph.
+
+        Parameters
+        ----------
+        X : torch_geometric.data.Data or array of shape (N, F)
+            The graph, or its node features; a ``Data`` brings labels, edges and masks with it.
+        y : array of shape (N,), optional
+            Labels of any kind; below 0 or NaN means unlabeled.
+        edge_index : array of shape (2, E) or scipy sparse matrix of shape (N, N), optional
+            Edges, or no edges at all when None.
+        edge_weight : array of shape (E,), optional
+            Weights of the edges.
+        train_mask, val_mask : bool array of shape (N,) or array of node numbers, optional
+            Nodes to train and to validate on. Without ``train_mask`` all labeled nodes are trained on, without
+            ``val_mask`` a fifth of the training nodes is set aside.
+        split : int
+            Column of masks that hold several splits.
+
+        Returns
+        -------
+        self
+            Fitted. If fitting fails, an earlier fit stays as it was.
+
+        Raises
+        ------
+        ValueError
+            Naming the input that cannot be used.
+        """
+        fitted = copy.copy(self)
+        if isinstance(X, Data):
+            fitted.__dict__.pop("feature_names_in_", None)
+        else:
+            validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
+            y = column_or_1d(y, warn=True)
+        graph = as_graph(
+            X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
+        )
+        if graph.y is not None:
+            check_classification_targets(graph.y[labeled(graph.y)])
+        seed = self._seed()
+        data = GraphDataModule(graph, seed=seed)
+        data.setup("fit")
+        module = self._make_module()
+        fitted.history_ = fitted._train(module, data, seed, **self._stopping())
+        fitted.n_iter_ = len(fitted.history_)
+        fitted.n_features_in_ = data.in_channels
+        fitted.classes_ = data.classes
+        fitted.model_ = module.model.eval()
+        fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
+        fitted._after_training(module, data)
+        self.__dict__ = fitted.__dict__
+        return self
+
+    def predict_proba(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> np.ndarray:
+        """Class probabilities of nodes.
+
+        Parameters
+        ----------
+        X : torch_geometric.data.Data or array of shape (N, F), optional
+            The graph or its node features; the training graph when None.
+        edge_index, edge_weight : optional
+            As in :meth:`fit`. A new ``X`` needs its own edges.
+        nodes : array of node numbers or bool array of shape (N,), optional
+            Which nodes; all when None.
+
+        Returns
+        -------
+        array of shape (number of nodes, number of classes)
+            Rows sum to 1; columns are in the order of ``classes_``.
+        """
+        graph = self._graph_to_predict(X, edge_index, edge_weight)
+        probabilities = self._log_probs(graph).exp().cpu().numpy()
+        return probabilities if nodes is None else probabilities[node_index(nodes, len(probabilities))]
+
+    def predict(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> np.ndarray:
+        """Most probable class of nodes, one label per node; parameters as in :meth:`predict_proba`."""
+        best = self.predict_proba(X, edge_index, edge_weight=edge_weight, nodes=nodes).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
+        return labels
+
+    def score(
+        self,
+        X: Any = None,
+        y: Any = None,
+        edge_index: Any = None,
+        *,
+        sample_weight: Any = None,
+        edge_weight: Any = None,
+        nodes: Any = None,
+    ) -> float:
+        """Accuracy over labeled nodes.
+
+        Parameters
+        ----------
+        X, edge_index, edge_weight
+            As in :meth:`predict_proba`.
+        y : array of shape (N,), optional
+            True labels of all nodes; those of ``X`` when it is a ``Data``.
+        sample_weight : array, optional
+            Weight of each scored node.
+        nodes : array of node numbers or bool array, optional
+            Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those; otherwise all.
+        """
+        graph = self._graph_to_predict(X, edge_index, edge_weight)
+        truth = as_graph(graph.x, y if y is not None or not isinstance(X, Data) else X.y).y
+        if truth is None:
+            raise DataError("score needs the true labels y")
+        if nodes is None and isinstance(X, Data) and "test_mask" in X:
+            nodes = as_graph(X).test_mask
+        chosen = np.arange(len(truth)) if nodes is None else node_index(nodes, len(truth))
+        chosen = chosen[labeled(truth)[chosen]]
+        if len(chosen) == 0:
+            raise DataError("none of the nodes to score has a label")
+        predicted = self.classes_[self._log_probs(graph).argmax(-1).cpu().numpy()[chosen]]
+        return float(accuracy_score(truth[chosen], predicted, sample_weight=sample_weight))
+
+    def _graph_to_predict(self, X: Any, edge_index: Any, edge_weight: Any) -> Data:
+        check_is_fitted(self, "model_")
+        if X is None:
+            if not hasattr(self, "graph_"):
+                raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
+            return self.graph_
+        graph = as_graph(X, None, edge_index, edge_weight=edge_weight)
+        if not isinstance(X, Data):
+            validate_data(self, X, reset=False, skip_check_array=True)
+        elif graph.num_features != self.n_features_in_:
+            raise DataError(
+                f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}"
+            )
+        return graph
+
+    @torch.no_grad()
+    def _log_probs(self, graph: Data) -> Tensor:
+        device = resolve_device(self.accelerator)
+        model = self.model_.to(device)
+        weight = graph.edge_weight.to(device) if graph.edge_weight is not None else None
+        return self._forward(model, graph.x.to(device), graph.edge_index.to(device), weight)
+
+    def _forward(self, model: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _make_module(self) -> NodeModule:
+        raise NotImplementedError
+
+    def _stopping(self) -> dict[str, Any]:
+        """What :meth:`_train` has to watch."""
+        return {}
+
+    def _after_training(self, module: Any, data: GraphDataModule) -> None:
+        """Set further fitted attributes."""
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes and class labels."""
+        return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.classes_ = labels_from_json(state["classes_"])
+        super()._restore(state)
+
+
+def node_index(nodes: Any, num_nodes: int) -> np.ndarray:
+    """Node numbers from node numbers or a bool mask.
+
+    Raises:
+        DataError: If a mask has another length, or a number is outside the graph.
+    """
+    chosen = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else np.asarray(nodes)
+    if chosen.dtype == bool:
+        if chosen.shape != (num_nodes,):
+            raise DataError(f"nodes must have one entry per node ({num_nodes}), got {chosen.shape}")
+        return np.flatnonzero(chosen)
+    if chosen.ndim != 1 or (len(chosen) and chosen.dtype.kind not in "iu"):
+        raise DataError(f"nodes must be a list of node numbers or a bool array, got {chosen.dtype} {chosen.shape}")
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= num_nodes):
+        raise DataError(f"nodes must be in 0..{num_nodes - 1}, got {chosen.min()}..{chosen.max()}")
+    return chosen.astype(np.int64)
