@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -86,8 +87,8 @@ def _run_lightning(arguments: list[str]) -> int:
         run(arguments, output)
     except Interrupted as stop:
         name = signal.Signals(stop.signum).name
-        command = _without_option(arguments, "--ckpt_path")
-        _say(f"stopped by {name}; continue with: moeapps {' '.join(command)} --ckpt_path {stop.checkpoint}", 0)
+        command = [*_without_option(arguments, "--ckpt_path"), "--ckpt_path", str(stop.checkpoint)]
+        _say(f"stopped by {name}; continue with: moeapps {shlex.join(command)}", 0)
         return 128 + stop.signum
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -52,7 +53,9 @@ class MoEAppsCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
         root = Path(config.get("default_root_dir") or RUNS)
-        kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        plugins = _as_list(config.get("plugins"))
+        own_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        kwargs["plugins"] = plugins if own_io else [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_as_list(config.get("callbacks")), *self._callbacks(config, fitting)]
         if config.get("logger") in (None, True):
             kwargs["logger"] = _loggers(root) if fitting else False
@@ -70,11 +73,8 @@ class MoEAppsCLI(LightningCLI):
         if self.subcommand == "predict" and self.output is not None:
             added.append(PredictionWriter(str(self.output)))
         if self.subcommand == "fit":
-            added += [
-                StepSeeding(self._get(self.config, "seed_everything")),
-                StopOnSignal(),
-                RoutingMonitor(),
-            ]
+            seed = self._get(self.config, "seed_everything")
+            added += [StepSeeding(None if isinstance(seed, bool) else seed), StopOnSignal(), RoutingMonitor()]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
         return added

@@ -110,7 +110,12 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 log_every_n_steps=1,
                 plugins=[AtomicCheckpointIO()],
             )
-            trainer.fit(module, datamodule=data)
+            try:
+                trainer.fit(module, datamodule=data)
+            except SystemExit:
+                if trainer.interrupted:  # Lightning turns Ctrl-C into the end of the process
+                    raise KeyboardInterrupt from None
+                raise
         module.trainer = None
         module.cpu()
         return history.frame()

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
@@ -42,7 +43,8 @@ class GraphDataModule(L.LightningDataModule):
     """One graph, trained on as a whole: every step sees all nodes.
 
     After ``setup`` the attributes ``graph``, ``in_channels``, ``out_channels`` and ``classes`` are there. Without a
-    ``val_mask``, a fifth of the training nodes (stratified, chosen by ``seed``) is set aside for validation.
+    ``train_mask``, all labeled nodes that are in no other mask are trained on. Without a ``val_mask``, a fifth of the
+    training nodes (stratified, chosen by ``seed``) is set aside for validation.
 
     Args:
         source: A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``,
@@ -96,6 +98,8 @@ class GraphDataModule(L.LightningDataModule):
         graph.y = encode_labels(graph.y, self.classes)
         if self.normalize_features:
             graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
+        if "train_mask" not in graph:
+            graph.train_mask = _rest(graph)
         if "val_mask" not in graph:
             split_nodes(graph, self.seed)
         check_training_masks(graph)
@@ -195,15 +199,9 @@ def load_cora() -> Data:
 def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     """Take ``fraction`` of the labeled training nodes out of ``train_mask`` into ``val_mask``, stratified by class.
 
-    Without a ``train_mask``, all labeled nodes outside ``test_mask`` count as training nodes.
-
     Raises:
         DataError: If fewer than two labeled nodes are there to be split.
     """
-    if "train_mask" not in graph:
-        graph.train_mask = graph.y >= 0
-        if "test_mask" in graph:
-            graph.train_mask = graph.train_mask & ~graph.test_mask
     nodes = (graph.train_mask & (graph.y >= 0)).nonzero().flatten().numpy()
     if len(nodes) < 2:
         raise DataError(f"train_mask has {len(nodes)} labeled nodes: at least 2 are needed to set one aside")
@@ -214,6 +212,15 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     for name, chosen in (("train_mask", train), ("val_mask", val)):
         graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
         graph[name][torch.from_numpy(chosen)] = True
+
+
+def _rest(graph: Data) -> Tensor:
+    """Labeled nodes that no other mask claims: what is trained on when nobody said."""
+    rest: Tensor = graph.y >= 0
+    for name in ("val_mask", "test_mask"):
+        if name in graph:
+            rest = rest & ~graph[name]
+    return rest
 
 
 def _read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:

@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -178,6 +179,20 @@ def test_k8_a_fit_that_fails_leaves_the_model_as_it_was(cora):
         model.fit(frame, [0, 1, 0, 1])
     assert np.array_equal(model.predict_proba(cora), before)
     assert not hasattr(model, "feature_names_in_")
+
+
+def test_ctrl_c_during_fit_is_a_keyboard_interrupt_and_leaves_the_model_as_it_was(cora, monkeypatch):
+    model = GNNClassifier("mlp", max_epochs=2, random_state=0).fit(cora)
+    before, handler = model.predict_proba(cora), signal.getsignal(signal.SIGINT)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moeapps.graph.node_module.GNNModule.training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(cora)
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert np.array_equal(model.predict_proba(cora), before)
 
 
 def test_k9_eight_threads_predict_the_same(fitted, cora):

@@ -163,6 +163,13 @@ def test_without_a_validation_mask_a_fifth_of_the_training_nodes_is_set_aside():
     assert not (module.graph.val_mask & module.graph.train_mask).any()
 
 
+def test_without_a_training_mask_the_rest_is_trained_on():
+    graph = data(train_mask=None)
+    del graph.train_mask
+    module = setup(graph)
+    assert module.graph.train_mask.tolist() == [True] * 4 + [False] * 4
+
+
 def test_d3_too_few_labeled_nodes_are_refused():
     y = torch.tensor([0, 1] + [-1] * 6)
     graph = data(y=y, train_mask=torch.arange(8) < 1)
