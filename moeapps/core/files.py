@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target.parent)
-    temporary = target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}.{_MARK}"
+    token = secrets.token_hex(4)  # two threads may write the same file
+    temporary = target.parent / f".{target.name}.{token}.{socket.gethostname()}.{os.getpid()}.{_MARK}"
     try:
         with open(temporary, "wb") as file:
             yield file
