@@ -98,9 +98,3 @@ class Routing:
             position=position.view(num_tokens, k),
             dropped=torch.zeros((), dtype=torch.int64, device=expert.device),
         )
-
-    def detach(self) -> "Routing":
-        """Return the same routing cut off from the autograd graph, for statistics that outlive the step."""
-        return Routing(
-            **{name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        )

@@ -1,6 +1,7 @@
 """The MoE layer against a dense reference, and its behaviour on awkward input (cases C1-C13)."""
 
 import copy
+import dataclasses
 import io
 import pickle
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, load_balance_loss, router_z_loss
+from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, combine, dispatch, load_balance_loss, router_z_loss
 from moeapps.core.dispatch import choose_backend, grouped_is_possible
 from moeapps.core.errors import ConfigError, DataError
 
@@ -264,6 +265,27 @@ def test_c13_copies_pickles_and_state_dicts_answer_the_same():
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
         assert twin.last_routing is None
         assert torch.equal(twin(x), expected)
+
+
+def test_tokens_may_have_different_numbers_of_experts():
+    """Assignments in any number, as top-p, capacity or expert choice make them: no table of positions, only the list."""
+    full = TopKRouter(8, 4, 3)(torch.randn(9, 8))
+    keep = torch.rand(27) < 0.6
+    keep[full.token == 4] = False  # one token without any expert
+    expert = full.expert[keep]
+    routing = dataclasses.replace(
+        full, token=full.token[keep], expert=expert, weight=full.weight[keep], position=None,
+        offsets=torch.searchsorted(expert, torch.arange(5), out_int32=True),
+    )  # fmt: skip
+    experts, x = ExpertMLP(8, 16, 4), torch.randn(9, 8, requires_grad=True)
+    y = combine(experts(dispatch(x, routing), routing.offsets), routing)
+    every = experts(x.repeat(4, 1), torch.arange(0, 37, 9, dtype=torch.int32)).view(4, 9, 8)
+    weight = torch.zeros(4, 9).index_put((routing.expert, routing.token), routing.weight)
+    reference = (weight[:, :, None] * every).sum(0)
+    torch.testing.assert_close(y, reference, atol=1e-6, rtol=1e-5)
+    assert not y[4].any()
+    gradients = [torch.autograd.grad(out.square().sum(), x, retain_graph=True)[0] for out in (y, reference)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
 
 
 def test_arbitrary_modules_as_experts_equal_their_dense_mixture():
