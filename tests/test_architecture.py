@@ -48,6 +48,8 @@ def test_importing_moeapps_loads_no_framework():
 
 @pytest.mark.parametrize("package", [moeapps, moeapps.core], ids=lambda package: package.__name__)
 def test_every_public_name_is_there(package):
+    modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not modules & set(package.__all__), "a module would hide the name once it is imported"
     for name in package.__all__:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

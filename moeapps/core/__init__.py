@@ -4,8 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moeapps.core.dispatch import combine as combine
-    from moeapps.core.dispatch import dispatch as dispatch
     from moeapps.core.estimator import LightningEstimator as LightningEstimator
     from moeapps.core.experts import ExpertList as ExpertList
     from moeapps.core.experts import ExpertMLP as ExpertMLP
@@ -35,8 +33,6 @@ _LAZY = {
     "RoutingMonitor": "statistics",
     "RoutingStatistics": "statistics",
     "TopKRouter": "routers",
-    "combine": "dispatch",
-    "dispatch": "dispatch",
     "load": "saving",
     "load_balance_loss": "losses",
     "router_z_loss": "losses",
@@ -55,8 +51,6 @@ __all__ = [
     "RoutingMonitor",
     "RoutingStatistics",
     "TopKRouter",
-    "combine",
-    "dispatch",
     "load",
     "load_balance_loss",
     "router_z_loss",

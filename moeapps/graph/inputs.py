@@ -209,6 +209,8 @@ def _labels(y: Any, num_nodes: int) -> np.ndarray | None:
     if labels.shape != (num_nodes,):
         raise DataError(f"y must have shape ({num_nodes},), one label per node, got {labels.shape}")
     if labels.dtype.kind == "f":
+        if np.isinf(labels).any():
+            raise DataError(f"y is infinite at node {int(np.isinf(labels).argmax())}; NaN or -1 means unlabeled")
         known = labels[labeled(labels)]
         if not np.array_equal(known, np.floor(known)):
             raise DataError("y is continuous (not whole numbers); class labels are integers, text or bool")

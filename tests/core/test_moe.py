@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, combine, dispatch, load_balance_loss, router_z_loss
-from moeapps.core.dispatch import choose_backend, grouped_is_possible
+from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, load_balance_loss, router_z_loss
+from moeapps.core.dispatch import choose_backend, combine, dispatch, grouped_is_possible
 from moeapps.core.errors import ConfigError, DataError
 
 BACKENDS = ("loop", "bmm", "grouped", "auto")
@@ -268,7 +268,7 @@ def test_c13_copies_pickles_and_state_dicts_answer_the_same():
 
 
 def test_tokens_may_have_different_numbers_of_experts():
-    """Assignments in any number, as top-p, capacity or expert choice make them: no table of positions, only the list."""
+    """Assignments in any number, as top-p, capacity or expert choice make them: the list alone, no positions."""
     full = TopKRouter(8, 4, 3)(torch.randn(9, 8))
     keep = torch.rand(27) < 0.6
     keep[full.token == 4] = False  # one token without any expert

@@ -106,6 +106,7 @@ def test_g3_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
         ({"y": torch.zeros(8)}, "1 class"),
         ({"y": torch.zeros(7)}, r"y must have shape \(8,\)"),
         ({"y": torch.rand(8)}, "continuous"),
+        ({"y": torch.tensor([0.0, 1, torch.inf, 1, 0, 1, 0, 1])}, "y is infinite at node 2"),
         ({"edge_weight": torch.ones(3)}, r"edge_weight must have shape \(4,\)"),
         ({"edge_weight": torch.full((4,), torch.nan)}, "edge_weight has NaN"),
         ({"x": None}, "no node features"),
