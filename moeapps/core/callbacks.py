@@ -77,10 +77,10 @@ class Interrupted(SystemExit):
 
     Attributes:
         signum: The signal.
-        checkpoint: What to resume from, or None when no step had been made.
+        checkpoint: What to resume from.
     """
 
-    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+    def __init__(self, signum: int, checkpoint: Path) -> None:
         super().__init__(128 + signum)
         self.signum = signum
         self.checkpoint = checkpoint

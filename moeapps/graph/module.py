@@ -131,7 +131,7 @@ class MowstModule(NodeModule):
         return Mowst(in_channels, out_channels, **self.settings)
 
     def log_probs(self, graph: Data) -> Tensor:
-        """``(N, K)`` log-probabilities of every node, by the chosen inference."""
+        """``(N, K)`` log-probabilities of every node, by the chosen inference (sampled always with the same seed)."""
         generator = torch.Generator().manual_seed(0)
         output = self.model(
             graph.x,
