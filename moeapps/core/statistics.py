@@ -104,6 +104,7 @@ class RoutingMonitor(L.Callback):
     def __init__(self, per_expert: bool = True) -> None:
         self.per_expert = per_expert
         self._statistics: dict[str, RoutingStatistics] = {}
+        self._counted: dict[str, Routing] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an epoch of training with empty statistics."""
@@ -139,12 +140,14 @@ class RoutingMonitor(L.Callback):
 
     def _update(self, pl_module: L.LightningModule, stage: str) -> None:
         for name, layer in routed_layers(pl_module).items():
-            if layer.last_routing is None:
-                continue
+            routing = layer.last_routing
+            if routing is None or routing is self._counted.get(name):
+                continue  # the layer took no part in this step
+            self._counted[name] = routing
             key = f"{stage}moe/{name}"
             if key not in self._statistics:
-                self._statistics[key] = RoutingStatistics(layer.last_routing.num_experts).to(pl_module.device)
-            self._statistics[key].update(layer.last_routing)
+                self._statistics[key] = RoutingStatistics(routing.num_experts).to(pl_module.device)
+            self._statistics[key].update(routing)
 
     def _log(self, pl_module: L.LightningModule, stage: str) -> None:
         values: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Data
 
 from moeapps.core.errors import ConfigError
-from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, joint_loss, separate_loss
+from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, mix_log_probs, separate_loss
 from moeapps.graph.node_module import NodeModule, check_rates, measure
 from moeapps.graph.plan import Pretrain, Scores, TrainingPlan
 
@@ -292,13 +292,10 @@ class MowstModule(NodeModule):
         self._confidence = confidence
         self.model.remember_routing(confidence, gate_logit, confidence < self.threshold)  # type: ignore[operator]
         mask, y = batch.val_mask, batch.y[batch.val_mask]
-        mixed = -joint_loss(weak[mask], strong[mask], gate_logit[mask], y)
-        c = confidence[mask, None]
-        mixture = c * weak[mask].softmax(-1) + (1 - c) * strong[mask].softmax(-1)
         self._measured = {
             "weak": measure(weak[mask].log_softmax(-1), y),
             "strong": measure(strong[mask].log_softmax(-1), y),
-            "mix": (float((mixture.argmax(-1) == y).float().mean()), -float(mixed)),
+            "mix": measure(mix_log_probs(weak[mask], strong[mask], gate_logit[mask]), y),
         }
         # an improvement of less than 0.001 in loss is none: it would stretch a stage without end
         losses = {name: -round(loss, 3) for name, (_, loss) in self._measured.items()}

@@ -14,7 +14,7 @@ from moeapps.core.saving import SavableModule
 from moeapps.graph.confidence import Confidence
 from moeapps.graph.networks import make_network, run_network
 
-__all__ = ["Inference", "Mowst", "MowstOutput", "Variant", "joint_loss", "separate_loss"]
+__all__ = ["Inference", "Mowst", "MowstOutput", "Variant", "joint_loss", "mix_log_probs", "separate_loss"]
 
 Variant = Literal["mowst", "mowst_star"]
 Inference = Literal["mix", "threshold", "sample"]
@@ -80,7 +80,16 @@ def joint_loss(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor, y
 
 
 def mix_log_probs(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor) -> Tensor:
-    r"""Logarithm of the mixture :math:`c\,p + (1-c)\,q`, as ``(N, K)``, without leaving log space."""
+    r"""Logarithm of the mixture :math:`c\,p + (1-c)\,q`, without leaving log space.
+
+    Args:
+        weak_logits: ``(N, K)``, p = softmax of them.
+        strong_logits: ``(N, K)``, q = softmax of them.
+        gate_logit: ``(N,)`` logit of c.
+
+    Returns:
+        ``(N, K)`` log-probabilities.
+    """
     weak = F.logsigmoid(gate_logit)[:, None] + weak_logits.log_softmax(-1)
     strong = F.logsigmoid(-gate_logit)[:, None] + strong_logits.log_softmax(-1)
     return torch.logaddexp(weak, strong)
