@@ -31,8 +31,11 @@ _OTHER = (
 )
 
 
-def check_arguments(args: list[str]) -> None:
+def check_arguments(args: list[str]) -> dict[str, Any]:
     """Check the arguments after ``moeapps fit`` (or validate, test, predict).
+
+    Returns:
+        The configuration files merged, and the options of the command line over them, by top-level key.
 
     Raises:
         ConfigError: Naming the full key and the nearest valid one.
@@ -54,6 +57,7 @@ def check_arguments(args: list[str]) -> None:
     _check_mapping(config)
     for key, given in overrides:
         _check_override(key, given, config)
+    return {**config, **dict(overrides)}
 
 
 def _read(path: str | None) -> dict[str, Any]:

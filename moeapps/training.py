@@ -105,13 +105,12 @@ def run(args: list[str], output: str | None = None) -> None:
         ConfigError: If the configuration is wrong; nothing has been written then.
     """
     subcommand = args[0]
-    if not {"-h", "--help"} & set(args):
-        check_arguments(args[1:])
-    if _option(args, "--weights_only") in ("false", "False", "0"):
+    options = {} if {"-h", "--help"} & set(args) else check_arguments(args[1:])
+    if str(options.get("weights_only")).lower() in ("false", "0"):
         raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
     MoEAppsCLI.output = _prediction_file(output) if subcommand == "predict" else None
-    if path := _option(args, "--ckpt_path"):
-        AtomicCheckpointIO().verify(path)
+    if options.get("ckpt_path"):
+        AtomicCheckpointIO().verify(options["ckpt_path"])
     if subcommand == "predict":
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False}
@@ -156,15 +155,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _option(args: list[str], name: str) -> str | None:
-    for position, arg in enumerate(args):
-        if arg == name and position + 1 < len(args):
-            return args[position + 1]
-        if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-    return None
 
 
 def _telling(error: BaseException) -> MoEAppsError:

@@ -21,10 +21,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.callbacks import BestWeights, HistoryRecorder, LastCheckpoint, StepSeeding, seed_everything
-from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.checkpoint import AtomicCheckpointIO, check_state_dict
 from moeapps.core.errors import ConfigError
 from moeapps.core.saving import SaveMixin
 
@@ -137,8 +138,6 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         Raises:
             sklearn.exceptions.NotFittedError: If the estimator is not fitted.
         """
-        from sklearn.utils.validation import check_is_fitted
-
         check_is_fitted(self, "model_")
         state = {name: getattr(self, name) for name in self._saved_attributes if hasattr(self, name)}
         if hasattr(self, "feature_names_in_"):
@@ -170,8 +169,6 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
         """Construct, restore, compare names and shapes, load."""
-        from moeapps.core.checkpoint import check_state_dict
-
         estimator = cls(**arguments)
         estimator._restore(state)
         model = estimator._build_model()
@@ -197,11 +194,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",
-                ".*isinstance.treespec, LeafSpec.*",
-                ".*LeafSpec.*",
-            ):
+            for message in (".*does not have many workers.*", ".*LeafSpec.*"):
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,7 +27,7 @@ from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 
-__all__ = ["FORMAT", "Savable", "SavableModule", "load"]
+__all__ = ["FORMAT", "Savable", "SavableModule", "labels_from_json", "labels_to_json", "load"]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -38,7 +38,6 @@ _MODULE = "$module"
 _MAX_HEADER = 100_000_000
 
 
-@runtime_checkable
 class Savable(Protocol):
     """What an object offers so that it can be saved and loaded."""
 

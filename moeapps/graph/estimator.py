@@ -74,8 +74,6 @@ class GNNClassifier(NodeClassifier):
     True
     """
 
-    _saved_attributes = ("n_features_in_", "n_iter_")
-
     def __init__(
         self,
         network: str | nn.Module = "gcn",

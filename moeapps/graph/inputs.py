@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from moeapps.core.errors import DataError, DataTypeError
 
-__all__ = ["as_graph", "check_training_masks", "class_names"]
+__all__ = ["as_graph", "as_labels", "check_training_masks", "class_names", "encode_labels", "labeled"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def as_graph(
     edges = _edges(edge_index, num_nodes)
     graph = Data(x=features, edge_index=edges)
     graph.edge_weight = _edge_weight(edge_weight, edges.shape[1])
-    graph.y = _labels(y, num_nodes)
+    graph.y = None if y is None else as_labels(y, num_nodes)
     for name, mask in masks.items():
         if mask is not None:
             graph[name] = _mask(name, mask, num_nodes, split)
@@ -200,9 +200,12 @@ def _edge_weight(edge_weight: Any, num_edges: int) -> Tensor | None:
     return weight
 
 
-def _labels(y: Any, num_nodes: int) -> np.ndarray | None:
-    if y is None:
-        return None
+def as_labels(y: Any, num_nodes: int) -> np.ndarray:
+    """Labels of any kind as an ``(N,)`` array.
+
+    Raises:
+        DataError: If there is not one per node, or they are infinite or not whole numbers.
+    """
     labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

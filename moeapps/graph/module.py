@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from moeapps.core.errors import ConfigError
 from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, mix_log_probs, separate_loss
 from moeapps.graph.node_module import NodeModule, check_rates, measure
-from moeapps.graph.plan import Pretrain, Scores, TrainingPlan
+from moeapps.graph.plan import STAGES, Pretrain, Scores, TrainingPlan
 
 __all__ = ["MowstModule"]
 
@@ -184,7 +184,6 @@ class MowstModule(NodeModule):
         if self.trainer.state.fn != "fit":
             self.log_measures("val", self.log_probs(batch), batch.y, batch.val_mask)
             return
-        names = list(self.plan_stages())
         self.log_dict(
             {
                 "val/accuracy": self._measured["mix"][0],
@@ -193,7 +192,7 @@ class MowstModule(NodeModule):
                 "val/strong_accuracy": self._measured["strong"][0],
                 "train/confidence": self._mean_confidence(batch.train_mask),
                 "val/confidence": self._mean_confidence(batch.val_mask),
-                "stage": float(names.index(self.plan.stage_name)),
+                "stage": float(self.plan_stages().index(self.plan.stage_name)),
                 "round": float(self.plan.round),
             },
             batch_size=int(batch.val_mask.sum()),
@@ -205,18 +204,10 @@ class MowstModule(NodeModule):
     @staticmethod
     def plan_stages() -> tuple[str, ...]:
         """Names of the stages, in the order of their logged numbers."""
-        return (
-            "pretrain_weak",
-            "pretrain_strong",
-            "fit_gate",
-            "joint",
-            "weak_turn",
-            "strong_turn",
-            "finished",
-        )
+        return (*STAGES, "finished")
 
     def on_fit_start(self) -> None:
-        """Forget what was evaluated before, and do not train on when training was finished already."""
+        """Forget the logits of an earlier fit: the weights may be others now."""
         self._evaluated = {}
 
     def on_train_epoch_start(self) -> None:

@@ -7,7 +7,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import check_sizes
 from moeapps.registry import nearest
 
-__all__ = ["GNNS", "make_network", "run_network", "uses_edges"]
+__all__ = ["GNNS", "make_network", "run_network"]
 
 GNNS: dict[str, type[nn.Module]] = {"gcn": GCN, "sage": GraphSAGE}
 """Graph networks by name; any module with ``forward(x, edge_index)`` can be given instead of a name."""
@@ -68,18 +68,13 @@ def make_network(
     return built
 
 
-def uses_edges(network: nn.Module) -> bool:
-    """Whether a network is called with edges; PyG's MLP is the one that is not."""
-    return not isinstance(network, MLP)
-
-
 def run_network(network: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
     """Call a network as its kind wants to be called.
 
     Raises:
         DataError: If there are edge weights and the network has no use for them.
     """
-    if not uses_edges(network):
+    if isinstance(network, MLP):  # the one that takes no edges
         return network(x)
     if edge_weight is None:
         return network(x, edge_index)

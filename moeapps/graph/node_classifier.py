@@ -17,7 +17,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.graph.data import GraphDataModule
-from moeapps.graph.inputs import as_graph, labeled
+from moeapps.graph.inputs import as_graph, as_labels, labeled
 from moeapps.graph.node_module import NodeModule
 
 __all__ = ["NodeClassifier", "node_index"]
@@ -147,11 +147,11 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those; otherwise all.
         """
         graph = self._graph_to_predict(X, edge_index, edge_weight)
-        truth = as_graph(graph.x, y if y is not None or not isinstance(X, Data) else X.y).y
+        truth = graph.y if y is None else as_labels(y, graph.num_nodes)
         if truth is None:
             raise DataError("score needs the true labels y")
-        if nodes is None and isinstance(X, Data) and "test_mask" in X:
-            nodes = as_graph(X).test_mask
+        if nodes is None and "test_mask" in graph:
+            nodes = graph.test_mask
         chosen = np.arange(len(truth)) if nodes is None else node_index(nodes, len(truth))
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:

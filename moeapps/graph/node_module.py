@@ -19,7 +19,7 @@ class NodeModule(MoEModule):
     """Base of both modules: sizes taken from the data, what is measured, what is predicted.
 
     A subclass has ``in_channels`` and ``out_channels`` (None means: ask the data module) and defines
-    :meth:`make_network` and :meth:`log_probs`.
+    :meth:`make_model` and :meth:`log_probs`.
     """
 
     in_channels: int | None

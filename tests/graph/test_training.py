@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from benchmarks.graph_two_halves import compare
 from moeapps.core.callbacks import LastCheckpoint, StepSeeding
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstClassifier, MowstModule
+from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstModule
 from moeapps.graph.plan import TrainingPlan
 
 
@@ -223,41 +224,8 @@ def test_a_module_without_sizes_and_without_data_says_so():
         MowstModule().configure_model()
 
 
-def split_task(seed: int) -> Data:
-    """Half the nodes carry the label in x and random edges; the other half noise in x and homophilous edges."""
-    generator = torch.Generator().manual_seed(seed)
-    nodes = 1200
-    y = torch.randint(0, 3, (nodes,), generator=generator)
-    by_feature = torch.arange(nodes) < nodes // 2
-    noise = torch.randn(nodes, 3, generator=generator)
-    x = torch.cat([torch.where(by_feature[:, None], torch.nn.functional.one_hot(y, 3) * 3.0, 0.0) + noise], dim=1)
-    x = torch.cat([x, by_feature.float()[:, None]], dim=1)
-    source = torch.randint(0, nodes, (40 * nodes,), generator=generator)
-    target = torch.randint(0, nodes, (40 * nodes,), generator=generator)
-    homophilous = ~by_feature[source] & ~by_feature[target]
-    good = torch.where(homophilous, y[source] == y[target], by_feature[source] & by_feature[target])
-    keep = good & (torch.rand(40 * nodes, generator=generator) < 0.5)
-    # the graph half's features: the label, seen only in the mean over neighbours
-    x[~by_feature, :3] = noise[~by_feature] * 1.5 + torch.nn.functional.one_hot(y[~by_feature], 3) * 0.8
-    edge_index = torch.stack([source[keep], target[keep]])
-    data = Data(x=x, edge_index=torch.cat([edge_index, edge_index.flip(0)], dim=1), y=y)
-    part = torch.rand(nodes, generator=generator)
-    data.train_mask, data.val_mask, data.test_mask = part < 0.4, (part >= 0.4) & (part < 0.7), part >= 0.7
-    data.by_feature = by_feature
-    return data
-
-
 def test_a_task_made_of_two_halves_needs_both_experts():
-    from moeapps.graph import GNNClassifier
-
-    gain, gap = [], []
-    for seed in range(2):
-        data = split_task(seed)
-        common = {"hidden_channels": 16, "random_state": seed, "patience": 20, "dropout": 0.2}
-        alone = [GNNClassifier(network, **common).fit(data).score(data) for network in ("mlp", "gcn")]
-        mixture = MowstClassifier(**common).fit(data)
-        gain.append(mixture.score(data) - max(alone))
-        confidence = torch.as_tensor(mixture.predict_confidence(data))
-        gap.append(float(confidence[data.by_feature].mean() - confidence[~data.by_feature].mean()))
-    assert min(gain) > 0.02, gain
-    assert min(gap) > 0.1, gap
+    found = [compare(seed) for seed in range(2)]
+    for scores, gap in found:
+        assert scores["Mowst*"] - max(scores["MLP"], scores["GCN"]) > 0.02, found
+        assert gap > 0.1, found
