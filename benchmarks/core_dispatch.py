@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from moeapps.core import MoE
-from moeapps.core.dispatch import choose_backend
+from moeapps.core.kernels import choose_backend
 
 SIZES = [  # N, d, h, E, k
     (4096, 128, 512, 8, 2),

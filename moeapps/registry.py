@@ -19,11 +19,12 @@ class Entry:
     kind: str
     path: str
     summary: str
+    alias: str | None = None
 
     @property
     def name(self) -> str:
-        """Short name: the last part of the path."""
-        return self.path.rpartition(".")[2]
+        """Short name: the alias, or the last part of the path."""
+        return self.alias or self.path.rpartition(".")[2]
 
 
 ENTRIES: dict[str, Entry] = {
@@ -49,8 +50,59 @@ ENTRIES: dict[str, Entry] = {
         Entry(
             "router",
             "moeapps.core.TopKRouter",
-            "softmax over experts, the k most probable ones (Switch, GShard)",
+            "softmax over experts, the k most probable ones (Switch, GShard, V-MoE)",
+            "topk",
         ),
+        Entry(
+            "router", "moeapps.core.NoisyTopKRouter", "top-k with noise of learned size (Shazeer 2017)", "noisy_topk"
+        ),
+        Entry(
+            "router",
+            "moeapps.core.TopPRouter",
+            "as many experts as it takes to reach probability p (dynamic routing)",
+            "topp",
+        ),
+        Entry(
+            "router",
+            "moeapps.core.ExpertChoiceRouter",
+            "every expert takes its top tokens; evaluation falls back to top-k",
+            "expert_choice",
+        ),
+        Entry(
+            "router", "moeapps.core.HashRouter", "one expert by hash of the token or its id; nothing to learn", "hash"
+        ),
+        Entry(
+            "router",
+            "moeapps.core.ThorRouter",
+            "random experts per batch in training, the mean of all in evaluation",
+            "thor",
+        ),
+        Entry(
+            "router", "moeapps.core.SMoEDropoutRouter", "fixed random router, k grows during training", "smoe_dropout"
+        ),
+        Entry(
+            "router",
+            "moeapps.core.NullExpertsRouter",
+            "top-k over real and null experts: easy tokens use fewer (AdaMoE)",
+            "null_experts",
+        ),
+        Entry(
+            "router",
+            "moeapps.core.SharedExpertsRouter",
+            "always-on experts beside routed ones, balanced by a bias (DeepSeekMoE)",
+            "shared",
+        ),
+        Entry(
+            "router", "moeapps.core.BilevelRouter", "first a group of experts, then an expert in it (SMILE)", "bilevel"
+        ),
+        Entry("router", "moeapps.core.AvgKRouter", "score by the mean of an expert's keys; no router weights", "avg_k"),
+        Entry(
+            "router",
+            "moeapps.core.AutonomyRouter",
+            "experts score themselves by the norm of a narrow activation",
+            "autonomy",
+        ),
+        Entry("router", "moeapps.core.SoftRouter", "every slot is a mix of a sample's tokens (Soft MoE)", "soft"),
         Entry(
             "data",
             "moeapps.graph.PlanetoidData",
@@ -61,15 +113,16 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-def register(kind: str, path: str, summary: str) -> None:
+def register(kind: str, path: str, summary: str, alias: str | None = None) -> None:
     """Make a class of your own known to :func:`moeapps.load` and to ``moeapps list``.
 
     Args:
         kind: ``"model"``, ``"router"`` or ``"data"``.
         path: Import path of the class, for example ``"mypackage.models.MyModel"``.
         summary: What it is, in one line.
+        alias: Short name, where the class's name is not it (routers: ``"topk"``).
     """
-    ENTRIES[path] = Entry(kind, path, summary)
+    ENTRIES[path] = Entry(kind, path, summary, alias)
 
 
 def entries(kind: str | None = None) -> list[Entry]:

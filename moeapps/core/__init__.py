@@ -8,51 +8,114 @@ if TYPE_CHECKING:
     from moeapps.core.experts import ExpertList as ExpertList
     from moeapps.core.experts import ExpertMLP as ExpertMLP
     from moeapps.core.experts import Experts as Experts
+    from moeapps.core.experts import FactoredExpertMLP as FactoredExpertMLP
+    from moeapps.core.experts import FeedForward as FeedForward
+    from moeapps.core.experts import HeterogeneousExperts as HeterogeneousExperts
     from moeapps.core.layer import MoE as MoE
     from moeapps.core.layer import Routed as Routed
+    from moeapps.core.losses import consistency_loss as consistency_loss
+    from moeapps.core.losses import entropy_loss as entropy_loss
+    from moeapps.core.losses import importance_loss as importance_loss
     from moeapps.core.losses import load_balance_loss as load_balance_loss
+    from moeapps.core.losses import mutual_information as mutual_information
+    from moeapps.core.losses import parameter_penalty_loss as parameter_penalty_loss
     from moeapps.core.losses import router_z_loss as router_z_loss
     from moeapps.core.module import MoEModule as MoEModule
+    from moeapps.core.routers import AutonomyRouter as AutonomyRouter
+    from moeapps.core.routers import AvgKRouter as AvgKRouter
+    from moeapps.core.routers import BilevelRouter as BilevelRouter
+    from moeapps.core.routers import ExpertChoiceRouter as ExpertChoiceRouter
+    from moeapps.core.routers import HashRouter as HashRouter
+    from moeapps.core.routers import NoisyTopKRouter as NoisyTopKRouter
+    from moeapps.core.routers import NullExpertsRouter as NullExpertsRouter
     from moeapps.core.routers import Router as Router
+    from moeapps.core.routers import SharedExpertsRouter as SharedExpertsRouter
+    from moeapps.core.routers import SMoEDropoutRouter as SMoEDropoutRouter
+    from moeapps.core.routers import SoftRouter as SoftRouter
+    from moeapps.core.routers import ThorRouter as ThorRouter
     from moeapps.core.routers import TopKRouter as TopKRouter
+    from moeapps.core.routers import TopPRouter as TopPRouter
+    from moeapps.core.routers import make_router as make_router
     from moeapps.core.routing import Routing as Routing
     from moeapps.core.saving import load as load
     from moeapps.core.statistics import RoutingMonitor as RoutingMonitor
     from moeapps.core.statistics import RoutingStatistics as RoutingStatistics
 
 _LAZY = {
+    "AutonomyRouter": "routers",
+    "AvgKRouter": "routers",
+    "BilevelRouter": "routers",
+    "ExpertChoiceRouter": "routers",
     "ExpertList": "experts",
     "ExpertMLP": "experts",
     "Experts": "experts",
+    "FactoredExpertMLP": "experts",
+    "FeedForward": "experts",
+    "HashRouter": "routers",
+    "HeterogeneousExperts": "experts",
     "LightningEstimator": "estimator",
     "MoE": "layer",
     "MoEModule": "module",
+    "NoisyTopKRouter": "routers",
+    "NullExpertsRouter": "routers",
     "Routed": "layer",
     "Router": "routers",
     "Routing": "routing",
     "RoutingMonitor": "statistics",
     "RoutingStatistics": "statistics",
+    "SMoEDropoutRouter": "routers",
+    "SharedExpertsRouter": "routers",
+    "SoftRouter": "routers",
+    "ThorRouter": "routers",
     "TopKRouter": "routers",
+    "TopPRouter": "routers",
+    "consistency_loss": "losses",
+    "entropy_loss": "losses",
+    "importance_loss": "losses",
     "load": "saving",
     "load_balance_loss": "losses",
+    "make_router": "routers",
+    "mutual_information": "losses",
+    "parameter_penalty_loss": "losses",
     "router_z_loss": "losses",
 }
 
 __all__ = [
+    "AutonomyRouter",
+    "AvgKRouter",
+    "BilevelRouter",
+    "ExpertChoiceRouter",
     "ExpertList",
     "ExpertMLP",
     "Experts",
+    "FactoredExpertMLP",
+    "FeedForward",
+    "HashRouter",
+    "HeterogeneousExperts",
     "LightningEstimator",
     "MoE",
     "MoEModule",
+    "NoisyTopKRouter",
+    "NullExpertsRouter",
     "Routed",
     "Router",
     "Routing",
     "RoutingMonitor",
     "RoutingStatistics",
+    "SMoEDropoutRouter",
+    "SharedExpertsRouter",
+    "SoftRouter",
+    "ThorRouter",
     "TopKRouter",
+    "TopPRouter",
+    "consistency_loss",
+    "entropy_loss",
+    "importance_loss",
     "load",
     "load_balance_loss",
+    "make_router",
+    "mutual_information",
+    "parameter_penalty_loss",
     "router_z_loss",
 ]
 

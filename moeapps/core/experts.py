@@ -1,18 +1,15 @@
 """Experts: what tokens are routed to."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from moeapps.core.dispatch import Backend, choose_backend, pad, unpad
+from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
-from moeapps.core.routers import check_sizes
+from moeapps.core.kernels import ACTIVATIONS, Backend, choose_backend, sorted_linear, sorted_mlp
 
-__all__ = ["ACTIVATIONS", "ExpertList", "ExpertMLP", "Experts"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+__all__ = ["ExpertList", "ExpertMLP", "Experts", "FactoredExpertMLP", "FeedForward", "HeterogeneousExperts"]
 
 
 class Experts(nn.Module):
@@ -22,12 +19,14 @@ class Experts(nn.Module):
         dim: Input width d.
         out_dim: Output width.
         num_experts: Number of experts E.
+        sizes: Size of each expert, where they differ, for the parameter penalty; None when all are alike.
         dtype: Parameter type, or None if there are no parameters.
     """
 
     dim: int
     out_dim: int
     num_experts: int
+    sizes: tuple[int, ...] | None = None
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -35,19 +34,41 @@ class Experts(nn.Module):
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
-        """Apply expert e to ``rows[offsets[e]:offsets[e + 1]]``, for every e."""
+        """Apply expert e to ``rows[offsets[e]:offsets[e + 1]]``, for every e; rows beyond give zero."""
         raise NotImplementedError
+
+
+def _fan_in_uniform_(weight: Tensor, bias: Tensor | None) -> None:
+    """Initialise each expert as ``torch.nn.Linear`` initialises itself; weights are ``(E, in, out)``."""
+    bound = weight.shape[1] ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+    if bias is not None:
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def _compute_dtype(rows: Tensor) -> torch.dtype:
+    """Type of the products: autocast's where it is on (grouped_mm is not registered with autocast), else the rows'."""
+    device = rows.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+
+
+def _counts(offsets: Tensor) -> Tensor | None:
+    """Rows of each expert, where they may be looked at: not while tracing, and not on CUDA, which would wait."""
+    return None if torch.compiler.is_compiling() or offsets.is_cuda else offsets.diff()
 
 
 class ExpertMLP(Experts):
     r"""E two-layer networks with stacked weights: :math:`f_e(x) = \phi(x W_1^e + b_1^e) W_2^e + b_2^e`.
+
+    With ``activation="swiglu"``: :math:`f_e(x) = (\mathrm{silu}(x W_g^e) \cdot x W_v^e) W_2^e` (Shazeer 2020), the
+    two halves of the first layer stored side by side.
 
     Args:
         dim: Input width d.
         hidden_dim: Hidden width h.
         num_experts: Number of experts E.
         out_dim: Output width; ``dim`` when None.
-        activation: ``"gelu"``, ``"relu"`` or ``"silu"``.
+        activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"swiglu"``.
         bias: Whether the layers have biases.
 
     Raises:
@@ -72,80 +93,46 @@ class ExpertMLP(Experts):
         super().__init__()
         out_dim = dim if out_dim is None else out_dim
         check_sizes(dim=dim, hidden_dim=hidden_dim, num_experts=num_experts, out_dim=out_dim)
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        check_one_of("activation", activation, ACTIVATIONS)
         self.dim, self.hidden_dim, self.out_dim, self.num_experts = dim, hidden_dim, out_dim, num_experts
         self.activation = activation
-        self.weight1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        first = hidden_dim * (2 if ACTIVATIONS[activation].gated else 1)
+        self.weight1 = nn.Parameter(torch.empty(num_experts, dim, first))
         self.weight2 = nn.Parameter(torch.empty(num_experts, hidden_dim, out_dim))
-        self.bias1 = nn.Parameter(torch.empty(num_experts, hidden_dim)) if bias else None
+        self.bias1 = nn.Parameter(torch.empty(num_experts, first)) if bias else None
         self.bias2 = nn.Parameter(torch.empty(num_experts, out_dim)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise each expert as ``torch.nn.Linear`` initialises its layers."""
-        for weight, bias in ((self.weight1, self.bias1), (self.weight2, self.bias2)):
-            bound = weight.shape[1] ** -0.5
-            nn.init.uniform_(weight, -bound, bound)
-            if bias is not None:
-                nn.init.uniform_(bias, -bound, bound)
+        _fan_in_uniform_(self.weight1, self.bias1)
+        _fan_in_uniform_(self.weight2, self.bias2)
 
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
-        """Apply the experts to rows ``(A, d)`` sorted by expert; see :func:`~moeapps.core.dispatch.choose_backend`."""
-        device = rows.device.type
-        # grouped_mm is not registered with autocast: cast here, once, for every backend alike
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-        layers: list[Tensor | None] = [
+        """Apply the experts to rows ``(A, d)`` sorted by expert; see :func:`~moeapps.core.kernels.choose_backend`."""
+        dtype = _compute_dtype(rows)
+        w1, b1, w2, b2 = (
             None if p is None else p.to(dtype) for p in (self.weight1, self.bias1, self.weight2, self.bias2)
-        ]
+        )
+        assert w1 is not None
+        assert w2 is not None
         chosen = choose_backend(
             backend,
             device=rows.device,
             dtype=dtype,
-            rows=rows.shape[0],
-            num_experts=self.num_experts,
-            widths=(self.dim, self.hidden_dim, self.out_dim),
+            counts=_counts(offsets),
+            widths=(self.dim, w1.shape[2], self.hidden_dim, self.out_dim),
         )
-        run = {"loop": self._loop, "bmm": self._bmm, "grouped": self._grouped}[chosen]
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[0] == 0:  # no product to compute, but every parameter still gets a gradient of zero
-                return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(p.sum() * 0 for p in layers if p is not None)
-            return run(rows.to(dtype), offsets, *layers)  # type: ignore[arg-type]
+                return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(
+                    p.sum() * 0 for p in (w1, b1, w2, b2) if p is not None
+                )
+            return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
 
-    def _loop(
-        self, rows: Tensor, offsets: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-    ) -> Tensor:
-        act = ACTIVATIONS[self.activation]
-        # unbind, not w1[e]: indexing would make autograd write a gradient of full size for each expert
-        w1s, w2s = w1.unbind(), w2.unbind()
-        b1s = [None] * self.num_experts if b1 is None else b1.unbind()
-        b2s = [None] * self.num_experts if b2 is None else b2.unbind()
-        outputs = [
-            _affine(act(_affine(chunk, w1s[e], b1s[e])), w2s[e], b2s[e])
-            for e, chunk in enumerate(rows.split(offsets.diff().tolist()))
-            if chunk.shape[0]
-        ]
-        return torch.cat(outputs)
-
-    def _bmm(
-        self, rows: Tensor, offsets: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-    ) -> Tensor:
-        blocks, place = pad(rows, offsets)  # (E, C, d)
-        hidden = torch.bmm(blocks, w1) if b1 is None else torch.baddbmm(b1[:, None], blocks, w1)
-        hidden = ACTIVATIONS[self.activation](hidden)
-        out = torch.bmm(hidden, w2) if b2 is None else torch.baddbmm(b2[:, None], hidden, w2)
-        return unpad(out, place)
-
-    def _grouped(
-        self, rows: Tensor, offsets: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-    ) -> Tensor:
-        ends, counts = offsets[1:], offsets.diff()
-
-        def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            y = F.grouped_mm(x, weight, offs=ends)
-            return y if bias is None else y + bias.repeat_interleave(counts, dim=0, output_size=x.shape[0])
-
-        return layer(ACTIVATIONS[self.activation](layer(rows, w1, b1)), w2, b2)
+    def mean_keys(self) -> Tensor:
+        """Mean of each expert's first-layer key vectors, ``(E, d)``."""
+        return self.weight1.mean(dim=2)
 
     def extra_repr(self) -> str:
         """Arguments, for ``print(model)``."""
@@ -155,8 +142,61 @@ class ExpertMLP(Experts):
         )
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+class FactoredExpertMLP(ExpertMLP):
+    r"""Experts whose first layer has a narrow factor: :math:`\phi(x W_{down}^e W_1^e + b_1^e) W_2^e + b_2^e`.
+
+    The narrow activations :math:`x W_{down}^e` of all experts are what
+    :class:`~moeapps.core.routers.AutonomyRouter` compares. Experts that were chosen compute theirs again, on their own
+    rows: k r d more multiply-adds per token, and no (N, E, r) tensor to keep.
+
+    Args:
+        dim: Input width d.
+        hidden_dim: Hidden width h.
+        num_experts: Number of experts E.
+        rank: Width r of the first factor.
+        out_dim: Output width; ``dim`` when None.
+        activation: As in :class:`ExpertMLP`.
+        bias: Whether the layers have biases.
+
+    Raises:
+        ConfigError: If a size is below 1 or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        rank: int,
+        out_dim: int | None = None,
+        activation: str = "gelu",
+        bias: bool = True,
+    ) -> None:
+        check_sizes(dim=dim, rank=rank)
+        super().__init__(rank, hidden_dim, num_experts, dim if out_dim is None else out_dim, activation, bias)
+        self.rank, self.dim = rank, dim
+        self.down = nn.Parameter(torch.empty(num_experts, dim, rank))
+        _fan_in_uniform_(self.down, None)
+
+    def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
+        """Apply the experts to rows ``(A, d)`` sorted by expert."""
+        dtype = _compute_dtype(rows)
+        chosen = choose_backend(
+            backend, device=rows.device, dtype=dtype, counts=_counts(offsets), widths=(self.dim, self.rank)
+        )
+        with torch.autocast(rows.device.type, enabled=False):
+            narrow = sorted_linear(rows.to(dtype), offsets, self.down.to(dtype), chosen)
+        return super().forward(narrow, offsets, backend)
+
+    def inner_squares(self, x: Tensor) -> Tensor:
+        """Squared norm of every expert's narrow activation for every token, ``(N, E)``."""
+        down = self.down.to(x.dtype)  # (E, d, r)
+        narrow = x @ down.transpose(0, 1).flatten(1)  # (N, E r)
+        return narrow.unflatten(1, (self.num_experts, self.rank)).square().sum(dim=-1)
+
+    def mean_keys(self) -> Tensor:
+        """Mean of each expert's first-layer key vectors, ``(E, d)``."""
+        return (self.down @ self.weight1.mean(dim=2)[..., None])[..., 0]
 
 
 class ExpertList(Experts):
@@ -181,7 +221,8 @@ class ExpertList(Experts):
         """Apply the experts to rows ``(A, d)`` sorted by expert; ``backend`` does not matter here."""
         outputs = []
         idle: Tensor | float = 0.0
-        for index, chunk in enumerate(rows.split(offsets.diff().tolist())):
+        *chunks, rest = rows.split([*offsets.diff().tolist(), rows.shape[0] - int(offsets[-1])])
+        for index, chunk in enumerate(chunks):
             expert = self.experts[index]
             if chunk.shape[0] == 0:
                 # its parameters still take part, with gradient zero: distributed training waits for all of them
@@ -194,6 +235,50 @@ class ExpertList(Experts):
                     f"{tuple(chunk.shape)}, expected {(chunk.shape[0], self.out_dim)}"
                 )
             outputs.append(out)
-        if not outputs:
-            return rows.new_zeros(0, self.out_dim) + idle
-        return torch.cat(outputs) + idle
+        dtype = outputs[0].dtype if outputs else rows.dtype
+        return torch.cat([*outputs, rest.new_zeros(rest.shape[0], self.out_dim, dtype=dtype)]) + idle
+
+
+class FeedForward(nn.Sequential):
+    """One two-layer network d -> h -> d_out: an expert by itself, or the dense layer that an MoE replaces.
+
+    Args:
+        dim: Input width d.
+        hidden_dim: Hidden width h.
+        out_dim: Output width; ``dim`` when None.
+        activation: ``"gelu"``, ``"relu"`` or ``"silu"``.
+
+    Raises:
+        ConfigError: If a size is below 1 or the activation is unknown.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None, activation: str = "gelu") -> None:
+        check_sizes(dim=dim, hidden_dim=hidden_dim)
+        plain = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+        check_one_of("activation", activation, plain)
+        super().__init__(
+            nn.Linear(dim, hidden_dim), plain[activation](), nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
+        )
+        self.activation = activation
+
+
+class HeterogeneousExperts(ExpertList):
+    """Two-layer experts of different hidden widths (HMoE, Wang et al. 2024): small ones for easy tokens.
+
+    The layer adds the parameter-penalty loss, by which small experts are preferred where they suffice.
+
+    Args:
+        dim: Input width d.
+        hidden_dims: Hidden width of each expert, E numbers.
+        out_dim: Output width; ``dim`` when None.
+        activation: ``"gelu"``, ``"relu"`` or ``"silu"``.
+
+    Raises:
+        ConfigError: If a size is below 1 or the activation is unknown.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dims: Sequence[int], out_dim: int | None = None, activation: str = "gelu"
+    ) -> None:
+        super().__init__([FeedForward(dim, hidden, out_dim, activation) for hidden in hidden_dims], dim, out_dim)
+        self.sizes = tuple(hidden_dims)

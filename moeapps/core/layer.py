@@ -1,15 +1,18 @@
 """The MoE layer: a router, dispatch, and experts."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.dispatch import BACKENDS, Backend, combine, dispatch
+from moeapps.core.capacity import OVERFLOW, Overflow, limit
+from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import ExpertMLP, Experts
-from moeapps.core.losses import load_balance_loss, router_z_loss
-from moeapps.core.routers import Router, TopKRouter, check_sizes
+from moeapps.core.kernels import BACKENDS, Backend
+from moeapps.core.losses import parameter_penalty_loss
+from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
 __all__ = ["MoE", "Routed"]
@@ -27,9 +30,20 @@ class Routed(nn.Module):
         super().__init__()
         self.last_routing: Routing | None = None
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Weighted losses of the last forward pass, by name; empty before the first."""
+    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted losses of the last forward pass, by name; empty before the first.
+
+        Args:
+            token_weight: ``(N,)`` how much each token counts; one each when None.
+        """
         return {}
+
+    def update(self, progress: float) -> None:
+        """Learn what is not learned by gradient; called once after every optimiser step.
+
+        Args:
+            progress: Fraction of the training that is done, 0 to 1.
+        """
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "last_routing": None}
@@ -38,19 +52,25 @@ class Routed(nn.Module):
 class MoE(Routed):
     r"""Mixture of experts: :math:`y = \sum_{e \in R(x)} w_e(x) f_e(x)`, computed only where a token was sent.
 
-    Dropless: every assignment is computed. In evaluation the output of a token never depends on the other tokens of
-    its batch. Shapes: ``(..., d)`` to ``(..., d_out)``, with at least one leading dimension.
+    In evaluation every assignment is computed, and the output of a token never depends on the other tokens of its
+    batch. Shapes: ``(..., d)`` to ``(..., d_out)``, with at least one leading dimension.
 
     Args:
         dim: Width d of a token.
         num_experts: Number of experts E.
-        top_k: Experts per token, for the default router.
+        top_k: Experts per token, for a router that is made by name and has such an argument.
         hidden_dim: Hidden width of the default experts; ``4 * dim`` when None.
-        router: Any router; a :class:`~moeapps.core.routers.TopKRouter` when None.
-        experts: Any experts; an :class:`~moeapps.core.experts.ExpertMLP` when None.
+        router: A router, or the name of one (``"topk"``, ``"topp"``, ... as in ``moeapps list routers``). One router
+            may serve several layers (Omni-router): pass the same object.
+        experts: Any experts; those that the router needs, else an :class:`~moeapps.core.experts.ExpertMLP`, when None.
         backend: ``"auto"``, ``"loop"``, ``"bmm"`` or ``"grouped"``.
-        balance_weight: Factor of the load-balance loss.
+        capacity_factor: In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the
+            default, is dropless.
+        overflow: What becomes of the others: ``"drop"`` or ``"next_best"``
+            (see :func:`~moeapps.core.capacity.limit`).
+        balance_weight: Factor of the router's balance loss.
         z_weight: Factor of the router z-loss.
+        penalty_weight: Factor of the parameter penalty, for experts of different sizes.
 
     Raises:
         ConfigError: At construction, if sizes do not fit together.
@@ -72,45 +92,83 @@ class MoE(Routed):
         top_k: int = 2,
         hidden_dim: int | None = None,
         *,
-        router: Router | None = None,
+        router: Router | str = "topk",
         experts: Experts | None = None,
         backend: Backend = "auto",
+        capacity_factor: float | None = None,
+        overflow: Overflow = "drop",
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
+        penalty_weight: float = 0.1,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, num_experts=num_experts)
-        if backend not in BACKENDS:
-            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        self.router = router if router is not None else TopKRouter(dim, num_experts, top_k)
-        self.experts = experts if experts is not None else ExpertMLP(dim, hidden_dim or 4 * dim, num_experts)
-        for name, part in (("router", self.router), ("experts", self.experts)):
+        check_one_of("backend", backend, BACKENDS)
+        check_one_of("overflow", overflow, OVERFLOW)
+        check_at_least_zero(balance_weight=balance_weight, z_weight=z_weight, penalty_weight=penalty_weight)
+        if isinstance(router, str):
+            router = make_router(router, dim, num_experts, top_k)
+        if experts is None:
+            hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
+            experts = router.default_experts(hidden_dim) or ExpertMLP(dim, hidden_dim, num_experts)
+        self.router, self.experts = router, experts
+        for name, part in (("router", router), ("experts", experts)):
             if (part.dim, part.num_experts) != (dim, num_experts):
                 raise ConfigError(
                     f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
                     f"the layer for dim={dim}, num_experts={num_experts}"
                 )
+        if capacity_factor is not None:
+            if not 0 < capacity_factor < math.inf:
+                raise ConfigError(f"capacity_factor must be a number above 0, got {capacity_factor!r}")
+            if not router.token_choice:
+                raise ConfigError(f"capacity_factor has no meaning with {type(router).__name__}: leave it None")
         self.dim, self.num_experts = dim, num_experts
         self.backend: Backend = backend
-        self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.capacity_factor, self.overflow = capacity_factor, overflow
+        self.balance_weight, self.z_weight, self.penalty_weight = balance_weight, z_weight, penalty_weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the experts' outputs for tokens ``(..., d)``."""
+    def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Mix the experts' outputs for tokens ``(..., d)``.
+
+        Args:
+            x: Tokens. Where soft routing is used, the second to last axis is a sample.
+            ids: ``(...)`` int64 token ids, for the hash router.
+        """
         self._check(x)
         tokens = x.reshape(-1, self.dim)  # (N, d)
-        routing = self.router(tokens)
-        out = combine(self.experts(dispatch(tokens, routing), routing.offsets, self.backend), routing)
+        routing: Routing = self.router(
+            tokens,
+            experts=self.experts,
+            ids=None if ids is None else ids.reshape(-1),
+            sample_size=x.shape[-2] if x.ndim > 2 else 1,
+        )
+        if self.training and self.capacity_factor is not None:
+            routing = limit(routing, self.capacity_factor, self.overflow)
+        out = routing.combine(self.experts(routing.dispatch(tokens), routing.offsets, self.backend))
         self.last_routing = routing
         return out.view(*x.shape[:-1], out.shape[-1])
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Weighted load-balance and z-loss of the last forward pass."""
-        if self.last_routing is None:
+    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted losses of the last forward pass: what the router asks for, and the experts' parameter penalty.
+
+        Args:
+            token_weight: ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
+        """
+        routing = self.last_routing
+        if routing is None:
             return {}
-        return {
-            "balance": self.balance_weight * load_balance_loss(self.last_routing),
-            "z": self.z_weight * router_z_loss(self.last_routing),
-        }
+        weight = None if token_weight is None else token_weight.reshape(-1)
+        factors = {"balance": self.balance_weight, "z": self.z_weight}
+        losses = {name: factors.get(name, 1.0) * value for name, value in self.router.losses(routing, weight).items()}
+        if self.experts.sizes is not None:
+            losses["penalty"] = self.penalty_weight * parameter_penalty_loss(routing, self.experts.sizes, weight)
+        return losses
+
+    def update(self, progress: float) -> None:
+        """Let the router learn what it does not learn by gradient."""
+        if self.last_routing is not None:
+            self.router.update(self.last_routing, progress)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[-1] != self.dim:

@@ -1,13 +1,56 @@
-"""Auxiliary losses: what is added to the task loss so that routing stays healthy."""
+"""Auxiliary losses: what is added to the task loss so that routing stays healthy.
 
+Every loss is made of sums over tokens, and these run over all processes of a distributed training: each process gets
+the value of the whole batch (and, averaged over processes, its gradient). An empty batch gives exactly 0.
+
+``token_weight`` ``(N,)``, where it is given, says how much each token counts; invalid tokens never do.
+"""
+
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from moeapps.core.distributed import global_sum
 from moeapps.core.routing import Routing
 
-__all__ = ["load_balance_loss", "router_z_loss"]
+__all__ = [
+    "consistency_loss",
+    "entropy_loss",
+    "importance_loss",
+    "load_balance_loss",
+    "mutual_information",
+    "parameter_penalty_loss",
+    "router_z_loss",
+    "squared_variation",
+]
 
 
-def load_balance_loss(routing: Routing) -> Tensor:
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over the tokens of all processes; 0 without any."""
+    sums = global_sum(
+        torch.cat([(values * weight.view(-1, *[1] * (values.ndim - 1))).sum(0).view(-1), weight.sum()[None]])
+    )
+    mean = sums[:-1] / torch.where(sums[-1] > 0, sums[-1], 1)
+    return mean.view(values.shape[1:])
+
+
+def _load(routing: Routing, token_weight: Tensor | None) -> Tensor:
+    """Fraction of all assignments that each expert got, ``(E,)``."""
+    counts = global_sum(routing.valid_counts(token_weight).detach())
+    return counts / torch.where(counts.sum() > 0, counts.sum(), 1)
+
+
+def squared_variation(values: Tensor) -> Tensor:
+    """Squared coefficient of variation (variance / mean squared) of ``(E,)`` numbers from 0; 0 for fewer than two."""
+    if values.numel() < 2:
+        return (values * 0).sum()
+    mean = values.mean()
+    return values.var(correction=0) / torch.where(mean > 0, mean, 1).square()
+
+
+def load_balance_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
     r"""Load-balance loss of Switch Transformer (Fedus et al. 2022, eq. 4-6): :math:`E \sum_e f_e P_e`.
 
     :math:`f_e` is the fraction of assignments that expert e got, :math:`P_e` the mean of its router probability, both
@@ -15,22 +58,78 @@ def load_balance_loss(routing: Routing) -> Tensor:
     carries a gradient.
 
     Returns:
-        Scalar in the dtype of the probabilities; exactly 0 for an empty batch.
+        Scalar in the dtype of the probabilities.
     """
-    counts = routing.valid_counts()
-    fraction = counts / counts.sum().clamp(min=1)
-    valid = routing.valid.to(routing.probabilities.dtype)
-    mean_probability = (routing.probabilities * valid[:, None]).sum(0) / valid.sum().clamp(min=1)
-    return routing.num_experts * (fraction * mean_probability).sum()
+    mean_probability = _mean(routing.probabilities, routing.token_weight(token_weight))
+    return routing.num_experts * (_load(routing, token_weight) * mean_probability).sum()
 
 
-def router_z_loss(routing: Routing) -> Tensor:
+def importance_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
+    r"""Importance loss of Shazeer et al. 2017, eq. 7: the squared coefficient of variation of :math:`\sum_n w_{ne}`.
+
+    The importance of an expert is the sum of the weights that its tokens give it. 0 when all experts matter equally.
+    """
+    weight = routing.weight.nan_to_num() * routing.token_weight(token_weight)[routing.token]
+    importance = weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert, weight)[:-1]
+    return squared_variation(global_sum(importance))
+
+
+def router_z_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
     r"""Router z-loss of ST-MoE (Zoph et al. 2022, eq. 5): the mean of :math:`(\log \sum_e \exp z_e)^2`.
 
     It keeps the router's logits small, where float arithmetic is precise.
+    """
+    return _mean(routing.logits.logsumexp(dim=-1).square(), routing.token_weight(token_weight))
+
+
+def entropy_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
+    """Mean entropy of the router's probabilities in nats (dynamic loss of Huang et al. 2024, eq. 6).
+
+    Confident routers need fewer experts to reach top-p's share of the probability.
+    """
+    return _mean(_entropy(routing.probabilities), routing.token_weight(token_weight))
+
+
+def mutual_information(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
+    r"""Mutual information of tokens and experts, :math:`H(\bar p) - \overline{H(p)}` (ModuleFormer, Shen et al. 2023).
+
+    To be *maximised*: all experts are used, and each token is sure of its own. 0 to log E nats.
+    """
+    weight = routing.token_weight(token_weight)
+    return _entropy(_mean(routing.probabilities, weight)) - _mean(_entropy(routing.probabilities), weight)
+
+
+def parameter_penalty_loss(routing: Routing, sizes: Sequence[int], token_weight: Tensor | None = None) -> Tensor:
+    r"""Parameter penalty of HMoE (Wang et al. 2024, eq. 8): :math:`E \sum_e \frac{D_e}{\bar D} f_e P_e`.
+
+    The load-balance loss with each expert weighted by its size, so that small experts are preferred.
+
+    Args:
+        routing: Where the tokens went.
+        sizes: Size D of each expert (its hidden width or its parameter count), E numbers.
+        token_weight: ``(N,)`` how much each token counts.
+    """
+    size = torch.as_tensor(sizes, dtype=routing.probabilities.dtype, device=routing.probabilities.device)
+    mean_probability = _mean(routing.probabilities, routing.token_weight(token_weight))
+    return routing.num_experts * (size / size.mean() * _load(routing, token_weight) * mean_probability).sum()
+
+
+def consistency_loss(first: Tensor, second: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    r"""Consistency of two random draws of experts (THOR, Zuo et al. 2022, eq. 5): their symmetric KL divergence.
+
+    Args:
+        first: ``(N, K)`` class logits of the first draw.
+        second: ``(N, K)`` class logits of the second draw.
+        token_weight: ``(N,)`` how much each row counts.
 
     Returns:
-        Scalar in the dtype of the logits; exactly 0 for an empty batch.
+        Scalar: mean over rows of :math:`\frac12 (KL(p_1, p_2) + KL(p_2, p_1))`.
     """
-    valid = routing.valid.to(routing.logits.dtype)
-    return (routing.logits.logsumexp(dim=-1).square() * valid).sum() / valid.sum().clamp(min=1)
+    p, q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
+    rows = 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(dim=-1)
+    return _mean(rows, torch.ones_like(rows) if token_weight is None else token_weight.to(rows.dtype))
+
+
+def _entropy(p: Tensor) -> Tensor:
+    # not torch.special.entr: its gradient at p = 0 is infinite
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(dim=-1)

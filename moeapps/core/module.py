@@ -23,20 +23,44 @@ class MoEModule(L.LightningModule):
             return self.total_loss({"task": F.cross_entropy(self(x), y)})
     """
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``."""
+    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
+
+        Args:
+            token_weight: ``(N,)`` how much each token counts; one each when None.
+        """
         return {
             f"{name}/{kind}": value
             for name, layer in routed_layers(self).items()
-            for kind, value in layer.auxiliary_losses().items()
+            for kind, value in layer.auxiliary_losses(token_weight).items()
         }
 
-    def total_loss(self, terms: dict[str, Tensor], batch_size: int | None = None) -> Tensor:
+    def optimizer_step(self, epoch: int, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """After the optimiser's step, let routers learn what is not learned by gradient (growing k, balancing bias).
+
+        Here and not in ``on_train_batch_end``, where a callback may already have saved the step.
+        """
+        super().optimizer_step(epoch, batch_idx, *args, **kwargs)
+        progress = self._progress(batch_idx)
+        for layer in routed_layers(self).values():
+            layer.update(progress)
+
+    def _progress(self, batch_idx: int) -> float:
+        """Fraction of the training that is done, 0 to 1; 0 for a training without an end."""
+        trainer = self.trainer
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            return (trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches) / trainer.max_epochs
+        return trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+
+    def total_loss(
+        self, terms: dict[str, Tensor], batch_size: int | None = None, token_weight: Tensor | None = None
+    ) -> Tensor:
         """Add up task terms and auxiliary losses, log each as ``train/<term>``, and refuse a non-finite sum.
 
         Args:
             terms: The task's own loss terms by name, scalars.
             batch_size: Rows in the batch, for Lightning's averaging.
+            token_weight: ``(N,)`` how much each routed token counts in auxiliary losses; one each when None.
 
         Returns:
             Scalar to call ``backward`` on.
@@ -45,7 +69,7 @@ class MoEModule(L.LightningModule):
             NonFiniteError: If the sum is NaN or infinite. The error names the step, the terms to blame and the layers
                 that saw non-finite tokens; no weight has been changed by this step.
         """
-        every = {**terms, **self.auxiliary_losses()}
+        every = {**terms, **self.auxiliary_losses(token_weight)}
         loss = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in every.values()]).sum()
         if not bool(loss.isfinite()):
             raise NonFiniteError(self._describe_non_finite(every))

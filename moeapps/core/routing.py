@@ -1,9 +1,12 @@
 """What a router answers: which token goes to which expert, with which weight."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from moeapps.core.dispatch import gather_rows, weighted_sum
 
 __all__ = ["Routing"]
 
@@ -12,22 +15,25 @@ __all__ = ["Routing"]
 class Routing:
     """The list of assignments, sorted by expert, and everything that losses and statistics need.
 
-    ``N`` tokens, ``E`` experts, ``A`` assignments (``A = N k`` when every token takes ``k`` experts). One form
+    ``N`` tokens, ``E`` experts, ``A`` assignments (``A = N k`` when every token may take ``k`` experts). One form
     covers every routing method, and it is the one that grouped matrix products want: the rows of expert ``e`` are
-    ``offsets[e]:offsets[e + 1]``.
+    ``offsets[e]:offsets[e + 1]``. Assignments beyond ``offsets[E]`` belong to no expert (a null expert, a token that
+    wanted fewer than k, one that capacity refused): they keep the shapes constant, and cost and add nothing.
 
     Attributes:
         token: ``(A,)`` int64, the token of each assignment.
-        expert: ``(A,)`` int64, its expert, never decreasing.
+        expert: ``(A,)`` int64, its expert, never decreasing; E for no expert.
         weight: ``(A,)`` float32 or better, what the expert's output is multiplied by.
         offsets: ``(E + 1,)`` int32, where each expert begins; stays on the device.
-        logits: ``(N, E)`` router scores, float32 or better; rows of invalid tokens are zero.
+        logits: ``(N, E)`` router scores, float32 or better (``(N, E + m)`` with m null experts); rows of invalid
+            tokens are zero.
         probabilities: ``(N, E)`` what the router makes of them, usually a softmax.
         valid: ``(N,)`` bool, False for tokens with NaN or infinite scores. They get an output of NaN and count in no
             loss and no statistic.
-        position: ``(N, k)`` int64, where in the list the assignments of each token stand; None when tokens have
-            different numbers of assignments.
+        position: ``(N, k)`` int64, where in the list the assignments of each token stand; None when experts choose
+            tokens.
         dropped: ``()`` int64, assignments that capacity refused (always 0 when dropless).
+        details: What a router's own losses need besides, by name.
     """
 
     token: Tensor
@@ -39,26 +45,62 @@ class Routing:
     valid: Tensor
     position: Tensor | None
     dropped: Tensor
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens N."""
-        return self.logits.shape[0]
+        return self.probabilities.shape[0]
 
     @property
     def num_experts(self) -> int:
         """Number of experts E."""
-        return self.logits.shape[1]
+        return self.offsets.shape[0] - 1
 
     @property
     def counts(self) -> Tensor:
-        """``(E,)`` assignments of each expert, invalid tokens included."""
+        """``(E,)`` rows of each expert, invalid tokens included."""
         return self.offsets.diff()
 
-    def valid_counts(self) -> Tensor:
-        """``(E,)`` assignments of each expert from valid tokens, in the dtype of the probabilities."""
-        counts = self.probabilities.new_zeros(self.num_experts)
-        return counts.index_add(0, self.expert, self.valid[self.token].to(counts.dtype))
+    @property
+    def choices(self) -> Tensor:
+        """``(N, k)`` experts of each token in the router's order (E for none); only where tokens choose experts."""
+        assert self.position is not None
+        return self.expert[self.position]
+
+    def valid_counts(self, token_weight: Tensor | None = None) -> Tensor:
+        """``(E,)`` assignments of each expert from valid tokens, in the dtype of the probabilities.
+
+        Args:
+            token_weight: ``(N,)`` how much each token counts; one each when None.
+        """
+        weight = self.token_weight(token_weight)
+        counts = weight.new_zeros(self.num_experts + 1)
+        return counts.index_add(0, self.expert, weight[self.token])[:-1]
+
+    def token_weight(self, given: Tensor | None = None) -> Tensor:
+        """``(N,)`` what each token counts in losses: 1 or the given weight, 0 for invalid tokens."""
+        weight = self.valid.to(self.probabilities.dtype)
+        return weight if given is None else weight * given.to(weight.dtype)
+
+    def used(self) -> Tensor:
+        """``(N, E)`` bool: which token went to which expert."""
+        used = torch.zeros(self.num_tokens, self.num_experts + 1, dtype=torch.bool, device=self.expert.device)
+        return used.index_put((self.token, self.expert), used.new_ones(()))[:, :-1]
+
+    def dispatch(self, x: Tensor) -> Tensor:
+        """Gather the tokens ``(N, d)`` of each expert: ``(A, d)``, sorted by expert."""
+        return gather_rows(x, self.token, self.position)
+
+    def combine(self, y: Tensor) -> Tensor:
+        """Weight the experts' outputs ``(A, d_out)`` and add them up per token.
+
+        Returns:
+            ``(N, d_out)``: zero for a token without any expert, NaN for an invalid one.
+        """
+        out = weighted_sum(y, self.weight, self.token, self.position, self.num_tokens)
+        # a weight of NaN already reaches the output where every token has positions
+        return out if self.position is not None else torch.where(self.valid[:, None], out, torch.nan)
 
     @classmethod
     def from_topk(
@@ -69,32 +111,43 @@ class Routing:
         logits: Tensor,
         probabilities: Tensor,
         valid: Tensor | None = None,
+        keep: Tensor | None = None,
+        dropped: Tensor | None = None,
+        details: Mapping[str, Tensor] | None = None,
     ) -> "Routing":
-        """Build the routing in which every token takes the same number of experts.
+        """Build the routing in which every token takes up to k experts.
 
         Args:
-            expert: ``(N, k)`` int64, the experts of each token.
-            weight: ``(N, k)`` their weights.
-            logits: ``(N, E)`` router scores.
+            expert: ``(N, k)`` int64, the experts of each token, best first.
+            weight: ``(N, k)`` their weights; NaN for invalid tokens.
+            logits: ``(N, E)`` or more router scores.
             probabilities: ``(N, E)`` router probabilities.
             valid: ``(N,)`` bool; all valid when None.
+            keep: ``(N, k)`` bool, which of these assignments are meant; all when None.
+            dropped: Number of assignments that capacity refused; 0 when None.
+            details: What the router's own losses need.
 
         Returns:
             The routing. Nothing is moved to the host: it works without a synchronisation on CUDA.
         """
         num_tokens, k = expert.shape
+        num_experts = probabilities.shape[1]
+        if keep is not None:
+            expert = torch.where(keep, expert, num_experts)
+            weight = torch.where(keep | weight.isnan(), weight, 0)
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
         position = torch.empty_like(order)
         position[order] = torch.arange(order.numel(), device=order.device)
-        boundaries = torch.arange(logits.shape[1] + 1, device=expert.device)
+        boundaries = torch.arange(num_experts + 1, device=expert.device)
         return cls(
             token=order // max(k, 1),
             expert=sorted_expert,
-            weight=weight.reshape(-1)[order],
+            weight=weight.reshape(-1).gather(0, order),
             offsets=torch.searchsorted(sorted_expert, boundaries, out_int32=True),
             logits=logits,
             probabilities=probabilities,
             valid=torch.ones(num_tokens, dtype=torch.bool, device=expert.device) if valid is None else valid,
             position=position.view(num_tokens, k),
-            dropped=torch.zeros((), dtype=torch.int64, device=expert.device),
+            dropped=torch.zeros((), dtype=torch.int64, device=expert.device) if dropped is None else dropped,
+            details=details or {},
         )

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch_geometric.nn import GCN, MLP, GraphSAGE
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.routers import check_sizes
 from moeapps.registry import nearest
 
 __all__ = ["GNNS", "make_network", "run_network"]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, load_balance_loss, router_z_loss
-from moeapps.core.dispatch import choose_backend, combine, dispatch, grouped_is_possible
+from moeapps.core.kernels import choose_backend, grouped_is_possible
 from moeapps.core.errors import ConfigError, DataError
 
 BACKENDS = ("loop", "bmm", "grouped", "auto")
@@ -278,7 +278,7 @@ def test_tokens_may_have_different_numbers_of_experts():
         offsets=torch.searchsorted(expert, torch.arange(5), out_int32=True),
     )  # fmt: skip
     experts, x = ExpertMLP(8, 16, 4), torch.randn(9, 8, requires_grad=True)
-    y = combine(experts(dispatch(x, routing), routing.offsets), routing)
+    y = routing.combine(experts(routing.dispatch(x), routing.offsets))
     every = experts(x.repeat(4, 1), torch.arange(0, 37, 9, dtype=torch.int32)).view(4, 9, 8)
     weight = torch.zeros(4, 9).index_put((routing.expert, routing.token), routing.weight)
     reference = (weight[:, :, None] * every).sum(0)
@@ -326,7 +326,7 @@ def test_grouped_products_fall_back_where_they_cannot_be_computed():
     assert not grouped_is_possible(torch.float64, 8)
     assert not grouped_is_possible(torch.float32, 7)
     assert grouped_is_possible(torch.float32, 8, 16)
-    cpu = {"device": torch.device("cpu"), "rows": 10, "num_experts": 4}
+    cpu = {"device": torch.device("cpu"), "counts": torch.tensor([4, 3, 3, 0])}
     assert choose_backend("grouped", dtype=torch.float64, widths=(8,), **cpu) == "bmm"
     assert choose_backend("grouped", dtype=torch.float32, widths=(8,), **cpu) == "grouped"
 

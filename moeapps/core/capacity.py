@@ -1,0 +1,97 @@
+"""Capacity: the most tokens that one expert takes in a training batch, and what becomes of the others."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moeapps.core.routing import Routing
+
+__all__ = ["OVERFLOW", "Overflow", "expert_capacity", "limit"]
+
+Overflow = Literal["drop", "next_best"]
+OVERFLOW = ("drop", "next_best")
+
+
+def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
+    """Rows that one expert takes: ``ceil(capacity_factor * N * k / E)``, at least 1."""
+    return max(1, math.ceil(capacity_factor * num_tokens * top_k / num_experts))
+
+
+def limit(routing: Routing, capacity_factor: float, overflow: Overflow = "drop") -> Routing:
+    """Refuse the assignments that exceed the experts' capacity.
+
+    All first choices come before all second choices, and earlier tokens before later ones (GShard, Lepikhin et al.
+    2021, algorithm 1). A refused assignment is dropped (its token keeps its other experts, or gets zero: add a
+    residual connection), or with ``"next_best"`` goes to the token's most probable expert that still has room.
+
+    Args:
+        routing: A routing in which tokens choose experts.
+        capacity_factor: Capacity as a multiple of the mean number of rows per expert.
+        overflow: ``"drop"`` or ``"next_best"``.
+
+    Returns:
+        A routing in which no expert has more rows than its capacity; ``dropped`` counts what found no place.
+    """
+    expert = routing.choices  # (N, k), E for none
+    weight = routing.weight[routing.position]
+    num_tokens, k = expert.shape
+    room = expert_capacity(num_tokens, k, routing.num_experts, capacity_factor)
+    wanted = expert < routing.num_experts
+    keep = wanted & _fits(expert, routing.num_experts, room)
+    if overflow == "next_best":
+        expert, weight, keep = _next_best(routing, expert, weight, keep, wanted, room)
+    return Routing.from_topk(
+        expert,
+        weight,
+        logits=routing.logits,
+        probabilities=routing.probabilities,
+        valid=routing.valid,
+        keep=keep,
+        dropped=routing.dropped + (wanted & ~keep & routing.valid[:, None]).sum(),
+        details=routing.details,
+    )
+
+
+def _fits(expert: Tensor, num_experts: int, room: int | Tensor) -> Tensor:
+    """Which choices ``(N, k)`` stand among the first ``room`` of their expert, first choices first."""
+    flat = expert.t().reshape(-1)
+    ordered, order = torch.sort(flat, stable=True)
+    start = torch.searchsorted(ordered, torch.arange(num_experts + 1, device=flat.device))
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(order.numel(), device=order.device) - start[ordered]
+    limits = room if isinstance(room, int) else torch.cat([room, room.new_zeros(1)])[flat]
+    return (rank < limits).view(expert.shape[1], expert.shape[0]).t()
+
+
+def _next_best(
+    routing: Routing, expert: Tensor, weight: Tensor, keep: Tensor, wanted: Tensor, room: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Send refused choices, column by column, to the most probable expert with room that the token does not use."""
+    experts = routing.num_experts
+    probabilities = routing.probabilities.detach()
+    expert, weight, keep = expert.clone(), weight.clone(), keep.clone()
+    load = torch.bincount(expert[keep], minlength=experts)
+    used = torch.zeros(expert.shape[0], experts + 1, dtype=torch.bool, device=expert.device)
+    used.scatter_(1, torch.where(keep, expert, experts), True)
+    for column in range(expert.shape[1]):
+        for _ in range(experts):
+            homeless = wanted[:, column] & ~keep[:, column] & routing.valid
+            open_ = ~used[:, :experts] & (load < room) & homeless[:, None]
+            found = open_.any(dim=-1)
+            if not bool(found.any()):
+                break
+            target = torch.where(open_, probabilities, -1).argmax(dim=-1)
+            target = torch.where(found, target, experts)
+            taken = found & _fits(target[:, None], experts, room - load)[:, 0]
+            rows = taken.nonzero()[:, 0]
+            old, new = expert[rows, column], target[rows]
+            p = routing.probabilities
+            scale = p[rows, new] / p[rows, old].clamp(min=torch.finfo(p.dtype).tiny)
+            weight[rows, column] = weight[rows, column] * scale
+            expert[rows, column] = new
+            keep[rows, column] = True
+            used[rows, new] = True
+            load = load + torch.bincount(new, minlength=experts)
+    return expert, weight, keep

@@ -1,0 +1,40 @@
+"""Checks of constructor arguments that many classes share."""
+
+from typing import Any
+
+from moeapps.core.errors import ConfigError
+
+__all__ = ["check_at_least_zero", "check_fraction", "check_one_of", "check_sizes", "check_top_k"]
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Refuse sizes that are not whole numbers of at least one, naming the argument."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_at_least_zero(**values: Any) -> None:
+    """Refuse what is not a finite number of at least 0, naming the argument."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
+
+
+def check_fraction(**values: Any) -> None:
+    """Refuse what is not a number above 0 and at most 1, naming the argument."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ConfigError(f"{name} must be a number above 0 and at most 1, got {value!r}")
+
+
+def check_top_k(top_k: Any, num_experts: int, name: str = "top_k") -> None:
+    """Refuse a number of experts per token outside 1 to E."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_experts:
+        raise ConfigError(f"{name} must be between 1 and num_experts={num_experts}, got {top_k!r}")
+
+
+def check_one_of(name: str, value: Any, known: Any) -> None:
+    """Refuse a value that is not one of the known ones."""
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")

@@ -1,0 +1,93 @@
+"""Routers: they score experts for each token and answer with a :class:`~moeapps.core.routing.Routing`.
+
+One small file per idea. :data:`ROUTERS` holds their short names, which :func:`make_router`, YAML files and the
+``router`` argument of every model understand.
+"""
+
+import inspect
+from typing import Any
+
+from moeapps import registry
+from moeapps.core.errors import ConfigError
+from moeapps.core.routers.base import Router, router_dtype
+from moeapps.core.routers.bilevel import BilevelRouter
+from moeapps.core.routers.expert_choice import ExpertChoiceRouter
+from moeapps.core.routers.fixed import HashRouter, SMoEDropoutRouter, ThorRouter
+from moeapps.core.routers.null_experts import NullExpertsRouter
+from moeapps.core.routers.self_scoring import AutonomyRouter, AvgKRouter
+from moeapps.core.routers.shared import SharedExpertsRouter
+from moeapps.core.routers.soft import SoftRouter, SoftRouting
+from moeapps.core.routers.topk import NoisyTopKRouter, TopKRouter
+from moeapps.core.routers.topp import TopPRouter
+
+__all__ = [
+    "AutonomyRouter",
+    "AvgKRouter",
+    "BilevelRouter",
+    "ExpertChoiceRouter",
+    "HashRouter",
+    "NoisyTopKRouter",
+    "NullExpertsRouter",
+    "Router",
+    "SMoEDropoutRouter",
+    "SharedExpertsRouter",
+    "SoftRouter",
+    "SoftRouting",
+    "ThorRouter",
+    "TopKRouter",
+    "TopPRouter",
+    "make_router",
+    "router_class",
+    "router_dtype",
+]
+
+
+def router_class(name: str) -> type[Router]:
+    """Class of a router by its short name (``moeapps list routers``) or registered import path.
+
+    Raises:
+        ConfigError: If there is none of that name; the nearest name is suggested.
+    """
+    known = {entry.name: entry.path for entry in registry.entries("router")}
+    path = known.get(name, name)
+    try:
+        found = registry.resolve(path)
+    except KeyError:
+        near = registry.nearest(name, list(known)) if isinstance(name, str) else None
+        raise ConfigError(
+            f"router must be one of {', '.join(known)}, got {name!r}" + (f": did you mean {near!r}?" if near else "")
+        ) from None
+    if not issubclass(found, Router):
+        raise ConfigError(f"router must name a router, but {name!r} is a {found.__name__}")
+    return found
+
+
+def make_router(name: str, dim: int, num_experts: int, top_k: int | None = None, **arguments: Any) -> Router:
+    """Make a router by name.
+
+    Args:
+        name: Short name (``"topk"``, ``"topp"``, ...) or registered import path.
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts per token, for routers that have such an argument; their default when None.
+        **arguments: Further arguments of that router.
+
+    Raises:
+        ConfigError: If the name or an argument is not known to it, or a value is impossible.
+
+    Example:
+        >>> make_router("topp", dim=8, num_experts=4, p=0.6)
+        TopPRouter(dim=8, num_experts=4, p=0.6, entropy_weight=0.0001, renormalize=False, max_experts=4)
+    """
+    cls = router_class(name)
+    takes = inspect.signature(cls).parameters
+    if top_k is not None and "top_k" in takes and "top_k" not in arguments:
+        arguments["top_k"] = top_k
+    for argument in arguments:
+        if argument not in takes:
+            near = registry.nearest(argument, list(takes))
+            raise ConfigError(
+                f"{cls.__name__} has no argument {argument!r}"
+                + (f": did you mean {near!r}?" if near else f"; it takes {', '.join(takes)}")
+            )
+    return cls(dim, num_experts, **arguments)

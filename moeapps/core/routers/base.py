@@ -1,0 +1,157 @@
+"""What every router is: tokens in, one routing out, computed in float32 or better."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.losses import load_balance_loss, router_z_loss
+from moeapps.core.routing import Routing
+
+__all__ = ["Router", "linear_scores", "router_dtype"]
+
+
+def router_dtype(x: Tensor) -> torch.dtype:
+    """Router arithmetic is done in float32, or in float64 for a float64 model; never in less."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def linear_scores(dim: int, num_scores: int) -> nn.Parameter:
+    """Weights ``(S, d)`` from N(0, 1/d), so that scores of unit-variance tokens have unit variance."""
+    return nn.Parameter(torch.randn(num_scores, dim) * dim**-0.5)
+
+
+class Router(nn.Module):
+    """Base of all routers: ``forward`` maps tokens ``(N, d)`` to a routing over ``num_experts`` experts.
+
+    A router of your own writes :meth:`scores` and :meth:`choose`; the base takes care of precision, of shapes and of
+    tokens that are not finite. In evaluation the choice for a token depends on nothing but the token.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+
+    Attributes:
+        mixes_tokens: Whether, in training, tokens of one batch influence each other's routing. Such a router cannot
+            learn from a stream one row at a time.
+        token_choice: Whether tokens choose experts, so that a capacity can be set.
+
+    Raises:
+        ConfigError: If a size is below 1.
+    """
+
+    mixes_tokens: ClassVar[bool] = False
+    token_choice: ClassVar[bool] = True
+
+    def __init__(self, dim: int, num_experts: int) -> None:
+        super().__init__()
+        check_sizes(dim=dim, num_experts=num_experts)
+        self.dim = dim
+        self.num_experts = num_experts
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """Score experts: ``(N, d)`` to ``(N, E)`` or more, in the dtype of ``x``.
+
+        Args:
+            x: Tokens, in float32 or better.
+            experts: The layer's experts, for routers that ask them.
+            ids: ``(N,)`` int64 token ids, for routers that use them.
+        """
+        raise NotImplementedError
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """Choose experts from scores, which are zero for tokens that are not valid."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        experts: nn.Module | None = None,
+        ids: Tensor | None = None,
+        sample_size: int = 1,
+    ) -> Routing:
+        """Route tokens.
+
+        Args:
+            x: ``(N, d)`` tokens. One with a NaN or infinite score is marked invalid and gets weight NaN.
+            experts: The layer's experts; only routers that ask them need it (average keys, autonomy).
+            ids: ``(N,)`` int64 token ids; only the hash router looks at them.
+            sample_size: Tokens per sample; only soft routing, which mixes the tokens of a sample, looks at it.
+
+        Returns:
+            The routing.
+        """
+        self.check_tokens(x)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.scores(x.to(router_dtype(x)), experts, ids)
+            valid = logits.detach().sum(dim=-1).isfinite()  # (N,)
+            if torch.compiler.is_compiling() or valid.is_cuda or not bool(valid.all()):
+                # topk would rank a NaN highest: a bad token must neither win a slot nor reach losses and statistics
+                logits = torch.where(valid[:, None], logits, 0.0)
+            return self.choose(logits, valid)
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """What this router asks to be minimised, by name: ``balance`` and ``z``, unless it needs neither.
+
+        The layer multiplies ``balance`` and ``z`` by its own weights and takes every other entry as it is.
+        """
+        return {
+            "balance": load_balance_loss(routing, token_weight),
+            "z": router_z_loss(routing, token_weight),
+        }
+
+    def update(self, routing: Routing, progress: float) -> None:
+        """Learn what is not learned by gradient; called once after every optimiser step.
+
+        :class:`~moeapps.core.module.MoEModule` does it. In a training loop of your own call
+        ``layer.update(progress)`` yourself if the router has such a rule (growing k, balancing by bias).
+
+        Args:
+            routing: The step's last routing.
+            progress: Fraction of the training that is done, 0 to 1.
+        """
+
+    def default_experts(self, hidden_dim: int) -> nn.Module | None:
+        """Experts that this router needs, or None when any will do."""
+        return None
+
+    def check_tokens(self, x: Tensor) -> None:
+        """Refuse tokens of another shape than ``(N, d)``."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise DataError(f"{type(self).__name__} expects tokens of shape (N, {self.dim}), got {tuple(x.shape)}")
+
+    def extra_repr(self) -> str:
+        """Plain attributes, for ``print(model)``."""
+        plain: dict[str, Any] = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "training" and isinstance(value, int | float | str)
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in plain.items())
+
+
+def mark(weight: Tensor, valid: Tensor) -> Tensor:
+    """Weights ``(N, k)`` with NaN for invalid tokens, so that their output is NaN."""
+    if torch.compiler.is_compiling() or valid.is_cuda or not bool(valid.all()):
+        return torch.where(valid[:, None], weight, torch.nan)
+    return weight
+
+
+def normalized(weight: Tensor) -> Tensor:
+    """Weights ``(N, k)`` scaled to sum to 1 per token; all zero where they sum to 0."""
+    total = weight.sum(dim=-1, keepdim=True)
+    return weight / torch.where(total > 0, total, 1)
+
+
+def need(experts: nn.Module | None, method: str, router: nn.Module) -> Any:
+    """Return the experts' method that a router needs, or say what is missing."""
+    found = getattr(experts, method, None)
+    if found is None:
+        raise ConfigError(
+            f"{type(router).__name__} asks the experts for {method}(), which "
+            f"{'no experts were given' if experts is None else type(experts).__name__ + ' does not offer'}"
+        )
+    return found

@@ -1,0 +1,180 @@
+"""Routers without learned weights: by hash, at random per batch, and fixed random with growing k."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeapps.core.checks import check_at_least_zero, check_top_k
+from moeapps.core.errors import DataError
+from moeapps.core.routers.base import Router, mark, normalized
+from moeapps.core.routing import Routing
+
+__all__ = ["HashRouter", "SMoEDropoutRouter", "ThorRouter"]
+
+
+class HashRouter(Router):
+    """One expert by hash (Hash Layers, Roller et al. 2021): nothing to learn, nothing to balance.
+
+    With token ids (``layer(x, ids=...)``) the expert is a hash of the id; for continuous tokens it is the argmax of a
+    fixed random projection, which sends similar tokens to the same expert. The weight is always 1.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        seed: Which hash; the same seed gives the same assignment everywhere.
+
+    Raises:
+        ConfigError: If a size is below 1.
+    """
+
+    projection: Tensor
+
+    def __init__(self, dim: int, num_experts: int, seed: int = 0) -> None:
+        super().__init__(dim, num_experts)
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("projection", torch.randn(num_experts, dim, generator=generator) * dim**-0.5)
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """1 for the hashed expert and 0 for the others; NaN where the token is not finite."""
+        if ids is None:
+            bucket = F.linear(x, self.projection.to(x.dtype)).argmax(dim=-1)
+        else:
+            if ids.shape != x.shape[:1] or ids.is_floating_point():
+                raise DataError(
+                    f"ids must be whole numbers of shape {(x.shape[0],)}, got {ids.dtype} {tuple(ids.shape)}"
+                )
+            bucket = _mix(ids.long() + self.seed) % self.num_experts
+        hit = F.one_hot(bucket, self.num_experts).to(x.dtype)
+        return hit + x.detach().sum(dim=-1, keepdim=True) * 0
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """The hashed expert with weight 1."""
+        expert = logits.argmax(dim=-1, keepdim=True)
+        weight = torch.ones_like(expert, dtype=logits.dtype)
+        probabilities = torch.zeros_like(logits).scatter(1, expert, weight)
+        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """None: nothing is learned."""
+        return {}
+
+
+def _mix(value: Tensor) -> Tensor:
+    """Spread whole numbers: xor-shifts and odd multipliers, always at least 0."""
+    for shift, factor in ((16, 0x45D9F3B), (15, 0x2C1B3C6D), (13, 0x297A2D39)):
+        value = ((value ^ (value >> shift)) * factor) & 0x7FFFFFFF
+    return value ^ (value >> 16)
+
+
+class ThorRouter(Router):
+    """Random experts, the same ones for a whole batch, in training; the mean of all experts in evaluation.
+
+    No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: a training
+    module draws twice and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times
+    ``consistency_weight``, as :class:`moeapps.core.tabular.TabularModule` does.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts drawn per batch.
+        consistency_weight: Factor of the consistency loss; 0 for a single draw.
+
+    Raises:
+        ConfigError: If a size is impossible.
+    """
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 1, consistency_weight: float = 1.0) -> None:
+        super().__init__(dim, num_experts)
+        check_top_k(top_k, num_experts)
+        check_at_least_zero(consistency_weight=consistency_weight)
+        self.top_k, self.consistency_weight = top_k, consistency_weight
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """All zero, NaN where the token is not finite."""
+        return (x.detach().sum(dim=-1, keepdim=True) * 0).expand(-1, self.num_experts)
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """K random experts in training, all in evaluation, with equal weights."""
+        experts = torch.arange(self.num_experts, device=logits.device)
+        if self.training:
+            experts = torch.randperm(self.num_experts, device=logits.device)[: self.top_k]
+        expert = experts.expand(logits.shape[0], -1)
+        weight = torch.full_like(expert, 1 / experts.numel(), dtype=logits.dtype)
+        return Routing.from_topk(
+            expert, mark(weight, valid), logits=logits, probabilities=logits.softmax(dim=-1), valid=valid
+        )
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """None: nothing is learned."""
+        return {}
+
+
+class SMoEDropoutRouter(Router):
+    """A random router that is never trained, with k growing from ``start_k`` to ``end_k`` during training.
+
+    At inference any number of experts may be used (``router.top_k = 3``): more experts, better output
+    ("Sparse MoE as the New Dropout", Chen et al. 2023, section 3).
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        start_k: Experts per token at the beginning of training.
+        end_k: Experts per token at its end; E when None.
+
+    Attributes:
+        top_k: Experts per token now. Grows linearly with the training's progress and is part of the saved state.
+
+    Raises:
+        ConfigError: If a size is impossible.
+    """
+
+    projection: Tensor
+    current_k: Tensor
+
+    def __init__(self, dim: int, num_experts: int, start_k: int = 1, end_k: int | None = None) -> None:
+        super().__init__(dim, num_experts)
+        end_k = num_experts if end_k is None else end_k
+        check_top_k(end_k, num_experts, "end_k")
+        check_top_k(start_k, end_k, "start_k")
+        self.start_k, self.end_k = start_k, end_k
+        self.register_buffer("projection", torch.randn(num_experts, dim) * dim**-0.5)
+        self.register_buffer("current_k", torch.tensor(start_k))
+        self._top_k = start_k
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token now."""
+        return self._top_k
+
+    @top_k.setter
+    def top_k(self, value: int) -> None:
+        check_top_k(value, self.num_experts)
+        self._top_k = value
+        self.current_k.fill_(value)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._top_k = int(self.current_k)
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """A fixed random projection."""
+        return F.linear(x, self.projection.to(x.dtype))
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """The k best, weights scaled to sum to 1."""
+        probabilities = logits.softmax(dim=-1)
+        weight, expert = probabilities.topk(self._top_k, dim=-1)
+        return Routing.from_topk(
+            expert, mark(normalized(weight), valid), logits=logits, probabilities=probabilities, valid=valid
+        )
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """None: nothing is learned."""
+        return {}
+
+    def update(self, routing: Routing, progress: float) -> None:
+        """Let k grow."""
+        self.top_k = self.start_k + round((self.end_k - self.start_k) * min(max(progress, 0.0), 1.0))

@@ -1,0 +1,82 @@
+"""Routers without weights of their own: the experts say how much a token concerns them."""
+
+import torch
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_sizes, check_top_k
+from moeapps.core.experts import FactoredExpertMLP
+from moeapps.core.routers.base import Router, mark, need, normalized
+from moeapps.core.routing import Routing
+
+__all__ = ["AutonomyRouter", "AvgKRouter"]
+
+
+class _SelfScoring(Router):
+    """Softmax over the experts' own scores, then the k most probable ones with weights that sum to 1."""
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
+        super().__init__(dim, num_experts)
+        check_top_k(top_k, num_experts)
+        self.top_k = top_k
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        probabilities = logits.softmax(dim=-1)
+        weight, expert = probabilities.topk(self.top_k, dim=-1)
+        if self.top_k > 1:
+            weight = normalized(weight)
+        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+
+
+class AvgKRouter(_SelfScoring):
+    r"""Average keys: the score of an expert is :math:`x \cdot \bar k_e`, the mean of its first layer's key vectors.
+
+    No router weights (Liu et al. 2023, "Towards a Unified View of Sparse Feed-Forward Network", section 5.2). The
+    keys are the columns of the first layer of :class:`~moeapps.core.experts.ExpertMLP`.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts per token.
+
+    Raises:
+        ConfigError: If a size is impossible, or (in forward) the experts have no keys.
+    """
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """Inner products with the mean keys ``(E, d)``."""
+        keys: Tensor = need(experts, "mean_keys", self)()
+        return x @ keys.to(x.dtype).t()
+
+
+class AutonomyRouter(_SelfScoring):
+    r"""Autonomy of experts: every expert looks at every token through a narrow first factor, the strongest go on.
+
+    The score is the norm :math:`\lVert x W_{down}^e \rVert_2` (Lv et al. 2025, "Autonomy-of-Experts Models", eq. 5-6).
+    The experts have to be :class:`~moeapps.core.experts.FactoredExpertMLP`, which
+    :class:`~moeapps.core.layer.MoE` makes by itself for this router.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts per token.
+        rank: Width of the experts' first factor, for the experts that the layer makes; d / 4 when None.
+
+    Raises:
+        ConfigError: If a size is impossible, or (in forward) the experts have no such factor.
+    """
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2, rank: int | None = None) -> None:
+        super().__init__(dim, num_experts, top_k)
+        rank = max(dim // 4, 1) if rank is None else rank
+        check_sizes(rank=rank)
+        self.rank = rank
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """Norms of the experts' inner activations, ``(N, E)``."""
+        squares: Tensor = need(experts, "inner_squares", self)(x)
+        # the root's gradient at 0 is infinite
+        return squares.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+    def default_experts(self, hidden_dim: int) -> nn.Module:
+        """Experts with a narrow first factor."""
+        return FactoredExpertMLP(self.dim, hidden_dim, self.num_experts, rank=self.rank)

@@ -1,0 +1,92 @@
+"""Shared experts beside fine-grained routed ones, balanced by a bias instead of a loss."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeapps.core.checks import check_at_least_zero, check_one_of
+from moeapps.core.distributed import global_sum
+from moeapps.core.errors import ConfigError
+from moeapps.core.losses import router_z_loss
+from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routing import Routing
+
+__all__ = ["SharedExpertsRouter"]
+
+
+class SharedExpertsRouter(Router):
+    r"""The first ``num_shared`` experts take every token, the others are routed (DeepSeekMoE, Dai et al. 2024, eq. 9).
+
+    Routed experts are chosen by :math:`s_e + b_e` and weighted by :math:`s_e` alone, scaled to sum to 1. After each
+    optimiser step the bias of an overloaded expert falls by ``bias_rate`` and that of an underloaded one rises:
+    balance without an auxiliary loss (Wang et al. 2024; DeepSeek-V3, section 2.1.2).
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E, shared ones included.
+        top_k: Routed experts per token, 1 to E - num_shared.
+        num_shared: Number of always-on experts, 0 to E - 1.
+        score: ``"sigmoid"`` (DeepSeek-V3) or ``"softmax"`` (DeepSeekMoE).
+        bias_rate: Step u of the balancing bias; 0 turns it off.
+
+    Raises:
+        ConfigError: If a size is impossible.
+    """
+
+    balance_bias: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 2,
+        num_shared: int = 1,
+        score: Literal["sigmoid", "softmax"] = "sigmoid",
+        bias_rate: float = 0.001,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if isinstance(num_shared, bool) or not isinstance(num_shared, int) or not 0 <= num_shared < num_experts:
+            raise ConfigError(f"num_shared must be between 0 and {num_experts - 1}, got {num_shared!r}")
+        routed = num_experts - num_shared
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= routed:
+            raise ConfigError(
+                f"top_k must be between 1 and the {routed} routed experts (num_experts={num_experts} less "
+                f"num_shared={num_shared}), got {top_k!r}"
+            )
+        check_one_of("score", score, ("sigmoid", "softmax"))
+        check_at_least_zero(bias_rate=bias_rate)
+        self.top_k, self.num_shared, self.score, self.bias_rate = top_k, num_shared, score, bias_rate
+        self.weight = linear_scores(dim, routed)
+        self.register_buffer("balance_bias", torch.zeros(routed))
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """W x over the routed experts."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """All shared experts with weight 1, then the k routed ones."""
+        affinity = logits.sigmoid() if self.score == "sigmoid" else logits.softmax(dim=-1)
+        routed = (affinity.detach() + self.balance_bias.to(affinity.dtype)).topk(self.top_k, dim=-1).indices
+        weight = normalized(affinity.gather(-1, routed))
+        shared = torch.arange(self.num_shared, device=logits.device).expand(logits.shape[0], -1)
+        always = weight.new_ones(shared.shape)
+        routed_share = normalized(affinity)
+        return Routing.from_topk(
+            torch.cat([shared, routed + self.num_shared], dim=-1),
+            mark(torch.cat([always, weight], dim=-1), valid),
+            logits=logits,
+            probabilities=torch.cat([always, routed_share], dim=-1) / (self.num_shared + 1),
+            valid=valid,
+        )
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """``z`` only: balance is the bias's work."""
+        return {"z": router_z_loss(routing, token_weight)}
+
+    @torch.no_grad()
+    def update(self, routing: Routing, progress: float) -> None:
+        """Move the bias of each routed expert towards balance."""
+        counts = global_sum(routing.valid_counts()[self.num_shared :])
+        self.balance_bias += self.bias_rate * torch.sign(counts.mean() - counts).to(self.balance_bias.dtype)

@@ -1,0 +1,190 @@
+"""Top-k routing: softmax, the k most probable experts, and what was added to it: noise, jitter, other gradients."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeapps.core.checks import check_at_least_zero, check_one_of, check_top_k
+from moeapps.core.distributed import global_sum
+from moeapps.core.errors import ConfigError
+from moeapps.core.losses import importance_loss, squared_variation
+from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routing import Routing
+
+__all__ = ["NoisyTopKRouter", "TopKRouter"]
+
+
+class TopKRouter(Router):
+    r"""Softmax over all experts, then the k most probable ones.
+
+    .. math:: p = \mathrm{softmax}(W x + \epsilon), \qquad w_e = p_e \text{ or } p_e / \sum_{j \in top-k} p_j
+
+    with :math:`\epsilon \sim N(0, \sigma^2)` in training only. ``top_k=1`` without renormalisation is Switch
+    Transformer (Fedus et al. 2022, eq. 1-2), ``top_k=2`` with renormalisation is GShard (Lepikhin et al. 2021) and
+    Mixtral; noise of standard deviation ``1 / num_experts`` is V-MoE's (Riquelme et al. 2021, section 2) and
+    WideNet's; jitter, a factor of 1 +- jitter on the router's input, is Switch Transformer's.
+
+    ``gradient="sparsemixer"`` trains the router with the mid-point estimate of Liu et al. 2023 (section 3) instead:
+    experts are drawn rather than taken, among those whose score is near the best, and the output of a drawn expert
+    that is not the best one is scaled by 1/3 three times out of four, where the gradient of the weight then equals
+    Heun's third-order estimate of what the whole expert contributes. For ``top_k`` 1 or 2; evaluation takes the best.
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts per token k, 1 to E.
+        noise_std: Standard deviation of the Gaussian noise on the logits in training; 0 for none.
+        jitter: Half width of the uniform factor on the router's input in training; 0 for none.
+        renormalize: Whether the k weights are scaled to sum to 1. None means: yes for k > 1, no for k = 1 (where a
+            weight of constantly 1 would leave the router without a gradient), and no with sparsemixer.
+        gradient: ``"softmax"`` or ``"sparsemixer"``.
+
+    Raises:
+        ConfigError: If a size is impossible (``top_k`` outside 1..E, negative noise), or sparsemixer is asked for more
+            than two experts per token.
+
+    Example:
+        >>> import torch
+        >>> routing = TopKRouter(dim=8, num_experts=4, top_k=2)(torch.randn(5, 8))
+        >>> routing.counts.sum().item(), routing.weight.shape
+        (10, torch.Size([10]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 2,
+        noise_std: float = 0.0,
+        jitter: float = 0.0,
+        renormalize: bool | None = None,
+        gradient: Literal["softmax", "sparsemixer"] = "softmax",
+    ) -> None:
+        super().__init__(dim, num_experts)
+        check_top_k(top_k, num_experts)
+        check_at_least_zero(noise_std=noise_std, jitter=jitter)
+        check_one_of("gradient", gradient, ("softmax", "sparsemixer"))
+        if gradient == "sparsemixer" and top_k > 2:
+            raise ConfigError(f"gradient='sparsemixer' is defined for top_k 1 or 2, got top_k={top_k}")
+        self.top_k, self.noise_std, self.jitter, self.gradient = top_k, noise_std, jitter, gradient
+        self.renormalize = top_k > 1 and gradient == "softmax" if renormalize is None else renormalize
+        self.weight = linear_scores(dim, num_experts)
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """W x, with noise in training."""
+        if self.training and self.jitter > 0:
+            x = x * (1 + self.jitter * (2 * torch.rand_like(x) - 1))
+        logits = F.linear(x, self.weight.to(x.dtype))
+        if self.training and self.noise_std > 0:
+            logits = logits + torch.randn_like(logits) * self.noise_std
+        return logits
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """The k most probable experts, or, with sparsemixer in training, k drawn ones."""
+        probabilities = logits.softmax(dim=-1)
+        if self.gradient == "sparsemixer":
+            weight, expert = sparsemixer(logits, self.top_k, self.jitter or 0.1, self.training)
+        elif self.top_k == 1:
+            weight, expert = probabilities.max(dim=-1, keepdim=True)
+        else:
+            weight, expert = probabilities.topk(self.top_k, dim=-1)  # (N, k)
+        if self.renormalize:
+            weight = normalized(weight)
+        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+
+
+def sparsemixer(logits: Tensor, top_k: int, tolerance: float, training: bool) -> tuple[Tensor, Tensor]:
+    """Draw experts one after the other, with the weights whose gradient is the mid-point estimate.
+
+    Args:
+        logits: ``(N, E)`` scores.
+        top_k: How many to draw, without putting back.
+        tolerance: An expert takes part only if its score is within 2 * tolerance of the best, relative to the larger
+            of the two magnitudes.
+        training: Draw (True) or take the best (False).
+
+    Returns:
+        Weights ``(N, k)`` and experts ``(N, k)``.
+    """
+    weights, experts = [], []
+    remaining = logits
+    for _ in range(top_k):
+        best, index = remaining.max(dim=-1, keepdim=True)
+        far = (best - remaining) / torch.maximum(remaining.abs(), best.abs()).clamp(min=1e-9) > 2 * tolerance
+        p = remaining.masked_fill(far, -torch.inf).softmax(dim=-1)
+        drawn = index
+        if training and p.shape[0]:
+            drawn = torch.multinomial(p.detach(), 1)
+        weight = p.gather(-1, drawn)
+        if training:
+            third = (drawn != index) & (torch.rand_like(weight) < 0.75)
+            # forward scaled by 1/3, gradient of the weight as if it were not
+            weight = weight - torch.where(third, weight.detach() * (2 / 3), 0)
+        weights.append(weight)
+        experts.append(drawn)
+        remaining = remaining.scatter(-1, drawn, -torch.inf)
+    return torch.cat(weights, dim=-1), torch.cat(experts, dim=-1)
+
+
+class NoisyTopKRouter(Router):
+    r"""Noisy top-k gating (Shazeer et al. 2017, eq. 3-5): noise whose size the router learns for each token.
+
+    .. math:: H(x) = W x + \epsilon \cdot \mathrm{softplus}(W_{noise} x), \qquad w = \mathrm{softmax}(\mathrm{topk}(H))
+
+    In training only. The balance loss is the paper's: squared variation of importance plus that of the smooth load
+    (its appendix A, eq. 8-11).
+
+    Args:
+        dim: Width d of a token.
+        num_experts: Number of experts E.
+        top_k: Experts per token k, 1 to E.
+
+    Raises:
+        ConfigError: If a size is impossible.
+    """
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
+        super().__init__(dim, num_experts)
+        check_top_k(top_k, num_experts)
+        self.top_k = top_k
+        self.weight = linear_scores(dim, num_experts)
+        self.noise_weight = nn.Parameter(torch.zeros(num_experts, dim))
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """Clean and noisy scores and the noise's size beside each other, ``(N, 3 E)``."""
+        clean = F.linear(x, self.weight.to(x.dtype))
+        size = F.softplus(F.linear(x, self.noise_weight.to(x.dtype))) + 1e-2
+        noisy = clean + torch.randn_like(clean) * size if self.training else clean
+        return torch.cat([noisy, clean, size], dim=-1)
+
+    def choose(self, logits: Tensor, valid: Tensor) -> Routing:
+        """Softmax over the k largest noisy scores."""
+        noisy, clean, size = logits.chunk(3, dim=-1)
+        top, expert = noisy.topk(min(self.top_k + 1, self.num_experts), dim=-1)
+        return Routing.from_topk(
+            expert[:, : self.top_k],
+            mark(top[:, : self.top_k].softmax(dim=-1), valid),
+            logits=noisy,
+            probabilities=noisy.softmax(dim=-1),
+            valid=valid,
+            details={"clean": clean, "size": size, "top": top},
+        )
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """``balance``: squared variation of importance and, in training, of the smooth load; and ``z``."""
+        losses = super().losses(routing, token_weight)
+        losses["balance"] = importance_loss(routing, token_weight)
+        if self.training and self.top_k < self.num_experts:
+            losses["balance"] = losses["balance"] + squared_variation(self._smooth_load(routing, token_weight))
+        return losses
+
+    def _smooth_load(self, routing: Routing, token_weight: Tensor | None) -> Tensor:
+        """Expected number of tokens of each expert, over another draw of that expert's noise, ``(E,)``."""
+        clean, size, top = (routing.details[name] for name in ("clean", "size", "top"))
+        # an expert is in if its noisy score beats the k-th largest of the others
+        inside = routing.logits > top[:, self.top_k, None]
+        threshold = torch.where(inside, top[:, self.top_k, None], top[:, self.top_k - 1, None])
+        chance = torch.special.ndtr((clean - threshold) / size.clamp(min=1e-6))
+        return global_sum((chance * routing.token_weight(token_weight)[:, None]).sum(0))
