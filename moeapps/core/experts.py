@@ -121,7 +121,7 @@ class ExpertMLP(Experts):
             device=rows.device,
             dtype=dtype,
             counts=_counts(offsets),
-            widths=(self.dim, w1.shape[2], self.hidden_dim, self.out_dim),
+            widths=(w1.shape[1], w1.shape[2], self.hidden_dim, self.out_dim),
         )
         with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[0] == 0:  # no product to compute, but every parameter still gets a gradient of zero

@@ -6,7 +6,7 @@ gradients of all experts into one buffer each. Left to autograd, each expert's w
 own, stacked afterwards: as many bytes again as the layer has weights, in every step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,8 +32,8 @@ BACKENDS = ("auto", "loop", "bmm", "grouped")
 SMALL_PRODUCT = 2_000_000
 """Multiply-adds of one expert's first product up to which, on CPU, calling it costs more than computing it."""
 
-WASTE = 2.0
-"""How many rows, per real row, padding may compute before ``bmm`` stops paying on CPU."""
+WASTE, WASTE_SMALL = 1.15, 2.0
+"""How many rows, per real row, padding may compute before ``bmm`` stops paying on CPU; more where experts are small."""
 
 
 class Activation(NamedTuple):
@@ -83,8 +83,8 @@ def choose_backend(
     """Turn ``auto`` into a backend, and ``grouped`` into ``bmm`` where grouped products cannot be computed.
 
     The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
-    always ``grouped``, which never waits for the host. On CPU ``bmm`` where experts are so small that calling one
-    product per expert would cost more than the products, and the load is even enough for padding; else ``loop``.
+    always ``grouped``, which never waits for the host. On CPU ``bmm`` where the load is even enough for padding (less
+    even will do where experts are so small that calling a product costs more than computing it); else ``loop``.
 
     Args:
         backend: What the user asked for.
@@ -110,7 +110,7 @@ def choose_backend(
         return "bmm"
     num_experts, rows, longest = counts.numel(), int(counts.sum()), int(counts.max())
     small = rows / num_experts * widths[0] * widths[1] <= SMALL_PRODUCT
-    return "bmm" if small and longest * num_experts <= WASTE * rows else "loop"
+    return "bmm" if longest * num_experts <= (WASTE_SMALL if small else WASTE) * rows else "loop"
 
 
 def sorted_mlp(
@@ -143,14 +143,14 @@ def sorted_mlp(
 def sorted_linear(rows: Tensor, offsets: Tensor, weight: Tensor, backend: Backend) -> Tensor:
     """Multiply ``rows[offsets[e]:offsets[e + 1]]`` by ``weight[e]``, for every e: ``(A, d)`` to ``(A, d_out)``."""
     if backend == "grouped":
-        return _owned(F.grouped_mm(rows, weight, offs=offsets[1:]), offsets)
+        return _owned(F.grouped_mm(_owned(rows, offsets), weight, offs=offsets[1:]), offsets)
     *chunks, rest = rows.split([*offsets.diff().tolist(), rows.shape[0] - int(offsets[-1])])
     outputs = [chunk @ matrix for chunk, matrix in zip(chunks, weight.unbind(), strict=True)]
     return torch.cat([*outputs, rest.new_zeros(rest.shape[0], weight.shape[2])])
 
 
 def _owned(rows: Tensor, offsets: Tensor) -> Tensor:
-    """Zero the rows that belong to no expert: a grouped product leaves them as it found the memory."""
+    """Zero the rows that belong to no expert, and their gradient: a grouped product leaves both as memory held them."""
     owned = torch.arange(rows.shape[0], device=rows.device) < offsets[-1]
     return torch.where(owned[:, None], rows, 0)
 
@@ -164,14 +164,13 @@ def _grouped_mlp(
     w1, b1, w2, b2 = weights
     row = torch.arange(rows.shape[0], device=rows.device)
     expert = torch.searchsorted(offsets[1:], row, right=True, out_int32=True)  # (A,); E for rows of nobody
-    owned = expert < w1.shape[0]
-    expert = expert.clamp(max=w1.shape[0] - 1)
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = torch.where(owned[:, None], F.grouped_mm(x, weight, offs=offsets[1:]), 0)
-        return y if bias is None else y + bias.index_select(0, expert)
+        y = F.grouped_mm(x, weight, offs=offsets[1:])
+        # rows of nobody hold whatever the memory held: their bias is an extra row, where their gradient ends as well
+        return y if bias is None else y + F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
 
-    return torch.where(owned[:, None], layer(act.forward(layer(rows, w1, b1)), w2, b2), 0)
+    return _owned(layer(act.forward(layer(_owned(rows, offsets), w1, b1)), w2, b2), offsets)
 
 
 def _differentiable(
@@ -210,36 +209,56 @@ class _TwoLayer(torch.autograd.Function):
 
 
 class _Loop(_TwoLayer):
-    """One product per expert and layer, each written into its place of a common buffer."""
+    """One product per expert and layer, each written into its place of a common buffer.
+
+    An expert's hidden activations live only while it is their turn: they stay in the cache, and are computed again
+    from the first layer's outputs when the gradient needs them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, offsets: Tensor, act: Activation,
         w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        counts = offsets.diff().tolist()
-        total = sum(counts)
-        pre = _each(rows.new_empty(total, w1.shape[2]), rows[:total], w1, b1, counts)
-        hidden = act.forward(pre)
+        counts = _split_counts(rows, offsets)
         out = rows.new_empty(rows.shape[0], w2.shape[2])
-        _each(out[:total], hidden, w2, b2, counts)
-        out[total:] = 0
-        ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre, hidden)
-        ctx.act, ctx.counts = act, counts
+        keep = any(ctx.needs_input_grad)
+        pre = rows.new_empty(rows.shape[0], w1.shape[2]) if keep else None
+        pres = [None] * len(counts) if pre is None else pre.split(counts)
+        *outs, rest = out.split(counts)
+        layers = zip(rows.split(counts), pres, outs, _each(w1), _each(b1, w1), _each(w2), _each(b2, w1), strict=False)
+        for x, kept, y, first, bias1, second, bias2 in layers:
+            if x.shape[0]:
+                _affine(act.forward(_affine(x, first, bias1, kept)), second, bias2, y)
+        rest.zero_()
+        if keep:
+            ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre)
+            ctx.act, ctx.counts = act, counts
         return out
 
     @classmethod
     def gradients(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, _, w1, b1, w2, b2, pre, hidden = ctx.saved_tensors
-        counts, total = ctx.counts, pre.shape[0]
-        grad_rows = torch.empty_like(rows)
-        grad_rows[total:] = 0
-        dy = grad[:total]
-        g2, gb2 = _each_weight(hidden, dy, w2, b2, counts)
-        dpre = ctx.act.backward(_each(torch.empty_like(hidden), dy, w2.transpose(1, 2), None, counts), pre)
-        _each(grad_rows[:total], dpre, w1.transpose(1, 2), None, counts)
-        g1, gb1 = _each_weight(rows[:total], dpre, w1, b1, counts)
-        return grad_rows, None, None, g1, gb1, g2, gb2
+        rows, _, w1, b1, w2, b2, pre = ctx.saved_tensors
+        counts, act = ctx.counts, ctx.act
+        grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
+        *grads_x, rest = grad_rows.split(counts)
+        sums1, sums2 = [], []
+        layers = zip(
+            rows.split(counts), pre.split(counts), grad.split(counts), grads_x,
+            w1.transpose(1, 2).unbind(), w2.transpose(1, 2).unbind(), g1.unbind(), g2.unbind(),
+            strict=False,
+        )  # fmt: skip
+        for x, before, dy, dx, first, second, grad1, grad2 in layers:
+            torch.mm(act.forward(before).t(), dy, out=grad2)  # without rows: zeros
+            dpre = act.backward(dy @ second, before)
+            torch.mm(x.t(), dpre, out=grad1)
+            torch.mm(dpre, first, out=dx)
+            if b1 is not None:
+                sums1.append(dpre.sum(0))
+            if b2 is not None:
+                sums2.append(dy.sum(0))
+        rest.zero_()
+        return grad_rows, None, None, g1, _stack(sums1), g2, _stack(sums2)
 
 
 class _Padded(_TwoLayer):
@@ -278,28 +297,26 @@ class _Padded(_TwoLayer):
         )
 
 
-def _each(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-    """Write every expert's product into its rows of ``out``."""
-    biases = [None] * len(counts) if bias is None else bias.unbind()
-    for count, x, w, b, y in zip(counts, rows.split(counts), weight.unbind(), biases, out.split(counts), strict=True):
-        if not count:
-            continue
-        if b is None:
-            torch.mm(x, w, out=y)
-        else:
-            torch.addmm(b, x, w, out=y)
-    return out
+def _split_counts(rows: Tensor, offsets: Tensor) -> list[int]:
+    """Rows of each expert and, last, of nobody."""
+    counts: list[int] = offsets.diff().tolist()
+    return [*counts, rows.shape[0] - sum(counts)]
 
 
-def _each_weight(
-    x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of every expert's weight and bias; an expert without rows gets zeros."""
-    grad_weight = torch.empty_like(weight)
-    chunks = grad.split(counts)
-    for rows, dy, out in zip(x.split(counts), chunks, grad_weight.unbind(), strict=True):
-        torch.mm(rows.t(), dy, out=out)
-    return grad_weight, None if bias is None else torch.stack([dy.sum(0) for dy in chunks])
+def _each(stacked: Tensor | None, like: Tensor | None = None) -> Sequence[Tensor | None]:
+    """A stacked parameter's experts one by one; None for each where there is no such parameter."""
+    if stacked is None:
+        assert like is not None
+        return [None] * like.shape[0]
+    return stacked.unbind()
+
+
+def _stack(rows: list[Tensor]) -> Tensor | None:
+    return torch.stack(rows) if rows else None
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    return torch.mm(x, weight, out=out) if bias is None else torch.addmm(bias, x, weight, out=out)
 
 
 def _numbers(counts: Tensor) -> Tensor:

@@ -106,13 +106,12 @@ class MoE(Routed):
         check_one_of("backend", backend, BACKENDS)
         check_one_of("overflow", overflow, OVERFLOW)
         check_at_least_zero(balance_weight=balance_weight, z_weight=z_weight, penalty_weight=penalty_weight)
-        if isinstance(router, str):
-            router = make_router(router, dim, num_experts, top_k)
+        self.router = make_router(router, dim, num_experts, top_k) if isinstance(router, str) else router
         if experts is None:
             hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-            experts = router.default_experts(hidden_dim) or ExpertMLP(dim, hidden_dim, num_experts)
-        self.router, self.experts = router, experts
-        for name, part in (("router", router), ("experts", experts)):
+            experts = self.router.default_experts(hidden_dim) or ExpertMLP(dim, hidden_dim, num_experts)
+        self.experts = experts
+        for name, part in (("router", self.router), ("experts", experts)):
             if (part.dim, part.num_experts) != (dim, num_experts):
                 raise ConfigError(
                     f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
@@ -121,8 +120,8 @@ class MoE(Routed):
         if capacity_factor is not None:
             if not 0 < capacity_factor < math.inf:
                 raise ConfigError(f"capacity_factor must be a number above 0, got {capacity_factor!r}")
-            if not router.token_choice:
-                raise ConfigError(f"capacity_factor has no meaning with {type(router).__name__}: leave it None")
+            if not self.router.token_choice:
+                raise ConfigError(f"capacity_factor has no meaning with {type(self.router).__name__}: leave it None")
         self.dim, self.num_experts = dim, num_experts
         self.backend: Backend = backend
         self.capacity_factor, self.overflow = capacity_factor, overflow

@@ -134,10 +134,9 @@ class Routing:
         num_experts = probabilities.shape[1]
         if keep is not None:
             expert = torch.where(keep, expert, num_experts)
-            weight = torch.where(keep | weight.isnan(), weight, 0)
+            weight = torch.where(keep | weight.isnan(), weight, 0)  # NaN marks an invalid token: let it through
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
-        position = torch.empty_like(order)
-        position[order] = torch.arange(order.numel(), device=order.device)
+        position = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
         boundaries = torch.arange(num_experts + 1, device=expert.device)
         return cls(
             token=order // max(k, 1),

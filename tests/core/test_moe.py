@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moeapps.core import ExpertList, ExpertMLP, MoE, TopKRouter, load_balance_loss, router_z_loss
-from moeapps.core.kernels import choose_backend, grouped_is_possible
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.kernels import choose_backend, grouped_is_possible
 
 BACKENDS = ("loop", "bmm", "grouped", "auto")
 

@@ -1,5 +1,6 @@
 """What every router is: tokens in, one routing out, computed in float32 or better."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.experts import Experts
 from moeapps.core.losses import load_balance_loss, router_z_loss
 from moeapps.core.routing import Routing
 
@@ -62,7 +64,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
-        """Choose experts from scores, which are zero for tokens that are not valid."""
+        """Choose experts from scores; those of tokens that are not valid are zero, and their weights do not matter."""
         raise NotImplementedError
 
     def forward(
@@ -88,10 +90,11 @@ class Router(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.scores(x.to(router_dtype(x)), experts, ids)
             valid = logits.detach().sum(dim=-1).isfinite()  # (N,)
-            if torch.compiler.is_compiling() or valid.is_cuda or not bool(valid.all()):
-                # topk would rank a NaN highest: a bad token must neither win a slot nor reach losses and statistics
-                logits = torch.where(valid[:, None], logits, 0.0)
-            return self.choose(logits, valid)
+            if not (torch.compiler.is_compiling() or valid.is_cuda) and bool(valid.all()):
+                return self.choose(logits, valid)
+            # topk would rank a NaN highest: a bad token must neither win a slot nor reach losses and statistics
+            routing = self.choose(torch.where(valid[:, None], logits, 0.0), valid)
+            return replace(routing, weight=torch.where(valid[routing.token], routing.weight, torch.nan))
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """What this router asks to be minimised, by name: ``balance`` and ``z``, unless it needs neither.
@@ -114,7 +117,7 @@ class Router(nn.Module):
             progress: Fraction of the training that is done, 0 to 1.
         """
 
-    def default_experts(self, hidden_dim: int) -> nn.Module | None:
+    def default_experts(self, hidden_dim: int) -> Experts | None:
         """Experts that this router needs, or None when any will do."""
         return None
 
@@ -131,13 +134,6 @@ class Router(nn.Module):
             if not name.startswith("_") and name != "training" and isinstance(value, int | float | str)
         }
         return ", ".join(f"{name}={value!r}" for name, value in plain.items())
-
-
-def mark(weight: Tensor, valid: Tensor) -> Tensor:
-    """Weights ``(N, k)`` with NaN for invalid tokens, so that their output is NaN."""
-    if torch.compiler.is_compiling() or valid.is_cuda or not bool(valid.all()):
-        return torch.where(valid[:, None], weight, torch.nan)
-    return weight
 
 
 def normalized(weight: Tensor) -> Tensor:

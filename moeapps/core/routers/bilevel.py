@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
-from moeapps.core.routers.base import Router, linear_scores, mark
+from moeapps.core.routers.base import Router, linear_scores
 from moeapps.core.routing import Routing
 
 __all__ = ["BilevelRouter"]
@@ -71,4 +71,4 @@ class BilevelRouter(Router):
         inside = chosen.repeat_interleave(self.group_size, dim=-1)
         expert = torch.where(inside, probabilities.detach(), -1).topk(self.top_k, dim=-1).indices
         weight = probabilities.gather(-1, expert)
-        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import router_z_loss
-from moeapps.core.routers.base import Router, linear_scores, mark
+from moeapps.core.routers.base import Router, linear_scores
 from moeapps.core.routing import Routing
 
 __all__ = ["ExpertChoiceRouter"]
@@ -50,15 +50,13 @@ class ExpertChoiceRouter(Router):
         if not self.training:
             k = min(max(1, round(self.capacity_factor)), self.num_experts)
             weight, expert = probabilities.topk(k, dim=-1)
-            return Routing.from_topk(
-                expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid
-            )
+            return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)
         tokens, experts = probabilities.shape
         capacity = min(tokens, math.ceil(tokens * self.capacity_factor / experts))
         ranked = torch.where(valid[:, None], probabilities, -1)  # invalid tokens come last
         token = ranked.detach().topk(capacity, dim=0).indices.t().reshape(-1)  # (E C,), sorted by expert
         expert = torch.arange(experts, device=token.device).repeat_interleave(capacity)
-        weight = torch.where(valid[token], probabilities[token, expert], torch.nan)
+        weight = probabilities[token, expert]
         return Routing(
             token=token,
             expert=expert,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_top_k
 from moeapps.core.errors import DataError
-from moeapps.core.routers.base import Router, mark, normalized
+from moeapps.core.routers.base import Router, normalized
 from moeapps.core.routing import Routing
 
 __all__ = ["HashRouter", "SMoEDropoutRouter", "ThorRouter"]
@@ -55,7 +55,7 @@ class HashRouter(Router):
         expert = logits.argmax(dim=-1, keepdim=True)
         weight = torch.ones_like(expert, dtype=logits.dtype)
         probabilities = torch.zeros_like(logits).scatter(1, expert, weight)
-        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """None: nothing is learned."""
@@ -103,9 +103,7 @@ class ThorRouter(Router):
             experts = torch.randperm(self.num_experts, device=logits.device)[: self.top_k]
         expert = experts.expand(logits.shape[0], -1)
         weight = torch.full_like(expert, 1 / experts.numel(), dtype=logits.dtype)
-        return Routing.from_topk(
-            expert, mark(weight, valid), logits=logits, probabilities=logits.softmax(dim=-1), valid=valid
-        )
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=logits.softmax(dim=-1), valid=valid)
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """None: nothing is learned."""
@@ -167,9 +165,7 @@ class SMoEDropoutRouter(Router):
         """The k best, weights scaled to sum to 1."""
         probabilities = logits.softmax(dim=-1)
         weight, expert = probabilities.topk(self._top_k, dim=-1)
-        return Routing.from_topk(
-            expert, mark(normalized(weight), valid), logits=logits, probabilities=probabilities, valid=valid
-        )
+        return Routing.from_topk(expert, normalized(weight), logits=logits, probabilities=probabilities, valid=valid)
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """None: nothing is learned."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.distributed import global_sum
 from moeapps.core.losses import router_z_loss
-from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routers.base import Router, linear_scores, normalized
 from moeapps.core.routing import Routing
 
 __all__ = ["NullExpertsRouter"]
@@ -50,7 +50,7 @@ class NullExpertsRouter(Router):
         real = expert < self.num_experts
         return Routing.from_topk(
             expert,
-            mark(normalized(torch.where(real, weight, 0)), valid),
+            normalized(torch.where(real, weight, 0)),
             logits=logits,
             probabilities=every[:, : self.num_experts],
             valid=valid,

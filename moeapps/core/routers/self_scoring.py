@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.experts import FactoredExpertMLP
-from moeapps.core.routers.base import Router, mark, need, normalized
+from moeapps.core.routers.base import Router, need, normalized
 from moeapps.core.routing import Routing
 
 __all__ = ["AutonomyRouter", "AvgKRouter"]
@@ -24,7 +24,7 @@ class _SelfScoring(Router):
         weight, expert = probabilities.topk(self.top_k, dim=-1)
         if self.top_k > 1:
             weight = normalized(weight)
-        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)
 
 
 class AvgKRouter(_SelfScoring):
@@ -77,6 +77,6 @@ class AutonomyRouter(_SelfScoring):
         # the root's gradient at 0 is infinite
         return squares.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
-    def default_experts(self, hidden_dim: int) -> nn.Module:
+    def default_experts(self, hidden_dim: int) -> FactoredExpertMLP:
         """Experts with a narrow first factor."""
         return FactoredExpertMLP(self.dim, hidden_dim, self.num_experts, rank=self.rank)

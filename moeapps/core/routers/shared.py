@@ -10,7 +10,7 @@ from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.distributed import global_sum
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import router_z_loss
-from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routers.base import Router, linear_scores, normalized
 from moeapps.core.routing import Routing
 
 __all__ = ["SharedExpertsRouter"]
@@ -75,7 +75,7 @@ class SharedExpertsRouter(Router):
         routed_share = normalized(affinity)
         return Routing.from_topk(
             torch.cat([shared, routed + self.num_shared], dim=-1),
-            mark(torch.cat([always, weight], dim=-1), valid),
+            torch.cat([always, weight], dim=-1),
             logits=logits,
             probabilities=torch.cat([always, routed_share], dim=-1) / (self.num_shared + 1),
             valid=valid,

@@ -32,14 +32,14 @@ class SoftRouting(Routing):
         """Mix the tokens ``(N, d)`` into slots: ``(E B S, d)``, sorted by expert."""
         assert self.mix is not None
         samples, size = self.mix.shape[:2]
-        x = torch.where(self.valid[:, None], x, 0).view(samples, size, -1)
-        return torch.einsum("btes,btd->ebsd", self.mix.to(x.dtype), x).reshape(-1, x.shape[-1])
+        x = torch.where(self.valid[:, None], x, 0).view(samples, size, x.shape[1])
+        return torch.einsum("btes,btd->ebsd", self.mix.to(x.dtype), x).flatten(0, 2)
 
     def combine(self, y: Tensor) -> Tensor:
         """Mix the slots' outputs ``(E B S, d_out)`` back: ``(N, d_out)``; NaN for invalid tokens."""
         assert self.share is not None
         samples, _, experts, slots = self.share.shape
-        out = torch.einsum("btes,ebsd->btd", self.share.to(y.dtype), y.view(experts, samples, slots, -1))
+        out = torch.einsum("btes,ebsd->btd", self.share.to(y.dtype), y.view(experts, samples, slots, y.shape[1]))
         return torch.where(self.valid[:, None], out.flatten(0, 1), torch.nan)
 
 
@@ -86,21 +86,21 @@ class SoftRouter(Router):
             logits = F.linear(F.normalize(x.to(dtype), dim=-1), slot)  # (N, E S)
             valid = x.detach().sum(dim=-1).isfinite()
             logits = torch.where(valid[:, None], logits, 0.0)
-            present = valid.view(-1, sample_size, 1)
-            by_sample = logits.view(-1, sample_size, logits.shape[1])
+            samples = x.shape[0] // sample_size
+            present = valid.view(samples, sample_size, 1)
+            by_sample = logits.view(samples, sample_size, logits.shape[1])
             # the lowest number, not minus infinity: a sample of invalid tokens only must not give NaN
             mix = by_sample.masked_fill(~present, torch.finfo(dtype).min).softmax(dim=1)
-            per_slot = (-1, sample_size, self.num_experts, self.slots)
+            per_slot = (samples, sample_size, self.num_experts, self.slots)
             share = by_sample.softmax(dim=-1).view(per_slot)
-            probabilities = share.sum(dim=-1).view(-1, self.num_experts)
+            probabilities = share.sum(dim=-1).view(x.shape[0], self.num_experts)
             pairs = torch.arange(self.num_experts, device=x.device).repeat_interleave(x.shape[0])
-            rows = x.shape[0] // sample_size * self.slots
             return SoftRouting(
                 token=torch.arange(x.shape[0], device=x.device).repeat(self.num_experts),
                 expert=pairs,
                 weight=torch.where(valid[:, None], probabilities, torch.nan).t().reshape(-1),
-                offsets=torch.arange(self.num_experts + 1, dtype=torch.int32, device=x.device) * rows,
-                logits=logits.view(-1, self.num_experts, self.slots).logsumexp(dim=-1),
+                offsets=torch.arange(self.num_experts + 1, dtype=torch.int32, device=x.device) * samples * self.slots,
+                logits=logits.view(x.shape[0], self.num_experts, self.slots).logsumexp(dim=-1),
                 probabilities=probabilities,
                 valid=valid,
                 position=None,

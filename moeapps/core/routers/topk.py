@@ -10,7 +10,7 @@ from moeapps.core.checks import check_at_least_zero, check_one_of, check_top_k
 from moeapps.core.distributed import global_sum
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import importance_loss, squared_variation
-from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routers.base import Router, linear_scores
 from moeapps.core.routing import Routing
 
 __all__ = ["NoisyTopKRouter", "TopKRouter"]
@@ -91,8 +91,8 @@ class TopKRouter(Router):
         else:
             weight, expert = probabilities.topk(self.top_k, dim=-1)  # (N, k)
         if self.renormalize:
-            weight = normalized(weight)
-        return Routing.from_topk(expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid)
+            weight = weight / weight.sum(dim=-1, keepdim=True)  # never 0: the best of E is at least 1 / E
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)
 
 
 def sparsemixer(logits: Tensor, top_k: int, tolerance: float, training: bool) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ class NoisyTopKRouter(Router):
         top, expert = noisy.topk(min(self.top_k + 1, self.num_experts), dim=-1)
         return Routing.from_topk(
             expert[:, : self.top_k],
-            mark(top[:, : self.top_k].softmax(dim=-1), valid),
+            top[:, : self.top_k].softmax(dim=-1),
             logits=noisy,
             probabilities=noisy.softmax(dim=-1),
             valid=valid,

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_top_k
 from moeapps.core.losses import entropy_loss
-from moeapps.core.routers.base import Router, linear_scores, mark, normalized
+from moeapps.core.routers.base import Router, linear_scores, normalized
 from moeapps.core.routing import Routing
 
 __all__ = ["TopPRouter"]
@@ -62,9 +62,7 @@ class TopPRouter(Router):
         weight = torch.where(keep, weight, 0)
         if self.renormalize:
             weight = normalized(weight)
-        return Routing.from_topk(
-            expert, mark(weight, valid), logits=logits, probabilities=probabilities, valid=valid, keep=keep
-        )
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid, keep=keep)
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """``balance``, ``z`` and ``entropy``."""

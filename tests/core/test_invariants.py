@@ -1,0 +1,297 @@
+"""Every router with every backend: what must hold for all of them (cases C1-C13 of the fault catalogue)."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from tests.core.dense import BACKENDS, ROUTERS, make, mixture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeapps.core import MoE, make_router
+from moeapps.core.errors import ConfigError, DataError
+
+everything = pytest.mark.parametrize(
+    ("router", "backend"),
+    [(router, backend) for router in ROUTERS for backend in BACKENDS if backend != "auto" or router == "topk"],
+)
+every_router = pytest.mark.parametrize("router", ROUTERS)
+token_choice = pytest.mark.parametrize("router", [r for r in ROUTERS if make_router(r, 8, 4).token_choice])
+
+
+def gradients(out: torch.Tensor, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of a fixed random projection, zeros where there is no dependence."""
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype)
+    found = torch.autograd.grad((out * probe).sum(), sources, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
+
+
+@everything
+@settings(max_examples=12, deadline=None)
+@given(
+    tokens=st.integers(0, 40),
+    dim=st.sampled_from([4, 7, 8]),
+    experts=st.integers(1, 9),
+    k=st.integers(1, 9),
+    training=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_output_and_gradients_equal_the_dense_mixture(router, backend, tokens, dim, experts, k, training, seed):
+    torch.manual_seed(seed)
+    layer = make(router, backend, dim, experts, min(k, experts)).train(training)
+    x = torch.randn(tokens, dim, requires_grad=True)
+    out = layer(x)
+    reference = mixture(layer, x)
+    torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
+    sources = [x, *layer.parameters()]
+    for ours, theirs in zip(gradients(out, sources), gradients(reference, sources), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@everything
+def test_gradcheck_in_float64(router, backend):
+    layer = make(router, backend).double().eval()
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+@everything
+def test_c1_a_bad_token_harms_only_itself(router, backend):
+    layer = make(router, backend).eval()
+    x = torch.randn(6, 8)
+    clean = layer(x)
+    counted = layer.last_routing.used()[torch.arange(6) != 2].sum(0)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        dirty = x.clone()
+        dirty[2, 3] = bad
+        y = layer(dirty)
+        keep = torch.arange(6) != 2
+        torch.testing.assert_close(y[keep], clean[keep])
+        assert y[2].isnan().all()
+        assert torch.equal(layer.last_routing.valid_counts(), counted.float())
+        assert all(value.isfinite() for value in layer.auxiliary_losses().values())
+
+
+@everything
+@pytest.mark.parametrize("training", [True, False])
+def test_c2_an_empty_batch_has_an_empty_output_and_zero_losses_and_gradients(router, backend, training):
+    layer = make(router, backend).train(training)
+    y = layer(torch.zeros(0, 8))
+    assert y.shape == (0, 8)
+    losses = layer.auxiliary_losses()
+    assert all(float(value.detach()) == 0.0 for value in losses.values())
+    (y.sum() + sum(losses.values())).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in layer.experts.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in layer.router.parameters())
+
+
+@everything
+def test_c3_an_expert_without_tokens_gets_zero_gradients(router, backend):
+    layer = make(router, backend, experts=8)
+    loss = layer(torch.randn(1, 8)).square().sum() + sum(layer.auxiliary_losses().values())
+    assert loss.isfinite()
+    loss.backward()
+    idle = layer.last_routing.counts == 0
+    if router not in ("expert_choice", "soft"):  # there every expert takes something of every batch
+        assert idle.any()
+    used = ("weight2", "bias2")  # of the self-scoring experts the first layer also answers to the scores
+    for name in used:
+        gradient = getattr(layer.experts, name).grad
+        assert gradient is not None
+        assert not gradient[idle].any()
+
+
+@everything
+def test_c4_all_tokens_to_the_same_experts(router, backend):
+    layer = make(router, backend).eval()
+    x = torch.randn(1, 8).expand(50, 8)
+    torch.testing.assert_close(layer(x), mixture(layer, x), atol=1e-5, rtol=1e-5)
+    assert all(value.isfinite() for value in layer.auxiliary_losses().values())
+    assert layer(x).std(dim=0).max() < 1e-5
+
+
+@every_router
+@pytest.mark.parametrize("sizes", [{"num_experts": 0}, {"dim": 0}, {"num_experts": -1}, {"num_experts": 2.0}])
+def test_c5_impossible_sizes_are_refused_at_construction(router, sizes):
+    with pytest.raises(ConfigError, match="num_experts|dim"):
+        make_router(router, **{"dim": 8, "num_experts": 4, **sizes})
+
+
+@every_router
+@pytest.mark.parametrize("top_k", [0, -1, 99, True, 1.5])
+def test_c5_impossible_top_k_is_refused(router, top_k):
+    if "top_k" not in type(make_router(router, 8, 4)).__init__.__code__.co_varnames:
+        pytest.skip(f"{router} has no top_k")
+    with pytest.raises(ConfigError, match="top_k"):
+        make_router(router, 8, 4, top_k)
+
+
+@everything
+def test_c6_one_expert_is_the_plain_expert(router, backend):
+    layer = make(router, backend, experts=1, k=1).eval()
+    x = torch.randn(7, 8)
+    y = layer(x)
+    torch.testing.assert_close(y, mixture(layer, x), atol=1e-6, rtol=1e-5)
+    if router != "null_experts":  # whose single expert competes with nothing at all
+        torch.testing.assert_close(layer.last_routing.weight, torch.ones(7), atol=1e-6, rtol=0)
+    assert all(value.isfinite() for value in layer.auxiliary_losses().values())
+
+
+@token_choice
+@pytest.mark.parametrize("overflow", ["drop", "next_best"])
+@settings(max_examples=20, deadline=None)
+@given(tokens=st.integers(0, 30), factor=st.sampled_from([1e-9, 0.3, 1.0, 1.25, 4.0]), seed=st.integers(0, 999))
+def test_c7_capacity_is_never_exceeded_and_every_assignment_is_accounted_for(router, overflow, tokens, factor, seed):
+    torch.manual_seed(seed)
+    free = make(router)
+    limited = MoE(8, 4, router=free.router, experts=free.experts, capacity_factor=factor, overflow=overflow)
+    x = torch.randn(tokens, 8)
+    torch.manual_seed(seed)
+    free(x)
+    torch.manual_seed(seed)
+    y = limited(x)
+    wanted, got = free.last_routing, limited.last_routing
+    k = wanted.position.shape[1]
+    capacity = max(1, -int(-factor * tokens * k // 4))
+    assert int(got.counts.max()) <= capacity
+    assert int(got.counts.sum() + got.dropped) == int(wanted.counts.sum())
+    torch.testing.assert_close(y, mixture(limited, x), atol=1e-5, rtol=1e-5)
+    if overflow == "next_best" and k == 1 and factor >= 1:
+        assert int(got.dropped) == 0  # there is room for everybody somewhere
+    if factor == 4.0:
+        assert torch.equal(got.counts, wanted.counts)
+
+
+@everything
+def test_c8_memory_layout_does_not_matter(router, backend):
+    layer = make(router, backend).eval()
+    base = torch.randn(12, 16)
+    views = [
+        base[:, :8],
+        base[::2, 8:],
+        base[:, :8].t().contiguous().t(),
+        base[:1, :8].expand(5, 8),
+        base[:, :8].flip(1),
+    ]
+    for view in views:
+        before = view.clone()
+        torch.testing.assert_close(layer(view), layer(view.contiguous()), atol=1e-6, rtol=1e-6)
+        assert torch.equal(view, before)
+
+
+@every_router
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+def test_c9_another_dtype_is_refused_with_the_cure(router, dtype):
+    with pytest.raises(DataError, match=r"torch.float32.*\.to\("):
+        make(router)(torch.ones(3, 8).to(dtype))
+
+
+@everything
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_c9_autocast_is_finite_close_and_routes_in_float32(router, backend, dtype):
+    layer = make(router, backend).eval()
+    x = torch.randn(20, 8)
+    full = layer(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+    assert y.dtype == dtype
+    assert layer.last_routing.logits.dtype == torch.float32
+    assert layer.last_routing.weight.dtype == torch.float32
+    torch.testing.assert_close(y.float(), full, atol=2e-2, rtol=2e-2)
+    y.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+@everything
+@pytest.mark.parametrize("capacity_factor", [None, 0.25])
+def test_c10_batch_mates_do_not_matter(router, backend, capacity_factor):
+    if capacity_factor is not None and not make_router(router, 8, 4).token_choice:
+        pytest.skip("has no capacity")
+    layer = make(router, backend, capacity_factor=capacity_factor).eval()
+    victim = torch.randn(1, 8)
+    alone = layer(victim)
+    mates = torch.randn(31, 8)
+    crowd = victim + 0.01 * torch.randn(31, 8)
+    for others in (mates, crowd):
+        for batch, row in ((torch.cat([victim, others]), 0), (torch.cat([others, victim]), -1)):
+            torch.testing.assert_close(layer(batch)[row], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@everything
+def test_c11_permuting_tokens_permutes_the_output(router, backend):
+    layer = make(router, backend).eval()
+    x = torch.randn(30, 8)
+    order = torch.randperm(30)
+    torch.testing.assert_close(layer(x[order]), layer(x)[order], atol=1e-6, rtol=1e-5)
+    twins = layer(x[[4, 4]])
+    torch.testing.assert_close(twins[0], twins[1])
+
+
+@every_router
+def test_c12_leading_dimensions_are_kept_and_wrong_shapes_refused(router):
+    layer = make(router).eval()
+    x = torch.randn(2, 3, 8)
+    if router == "soft":
+        torch.testing.assert_close(layer(x)[1], layer(x[1:])[0])  # samples never mix
+    else:
+        torch.testing.assert_close(layer(x), layer(x.view(6, 8)).view(2, 3, 8))
+    for wrong in (torch.randn(8), torch.randn(2, 9), torch.tensor(1.0)):
+        with pytest.raises(DataError, match=r"\(\.\.\., 8\)"):
+            layer(wrong)
+
+
+@every_router
+def test_c13_copies_pickles_and_state_dicts_answer_the_same(router):
+    layer = make(router)
+    x = torch.randn(5, 8)
+    layer(x)
+    layer.update(progress=0.7)  # what is not learned by gradient travels too
+    layer.eval()
+    expected = layer(x)  # leaves a routing behind, which copies must not carry
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    fresh = make(router).eval()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        assert twin.last_routing is None
+        assert torch.equal(twin(x), expected)
+
+
+@every_router
+def test_evaluation_is_deterministic(router):
+    layer = make(router).eval()
+    x = torch.randn(20, 8)
+    state = torch.random.get_rng_state()
+    assert torch.equal(layer(x), layer(x))
+    assert torch.equal(torch.random.get_rng_state(), state)  # and draws no random number
+
+
+@every_router
+def test_torch_compile_gives_the_same_output(router):
+    torch.compiler.reset()
+    layer = make(router, dim=16, experts=8).eval()
+    x = torch.randn(10, 16)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+@every_router
+def test_torch_export_gives_the_same_output_at_another_batch_size(router):
+    layer = make(router, dim=16, experts=8).eval()
+    batch = torch.export.Dim("batch", min=2, max=512)
+    exported = torch.export.export(layer, (torch.randn(10, 16),), dynamic_shapes=({0: batch}, )).module()
+    x = torch.randn(37, 16)
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+@everything
+def test_gradients_of_gradients(router, backend):
+    layer = make(router, backend).double().eval()
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    second = []
+    for out in (layer(x), mixture(layer, x)):
+        first = torch.autograd.grad(out.square().sum(), x, create_graph=True)[0]
+        second.append(torch.autograd.grad(first.square().sum(), x, retain_graph=True)[0])
+    torch.testing.assert_close(*second)
