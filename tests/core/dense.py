@@ -16,7 +16,9 @@ ROUTERS = [entry.name for entry in registry.entries("router")]
 BACKENDS = ("loop", "bmm", "grouped", "auto")
 
 
-def make(router: str = "topk", backend: str = "auto", dim: int = 8, experts: int = 4, k: int = 2, **options: Any) -> MoE:
+def make(
+    router: str = "topk", backend: str = "auto", dim: int = 8, experts: int = 4, k: int = 2, **options: Any
+) -> MoE:
     """A small layer; ``options`` that a router knows go to the router."""
     arguments: dict[str, Any] = options.pop("router_arguments", {})
     if router == "shared" and experts == 1:

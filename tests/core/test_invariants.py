@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from tests.core.dense import BACKENDS, ROUTERS, make, mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeapps.core import MoE, make_router
 from moeapps.core.errors import ConfigError, DataError
+from tests.core.dense import BACKENDS, ROUTERS, make, mixture
 
 everything = pytest.mark.parametrize(
     ("router", "backend"),
@@ -281,7 +281,7 @@ def test_torch_compile_gives_the_same_output(router):
 def test_torch_export_gives_the_same_output_at_another_batch_size(router):
     layer = make(router, dim=16, experts=8).eval()
     batch = torch.export.Dim("batch", min=2, max=512)
-    exported = torch.export.export(layer, (torch.randn(10, 16),), dynamic_shapes=({0: batch}, )).module()
+    exported = torch.export.export(layer, (torch.randn(10, 16),), dynamic_shapes=({0: batch},)).module()
     x = torch.randn(37, 16)
     torch.testing.assert_close(exported(x), layer(x))
 
