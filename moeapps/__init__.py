@@ -14,16 +14,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moeapps.core.saving import load as load
+    from moeapps.core.tabular.estimator import MoEClassifier as MoEClassifier
+    from moeapps.core.tabular.estimator import MoERegressor as MoERegressor
     from moeapps.graph.estimator import GNNClassifier as GNNClassifier
     from moeapps.graph.estimator import MowstClassifier as MowstClassifier
 
 _LAZY = {
     "load": "moeapps.core.saving",
+    "MoEClassifier": "moeapps.core.tabular.estimator",
+    "MoERegressor": "moeapps.core.tabular.estimator",
     "MowstClassifier": "moeapps.graph.estimator",
     "GNNClassifier": "moeapps.graph.estimator",
 }
 
-__all__ = ["GNNClassifier", "MowstClassifier", "__version__", "load"]
+__all__ = ["GNNClassifier", "MoEClassifier", "MoERegressor", "MowstClassifier", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -45,6 +45,8 @@ ENTRIES: dict[str, Entry] = {
             "moeapps.graph.GNNModule",
             "one network alone (mlp, gcn, sage): the baseline, for `moeapps fit`",
         ),
+        Entry("model", "moeapps.core.tabular.MoEClassifier", "mixture of experts for tables, classification"),
+        Entry("model", "moeapps.core.tabular.MoERegressor", "mixture of experts for tables, regression"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(

@@ -65,6 +65,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         *,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
+        max_epochs: int | None = None,
     ) -> pd.DataFrame:
         """Fit a module.
 
@@ -75,12 +76,14 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             monitor: Logged metric for early stopping, after which the best weights are restored. None when the module
                 decides itself when to stop.
             mode: Whether less or more of it is better.
+            max_epochs: Number of epochs; the estimator's own when None.
 
         Returns:
             What was logged, one row per epoch.
         """
         if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be a whole number of at least 1, got {self.max_epochs!r}")
+        max_epochs = self.max_epochs if max_epochs is None else max_epochs
         history = HistoryRecorder()
         callbacks: list[Callback] = [StepSeeding(seed), history]
         if monitor is not None:
@@ -100,7 +103,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             trainer = L.Trainer(
                 accelerator=self.accelerator,
                 devices=1,
-                max_epochs=self.max_epochs,
+                max_epochs=max_epochs,
                 callbacks=callbacks,
                 logger=CSVLogger(self.log_dir, name="") if self.log_dir is not None else False,
                 default_root_dir=self.log_dir if self.log_dir is not None else nowhere,

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "plot_training"]
+__all__ = ["new_figure", "plot_load", "plot_training"]
 
 
 def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.6) -> Figure:
@@ -42,6 +42,28 @@ def plot_training(
     axes.set(xlabel="epoch", ylabel=metric)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def plot_load(load: pd.DataFrame) -> Figure:
+    """Heat map of experts by class, time, task or timestep.
+
+    Args:
+        load: One line per group, one column per expert, values in [0, 1], as
+            :func:`~moeapps.core.statistics.load_by_group` gives them.
+
+    Returns:
+        The figure.
+    """
+    groups, experts = load.shape
+    figure = new_figure(width=max(3.0, 1.6 + 0.55 * experts), height=max(2.2, 1.2 + 0.35 * groups))
+    axes = figure.axes[0]
+    image = axes.imshow(load.to_numpy(), cmap="viridis", vmin=0.0, vmax=float(load.to_numpy().max()), aspect="auto")
+    axes.set_xticks(range(experts), [str(name) for name in load.columns])
+    step = max(1, groups // 20)
+    axes.set_yticks(range(0, groups, step), [str(name) for name in load.index[::step]])
+    axes.set(xlabel="expert", ylabel=str(load.index.name or "group"))
+    figure.colorbar(image, ax=axes, label="fraction of assignments")
     return figure
 
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from moeapps.core.layer import Routed
 from moeapps.core.routing import Routing
 
-__all__ = ["RoutingMonitor", "RoutingStatistics", "routed_layers"]
+__all__ = ["RoutingMonitor", "RoutingStatistics", "load_by_group", "routed_layers"]
 
 
 class RoutingStatistics(Metric):
@@ -19,11 +19,12 @@ class RoutingStatistics(Metric):
     ``compute()`` returns a dictionary with
 
     - ``load`` ``(E,)``: fraction of assignments each expert got (sums to 1),
-    - ``importance`` ``(E,)``: mean router probability of each expert (sums to 1),
+    - ``importance`` ``(E,)``: mean router probability of each expert (sums to 1; less with null experts),
     - ``entropy``: mean entropy of the router's probabilities in nats, 0 to log E,
     - ``max_load``: largest load times E (1 is perfect balance),
     - ``dropped``: fraction of assignments that capacity refused,
     - ``dead_experts``: number of experts without a single assignment,
+    - ``coactivation`` ``(E, E)``: fraction of tokens that use both experts; the diagonal is the fraction that uses one,
     - ``invalid_tokens``: number of tokens with NaN or infinite scores; they count in nothing else.
 
     Before the first update all of them are zero, except ``dead_experts``, which is E.
@@ -47,12 +48,14 @@ class RoutingStatistics(Metric):
     tokens: Tensor
     dropped: Tensor
     invalid: Tensor
+    together: Tensor
 
     def __init__(self, num_experts: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_experts = num_experts
         for name, shape in (("assigned", num_experts), ("probability", num_experts)):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("together", torch.zeros(num_experts, num_experts, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("entropy", "tokens", "dropped", "invalid"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -62,6 +65,8 @@ class RoutingStatistics(Metric):
             raise ValueError(f"num_experts is {self.num_experts}, got a routing over {routing.num_experts}")
         valid = routing.valid
         p = routing.probabilities.detach().double() * valid[:, None]
+        used = (routing.used() & valid[:, None]).to(routing.probabilities.dtype)
+        self.together += used.t() @ used
         self.assigned += routing.valid_counts().detach()
         self.probability += p.sum(0)
         self.entropy += torch.special.entr(p).sum()
@@ -80,9 +85,27 @@ class RoutingStatistics(Metric):
             "max_load": load.max() * self.num_experts,
             "dropped": self.dropped / (assigned + self.dropped).clamp(min=1),
             "dead_experts": (self.assigned == 0).sum(),
+            "coactivation": self.together / tokens,
             "invalid_tokens": self.invalid,
         }
         return {name: value.float() for name, value in result.items()}
+
+
+def load_by_group(routing: Routing, groups: Tensor, num_groups: int) -> Tensor:
+    """Which experts each group of tokens (a class, a time, a task) uses.
+
+    Args:
+        routing: A routing of N tokens.
+        groups: ``(N,)`` int64, the group of each token, 0 to G - 1.
+        num_groups: Number of groups G.
+
+    Returns:
+        ``(G, E)`` fraction of each group's assignments that each expert got; zero for a group without any.
+    """
+    used = routing.used() & routing.valid[:, None]
+    counts = torch.zeros(num_groups, routing.num_experts, dtype=torch.float64, device=used.device)
+    counts = counts.index_add(0, groups, used.to(torch.float64))
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def routed_layers(module: torch.nn.Module) -> dict[str, Routed]:
@@ -157,6 +180,6 @@ class RoutingMonitor(L.Callback):
             for name, value in metric.compute().items():
                 if value.ndim == 0:
                     values[f"{key}/{name}"] = value
-                elif self.per_expert:
+                elif value.ndim == 1 and self.per_expert:
                     values.update({f"{key}/{name}/{e}": v for e, v in enumerate(value)})
         pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)

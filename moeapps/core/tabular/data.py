@@ -1,0 +1,74 @@
+"""Batches of encoded tables."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from moeapps.core.loading import ResumableLoader, make_loader
+
+__all__ = ["EncodedTable", "TableDataModule"]
+
+
+class EncodedTable(Dataset[tuple[Tensor, ...]]):
+    """Tensors of equally many rows, of which a batch is taken at once, not row by row."""
+
+    def __init__(self, *columns: Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(column[index] for column in self.columns)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """Return a whole batch; torch's loader asks for it this way when it can."""
+        chosen = torch.as_tensor(indices)
+        return tuple(column.index_select(0, chosen) for column in self.columns)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class TableDataModule(L.LightningDataModule):
+    """Training and validation batches ``(numbers, codes, target, weight)``.
+
+    Args:
+        train: The four arrays of the training rows.
+        val: The four arrays of the validation rows; None for no validation.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+        dtype: Type of targets and weights (numbers stay float64 until they are encoded).
+    """
+
+    def __init__(
+        self,
+        train: tuple[np.ndarray, ...],
+        val: tuple[np.ndarray, ...] | None,
+        batch_size: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = _table(train, dtype), None if val is None else _table(val, dtype)
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; all rows in their order where they make one batch."""
+        shuffle = len(self.train) > self.batch_size
+        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Batches in order."""
+        return [] if self.val is None else make_loader(self.val, max(self.batch_size, 1024), collate_fn=_as_it_is)
+
+
+def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:
+    numbers, codes, target, weight = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    target = target if target.dtype == torch.int64 else target.to(dtype)
+    return EncodedTable(numbers, codes, target, weight.to(dtype))
