@@ -1,17 +1,23 @@
-"""scikit-learn's own checks, on graphs without edges."""
+"""scikit-learn's own checks: tables, and graphs without edges."""
 
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from moeapps import MoEClassifier, MoERegressor
 from moeapps.graph import GNNClassifier, MowstClassifier
 
+TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "max_epochs": 25, "lr": 0.02, "accelerator": "cpu"}
 ESTIMATORS = [
+    MoEClassifier(**TABULAR),
+    MoERegressor(**TABULAR),
     GNNClassifier(max_epochs=20, patience=8, accelerator="cpu"),
     MowstClassifier(max_epochs=30, patience=8, accelerator="cpu"),
 ]
 
 
 def excused(estimator) -> dict[str, str]:
+    if isinstance(estimator, MoEClassifier | MoERegressor):
+        return {}
     return {
         "check_classifiers_classes": "labels -1 and 1: here -1 means unlabeled, as in scikit-learn's LabelPropagation, "
         "which this check knows by name and gives other labels"

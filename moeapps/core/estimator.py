@@ -66,6 +66,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         max_epochs: int | None = None,
+        validate: bool = True,
     ) -> pd.DataFrame:
         """Fit a module.
 
@@ -77,6 +78,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 decides itself when to stop.
             mode: Whether less or more of it is better.
             max_epochs: Number of epochs; the estimator's own when None.
+            validate: Whether the data has a validation part.
 
         Returns:
             What was logged, one row per epoch.
@@ -104,6 +106,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 accelerator=self.accelerator,
                 devices=1,
                 max_epochs=max_epochs,
+                limit_val_batches=None if validate else 0,
                 callbacks=callbacks,
                 logger=CSVLogger(self.log_dir, name="") if self.log_dir is not None else False,
                 default_root_dir=self.log_dir if self.log_dir is not None else nowhere,

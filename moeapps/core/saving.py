@@ -82,7 +82,8 @@ class SaveMixin:
                 "scikit-learn": importlib.metadata.version("scikit-learn"),
             },
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_tensors().items()}
+        # a copy of each: a parameter that two layers share is written under both names
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.saved_tensors().items()}
         metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
         content = bytearray(save_safetensors(tensors, metadata))
         start, end = _digest_span(content)

@@ -181,9 +181,10 @@ def _quantiles(values: NDArray[np.float64], weight: NDArray[np.float64], bins: i
     """Distinct weighted quantiles, none for a constant. A weight of two gives the same as the row twice."""
     if len(values) == 0 or weight.sum() <= 0:
         return []
+    distinct = np.unique(values[weight > 0])
+    bins = min(bins, max(4, len(distinct) // 20))  # counted in distinct values: repeating rows must not change it
     levels = np.linspace(0, 1, bins + 1)
     found = np.unique(np.quantile(values, levels, weights=weight, method="inverted_cdf"))
-    distinct = np.unique(values[weight > 0])
     if len(found) < bins / 2 < len(distinct):  # most of the mass in few values: spread the rest over the others
         rest = ~np.isin(values, found)
         more = np.quantile(values[rest], levels, weights=weight[rest], method="inverted_cdf")

@@ -63,9 +63,10 @@ class TableDataModule(L.LightningDataModule):
         shuffle = len(self.train) > self.batch_size
         return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=_as_it_is)
 
-    def val_dataloader(self) -> ResumableLoader | list[Any]:
+    def val_dataloader(self) -> ResumableLoader:
         """Batches in order."""
-        return [] if self.val is None else make_loader(self.val, max(self.batch_size, 1024), collate_fn=_as_it_is)
+        assert self.val is not None
+        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=_as_it_is)
 
 
 def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, compute_sample_weight
+from sklearn.utils import Tags, assert_all_finite, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -37,8 +37,8 @@ from moeapps.core.tabular.network import TabularMoE
 
 __all__ = ["MoEClassifier", "MoERegressor"]
 
-EARLY_STOPPING_FROM = 1000
-"""Rows from which ``early_stopping="auto"`` sets a validation part aside."""
+ONE_BATCH = 200
+"""Up to so many rows, "auto" means: all rows in one batch, in float64, and none set aside for early stopping."""
 
 PREDICT_ROWS = 4096
 """Rows that are predicted at once."""
@@ -217,6 +217,7 @@ class _TabularEstimator(LightningEstimator):
             monitor="val/loss" if val is not None else None,
             mode="min",
             max_epochs=passes,
+            validate=val is not None,
         )
         self._optimizer_state = module.optimizer_state if passes is not None else None
         self.history_ = history if passes is None or not hasattr(self, "history_") else self._joined(history)
@@ -274,7 +275,7 @@ class _TabularEstimator(LightningEstimator):
         """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""
         if self.batch_size != "auto":
             return self.batch_size
-        return n if n <= 200 else int(2 ** np.clip(np.floor(np.log2(n / 20)), 5, 9))
+        return n if n <= ONE_BATCH else int(2 ** np.clip(np.floor(np.log2(n / 20)), 5, 9))
 
     def _training_dtype(self, n: int, batch_size: int) -> torch.dtype:
         """In float64 while all rows fit into one batch, where it costs nothing."""
@@ -283,7 +284,7 @@ class _TabularEstimator(LightningEstimator):
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def _stops_early(self, n: int) -> bool:
-        return n >= EARLY_STOPPING_FROM if self.early_stopping == "auto" else bool(self.early_stopping)
+        return n > ONE_BATCH if self.early_stopping == "auto" else bool(self.early_stopping)
 
     def _split(self, rows: tuple[NDArray[Any], ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows to train and to validate on; classes in proportion where each has enough rows."""
@@ -456,7 +457,7 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         Passes over the data, at most.
     early_stopping : bool or "auto"
         Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
-        and keep the best epoch; "auto" does from 1000 rows on.
+        and keep the best epoch; "auto" does for more than 200 rows.
     validation_fraction : float
         Part of the rows that is set aside.
     patience : int
@@ -598,6 +599,8 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         missing = pd.isna(y)
         if missing.any():
             raise DataError(f"y has no label at row {int(np.flatnonzero(missing)[0])}: Input y contains NaN")
+        if np.asarray(y).dtype.kind == "f":
+            assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         return np.asarray(y)
 
@@ -605,7 +608,7 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         self.classes_ = np.unique(y) if self._announced is None else self._announced
         if len(self.classes_) < 2:
             raise DataError(
-                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: {self.classes_[0]!r}"
+                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: {self.classes_.tolist()[0]!r}"
             )
         self.n_outputs_ = len(self.classes_)
 
@@ -613,7 +616,7 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         new = ~np.isin(y, self.classes_)
         if new.any():
             raise DataError(
-                f"y has the label {y[new][0]!r}, which is not among the classes {self.classes_.tolist()}: name all "
+                f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes {self.classes_.tolist()}: name all "
                 "classes in the first call of partial_fit"
             )
         return np.searchsorted(self.classes_, y).astype(np.int64)
