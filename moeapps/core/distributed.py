@@ -6,12 +6,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["global_sum", "world_size"]
+__all__ = ["global_sum", "rank", "world_size"]
 
 
 def world_size(group: Any = None) -> int:
     """Number of processes that train together; 1 without torch.distributed."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank(group: Any = None) -> int:
+    """Number of this process among them, from 0."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 class _AllReduce(torch.autograd.Function):

@@ -9,7 +9,15 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.kernels import ACTIVATIONS, Backend, choose_backend, sorted_linear, sorted_mlp
 
-__all__ = ["ExpertList", "ExpertMLP", "Experts", "FactoredExpertMLP", "FeedForward", "HeterogeneousExperts"]
+__all__ = [
+    "ExpertList",
+    "ExpertMLP",
+    "Experts",
+    "FactoredExpertMLP",
+    "FeedForward",
+    "HeterogeneousExperts",
+    "LowRankExpertMLP",
+]
 
 
 class Experts(nn.Module):
@@ -199,6 +207,60 @@ class FactoredExpertMLP(ExpertMLP):
         return (self.down @ self.weight1.mean(dim=2)[..., None])[..., 0]
 
 
+class LowRankExpertMLP(FactoredExpertMLP):
+    r"""Experts whose two layers are both products of narrow ones, as compression leaves them.
+
+    Args:
+        dim: Input width d.
+        hidden_dim: Hidden width h.
+        num_experts: Number of experts E.
+        rank: Width r of both factors.
+        out_dim: Output width; ``dim`` when None.
+        activation: As in :class:`ExpertMLP`.
+        bias: Whether the layers have biases.
+
+    Raises:
+        ConfigError: If a size is below 1 or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        rank: int,
+        out_dim: int | None = None,
+        activation: str = "gelu",
+        bias: bool = True,
+    ) -> None:
+        super().__init__(dim, hidden_dim, num_experts, rank, rank, activation, bias)
+        self.out_dim = dim if out_dim is None else out_dim
+        self.up = nn.Parameter(torch.empty(num_experts, rank, self.out_dim))
+        _fan_in_uniform_(self.up, None)
+        if bias:
+            self.bias2 = nn.Parameter(torch.zeros(num_experts, self.out_dim))
+
+    def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
+        """Apply the experts to rows ``(A, d)`` sorted by expert."""
+        dtype = _compute_dtype(rows)
+        chosen = choose_backend(
+            backend,
+            device=rows.device,
+            dtype=dtype,
+            counts=_counts(offsets),
+            widths=(self.dim, self.rank, self.weight1.shape[2], self.hidden_dim, self.out_dim),
+        )
+        with torch.autocast(rows.device.type, enabled=False):
+            down, w1, b1, w2, up, b2 = (
+                None if p is None else p.to(dtype)
+                for p in (self.down, self.weight1, self.bias1, self.weight2, self.up, self.bias2)
+            )
+            assert down is not None and w1 is not None and w2 is not None and up is not None  # noqa: PT018
+            narrow = sorted_linear(rows.to(dtype), offsets, down, chosen)
+            narrow = sorted_mlp(narrow, offsets, (w1, b1, w2, None), self.activation, chosen)
+            return sorted_linear(narrow, offsets, up, chosen, b2)
+
+
 class ExpertList(Experts):
     """Any modules as experts: each maps ``(n, d)`` to ``(n, d_out)``. They are called one after the other.
 
@@ -239,7 +301,7 @@ class ExpertList(Experts):
         return torch.cat([*outputs, rest.new_zeros(rest.shape[0], self.out_dim, dtype=dtype)]) + idle
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(nn.Module):
     """One two-layer network d -> h -> d_out: an expert by itself, or the dense layer that an MoE replaces.
 
     Args:
@@ -253,13 +315,18 @@ class FeedForward(nn.Sequential):
     """
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None, activation: str = "gelu") -> None:
-        check_sizes(dim=dim, hidden_dim=hidden_dim)
-        plain = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-        check_one_of("activation", activation, plain)
-        super().__init__(
-            nn.Linear(dim, hidden_dim), plain[activation](), nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
-        )
-        self.activation = activation
+        super().__init__()
+        out_dim = dim if out_dim is None else out_dim
+        check_sizes(dim=dim, hidden_dim=hidden_dim, out_dim=out_dim)
+        check_one_of("activation", activation, [name for name, act in ACTIVATIONS.items() if not act.gated])
+        self.dim, self.hidden_dim, self.out_dim, self.activation = dim, hidden_dim, out_dim, activation
+        self.first = nn.Linear(dim, hidden_dim)
+        self.second = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., d)`` to ``(..., d_out)``."""
+        out: Tensor = self.second(ACTIVATIONS[self.activation].forward(self.first(x)))
+        return out
 
 
 class HeterogeneousExperts(ExpertList):

@@ -140,13 +140,27 @@ def sorted_mlp(
     return out
 
 
-def sorted_linear(rows: Tensor, offsets: Tensor, weight: Tensor, backend: Backend) -> Tensor:
-    """Multiply ``rows[offsets[e]:offsets[e + 1]]`` by ``weight[e]``, for every e: ``(A, d)`` to ``(A, d_out)``."""
+def sorted_linear(
+    rows: Tensor, offsets: Tensor, weight: Tensor, backend: Backend, bias: Tensor | None = None
+) -> Tensor:
+    """Compute ``rows[offsets[e]:offsets[e + 1]] @ weight[e] + bias[e]``, for every e: ``(A, d)`` to ``(A, d_out)``.
+
+    Rows beyond ``offsets[E]`` are zero.
+    """
     if backend == "grouped":
-        return _owned(F.grouped_mm(_owned(rows, offsets), weight, offs=offsets[1:]), offsets)
-    *chunks, rest = rows.split([*offsets.diff().tolist(), rows.shape[0] - int(offsets[-1])])
-    outputs = [chunk @ matrix for chunk, matrix in zip(chunks, weight.unbind(), strict=True)]
+        y = F.grouped_mm(_owned(rows, offsets), weight, offs=offsets[1:])
+        return _owned(y if bias is None else y + _per_row(bias, offsets, rows.shape[0]), offsets)
+    *chunks, rest = rows.split(_split_counts(rows, offsets))
+    layers = zip(chunks, weight.unbind(), _each(bias, weight), strict=True)
+    outputs = [chunk @ w if b is None else torch.addmm(b, chunk, w) for chunk, w, b in layers]
     return torch.cat([*outputs, rest.new_zeros(rest.shape[0], weight.shape[2])])
+
+
+def _per_row(bias: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
+    """The bias of each row's expert; rows of nobody read an extra row of zeros, where their gradient ends as well."""
+    row = torch.arange(num_rows, device=bias.device)
+    expert = torch.searchsorted(offsets[1:], row, right=True, out_int32=True)  # (A,); E for rows of nobody
+    return F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
 
 
 def _owned(rows: Tensor, offsets: Tensor) -> Tensor:
@@ -162,13 +176,10 @@ def _grouped_mlp(
     act: Activation,
 ) -> Tensor:
     w1, b1, w2, b2 = weights
-    row = torch.arange(rows.shape[0], device=rows.device)
-    expert = torch.searchsorted(offsets[1:], row, right=True, out_int32=True)  # (A,); E for rows of nobody
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = F.grouped_mm(x, weight, offs=offsets[1:])
-        # rows of nobody hold whatever the memory held: their bias is an extra row, where their gradient ends as well
-        return y if bias is None else y + F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
+        return y if bias is None else y + _per_row(bias, offsets, x.shape[0])
 
     return _owned(layer(act.forward(layer(_owned(rows, offsets), w1, b1)), w2, b2), offsets)
 

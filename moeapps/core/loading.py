@@ -1,18 +1,25 @@
 """Data loaders whose order is a pure function of (seed, epoch), so that an interrupted training continues exactly."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
+from moeapps.core.distributed import rank, world_size
 from moeapps.core.errors import ConfigError, DataError
 
 __all__ = ["EpochSampler", "ResumableLoader", "make_loader"]
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """Indices 0 to n-1, shuffled by a generator that is seeded with (seed, epoch).
+
+    In a distributed training every process takes each W-th index of the same order, so that the batches of all
+    processes together are what one process would get with a batch W times as large. Where n does not divide, the
+    order is continued from its beginning. (A ``DistributedSampler``, so that Lightning leaves it in its place.)
 
     Args:
         length: Number of rows n.
@@ -21,6 +28,7 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
+        # not the base's constructor: it would want torch.distributed to run already
         self.length, self.shuffle, self.seed = length, shuffle, seed
         self.epoch = 0
         self.start = 0
@@ -29,16 +37,19 @@ class EpochSampler(Sampler[int]):
         """Choose the epoch; Lightning calls this."""
         self.epoch = epoch
 
-    def generator(self) -> torch.Generator:
+    def random_generator(self) -> torch.Generator:
         """Generator that depends on nothing but seed and epoch."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
 
     def __len__(self) -> int:
-        return self.length
+        return math.ceil(self.length / world_size())
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
-        order = torch.randperm(self.length, generator=self.generator()) if self.shuffle else torch.arange(self.length)
+        generator = self.random_generator()
+        order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
+        if (processes := world_size()) > 1:
+            order = order.repeat(2)[: len(self) * processes][rank() :: processes]
         yield from order[start:].tolist()
 
 
@@ -63,7 +74,7 @@ class ResumableLoader(DataLoader):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.start = start * (self.batch_size or 1)
             if self.generator is not None:
-                self.generator.manual_seed(self.sampler.generator().initial_seed())
+                self.generator.manual_seed(self.sampler.random_generator().initial_seed())
         else:
             skip = start  # another sampler (a distributed one, say): go through the batches that were seen
         for index, batch in enumerate(super().__iter__()):

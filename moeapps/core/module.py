@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.errors import NonFiniteError
+from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.statistics import routed_layers
 
 __all__ = ["MoEModule"]
@@ -77,6 +78,16 @@ class MoEModule(L.LightningModule):
         self.log_dict({**logged, "train/loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=batch_size)
         return loss
 
+    def setup(self, stage: str) -> None:
+        """Tell distributed training which parameters differ between processes on purpose."""
+        ignored = sharded_parameters(self)
+        if ignored:
+            self._ddp_params_and_buffers_to_ignore = sorted(ignored)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the optimiser's state of all processes' experts."""
+        gather_optimizer_states(self, checkpoint)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which weights do not fit, before Lightning tries to load them.
 
@@ -85,6 +96,7 @@ class MoEModule(L.LightningModule):
         """
         if self.strict_loading:
             check_state_dict(self, checkpoint["state_dict"], "the checkpoint")
+        scatter_optimizer_states(checkpoint)
 
     def _describe_non_finite(self, terms: dict[str, Tensor]) -> str:
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0

@@ -1,7 +1,9 @@
 """What every router is: tokens in, one routing out, computed in float32 or better."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,8 @@ class Router(nn.Module):
         mixes_tokens: Whether, in training, tokens of one batch influence each other's routing. Such a router cannot
             learn from a stream one row at a time.
         token_choice: Whether tokens choose experts, so that a capacity can be set.
+        per_expert: Names of the tensors with one row per expert, for :meth:`subset`; None where experts cannot be
+            taken out.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -46,6 +50,7 @@ class Router(nn.Module):
 
     mixes_tokens: ClassVar[bool] = False
     token_choice: ClassVar[bool] = True
+    per_expert: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
@@ -116,6 +121,28 @@ class Router(nn.Module):
             routing: The step's last routing.
             progress: Fraction of the training that is done, 0 to 1.
         """
+
+    def subset(self, experts: Sequence[int]) -> Self:
+        """Copy of this router that knows only some of its experts, in the given order.
+
+        Raises:
+            ConfigError: If experts cannot be taken out of this kind of router.
+        """
+        if self.per_expert is None:
+            raise ConfigError(f"experts cannot be taken out of a {type(self).__name__}")
+        return self._subset({name: list(experts) for name in self.per_expert}, len(experts))
+
+    def _subset(self, rows: dict[str, list[int]], num_experts: int) -> Self:
+        """Copy with these rows of these tensors, and k no larger than the number of experts."""
+        copied = copy.deepcopy(self)
+        for name, chosen in rows.items():
+            kept = getattr(self, name).detach()[chosen].clone()
+            setattr(copied, name, nn.Parameter(kept) if isinstance(getattr(self, name), nn.Parameter) else kept)
+        copied.num_experts = num_experts
+        for name in ("top_k", "max_experts", "capacity_factor", "end_k", "start_k"):
+            if (value := getattr(copied, name, None)) is not None:
+                setattr(copied, name, min(value, num_experts))
+        return copied
 
     def default_experts(self, hidden_dim: int) -> Experts | None:
         """Experts that this router needs, or None when any will do."""

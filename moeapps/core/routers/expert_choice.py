@@ -32,6 +32,7 @@ class ExpertChoiceRouter(Router):
 
     mixes_tokens = True
     token_choice = False
+    per_expert = ("weight",)
 
     def __init__(self, dim: int, num_experts: int, capacity_factor: float = 2.0) -> None:
         super().__init__(dim, num_experts)

@@ -29,6 +29,7 @@ class HashRouter(Router):
         ConfigError: If a size is below 1.
     """
 
+    per_expert = ("projection",)
     projection: Tensor
 
     def __init__(self, dim: int, num_experts: int, seed: int = 0) -> None:
@@ -86,6 +87,8 @@ class ThorRouter(Router):
         ConfigError: If a size is impossible.
     """
 
+    per_expert = ()
+
     def __init__(self, dim: int, num_experts: int, top_k: int = 1, consistency_weight: float = 1.0) -> None:
         super().__init__(dim, num_experts)
         check_top_k(top_k, num_experts)
@@ -129,6 +132,7 @@ class SMoEDropoutRouter(Router):
         ConfigError: If a size is impossible.
     """
 
+    per_expert = ("projection",)
     projection: Tensor
     current_k: Tensor
 

@@ -1,5 +1,8 @@
 """Null experts: a token may choose to be processed less."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +60,13 @@ class NullExpertsRouter(Router):
             keep=real,
             details={"every": every, "chosen": expert},
         )
+
+    def subset(self, experts: Sequence[int]) -> Self:
+        """Copy with some of the real experts and all null experts."""
+        null = range(self.num_experts, self.num_experts + self.num_null)
+        copied = self._subset({"weight": [*experts, *null]}, len(experts))
+        copied.top_k = min(self.top_k, len(experts) + self.num_null)
+        return copied
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """``balance`` over the real experts and the pooled null expert, and ``z``."""

@@ -1,6 +1,7 @@
 """Shared experts beside fine-grained routed ones, balanced by a bias instead of a loss."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,19 @@ class SharedExpertsRouter(Router):
             probabilities=torch.cat([always, routed_share], dim=-1) / (self.num_shared + 1),
             valid=valid,
         )
+
+    def subset(self, experts: Sequence[int]) -> Self:
+        """Copy with all shared experts and some of the routed ones.
+
+        Raises:
+            ConfigError: If a shared expert is left out, or no routed one is left.
+        """
+        shared, routed = list(range(self.num_shared)), [e - self.num_shared for e in experts[self.num_shared :]]
+        if list(experts[: self.num_shared]) != shared or not routed:
+            raise ConfigError(f"the shared experts {shared} and at least one routed expert have to stay")
+        copied = self._subset({"weight": routed, "balance_bias": routed}, len(experts))
+        copied.top_k = min(self.top_k, len(routed))
+        return copied
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """``z`` only: balance is the bias's work."""

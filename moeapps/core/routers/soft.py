@@ -1,6 +1,8 @@
 """Soft MoE: no token is sent anywhere; every slot of an expert gets a mix of the sample's tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +110,10 @@ class SoftRouter(Router):
                 mix=mix.view(per_slot),
                 share=share,
             )
+
+    def subset(self, experts: Sequence[int]) -> Self:
+        """Copy with the slots of some of the experts."""
+        return self._subset({"weight": [e * self.slots + s for e in experts for s in range(self.slots)]}, len(experts))
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """None: every expert gets the same number of slots."""

@@ -52,6 +52,8 @@ class TopKRouter(Router):
         (10, torch.Size([10]))
     """
 
+    per_expert = ("weight",)
+
     def __init__(
         self,
         dim: int,
@@ -144,6 +146,8 @@ class NoisyTopKRouter(Router):
     Raises:
         ConfigError: If a size is impossible.
     """
+
+    per_expert = ("weight", "noise_weight")
 
     def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
         super().__init__(dim, num_experts)

@@ -30,6 +30,8 @@ class TopPRouter(Router):
         ConfigError: If an argument is impossible.
     """
 
+    per_expert = ("weight",)
+
     def __init__(
         self,
         dim: int,

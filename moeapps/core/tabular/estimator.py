@@ -26,10 +26,12 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
+from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
 from moeapps.core.routers import router_class
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
+from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabular.columns import FIRST, ColumnEncoder
 from moeapps.core.tabular.data import TableDataModule
 from moeapps.core.tabular.module import TabularModule
@@ -50,7 +52,8 @@ class _TabularEstimator(LightningEstimator):
     task: Literal["classification", "regression"]
     model_: TabularMoE
     columns_: ColumnEncoder
-    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_")
+    merged_: list[list[list[int]]] | None = None
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
 
     def __init__(
         self,
@@ -180,6 +183,7 @@ class _TabularEstimator(LightningEstimator):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, passes: int | None = None) -> None:
         self._check_arguments()
+        self.merged_ = None
         table, y, weight = self._validated(X, y, sample_weight, reset=True)
         self._learn_target(y, weight)
         self.columns_ = ColumnEncoder().fit(table, weight, self.categorical_features, self.num_bins)
@@ -301,7 +305,7 @@ class _TabularEstimator(LightningEstimator):
 
     def _build_model(self) -> TabularMoE:
         columns = self.columns_
-        return TabularMoE(
+        model = TabularMoE(
             columns.mean,
             columns.scale,
             columns.edges,
@@ -321,6 +325,9 @@ class _TabularEstimator(LightningEstimator):
             balance_weight=self.balance_weight,
             z_weight=self.z_weight,
         )
+        for index, groups in enumerate(self.merged_ or []):
+            model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
+        return model
 
     def _out_dim(self) -> int:
         return int(self.n_outputs_)
@@ -370,6 +377,50 @@ class _TabularEstimator(LightningEstimator):
     def plot_expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> Any:
         """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
         return plot_load(self.expert_load(X, groups, layer))
+
+    def prune(self, num_experts: int, X: Any) -> Self:
+        """Return a copy that keeps, in each block, the experts that these rows use most.
+
+        Parameters
+        ----------
+        num_experts : int
+            How many experts to keep per block.
+        X : DataFrame or array of shape (n, P)
+            Rows that matter: training rows, or those of the task that the smaller model is for.
+
+        Returns
+        -------
+        estimator
+            Fitted, with fewer experts. It can be saved, and trained on with ``partial_fit``.
+        """
+        pruned = self._operated()
+        pruned.model_, _ = prune_experts(self.model_, num_experts, self._use(X))
+        router = next(m.router for m in pruned.model_.modules() if isinstance(m, MoE))
+        return pruned.set_params(num_experts=num_experts, top_k=getattr(router, "top_k", self.top_k))
+
+    def merge(self, num_experts: int, X: Any) -> Self:
+        """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
+
+        Parameters and what is returned are as in :meth:`prune`.
+        """
+        merged = self._operated()
+        merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X))
+        merged.merged_ = [[list(group) for group in report.groups] for report in reports.values()]
+        return merged
+
+    def _operated(self) -> Self:
+        check_is_fitted(self, "model_")
+        if self.share_router:
+            raise ConfigError("experts of blocks that share a router cannot be pruned or merged: share_router=False")
+        if self.merged_ is not None:
+            raise ConfigError("this model was merged already: prune or merge the one it came from")
+        operated = copy.copy(self)
+        operated._optimizer_state = None
+        return operated
+
+    def _use(self, X: Any) -> dict[str, ExpertUse]:
+        numbers, codes = (torch.from_numpy(part) for part in self.columns_.transform(self._table(X, reset=False)))
+        return measure_use(self.model_, zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -608,7 +659,8 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         self.classes_ = np.unique(y) if self._announced is None else self._announced
         if len(self.classes_) < 2:
             raise DataError(
-                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: {self.classes_.tolist()[0]!r}"
+                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: "
+                f"{self.classes_.tolist()[0]!r}"
             )
         self.n_outputs_ = len(self.classes_)
 
@@ -616,8 +668,8 @@ class MoEClassifier(ClassifierMixin, _TabularEstimator):
         new = ~np.isin(y, self.classes_)
         if new.any():
             raise DataError(
-                f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes {self.classes_.tolist()}: name all "
-                "classes in the first call of partial_fit"
+                f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes "
+                f"{self.classes_.tolist()}: name all classes in the first call of partial_fit"
             )
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
@@ -675,7 +727,7 @@ class MoERegressor(RegressorMixin, _TabularEstimator):
     task = "regression"
     target_mean_: NDArray[np.float64]
     target_scale_: NDArray[np.float64]
-    _saved_attributes = ("n_features_in_", "n_iter_", "n_outputs_", "_one_column")
+    _saved_attributes = (*_TabularEstimator._saved_attributes, "_one_column")
 
     def _check_target(self, y: Any) -> NDArray[Any]:
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")

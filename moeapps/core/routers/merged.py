@@ -1,0 +1,60 @@
+"""A router whose experts were merged: it still tells the old ones apart."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moeapps.core.errors import ConfigError
+from moeapps.core.routers.base import Router
+from moeapps.core.routing import Routing
+
+__all__ = ["MergedRouter"]
+
+
+class MergedRouter(Router):
+    """Route among the old experts, then send each assignment to the expert that the old one was merged into.
+
+    The weights of a token stay what they were (M-SMoE, Li et al. 2024, section 3.2).
+
+    Args:
+        router: The old router, over E experts.
+        groups: For each new expert the old ones that it was made of; together they are 0 to E - 1.
+
+    Raises:
+        ConfigError: If the groups are not a partition, or the router does not let tokens choose.
+    """
+
+    group: Tensor
+
+    def __init__(self, router: Router, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__(router.dim, len(groups))
+        if sorted(e for group in groups for e in group) != list(range(router.num_experts)):
+            raise ConfigError(f"groups must hold each of the {router.num_experts} experts once, got {groups}")
+        if not router.token_choice:
+            raise ConfigError(f"experts of a {type(router).__name__} cannot be merged: its tokens do not choose")
+        self.router = router
+        place = [next(g for g, group in enumerate(groups) if e in group) for e in range(router.num_experts)]
+        self.register_buffer("group", torch.tensor([*place, len(groups)]))
+
+    def forward(
+        self, x: Tensor, *, experts: nn.Module | None = None, ids: Tensor | None = None, sample_size: int = 1
+    ) -> Routing:
+        """Route tokens ``(N, d)`` over the merged experts."""
+        old: Routing = self.router(x, experts=experts, ids=ids, sample_size=sample_size)
+        choices = self.group[old.choices]
+        summed = old.probabilities.new_zeros(old.num_tokens, self.num_experts)
+        return Routing.from_topk(
+            choices,
+            old.weight[old.position],
+            logits=old.logits,
+            probabilities=summed.index_add(1, self.group[:-1], old.probabilities),
+            valid=old.valid,
+            keep=choices < self.num_experts,
+            dropped=old.dropped,
+            details=old.details,
+        )
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of the old router that do not count its experts; balance is over the merged ones."""
+        return super().losses(routing, token_weight)
