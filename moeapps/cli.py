@@ -94,12 +94,12 @@ def _run_lightning(arguments: list[str]) -> int:
 
 
 def _list(kind: str | None) -> None:
-    width = max(len(entry.path) for entry in registry.entries())
+    width = max(len(entry.alias or entry.path) for entry in registry.entries())
     for title, name in KINDS.items():
         if kind in (None, title):
             print(title)
             for entry in registry.entries(name):
-                print(f"  {entry.path:<{width}}  {entry.summary}")
+                print(f"  {entry.alias or entry.path:<{width}}  {entry.summary}")
 
 
 def _report(error: Exception) -> int:

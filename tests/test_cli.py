@@ -73,7 +73,7 @@ def test_help_version_and_list_answer_without_importing_torch(tmp_path):
     )
     for arguments, expected in (
         (["--help"], "COMMAND"), (["--version"], "moeapps 0."), (["list"], "moeapps.graph.MowstModule"),
-        (["list", "routers"], "moeapps.core.TopKRouter"),
+        (["list", "routers"], "null_experts"),
     ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
@@ -300,3 +300,33 @@ def test_l3_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_parses(cli, tmp_path, example):
     assert cli("fit", "--config", example, "--print_config").returncode == 0
+
+
+def test_l8_two_processes_train_like_one_with_the_joint_batch(cli, tmp_path):
+    quiet = {"noise": False, "num_experts": 8}
+    one = toy(tmp_path / "one.yaml", quiet, {"batch_size": 16}, max_epochs=3)
+    two = toy(tmp_path / "two.yaml", quiet, {"batch_size": 8}, max_epochs=3, strategy="ddp", devices=2)
+    assert cli("fit", "--config", one).returncode == 0
+    done = moeapps("fit", "--config", two, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    curves = [
+        pd.read_csv(tmp_path / f"moeapps-runs/version_{run}/metrics.csv").filter(like="train/").dropna()
+        for run in (0, 1)
+    ]
+    assert {"train/loss", "train/task", "train/moe/balance", "train/moe/z"} <= set(curves[0])
+    assert len(curves[0]) == 3
+    pd.testing.assert_frame_equal(curves[0], curves[1][curves[0].columns], atol=1e-4, rtol=1e-4)
+
+
+def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_path):
+    config = toy(
+        tmp_path / "odd.yaml",
+        {"num_experts": 16},
+        {"rows": 33, "batch_size": 2},
+        max_epochs=2,
+        strategy="ddp",
+        devices=2,
+    )
+    done = moeapps("fit", "--config", config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt").is_file()

@@ -15,11 +15,20 @@ from moeapps.core.loading import ResumableLoader, make_loader
 class ToyModule(MoEModule):
     """Two-class MLP with one MoE layer."""
 
-    def __init__(self, num_experts: int = 4, nan_at_step: int = -1, slow: float = 0.0, width: int = 16) -> None:
+    def __init__(
+        self,
+        num_experts: int = 4,
+        nan_at_step: int = -1,
+        slow: float = 0.0,
+        width: int = 16,
+        router: str | None = None,
+        noise: bool = True,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.moe = MoE(8, num_experts, hidden_dim=width, router=TopKRouter(8, num_experts, 2, noise_std=0.25))
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 2))
+        noisy = TopKRouter(8, num_experts, 2, noise_std=0.25 if noise else 0.0)
+        self.moe = MoE(8, num_experts, hidden_dim=width, router=noisy if router is None else router)
+        self.head = nn.Sequential(nn.Dropout(0.2 if noise else 0.0), nn.Linear(8, 2))
         self.nan_at_step, self.slow = nan_at_step, slow
         self.seen: list[int] = []
 

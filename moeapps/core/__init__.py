@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from moeapps.core.experts import FactoredExpertMLP as FactoredExpertMLP
     from moeapps.core.experts import FeedForward as FeedForward
     from moeapps.core.experts import HeterogeneousExperts as HeterogeneousExperts
+    from moeapps.core.gates import MultiGate as MultiGate
+    from moeapps.core.gates import mix_experts as mix_experts
     from moeapps.core.layer import MoE as MoE
     from moeapps.core.layer import Routed as Routed
     from moeapps.core.losses import consistency_loss as consistency_loss
@@ -56,6 +58,7 @@ _LAZY = {
     "LightningEstimator": "estimator",
     "MoE": "layer",
     "MoEModule": "module",
+    "MultiGate": "gates",
     "NoisyTopKRouter": "routers",
     "NullExpertsRouter": "routers",
     "Routed": "layer",
@@ -75,6 +78,7 @@ _LAZY = {
     "load": "saving",
     "load_balance_loss": "losses",
     "make_router": "routers",
+    "mix_experts": "gates",
     "mutual_information": "losses",
     "parameter_penalty_loss": "losses",
     "router_z_loss": "losses",
@@ -95,6 +99,7 @@ __all__ = [
     "LightningEstimator",
     "MoE",
     "MoEModule",
+    "MultiGate",
     "NoisyTopKRouter",
     "NullExpertsRouter",
     "Routed",
@@ -114,6 +119,7 @@ __all__ = [
     "load",
     "load_balance_loss",
     "make_router",
+    "mix_experts",
     "mutual_information",
     "parameter_penalty_loss",
     "router_z_loss",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moeapps.core.checkpoint import check_state_dict
+from moeapps.core.distributed import world_size
 from moeapps.core.errors import NonFiniteError
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.statistics import routed_layers
@@ -75,7 +76,8 @@ class MoEModule(L.LightningModule):
         if not bool(loss.isfinite()):
             raise NonFiniteError(self._describe_non_finite(every))
         logged = {f"train/{name}": term.detach() for name, term in every.items()}
-        self.log_dict({**logged, "train/loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=batch_size)
+        logged["train/loss"] = loss.detach()
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
         return loss
 
     def setup(self, stage: str) -> None:

@@ -12,10 +12,14 @@ from moeapps.core import (
     RoutingMonitor,
     RoutingStatistics,
     TopKRouter,
+    consistency_loss,
+    entropy_loss,
+    importance_loss,
     load_balance_loss,
     router_z_loss,
 )
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.statistics import load_by_group
 from tests.toy import ToyData, ToyModule
 
 
@@ -72,13 +76,6 @@ def test_the_routing_is_sorted_and_its_offsets_bound_the_experts():
     assert torch.equal(r.token[r.position], torch.arange(30)[:, None].expand(30, 2))
 
 
-def test_noise_is_for_training_only():
-    router, x = TopKRouter(8, 4, noise_std=1.0), torch.randn(20, 8)
-    assert not torch.equal(router(x).logits, router(x).logits)
-    router.eval()
-    assert torch.equal(router(x).logits, router(x).logits)
-
-
 def test_router_refuses_what_it_cannot_use():
     with pytest.raises(ConfigError, match="noise_std.*got -1"):
         TopKRouter(8, 4, noise_std=-1)
@@ -97,6 +94,66 @@ def test_statistics_count_over_batches():
     assert float(result["max_load"]) == pytest.approx(21 / 8)
     assert float(result["dead_experts"]) == 1
     assert float(result["dropped"]) == 0
+
+
+def test_coactivation_counts_pairs_of_experts():
+    statistics = RoutingStatistics(num_experts=3)
+    expert = torch.tensor([[0, 1], [0, 1], [1, 2], [2, 0]])
+    p = torch.full((4, 3), 1 / 3)
+    statistics.update(Routing.from_topk(expert, torch.full((4, 2), 0.5), logits=p.log(), probabilities=p))
+    assert statistics.compute()["coactivation"].tolist() == [[0.75, 0.5, 0.25], [0.5, 0.75, 0.25], [0.25, 0.25, 0.5]]
+
+
+def test_load_by_group_is_a_share_of_each_group():
+    expert = torch.tensor([[0], [1], [1], [2]])
+    p = torch.full((4, 3), 1 / 3)
+    r = Routing.from_topk(expert, torch.ones(4, 1), logits=p.log(), probabilities=p)
+    load = load_by_group(r, torch.tensor([0, 0, 2, 2]), 3)
+    assert load.tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 0.5, 0.5]]
+
+
+def test_importance_loss_is_the_squared_variation_of_summed_weights():
+    r = routing([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1])
+    importance = torch.zeros(2).index_add(0, r.expert, r.weight)
+    expected = float(importance.var(correction=0) / importance.mean() ** 2)
+    assert float(importance_loss(r)) == pytest.approx(expected)
+    assert float(importance_loss(TopKRouter(8, 1, 1)(torch.randn(5, 8))).detach()) == 0
+
+
+def test_entropy_loss_is_the_mean_entropy():
+    r = routing([[0.5, 0.5], [1.0, 0.0]], [0, 0])
+    assert float(entropy_loss(r)) == pytest.approx(math.log(2) / 2)
+
+
+def test_consistency_is_the_symmetric_divergence():
+    a, b = torch.randn(6, 3), torch.randn(6, 3)
+    p, q = a.softmax(-1), b.softmax(-1)
+    expected = 0.5 * ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
+    torch.testing.assert_close(consistency_loss(a, b), expected)
+    assert float(consistency_loss(a, a)) == 0
+
+
+def test_token_weights_count_like_repeated_tokens():
+    router = TopKRouter(8, 4, 2)
+    x, times = torch.randn(10, 8), torch.arange(10) % 3 + 1
+    weighted, repeated = router(x), router(x.repeat_interleave(times, dim=0))
+    for loss in (load_balance_loss, router_z_loss, importance_loss, entropy_loss):
+        torch.testing.assert_close(loss(weighted, times), loss(repeated), msg=loss.__name__)
+
+
+@pytest.mark.parametrize("router", ["smoe_dropout", "shared"])
+def test_training_updates_what_routers_do_not_learn_by_gradient(router, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    module = ToyModule(router=router)
+    trainer.fit(module, ToyData())
+    if router == "smoe_dropout":
+        assert module.moe.router.top_k == 4
+    else:
+        assert module.moe.router.balance_bias.any()
+        assert module.moe.router.balance_bias.abs().max() <= 0.001 * trainer.global_step + 1e-9
 
 
 def test_statistics_of_nothing_are_finite():

@@ -1,0 +1,82 @@
+"""Dense gates: every task mixes the outputs of all experts that it may use."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.routers.base import router_dtype
+
+__all__ = ["MultiGate", "mix_experts"]
+
+
+class MultiGate(nn.Module):
+    r"""One softmax gate per task over a list of experts (MMoE, Ma et al. 2018, eq. 6-7).
+
+    .. math:: g_t(x) = \mathrm{softmax}(W_t x), \qquad y_t = \sum_e g_{te}(x) f_e(x)
+
+    With ``allowed`` a task mixes some of the experts only: its own and the shared ones, as in CGC and PLE (Tang et al.
+    2020). Shapes: ``(N, d)``, or ``(N, T, d)`` with an input per task, to weights ``(N, T, E)``.
+
+    Args:
+        dim: Width d of the gates' input.
+        num_experts: Number of experts E.
+        num_tasks: Number of tasks T.
+        allowed: ``T`` rows of ``E`` booleans, which experts each task may use; all of them when None.
+
+    Raises:
+        ConfigError: If a size is below 1, the mask has another shape, or a task may use no expert.
+
+    Example:
+        >>> import torch
+        >>> gate = MultiGate(dim=8, num_experts=3, num_tasks=2, allowed=[[True, True, False], [False, True, True]])
+        >>> weights = gate(torch.randn(5, 8))
+        >>> mix_experts(weights, torch.randn(5, 3, 16)).shape, bool((weights[:, 0, 2] == 0).all())
+        (torch.Size([5, 2, 16]), True)
+    """
+
+    allowed: Tensor
+
+    def __init__(
+        self, dim: int, num_experts: int, num_tasks: int, allowed: Sequence[Sequence[bool]] | None = None
+    ) -> None:
+        super().__init__()
+        check_sizes(dim=dim, num_experts=num_experts, num_tasks=num_tasks)
+        mask = torch.ones(num_tasks, num_experts, dtype=torch.bool)
+        if allowed is not None:
+            if [len(row) for row in allowed] != [num_experts] * num_tasks:
+                raise ConfigError(f"allowed must have {num_tasks} rows of {num_experts} booleans")
+            mask = torch.tensor(allowed, dtype=torch.bool)
+            if not bool(mask.any(dim=1).all()):
+                raise ConfigError(f"task {int((~mask.any(dim=1)).nonzero()[0])} may use no expert")
+        self.dim, self.num_experts, self.num_tasks = dim, num_experts, num_tasks
+        self.weight = nn.Parameter(torch.randn(num_tasks, num_experts, dim) * dim**-0.5)
+        self.register_buffer("allowed", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weights of all experts for every task: ``(N, d)`` or ``(N, T, d)`` to ``(N, T, E)``, in float32 or better.
+
+        Raises:
+            DataError: If the input has another shape.
+        """
+        per_task = x.ndim == 3
+        if x.shape[-1] != self.dim or x.ndim not in (2, 3) or (per_task and x.shape[1] != self.num_tasks):
+            raise DataError(
+                f"MultiGate expects (N, {self.dim}) or (N, {self.num_tasks}, {self.dim}), got {tuple(x.shape)}"
+            )
+        dtype = router_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            equation = "ntd,ted->nte" if per_task else "nd,ted->nte"
+            logits = torch.einsum(equation, x.to(dtype), self.weight.to(dtype))
+            return logits.masked_fill(~self.allowed, -torch.inf).softmax(dim=-1)
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``print(model)``."""
+        return f"dim={self.dim}, num_experts={self.num_experts}, num_tasks={self.num_tasks}"
+
+
+def mix_experts(weights: Tensor, outputs: Tensor) -> Tensor:
+    """Mix expert outputs ``(N, E, d)`` by gate weights ``(N, T, E)``: ``(N, T, d)``."""
+    return torch.bmm(weights.to(outputs.dtype), outputs)
