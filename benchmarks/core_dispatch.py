@@ -118,9 +118,12 @@ def measure(size: tuple[int, ...], repeats: int, device: str, dtype: torch.dtype
 
     dense = nn.Sequential(nn.Linear(d, h), nn.GELU(), nn.Linear(h, d))
     runs = {"dense": step(released(dense), tokens(k * n))}
-    layers = {backend: MoE(d, e, k, h, backend=backend) for backend in BACKENDS}
-    for backend, layer in layers.items():
-        runs[backend] = step(released(layer), tokens(n))
+    layers = {}
+    x = tokens(n)
+    for backend in BACKENDS:
+        torch.manual_seed(0)  # the same routing for all
+        layers[backend] = MoE(d, e, k, h, backend=backend)
+        runs[backend] = step(released(layers[backend]), x)
     if rivals:
         for name in RIVALS:
             runs[name] = step(released(Rival(name, *size)), tokens(n))

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moeapps.cli import main
@@ -17,13 +18,13 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
+def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = blocks("python")
-    assert len(code) == 1
-    assert len(code[0].strip().splitlines()) <= 12
-    exec(compile(code[0], "README.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[0]) > 0.8
+    table, graph = blocks("python")
+    for code in (table, graph):
+        assert len(code.strip().splitlines()) <= 12
+        exec(compile(code, "README.md", "exec"), {})
+        assert float(capsys.readouterr().out.split()[0]) > 0.8
 
 
 def test_the_yaml_block_trains(tmp_path, monkeypatch, capsys):
@@ -52,10 +53,28 @@ def test_the_table_is_what_the_demo_wrote():
 
 def test_the_dispatch_table_is_what_the_benchmark_wrote():
     results = json.loads((ROOT / "benchmarks/results/core_dispatch.json").read_text())
+    assert len(results["rows"]) == 6
     for row in results["rows"]:
         size = ", ".join(str(value) for value in row["size"].values())
-        ratios = " | ".join(f"{row['ratio'][name]:.2f}" for name in ("loop", "bmm", "grouped", "auto"))
-        assert f"| {size} | {ratios} |" in README
+        ratios = " | ".join(f"{value:.2f}" for value in row["ratio"].values())
+        memory = f"{row['peak_mib']['auto']:.0f} / {row['peak_mib']['dense']:.0f}"
+        assert f"| {size} | {ratios} | {memory} |" in README, (size, ratios, memory)
+
+
+def test_the_table_of_tables_is_what_the_benchmark_wrote():
+    results = json.loads((ROOT / "benchmarks/results/tabular.json").read_text())
+    for name, found in results["sets"].items():
+        scores = [np.array(entry["score"]) for entry in found["models"].values()]
+        cells = " | ".join(f"{score.mean():.4f} ± {score.std():.4f}" for score in scores)
+        assert f"| {name}, {found['metric']} | {cells} |" in README, (name, cells)
+
+
+def test_the_surgery_table_is_what_the_benchmark_wrote():
+    results = json.loads((ROOT / "benchmarks/results/surgery.json").read_text())
+    for name, entry in results["models"].items():
+        accuracy = np.array(entry["accuracy"])
+        row = f"| {name} | {accuracy.mean():.4f} ± {accuracy.std():.4f} | {entry['parameters'][0]:,} |"
+        assert row in README, row
 
 
 def test_every_link_to_a_file_leads_somewhere():

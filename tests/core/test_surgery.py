@@ -214,10 +214,12 @@ def test_what_cannot_be_operated_on_is_refused(trained, digits):
     use_of_asking = measure_use(asking, [x])
     with pytest.raises(ConfigError, match="asks each expert itself"):
         merge_experts(asking, 2, use_of_asking)
+    modules = MoE(8, 2, experts=ExpertList([nn.Linear(8, 8), nn.Linear(8, 8)], dim=8))
+    their_use = measure_use(modules, [x])
     with pytest.raises(ConfigError, match="ExpertList"):
-        modules = MoE(8, 2, experts=ExpertList([nn.Linear(8, 8), nn.Linear(8, 8)], dim=8))
-        prune_experts(modules, 1, measure_use(modules, [x]))
+        prune_experts(modules, 1, their_use)
+    merged = trained.merge(4, digits[0])
     with pytest.raises(ConfigError, match="merged already"):
-        trained.merge(8, digits[0]).merge(4, digits[0])
+        merged.merge(4, digits[0])
     with pytest.raises(ConfigError, match="the shared experts"):
         make_router("shared", 8, 4).subset([2, 3])
