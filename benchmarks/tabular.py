@@ -4,8 +4,8 @@
 
 Every model gets the same random split (10 % test for census-income, 25 % elsewhere) and columns it can read: one-hot
 codes and standardised numbers for linear model and MLP, ordinal codes for the forest, category columns for gradient
-boosting, the raw frame for the MoE. Settings are the defaults, except where ``models`` says otherwise. Scores are mean and standard
-deviation over seeds; seconds are the mean of fit and of predicting the test rows, in one process.
+boosting, the raw frame for the MoE. Settings are the defaults, except where ``models`` says otherwise. Scores are mean
+and standard deviation over seeds; seconds are the mean of fit and of predicting the test rows, in one process.
 
 census-income is the file of the same name in the folder that MOEAPPS_DATA names (99,762 rows); without it, it is left
 out.

@@ -13,6 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moeapps.config_check import check_arguments
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal
@@ -142,7 +143,7 @@ def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
     root.mkdir(parents=True, exist_ok=True)
     taken = [int(found.group(1)) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
     version = max(taken, default=-1) + 1
-    while True:
+    while getattr(rank_zero_only, "rank", 0) == 0:  # further processes of a distributed run write nothing
         try:
             (root / f"version_{version}").mkdir()
             break

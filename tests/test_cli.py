@@ -330,3 +330,24 @@ def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_p
     done = moeapps("fit", "--config", config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_l8_experts_divided_among_processes_train_like_undivided_ones_and_resume_on_one(cli, tmp_path):
+    model = "tests.toy.ParallelToyModule"
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for path, batch_size, trainer in ((one, 16, {}), (two, 8, {"strategy": "ddp", "devices": 2})):
+        toy(path, {}, {"batch_size": batch_size}, max_epochs=4, **trainer)
+        path.write_text(path.read_text().replace("tests.toy.ToyModule", model))
+    assert cli("fit", "--config", one).returncode == 0
+    done = moeapps("fit", "--config", two, "--trainer.max_epochs", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    halfway = tmp_path / "moeapps-runs/version_1/checkpoints/last.ckpt"
+    assert final_weights(halfway.parent.parent)["moe.experts.weight1"].shape[0] == 8
+    assert cli("fit", "--config", one, "--ckpt_path", halfway).returncode == 0
+    whole, resumed = (final_weights(tmp_path / f"moeapps-runs/version_{run}") for run in (0, 2))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-4, rtol=1e-4, msg=name)
+    done = moeapps("fit", "--config", two, "--ckpt_path", halfway, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, value in final_weights(tmp_path / "moeapps-runs/version_3").items():
+        torch.testing.assert_close(value, whole[name], atol=1e-4, rtol=1e-4, msg=name)

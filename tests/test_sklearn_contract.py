@@ -6,10 +6,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from moeapps import MoEClassifier, MoERegressor
 from moeapps.graph import GNNClassifier, MowstClassifier
 
-TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "max_epochs": 25, "lr": 0.02, "accelerator": "cpu"}
+TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "batch_size": 1000, "max_epochs": 30, "lr": 0.05}
 ESTIMATORS = [
-    MoEClassifier(**TABULAR),
-    MoERegressor(**TABULAR),
+    MoEClassifier(accelerator="cpu", **TABULAR),
+    MoERegressor(accelerator="cpu", **TABULAR),
     GNNClassifier(max_epochs=20, patience=8, accelerator="cpu"),
     MowstClassifier(max_epochs=30, patience=8, accelerator="cpu"),
 ]

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from moeapps.core import MoE, MoEModule, TopKRouter
 from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.parallel import ExpertParallel
 
 
 class ToyModule(MoEModule):
@@ -53,6 +54,17 @@ class ToyModule(MoEModule):
             "optimizer": optimizer,
             "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5),
         }
+
+
+class ParallelToyModule(ToyModule):
+    """The same with its experts divided among the processes."""
+
+    def __init__(self) -> None:
+        super().__init__(num_experts=8, noise=False)
+
+    def configure_model(self) -> None:
+        if not isinstance(self.moe.experts, ExpertParallel):
+            self.moe.experts = ExpertParallel(self.moe.experts)
 
 
 class ToyData(L.LightningDataModule):

@@ -80,11 +80,10 @@ class MoEModule(L.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
         return loss
 
-    def setup(self, stage: str) -> None:
-        """Tell distributed training which parameters differ between processes on purpose."""
-        ignored = sharded_parameters(self)
-        if ignored:
-            self._ddp_params_and_buffers_to_ignore = sorted(ignored)
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel asks the model for: parameters that differ between processes on purpose."""
+        return sharded_parameters(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the optimiser's state of all processes' experts."""
