@@ -9,17 +9,12 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["ColumnEncoder", "as_frame"]
+__all__ = ["ColumnEncoder"]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Codes: a category not seen in training, a missing value, the first category."""
 
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-def as_frame(X: Any) -> pd.DataFrame | None:
-    """Return the table if it has to be read column by column: a pandas frame; None for anything array-like."""
-    return X if isinstance(X, pd.DataFrame) else None
 
 
 class ColumnEncoder:

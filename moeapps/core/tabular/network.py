@@ -52,9 +52,10 @@ class NumericEmbedding(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NumericEmbedding":
         """Follow the model to another device, but keep the quantiles in float64: they are compared with raw numbers."""
+        kept = {name: getattr(self, name) for name in ("mean", "scale", "low", "width")}
         super()._apply(fn, recurse)
-        for name in ("mean", "scale", "low", "width"):
-            setattr(self, name, getattr(self, name).double())
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
 

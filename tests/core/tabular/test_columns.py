@@ -83,7 +83,8 @@ def test_the_embedding_is_standardised_value_missing_flag_and_place_among_the_qu
     x = torch.tensor([[-1.0], [0.5], [2.0], [9.0], [torch.nan]], dtype=torch.float64)
     expected = [[-0.75, 0, 0, 0], [-0.375, 0, 0.5, 0], [0, 0, 1, 0.5], [1.75, 0, 1, 1], [0, 1, 0, 0]]
     torch.testing.assert_close(embed(x), torch.tensor(expected, dtype=torch.float64))
-    assert embed.float().mean.dtype == torch.float64  # raw numbers are compared in full precision
+    exact = NumericEmbedding(mean=[1e9 + 0.1], scale=[1.0], edges=[[]])
+    assert float(exact.float().mean) == 1e9 + 0.1  # raw numbers are compared in full precision
 
 
 def test_a_column_of_mostly_one_value_still_gets_quantiles_of_the_rest():
