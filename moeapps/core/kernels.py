@@ -29,11 +29,11 @@ __all__ = [
 Backend = Literal["auto", "loop", "bmm", "grouped"]
 BACKENDS = ("auto", "loop", "bmm", "grouped")
 
-SMALL_PRODUCT = 2_000_000
-"""Multiply-adds of one expert's first product up to which, on CPU, calling it costs more than computing it."""
+FEW_ROWS = 48
+"""Mean rows per expert up to which, on CPU, one padded product beats a loop of short ones."""
 
-WASTE, WASTE_SMALL = 1.15, 2.0
-"""How many rows, per real row, padding may compute before ``bmm`` stops paying on CPU; more where experts are small."""
+WASTE = 2.0
+"""How many rows, per real row, padding may compute before it stops paying."""
 
 
 class Activation(NamedTuple):
@@ -83,8 +83,8 @@ def choose_backend(
     """Turn ``auto`` into a backend, and ``grouped`` into ``bmm`` where grouped products cannot be computed.
 
     The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
-    always ``grouped``, which never waits for the host. On CPU ``bmm`` where the load is even enough for padding (less
-    even will do where experts are so small that calling a product costs more than computing it); else ``loop``.
+    always ``grouped``, which never waits for the host. On CPU ``bmm`` where experts have few rows and the load is even
+    enough for padding; else ``loop``.
 
     Args:
         backend: What the user asked for.
@@ -109,8 +109,7 @@ def choose_backend(
     if counts is None:
         return "bmm"
     num_experts, rows, longest = counts.numel(), int(counts.sum()), int(counts.max())
-    small = rows / num_experts * widths[0] * widths[1] <= SMALL_PRODUCT
-    return "bmm" if longest * num_experts <= (WASTE_SMALL if small else WASTE) * rows else "loop"
+    return "bmm" if rows <= FEW_ROWS * num_experts and longest * num_experts <= WASTE * rows else "loop"
 
 
 def sorted_mlp(

@@ -63,9 +63,12 @@ def test_accuracy_on_breast_cancer(cancer):
 
 def test_regression_on_diabetes_beats_the_mean():
     X, y = load_diabetes(return_X_y=True)
-    X, X_test, y, y_test = train_test_split(X, y, random_state=0)
-    model = MoERegressor(num_experts=4, dim=32, random_state=0).fit(X, y)
-    assert model.score(X_test, y_test) > 0.2
+    scores = []
+    for seed in range(3):  # one split of 442 rows says little
+        parts = train_test_split(X, y, random_state=seed)
+        model = MoERegressor(num_experts=4, dim=32, random_state=seed).fit(parts[0], parts[2])
+        scores.append(model.score(parts[1], parts[3]))
+    assert np.mean(scores) > 0.2, scores
 
 
 def test_several_targets_at_once():
