@@ -199,10 +199,10 @@ def test_grouped_products_fall_back_where_they_cannot_be_computed():
 
 def test_auto_looks_at_the_load():
     cpu = {"device": torch.device("cpu"), "dtype": torch.float32}
-    even, skewed = torch.full((8,), 1024), torch.tensor([8185, 1, 1, 1, 1, 1, 1, 1])
-    assert choose_backend("auto", counts=even, widths=(128, 512, 128), **cpu) == "bmm"
-    assert choose_backend("auto", counts=skewed, widths=(128, 512, 128), **cpu) == "loop"
-    assert choose_backend("auto", counts=torch.tensor([40, 24]), widths=(8, 16, 8), **cpu) == "bmm"
+    sizes = {"widths": (128, 512, 128), **cpu}
+    assert choose_backend("auto", counts=torch.full((8,), 1024), **sizes) == "loop"  # long products
+    assert choose_backend("auto", counts=torch.full((8,), 32), **sizes) == "bmm"  # many short ones
+    assert choose_backend("auto", counts=torch.tensor([249, 1, 1, 1, 1, 1, 1, 1]), **sizes) == "loop"  # mostly padding
     assert choose_backend("auto", counts=None, widths=(8, 16, 8), **cpu) == "grouped"
 
 
