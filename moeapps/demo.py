@@ -119,7 +119,7 @@ def graph_block(seeds: int, say: Callable[[str], None]) -> tuple[list[Row], dict
     """Cora: MLP alone, GCN alone, Mowst in turns and Mowst* jointly, with the same sizes and patience."""
     from moeapps.core.plots import plot_training
     from moeapps.graph import GNNClassifier, Mowst, MowstClassifier, PlanetoidData, variance_dispersion
-    from moeapps.graph.module import MowstModule
+    from moeapps.graph.plan import stages_of
     from moeapps.graph.plots import plot_confidence
 
     graph = PlanetoidData("Cora").prepared()
@@ -149,10 +149,11 @@ def graph_block(seeds: int, say: Callable[[str], None]) -> tuple[list[Row], dict
     assert isinstance(mowst, MowstClassifier)
     assert isinstance(mowst.model_, Mowst)
     with torch.no_grad():
-        weak = mowst.model_.run_weak(graph.x).softmax(-1)[graph.test_mask]
+        weak = mowst.model_.experts["weak"](graph.x).softmax(-1)[graph.test_mask]
     pictures = {
         "graph-training.png": plot_training(
-            {name: model.history_ for name, model in models.items()}, stages=MowstModule.plan_stages()
+            {name: model.history_ for name, model in models.items()},
+            stages=(*stages_of(mowst.model_.names), "finished"),
         ),
         "graph-confidence.png": plot_confidence(
             variance_dispersion(weak).numpy(),

@@ -1,15 +1,21 @@
 """Mowst: mixture of weak and strong experts on graphs."""
 
+from moeapps.graph.conditional import Activation, predict_nodes
 from moeapps.graph.confidence import Confidence
 from moeapps.graph.data import GraphDataModule, PlanetoidData, load_cora
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
+from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.estimator import GNNClassifier, MowstClassifier
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Mowst, MowstOutput, joint_loss, separate_loss
+from moeapps.graph.networks import make_network
 from moeapps.graph.node_module import GNNModule
+from moeapps.graph.thresholds import choose_threshold
 
 __all__ = [
+    "Activation",
     "Confidence",
+    "Edges",
     "GNNClassifier",
     "GNNModule",
     "GraphDataModule",
@@ -17,10 +23,14 @@ __all__ = [
     "MowstClassifier",
     "MowstModule",
     "MowstOutput",
+    "Neighborhood",
     "PlanetoidData",
+    "choose_threshold",
     "entropy_dispersion",
     "joint_loss",
     "load_cora",
+    "make_network",
+    "predict_nodes",
     "separate_loss",
     "variance_dispersion",
 ]

@@ -1,4 +1,4 @@
-"""Confidence of the weak expert: the weight its prediction gets in the mixture."""
+"""Confidence of an expert in its own prediction: the weight that the prediction gets in the mixture."""
 
 from typing import Literal, NamedTuple
 
@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.dispersion import DISPERSIONS
 
-__all__ = ["Confidence", "ConfidenceOutput"]
+__all__ = ["CONFIDENCES", "Confidence", "ConfidenceMode", "ConfidenceOutput"]
+
+ConfidenceMode = Literal["learned", "learned+x", "hyper", "given"]
+CONFIDENCES = ("learned", "learned+x", "hyper", "given")
 
 
 class ConfidenceOutput(NamedTuple):
@@ -27,23 +30,50 @@ class _MonotoneLinear(nn.Linear):
         return F.linear(input, F.softplus(self.weight), self.bias)
 
 
+class _HyperGate(nn.Module):
+    r""":math:`(d\,W_1(x) + b_1(x))\,W_2(x) + b_2(x)`: affine in d, with coefficients that four networks make of x."""
+
+    def __init__(self, in_channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        sizes = {"w1": 2 * hidden_channels, "b1": hidden_channels, "w2": hidden_channels, "b2": 1}
+        self.nets = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Linear(hidden_channels, size)
+                )
+                for name, size in sizes.items()
+            }
+        )
+
+    def forward(self, d: Tensor, x: Tensor) -> Tensor:
+        w1, b1, w2, b2 = (net(x) for net in self.nets.values())
+        hidden = torch.einsum("nd,ndh->nh", d, w1.unflatten(1, (2, -1))) + b1
+        return (hidden * w2).sum(1, keepdim=True) + b2
+
+
 class Confidence(nn.Module):
-    r"""Confidence :math:`c = G(D(p))` in [0, 1] of a prediction p = softmax(logits), one number per node.
+    r"""Confidence c in [0, 1] of a prediction p = softmax(logits), one number per node (Zeng et al. 2024, section 2).
 
-    ``"given"`` is :math:`c = D(p)^\alpha` with one dispersion D and no parameters. ``"learned"`` is
-    :math:`c = \sigma(\mathrm{MLP}([D_{var}(p), D_{ent}(p)]))` with one hidden layer. (Zeng et al. 2024, section 2.)
-    The last bias of the learned form starts at -3, that is, c near 0.05: the mixture begins as the strong expert and
-    the weak one has to earn its share.
+    With D the dispersions of p (:func:`~moeapps.graph.variance_dispersion`, :func:`~moeapps.graph.entropy_dispersion`):
 
-    The buffer ``forced`` overrides the result: 0 means strong expert only, 1 weak expert only, NaN not at all. It is
-    how "one expert alone is better" is kept when a model is saved.
+    - ``"given"``: :math:`c = D(p)^\alpha` with one dispersion and no parameters,
+    - ``"learned"``: :math:`c = \sigma(\mathrm{MLP}([D_{var}(p), D_{ent}(p)]))` with one hidden layer,
+    - ``"learned+x"``: the same network sees the node's features too,
+    - ``"hyper"``: affine in the dispersions, with coefficients that networks make of the node's features.
+
+    The last bias of a learned form starts at -3, that is, c near 0.05: the mixture begins as the strong expert and the
+    weak one has to earn its share.
+
+    The buffer ``forced`` overrides the result: 0 means never this expert, 1 always, NaN not at all. It is how "one
+    expert alone is better" is kept when a model is saved.
 
     Args:
-        mode: ``"learned"`` or ``"given"``.
+        mode: One of the four.
         dispersion: ``"variance"`` or ``"entropy"``, for ``given``.
         alpha: Exponent, for ``given``; above 0.
-        hidden_channels: Width of the hidden layer, for ``learned``.
+        hidden_channels: Width of the hidden layer of a learned form.
         monotone: Whether ``learned`` is kept non-decreasing in both dispersions.
+        in_channels: Features per node F, for ``learned+x`` and ``hyper``.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -58,44 +88,68 @@ class Confidence(nn.Module):
 
     def __init__(
         self,
-        mode: Literal["learned", "given"] = "learned",
+        mode: ConfidenceMode = "learned",
         dispersion: Literal["variance", "entropy"] = "variance",
         alpha: float = 1.0,
         hidden_channels: int = 16,
         monotone: bool = False,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if mode not in ("learned", "given"):
-            raise ConfigError(f"confidence must be 'learned' or 'given', got {mode!r}")
+        if mode not in CONFIDENCES:
+            raise ConfigError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {mode!r}")
         if dispersion not in DISPERSIONS:
             raise ConfigError(f"dispersion must be one of {', '.join(DISPERSIONS)}, got {dispersion!r}")
         if not alpha > 0:
             raise ConfigError(f"alpha must be above 0, got {alpha!r}")
         if hidden_channels < 1:
             raise ConfigError(f"hidden_channels must be at least 1, got {hidden_channels!r}")
+        self.sees_x = mode in ("learned+x", "hyper")
+        if self.sees_x and in_channels is None:
+            raise ConfigError(f"confidence={mode!r} looks at the node's features: in_channels must be given")
+        if monotone and self.sees_x:
+            raise ConfigError(f"monotone in the dispersion is for confidence='learned', got confidence={mode!r}")
         self.mode, self.dispersion, self.alpha = mode, dispersion, alpha
         self.register_buffer("forced", torch.tensor(torch.nan))
-        self.net: nn.Sequential | None = None
-        if mode == "learned":
+        self.net: nn.Module | None = None
+        if mode == "hyper":
+            assert in_channels is not None
+            self.net = _HyperGate(in_channels, hidden_channels)
+        elif mode != "given":
             linear = _MonotoneLinear if monotone else nn.Linear
-            self.net = nn.Sequential(linear(2, hidden_channels), nn.ReLU(), linear(hidden_channels, 1))
-            self.reset_parameters()
+            width = 2 + (in_channels or 0 if self.sees_x else 0)
+            self.net = nn.Sequential(linear(width, hidden_channels), nn.ReLU(), linear(hidden_channels, 1))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights anew and set the last bias to -3."""
-        if self.net is not None:
-            for layer in (self.net[0], self.net[2]):
-                layer.reset_parameters()  # type: ignore[operator]
-            if isinstance(self.net[2], _MonotoneLinear):
-                # softplus of weights around 0 is 0.7 each, and their sum would drown the bias
-                nn.init.constant_(self.net[2].weight, -4.0)
-            nn.init.constant_(self.net[2].bias, -3.0)  # type: ignore[arg-type]
+        if self.net is None:
+            return
+        for module in self.net.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        last = self.net.nets["b2"][2] if isinstance(self.net, _HyperGate) else self.net[2]  # type: ignore[index]
+        assert isinstance(last, nn.Linear)
+        if isinstance(last, _MonotoneLinear):
+            # softplus of weights around 0 is 0.7 each, and their sum would drown the bias
+            nn.init.constant_(last.weight, -4.0)
+        nn.init.constant_(last.bias, -3.0)
 
-    def forward(self, weak_logits: Tensor) -> ConfidenceOutput:
-        """Confidence of each row of ``(N, K)`` logits, in float32 or better."""
-        with torch.autocast(weak_logits.device.type, enabled=False):
-            p = weak_logits.to(router_dtype(weak_logits)).softmax(-1)
-            c, logit = self._given(p) if self.net is None else self._learned(p)
+    def forward(self, logits: Tensor, x: Tensor | None = None) -> ConfidenceOutput:
+        """Confidence of each row, in float32 or better.
+
+        Args:
+            logits: ``(N, K)`` of the expert.
+            x: ``(N, F)`` features, for ``learned+x`` and ``hyper``.
+
+        Raises:
+            DataError: If the features are needed and missing.
+        """
+        if self.sees_x and x is None:
+            raise DataError(f"confidence={self.mode!r} looks at the node's features: x is missing")
+        with torch.autocast(logits.device.type, enabled=False):
+            p = logits.to(router_dtype(logits)).softmax(-1)
+            c, logit = self._given(p) if self.net is None else self._learned(p, x)
             forced = self.forced.to(p.dtype)
             free = forced.isnan()  # decided on the device: no waiting for it, and nothing that stops an export
             return ConfidenceOutput(torch.where(free, c, forced), torch.where(free, logit, torch.logit(forced)))
@@ -106,8 +160,12 @@ class Confidence(nn.Module):
         # only the logarithms need c inside (0, 1); a gradient of 0 * inf would be NaN
         return c, torch.logit(c, eps=torch.finfo(c.dtype).eps)
 
-    def _learned(self, p: Tensor) -> tuple[Tensor, Tensor]:
+    def _learned(self, p: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.net is not None
         features = torch.stack([D(p) for D in DISPERSIONS.values()], dim=-1)  # (N, 2)
-        logit = self.net(features).squeeze(-1)
+        if isinstance(self.net, _HyperGate):
+            out: Tensor = self.net(features, x)
+        else:
+            out = self.net(features if x is None or not self.sees_x else torch.cat([features, x.to(p.dtype)], dim=1))
+        logit = out.squeeze(-1)
         return logit.sigmoid(), logit

@@ -14,37 +14,37 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import existing_file
 from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.graph.batches import NodeBatch
+from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, check_training_masks, class_names, encode_labels
 
 __all__ = ["GraphDataModule", "PlanetoidData", "load_cora", "split_nodes"]
 
 
-class _OneGraph(Dataset):
-    """A data set with one row: the whole graph."""
+class _Nodes(Dataset):
+    """Node numbers; the loader's batches of them become :class:`NodeBatch`."""
 
-    def __init__(self, graph: Data) -> None:
-        self.graph = graph
+    def __init__(self, nodes: Tensor) -> None:
+        self.nodes = nodes
 
     def __len__(self) -> int:
-        return 1
+        return len(self.nodes)
 
-    def __getitem__(self, index: int) -> Data:
-        return self.graph
-
-
-def _only(batch: list[Data]) -> Data:
-    return batch[0]
+    def __getitem__(self, index: int) -> int:
+        return int(self.nodes[index])
 
 
 class GraphDataModule(L.LightningDataModule):
-    """One graph, trained on as a whole: every step sees all nodes.
+    """One graph, trained on as a whole or in mini-batches of its training nodes.
 
-    After ``setup`` the attributes ``graph``, ``in_channels``, ``out_channels`` and ``classes`` are there. Without a
-    ``train_mask``, all labeled nodes that are in no other mask are trained on. Without a ``val_mask``, a fifth of the
-    training nodes (stratified, chosen by ``seed``) is set aside for validation.
+    After ``setup`` the attributes ``graph``, ``edges``, ``in_channels``, ``out_channels``, ``classes`` and
+    ``class_counts`` (training nodes of each class) are there. Without a ``train_mask``, all labeled nodes that are in
+    no other mask are trained on. Without a ``val_mask``, a fifth of the training nodes (stratified, chosen by
+    ``seed``) is set aside for validation.
 
     Args:
         source: A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``,
@@ -53,14 +53,21 @@ class GraphDataModule(L.LightningDataModule):
         split: Which of several splits to use.
         undirected: Whether to add the reverse of every edge of an ``.npz`` file.
         normalize_features: Whether to scale each node's features to sum to 1.
-        seed: Seed of the validation split.
+        batch_size: Training nodes in a mini-batch, each with randomly drawn neighbours; validation, test and prediction
+            go through the nodes in batches of the same size, with all neighbours. None takes the whole graph in each
+            step. The weights that come of it do not depend on which was chosen: a checkpoint fits both.
+        num_neighbors: Neighbours to draw at each hop in training, one number per layer of the network, -1 for all; 10
+            each when None.
+        seed: Seed of the validation split and of the order of mini-batches.
 
     Raises:
         DataError: In ``setup``, if the graph cannot be learned from; the message names the culprit.
     """
 
     graph: Data
+    edges: Edges
     classes: np.ndarray
+    class_counts: list[int]
     in_channels: int
     out_channels: int
 
@@ -70,9 +77,18 @@ class GraphDataModule(L.LightningDataModule):
         split: int = 0,
         undirected: bool = True,
         normalize_features: bool = False,
+        batch_size: int | None = None,
+        num_neighbors: list[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size is not None:
+            check_sizes(batch_size=batch_size)
+        elif num_neighbors is not None:
+            raise ConfigError("num_neighbors is for mini-batches: give batch_size too")
+        self.batch_size = batch_size
+        self.num_neighbors = None if num_neighbors is None else tuple(num_neighbors)
+        self._here: NodeBatch | None = None  # the whole graph on the device where it was last needed
         self.source = source
         self.split = split
         self.undirected = undirected
@@ -104,6 +120,8 @@ class GraphDataModule(L.LightningDataModule):
             split_nodes(graph, self.seed)
         check_training_masks(graph)
         self.in_channels, self.out_channels = graph.x.shape[1], len(self.classes)
+        self.class_counts = torch.bincount(graph.y[graph.train_mask], minlength=self.out_channels).tolist()
+        self.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
         self.graph = graph
 
     def prepared(self) -> Data:
@@ -111,24 +129,41 @@ class GraphDataModule(L.LightningDataModule):
         self.setup()
         return self.graph
 
-    def _loader(self) -> ResumableLoader:
-        return make_loader(_OneGraph(self.graph), batch_size=1, collate_fn=_only)
+    def _loader(self, mask: str | None, shuffle: bool = False) -> ResumableLoader:
+        if self.batch_size is None:
+            return make_loader(_Nodes(torch.zeros(1, dtype=torch.int64)), batch_size=1, collate_fn=torch.tensor)
+        chosen = torch.ones(self.graph.num_nodes, dtype=torch.bool) if mask is None else self.graph[mask]
+        nodes = _Nodes(chosen.nonzero().flatten())
+        return make_loader(nodes, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=torch.tensor)
 
     def train_dataloader(self) -> ResumableLoader:
-        """The graph, once per epoch."""
-        return self._loader()
+        """The whole graph once per epoch, or mini-batches of training nodes in random order."""
+        return self._loader("train_mask", shuffle=True)
 
     def val_dataloader(self) -> ResumableLoader:
-        """The same graph; ``val_mask`` says which nodes count."""
-        return self._loader()
+        """The whole graph (``val_mask`` says which nodes count), or batches of validation nodes."""
+        return self._loader("val_mask")
 
     def test_dataloader(self) -> ResumableLoader:
-        """The same graph; ``test_mask`` says which nodes count."""
-        return self._loader()
+        """The whole graph (``test_mask`` says which nodes count), or batches of test nodes.
+
+        Raises:
+            DataError: If there are no test nodes to make batches of.
+        """
+        if self.batch_size is not None and ("test_mask" not in self.graph or not bool(self.graph.test_mask.any())):
+            raise DataError("the data has no labeled node in test_mask: there is nothing to test on")
+        return self._loader("test_mask")
 
     def predict_dataloader(self) -> ResumableLoader:
-        """The same graph."""
-        return self._loader()
+        """The whole graph, or batches of all its nodes."""
+        return self._loader(None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> NodeBatch:
+        """Add the graph to the batch's node numbers; it is moved to the device once, not with every batch."""
+        if self._here is None or self._here.edges.device != device:
+            self._here = NodeBatch(self.graph, self.edges).to(device)
+        nodes = None if self.batch_size is None else batch.to(device)
+        return NodeBatch(self._here.graph, self._here.edges, nodes, self.num_neighbors)
 
 
 class PlanetoidData(GraphDataModule):

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from moeapps.core.estimator import resolve_device
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.graph.conditional import Activation, predict_nodes, run_on_nodes
+from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
+from moeapps.graph.measures import Monitor
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput, Variant
-from moeapps.graph.networks import make_network, run_network
+from moeapps.graph.networks import make_network
 from moeapps.graph.node_classifier import NodeClassifier, node_index
 from moeapps.graph.node_module import GNNModule
 from moeapps.graph.plan import Pretrain
+from moeapps.graph.thresholds import choose_threshold
 
 __all__ = ["GNNClassifier", "MowstClassifier"]
 
@@ -28,7 +32,9 @@ class GNNClassifier(NodeClassifier):
     Parameters
     ----------
     network : str or torch.nn.Module
-        ``"gcn"``, ``"sage"``, ``"mlp"`` (no edges), or a module with ``forward(x, edge_index)``.
+        ``"mlp"`` (no edges), ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
+        ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`); or a module with
+        ``forward(x, edge_index)``.
     hidden_channels : int
         Width of the hidden layers.
     num_layers : int
@@ -43,6 +49,16 @@ class GNNClassifier(NodeClassifier):
         Most epochs.
     patience : int
         Epochs without improvement after which training stops.
+    monitor : {"accuracy", "loss", "auc", "macro_f1"}
+        What validation nodes select by.
+    class_weight : dict, list, "balanced" or None
+        How much a node of each class counts in the loss: by label, in the order of ``classes_``, or inversely to how
+        often the class occurs.
+    batch_size : int or None
+        Training nodes in a mini-batch, each with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
+        that are predicted at a time, with all neighbours. None takes the whole graph at once.
+    num_neighbors : list of int or None
+        One number per layer, -1 for all; 10 each when None. For mini-batches.
     accelerator : str
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
     verbose : bool
@@ -85,6 +101,10 @@ class GNNClassifier(NodeClassifier):
         weight_decay: float = 5e-4,
         max_epochs: int = 500,
         patience: int = 40,
+        monitor: Monitor = "accuracy",
+        class_weight: Any = None,
+        batch_size: int | None = None,
+        num_neighbors: Any = None,
         accelerator: str = "auto",
         verbose: bool = False,
         log_dir: str | None = None,
@@ -99,12 +119,16 @@ class GNNClassifier(NodeClassifier):
         self.weight_decay = weight_decay
         self.max_epochs = max_epochs
         self.patience = patience
+        self.monitor = monitor
+        self.class_weight = class_weight
+        self.batch_size = batch_size
+        self.num_neighbors = num_neighbors
         self.accelerator = accelerator
         self.verbose = verbose
         self.log_dir = log_dir
         self.random_state = random_state
 
-    def _make_module(self) -> GNNModule:
+    def _make_module(self, class_weight: Any) -> GNNModule:
         return GNNModule(
             network=copy.deepcopy(self.network),
             hidden_channels=self.hidden_channels,
@@ -113,13 +137,19 @@ class GNNClassifier(NodeClassifier):
             norm=self.norm,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            monitor=self.monitor,
+            class_weight=class_weight,
         )
 
     def _stopping(self) -> dict[str, Any]:
-        return {"monitor": "val/accuracy", "mode": "max"}
+        return {"monitor": "val/score", "mode": "max"}
 
-    def _forward(self, model: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
-        return run_network(model, x, edge_index, edge_weight).log_softmax(-1)
+    @torch.no_grad()
+    def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
+        x, edges, device = self._place(graph)
+        chosen = None if nodes is None else nodes.to(device)
+        logits = run_on_nodes(self.model_.to(device), x, edges, chosen, batch_size=self.batch_size)
+        return logits.log_softmax(-1)
 
     def _build_model(self) -> nn.Module:
         return make_network(
@@ -143,19 +173,22 @@ class MowstClassifier(NodeClassifier):
     Parameters
     ----------
     strong : str or torch.nn.Module
-        ``"gcn"``, ``"sage"``, or a module with ``forward(x, edge_index)``.
+        ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, also with ``_skip`` or ``_jk`` behind the name (see
+        :func:`~moeapps.graph.networks.make_network`); or a module with ``forward(x, edge_index)``.
     weak : str or torch.nn.Module
         ``"mlp"``, or a module with ``forward(x)``.
+    medium : str, list of str, torch.nn.Module or None
+        Networks between the two, in the order of their cost: a chain in which each passes on what it is unsure of.
     variant : {"mowst_star", "mowst"}
         Joint training, or training in turns.
     hidden_channels, num_layers : int
-        Width and number of layers of both experts.
+        Width and number of layers of all experts.
     dropout : float
-        Dropout probability of both experts.
+        Dropout probability of all experts.
     norm : str or None
         Norm after each hidden layer: ``"batch_norm"`` or None.
-    confidence : {"learned", "given"}
-        Where the confidence comes from.
+    confidence : {"learned", "learned+x", "hyper", "given"}
+        Where the confidence comes from; see :class:`~moeapps.graph.Confidence`.
     dispersion : {"variance", "entropy"}
         For the given confidence.
     gate_fit : {"holdout", "train"}
@@ -172,10 +205,27 @@ class MowstClassifier(NodeClassifier):
         Epochs without improvement that end a stage.
     round_patience : int
         Rounds without improvement that end training in turns.
-    inference : {"mix", "threshold", "sample"}
-        How to predict; ``"threshold"`` takes the strong expert only where confidence is below ``threshold``.
-    threshold : float
-        For ``inference="threshold"``.
+    monitor : {"accuracy", "loss", "auc", "macro_f1"}
+        What validation nodes select by.
+    class_weight : dict, list, "balanced" or None
+        How much a node of each class counts in the loss: by label, in the order of ``classes_``, or inversely to how
+        often the class occurs.
+    batch_size : int or None
+        Training nodes in a mini-batch, each with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
+        that are predicted at a time, with all neighbours. None takes the whole graph at once.
+    num_neighbors : list of int or None
+        One number per layer, -1 for all; 10 each when None. For mini-batches.
+    inference : {"mix", "cascade", "threshold", "sample"}
+        How to predict. ``"mix"`` asks all experts about every node. ``"cascade"`` asks the strong expert only where
+        the confidence is below ``threshold`` and mixes there; ``"threshold"`` does not mix but takes the strong one's
+        word; ``"sample"`` takes the weak one's with the confidence as probability (Algorithm 1 of the paper).
+    threshold : float or "auto"
+        For ``"cascade"`` and ``"threshold"``. ``"auto"`` chooses it on the validation nodes after training, by
+        ``monitor``, ``budget`` and ``tolerance``; see :func:`~moeapps.graph.choose_threshold`.
+    budget : float or None
+        For ``threshold="auto"``: the largest fraction of nodes that may be passed on to the next expert.
+    tolerance : float
+        For ``threshold="auto"``: how much worse than the best the validation score may be, to pass on fewer nodes.
     accelerator : str
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
     verbose : bool
@@ -195,6 +245,10 @@ class MowstClassifier(NodeClassifier):
         What validated best and is predicted with: ``"mix"``, ``"strong"`` or ``"weak"``.
     confidence_ : dict
         Mean confidence on training and on validation nodes.
+    threshold_ : float
+        ``threshold``, or what was chosen.
+    activation_ : Activation
+        How much work predicting the training graph is; :meth:`activation` tells it for others.
     n_rounds_ : int
         Rounds of turns begun (1 for joint training).
     history_ : pandas.DataFrame
@@ -222,6 +276,7 @@ class MowstClassifier(NodeClassifier):
         "n_iter_",
         "champion_",
         "confidence_",
+        "threshold_",
         "n_rounds_",
         "sampling_seed_",
     )
@@ -230,12 +285,13 @@ class MowstClassifier(NodeClassifier):
         self,
         strong: str | nn.Module = "gcn",
         weak: str | nn.Module = "mlp",
+        medium: Any = None,
         variant: Variant = "mowst_star",
         hidden_channels: int = 64,
         num_layers: int = 2,
         dropout: float = 0.5,
         norm: str | None = "batch_norm",
-        confidence: Literal["learned", "given"] = "learned",
+        confidence: ConfidenceMode = "learned",
         dispersion: Literal["variance", "entropy"] = "variance",
         gate_fit: Literal["holdout", "train"] = "holdout",
         pretrain: Pretrain = "both",
@@ -245,8 +301,14 @@ class MowstClassifier(NodeClassifier):
         max_epochs: int = 1000,
         patience: int = 40,
         round_patience: int = 2,
+        monitor: Monitor = "accuracy",
+        class_weight: Any = None,
+        batch_size: int | None = None,
+        num_neighbors: Any = None,
         inference: Inference = "mix",
-        threshold: float = 0.5,
+        threshold: float | Literal["auto"] = 0.5,
+        budget: float | None = None,
+        tolerance: float = 0.0,
         accelerator: str = "auto",
         verbose: bool = False,
         log_dir: str | None = None,
@@ -254,6 +316,7 @@ class MowstClassifier(NodeClassifier):
     ) -> None:
         self.strong = strong
         self.weak = weak
+        self.medium = medium
         self.variant = variant
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
@@ -269,8 +332,14 @@ class MowstClassifier(NodeClassifier):
         self.max_epochs = max_epochs
         self.patience = patience
         self.round_patience = round_patience
+        self.monitor = monitor
+        self.class_weight = class_weight
+        self.batch_size = batch_size
+        self.num_neighbors = num_neighbors
         self.inference = inference
         self.threshold = threshold
+        self.budget = budget
+        self.tolerance = tolerance
         self.accelerator = accelerator
         self.verbose = verbose
         self.log_dir = log_dir
@@ -280,42 +349,62 @@ class MowstClassifier(NodeClassifier):
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
     ) -> np.ndarray:
         """Confidence of the weak expert in [0, 1] for each node; parameters as in :meth:`predict_proba`."""
-        output = self._output(self._graph_to_predict(X, edge_index, edge_weight), "mix")
-        confidence: np.ndarray = output.confidence.cpu().numpy()
-        return confidence if nodes is None else confidence[node_index(nodes, len(confidence))]
+        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
+        # with this threshold nobody is passed on: the weak expert is enough
+        confidence: np.ndarray = self._output(graph, chosen, "threshold", -1.0)[0].confidence.cpu().numpy()
+        return confidence
 
     def route(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
         """Which nodes' predictions use the strong expert, as a bool array; parameters as in :meth:`predict_proba`.
 
         With ``inference="mix"`` these are the nodes that a threshold would send there.
         """
-        mode = "threshold" if self.inference == "mix" else self.inference
-        output = self._output(self._graph_to_predict(X, edge_index, edge_weight), mode)
-        used: np.ndarray = output.used_strong.cpu().numpy()
-        return used if nodes is None else used[node_index(nodes, len(used))]
+        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
+        mode: Inference = "threshold" if self.inference == "mix" else self.inference
+        used: np.ndarray = self._output(graph, chosen, mode)[0].used_strong.cpu().numpy()
+        return used
 
-    @torch.no_grad()
-    def _output(self, graph: Data, mode: Inference) -> MowstOutput:
-        device = resolve_device(self.accelerator)
-        weight = graph.edge_weight.to(device) if graph.edge_weight is not None else None
-        output: MowstOutput = self.model_.to(device)(
-            graph.x.to(device),
-            graph.edge_index.to(device),
-            weight,
+    def activation(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> Activation:
+        """How much work a prediction is: nodes and edges of each expert; parameters as in :meth:`predict_proba`."""
+        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
+        return self._output(graph, chosen, self.inference)[1]
+
+    def _asked(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
+        graph = self._graph_to_predict(X, edge_index, edge_weight)
+        return graph, None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
+
+    def _output(
+        self, graph: Data, nodes: Tensor | None, mode: Inference, threshold: float | None = None
+    ) -> tuple[MowstOutput, Activation]:
+        x, edges, device = self._place(graph)
+        return predict_nodes(
+            self.model_.to(device),  # type: ignore[arg-type]
+            x,
+            edges,
+            None if nodes is None else nodes.to(device),
             mode=mode,
-            threshold=self.threshold,
+            threshold=self.threshold_ if threshold is None else threshold,
             generator=torch.Generator().manual_seed(self.sampling_seed_),
+            batch_size=self.batch_size,
         )
-        return output
 
-    def _log_probs(self, graph: Data) -> Tensor:
-        return self._output(graph, self.inference).log_probs
+    def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
+        if self.inference == "sample" and nodes is not None:  # drawn for the whole graph, so that a node keeps its luck
+            return self._output(graph, None, "sample")[0].log_probs[nodes]
+        return self._output(graph, nodes, self.inference)[0].log_probs
 
-    def _make_module(self) -> MowstModule:
+    def _make_module(self, class_weight: Any) -> MowstModule:
+        if not (self.threshold == "auto" or isinstance(self.threshold, int | float)):
+            raise ConfigError(f"threshold must be a number or 'auto', got {self.threshold!r}")
+        if self.threshold != "auto" and (self.budget is not None or self.tolerance != 0):
+            raise ConfigError("budget and tolerance choose a threshold: they need threshold='auto'")
         return MowstModule(
             variant=self.variant,
             strong=copy.deepcopy(self.strong),
             weak=copy.deepcopy(self.weak),
+            medium=copy.deepcopy(self.medium),
             hidden_channels=self.hidden_channels,
             num_layers=self.num_layers,
             dropout=self.dropout,
@@ -329,17 +418,26 @@ class MowstClassifier(NodeClassifier):
             lr=self.lr,
             lr_gate=self.lr_gate,
             weight_decay=self.weight_decay,
+            monitor=self.monitor,
+            class_weight=class_weight,
             inference=self.inference,
-            threshold=self.threshold,
+            threshold=0.5 if self.threshold == "auto" else self.threshold,
         )
 
     def _after_training(self, module: MowstModule, data: GraphDataModule) -> None:
         self.champion_ = module.plan.champion
         self.n_rounds_ = module.plan.round + 1
         self.sampling_seed_ = data.seed
-        confidence = self._output(self.graph_, "mix").confidence
+        if self.threshold == "auto":
+            mode: Inference = "cascade" if self.inference == "mix" else self.inference
+            if mode == "sample":
+                raise DataError("inference='sample' has no threshold to choose")
+            self.threshold_ = choose_threshold(module, mode, self.budget, self.tolerance)
+        else:
+            self.threshold_ = float(self.threshold)
+        output, self.activation_ = self._output(self.graph_, None, self.inference)
         self.confidence_ = {
-            name: float(confidence[data.graph[mask]].mean())
+            name: float(output.confidence.cpu()[data.graph[mask]].mean())
             for name, mask in (("train", "train_mask"), ("val", "val_mask"))
         }
 
@@ -352,6 +450,7 @@ class MowstClassifier(NodeClassifier):
             dropout=self.dropout,
             norm=self.norm,
             weak=self.weak,
+            medium=self.medium,
             strong=self.strong,
             variant=self.variant,
             confidence=self.confidence,

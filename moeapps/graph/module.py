@@ -6,18 +6,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Data
 
+from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
-from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, mix_log_probs, separate_loss
-from moeapps.graph.node_module import NodeModule, check_rates, measure
-from moeapps.graph.plan import STAGES, Pretrain, Scores, TrainingPlan
+from moeapps.graph.batches import NodeBatch
+from moeapps.graph.conditional import predict_nodes, run_on_nodes
+from moeapps.graph.confidence import ConfidenceMode
+from moeapps.graph.measures import MONITORS, Monitor, measure
+from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, chain_names
+from moeapps.graph.node_module import NodeModule, check_rates
+from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
 
 __all__ = ["MowstModule"]
 
 
 class MowstModule(NodeModule):
-    """Trains :class:`~moeapps.graph.mowst.Mowst` on a whole graph, in turns or jointly, with the safeguards it needs.
+    """Trains :class:`~moeapps.graph.mowst.Mowst` on one graph, in turns or jointly, with the safeguards it needs.
 
     The weak expert memorises its training nodes and is confident exactly there. A gate fitted to the same nodes shuts
     the strong expert out. Hence, by default: the gate is fitted on validation nodes (``gate_fit="holdout"``), starts
@@ -30,28 +35,34 @@ class MowstModule(NodeModule):
 
     Args:
         variant: ``"mowst"`` (in turns) or ``"mowst_star"`` (joint).
-        strong: ``"gcn"``, ``"sage"`` or any module with ``forward(x, edge_index)``.
+        strong: A name that :func:`~moeapps.graph.networks.make_network` knows (``"gcn"``, ``"sage"``, ``"gat"``, ...),
+            or any module with ``forward(x, edge_index)``.
         weak: ``"mlp"`` or a module with ``forward(x)``.
-        hidden_channels: Width of the hidden layers of both experts.
-        num_layers: Layers of both experts.
-        dropout: Dropout probability of both experts.
+        medium: None, or one or several networks between weak and strong, in the order of their cost.
+        hidden_channels: Width of the hidden layers of all experts.
+        num_layers: Layers of all experts.
+        dropout: Dropout probability of all experts.
         norm: Norm after each hidden layer, ``"batch_norm"`` or None.
-        confidence: ``"learned"`` or ``"given"``.
+        confidence: ``"learned"``, ``"learned+x"``, ``"hyper"`` or ``"given"``; see
+            :class:`~moeapps.graph.confidence.Confidence`.
         dispersion: ``"variance"`` or ``"entropy"``, for the given confidence.
         alpha: Exponent of the given confidence.
         gate_channels: Hidden width of the learned confidence.
         monotone: Whether the learned confidence never falls when the dispersion rises.
         detach_confidence: Whether the weak expert is kept from feeling the confidence it causes.
         gate_fit: ``"holdout"`` fits the gate on validation nodes, ``"train"`` on training nodes.
-        pretrain: Which experts are first trained alone: ``"none"``, ``"weak"``, ``"strong"`` or ``"both"``.
+        pretrain: Which experts are first trained alone: ``"none"``, ``"weak"``, ``"strong"`` or ``"both"`` (all).
         patience: Epochs without improvement that end a stage.
         round_patience: Rounds without improvement that end training in turns.
-        monitor: ``"accuracy"`` (ties decided by the loss) or ``"loss"`` on the validation nodes.
+        monitor: What validation nodes select by: ``"accuracy"``, ``"auc"`` or ``"macro_f1"`` (ties decided by the
+            loss), or ``"loss"``.
+        class_weight: How much a node of each class counts in the loss: ``"balanced"`` (inversely to how often the class
+            occurs), one number per class, or None.
         lr: Learning rate of Adam for the experts.
         lr_gate: Learning rate for the gate; ``lr`` when None.
         weight_decay: L2 penalty.
-        inference: How the model predicts: ``"mix"``, ``"threshold"`` or ``"sample"``.
-        threshold: For ``inference="threshold"``.
+        inference: How the model predicts; see :meth:`Mowst.cascade <moeapps.graph.Mowst.cascade>`.
+        threshold: For ``inference="threshold"`` and ``"cascade"``.
         in_channels: Features per node; taken from the data when None.
         out_channels: Classes; taken from the data when None.
 
@@ -64,11 +75,12 @@ class MowstModule(NodeModule):
         variant: Variant = "mowst_star",
         strong: str | nn.Module = "gcn",
         weak: str | nn.Module = "mlp",
+        medium: str | nn.Module | list[str] | None = None,
         hidden_channels: int = 64,
         num_layers: int = 2,
         dropout: float = 0.5,
         norm: str | None = "batch_norm",
-        confidence: Literal["learned", "given"] = "learned",
+        confidence: ConfidenceMode = "learned",
         dispersion: Literal["variance", "entropy"] = "variance",
         alpha: float = 1.0,
         gate_channels: int = 16,
@@ -78,7 +90,8 @@ class MowstModule(NodeModule):
         pretrain: Pretrain = "both",
         patience: int = 40,
         round_patience: int = 2,
-        monitor: Literal["accuracy", "loss"] = "accuracy",
+        monitor: Monitor = "accuracy",
+        class_weight: list[float] | Literal["balanced"] | None = None,
         lr: float = 0.01,
         lr_gate: float | None = None,
         weight_decay: float = 5e-4,
@@ -88,18 +101,15 @@ class MowstModule(NodeModule):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            ignore=[n for n, v in (("strong", strong), ("weak", weak)) if isinstance(v, nn.Module)]
-        )
-        _check_choice("variant", variant, VARIANTS)
-        _check_choice("gate_fit", gate_fit, ("holdout", "train"))
-        _check_choice("pretrain", pretrain, ("none", "weak", "strong", "both"))
-        _check_choice("monitor", monitor, ("accuracy", "loss"))
-        _check_choice("inference", inference, INFERENCES)
+        modules = {"strong": strong, "weak": weak, "medium": medium}
+        self.save_hyperparameters(ignore=[name for name, value in modules.items() if isinstance(value, nn.Module)])
+        check_one_of("variant", variant, VARIANTS)
+        check_one_of("gate_fit", gate_fit, ("holdout", "train"))
+        check_one_of("pretrain", pretrain, PRETRAIN)
+        check_one_of("monitor", monitor, MONITORS)
+        check_one_of("inference", inference, INFERENCES)
         check_rates(lr=lr, lr_gate=lr_gate if lr_gate is not None else lr, weight_decay=weight_decay)
-        for name, value in (("patience", patience), ("round_patience", round_patience)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value!r}")
+        check_sizes(patience=patience, round_patience=round_patience)
         self.automatic_optimization = False
         self.in_channels, self.out_channels = in_channels, out_channels
         self.settings: dict[str, Any] = {
@@ -108,6 +118,7 @@ class MowstModule(NodeModule):
             "dropout": dropout,
             "norm": norm,
             "weak": weak,
+            "medium": medium,
             "strong": strong,
             "variant": variant,
             "confidence": confidence,
@@ -117,98 +128,111 @@ class MowstModule(NodeModule):
             "monotone": monotone,
             "detach_confidence": detach_confidence,
         }
-        self.monitor, self.weight_decay = monitor, weight_decay
-        self.rates = {"weak": lr, "strong": lr, "gate": lr if lr_gate is None else lr_gate}
+        self.names = chain_names(medium)
+        self.monitor, self.class_weight, self.weight_decay = monitor, class_weight, weight_decay
+        gates = [f"{name}_gate" for name in self.names[:-1]] if confidence != "given" else []
+        self.rates = {**dict.fromkeys(self.names, lr), **dict.fromkeys(gates, lr if lr_gate is None else lr_gate)}
         self.inference: Inference = inference
         self.threshold = threshold
-        self.learns_gate = confidence == "learned"
-        self.gate_on_holdout = self.learns_gate and gate_fit == "holdout"
-        self.plan = TrainingPlan(variant, pretrain, self.gate_on_holdout, patience, round_patience)
-        self._evaluated: dict[str, Tensor] = {}  # logits in eval mode, by expert, while its weights do not change
+        self.gate_on_holdout = bool(gates) and gate_fit == "holdout"
+        self.plan = TrainingPlan(self.names, variant, pretrain, self.gate_on_holdout, patience, round_patience)
+        self.held_out: dict[str, Tensor] = {}  # what each expert said about the validation nodes, and their labels
+        self._held_parts: list[dict[str, Tensor]] = []
+        self._seen: NodeBatch | None = None  # the last training batch
+        self._evaluated: dict[str, Tensor] = {}  # logits of all nodes in eval mode, by expert, until its weights change
+
+    model: Mowst
 
     def make_model(self, in_channels: int, out_channels: int) -> Mowst:
         """Build Mowst."""
         return Mowst(in_channels, out_channels, **self.settings)
 
-    def log_probs(self, graph: Data) -> Tensor:
-        """``(N, K)`` log-probabilities of every node, by the chosen inference (sampled always with the same seed)."""
-        generator = torch.Generator().manual_seed(0)
-        output = self.model(
-            graph.x,
-            graph.edge_index,
-            graph.get("edge_weight"),
+    def log_probs(self, batch: NodeBatch) -> Tensor:
+        """``(B, K)`` log-probabilities of the batch's nodes, by the chosen inference (sampled always the same way)."""
+        output, _ = predict_nodes(
+            self.model,
+            batch.graph.x,
+            batch.edges,
+            batch.nodes,
             mode=self.inference,
             threshold=self.threshold,
-            generator=generator,
+            generator=torch.Generator().manual_seed(0),
+            batch_size=batch.batch_size,
         )
-        log_probs: Tensor = output.log_probs
-        return log_probs
+        return output.log_probs
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam per part, so that a frozen part cannot move; their momentum persists over turns."""
         return [
-            torch.optim.Adam(list(self.model.get_submodule(part).parameters()), lr=lr, weight_decay=self.weight_decay)
+            torch.optim.Adam(list(self._part(part).parameters()), lr=lr, weight_decay=self.weight_decay)
             for part, lr in self.rates.items()
-            if part != "gate" or self.learns_gate
         ]
 
-    def training_step(self, batch: Data, batch_idx: int) -> None:
-        """One step of the current stage, on the whole graph."""
+    def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """One step of the current stage."""
         if self.plan.finished:
             return
-        if not self.plan.started:
-            self.plan.start(self._scores(batch), self.model)  # type: ignore[arg-type]
-        parts = [part for part in self.plan.stage.parts if part != "gate" or self.learns_gate]
-        optimizers = dict(zip(self.rates, self.optimizers(), strict=False))
+        self._seen = batch
+        parts = [part for part in self.plan.stage.parts if part in self.rates]
+        optimizers = dict(zip(self.rates, self.optimizers(), strict=True))
+        gates = [part for part in parts if part not in self.names] if self.gate_on_holdout else []
+        trained = [part for part in parts if part not in gates]
         terms: dict[str, Tensor] = {}
-        on_holdout = "gate" in parts and self.gate_on_holdout
-        if on_holdout:
-            terms["gate"] = self._gate_loss(batch)
-        trained = [part for part in parts if not (part == "gate" and on_holdout)]
+        if gates:
+            terms["gate"] = self._gate_loss()
         if trained:
             terms["task"] = self._experts_loss(batch, trained)
-        self.total_loss(terms, batch_size=int(batch.train_mask.sum()))
+        self.total_loss(terms, batch_size=len(batch.chosen("train_mask")))
         for part in parts:
             optimizers[part].zero_grad()
-        if on_holdout:
-            self.manual_backward(terms["gate"], inputs=list(self.model.get_submodule("gate").parameters()))
+        if gates:
+            self.manual_backward(terms["gate"], inputs=self._parameters_of(gates))
         if trained:
             self.manual_backward(terms["task"], inputs=self._parameters_of(trained))
         for part in parts:
             optimizers[part].step()
             self._evaluated.pop(part, None)
 
-    def validation_step(self, batch: Data, batch_idx: int) -> None:
-        """Score the weak expert, the strong expert and the mixture on the validation nodes, and let the plan decide."""
-        scores = self._scores(batch)
+    def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """Collect what each expert says about the validation nodes (outside of training: what the model predicts)."""
         if self.trainer.state.fn != "fit":
-            self.log_measures("val", self.log_probs(batch), batch.y, batch.val_mask)
+            super().validation_step(batch, batch_idx)
             return
+        self._held_parts.append(self._ask_experts(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score each expert and the mixture on the validation nodes, and let the plan decide."""
+        if self.trainer.state.fn != "fit":
+            super().on_validation_epoch_end()
+            return
+        self._take_held_out()
+        scores, measured = self._scores()
+        kind = "accuracy" if self.monitor == "loss" else self.monitor
         self.log_dict(
             {
-                "val/accuracy": self._measured["mix"][0],
-                "val/loss": self._measured["mix"][1],
-                "val/weak_accuracy": self._measured["weak"][0],
-                "val/strong_accuracy": self._measured["strong"][0],
-                "train/confidence": self._mean_confidence(batch.train_mask),
-                "val/confidence": self._mean_confidence(batch.val_mask),
-                "stage": float(self.plan_stages().index(self.plan.stage_name)),
+                **{f"val/{name}": value for name, value in measured["mix"].items()},
+                **{f"val/{name}_{kind}": measured[name][kind] for name in self.names},
+                **{f"{stage}/confidence": value for stage, value in self._mean_confidence().items()},
+                "stage": float([*self.plan.stages, "finished"].index(self.plan.stage_name)),
                 "round": float(self.plan.round),
             },
-            batch_size=int(batch.val_mask.sum()),
+            batch_size=len(self.held_out["y"]),
         )
-        if self.trainer.sanity_checking or not self.plan.started or self.plan.finished:
-            return
-        self._advance(scores, batch)
-
-    @staticmethod
-    def plan_stages() -> tuple[str, ...]:
-        """Names of the stages, in the order of their logged numbers."""
-        return (*STAGES, "finished")
+        if not self.trainer.sanity_checking and self.plan.started and not self.plan.finished:
+            self._advance(scores)
 
     def on_fit_start(self) -> None:
         """Forget the logits of an earlier fit: the weights may be others now."""
         self._evaluated = {}
+        if world_size() > 1:
+            raise ConfigError("Mowst trains in one process: its stages change by the score on all validation nodes")
+
+    def on_train_start(self) -> None:
+        """Score the experts as they are before the first step, so that training never ends below them."""
+        if self.plan.started:
+            return
+        self._refresh_held_out()
+        self.plan.start(self._scores()[0], self.model)
 
     def on_train_epoch_start(self) -> None:
         """Stop when a resumed training was finished already."""
@@ -218,102 +242,155 @@ class MowstModule(NodeModule):
     def on_train_end(self) -> None:
         """Restore the champion also when something else (a step or time limit) ended the training."""
         if self.plan.started and not self.plan.finished:
-            self.plan.finish(self.model)  # type: ignore[arg-type]
+            self.plan.finish(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plan."""
+        """Add the plan, and what the gates are fitted on."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["plan"] = self.plan.state_dict()
+        checkpoint["held_out"] = self.held_out
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights and take the plan over."""
         super().on_load_checkpoint(checkpoint)
         if "plan" in checkpoint:
             self.plan.load_state_dict(checkpoint["plan"])
+            self.held_out = {name: value.to(self.device) for name, value in checkpoint["held_out"].items()}
 
-    def _advance(self, scores: Scores, batch: Data) -> None:
+    def _advance(self, scores: Scores) -> None:
         before = self.plan.stage_name
         last = self.trainer.max_epochs not in (None, -1) and self.trainer.current_epoch + 1 >= self.trainer.max_epochs
-        if self.plan.update(scores, self.model, last=last):  # type: ignore[arg-type]
+        if self.plan.update(scores, self.model, last=last):
             self._evaluated = {}
+            self._refresh_held_out()
         if self.plan.finished:
             self.trainer.should_stop = True
-            self._warn_of_memorising(batch)
+            self._warn_of_memorising()
         elif before.startswith("pretrain") and self.plan.stage_name != before:
             for optimizer in self.optimizers():  # type: ignore[union-attr]
                 optimizer.state.clear()
 
-    def _experts_loss(self, batch: Data, trained: list[str]) -> Tensor:
+    def _experts_loss(self, batch: NodeBatch, trained: list[str]) -> Tensor:
         """Loss over the training nodes; experts that do not train are taken in eval mode and carry no gradient."""
-        mask, y = batch.train_mask, batch.y[batch.train_mask]
+        nodes = batch.chosen("train_mask")
+        y, weight = batch.graph.y[nodes], self._class_weight
         if self.plan.stage_name.startswith("pretrain"):
-            return F.cross_entropy(self._logits(batch, trained[0], train=True)[mask], y)
-        weak, strong = (self._logits(batch, part, train=part in trained)[mask] for part in ("weak", "strong"))
-        model = self.model
-        if self.plan.stage_name == "strong_turn":  # only the strong expert's term of the loss moves
-            return separate_loss(weak, strong, model.confidence_of(weak)[0], y)  # type: ignore[operator]
-        return model.loss(weak, strong, y)  # type: ignore[operator]
+            return F.cross_entropy(self._train_logits(batch, trained[0], train=True), y, weight=weight)
+        logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
+        return self.model.loss(logits, y, batch.graph.x[nodes], weight)
 
-    def _gate_loss(self, batch: Data) -> Tensor:
-        """Loss of the variant over held-out nodes, as a function of the gate alone."""
-        mask = batch.val_mask
-        weak, strong = (self._logits(batch, part, train=False)[mask] for part in ("weak", "strong"))
-        return self.model.loss(weak, strong, batch.y[mask])  # type: ignore[operator]
+    def _gate_loss(self) -> Tensor:
+        """Loss of the variant over held-out nodes, as a function of the gates alone."""
+        held = self.held_out
+        return self.model.loss([held[name] for name in self.names], held["y"], held.get("x"), self._class_weight)
 
-    def _logits(self, batch: Data, part: str, train: bool) -> Tensor:
-        """Logits of one expert on all nodes; outside training they are computed once per state of its weights."""
-        if not train and part in self._evaluated:
-            return self._evaluated[part]
-        expert = self.model.get_submodule(part)
+    def _train_logits(self, batch: NodeBatch, name: str, train: bool) -> Tensor:
+        """Logits of one expert on the step's training nodes."""
+        if not train and batch.nodes is None:
+            return self._evaluated_logits(batch, name)[batch.chosen("train_mask")]
+        expert = self.model.experts[name]
         mode = expert.training
         expert.train(train)
         with torch.set_grad_enabled(train):
-            if part == "weak":
-                logits: Tensor = self.model.run_weak(batch.x)  # type: ignore[operator]
+            if name == "weak":
+                logits: Tensor = expert(batch.graph.x[batch.chosen("train_mask")])
             else:
-                logits = self.model.run_strong(batch.x, batch.edge_index, batch.get("edge_weight"))  # type: ignore[operator]
+                logits = self.train_logits(expert, batch)
         expert.train(mode)
-        if not train:
-            self._evaluated[part] = logits
         return logits
 
     @torch.no_grad()
-    def _scores(self, batch: Data) -> Scores:
-        weak, strong = (self._logits(batch, part, train=False) for part in ("weak", "strong"))
-        confidence, gate_logit = self.model.confidence_of(weak)  # type: ignore[operator]
-        self._confidence = confidence
-        self.model.remember_routing(confidence, gate_logit, confidence < self.threshold)  # type: ignore[operator]
-        mask, y = batch.val_mask, batch.y[batch.val_mask]
-        self._measured = {
-            "weak": measure(weak[mask].log_softmax(-1), y),
-            "strong": measure(strong[mask].log_softmax(-1), y),
-            "mix": measure(mix_log_probs(weak[mask], strong[mask], gate_logit[mask]), y),
-        }
-        # an improvement of less than 0.001 in loss is none: it would stretch a stage without end
-        losses = {name: -round(loss, 3) for name, (_, loss) in self._measured.items()}
-        if self.monitor == "loss":
-            return {name: (loss,) for name, loss in losses.items()}
-        return {name: (accuracy, losses[name]) for name, (accuracy, _) in self._measured.items()}
+    def _evaluated_logits(self, batch: NodeBatch, name: str) -> Tensor:
+        """Logits of one expert in eval mode on the batch's nodes, from all their neighbours.
 
-    def _mean_confidence(self, mask: Tensor) -> float:
-        return float(self._confidence[mask].mean())
+        For the whole graph they are computed once per state of the expert's weights.
+        """
+        if batch.nodes is None and name in self._evaluated:
+            return self._evaluated[name]
+        expert, graph = self.model.experts[name], batch.graph
+        mode = expert.training
+        expert.eval()
+        if name == "weak":
+            logits: Tensor = expert(graph.x if batch.nodes is None else graph.x[batch.nodes])
+        else:
+            logits = run_on_nodes(expert, graph.x, batch.edges, batch.nodes, batch_size=batch.batch_size)
+        expert.train(mode)
+        if batch.nodes is None:
+            self._evaluated[name] = logits
+        return logits
+
+    def _ask_experts(self, batch: NodeBatch) -> dict[str, Tensor]:
+        """Logits of every expert on validation nodes, their labels, and their features if a gate looks at them."""
+        nodes = batch.chosen("val_mask")
+        found = {"y": batch.graph.y[nodes]}
+        if any(gate.sees_x for gate in self.model.gates.values()):
+            found["x"] = batch.graph.x[nodes]
+        for name in self.names:
+            logits = self._evaluated_logits(batch, name)
+            found[name] = logits[nodes] if batch.nodes is None else logits
+        return found
 
     @torch.no_grad()
-    def _warn_of_memorising(self, batch: Data) -> None:
-        self._scores(batch)
-        train, val = self._mean_confidence(batch.train_mask), self._mean_confidence(batch.val_mask)
-        if train > val + 0.2:
+    def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> Any:
+        """What the model would say about the validation nodes, from the experts' logits at the last validation."""
+        held = self.held_out
+
+        def run(name: str, rows: Tensor | None) -> Tensor:
+            return held[name] if rows is None else held[name][rows]
+
+        return self.model.cascade(run, held.get("x", held["y"][:, None]), mode=mode, threshold=threshold)
+
+    def _scores(self) -> tuple[Scores, dict[str, dict[str, float]]]:
+        held, everything = self.held_out, self.monitor in ("auc", "macro_f1")
+        output = self.predict_held_out()
+        used = self.predict_held_out("threshold", self.threshold)
+        self.model.last_routing = used.routing
+        says = {**{name: held[name].log_softmax(-1) for name in self.names}, "mix": output.log_probs}
+        measured = {name: measure(z, held["y"], everything, self._class_weight) for name, z in says.items()}
+        # an improvement of less than 0.001 in loss is none: it would stretch a stage without end
+        losses = {name: -round(found["loss"], 3) for name, found in measured.items()}
+        if self.monitor == "loss":
+            return {name: (loss,) for name, loss in losses.items()}, measured
+        return {name: (found[self.monitor], losses[name]) for name, found in measured.items()}, measured
+
+    @torch.no_grad()
+    def _mean_confidence(self) -> dict[str, float]:
+        """Mean confidence of the weak expert on validation nodes, and on those of the last training batch."""
+        confidence, _ = self.model.confidence_of("weak", self.held_out["weak"], self.held_out.get("x"))
+        found = {"val": float(confidence.mean())}
+        if (batch := self._seen) is not None:
+            nodes = batch.chosen("train_mask")
+            logits = self._evaluated_logits(batch, "weak")
+            confidence, _ = self.model.confidence_of(
+                "weak", logits[nodes] if batch.nodes is None else logits, batch.graph.x[nodes]
+            )
+            found["train"] = float(confidence.mean())
+        return found
+
+    def _warn_of_memorising(self) -> None:
+        mean = self._mean_confidence()
+        if mean.get("train", 0.0) > mean["val"] + 0.2:
             warnings.warn(
-                f"the weak expert is far surer of training nodes (mean confidence {train:.2f}) than of validation "
-                f"nodes ({val:.2f}): it has memorised them, and the mixture may trust it too much. Stronger dropout, "
-                "weight_decay or gate_fit='holdout' help",
+                f"the weak expert is far surer of training nodes (mean confidence {mean['train']:.2f}) than of "
+                f"validation nodes ({mean['val']:.2f}): it has memorised them, and the mixture may trust it too much. Stronger "
+                "dropout, weight_decay or gate_fit='holdout' help",
                 UserWarning,
                 stacklevel=2,
             )
 
+    def _refresh_held_out(self) -> None:
+        """After weights were put back, let the experts speak again."""
+        loaders: Any = self.trainer.val_dataloaders
+        for batch in loaders:
+            self._held_parts.append(self._ask_experts(self.trainer.strategy.batch_to_device(batch)))
+        self._take_held_out()
+
+    def _take_held_out(self) -> None:
+        parts, self._held_parts = self._held_parts, []
+        self.held_out = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _part(self, part: str) -> nn.Module:
+        return self.model.experts[part] if part in self.names else self.model.gates[part.removesuffix("_gate")]
+
     def _parameters_of(self, parts: list[str]) -> list[Tensor]:
-        return [p for part in parts for p in self.model.get_submodule(part).parameters()]
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return [p for part in parts for p in self._part(part).parameters()]

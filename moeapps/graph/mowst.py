@@ -1,5 +1,6 @@
 """Mowst: a mixture of a weak expert (MLP) and a strong expert (GNN), weighted per node by the weak one's confidence."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,96 +8,154 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.layer import Routed
 from moeapps.core.routing import Routing
 from moeapps.core.saving import SavableModule
-from moeapps.graph.confidence import Confidence
+from moeapps.graph.confidence import Confidence, ConfidenceMode
+from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.networks import make_network, run_network
 
-__all__ = ["Inference", "Mowst", "MowstOutput", "Variant", "joint_loss", "mix_log_probs", "separate_loss"]
+__all__ = [
+    "Inference",
+    "Mowst",
+    "MowstOutput",
+    "Variant",
+    "chain_log_weights",
+    "chain_names",
+    "chain_weights",
+    "joint_loss",
+    "mix_log_probs",
+    "separate_loss",
+]
 
 Variant = Literal["mowst", "mowst_star"]
-Inference = Literal["mix", "threshold", "sample"]
+Inference = Literal["mix", "cascade", "threshold", "sample"]
 VARIANTS = ("mowst", "mowst_star")
-INFERENCES = ("mix", "threshold", "sample")
+INFERENCES = ("mix", "cascade", "threshold", "sample")
+
+Run = Callable[[str, Tensor | None], Tensor]
+"""Logits of the named expert for these rows, ``(A,)`` row numbers, or for all of them when None."""
 
 
 @dataclass(frozen=True, eq=False)
 class MowstOutput:
-    """What Mowst says about N nodes and K classes.
+    """What Mowst says about N nodes and K classes, with n experts in the order weak to strong.
 
     Attributes:
         log_probs: ``(N, K)`` logarithm of the predicted distribution.
-        weak_logits: ``(N, K)`` logits of the weak expert.
-        strong_logits: ``(N, K)`` logits of the strong expert; None when no node needed it.
-        confidence: ``(N,)`` weight c of the weak expert.
-        gate_logit: ``(N,)`` its logit.
-        used_strong: ``(N,)`` bool, nodes whose prediction uses the strong expert.
-        routing: The same as a routing over two experts (0 weak, 1 strong), for core's statistics.
+        logits: By expert, ``(N, K)``; NaN for nodes that the expert was not asked about, None if it was asked nothing.
+        confidence: ``(N,)`` confidence c of the weak expert.
+        weights: ``(N, n)`` weight of each expert in the prediction.
+        last: ``(N,)`` int64, number of the last (strongest) expert that was asked about a node.
+        routing: The same as a routing over n experts, for core's statistics.
     """
 
     log_probs: Tensor
-    weak_logits: Tensor
-    strong_logits: Tensor | None
+    logits: Mapping[str, Tensor | None]
     confidence: Tensor
-    gate_logit: Tensor
-    used_strong: Tensor
+    weights: Tensor
+    last: Tensor
     routing: Routing
 
+    @property
+    def weak_logits(self) -> Tensor:
+        """``(N, K)`` logits of the weak expert."""
+        logits = self.logits["weak"]
+        assert logits is not None
+        return logits
 
-def separate_loss(weak_logits: Tensor, strong_logits: Tensor, confidence: Tensor, y: Tensor) -> Tensor:
-    r"""Mowst's loss: :math:`L = \frac1N \sum_v c_v\,\ell(p_v, y_v) + (1 - c_v)\,\ell(q_v, y_v)`.
+    @property
+    def strong_logits(self) -> Tensor | None:
+        """``(N, K)`` logits of the strong expert; None when no node needed it."""
+        return self.logits["strong"]
+
+    @property
+    def used_strong(self) -> Tensor:
+        """``(N,)`` bool, nodes whose prediction uses the strong expert."""
+        return self.last == self.weights.shape[1] - 1
+
+
+def chain_weights(confidences: Sequence[Tensor]) -> Tensor:
+    r"""Weights of n experts: each takes its confidence of what is left, :math:`w_i = c_i \prod_{j<i} (1 - c_j)`.
 
     Args:
-        weak_logits: ``(N, K)``, p = softmax of them.
-        strong_logits: ``(N, K)``, q = softmax of them.
-        confidence: ``(N,)`` c.
+        confidences: n - 1 tensors ``(N,)``, of all experts but the last.
+
+    Returns:
+        ``(N, n)``; rows sum to 1.
+    """
+    left, weights = torch.ones_like(confidences[0]), []
+    for confidence in confidences:
+        weights.append(left * confidence)
+        left = left * (1 - confidence)
+    return torch.stack([*weights, left], dim=-1)
+
+
+def chain_log_weights(gate_logits: Sequence[Tensor]) -> Tensor:
+    """Logarithm of :func:`chain_weights`, from the confidences' logits; ``(N, n)``."""
+    left, weights = torch.zeros_like(gate_logits[0]), []
+    for logit in gate_logits:
+        weights.append(left + F.logsigmoid(logit))
+        left = left + F.logsigmoid(-logit)
+    return torch.stack([*weights, left], dim=-1)
+
+
+def separate_loss(logits: Sequence[Tensor], weights: Tensor, y: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    r"""Mowst's loss :math:`L = \frac1N \sum_v \sum_i w_{vi}\,\ell(p_{vi}, y_v)`, with p the softmax of the logits.
+
+    Args:
+        logits: Of each of the n experts, ``(N, K)``.
+        weights: ``(N, n)``, see :func:`chain_weights`.
         y: ``(N,)`` int64 labels, all >= 0.
+        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
 
     Returns:
         Scalar; 0 for no nodes.
     """
-    weak = F.cross_entropy(weak_logits, y, reduction="none")
-    strong = F.cross_entropy(strong_logits, y, reduction="none")
-    return _mean(confidence * weak + (1 - confidence) * strong)
+    losses = torch.stack([F.cross_entropy(z, y, reduction="none") for z in logits], dim=-1)  # (N, n)
+    return _mean((weights * losses).sum(-1), y, class_weight)
 
 
-def joint_loss(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor, y: Tensor) -> Tensor:
-    r"""Mowst*'s loss: :math:`L^* = \frac1N \sum_v \ell(c_v p_v + (1 - c_v) q_v,\, y_v)`, never above Mowst's loss.
+def joint_loss(logits: Sequence[Tensor], log_weights: Tensor, y: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    r"""Mowst*'s loss :math:`L^* = \frac1N \sum_v \ell(\sum_i w_{vi} p_{vi},\, y_v)`, never above Mowst's loss.
 
     Computed from logarithms (:func:`mix_log_probs`), so that a confident gate does not underflow.
 
     Args:
-        weak_logits: ``(N, K)``, p = softmax of them.
-        strong_logits: ``(N, K)``, q = softmax of them.
-        gate_logit: ``(N,)`` logit of c.
+        logits: Of each of the n experts, ``(N, K)``.
+        log_weights: ``(N, n)``, see :func:`chain_log_weights`.
         y: ``(N,)`` int64 labels, all >= 0.
+        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
 
     Returns:
         Scalar; 0 for no nodes.
     """
-    return _mean(F.nll_loss(mix_log_probs(weak_logits, strong_logits, gate_logit), y, reduction="none"))
+    return _mean(F.nll_loss(mix_log_probs(logits, log_weights), y, reduction="none"), y, class_weight)
 
 
-def mix_log_probs(weak_logits: Tensor, strong_logits: Tensor, gate_logit: Tensor) -> Tensor:
-    r"""Logarithm of the mixture :math:`c\,p + (1-c)\,q`, without leaving log space.
+def mix_log_probs(logits: Sequence[Tensor], log_weights: Tensor) -> Tensor:
+    r"""Logarithm of the mixture :math:`\sum_i w_i p_i`, without leaving log space.
 
     Args:
-        weak_logits: ``(N, K)``, p = softmax of them.
-        strong_logits: ``(N, K)``, q = softmax of them.
-        gate_logit: ``(N,)`` logit of c.
+        logits: Of each of the n experts, ``(N, K)``.
+        log_weights: ``(N, n)``.
 
     Returns:
         ``(N, K)`` log-probabilities.
     """
-    weak = F.logsigmoid(gate_logit)[:, None] + weak_logits.log_softmax(-1)
-    strong = F.logsigmoid(-gate_logit)[:, None] + strong_logits.log_softmax(-1)
-    return torch.logaddexp(weak, strong)
+    mixed = logits[0].log_softmax(-1) + log_weights[:, :1]
+    for i in range(1, len(logits)):
+        mixed = torch.logaddexp(mixed, logits[i].log_softmax(-1) + log_weights[:, i : i + 1])
+    return mixed
 
 
-def _mean(values: Tensor) -> Tensor:
-    return values.sum() / max(values.numel(), 1)
+def _mean(losses: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    if class_weight is None:
+        return losses.sum() / max(losses.numel(), 1)
+    weight = class_weight.to(losses.dtype)[y]
+    return (weight * losses).sum() / weight.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
 class Mowst(Routed, SavableModule):
@@ -107,23 +166,33 @@ class Mowst(Routed, SavableModule):
     :func:`separate_loss` for ``variant="mowst"`` (trained in turns) and :func:`joint_loss` for ``"mowst_star"``
     (trained jointly); see :class:`~moeapps.graph.module.MowstModule` for the training.
 
+    With ``medium`` experts between the two it is a chain: each expert has a confidence of its own and passes on only
+    what it is unsure of (:func:`chain_weights`).
+
     Args:
         in_channels: Features per node F.
         out_channels: Classes K, at least 2.
-        hidden_channels: Width of the hidden layers of both experts.
-        num_layers: Layers of both experts.
-        dropout: Dropout probability of both experts.
+        hidden_channels: Width of the hidden layers of all experts.
+        num_layers: Layers of all experts.
+        dropout: Dropout probability of all experts.
         norm: Norm after each hidden layer, ``"batch_norm"`` or None.
         weak: ``"mlp"`` or any module with ``forward(x)``.
-        strong: ``"gcn"``, ``"sage"`` or any module with ``forward(x, edge_index)``.
+        medium: None, or one or several networks as ``strong``, in the order of their cost.
+        strong: A name that :func:`~moeapps.graph.networks.make_network` knows, or any module with
+            ``forward(x, edge_index)``.
         variant: Which loss: ``"mowst"`` or ``"mowst_star"``.
-        confidence: ``"learned"`` or ``"given"``; see :class:`~moeapps.graph.confidence.Confidence`.
+        confidence: ``"learned"``, ``"learned+x"``, ``"hyper"`` or ``"given"``; see
+            :class:`~moeapps.graph.confidence.Confidence`.
         dispersion: ``"variance"`` or ``"entropy"``, for the given confidence.
         alpha: Exponent of the given confidence.
         gate_channels: Hidden width of the learned confidence.
         monotone: Whether the learned confidence never falls when the dispersion rises.
-        detach_confidence: Whether the weak expert is kept from feeling the confidence it causes. False is the paper's
+        detach_confidence: Whether the experts are kept from feeling the confidence they cause. False is the paper's
             theory, True is what its released code does.
+
+    Attributes:
+        experts: Networks by name, ``weak`` first, ``strong`` last.
+        gates: Confidence of each expert but the last, by the expert's name.
 
     Raises:
         ConfigError: If an argument is impossible.
@@ -144,9 +213,10 @@ class Mowst(Routed, SavableModule):
         dropout: float = 0.5,
         norm: str | None = "batch_norm",
         weak: str | nn.Module = "mlp",
+        medium: str | nn.Module | Sequence[str] | None = None,
         strong: str | nn.Module = "gcn",
         variant: Variant = "mowst_star",
-        confidence: Literal["learned", "given"] = "learned",
+        confidence: ConfidenceMode = "learned",
         dispersion: Literal["variance", "entropy"] = "variance",
         alpha: float = 1.0,
         gate_channels: int = 16,
@@ -156,8 +226,7 @@ class Mowst(Routed, SavableModule):
         super().__init__()
         if out_channels < 2:
             raise ConfigError(f"out_channels must be at least 2 classes, got {out_channels!r}")
-        if variant not in VARIANTS:
-            raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        check_one_of("variant", variant, VARIANTS)
         self.arguments = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -166,6 +235,7 @@ class Mowst(Routed, SavableModule):
             "dropout": dropout,
             "norm": norm,
             "weak": weak,
+            "medium": medium,
             "strong": strong,
             "variant": variant,
             "confidence": confidence,
@@ -180,41 +250,50 @@ class Mowst(Routed, SavableModule):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.variant: Variant = variant
         self.detach_confidence = detach_confidence
-
-        def build(network: str | nn.Module) -> nn.Module:
-            return make_network(
-                network,
-                in_channels,
-                out_channels,
-                hidden_channels=hidden_channels,
-                num_layers=num_layers,
-                dropout=dropout,
-                norm=norm,
-            )
-
-        self.weak, self.strong = build(weak), build(strong)
-        self.gate = Confidence(confidence, dispersion, alpha, gate_channels, monotone)
+        self.experts = nn.ModuleDict(
+            {
+                name: make_network(
+                    network,
+                    in_channels,
+                    out_channels,
+                    hidden_channels=hidden_channels,
+                    num_layers=num_layers,
+                    dropout=dropout,
+                    norm=norm,
+                )
+                for name, network in zip(chain_names(medium), [weak, *_between(medium), strong], strict=True)
+            }
+        )
+        self.names = tuple(self.experts)
+        self.gates = nn.ModuleDict(
+            {
+                name: Confidence(confidence, dispersion, alpha, gate_channels, monotone, in_channels)
+                for name in self.names[:-1]
+            }
+        )
 
     def forward(
         self,
         x: Tensor,
-        edge_index: Tensor,
+        edges: Tensor | Edges | Neighborhood,
         edge_weight: Tensor | None = None,
         *,
         mode: Inference = "mix",
         threshold: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> MowstOutput:
-        """Predict all nodes of a graph.
+        """Predict all nodes of a graph, or the seeds of a neighbourhood.
+
+        An expert that no node asks for does not run. One that some ask for runs on the whole graph here;
+        :func:`~moeapps.graph.conditional.predict_nodes` runs it only where it is asked for.
 
         Args:
             x: ``(N, F)`` node features.
-            edge_index: ``(2, E)`` int64, source and target of each edge.
-            edge_weight: ``(E,)`` or None.
-            mode: ``"mix"`` predicts the mixture. ``"threshold"`` takes the weak expert where c >= ``threshold`` and
-                the strong one elsewhere. ``"sample"`` takes the weak expert with probability c (Algorithm 1 of the
-                paper). The last two do not call the strong expert when no node needs it.
-            threshold: For ``"threshold"``.
+            edges: ``(2, E)`` int64, source and target of each edge; or prepared edges; or a neighbourhood, and ``x``
+                then holds its nodes.
+            edge_weight: ``(E,)`` or None, with plain edges.
+            mode: See :meth:`cascade`.
+            threshold: For ``"threshold"`` and ``"cascade"``.
             generator: Source of randomness for ``"sample"``.
 
         Raises:
@@ -223,59 +302,144 @@ class Mowst(Routed, SavableModule):
         """
         if x.ndim != 2 or x.shape[1] != self.in_channels:
             raise DataError(f"x must have shape (N, {self.in_channels}), got {tuple(x.shape)}")
+        if isinstance(edges, Tensor):
+            edges = Edges(edges, edge_weight, x.shape[0])
+        seeds = x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x
+
+        def run(name: str, rows: Tensor | None) -> Tensor:
+            logits = self.run_expert(name, x, edges)
+            return logits if rows is None else logits[rows]
+
+        output = self.cascade(run, seeds, mode=mode, threshold=threshold, generator=generator)
+        self.last_routing = output.routing
+        return output
+
+    def run_expert(self, name: str, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
+        """``(N, K)`` logits of one expert; the weak one sees no edges."""
+        if name == "weak":
+            return self.experts["weak"](x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x)
+        return run_network(self.experts[name], x, edges)
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether an expert has no say because another one alone was kept; waits for the device."""
+        forced = {gate: float(module.forced) for gate, module in self.gates.items()}  # type: ignore[arg-type]
+        earlier = self.names[: self.names.index(name)]
+        return forced.get(name) == 0.0 or any(forced[gate] == 1.0 for gate in earlier)
+
+    def confidence_of(self, name: str, logits: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Confidence c ``(N,)`` of an expert and its logit, from its logits ``(N, K)`` and the features ``(N, F)``."""
+        return self.gates[name](logits.detach() if self.detach_confidence else logits, x)
+
+    def cascade(
+        self,
+        run: Run,
+        x: Tensor,
+        *,
+        mode: Inference = "mix",
+        threshold: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> MowstOutput:
+        """Ask the experts one after another, each about the nodes that the ones before it passed on.
+
+        - ``"mix"``: every node passes through; the prediction is the mixture of all experts.
+        - ``"cascade"``: a node stops at the first expert with c >= ``threshold``; the prediction is the mixture of
+          those that were asked, the last of them getting what weight is left.
+        - ``"threshold"``: the same, but the prediction is that of the last one alone.
+        - ``"sample"``: a node stops with probability c, and gets the prediction of the expert where it stopped
+          (Algorithm 1 of the paper).
+
+        Args:
+            run: Computes the logits of an expert for some of the rows.
+            x: ``(N, F)`` features of the rows, for the confidences that look at them.
+            mode: One of the four.
+            threshold: For ``"threshold"`` and ``"cascade"``.
+            generator: Source of randomness for ``"sample"``; drawn before any expert runs.
+        """
         if mode not in INFERENCES:
             raise ConfigError(f"inference must be one of {', '.join(INFERENCES)}, got {mode!r}")
-        drawn = torch.rand(x.shape[0], generator=generator).to(x.device) if mode == "sample" else None
-        weak_logits = self.run_weak(x)
-        confidence, gate_logit = self.confidence_of(weak_logits)
-        if mode == "mix":
-            used_strong = torch.ones_like(confidence, dtype=torch.bool)
-        else:
-            used_strong = confidence < threshold if drawn is None else drawn >= confidence
-        strong_logits = None
-        if mode == "mix" or bool(used_strong.any()):
-            strong_logits = self.run_strong(x, edge_index, edge_weight)
-        log_probs = weak_logits.log_softmax(-1)
-        if strong_logits is not None:
-            mixed = mode == "mix"
-            log_probs = (
-                mix_log_probs(weak_logits, strong_logits, gate_logit)
-                if mixed
-                else torch.where(used_strong[:, None], strong_logits.log_softmax(-1), log_probs)
-            )
-        routing = self.remember_routing(confidence, gate_logit, None if mode == "mix" else used_strong)
-        return MowstOutput(log_probs, weak_logits, strong_logits, confidence, gate_logit, used_strong, routing)
+        count, mixing = x.shape[0], mode in ("mix", "cascade")
+        drawn = torch.rand(count, len(self.gates), generator=generator).to(x.device) if mode == "sample" else None
+        logits: dict[str, Tensor | None] = dict.fromkeys(self.names)
+        asked = torch.ones(count, dtype=torch.bool, device=x.device)
+        last = torch.zeros(count, dtype=torch.int64, device=x.device)
+        rows: Tensor | None = None  # the same as numbers; None for all, so that nothing is copied
+        left = torch.zeros((), device=x.device)  # log of the weight that is not yet given away, (N,) after the first
+        sum_so_far = log_probs = confidence = None
+        weights = []
+        for i, name in enumerate(self.names):
+            if i > 0 and mode != "mix":
+                rows = asked.nonzero().flatten()
+                if rows.numel() == 0:
+                    break
+            z = run(name, rows)
+            z = z if rows is None else z.new_full((count, z.shape[1]), torch.nan).index_copy(0, rows, z)
+            logits[name], own = z, z.log_softmax(-1)
+            here = _add(sum_so_far, own + left[..., None]) if mixing else own  # the prediction of those who stop here
+            if name not in self.gates:
+                log_probs = here if log_probs is None else torch.where(asked[:, None], here, log_probs)
+                weights.append(torch.where(asked, left.exp() if mixing else 1.0, 0.0))
+                last = torch.where(asked, i, last)
+                break
+            c, g = self.confidence_of(name, z, x)
+            confidence = c if confidence is None else confidence
+            share = left + F.logsigmoid(g)
+            if mode == "mix":
+                weights.append(share.exp())
+            else:
+                stops = asked & (c >= threshold if drawn is None else drawn[:, i] < c)
+                log_probs = here if log_probs is None else torch.where(asked[:, None], here, log_probs)
+                weight = torch.where(stops, left.exp(), share.exp()) if mixing else stops.to(c.dtype)
+                weights.append(torch.where(asked, weight, 0.0))
+                last = torch.where(asked, i, last)
+                asked = asked & ~stops
+            sum_so_far, left = _add(sum_so_far, own + share[:, None]), left + F.logsigmoid(-g)
+        assert log_probs is not None
+        assert confidence is not None
+        weights += [torch.zeros_like(confidence)] * (len(self.names) - len(weights))
+        table = torch.stack(weights, dim=-1)
+        return MowstOutput(log_probs, logits, confidence, table, last, _routing(table, last, mode))
 
-    def run_weak(self, x: Tensor) -> Tensor:
-        """``(N, K)`` logits of the weak expert, which sees no edges."""
-        return self.weak(x)
+    def loss(
+        self, logits: Sequence[Tensor], y: Tensor, x: Tensor | None = None, class_weight: Tensor | None = None
+    ) -> Tensor:
+        """Loss of the variant.
 
-    def run_strong(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
-        """``(N, K)`` logits of the strong expert."""
-        return run_network(self.strong, x, edge_index, edge_weight)
-
-    def confidence_of(self, weak_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Confidence c ``(N,)`` and its logit, from the weak expert's logits."""
-        return self.gate(weak_logits.detach() if self.detach_confidence else weak_logits)
-
-    def remember_routing(self, confidence: Tensor, gate_logit: Tensor, used_strong: Tensor | None) -> Routing:
-        """Express who was used as core's routing over experts 0 (weak) and 1 (strong); both when None."""
-        self.last_routing = _routing(confidence, gate_logit, used_strong)
-        return self.last_routing
-
-    def loss(self, weak_logits: Tensor, strong_logits: Tensor, y: Tensor) -> Tensor:
-        """Loss of the variant on nodes with these logits ``(N, K)`` and labels ``(N,)``."""
-        confidence, gate_logit = self.confidence_of(weak_logits)
+        Args:
+            logits: ``(N, K)`` of every expert, weak first.
+            y: ``(N,)`` int64 labels, all >= 0.
+            x: ``(N, F)`` features, for the confidences that look at them.
+            class_weight: ``(K,)`` how much a node of each class counts.
+        """
+        found = [self.confidence_of(name, z, x) for name, z in zip(self.gates, logits, strict=False)]
         if self.variant == "mowst":
-            return separate_loss(weak_logits, strong_logits, confidence, y)
-        return joint_loss(weak_logits, strong_logits, gate_logit, y)
+            return separate_loss(logits, chain_weights([c for c, _ in found]), y, class_weight)
+        return joint_loss(logits, chain_log_weights([g for _, g in found]), y, class_weight)
 
 
-def _routing(confidence: Tensor, gate_logit: Tensor, used_strong: Tensor | None) -> Routing:
-    probabilities = torch.stack([confidence, 1 - confidence], dim=-1)  # (N, 2)
-    logits = torch.stack([gate_logit, torch.zeros_like(gate_logit)], dim=-1).nan_to_num(posinf=1e4, neginf=-1e4)
-    if used_strong is None:
-        expert = torch.arange(2, device=confidence.device).expand(confidence.shape[0], 2)
-        return Routing.from_topk(expert, probabilities, logits=logits, probabilities=probabilities)
-    expert = used_strong.long()[:, None]
-    return Routing.from_topk(expert, torch.ones_like(confidence)[:, None], logits=logits, probabilities=probabilities)
+def chain_names(medium: str | nn.Module | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the experts: weak, those between, strong."""
+    between = len(_between(medium))
+    middle = ("medium",) if between == 1 else tuple(f"medium_{i + 1}" for i in range(between))
+    return ("weak", *middle, "strong")
+
+
+def _between(medium: str | nn.Module | Sequence[str] | None) -> list[str | nn.Module]:
+    if medium is None:
+        return []
+    return [medium] if isinstance(medium, str | nn.Module) else list(medium)
+
+
+def _add(log_sum: Tensor | None, log_term: Tensor) -> Tensor:
+    return log_term if log_sum is None else torch.logaddexp(log_sum, log_term)
+
+
+@torch.no_grad()
+def _routing(weights: Tensor, last: Tensor, mode: Inference) -> Routing:
+    """Who was asked about whom, as core's routing: the experts up to the last one, or the last one alone."""
+    n = weights.shape[1]
+    logits = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+    if mode in ("threshold", "sample"):
+        return Routing.from_topk(last[:, None], torch.ones_like(weights[:, :1]), logits=logits, probabilities=weights)
+    expert = torch.arange(n, device=weights.device).expand(weights.shape[0], n)
+    keep = None if mode == "mix" else expert <= last[:, None]
+    return Routing.from_topk(expert, weights, logits=logits, probabilities=weights, keep=keep)

@@ -1,16 +1,191 @@
-"""The networks that serve as experts, by name."""
+"""The networks that serve as experts, by name, and how any network is called on a graph or a part of it.
 
+The graph networks are PyG's, with two differences that change no result. They take prepared edges
+(:class:`~moeapps.graph.edges.Edges`), so that self-loops and degrees are computed once per graph, not in each layer of
+each step; and messages are summed by one sparse product instead of one row per edge in memory (on two CPU cores this
+is some thirty times faster than PyG without its compiled extensions, ``benchmarks/graph_speed.py``).
+"""
+
+from typing import Any, Literal
+
+import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCN, MLP, GraphSAGE
+from torch.nn import functional as F
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import GAT as PyGGAT
+from torch_geometric.nn import GCN as PyGGCN
+from torch_geometric.nn import GIN as PyGGIN
+from torch_geometric.nn import MLP, GCNConv, GINConv, MessagePassing, SAGEConv
+from torch_geometric.nn import GraphSAGE as PyGSAGE
+from torch_geometric.nn.models.basic_gnn import BasicGNN
+from torch_geometric.typing import OptPairTensor, OptTensor  # PyG reads these signatures and knows no `X | None`
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.routers import router_dtype
+from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
 from moeapps.registry import nearest
 
-__all__ = ["GNNS", "make_network", "run_network"]
+__all__ = ["GNNS", "NETWORKS", "count_multiply_adds", "edge_form", "make_network", "num_hops", "run_network"]
 
-GNNS: dict[str, type[nn.Module]] = {"gcn": GCN, "sage": GraphSAGE}
-"""Graph networks by name; any module with ``forward(x, edge_index)`` can be given instead of a name."""
+
+def neighbor_sum(
+    edge_index: EdgeIndex, rows: Tensor, weight: Tensor | None = None, reduce: Literal["sum", "mean"] = "sum"
+) -> Tensor:
+    """Sum or mean of the sources' rows at each target, ``(N, d)`` to ``(N, d)``; in float32 or better."""
+    rows = rows.to(router_dtype(rows))
+    if weight is None and rows.dtype != torch.float32:  # PyG's ones are float32
+        weight = rows.new_ones(edge_index.shape[1])
+    value = None if weight is None else weight.to(rows.dtype)
+    out: Tensor = edge_index.matmul(rows, input_value=value, reduce=reduce, transpose=True)
+    return out
+
+
+class _GCNConv(GCNConv):
+    SUPPORTS_FUSED_EDGE_INDEX = True
+
+    def message_and_aggregate(self, adj_t: EdgeIndex, x: Tensor, edge_weight: OptTensor) -> Tensor:
+        return neighbor_sum(adj_t, x, edge_weight)
+
+
+class _GINConv(GINConv):
+    SUPPORTS_FUSED_EDGE_INDEX = True
+
+    def message_and_aggregate(self, adj_t: EdgeIndex, x: OptPairTensor) -> Tensor:
+        assert x[0] is not None
+        return neighbor_sum(adj_t, x[0])
+
+
+class _SAGEConv(SAGEConv):
+    """Mean of neighbours, multiplied before the mean is taken where that makes the rows shorter."""
+
+    def forward(self, x: Tensor, edge_index: EdgeIndex) -> Tensor:
+        weight, bias = self.lin_l.weight, self.lin_l.bias
+        first = weight.shape[0] < weight.shape[1]
+        rows = F.linear(x, weight) if first else x
+        mean = neighbor_sum(edge_index, rows, reduce="mean")
+        own: Tensor = self.lin_r(x)
+        return own + (mean + bias if first else F.linear(mean, weight, bias))
+
+
+class _Skip(nn.Module):
+    """A convolution and, added to it, a linear map of the node's own row."""
+
+    def __init__(self, conv: nn.Module, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv, self.own = conv, nn.Linear(in_channels, out_channels)
+
+    def reset_parameters(self) -> None:
+        self.conv.reset_parameters()  # type: ignore[operator]
+        self.own.reset_parameters()
+
+    def forward(self, x: Tensor, *edges: Any, **more: Any) -> Tensor:
+        return self.conv(x, *edges, **more) + self.own(x)
+
+
+class GraphNetwork(BasicGNN):
+    """A PyG model that takes prepared edges; base of the networks by name.
+
+    Args:
+        *args: As PyG's model.
+        skip: Whether every layer adds a linear map of the node's own row.
+        **kwargs: As PyG's model.
+    """
+
+    edge_form: EdgeForm = "plain"
+
+    def __init__(self, *args: Any, skip: bool = False, **kwargs: Any) -> None:
+        self._skip = skip
+        super().__init__(*args, **kwargs)
+
+    def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """One layer."""
+        conv = self.make_conv(in_channels, out_channels, **kwargs)
+        return _Skip(conv, in_channels, out_channels) if self._skip else conv
+
+    def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """The convolution of one layer, PyG's unless a subclass has a faster one."""
+        return super().init_conv(in_channels, out_channels, **kwargs)
+
+    def forward(self, x: Tensor, edges: Tensor | Edges | Neighborhood, edge_weight: Tensor | None = None) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: ``(N, F)`` features of the graph's nodes, or ``(M, F)`` of a neighbourhood's.
+            edges: The whole graph's edges, prepared or as a plain ``(2, E)`` index; or a neighbourhood.
+            edge_weight: ``(E,)``, with a plain index.
+
+        Returns:
+            ``(N, K)``, or ``(S, K)`` for the seeds of a neighbourhood.
+        """
+        more: dict[str, Any] = {}
+        if isinstance(edges, Neighborhood):
+            index = sorted_edge_index(edges.edge_index, len(edges.nodes))
+            weight, seeds = edges.edge_weight, edges.nodes_per_hop[0]
+            if self.jk_mode is None:  # every layer needs one hop less; with jumping knowledge all rows are kept
+                more = {
+                    "num_sampled_nodes_per_hop": edges.nodes_per_hop,
+                    "num_sampled_edges_per_hop": edges.edges_per_hop,
+                }
+        else:
+            whole = edges if isinstance(edges, Edges) else Edges(edges, edge_weight, x.shape[0])
+            index, weight = whole.form(self.edge_form)
+            seeds = x.shape[0]
+        out: Tensor = super().forward(x, index, weight if self.supports_edge_weight else None, **more)
+        return out[:seeds]
+
+
+class GCN(GraphNetwork, PyGGCN):
+    """Kipf and Welling 2017; the normalisation is part of the edges."""
+
+    edge_form: EdgeForm = "normalized"
+
+    def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """A convolution that takes the edges' weights as they are."""
+        return _GCNConv(in_channels, out_channels, normalize=False, **kwargs)
+
+
+class GraphSAGE(GraphNetwork, PyGSAGE):
+    """Hamilton et al. 2017, mean aggregation."""
+
+    def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """A convolution that multiplies where it is cheaper."""
+        return _SAGEConv(in_channels, out_channels, **kwargs)
+
+
+class GAT(GraphNetwork, PyGGAT):
+    """Veličković et al. 2018, and v2 (Brody et al. 2022); the self-loops are part of the edges."""
+
+    edge_form: EdgeForm = "looped"
+
+    def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """A convolution that adds no self-loops of its own."""
+        return PyGGAT.init_conv(self, in_channels, out_channels, add_self_loops=False, **kwargs)
+
+
+class GIN(GraphNetwork, PyGGIN):
+    """Xu et al. 2019."""
+
+    def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
+        """PyG's, with the sum as a sparse product."""
+        conv = PyGGIN.init_conv(self, in_channels, out_channels, **kwargs)
+        return _GINConv(conv.nn)
+
+
+GNNS: dict[str, tuple[type[GraphNetwork], dict[str, Any]]] = {
+    "gcn": (GCN, {}),
+    "sage": (GraphSAGE, {}),
+    "gat": (GAT, {"act": "elu"}),
+    "gatv2": (GAT, {"act": "elu", "v2": True}),
+    "gin": (GIN, {}),
+}
+"""Graph networks by name."""
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "_skip": {"skip": True}, "_jk": {"jk": "cat"}}
+"""What may follow the name: a linear skip connection in every layer, or jumping knowledge (Xu et al. 2018)."""
+
+NETWORKS: tuple[str, ...] = ("mlp", *(name + variant for variant in VARIANTS for name in GNNS))
+"""All names; any module with ``forward(x, edge_index)`` can be given instead of one."""
 
 
 def make_network(
@@ -23,13 +198,14 @@ def make_network(
     dropout: float = 0.5,
     norm: str | None = "batch_norm",
 ) -> nn.Module:
-    """Build ``"mlp"``, ``"gcn"`` or ``"sage"``, or pass a module through.
+    """Build a network by its name, or pass a module through.
 
-    Every layer but the last is followed by the norm, ReLU and dropout; the last one is plain. The graph convolutions
-    cache nothing, so the network can be used on any graph.
+    Every layer but the last is followed by the norm, the activation (ReLU; ELU for GAT) and dropout; the last one is
+    plain. Nothing is cached inside, so a network can be used on any graph.
 
     Args:
-        network: A name or a module.
+        network: ``"mlp"``, or ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"``, ``"gin"``, each also with ``_skip`` (every
+            layer adds a linear map of the node's own row) or ``_jk`` (the last layer sees all layers); or a module.
         in_channels: Features per node F.
         out_channels: Classes K.
         hidden_channels: Width of the hidden layers.
@@ -42,11 +218,10 @@ def make_network(
     """
     if isinstance(network, nn.Module):
         return network
-    names = ["mlp", *GNNS]
-    if network not in names:
-        guess = nearest(str(network), names)
+    if network not in NETWORKS:
+        guess = nearest(str(network), list(NETWORKS))
         raise ConfigError(
-            f"network must be one of {', '.join(names)} or a torch module, got {network!r}"
+            f"network must be one of {', '.join(NETWORKS)} or a torch module, got {network!r}"
             + (f"; did you mean {guess!r}?" if guess else "")
         )
     check_sizes(
@@ -57,27 +232,89 @@ def make_network(
     )
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout must be in [0, 1), got {dropout!r}")
-    built: nn.Module = (MLP if network == "mlp" else GNNS[network])(
-        in_channels=in_channels,
-        hidden_channels=hidden_channels,
-        num_layers=num_layers,
-        out_channels=out_channels,
-        dropout=dropout,
-        norm=norm,
-    )
-    return built
+    sizes: dict[str, Any] = {
+        "in_channels": in_channels,
+        "hidden_channels": hidden_channels,
+        "num_layers": num_layers,
+        "out_channels": out_channels,
+        "dropout": dropout,
+        "norm": norm,
+    }
+    if network == "mlp":
+        return MLP(**sizes)
+    name, _, variant = network.partition("_")
+    kind, options = GNNS[name]
+    return kind(**sizes, **options, **VARIANTS[f"_{variant}" if variant else ""])
 
 
-def run_network(network: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+def run_network(network: nn.Module, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
     """Call a network as its kind wants to be called.
+
+    Args:
+        network: What :func:`make_network` returned, or another module.
+        x: ``(N, F)``, or ``(M, F)`` for a neighbourhood.
+        edges: The graph's edges, or a neighbourhood.
+
+    Returns:
+        ``(N, K)``, or ``(S, K)`` for the seeds of a neighbourhood.
 
     Raises:
         DataError: If there are edge weights and the network has no use for them.
     """
     if isinstance(network, MLP):  # the one that takes no edges
-        return network(x)
-    if edge_weight is None:
-        return network(x, edge_index)
-    if not getattr(network, "supports_edge_weight", True):
+        return network(x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x)
+    weight = edges.edge_weight if isinstance(edges, Neighborhood) else edges.weight
+    if weight is not None and not getattr(network, "supports_edge_weight", True):
         raise DataError(f"edge_weight was given, but {type(network).__name__} does not use edge weights")
-    return network(x, edge_index, edge_weight)
+    if isinstance(network, GraphNetwork):
+        return network(x, edges)
+    index = edges.edge_index if isinstance(edges, Neighborhood) else edges.index
+    out = network(x, index) if weight is None else network(x, index, weight)
+    return out[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else out
+
+
+def edge_form(network: nn.Module) -> EdgeForm:
+    """Which form of the edges a network computes on."""
+    return network.edge_form if isinstance(network, GraphNetwork) else "plain"
+
+
+def num_hops(network: nn.Module) -> int:
+    """How far from a node its prediction can see, at most.
+
+    For a module of a user this is the number of its PyG convolutions and one more, because a convolution may normalise
+    by the degree of a neighbour.
+
+    Raises:
+        ConfigError: If the module has no PyG convolution, so that nothing is known about it.
+    """
+    if isinstance(network, MLP):
+        return 0
+    if isinstance(network, GraphNetwork):
+        return network.num_layers
+    layers = sum(isinstance(module, MessagePassing) for module in network.modules())
+    if layers == 0:
+        raise ConfigError(
+            f"{type(network).__name__} has no torch_geometric.nn.MessagePassing layer: how many hops it sees is "
+            "unknown, so it cannot be run on a part of the graph"
+        )
+    return layers + 1
+
+
+def count_multiply_adds(network: nn.Module, nodes: list[int], edges: list[int]) -> int:
+    """Estimate the multiply-adds of one pass: weight matrices times rows, and one per edge and hidden channel.
+
+    Args:
+        network: Any network.
+        nodes: Rows that each layer computes, first layer first.
+        edges: Edges that each layer uses, first layer first; empty for a network without edges.
+    """
+    if not isinstance(network, GraphNetwork):
+        return max(nodes, default=0) * _weights(network)
+    layers = zip(network.convs, nodes, edges, strict=True)
+    in_convs = sum(_weights(conv) for conv in network.convs)
+    sums = sum(rows * _weights(conv) + used * network.hidden_channels for conv, rows, used in layers)
+    return sums + nodes[-1] * (_weights(network) - in_convs)
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.ndim == 2)

@@ -10,14 +10,16 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data
 
 from moeapps.core.errors import DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.graph.data import GraphDataModule
-from moeapps.graph.inputs import as_graph, as_labels, labeled
+from moeapps.graph.edges import Edges
+from moeapps.graph.inputs import as_graph, as_labels, encode_labels, labeled
+from moeapps.graph.measures import measure
 from moeapps.graph.node_module import NodeModule
 
 __all__ = ["NodeClassifier", "node_index"]
@@ -27,6 +29,9 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     """What both classifiers share: inputs, labels, masks, prediction."""
 
     classes_: np.ndarray
+    batch_size: int | None
+    num_neighbors: Any
+    class_weight: Any
 
     def fit(
         self,
@@ -47,8 +52,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             The graph, or its node features; a ``Data`` brings labels, edges and masks with it.
         y : array of shape (N,), optional
             Labels of any kind; below 0 or NaN means unlabeled.
-        edge_index : array of shape (2, E) or scipy sparse matrix of shape (N, N), optional
-            Edges, or no edges at all when None.
+        edge_index : optional
+            Edges: an array of shape (2, E), a scipy sparse matrix or array of shape (N, N), a pandas frame of edges
+            (first two columns: source and target, by position or by the names in the index of a frame ``X``; a third
+            one holds weights) or a networkx graph. None means no edges at all.
         edge_weight : array of shape (E,), optional
             Weights of the edges.
         train_mask, val_mask : bool array of shape (N,) or array of node numbers, optional
@@ -79,15 +86,16 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         if graph.y is not None:
             check_classification_targets(graph.y[labeled(graph.y)])
         seed = self._seed()
-        data = GraphDataModule(graph, seed=seed)
+        data = GraphDataModule(graph, seed=seed, batch_size=self.batch_size, num_neighbors=self.num_neighbors)
         data.setup("fit")
-        module = self._make_module()
+        module = self._make_module(self._class_weight(data.classes))
         fitted.history_ = fitted._train(module, data, seed, **self._stopping())
         fitted.n_iter_ = len(fitted.history_)
         fitted.n_features_in_ = data.in_channels
         fitted.classes_ = data.classes
         fitted.model_ = module.model.eval()
         fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
+        fitted.graph_.edges = data.edges
         fitted._after_training(module, data)
         self.__dict__ = fitted.__dict__
         return self
@@ -112,8 +120,9 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Rows sum to 1; columns are in the order of ``classes_``.
         """
         graph = self._graph_to_predict(X, edge_index, edge_weight)
-        probabilities = self._log_probs(graph).exp().cpu().numpy()
-        return probabilities if nodes is None else probabilities[node_index(nodes, len(probabilities))]
+        chosen = None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
+        probabilities: np.ndarray = self._log_probs(graph, chosen).exp().cpu().numpy()
+        return probabilities
 
     def predict(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
@@ -146,6 +155,31 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         nodes : array of node numbers or bool array, optional
             Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those; otherwise all.
         """
+        graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
+        predicted = self.classes_[self._log_probs(graph, torch.from_numpy(chosen)).argmax(-1).cpu().numpy()]
+        return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
+
+    def evaluate(
+        self, X: Any = None, y: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> dict[str, float]:
+        """Accuracy, mean negative log-likelihood, macro-F1 and ROC-AUC over labeled nodes; parameters as in
+        :meth:`score`.
+
+        Returns
+        -------
+        dict
+            ``accuracy``, ``loss``, ``macro_f1``, ``auc``. The AUC of several classes is the mean of one against the
+            rest; it is NaN where a class does not occur among the nodes.
+        """
+        graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
+        codes = encode_labels(truth, self.classes_)
+        if bool((codes < 0).any()):
+            raise DataError(f"y has labels that {type(self).__name__} was not fitted with")
+        return measure(self._log_probs(graph, torch.from_numpy(chosen)).cpu(), codes, everything=True)
+
+    def _nodes_to_score(
+        self, X: Any, y: Any, edge_index: Any, edge_weight: Any, nodes: Any
+    ) -> tuple[Data, np.ndarray, np.ndarray]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         truth = graph.y if y is None else as_labels(y, graph.num_nodes)
         if truth is None:
@@ -156,8 +190,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
-        predicted = self.classes_[self._log_probs(graph).argmax(-1).cpu().numpy()[chosen]]
-        return float(accuracy_score(truth[chosen], predicted, sample_weight=sample_weight))
+        return graph, truth[chosen], chosen
 
     def _graph_to_predict(self, X: Any, edge_index: Any, edge_weight: Any) -> Data:
         check_is_fitted(self, "model_")
@@ -174,18 +207,29 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             )
         return graph
 
-    @torch.no_grad()
-    def _log_probs(self, graph: Data) -> Tensor:
+    def _place(self, graph: Data) -> tuple[Tensor, Edges, torch.device]:
+        """Features and edges on the device where prediction happens."""
         device = resolve_device(self.accelerator)
-        model = self.model_.to(device)
-        weight = graph.edge_weight.to(device) if graph.edge_weight is not None else None
-        return self._forward(model, graph.x.to(device), graph.edge_index.to(device), weight)
+        edges = graph.get("edges")
+        if edges is None:
+            edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
+        return graph.x.to(device), edges.to(device), device
 
-    def _forward(self, model: nn.Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
+    def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
+        """``(B, K)`` log-probabilities of these nodes, of all when None."""
         raise NotImplementedError
 
-    def _make_module(self) -> NodeModule:
+    def _make_module(self, class_weight: Any) -> NodeModule:
         raise NotImplementedError
+
+    def _class_weight(self, classes: np.ndarray) -> Any:
+        """``class_weight`` as the module wants it: a dict by label becomes a list in the order of the classes."""
+        if not isinstance(self.class_weight, dict):
+            return self.class_weight
+        unknown = set(self.class_weight) - set(classes.tolist())
+        if unknown:
+            raise DataError(f"class_weight names classes that y does not have: {sorted(unknown, key=str)}")
+        return [float(self.class_weight.get(label, 1.0)) for label in classes.tolist()]
 
     def _stopping(self) -> dict[str, Any]:
         """What :meth:`_train` has to watch."""

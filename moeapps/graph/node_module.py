@@ -1,37 +1,48 @@
 """LightningModules for node classification: the base, and one network alone."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Data
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import MoEModule
-from moeapps.graph.networks import make_network, run_network
+from moeapps.graph.batches import NodeBatch
+from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.measures import MONITORS, Monitor, measure
+from moeapps.graph.networks import edge_form, make_network, num_hops, run_network
+from moeapps.graph.sampling import check_num_neighbors, sample_neighborhood
 
-__all__ = ["GNNModule", "NodeModule", "check_rates", "measure"]
+__all__ = ["ClassWeight", "GNNModule", "NodeModule", "check_rates"]
+
+ClassWeight = Sequence[float] | Literal["balanced"] | None
 
 
 class NodeModule(MoEModule):
     """Base of both modules: sizes taken from the data, what is measured, what is predicted.
 
     A subclass has ``in_channels`` and ``out_channels`` (None means: ask the data module) and defines
-    :meth:`make_model` and :meth:`log_probs`.
+    :meth:`make_model` and :meth:`log_probs`. Batches are :class:`~moeapps.graph.batches.NodeBatch`: the whole graph, or
+    some of its nodes.
     """
 
     in_channels: int | None
     out_channels: int | None
     model: nn.Module
+    class_weight: ClassWeight = None
+    _class_weight: Tensor | None
+    monitor: Monitor = "accuracy"
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
         raise NotImplementedError
 
-    def log_probs(self, graph: Data) -> Tensor:
-        """``(N, K)`` log-probabilities of every node."""
+    def log_probs(self, batch: NodeBatch) -> Tensor:
+        """``(B, K)`` log-probabilities of the batch's nodes, from all their neighbours."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -48,50 +59,108 @@ class NodeModule(MoEModule):
         assert self.in_channels is not None
         assert self.out_channels is not None
         self.model = self.make_model(self.in_channels, self.out_channels)
+        # not saved: it is a property of the training data
+        self.register_buffer("_class_weight", self._weights_of_classes(data), persistent=False)
 
-    def test_step(self, batch: Data, batch_idx: int) -> None:
-        """Log ``test/accuracy`` and ``test/loss`` over the test nodes.
+    def train_logits(self, network: nn.Module, batch: NodeBatch) -> Tensor:
+        """``(B, K)`` logits of the batch's training nodes, of a graph network in its present mode.
+
+        In a mini-batch they come from a random choice of neighbours, drawn anew at each call.
+        """
+        if batch.nodes is None:
+            return run_network(network, batch.graph.x, batch.edges)[batch.chosen("train_mask")]
+        hops = num_hops(network)
+        if hops == 0:
+            return run_network(network, batch.graph.x[batch.nodes], batch.edges)
+        limits = check_num_neighbors(batch.num_neighbors, hops)
+        drawn = sample_neighborhood(batch.edges, batch.nodes, limits, edge_form(network))
+        return run_network(network, batch.graph.x[drawn.nodes], drawn)
+
+    def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """Collect the predictions of the validation nodes."""
+        self._collect(batch, "val_mask")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/accuracy``, ``val/loss`` and ``val/score``, what to select by."""
+        self._log_collected("val")
+
+    def test_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """Collect the predictions of the test nodes.
 
         Raises:
             ConfigError: If the graph has no test nodes.
         """
-        if "test_mask" not in batch or not bool(batch.test_mask.any()):
+        if "test_mask" not in batch.graph or not bool(batch.graph.test_mask.any()):
             raise ConfigError("the data has no labeled node in test_mask: there is nothing to test on")
-        self.log_measures("test", self.log_probs(batch), batch.y, batch.test_mask)
+        self._collect(batch, "test_mask")
 
-    def predict_step(self, batch: Data, batch_idx: int) -> dict[str, Any]:
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/accuracy``, ``test/loss``, ``test/macro_f1`` and ``test/auc``."""
+        self._log_collected("test")
+
+    def predict_step(self, batch: NodeBatch, batch_idx: int) -> dict[str, Any]:
         """Columns: node, predicted class name, and one probability per class."""
         probabilities = self.log_probs(batch).exp().cpu().numpy()
         classes = getattr(getattr(self._trainer, "datamodule", None), "classes", range(probabilities.shape[1]))
+        nodes = np.arange(len(probabilities)) if batch.nodes is None else batch.nodes.cpu().numpy()
         return {
-            "node": np.arange(len(probabilities)),
+            "node": nodes,
             "prediction": np.asarray(classes)[probabilities.argmax(1)],
             **{f"probability_{name}": probabilities[:, k] for k, name in enumerate(classes)},
         }
 
-    def log_measures(self, stage: str, log_probs: Tensor, y: Tensor, mask: Tensor) -> None:
-        """Log accuracy and negative log-likelihood over the nodes of ``mask``."""
-        accuracy, loss = measure(log_probs[mask], y[mask])
-        count = int(mask.sum())
-        self.log_dict({f"{stage}/accuracy": accuracy, f"{stage}/loss": loss}, batch_size=count, prog_bar=stage == "val")
+    def _collect(self, batch: NodeBatch, mask: str) -> None:
+        log_probs = self.log_probs(batch)
+        nodes = batch.chosen(mask)
+        self._collected.append((log_probs[nodes] if batch.nodes is None else log_probs, batch.graph.y[nodes]))
 
+    def _log_collected(self, stage: str) -> None:
+        log_probs, y = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected.clear()
+        everything = stage == "test" or self.monitor in ("auc", "macro_f1")
+        # what training selects by weighs classes as its loss does; what a test reports does not
+        found = measure(log_probs, y, everything, self._class_weight if stage == "val" else None)
+        if stage == "val":  # what training selects by; equals are told apart by their loss
+            found["score"] = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
+        self.log_dict({f"{stage}/{k}": v for k, v in found.items()}, batch_size=len(y), prog_bar=stage == "val")
 
-def measure(log_probs: Tensor, y: Tensor) -> tuple[float, float]:
-    """Accuracy and mean negative log-likelihood."""
-    return float((log_probs.argmax(-1) == y).float().mean()), float(F.nll_loss(log_probs, y))
+    @property
+    def _collected(self) -> list[tuple[Tensor, Tensor]]:
+        return self.__dict__.setdefault("_collected_parts", [])
+
+    def _weights_of_classes(self, data: Any) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            if data is None:
+                raise ConfigError("class_weight='balanced' needs a data module that knows the training labels")
+            counts = torch.as_tensor(data.class_counts, dtype=torch.float32)
+            present = counts > 0  # as in scikit-learn, over the classes that occur
+            return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+        weight = torch.tensor([float(value) for value in self.class_weight])
+        if weight.shape != (self.out_channels,) or not bool((weight >= 0).all() & weight.isfinite().all()):
+            raise ConfigError(
+                f"class_weight must be 'balanced' or one number >= 0 for each of the {self.out_channels} classes, "
+                f"got {self.class_weight!r}"
+            )
+        return weight
 
 
 class GNNModule(NodeModule):
     """One network alone, trained with cross-entropy: the baseline that a mixture has to beat.
 
     Args:
-        network: ``"mlp"``, ``"gcn"``, ``"sage"`` or a module with ``forward(x, edge_index)``.
+        network: A name that :func:`~moeapps.graph.networks.make_network` knows (``"mlp"``, ``"gcn"``, ...), or a module
+            with ``forward(x, edge_index)``.
         hidden_channels: Width of the hidden layers.
         num_layers: Number of layers.
         dropout: Dropout probability.
         norm: Norm after each hidden layer, ``"batch_norm"`` or None.
         lr: Learning rate of Adam.
         weight_decay: Its L2 penalty.
+        class_weight: How much a node of each class counts in the loss: ``"balanced"`` (inversely to how often the class
+            occurs), one number per class, or None.
+        monitor: What validation measures to select by: ``"accuracy"``, ``"loss"``, ``"auc"`` or ``"macro_f1"``.
         in_channels: Features per node; taken from the data when None.
         out_channels: Classes; taken from the data when None.
     """
@@ -105,38 +174,39 @@ class GNNModule(NodeModule):
         norm: str | None = "batch_norm",
         lr: float = 0.01,
         weight_decay: float = 5e-4,
+        class_weight: list[float] | Literal["balanced"] | None = None,
+        monitor: Monitor = "accuracy",
         in_channels: int | None = None,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_rates(lr=lr, weight_decay=weight_decay)
+        check_one_of("monitor", monitor, MONITORS)
         self.save_hyperparameters(ignore=["network"] if isinstance(network, nn.Module) else None)
         self.network, self.in_channels, self.out_channels = network, in_channels, out_channels
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
             "dropout": dropout,
             "norm": norm,
         }
         self.lr, self.weight_decay = lr, weight_decay
+        self.class_weight, self.monitor = class_weight, monitor
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
-        return make_network(self.network, in_channels, out_channels, **self.settings)  # type: ignore[arg-type]
+        return make_network(self.network, in_channels, out_channels, **self.settings)
 
-    def log_probs(self, graph: Data) -> Tensor:
-        """``(N, K)`` log-probabilities of every node."""
-        return run_network(self.model, graph.x, graph.edge_index, graph.get("edge_weight")).log_softmax(-1)
+    def log_probs(self, batch: NodeBatch) -> Tensor:
+        """``(B, K)`` log-probabilities of the batch's nodes, from all their neighbours."""
+        logits = run_on_nodes(self.model, batch.graph.x, batch.edges, batch.nodes, batch_size=batch.batch_size)
+        return logits.log_softmax(-1)
 
-    def training_step(self, batch: Data, batch_idx: int) -> Tensor:
+    def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Cross-entropy over the training nodes."""
-        mask = batch.train_mask
-        loss = F.nll_loss(self.log_probs(batch)[mask], batch.y[mask])
-        return self.total_loss({"task": loss}, batch_size=int(mask.sum()))
-
-    def validation_step(self, batch: Data, batch_idx: int) -> None:
-        """Log ``val/accuracy`` and ``val/loss``."""
-        self.log_measures("val", self.log_probs(batch), batch.y, batch.val_mask)
+        y = batch.graph.y[batch.chosen("train_mask")]
+        loss = F.cross_entropy(self.train_logits(self.model, batch), y, weight=self._class_weight)
+        return self.total_loss({"task": loss}, batch_size=len(y))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""

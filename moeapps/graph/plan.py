@@ -1,9 +1,9 @@
 """The order in which Mowst's parts are trained, and when each stage ends: a small state machine without torch loops.
 
-Each stage trains some of the parts (weak expert, strong expert, gate) until its validation score stops improving, and
-then goes back to the best state it has seen, the one before it included. Across stages a *champion* is kept: strong
-expert alone, weak expert alone, or the mixture, whatever validated best; it is what training ends with. Everything is
-in ``state_dict``, so that an interrupted training continues in the middle of a stage.
+Each stage trains some of the parts (experts and gates) until its validation score stops improving, and then goes back
+to the best state it has seen, the one before it included. Across stages a *champion* is kept: one expert alone, or the
+mixture, whatever validated best; it is what training ends with. Everything is in ``state_dict``, so that an interrupted
+training continues in the middle of a stage.
 """
 
 from dataclasses import dataclass
@@ -13,57 +13,67 @@ from torch import Tensor
 
 from moeapps.graph.mowst import Mowst, Variant
 
-__all__ = ["STAGES", "Pretrain", "Scores", "Stage", "TrainingPlan"]
+__all__ = ["Pretrain", "Scores", "Stage", "TrainingPlan", "stages_of"]
 
 Pretrain = Literal["none", "weak", "strong", "both"]
+PRETRAIN = ("none", "weak", "strong", "both")
 Score = tuple[float, ...]
 Scores = dict[str, Score]
-"""Validation score of ``"weak"``, ``"strong"`` and ``"mix"``; larger is better, ties go to the next entry."""
-
-FORCED = {"weak": 1.0, "strong": 0.0, "mix": float("nan")}
+"""Validation score of each expert alone and of ``"mix"``; larger is better, ties go to the next entry."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage trains, and whose score says when it ends."""
+    """What a stage trains (experts by name, their gates as ``<name>_gate``), and whose score says when it ends."""
 
     parts: tuple[str, ...]
     watch: str
 
 
-STAGES = {
-    "pretrain_weak": Stage(("weak",), "weak"),
-    "pretrain_strong": Stage(("strong",), "strong"),
-    "fit_gate": Stage(("gate",), "mix"),
-    "joint": Stage(("weak", "strong", "gate"), "mix"),
-    "weak_turn": Stage(("weak", "gate"), "mix"),
-    "strong_turn": Stage(("strong",), "mix"),
-}
+def stages_of(names: tuple[str, ...]) -> dict[str, Stage]:
+    """All stages for experts of these names, weak first, strong last."""
+    gates = tuple(f"{name}_gate" for name in names[:-1])
+    return {
+        **{f"pretrain_{name}": Stage((name,), name) for name in names},
+        "fit_gate": Stage(gates, "mix"),
+        "joint": Stage((*names, *gates), "mix"),
+        **{f"{name}_turn": Stage((name, f"{name}_gate"), "mix") for name in names[:-1]},
+        f"{names[-1]}_turn": Stage((names[-1],), "mix"),
+    }
 
 
 class TrainingPlan:
     """Decides after each validation whether to go on, to begin another stage, or to finish.
 
     Args:
-        variant: ``"mowst"`` alternates weak and strong turns; ``"mowst_star"`` has one joint stage.
-        pretrain: Which experts are first trained alone.
-        warm_gate: Whether the gate is fitted to the pretrained experts before anything else moves.
+        names: Names of the experts, weak first, strong last.
+        variant: ``"mowst"`` gives each expert its turn, in rounds; ``"mowst_star"`` has one joint stage.
+        pretrain: Which experts are first trained alone; ``"both"`` means all of them.
+        warm_gate: Whether the gates are fitted to the pretrained experts before anything else moves.
         patience: Epochs without improvement that end a stage.
-        round_patience: Rounds (a weak and a strong turn) without improvement that end the training.
+        round_patience: Rounds (one turn each) without improvement that end the training.
 
     Attributes:
         stage_name: Current stage, or ``"finished"``.
         round: Number of the current round, from 0.
-        champion: ``"weak"``, ``"strong"`` or ``"mix"``: what the trained model predicts with.
+        champion: Name of an expert or ``"mix"``: what the trained model predicts with.
     """
 
     def __init__(
-        self, variant: Variant, pretrain: Pretrain, warm_gate: bool, patience: int, round_patience: int
+        self,
+        names: tuple[str, ...],
+        variant: Variant,
+        pretrain: Pretrain,
+        warm_gate: bool,
+        patience: int,
+        round_patience: int,
     ) -> None:
-        self.patience, self.round_patience = patience, round_patience
-        order = {"none": [], "weak": ["weak"], "strong": ["strong"], "both": ["weak", "strong"]}[pretrain]
+        self.names, self.patience, self.round_patience = names, patience, round_patience
+        self.stages = stages_of(names)
+        self.turns = [f"{name}_turn" for name in names]
+        order = {"none": (), "weak": ("weak",), "strong": ("strong",), "both": names}[pretrain]
         self.pretraining = [f"pretrain_{expert}" for expert in order]
-        self.after = (["fit_gate"] if warm_gate else []) + (["joint"] if variant == "mowst_star" else ["weak_turn"])
+        self.after = (["fit_gate"] if warm_gate else []) + (["joint"] if variant == "mowst_star" else self.turns[:1])
         self.stage_name = (self.pretraining + self.after)[0]
         self.round = 0
         self.champion = "mix"
@@ -79,7 +89,7 @@ class TrainingPlan:
     @property
     def stage(self) -> Stage:
         """The current stage."""
-        return STAGES[self.stage_name]
+        return self.stages[self.stage_name]
 
     @property
     def started(self) -> bool:
@@ -95,7 +105,7 @@ class TrainingPlan:
         """Take note of the state before the first step, so that training never ends below it."""
         self._started = True
         if not self.pretraining:
-            self._note(("strong", "weak", "mix"), scores, model)
+            self._note((*reversed(self.names), "mix"), scores, model)
         self._enter(self.stage_name, scores, model)
 
     def update(self, scores: Scores, model: Mowst, last: bool = False) -> bool:
@@ -137,7 +147,7 @@ class TrainingPlan:
         """End training now: restore the champion."""
         if not self.finished:
             model.load_state_dict(self._best_state)
-            candidates = ("strong", "weak", "mix") if self.stage_name in self.pretraining else ("mix",)
+            candidates = (*reversed(self.names), "mix") if self.stage_name in self.pretraining else ("mix",)
             self._note(candidates, self._best_scores, model)
             self._finish(model)
 
@@ -150,15 +160,15 @@ class TrainingPlan:
         if name in self.pretraining and name != self.pretraining[-1]:
             return self._enter(self.pretraining[self.pretraining.index(name) + 1], scores, model)
         if name in self.pretraining:
-            self._note(("strong", "weak", "mix"), scores, model)
+            self._note((*reversed(self.names), "mix"), scores, model)
             return self._enter(self.after[0], scores, model)
         self._note(("mix",), scores, model)
         if name == "fit_gate":
             return self._enter(self.after[1], scores, model)
         if name == "joint":
             return self._finish(model)
-        if name == "weak_turn":
-            return self._enter("strong_turn", scores, model)
+        if name != self.turns[-1]:
+            return self._enter(self.turns[self.turns.index(name) + 1], scores, model)
         if self._round_score is None or scores["mix"] > self._round_score:
             self._round_score, self._rounds_wait = scores["mix"], 0
         else:
@@ -166,7 +176,7 @@ class TrainingPlan:
         if self._rounds_wait >= self.round_patience:
             return self._finish(model)
         self.round += 1
-        return self._enter("weak_turn", scores, model)
+        return self._enter(self.turns[0], scores, model)
 
     def _note(self, candidates: tuple[str, ...], scores: Scores, model: Mowst) -> None:
         """Let the model as it is now compete to be the champion, in each of these forms."""
@@ -174,7 +184,10 @@ class TrainingPlan:
             if self._champion_score is None or scores[name] > self._champion_score:
                 self.champion, self._champion_score = name, scores[name]
                 self._champion_state = _copy(model)
-                self._champion_state["gate.forced"].fill_(FORCED[name])
+                before = self.names[: self.names.index(name)] if name != "mix" else ()
+                for gate in self.names[:-1]:
+                    forced = 0.0 if gate in before else 1.0 if gate == name else float("nan")
+                    self._champion_state[f"gates.{gate}.forced"].fill_(forced)
 
     def _finish(self, model: Mowst) -> None:
         model.load_state_dict(self._champion_state)
@@ -182,7 +195,7 @@ class TrainingPlan:
         self._best_state, self._champion_state = {}, {}
 
 
-_ARGUMENTS = ("patience", "round_patience", "pretraining", "after")
+_ARGUMENTS = ("names", "stages", "turns", "patience", "round_patience", "pretraining", "after")
 
 
 def _copy(model: Mowst) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph import Mowst, joint_loss, separate_loss, variance_dispersion
+from moeapps.graph import Edges, Mowst, joint_loss, separate_loss, variance_dispersion
+from moeapps.graph.mowst import INFERENCES, chain_log_weights, chain_weights
 from moeapps.graph.networks import make_network
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]], dtype=torch.float64)
@@ -22,13 +23,35 @@ def mowst(**kwargs) -> Mowst:
     return Mowst(**{"in_channels": 6, "out_channels": 3, "hidden_channels": 8, **kwargs})
 
 
+def separate(weak, strong, c, y):
+    return separate_loss([weak, strong], chain_weights([c]), y)
+
+
+def joint(weak, strong, g, y):
+    return joint_loss([weak, strong], chain_log_weights([g]), y)
+
+
 def test_losses_have_their_golden_values():
     c = variance_dispersion(P)
     assert c.tolist() == pytest.approx([0.31, 0.0175, 0.49])
-    each = [float(separate_loss(P[i : i + 1].log(), Q[i : i + 1].log(), c[i : i + 1], Y[i : i + 1])) for i in range(3)]
+    each = [float(separate(P[i : i + 1].log(), Q[i : i + 1].log(), c[i : i + 1], Y[i : i + 1])) for i in range(3)]
     assert each == pytest.approx([0.463039, 0.237610, 1.949080], abs=1e-5)
-    assert float(separate_loss(P.log(), Q.log(), c, Y)) == pytest.approx(0.883243, abs=1e-5)
-    assert float(joint_loss(P.log(), Q.log(), c.logit(), Y)) == pytest.approx(0.861320, abs=1e-5)
+    assert float(separate(P.log(), Q.log(), c, Y)) == pytest.approx(0.883243, abs=1e-5)
+    assert float(joint(P.log(), Q.log(), c.logit(), Y)) == pytest.approx(0.861320, abs=1e-5)
+
+
+def test_class_weights_are_those_of_a_weighted_mean():
+    c, weight = variance_dispersion(P), torch.tensor([3.0, 0.5, 1.0], dtype=torch.float64)
+    each = torch.stack([separate(P[i : i + 1].log(), Q[i : i + 1].log(), c[i : i + 1], Y[i : i + 1]) for i in range(3)])
+    expected = (each * weight[Y]).sum() / weight[Y].sum()
+    torch.testing.assert_close(separate_loss([P.log(), Q.log()], chain_weights([c]), Y, weight), expected)
+
+
+def test_weights_of_a_chain_are_what_each_expert_leaves_to_the_next():
+    c = torch.rand(2, 50)
+    weights = chain_weights(list(c))
+    torch.testing.assert_close(weights, torch.stack([c[0], (1 - c[0]) * c[1], (1 - c[0]) * (1 - c[1])], dim=1))
+    torch.testing.assert_close(chain_log_weights(list(c.logit())).exp(), weights)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +63,7 @@ def test_the_gradient_through_the_confidence_has_its_golden_value(detach, expect
     z = torch.tensor([[1.0, 0.0, -0.5]], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.0, -0.3, 0.0], dtype=torch.float64).exp()
     strong = torch.stack([(1 - q[1]) / 2, q[1], (1 - q[1]) / 2]).log()[None]  # cross-entropy 0.3 at class 1
-    loss = model.loss(z, strong, torch.tensor([1]))
+    loss = model.loss([z, strong], torch.tensor([1]))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.535526, abs=1e-5)
     assert z.grad[0].tolist() == pytest.approx(expected, abs=1e-5)
@@ -52,22 +75,21 @@ def test_the_joint_loss_is_never_above_the_separate_one():
     for i in range(200):
         row = slice(i, i + 1)
         assert (
-            joint_loss(weak[row], strong[row], g[row], y[row])
-            <= separate_loss(weak[row], strong[row], g[row].sigmoid(), y[row]) + 1e-6
+            joint(weak[row], strong[row], g[row], y[row])
+            <= separate(weak[row], strong[row], g[row].sigmoid(), y[row]) + 1e-6
         )
-    same = joint_loss(weak, weak, g, y)
-    torch.testing.assert_close(same, separate_loss(weak, weak, g.sigmoid(), y))
+    torch.testing.assert_close(joint(weak, weak, g, y), separate(weak, weak, g.sigmoid(), y))
 
 
 def test_losses_are_finite_for_confident_gates_and_experts_and_zero_for_no_nodes():
     for g in (-200.0, 200.0):
         logits = torch.tensor([[100.0, -100.0]], requires_grad=True)
-        loss = joint_loss(logits, -logits, torch.tensor([g]), torch.tensor([0]))
+        loss = joint(logits, -logits, torch.tensor([g]), torch.tensor([0]))
         loss.backward()
         assert loss.isfinite()
         assert logits.grad.isfinite().all()
     empty = torch.zeros(0, 3)
-    assert float(joint_loss(empty, empty, torch.zeros(0), torch.zeros(0, dtype=torch.long))) == 0
+    assert float(joint(empty, empty, torch.zeros(0), torch.zeros(0, dtype=torch.long))) == 0
 
 
 def golden_minimum(mu: float) -> tuple[float, float, float]:
@@ -79,9 +101,9 @@ def golden_minimum(mu: float) -> tuple[float, float, float]:
     best = (0.0, 0.0, float("inf"))
     for p in torch.arange(0.5, 0.99, 2e-4, dtype=torch.float64):
         weak = torch.stack([p, 1 - p]).log().expand(10, 2)
-        loss = float(model.loss(weak, strong, y))
+        loss = float(model.loss([weak, strong], y))
         if loss < best[2]:
-            best = float(p), float(model.confidence_of(weak)[0][0]), loss
+            best = float(p), float(model.confidence_of("weak", weak)[0][0]), loss
     return best
 
 
@@ -103,20 +125,20 @@ def test_the_weak_turn_has_the_optimum_of_the_theory(mu, p, c, f):
 @pytest.mark.parametrize(("forced", "expert", "other"), [(1.0, "weak", "strong"), (0.0, "strong", "weak")])
 def test_a_forced_confidence_reproduces_one_expert_exactly(variant, forced, expert, other):
     model = mowst(variant=variant).eval()
-    model.gate.forced.fill_(forced)
+    model.gates["weak"].forced.fill_(forced)
     x, edge_index = graph()
     y = torch.randint(0, 3, (12,))
     output = model(x, edge_index)
     logits = output.weak_logits if expert == "weak" else output.strong_logits
     torch.testing.assert_close(output.log_probs, logits.log_softmax(-1))
-    loss = model.loss(output.weak_logits, output.strong_logits, y)
+    loss = model.loss([output.weak_logits, output.strong_logits], y)
     torch.testing.assert_close(loss, F.cross_entropy(logits, y))
     ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     alone = torch.autograd.grad(F.cross_entropy(logits, y), list(model.parameters()), allow_unused=True)
     for (name, _), gradient, reference in zip(model.named_parameters(), ours, alone, strict=True):
-        if name.startswith(expert):
+        if name.startswith(f"experts.{expert}"):
             torch.testing.assert_close(gradient, reference)
-        if name.startswith(other) and gradient is not None:
+        if name.startswith(f"experts.{other}") and gradient is not None:
             assert not gradient.any()
 
 
@@ -147,11 +169,11 @@ def test_thresholds_decide_who_predicts_and_whether_the_strong_expert_runs():
     model = mowst(strong=Counting(), confidence="given").eval()
     x, edge_index = graph()
     weak_only = model(x, edge_index, mode="threshold", threshold=0.0)
-    assert model.strong.calls == 0
+    assert model.experts["strong"].calls == 0
     assert weak_only.strong_logits is None
     assert not weak_only.used_strong.any()
     strong_only = model(x, edge_index, mode="threshold", threshold=1.1)
-    assert model.strong.calls == 1
+    assert model.experts["strong"].calls == 1
     assert strong_only.used_strong.all()
     torch.testing.assert_close(strong_only.log_probs, strong_only.strong_logits.log_softmax(-1))
     middle = float(strong_only.confidence.median().detach())
@@ -202,11 +224,13 @@ def test_the_mixture_stays_exact_under_bfloat16_autocast():
     [
         ({"out_channels": 1}, "out_channels"),
         ({"variant": "star"}, "variant"),
-        ({"strong": "gnc"}, "did you mean 'gcn'"),
+        ({"strong": "gcnn"}, "did you mean 'gcn'"),
         ({"weak": "gcn"}, "weak must be 'mlp'"),
         ({"dropout": 1.0}, "dropout"),
         ({"num_layers": 0}, "num_layers"),
         ({"hidden_channels": -1}, "hidden_channels"),
+        ({"medium": ["sage", "gatt"]}, "did you mean 'gat'"),
+        ({"confidence": "hyper", "monotone": True}, "monotone"),
     ],
 )
 def test_impossible_arguments_are_named(arguments, culprit):
@@ -223,3 +247,42 @@ def test_wrong_calls_are_named():
         model(x, edge_index, mode="guess")
     with pytest.raises(DataError, match="GraphSAGE does not use edge weights"):
         mowst(strong="sage")(x, edge_index, torch.ones(30))
+
+
+@pytest.mark.parametrize("confidence", ["learned", "learned+x", "hyper", "given"])
+@pytest.mark.parametrize("medium", [None, "sage", ["gin", "gat_skip"]])
+def test_a_chain_gives_distributions_in_every_inference(medium, confidence):
+    model = mowst(medium=medium, confidence=confidence).eval()
+    for gate in model.gates.values():
+        for last in [m for m in gate.modules() if isinstance(m, nn.Linear)][-1:]:
+            nn.init.zeros_(last.bias)  # about half of the nodes stop at each expert
+    x, edge_index = graph(nodes=60, edges=200)
+    names = ("weak", "strong") if medium is None else ("weak", "medium", "strong")
+    assert model.names == (names if medium != ["gin", "gat_skip"] else ("weak", "medium_1", "medium_2", "strong"))
+    for mode in INFERENCES:
+        output = model(x, edge_index, mode=mode, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(output.log_probs.exp().sum(1), torch.ones(60))
+        torch.testing.assert_close(output.weights.sum(1), torch.ones(60))
+        assert output.last.max() < len(model.names)
+    logits = [model.run_expert(name, x, prepared(edge_index, 60)) for name in model.names]
+    loss = model.loss(logits, torch.randint(0, 3, (60,)), x)
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_cascade_is_the_mixture_of_those_that_were_asked():
+    model = mowst(medium="sage", confidence="given").eval()
+    x, edge_index = graph(nodes=60, edges=200)
+    full = model(x, edge_index)
+    torch.testing.assert_close(model(x, edge_index, mode="cascade", threshold=2.0).log_probs, full.log_probs)
+    output = model(x, edge_index, mode="cascade", threshold=float(full.confidence.median().detach()))
+    assert len(output.last.unique()) > 1
+    probs = torch.stack([full.logits[name].softmax(-1) for name in model.names], dim=1)  # (N, 3, K)
+    torch.testing.assert_close(output.log_probs.exp(), (output.weights[..., None] * probs).sum(1))
+    asked = torch.arange(3) <= output.last[:, None]
+    assert not output.weights[~asked].any()
+    torch.testing.assert_close(output.weights[:, 0][output.last > 0], full.weights[:, 0][output.last > 0])
+
+
+def prepared(edge_index, nodes):
+    return Edges(edge_index, None, nodes)

@@ -54,7 +54,9 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         after = pl_module.model.state_dict()
         moved = {
-            n.split(".")[0] for n, v in after.items() if not torch.equal(v.nan_to_num(), self.before[n].nan_to_num())
+            name.split(".")[1] + ("_gate" if name.startswith("gates") else "")
+            for name, value in after.items()
+            if not torch.equal(value.nan_to_num(), self.before[name].nan_to_num())
         }
         self.moved.append((self.stage, moved))
 
@@ -65,9 +67,9 @@ def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
     watch = Watch()
     trainer(tmp_path, watch, epochs=300).fit(module(variant=variant, norm=norm), GraphDataModule(small_graph()))
     allowed = {
-        "pretrain_weak": {"weak"}, "pretrain_strong": {"strong"}, "fit_gate": {"gate"},
-        "joint": {"weak", "strong", "gate"},
-        "weak_turn": {"weak", "gate"}, "strong_turn": {"strong"},
+        "pretrain_weak": {"weak"}, "pretrain_strong": {"strong"}, "fit_gate": {"weak_gate"},
+        "joint": {"weak", "strong", "weak_gate"},
+        "weak_turn": {"weak", "weak_gate"}, "strong_turn": {"strong"},
     }  # fmt: skip
     stages = [stage for stage, _ in watch.moved]
     assert list(dict.fromkeys(stages)) == ["pretrain_weak", "pretrain_strong", "fit_gate"] + (
@@ -87,7 +89,7 @@ def test_s1_the_result_never_validates_worse_than_an_expert_alone(tmp_path, vari
         class Note(L.Callback):
             def on_train_epoch_end(self, trainer, pl_module, seen=seen):
                 metrics = trainer.callback_metrics
-                if metrics["stage"] == pl_module.plan_stages().index("fit_gate") and not seen:
+                if metrics["stage"] == list(pl_module.plan.stages).index("fit_gate") and not seen:
                     seen.append(max(float(metrics[f"val/{e}_accuracy"]) for e in ("weak", "strong")))
 
         data = GraphDataModule(small_graph())
@@ -99,17 +101,17 @@ def test_s1_the_result_never_validates_worse_than_an_expert_alone(tmp_path, vari
 
 def test_a_champion_expert_is_what_the_model_predicts_with():
     model = Mowst(5, 3)
-    plan = TrainingPlan("mowst_star", "none", False, patience=1, round_patience=1)
+    plan = TrainingPlan(("weak", "strong"), "mowst_star", "none", False, patience=1, round_patience=1)
     plan.start({"strong": (0.9,), "weak": (0.5,), "mix": (0.7,)}, model)
     assert plan.update({"strong": (0.1,), "weak": (0.1,), "mix": (0.1,)}, model)
     assert plan.finished
     assert plan.champion == "strong"
-    assert float(model.gate.forced) == 0.0
+    assert float(model.gates["weak"].forced) == 0.0
 
 
 def test_a_stage_goes_back_to_its_best_state():
     model = Mowst(5, 3)
-    plan = TrainingPlan("mowst_star", "none", False, patience=2, round_patience=1)
+    plan = TrainingPlan(("weak", "strong"), "mowst_star", "none", False, patience=2, round_patience=1)
 
     def score(value):
         return {"strong": (0.0,), "weak": (0.0,), "mix": (value,)}
@@ -117,16 +119,16 @@ def test_a_stage_goes_back_to_its_best_state():
     plan.start(score(0.5), model)
     for value, bias in ((0.8, 1.0), (0.6, 2.0), (0.7, 3.0)):
         with torch.no_grad():
-            model.gate.net[2].bias.fill_(bias)
+            model.gates["weak"].net[2].bias.fill_(bias)
         plan.update(score(value), model)
     assert plan.finished
-    assert float(model.gate.net[2].bias.detach()) == 1.0
+    assert float(model.gates["weak"].net[2].bias.detach()) == 1.0
     assert plan.champion == "mix"
 
 
 def test_rounds_end_when_they_stop_helping():
     model = Mowst(5, 3, variant="mowst")
-    plan = TrainingPlan("mowst", "none", False, patience=1, round_patience=2)
+    plan = TrainingPlan(("weak", "strong"), "mowst", "none", False, patience=1, round_patience=2)
     flat = {"strong": (0.0,), "weak": (0.0,), "mix": (0.5,)}
     plan.start(flat, model)
     names = []
@@ -210,7 +212,7 @@ def test_s5_a_weak_expert_that_memorises_its_nodes_is_reported(tmp_path):
     ("arguments", "culprit"),
     [
         ({"variant": "star"}, "variant"), ({"gate_fit": "test"}, "gate_fit"), ({"pretrain": "all"}, "pretrain"),
-        ({"monitor": "auc"}, "monitor"), ({"inference": "x"}, "inference"), ({"lr": -1}, "lr"),
+        ({"monitor": "auroc"}, "monitor"), ({"inference": "x"}, "inference"), ({"lr": -1}, "lr"),
         ({"lr_gate": float("nan")}, "lr_gate"), ({"patience": 0}, "patience"),
     ],
 )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What a training step is given: a graph, and which of its nodes it is about."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from moeapps.graph.edges import Edges
+
+__all__ = ["NodeBatch"]
+
+
+@dataclass
+class NodeBatch:
+    """The whole graph with its masks, or some nodes of it.
+
+    Attributes:
+        graph: Features ``x`` ``(N, F)``, labels ``y`` ``(N,)``, masks ``(N,)``.
+        edges: Its edges.
+        nodes: ``(B,)`` node numbers; None for the whole graph.
+        num_neighbors: In a mini-batch, how many neighbours training draws at each hop; None leaves it to the default.
+    """
+
+    graph: Data
+    edges: Edges
+    nodes: Tensor | None = None
+    num_neighbors: tuple[int, ...] | None = None
+
+    def chosen(self, mask: str) -> Tensor:
+        """Node numbers that the step is about: the batch's, or those of the graph's mask."""
+        if self.nodes is not None:
+            return self.nodes
+        name = f"{mask}_nodes"
+        if name not in self.graph:  # once per graph: finding them would make a device wait in every step
+            self.graph[name] = self.graph[mask].nonzero().flatten()
+        found: Tensor = self.graph[name]
+        return found
+
+    @property
+    def batch_size(self) -> int | None:
+        """Number of nodes; None for the whole graph."""
+        return None if self.nodes is None else self.nodes.numel()
+
+    def to(self, device: torch.device) -> "NodeBatch":
+        """The same batch on a device; its graph is moved with it."""
+        nodes = None if self.nodes is None else self.nodes.to(device)
+        return NodeBatch(self.graph.to(device), self.edges.to(device), nodes, self.num_neighbors)

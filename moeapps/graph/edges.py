@@ -1,0 +1,209 @@
+"""Edges in the forms that graph networks want, each computed once, and the neighbourhoods that a prediction needs.
+
+A graph convolution may want the edges as they are, with a self-loop at every node, or with self-loops and the weights
+of Kipf and Welling (2017), and it wants them sorted by target, so that a layer is one sparse product. :class:`Edges`
+keeps these forms beside the graph, not inside the network: a network then holds weights only and can be used on any
+graph.
+
+:meth:`Edges.neighborhood` cuts out what L layers need for some nodes. The normalisation has been done on the whole
+graph before the cut, so that a network computes on the piece exactly what it computes on the whole.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_remaining_self_loops
+
+__all__ = ["EdgeForm", "Edges", "Neighborhood"]
+
+EdgeForm = Literal["plain", "looped", "normalized"]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighborhood:
+    """What L layers need to know for some seed nodes, in the layout of PyG's neighbour loader.
+
+    Attributes:
+        nodes: ``(M,)`` numbers of the nodes in the whole graph, by hop, the seeds first.
+        edge_index: ``(2, E')`` edges among them by hop, in local numbers.
+        edge_weight: ``(E',)`` or None.
+        nodes_per_hop: Number of nodes first reached at each hop, the seeds first; L + 1 numbers.
+        edges_per_hop: Number of edges that lead to each hop's nodes; L numbers.
+    """
+
+    nodes: Tensor
+    edge_index: Tensor
+    edge_weight: Tensor | None
+    nodes_per_hop: list[int]
+    edges_per_hop: list[int]
+
+    @property
+    def edges_touched(self) -> int:
+        """Edges used, summed over layers: the last layer needs the first hop only, the first layer all of them."""
+        return sum(sum(self.edges_per_hop[: hop + 1]) for hop in range(len(self.edges_per_hop)))
+
+
+class Edges:
+    """The edges of one graph and what is computed from them.
+
+    Args:
+        index: ``(2, E)`` int64, source and target of each edge.
+        weight: ``(E,)`` or None.
+        num_nodes: Number of nodes N.
+
+    Example:
+        >>> edges = Edges(torch.tensor([[0, 1, 2], [1, 2, 3]]), None, num_nodes=4)
+        >>> edges.neighborhood(torch.tensor([3]), [-1, -1]).nodes
+        tensor([3, 2, 1])
+    """
+
+    def __init__(self, index: Tensor, weight: Tensor | None, num_nodes: int) -> None:
+        self.index, self.weight, self.num_nodes = index, weight, num_nodes
+        self._forms: dict[str, tuple[EdgeIndex, Tensor | None]] = {}
+        self._pointers: dict[str, tuple[Tensor, Tensor]] = {}
+        self.samplers: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the edges are."""
+        return self.index.device
+
+    def __len__(self) -> int:
+        return self.index.shape[1]
+
+    def count(self, form: EdgeForm) -> int:
+        """Number of edges in a form."""
+        return self.form(form)[0].shape[1]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same edges on another device."""
+        if torch.device(device) == self.device:
+            return self
+        weight = None if self.weight is None else self.weight.to(device, non_blocking=non_blocking)
+        return type(self)(self.index.to(device, non_blocking=non_blocking), weight, self.num_nodes)
+
+    def form(self, form: EdgeForm) -> tuple[EdgeIndex, Tensor | None]:
+        r"""Edges ``(2, E)`` sorted by target and their weights, in one of three forms.
+
+        ``"plain"`` is as given, ``"looped"`` has a self-loop at every node, ``"normalized"`` has also the weights
+        :math:`1 / \sqrt{d_u d_v}` of a GCN, with the degrees of the whole graph.
+        """
+        if form not in self._forms:
+            index, weight = self.index, self.weight
+            if form == "looped":
+                index, weight = add_remaining_self_loops(index, weight, num_nodes=self.num_nodes)
+            elif form == "normalized":
+                index, weight = gcn_norm(index, weight, self.num_nodes)
+            order = index[1].argsort(stable=True)
+            sorted_index = sorted_edge_index(index[:, order], self.num_nodes).fill_cache_()
+            self._forms[form] = (sorted_index, None if weight is None else weight[order].contiguous())
+        return self._forms[form]
+
+    def incoming(self, form: EdgeForm = "plain") -> tuple[Tensor, Tensor]:
+        """Where each node's in-edges begin ``(N + 1,)`` in the form's order, and the source of each edge ``(E,)``."""
+        if form not in self._pointers:
+            index = self.form(form)[0].as_tensor()
+            degree = torch.bincount(index[1], minlength=self.num_nodes)
+            pointer = torch.zeros(self.num_nodes + 1, dtype=torch.int64, device=index.device)
+            torch.cumsum(degree, 0, out=pointer[1:])
+            self._pointers[form] = (pointer, index[0].contiguous())
+        return self._pointers[form]
+
+    def neighborhood(
+        self, seeds: Tensor, num_neighbors: Sequence[int], form: EdgeForm = "plain", max_edges: int | None = None
+    ) -> Neighborhood | None:
+        """In-neighbours of the seeds, hop by hop: all of them, or a random choice (Hamilton et al. 2017).
+
+        Where edges have weights and only k of a node's d in-edges are drawn, their weights are multiplied by d / k: the
+        weighted sum over neighbours keeps its expectation.
+
+        Args:
+            seeds: ``(S,)`` distinct node numbers.
+            num_neighbors: For each hop, how many in-neighbours of a node to take at most, drawn without replacement
+                from torch's global generator; -1 for all.
+            form: Which edges.
+            max_edges: Give up when the layers together would touch more edges.
+
+        Returns:
+            The neighbourhood; None if it would touch more than ``max_edges``.
+        """
+        pointer, source = self.incoming(form)
+        weight = self.form(form)[1]
+        local = torch.full((self.num_nodes,), -1, dtype=torch.int64, device=seeds.device)
+        local[seeds] = torch.arange(seeds.numel(), device=seeds.device)
+        nodes, frontier, total = [seeds], seeds, seeds.numel()
+        edges, targets, scales = [], [], []
+        touched = 0
+        for hop, limit in enumerate(num_neighbors):
+            start = pointer[frontier]
+            degree = pointer[frontier + 1] - start
+            taken = degree if limit < 0 else degree.clamp(max=limit)
+            if max_edges is not None:
+                touched += int(taken.sum()) * (len(num_neighbors) - hop)
+                if touched > max_edges:
+                    return None
+            edge = expand(start, degree) if limit < 0 else _draw(start, degree, limit)
+            edges.append(edge)
+            targets.append(local[frontier].repeat_interleave(taken))
+            if weight is not None and limit >= 0:
+                scales.append((degree / taken.clamp(min=1)).to(weight.dtype).repeat_interleave(taken))
+            elif weight is not None:
+                scales.append(torch.ones_like(edge, dtype=weight.dtype))
+            reached = torch.zeros_like(local, dtype=torch.bool)
+            reached[source[edge]] = True
+            frontier = (reached & (local < 0)).nonzero().flatten()
+            local[frontier] = torch.arange(total, total + frontier.numel(), device=seeds.device)
+            total += frontier.numel()
+            nodes.append(frontier)
+        edge = torch.cat([seeds[:0], *edges])
+        return Neighborhood(
+            nodes=torch.cat(nodes),
+            edge_index=torch.stack([local[source[edge]], torch.cat([seeds[:0], *targets])]),
+            edge_weight=None if weight is None else weight[edge] * torch.cat([weight[:0], *scales]),
+            nodes_per_hop=[part.numel() for part in nodes],
+            edges_per_hop=[part.numel() for part in edges],
+        )
+
+
+def sorted_edge_index(index: Tensor, num_nodes: int) -> EdgeIndex:
+    """Tell PyG that these edges ``(2, E)`` are sorted by target, which makes a sum over neighbours a sparse product."""
+    return EdgeIndex(index, sparse_size=(num_nodes, num_nodes), sort_order="col")
+
+
+def _use_sparse_products_once() -> None:
+    """Take note of torch's remarks, given once per process, that its sparse matrices are young."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nothing = torch.zeros(2, dtype=torch.int64)
+        torch.sparse_csc_tensor(nothing, nothing[:0], torch.zeros(0), (1, 1)).t()
+
+
+_use_sparse_products_once()
+
+
+def expand(start: Tensor, length: Tensor) -> Tensor:
+    """Concatenate the ranges ``start[i], ..., start[i] + length[i] - 1``.
+
+    Example:
+        >>> expand(torch.tensor([5, 0]), torch.tensor([2, 3]))
+        tensor([5, 6, 0, 1, 2])
+    """
+    ends = length.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    shift = (start - ends + length).repeat_interleave(length, output_size=total)
+    return shift + torch.arange(total, device=start.device)
+
+
+def _draw(start: Tensor, degree: Tensor, limit: int) -> Tensor:
+    """From each range draw ``limit`` numbers without replacement, or all where there are no more; sorted by range."""
+    edge = expand(start, degree)
+    owner = torch.arange(len(start), device=start.device).repeat_interleave(degree)
+    order = (owner + torch.rand(len(edge), dtype=torch.float64, device=start.device)).argsort()
+    rank = torch.arange(len(edge), device=start.device) - (degree.cumsum(0) - degree).repeat_interleave(degree)
+    return edge[order[rank < limit]]

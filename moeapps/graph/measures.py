@@ -1,0 +1,40 @@
+"""What predictions of nodes are measured by."""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_auroc, multiclass_auroc, multiclass_f1_score
+
+__all__ = ["MONITORS", "Monitor", "measure"]
+
+Monitor = Literal["accuracy", "loss", "auc", "macro_f1"]
+MONITORS = ("accuracy", "loss", "auc", "macro_f1")
+
+
+def measure(
+    log_probs: Tensor, y: Tensor, everything: bool = False, class_weight: Tensor | None = None
+) -> dict[str, float]:
+    """Accuracy and mean negative log-likelihood; with ``everything`` also the macro-F1 and the ROC-AUC.
+
+    Args:
+        log_probs: ``(N, K)``.
+        y: ``(N,)`` int64 labels.
+        class_weight: ``(K,)`` how much a node of each class counts in accuracy and likelihood; 1 when None.
+        everything: Whether to sort for the slower two. With more than two classes the AUC is the mean over one class
+            against the rest; it is NaN where a class is missing.
+    """
+    best = log_probs.argmax(-1)
+    right = (best == y).float()
+    accuracy = right.mean() if class_weight is None else (right * class_weight[y]).sum() / class_weight[y].sum()
+    found = {"accuracy": float(accuracy), "loss": float(F.nll_loss(log_probs, y, class_weight))}
+    if everything:
+        classes = log_probs.shape[1]
+        found["macro_f1"] = float(multiclass_f1_score(best, y, num_classes=classes, average="macro"))
+        if len(y.unique()) < classes:
+            found["auc"] = float("nan")
+        elif classes == 2:
+            found["auc"] = float(binary_auroc((log_probs[:, 1] - log_probs[:, 0]).double().sigmoid(), y))
+        else:
+            found["auc"] = float(multiclass_auroc(log_probs.exp(), y, num_classes=classes, average="macro"))
+    return found
