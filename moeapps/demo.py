@@ -118,11 +118,11 @@ def _table(rows: list[Row], seeds: int) -> Table:
 def graph_block(seeds: int, say: Callable[[str], None]) -> tuple[list[Row], dict[str, Figure]]:
     """Cora: MLP alone, GCN alone, Mowst in turns and Mowst* jointly, with the same sizes and patience."""
     from moeapps.core.plots import plot_training
-    from moeapps.graph import GNNClassifier, Mowst, MowstClassifier, PlanetoidData, variance_dispersion
+    from moeapps.graph import GNNClassifier, Mowst, MowstClassifier, PublicGraphData, variance_dispersion
     from moeapps.graph.plan import stages_of
     from moeapps.graph.plots import plot_confidence
 
-    graph = PlanetoidData("Cora").prepared()
+    graph = PublicGraphData("Cora").prepared()
     test = graph.test_mask.numpy()
     truth = graph.y.numpy()[test]
     models = {

@@ -107,7 +107,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("router", "moeapps.core.SoftRouter", "every slot is a mix of a sample's tokens (Soft MoE)", "soft"),
         Entry(
             "data",
-            "moeapps.graph.PlanetoidData",
+            "moeapps.graph.PublicGraphData",
             "Cora (embedded), CiteSeer and PubMed with their public split",
         ),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),

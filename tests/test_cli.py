@@ -149,7 +149,7 @@ def test_l1_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_
             "model: {class_path: moeapps.graph.MowstModule, init_args: {drop_out: 1}}",
             "model.init_args.drop_out",
         ),
-        ("data: {class_path: moeapps.graph.PlanetoidData, init_args: {nam: Cora}}", "did you mean 'name'?"),
+        ("data: {class_path: moeapps.graph.PublicGraphData, init_args: {nam: Cora}}", "did you mean 'name'?"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),
         (
             "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStoping}]}",

@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 import moeapps
-from moeapps.graph import GNNClassifier, MowstClassifier, PlanetoidData
+from moeapps.graph import GNNClassifier, MowstClassifier, PublicGraphData
 
 
 def main() -> None:
-    graph = PlanetoidData("Cora").prepared()  # 2,708 papers, embedded; a PyG Data of your own works the same
+    graph = PublicGraphData("Cora").prepared()  # 2,708 papers, embedded; a PyG Data of your own works the same
 
     gcn = GNNClassifier("gcn", norm=None, random_state=0).fit(graph)
     mowst = MowstClassifier(variant="mowst_star", norm=None, random_state=0).fit(graph)

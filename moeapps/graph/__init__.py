@@ -2,7 +2,7 @@
 
 from moeapps.graph.conditional import Activation, predict_nodes
 from moeapps.graph.confidence import Confidence
-from moeapps.graph.data import GraphDataModule, PlanetoidData, load_cora
+from moeapps.graph.data import GraphDataModule, load_cora
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.estimator import GNNClassifier, MowstClassifier
@@ -10,6 +10,7 @@ from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Mowst, MowstOutput, joint_loss, separate_loss
 from moeapps.graph.networks import make_network
 from moeapps.graph.node_module import GNNModule
+from moeapps.graph.public import PublicGraphData
 from moeapps.graph.thresholds import choose_threshold
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "MowstModule",
     "MowstOutput",
     "Neighborhood",
-    "PlanetoidData",
+    "PublicGraphData",
     "choose_threshold",
     "entropy_dispersion",
     "joint_loss",

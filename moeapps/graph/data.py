@@ -22,7 +22,7 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, check_training_masks, class_names, encode_labels
 
-__all__ = ["GraphDataModule", "PlanetoidData", "load_cora", "split_nodes"]
+__all__ = ["GraphDataModule", "load_cora", "read_npz", "split_nodes"]
 
 
 class _Nodes(Dataset):
@@ -99,7 +99,7 @@ class GraphDataModule(L.LightningDataModule):
         """Return the raw graph; a subclass that knows another source overrides this."""
         if isinstance(self.source, Data):
             return self.source
-        return _read_npz(self.source, self.undirected)
+        return read_npz(self.source, self.undirected)
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check, encode the labels and split."""
@@ -166,45 +166,6 @@ class GraphDataModule(L.LightningDataModule):
         return NodeBatch(self._here.graph, self._here.edges, nodes, self.num_neighbors)
 
 
-class PlanetoidData(GraphDataModule):
-    """Citation graphs with their public split: Cora comes with moeapps, CiteSeer and PubMed through PyG.
-
-    Args:
-        name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``.
-        root: Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded
-            copy, which exists for Cora only.
-        normalize_features: Whether to scale each node's features to sum to 1.
-
-    Raises:
-        ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
-    """
-
-    names = ("Cora", "CiteSeer", "PubMed")
-
-    def __init__(self, name: str = "Cora", root: str | None = None, normalize_features: bool = True) -> None:
-        super().__init__(source=name, normalize_features=normalize_features)
-        if name not in self.names:
-            raise ConfigError(f"name must be one of {', '.join(self.names)}, got {name!r}")
-        if root is None and name != "Cora":
-            raise ConfigError(f"{name} is not embedded: give root, a folder where PyG finds it or downloads it to")
-        self.name, self.root = name, root
-
-    def load(self) -> Data:
-        """Read the embedded graph, or let PyG find or download it."""
-        if self.root is None:
-            return load_cora()
-        from torch_geometric.datasets import Planetoid
-
-        try:
-            graph: Data = Planetoid(self.root, self.name)[0]
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{self.name} is neither in {self.root} nor can it be downloaded there "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            ) from error
-        return graph
-
-
 def load_cora() -> Data:
     """Cora, embedded: 2,708 papers, 1,433 words, 7 topics, 10,556 directed edges, the public Planetoid split.
 
@@ -258,7 +219,7 @@ def _rest(graph: Data) -> Tensor:
     return rest
 
 
-def _read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
+def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     file = existing_file(path, "a graph in an .npz file")
     arrays = _arrays(file)
     edges = torch.from_numpy(arrays["edges"])

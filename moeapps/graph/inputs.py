@@ -1,4 +1,4 @@
-"""From what users have (PyG Data, arrays, a sparse adjacency) to one checked PyG ``Data``.
+"""From what users have (PyG Data, arrays, a sparse adjacency, edge lists, networkx) to one checked PyG ``Data``.
 
 Edges are used as they are given: self-loops and duplicates are kept, nothing is made symmetric (a warning says so when
 edges point one way only). Nodes with a label below 0 or NaN are unlabeled: they take part in message passing and in
@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -38,7 +39,9 @@ def as_graph(
     Args:
         x: A PyG ``Data`` (the other arguments then override its parts), or ``(N, F)`` features.
         y: ``(N,)`` labels of any kind; None when there are none.
-        edge_index: ``(2, E)`` integers, an ``(N, N)`` scipy sparse adjacency, or None for no edges.
+        edge_index: ``(2, E)`` integers, an ``(N, N)`` scipy sparse adjacency, a pandas frame with one row per edge
+            (source, target and, if there is a third column, weight), a networkx graph, or None for no edges. Frames and
+            networkx graphs name nodes as the index of ``x`` does when that is a frame, else by their position.
         edge_weight: ``(E,)`` or None.
         split: Which column to take of masks that are ``(N, splits)``.
         **masks: ``train_mask``, ``val_mask``, ``test_mask``: ``(N,)`` bool, node numbers, or ``(N, splits)`` bool.
@@ -62,6 +65,10 @@ def as_graph(
     num_nodes = features.shape[0]
     if sparse.issparse(edge_index):
         edge_index, edge_weight = _from_adjacency(edge_index, num_nodes, edge_weight)
+    elif isinstance(edge_index, pd.DataFrame):
+        edge_index, edge_weight = _from_edge_list(edge_index, _node_names(x), edge_weight)
+    elif hasattr(edge_index, "to_undirected") and hasattr(edge_index, "adjacency"):
+        edge_index, edge_weight = _from_networkx(edge_index, _node_names(x), num_nodes, edge_weight)
     edges = _edges(edge_index, num_nodes)
     graph = Data(x=features, edge_index=edges)
     graph.edge_weight = _edge_weight(edge_weight, edges.shape[1])
@@ -187,6 +194,50 @@ def _from_adjacency(adjacency: Any, num_nodes: int, edge_weight: Any) -> tuple[T
     if edge_weight is None and not bool((coo.data == 1).all()):
         edge_weight = coo.data
     return edges, edge_weight
+
+
+def _node_names(x: Any) -> pd.Index | None:
+    """Names of the nodes; None when they are their positions."""
+    if not isinstance(x, pd.DataFrame) or x.index.equals(pd.RangeIndex(len(x))):
+        return None
+    if not x.index.is_unique:
+        raise DataError(f"the index of x names the nodes, but {x.index[x.index.duplicated()][0]!r} stands there twice")
+    return x.index
+
+
+def _positions(ends: pd.Series | pd.Index, names: pd.Index | None, what: str) -> np.ndarray:
+    if names is None:
+        if not pd.api.types.is_integer_dtype(ends.dtype):
+            raise DataError(
+                f"{what} has names like {ends[0]!r}, but the nodes have none: give x as a DataFrame whose index names them"
+            )
+        return np.asarray(ends, dtype=np.int64)
+    found = names.get_indexer(pd.Index(ends))
+    if (found < 0).any():
+        raise DataError(f"{what} names the node {ends[int((found < 0).argmax())]!r}, which is not in the index of x")
+    return found
+
+
+def _from_edge_list(edges: pd.DataFrame, names: pd.Index | None, edge_weight: Any) -> tuple[np.ndarray, Any]:
+    if edges.shape[1] not in (2, 3):
+        raise DataError(f"a frame of edges has the columns source, target and perhaps weight, got {list(edges.columns)}")
+    ends = [_positions(edges.iloc[:, i].reset_index(drop=True), names, "the frame of edges") for i in (0, 1)]
+    if edge_weight is None and edges.shape[1] == 3:
+        edge_weight = edges.iloc[:, 2].to_numpy(dtype=np.float32)
+    return np.stack(ends), edge_weight
+
+
+def _from_networkx(graph: Any, names: pd.Index | None, num_nodes: int, edge_weight: Any) -> tuple[np.ndarray, Any]:
+    """Edges of a networkx graph, both directions of an undirected one; its attribute ``weight`` where all have it."""
+    if graph.number_of_nodes() > num_nodes:
+        raise DataError(f"the networkx graph has {graph.number_of_nodes()} nodes, x has {num_nodes} rows")
+    directed = graph if graph.is_directed() else graph.to_directed()
+    listed = list(directed.edges(data="weight"))
+    source, target, weight = (list(column) for column in zip(*listed, strict=True)) if listed else ([], [], [])
+    ends = [_positions(pd.Index(column), names, "the networkx graph") if column else [] for column in (source, target)]
+    if edge_weight is None and weight and all(value is not None for value in weight):
+        edge_weight = np.array(weight, dtype=np.float32)
+    return np.array(ends, dtype=np.int64).reshape(2, -1), edge_weight
 
 
 def _edge_weight(edge_weight: Any, num_edges: int) -> Tensor | None:

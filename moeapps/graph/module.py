@@ -20,6 +20,9 @@ from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
 
 __all__ = ["MowstModule"]
 
+GATE_STEPS = 10
+"""Steps per epoch while nothing but the gates is fitted, on logits that do not change."""
+
 
 class MowstModule(NodeModule):
     """Trains :class:`~moeapps.graph.mowst.Mowst` on one graph, in turns or jointly, with the safeguards it needs.
@@ -169,27 +172,30 @@ class MowstModule(NodeModule):
         ]
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
-        """One step of the current stage."""
-        if self.plan.finished:
-            return
+        """One step of the current stage; where only gates are fitted, which costs next to nothing, several at once."""
         self._seen = batch
-        parts = [part for part in self.plan.stage.parts if part in self.rates]
-        optimizers = dict(zip(self.rates, self.optimizers(), strict=True))
+        parts = [part for part in self.plan.stage.parts if part in self.rates] if not self.plan.finished else []
         gates = [part for part in parts if part not in self.names] if self.gate_on_holdout else []
         trained = [part for part in parts if part not in gates]
+        for _ in range(1 if trained else GATE_STEPS if gates and batch_idx == 0 else 0):
+            self._step(batch, gates, trained)
+
+    def _step(self, batch: NodeBatch, gates: list[str], trained: list[str]) -> None:
+        """Gates learn from held-out nodes (unless ``gate_fit="train"``), all else from the batch."""
+        optimizers = dict(zip(self.rates, self.optimizers(), strict=True))
         terms: dict[str, Tensor] = {}
         if gates:
             terms["gate"] = self._gate_loss()
         if trained:
             terms["task"] = self._experts_loss(batch, trained)
         self.total_loss(terms, batch_size=len(batch.chosen("train_mask")))
-        for part in parts:
+        for part in (*gates, *trained):
             optimizers[part].zero_grad()
         if gates:
             self.manual_backward(terms["gate"], inputs=self._parameters_of(gates))
         if trained:
             self.manual_backward(terms["task"], inputs=self._parameters_of(trained))
-        for part in parts:
+        for part in (*gates, *trained):
             optimizers[part].step()
             self._evaluated.pop(part, None)
 
@@ -371,9 +377,9 @@ class MowstModule(NodeModule):
         mean = self._mean_confidence()
         if mean.get("train", 0.0) > mean["val"] + 0.2:
             warnings.warn(
-                f"the weak expert is far surer of training nodes (mean confidence {mean['train']:.2f}) than of "
-                f"validation nodes ({mean['val']:.2f}): it has memorised them, and the mixture may trust it too much. Stronger "
-                "dropout, weight_decay or gate_fit='holdout' help",
+                f"the weak expert is far surer of training nodes (mean confidence {mean['train']:.2f}) "
+                f"than of validation nodes ({mean['val']:.2f}): it has memorised them, and the mixture may trust it too "
+                "much. Stronger dropout, weight_decay or gate_fit='holdout' help",
                 UserWarning,
                 stacklevel=2,
             )

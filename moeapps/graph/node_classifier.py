@@ -162,8 +162,9 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def evaluate(
         self, X: Any = None, y: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
     ) -> dict[str, float]:
-        """Accuracy, mean negative log-likelihood, macro-F1 and ROC-AUC over labeled nodes; parameters as in
-        :meth:`score`.
+        """Accuracy, mean negative log-likelihood, macro-F1 and ROC-AUC over labeled nodes.
+
+        Parameters are those of :meth:`score`.
 
         Returns
         -------

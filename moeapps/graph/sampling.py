@@ -1,5 +1,6 @@
 """Random neighbourhoods for training on large graphs: by PyG's compiled sampler where it is there, or plain torch."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -67,7 +68,9 @@ def _sample_compiled(edges: Edges, seeds: Tensor, num_neighbors: list[int], form
     sampler = edges.samplers.get((form, tuple(num_neighbors)))
     if sampler is None:
         graph = Data(edge_index=index.as_tensor(), num_nodes=edges.num_nodes)
-        sampler = NeighborSampler(graph, num_neighbors, is_sorted=True)
+        with warnings.catch_warnings():  # that torch-sparse's sampler will be given up in favour of pyg-lib's
+            warnings.simplefilter("ignore")
+            sampler = NeighborSampler(graph, num_neighbors, is_sorted=True)
         edges.samplers[form, tuple(num_neighbors)] = sampler
     drawn = sampler.sample_from_nodes(NodeSamplerInput(input_id=None, node=seeds))
     source, target, edge = drawn.row, drawn.col, drawn.edge
@@ -78,10 +81,18 @@ def _sample_compiled(edges: Edges, seeds: Tensor, num_neighbors: list[int], form
         degree = (pointer[1:] - pointer[:-1])[drawn.node]
         taken = torch.bincount(target, minlength=len(drawn.node)).clamp(min=1)
         weight = weight[edge] * (degree / taken).to(weight.dtype)[target]
+    hop = torch.full_like(drawn.node, -1)  # pyg-lib would tell, torch-sparse does not
+    hop[: seeds.numel()] = 0
+    edges_per_hop = []
+    for number in range(len(num_neighbors)):
+        inside = hop[target] == number
+        edges_per_hop.append(int(inside.sum()))
+        reached = source[inside]
+        hop[reached[hop[reached] < 0]] = number + 1
     return Neighborhood(
         nodes=drawn.node,
         edge_index=torch.stack([source, target]),
         edge_weight=weight,
-        nodes_per_hop=list(drawn.num_sampled_nodes),
-        edges_per_hop=list(drawn.num_sampled_edges),
+        nodes_per_hop=torch.bincount(hop, minlength=len(num_neighbors) + 1).tolist(),
+        edges_per_hop=edges_per_hop,
     )

@@ -8,7 +8,7 @@ from scipy import sparse
 from torch_geometric.data import Data
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph import GNNClassifier, GraphDataModule, PlanetoidData, load_cora
+from moeapps.graph import GNNClassifier, GraphDataModule, PublicGraphData, load_cora
 from moeapps.graph.inputs import as_graph
 
 X = np.arange(12, dtype=np.float64).reshape(4, 3)
@@ -213,16 +213,16 @@ def test_an_npz_file_that_cannot_be_used_is_named(tmp_path):
 
 def test_planetoid_names_what_it_cannot_load(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="name must be one of Cora"):
-        PlanetoidData("Kora")
+        PublicGraphData("Kora")
     with pytest.raises(ConfigError, match="CiteSeer is not embedded: give root"):
-        PlanetoidData("CiteSeer")
+        PublicGraphData("CiteSeer")
 
     def no_network(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("torch_geometric.datasets.planetoid.fs.cp", no_network)
     with pytest.raises(DataError, match="PubMed is neither in .* nor can it be downloaded"):
-        PlanetoidData("PubMed", root=str(tmp_path)).setup()
+        PublicGraphData("PubMed", root=str(tmp_path)).setup()
 
 
 def test_the_embedded_cora_is_the_original(data_folder, tmp_path):
@@ -240,7 +240,7 @@ def test_citeseer_loads_through_pyg(data_folder, tmp_path):
     import shutil
 
     shutil.copytree(data_folder / "graph" / "CiteSeer", tmp_path / "CiteSeer")
-    module = PlanetoidData("CiteSeer", root=str(tmp_path))
+    module = PublicGraphData("CiteSeer", root=str(tmp_path))
     module.setup()
     assert (module.graph.num_nodes, module.in_channels, module.out_channels) == (3327, 3703, 6)
 

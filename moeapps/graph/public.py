@@ -1,0 +1,189 @@
+"""Public graphs by name: from a folder of the user's, through the classes of PyG and OGB, or the embedded Cora."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.graph.data import GraphDataModule, load_cora, read_npz
+from moeapps.registry import nearest
+
+__all__ = ["PUBLIC_GRAPHS", "PublicGraphData", "split_randomly"]
+
+Load = Callable[[str, str], Data]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How a graph is loaded, and what is usual with it."""
+
+    load: Load
+    note: str
+    normalize_features: bool = False
+    random_split: bool = False
+
+
+def _planetoid(root: str, name: str) -> Data:
+    from torch_geometric.datasets import Planetoid
+
+    return Planetoid(root, name)[0]
+
+
+def _heterophilous(root: str, name: str) -> Data:
+    from torch_geometric.datasets import HeterophilousGraphDataset
+
+    return HeterophilousGraphDataset(root, name)[0]
+
+
+def _linkx(root: str, name: str) -> Data:
+    from torch_geometric.datasets import LINKXDataset
+
+    graph: Data = LINKXDataset(root, name)[0]
+    for mask in ("train_mask", "val_mask", "test_mask"):  # Penn94's stored splits; the others have none
+        if mask in graph and graph[mask].ndim == 1:
+            del graph[mask]
+    return graph
+
+
+def _flickr(root: str, name: str) -> Data:
+    from torch_geometric.datasets import Flickr
+
+    return Flickr(str(Path(root) / name))[0]
+
+
+def _ogb(root: str, name: str) -> Data:
+    try:
+        from ogb.nodeproppred import PygNodePropPredDataset
+    except ImportError:
+        raise ConfigError(f"{name} is loaded by the package ogb, which is not installed: pip install ogb") from None
+    dataset = PygNodePropPredDataset(name, root)
+    graph: Data = dataset[0]
+    graph.y = graph.y.flatten()
+    graph.edge_index = to_undirected(graph.edge_index, num_nodes=graph.num_nodes)
+    for mask, part in (("train_mask", "train"), ("val_mask", "valid"), ("test_mask", "test")):
+        graph[mask] = dataset.get_idx_split()[part]
+    return graph
+
+
+def _npz(root: str, name: str) -> Data:
+    return read_npz(Path(root) / name / "raw" / f"{name}.npz", undirected=True)
+
+
+def _missing(root: str, name: str) -> Data:
+    raise ConfigError(
+        f"{name} is in neither PyG nor OGB: convert the files of the Non-Homophily-Large-Scale repository to an .npz with "
+        "node_features, node_labels and edges, and give its path to GraphDataModule"
+    )
+
+
+PUBLIC_GRAPHS: dict[str, _Source] = {
+    **dict.fromkeys(
+        ("Cora", "CiteSeer", "PubMed"), _Source(_planetoid, "citations, public split", normalize_features=True)
+    ),
+    **dict.fromkeys(
+        ("tolokers", "minesweeper", "questions", "roman-empire", "amazon-ratings"),
+        _Source(_heterophilous, "heterophilous, 10 splits"),
+    ),
+    **dict.fromkeys(
+        ("chameleon_filtered", "squirrel_filtered"), _Source(_npz, "heterophilous, 10 splits, an .npz file")
+    ),
+    **dict.fromkeys(
+        ("amherst41", "johnshopkins55", "reed98", "cornell5", "Penn94"),
+        _Source(_linkx, "Facebook 100, who is of which gender", random_split=True),
+    ),
+    "Flickr": _Source(_flickr, "images, public split"),
+    **dict.fromkeys(("ogbn-arxiv", "ogbn-products"), _Source(_ogb, "OGB, public split")),
+    **dict.fromkeys(("twitch-gamers", "pokec"), _Source(_missing, "neither in PyG nor in OGB")),
+}
+"""Names that :class:`PublicGraphData` knows."""
+
+
+class PublicGraphData(GraphDataModule):
+    """A public graph by its name: Cora comes with moeapps, the others are read from ``root`` or downloaded to it.
+
+    Where there is a public split it is used, ``split`` choosing among several. The Facebook graphs have none: half of the
+    labeled nodes, chosen by ``split`` as the seed, are for training, a quarter for validation and a quarter for the test.
+
+    Args:
+        name: One of ``PUBLIC_GRAPHS``: Cora, CiteSeer, PubMed, tolokers, minesweeper, questions, roman-empire,
+            amazon-ratings, chameleon_filtered, squirrel_filtered, amherst41, johnshopkins55, reed98, cornell5, Penn94,
+            Flickr, ogbn-arxiv, ogbn-products.
+        root: Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded
+            copy, which exists for Cora only.
+        split: Which of several splits.
+        normalize_features: Whether to scale each node's features to sum to 1; None does what is usual with the graph.
+        batch_size: As in :class:`GraphDataModule`.
+        num_neighbors: As in :class:`GraphDataModule`.
+        seed: Seed of the order of mini-batches.
+
+    Raises:
+        ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
+        DataError: In ``setup``, if the graph is neither in ``root`` nor can be downloaded.
+    """
+
+    def __init__(
+        self,
+        name: str = "Cora",
+        root: str | None = None,
+        split: int = 0,
+        normalize_features: bool | None = None,
+        batch_size: int | None = None,
+        num_neighbors: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if name not in PUBLIC_GRAPHS:
+            guess = nearest(name, list(PUBLIC_GRAPHS))
+            raise ConfigError(
+                f"name must be one of {', '.join(PUBLIC_GRAPHS)}, got {name!r}"
+                + (f"; did you mean {guess!r}?" if guess else "")
+            )
+        if root is None and name != "Cora":
+            raise ConfigError(f"{name} is not embedded: give root, a folder where PyG finds it or downloads it to")
+        usual = PUBLIC_GRAPHS[name].normalize_features
+        super().__init__(
+            source=name,
+            split=split,
+            normalize_features=usual if normalize_features is None else normalize_features,
+            batch_size=batch_size,
+            num_neighbors=num_neighbors,
+            seed=seed,
+        )
+        self.name, self.root = name, root
+
+    def load(self) -> Data:
+        """Read the embedded graph, or let PyG or OGB find or download it."""
+        if self.root is None:
+            return load_cora()
+        source = PUBLIC_GRAPHS[self.name]
+        try:
+            graph = source.load(self.root, self.name)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, DataError | ConfigError):
+                raise
+            raise DataError(
+                f"{self.name} is neither in {self.root} nor can it be downloaded there "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            ) from error
+        if source.random_split and "train_mask" not in graph:
+            split_randomly(graph, self.split)
+        return graph
+
+
+def split_randomly(graph: Data, seed: int, train: float = 0.5, val: float = 0.25) -> None:
+    """Set masks: of the labeled nodes (y >= 0), in random order, the first are for training, the next to validate."""
+    labeled = (torch.as_tensor(graph.y).flatten() >= 0).nonzero().flatten()
+    order = labeled[torch.randperm(len(labeled), generator=torch.Generator().manual_seed(seed))]
+    first, second = round(train * len(order)), round((train + val) * len(order))
+    parts: dict[str, Any] = {
+        "train_mask": order[:first],
+        "val_mask": order[first:second],
+        "test_mask": order[second:],
+    }
+    for name, nodes in parts.items():
+        graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        graph[name][nodes] = True

@@ -1,0 +1,165 @@
+"""Mini-batches: what is drawn, that training in them works, resumes, and fits the same checkpoint as the whole graph."""
+
+import lightning as L
+import pytest
+import torch
+
+from moeapps.core.callbacks import LastCheckpoint, StepSeeding
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.graph import GNNClassifier, GNNModule, GraphDataModule, MowstClassifier, MowstModule, load_cora
+from moeapps.graph.edges import Edges
+from moeapps.graph.networks import edge_form, make_network, run_network
+from moeapps.graph.sampling import COMPILED, sample_neighborhood
+
+SAMPLERS = [
+    pytest.param(False, id="plain torch"),
+    pytest.param(
+        True,
+        id="compiled",
+        marks=pytest.mark.skipif(not COMPILED, reason="PyG's compiled sampler (pyg-lib or torch-sparse) is not there"),
+    ),
+]
+
+
+def star(leaves=100):
+    """Node 0 hears from all others, each of which hears from node 1."""
+    others = torch.arange(1, leaves + 1)
+    index = torch.cat([torch.stack([others, 0 * others]), torch.stack([0 * others + 1, others])], dim=1)
+    return Edges(index, None, leaves + 1)
+
+
+@pytest.mark.parametrize("compiled", SAMPLERS)
+def test_no_more_neighbours_are_drawn_than_asked_for_and_none_twice(compiled):
+    edges, seeds = star(), torch.tensor([0, 5])
+    drawn = sample_neighborhood(edges, seeds, [10, 2], compiled=compiled)
+    assert drawn.nodes[:2].tolist() == [0, 5]
+    assert drawn.nodes_per_hop[0] == 2
+    assert sum(drawn.nodes_per_hop) == len(drawn.nodes) == len(drawn.nodes.unique())
+    source, target = drawn.nodes[drawn.edge_index]
+    into_center = source[target == 0]
+    assert len(into_center) == len(into_center.unique()) == 10
+    assert (source[target == 5] == 1).all()
+    assert bool((drawn.edge_index[1].diff() >= 0).all())
+    original = set(map(tuple, edges.index.T.tolist()))
+    assert set(zip(source.tolist(), target.tolist(), strict=True)) <= original
+
+
+@pytest.mark.parametrize("compiled", SAMPLERS)
+def test_every_neighbour_has_the_same_chance_and_the_seed_decides(compiled):
+    edges = star(20)
+    counts = torch.zeros(21)
+    torch.manual_seed(0)
+    for _ in range(400):
+        drawn = sample_neighborhood(edges, torch.tensor([0]), [5], compiled=compiled)
+        counts[drawn.nodes[1:]] += 1
+    expected = 400 * 5 / 20
+    assert float((counts[1:] - expected).abs().max()) < 5 * expected**0.5
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(sample_neighborhood(edges, torch.tensor([0]), [5], compiled=compiled).nodes)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("compiled", SAMPLERS)
+def test_a_weighted_sum_over_drawn_neighbours_has_the_right_mean(compiled):
+    edges = Edges(star(20).index, torch.rand(40) + 0.5, 21)
+    x = torch.randn(21, 3)
+    network = make_network("gcn", 3, 2, num_layers=1).eval()
+    whole = run_network(network, x, edges)[0].detach()
+    torch.manual_seed(0)
+    sums = []
+    for _ in range(1500):
+        drawn = sample_neighborhood(edges, torch.tensor([0]), [5], edge_form(network), compiled=compiled)
+        sums.append(run_network(network, x[drawn.nodes], drawn)[0].detach())
+    found = torch.stack(sums)
+    error = (found.mean(0) - whole).abs() / (found.std(0) / 1500**0.5)
+    assert float(error.max()) < 4
+
+
+@pytest.mark.parametrize("compiled", SAMPLERS)
+@pytest.mark.parametrize("name", ["gcn", "sage", "gat", "gin", "gcn_jk"])
+def test_drawing_all_neighbours_gives_the_whole_graph(name, compiled):
+    edges = Edges(torch.randint(0, 40, (2, 150)), None, 40)
+    x, seeds = torch.randn(40, 6), torch.randperm(40)[:9]
+    network = make_network(name, 6, 3, hidden_channels=8).eval()
+    drawn = sample_neighborhood(edges, seeds, [1000, 1000], edge_form(network), compiled=compiled)
+    expected = run_network(network, x, edges)[seeds]
+    torch.testing.assert_close(run_network(network, x[drawn.nodes], drawn), expected, atol=1e-5, rtol=1e-5)
+
+
+def small() -> GraphDataModule:
+    graph = load_cora()
+    return GraphDataModule(graph, batch_size=32, num_neighbors=[5, 5], seed=1)
+
+
+def trainer(folder, *callbacks, epochs=12):
+    return L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
+        callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
+    )  # fmt: skip
+
+
+def mowst(**kwargs):
+    return MowstModule(**{"hidden_channels": 8, "patience": 2, "round_patience": 1, "norm": None, **kwargs})
+
+
+@pytest.mark.parametrize("make", [GNNModule, mowst], ids=["one network", "mowst"])
+def test_a_training_in_mini_batches_that_was_killed_resumes_to_the_same_bits(tmp_path, make):
+    whole = make()
+    torch.manual_seed(0)
+    trainer(tmp_path / "whole").fit(whole, small())
+
+    class Kill(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 6 and batch_idx == 2:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+                raise KeyError("killed")
+
+    torch.manual_seed(0)
+    with pytest.raises(KeyError):
+        trainer(tmp_path / "cut", Kill()).fit(make(), small())
+    torch.manual_seed(99)
+    rest = make()
+    trainer(tmp_path / "rest").fit(rest, small(), ckpt_path=tmp_path / "middle.ckpt")
+    for (name, ours), reference in zip(rest.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours.nan_to_num(), reference.nan_to_num()), name
+
+
+def test_one_checkpoint_fits_mini_batches_and_the_whole_graph(tmp_path):
+    learned = mowst()
+    trainer(tmp_path, epochs=6).fit(learned, small())
+    results = []
+    for data in (small(), GraphDataModule(load_cora())):
+        found = trainer(tmp_path / "test").test(mowst(), data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+        results.append(found[0])
+    assert results[0]["test/accuracy"] == pytest.approx(results[1]["test/accuracy"])
+    assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-4)
+    assert {"test/macro_f1", "test/auc"} <= set(results[0])
+
+
+@pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
+def test_mini_batches_learn_cora(kind):
+    cora = load_cora()
+    model = kind(batch_size=70, num_neighbors=[5, 5], norm=None, max_epochs=25, patience=5, random_state=0).fit(cora)
+    assert model.score(cora) > 0.7
+    whole = model.predict_proba(cora)
+    model.batch_size = None
+    torch.testing.assert_close(torch.tensor(model.predict_proba(cora)), torch.tensor(whole), atol=1e-5, rtol=1e-4)
+
+
+def test_wrong_settings_of_mini_batches_are_named(tmp_path):
+    cora = load_cora()
+    with pytest.raises(ConfigError, match="batch_size must be"):
+        GraphDataModule(cora, batch_size=0)
+    with pytest.raises(ConfigError, match="num_neighbors is for mini-batches"):
+        GraphDataModule(cora, num_neighbors=[5, 5])
+    for wrong in ([5], [5, 0], [5, 2.5]):
+        with pytest.raises(ConfigError, match="num_neighbors must be one whole number per layer"):
+            trainer(tmp_path).fit(GNNModule(), GraphDataModule(cora, batch_size=64, num_neighbors=wrong))
+    del cora.test_mask
+    with pytest.raises(DataError, match="nothing to test on"):
+        trainer(tmp_path).test(GNNModule(), GraphDataModule(cora, batch_size=64), verbose=False)
