@@ -3,10 +3,10 @@
     python benchmarks/graph_accuracy.py --data Cora
     python benchmarks/graph_accuracy.py --data Cora CiteSeer tolokers --root data --seeds 5 --backbones gcn sage
 
-The settings of a graph are those of examples/graph/mowst_<name>.yaml, for the mixtures and for their experts trained alone.
-Seeds are splits where a graph has several. Scores are those of the test nodes: accuracy, or ROC-AUC where the settings
-select by it. "better than experts" is the better mixture's mean minus the better expert's, in standard errors of the
-difference (unpaired). Results are added to the output file, graph by graph.
+The settings of a graph are those of examples/graph/mowst_<name>.yaml, for the mixtures and for their experts trained
+alone. Seeds are splits where a graph has several. Scores are those of the test nodes: accuracy, or ROC-AUC where the
+settings select by it. "better than experts" is the better mixture's mean minus the better expert's, in standard errors
+of the difference (unpaired). Results are added to the output file, graph by graph.
 """
 
 import argparse
@@ -28,7 +28,17 @@ from rich.table import Table
 from moeapps.graph import GNNClassifier, MowstClassifier, PublicGraphData
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "graph"
-SHARED = ("hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "patience", "monitor", "class_weight")
+SHARED = (
+    "hidden_channels",
+    "num_layers",
+    "dropout",
+    "norm",
+    "lr",
+    "weight_decay",
+    "patience",
+    "monitor",
+    "class_weight",
+)
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -122,7 +132,16 @@ def main() -> None:
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(results, indent=1) + "\n")
     table = Table(title="test score, mean ± standard deviation; seconds per training")
-    for column in ("graph, strong expert", "MLP", "GNN", "Mowst", "Mowst*", "better than experts", "seconds", "c < 0.5"):
+    for column in (
+        "graph, strong expert",
+        "MLP",
+        "GNN",
+        "Mowst",
+        "Mowst*",
+        "better than experts",
+        "seconds",
+        "c < 0.5",
+    ):
         table.add_column(column, justify="left" if column.startswith("graph") else "right")
     for key, run in results["runs"].items():
         models = run["models"]
@@ -130,7 +149,9 @@ def main() -> None:
         difference, error = gain(models)
         seconds = " / ".join(f"{np.mean(m['seconds']):.0f}" for m in models.values())
         strong = f"{100 * np.mean(models['Mowst*']['strong']):.0f} %"
-        table.add_row(f"{key} ({run['metric']})", *scores, f"{100 * difference:+.2f} ± {100 * error:.2f}", seconds, strong)
+        table.add_row(
+            f"{key} ({run['metric']})", *scores, f"{100 * difference:+.2f} ± {100 * error:.2f}", seconds, strong
+        )
     console.print(table)
 
 

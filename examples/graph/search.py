@@ -26,15 +26,17 @@ SPACE = {
     "norm": ["batch_norm", None],
     "lr": [0.003, 0.01, 0.03],
     "weight_decay": [0.0, 5e-4, 5e-3],
-    "confidence": ["learned", "learned+x"],
-}
+}  # not the confidence: with "learned+x" half of the validation nodes are learned from
 
 
 def data_module(name: str, root: str | None, split: int) -> tuple[GraphDataModule, dict[str, object]]:
     """The graph, and what a YAML has to say to get it."""
     if name.endswith(".npz"):
         arguments: dict[str, object] = {"source": name, "split": split}
-        return GraphDataModule(name, split=split), {"class_path": "moeapps.graph.GraphDataModule", "init_args": arguments}
+        return GraphDataModule(name, split=split), {
+            "class_path": "moeapps.graph.GraphDataModule",
+            "init_args": arguments,
+        }
     arguments = {"name": name, **({"root": root} if root else {}), **({"split": split} if split else {})}
     data = PublicGraphData(name, root, split=split)
     return data, {"class_path": "moeapps.graph.PublicGraphData", "init_args": arguments}
@@ -48,12 +50,16 @@ def main() -> None:
     parser.add_argument("--variant", default="mowst_star", choices=["mowst_star", "mowst"])
     parser.add_argument("--strong", nargs="*", help="only these strong experts")
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each trial; splits, where the graph has several")
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="trainings of each trial; splits, where the graph has several"
+    )
     parser.add_argument("--splits", type=int, default=1, help="how many splits the graph has")
     parser.add_argument("--output", type=Path, default=Path("best.yaml"))
     options = parser.parse_args()
     space = {**SPACE, **({"strong": options.strong} if options.strong else {})}
-    graphs = [data_module(options.data, options.root, seed % options.splits)[0].prepared() for seed in range(options.seeds)]
+    graphs = [
+        data_module(options.data, options.root, seed % options.splits)[0].prepared() for seed in range(options.seeds)
+    ]
     best = -np.inf
     for trial in ParameterSampler(space, options.trials, random_state=0):
         start, scores = time.perf_counter(), []

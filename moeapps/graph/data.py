@@ -220,6 +220,7 @@ def _rest(graph: Data) -> Tensor:
 
 
 def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
+    """Read a graph from an ``.npz`` file in the layout that :class:`GraphDataModule` describes."""
     file = existing_file(path, "a graph in an .npz file")
     arrays = _arrays(file)
     edges = torch.from_numpy(arrays["edges"])

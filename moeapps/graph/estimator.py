@@ -1,9 +1,11 @@
 """The scikit-learn face of node classification: ``GNNClassifier`` and ``MowstClassifier``."""
 
 import copy
+import time
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -12,7 +14,8 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.conditional import Activation, predict_nodes, run_on_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
-from moeapps.graph.measures import Monitor
+from moeapps.graph.inputs import encode_labels
+from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput, Variant
 from moeapps.graph.networks import make_network
@@ -370,6 +373,58 @@ class MowstClassifier(NodeClassifier):
         """How much work a prediction is: nodes and edges of each expert; parameters as in :meth:`predict_proba`."""
         graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
         return self._output(graph, chosen, self.inference)[1]
+
+    def cost_curve(
+        self,
+        X: Any = None,
+        y: Any = None,
+        edge_index: Any = None,
+        *,
+        edge_weight: Any = None,
+        nodes: Any = None,
+        thresholds: Any = None,
+        mode: Literal["cascade", "threshold"] = "cascade",
+    ) -> pd.DataFrame:
+        """Score and work at several thresholds: what is lost when fewer nodes ask the strong expert.
+
+        Parameters
+        ----------
+        X, y, edge_index, edge_weight, nodes
+            As in :meth:`score`. All nodes of the graph are predicted; ``nodes`` are those that are scored.
+        thresholds : sequence of float, optional
+            By default 0, the confidences of a tenth, two tenths, ... of the nodes, and 2 (nobody is sure enough).
+        mode : {"cascade", "threshold"}
+            Whether nodes that ask the strong expert get the mixture or its own prediction.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``threshold``; ``score`` (by ``monitor``, accuracy when that is the loss); fractions of the work of the
+            strong expert alone on the whole graph: ``strong`` (nodes), ``edges``, ``multiply_adds``; and ``seconds``.
+        """
+        graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
+        codes = encode_labels(truth, self.classes_)
+        metric = "accuracy" if self.monitor == "loss" else self.monitor
+        if thresholds is None:
+            confidence = self.predict_confidence(graph)
+            thresholds = [0.0, *np.quantile(confidence, np.linspace(0.1, 1, 10)).tolist(), 2.0]
+        rows = []
+        for threshold in thresholds:
+            start = time.perf_counter()
+            output, work = self._output(graph, None, mode, float(threshold))
+            seconds = time.perf_counter() - start
+            found = measure(output.log_probs.cpu()[chosen], codes, everything=metric in ("auc", "macro_f1"))
+            rows.append(
+                {
+                    "threshold": float(threshold),
+                    "score": found[metric],
+                    "strong": work.strong,
+                    "edges": work.edges / max(work.edges_alone, 1),
+                    "multiply_adds": work.multiply_adds / max(work.multiply_adds_alone, 1),
+                    "seconds": seconds,
+                }
+            )
+        return pd.DataFrame(rows)
 
     def _asked(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)

@@ -209,7 +209,8 @@ def _positions(ends: pd.Series | pd.Index, names: pd.Index | None, what: str) ->
     if names is None:
         if not pd.api.types.is_integer_dtype(ends.dtype):
             raise DataError(
-                f"{what} has names like {ends[0]!r}, but the nodes have none: give x as a DataFrame whose index names them"
+                f"{what} has names like {ends[0]!r}, but the nodes have none: give x as a DataFrame whose index "
+                "names them"
             )
         return np.asarray(ends, dtype=np.int64)
     found = names.get_indexer(pd.Index(ends))
@@ -220,7 +221,9 @@ def _positions(ends: pd.Series | pd.Index, names: pd.Index | None, what: str) ->
 
 def _from_edge_list(edges: pd.DataFrame, names: pd.Index | None, edge_weight: Any) -> tuple[np.ndarray, Any]:
     if edges.shape[1] not in (2, 3):
-        raise DataError(f"a frame of edges has the columns source, target and perhaps weight, got {list(edges.columns)}")
+        raise DataError(
+            f"a frame of edges has the columns source, target and perhaps weight, got {list(edges.columns)}"
+        )
     ends = [_positions(edges.iloc[:, i].reset_index(drop=True), names, "the frame of edges") for i in (0, 1)]
     if edge_weight is None and edges.shape[1] == 3:
         edge_weight = edges.iloc[:, 2].to_numpy(dtype=np.float32)

@@ -14,7 +14,7 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes, run_on_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.measures import MONITORS, Monitor, measure
-from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, Variant, chain_names
+from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, MowstOutput, Variant, chain_names
 from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
 
@@ -31,7 +31,8 @@ class MowstModule(NodeModule):
     the strong expert out. Hence, by default: the gate is fitted on validation nodes (``gate_fit="holdout"``), starts
     biased to the strong expert, and "strong expert alone" and "weak expert alone" stay candidates until the end. With
     ``gate_fit="train"`` and ``detach_confidence=True`` the training is that of the paper's released code. Validation
-    nodes serve to fit the gate's few parameters *and* to select; test nodes serve nothing but the test.
+    nodes serve to fit the gate's few parameters *and* to select (one half each where the gate looks at the features and
+    has many); test nodes serve nothing but the test.
 
     Stages (see :class:`~moeapps.graph.plan.TrainingPlan`): pretraining, fitting the gate, then either one joint stage
     or alternating weak and strong turns. When it is done it stops the Trainer, with the best state restored.
@@ -287,7 +288,7 @@ class MowstModule(NodeModule):
 
     def _gate_loss(self) -> Tensor:
         """Loss of the variant over held-out nodes, as a function of the gates alone."""
-        held = self.held_out
+        held = self._held(0)
         return self.model.loss([held[name] for name in self.names], held["y"], held.get("x"), self._class_weight)
 
     def _train_logits(self, batch: NodeBatch, name: str, train: bool) -> Tensor:
@@ -336,10 +337,24 @@ class MowstModule(NodeModule):
             found[name] = logits[nodes] if batch.nodes is None else logits
         return found
 
+    @property
+    def scored_labels(self) -> Tensor:
+        """Labels of the nodes that :meth:`predict_held_out` is about."""
+        return self._held(1)["y"]
+
+    def _held(self, half: int) -> dict[str, Tensor]:
+        """What gates are fitted on (0) and what is scored (1): both times all validation nodes, or one half each.
+
+        A gate that looks at the features has enough parameters to learn the validation nodes by heart.
+        """
+        if not (self.gate_on_holdout and any(gate.sees_x for gate in self.model.gates.values())):
+            return self.held_out
+        return {name: value[half::2] for name, value in self.held_out.items()}
+
     @torch.no_grad()
-    def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> Any:
-        """What the model would say about the validation nodes, from the experts' logits at the last validation."""
-        held = self.held_out
+    def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
+        """What the model says about the scored validation nodes, from the experts' logits at the last validation."""
+        held = self._held(1)
 
         def run(name: str, rows: Tensor | None) -> Tensor:
             return held[name] if rows is None else held[name][rows]
@@ -347,7 +362,7 @@ class MowstModule(NodeModule):
         return self.model.cascade(run, held.get("x", held["y"][:, None]), mode=mode, threshold=threshold)
 
     def _scores(self) -> tuple[Scores, dict[str, dict[str, float]]]:
-        held, everything = self.held_out, self.monitor in ("auc", "macro_f1")
+        held, everything = self._held(1), self.monitor in ("auc", "macro_f1")
         output = self.predict_held_out()
         used = self.predict_held_out("threshold", self.threshold)
         self.model.last_routing = used.routing
@@ -378,8 +393,8 @@ class MowstModule(NodeModule):
         if mean.get("train", 0.0) > mean["val"] + 0.2:
             warnings.warn(
                 f"the weak expert is far surer of training nodes (mean confidence {mean['train']:.2f}) "
-                f"than of validation nodes ({mean['val']:.2f}): it has memorised them, and the mixture may trust it too "
-                "much. Stronger dropout, weight_decay or gate_fit='holdout' help",
+                f"than of validation nodes ({mean['val']:.2f}): it has memorised them, and the mixture may trust it "
+                "too much. Stronger dropout, weight_decay or gate_fit='holdout' help",
                 UserWarning,
                 stacklevel=2,
             )

@@ -1,11 +1,15 @@
 """Pictures of Mowst."""
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from moeapps.core.plots import new_figure
 
-__all__ = ["plot_confidence"]
+__all__ = ["plot_confidence", "plot_confidence_by_neighborhood", "plot_cost_curve"]
 
 
 def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: np.ndarray, title: str = "") -> Figure:
@@ -46,5 +50,77 @@ def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: 
         ylabel="confidence c: weight of the weak expert",
     )
     right.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_confidence_by_neighborhood(
+    confidence: np.ndarray, weak_right: np.ndarray, degree: np.ndarray, homophily: np.ndarray, title: str = ""
+) -> Figure:
+    """Confidence of the weak expert, and how often it is right, by how a node lives: its degree and its homophily.
+
+    Args:
+        confidence: ``(N,)`` in [0, 1].
+        weak_right: ``(N,)`` bool.
+        degree: ``(N,)`` in-degree.
+        homophily: ``(N,)`` fraction of the neighbours with the node's own label; NaN for a node without neighbours.
+        title: What the nodes are.
+
+    Returns:
+        The figure.
+    """
+    figure = new_figure(columns=2, width=4.6)
+    largest = max(2.0, float(degree.max(initial=0)))
+    powers = np.unique(np.round(np.geomspace(1, largest + 1, 6)).astype(int))
+    buckets = {
+        "degree": (degree, [(0, 1), *pairwise(powers)]),
+        "homophily": (homophily, [(low / 5, low / 5 + 0.2 + (0.01 if low == 4 else 0)) for low in range(5)]),
+    }
+    for axes, (name, (value, edges)) in zip(figure.axes, buckets.items(), strict=True):
+        groups, labels, right = [], [], []
+        for low, high in edges:
+            chosen = (value >= low) & (value < high)
+            if chosen.any():
+                groups.append(confidence[chosen])
+                right.append(float(weak_right[chosen].mean()))
+                last = f"{high - 1:.0f}" if name == "degree" else f"{min(high, 1):.1f}"
+                first = f"{low:.0f}" if name == "degree" else f"{low:.1f}"
+                labels.append(f"{first if first == last else f'{first} to {last}'}\n{chosen.sum()} nodes")
+        boxes = axes.boxplot(groups, showfliers=False, patch_artist=True, medianprops={"color": "#16313c"})
+        for box in boxes["boxes"]:
+            box.set(facecolor="#a9d0dd", edgecolor="#2a7f9e")
+        axes.plot(range(1, len(right) + 1), right, "o--", color="#e08a3c", label="weak expert is right")
+        axes.set_xticks(range(1, len(labels) + 1), labels, fontsize=7)
+        axes.set(xlabel=name, ylabel="confidence c", ylim=(-0.03, 1.03))
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_cost_curve(curves: Mapping[str, pd.DataFrame], alone: Mapping[str, float], title: str = "") -> Figure:
+    """Score against work: what is lost when fewer nodes ask the strong expert.
+
+    Args:
+        curves: By name, what :meth:`~moeapps.graph.MowstClassifier.cost_curve` returned.
+        alone: Scores to compare with, by name; drawn as level lines.
+        title: Which graph.
+
+    Returns:
+        The figure. Left: by the fraction of nodes that ask the strong expert; right: by the fraction of its edges.
+    """
+    figure = new_figure(columns=2, width=4.6)
+    colors = ["#2a7f9e", "#e08a3c", "#6b8f3a", "#8a5a9e"]
+    for axes, (column, label) in zip(
+        figure.axes,
+        (("strong", "fraction of nodes that ask the strong expert"), ("edges", "edges used / edges of the GNN alone")),
+        strict=True,
+    ):
+        for color, (name, curve) in zip(colors, curves.items(), strict=False):
+            axes.plot(curve[column], curve["score"], "o-", markersize=3, color=color, label=name)
+        for style, (name, score) in zip(("--", ":", "-."), alone.items(), strict=False):
+            axes.axhline(score, linestyle=style, color="#777777", linewidth=1, label=name)
+        axes.set(xlabel=label, ylabel="score", xlim=(-0.03, 1.03))
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -60,7 +60,7 @@ def _ogb(root: str, name: str) -> Data:
     try:
         from ogb.nodeproppred import PygNodePropPredDataset
     except ImportError:
-        raise ConfigError(f"{name} is loaded by the package ogb, which is not installed: pip install ogb") from None
+        raise ConfigError(f"{name} is loaded by the package ogb, which is not installed: pip install 'moeapps[ogb]'") from None
     dataset = PygNodePropPredDataset(name, root)
     graph: Data = dataset[0]
     graph.y = graph.y.flatten()
@@ -76,8 +76,8 @@ def _npz(root: str, name: str) -> Data:
 
 def _missing(root: str, name: str) -> Data:
     raise ConfigError(
-        f"{name} is in neither PyG nor OGB: convert the files of the Non-Homophily-Large-Scale repository to an .npz with "
-        "node_features, node_labels and edges, and give its path to GraphDataModule"
+        f"{name} is in neither PyG nor OGB: convert the files of the Non-Homophily-Large-Scale repository to an .npz "
+        "with node_features, node_labels and edges, and give its path to GraphDataModule"
     )
 
 
@@ -106,8 +106,9 @@ PUBLIC_GRAPHS: dict[str, _Source] = {
 class PublicGraphData(GraphDataModule):
     """A public graph by its name: Cora comes with moeapps, the others are read from ``root`` or downloaded to it.
 
-    Where there is a public split it is used, ``split`` choosing among several. The Facebook graphs have none: half of the
-    labeled nodes, chosen by ``split`` as the seed, are for training, a quarter for validation and a quarter for the test.
+    Where there is a public split it is used, ``split`` choosing among several. The Facebook graphs have none: half of
+    the labeled nodes, chosen by ``split`` as the seed, are for training, a quarter for validation and a quarter for
+    the test.
 
     Args:
         name: One of ``PUBLIC_GRAPHS``: Cora, CiteSeer, PubMed, tolokers, minesweeper, questions, roman-empire,
@@ -153,20 +154,20 @@ class PublicGraphData(GraphDataModule):
             num_neighbors=num_neighbors,
             seed=seed,
         )
-        self.name, self.root = name, root
+        self.graph_name, self.root = name, root
 
     def load(self) -> Data:
         """Read the embedded graph, or let PyG or OGB find or download it."""
         if self.root is None:
             return load_cora()
-        source = PUBLIC_GRAPHS[self.name]
+        source = PUBLIC_GRAPHS[self.graph_name]
         try:
-            graph = source.load(self.root, self.name)
+            graph = source.load(self.root, self.graph_name)
         except (OSError, RuntimeError) as error:
             if isinstance(error, DataError | ConfigError):
                 raise
             raise DataError(
-                f"{self.name} is neither in {self.root} nor can it be downloaded there "
+                f"{self.graph_name} is neither in {self.root} nor can it be downloaded there "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
             ) from error
         if source.random_split and "train_mask" not in graph:

@@ -37,7 +37,7 @@ def choose_threshold(
     if budget is not None:
         check_fraction(budget=budget)
     check_at_least_zero(tolerance=tolerance)
-    y = module.held_out["y"]
+    y = module.scored_labels
     confidence = module.predict_held_out(mode, -1.0).confidence
     # below the k-th smallest confidence lie at most k nodes
     ordered = confidence.sort().values

@@ -1,4 +1,4 @@
-"""Mini-batches: what is drawn, that training in them works, resumes, and fits the same checkpoint as the whole graph."""
+"""Mini-batches: what is drawn, and that training in them works, resumes, and fits the whole graph's checkpoint."""
 
 import lightning as L
 import pytest

@@ -149,7 +149,9 @@ def held_out():
     y = torch.randint(0, 2, (200,))
     truth = nn.functional.one_hot(y, 2) * 2.0 - 1.0
     sure = torch.arange(200) < 100
-    weak = torch.where(sure[:, None], truth * torch.linspace(3, 5, 200)[:, None], -truth * torch.linspace(0.1, 0.5, 200)[:, None])
+    weak = torch.where(
+        sure[:, None], truth * torch.linspace(3, 5, 200)[:, None], -truth * torch.linspace(0.1, 0.5, 200)[:, None]
+    )
     module.held_out = {"y": y, "weak": weak, "strong": truth * 10}
     return module
 

@@ -1,5 +1,6 @@
 """Graphs from what users have, and everything that is refused (G1-G6, D3)."""
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +8,8 @@ import torch
 from scipy import sparse
 from torch_geometric.data import Data
 
-from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph import GNNClassifier, GraphDataModule, PublicGraphData, load_cora
+from moeapps.core.errors import DataError
+from moeapps.graph import GNNClassifier, GraphDataModule, load_cora
 from moeapps.graph.inputs import as_graph
 
 X = np.arange(12, dtype=np.float64).reshape(4, 3)
@@ -211,41 +212,65 @@ def test_an_npz_file_that_cannot_be_used_is_named(tmp_path):
         GraphDataModule(npz(tmp_path / "r.npz", edges=np.array([[0, 1], [2, 3], [4, 8]]))).setup()
 
 
-def test_planetoid_names_what_it_cannot_load(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="name must be one of Cora"):
-        PublicGraphData("Kora")
-    with pytest.raises(ConfigError, match="CiteSeer is not embedded: give root"):
-        PublicGraphData("CiteSeer")
-
-    def no_network(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torch_geometric.datasets.planetoid.fs.cp", no_network)
-    with pytest.raises(DataError, match="PubMed is neither in .* nor can it be downloaded"):
-        PublicGraphData("PubMed", root=str(tmp_path)).setup()
-
-
-def test_the_embedded_cora_is_the_original(data_folder, tmp_path):
-    import shutil
-
-    from torch_geometric.datasets import Planetoid
-
-    shutil.copytree(data_folder / "graph" / "Cora", tmp_path / "Cora")
-    original, embedded = Planetoid(str(tmp_path), "Cora")[0], load_cora()
-    for name in ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask"):
-        assert torch.equal(original[name], embedded[name]), name
-
-
-def test_citeseer_loads_through_pyg(data_folder, tmp_path):
-    import shutil
-
-    shutil.copytree(data_folder / "graph" / "CiteSeer", tmp_path / "CiteSeer")
-    module = PublicGraphData("CiteSeer", root=str(tmp_path))
-    module.setup()
-    assert (module.graph.num_nodes, module.in_channels, module.out_channels) == (3327, 3703, 6)
-
-
 def test_an_npz_benchmark_graph_loads(data_folder):
     module = GraphDataModule(str(data_folder / "graph/chameleon_filtered/raw/chameleon_filtered.npz"), split=3)
     module.setup()
     assert (module.graph.num_nodes, module.graph.edge_index.shape[1], module.out_channels) == (890, 17708, 5)
+
+
+NAMES = ["ann", "bob", "cid", "dan"]
+
+
+def test_a_frame_of_edges_names_nodes_as_the_features_do():
+    x = pd.DataFrame(np.eye(4), index=NAMES)
+    edges = pd.DataFrame({"from": ["ann", "dan"], "to": ["bob", "ann"], "w": [0.5, 2.0]})
+    graph = as_graph(x, None, edges)
+    assert graph.edge_index.tolist() == [[0, 3], [1, 0]]
+    assert graph.edge_weight.tolist() == [0.5, 2.0]
+    by_position = as_graph(np.eye(4), None, pd.DataFrame({"source": [0, 3], "target": [1, 0]}))
+    assert torch.equal(by_position.edge_index, graph.edge_index)
+    assert by_position.edge_weight is None
+
+
+def test_a_networkx_graph_brings_its_edges_and_weights():
+    x = pd.DataFrame(np.eye(4), index=NAMES)
+    drawn = nx.Graph([("ann", "bob", {"weight": 0.5}), ("dan", "ann", {"weight": 2.0})])
+    graph = as_graph(x, None, drawn)
+    pairs = dict(zip(map(tuple, graph.edge_index.T.tolist()), graph.edge_weight.tolist(), strict=True))
+    assert pairs == {(0, 1): 0.5, (1, 0): 0.5, (3, 0): 2.0, (0, 3): 2.0}
+    directed = as_graph(np.eye(4), None, nx.DiGraph([(0, 1), (3, 0)]))
+    assert sorted(map(tuple, directed.edge_index.T.tolist())) == [(0, 1), (3, 0)]
+    assert directed.edge_weight is None
+    assert as_graph(np.eye(4), None, nx.empty_graph(4)).edge_index.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "edges", "culprit"),
+    [
+        (pd.DataFrame(np.eye(4), index=NAMES), pd.DataFrame({"a": ["ann"], "b": ["eve"]}), "names the node 'eve'"),
+        (np.eye(4), pd.DataFrame({"a": ["ann"], "b": ["bob"]}), "the nodes have none"),
+        (pd.DataFrame(np.eye(2), index=["a", "a"]), pd.DataFrame({"a": ["a"], "b": ["a"]}), "stands there twice"),
+        (np.eye(4), pd.DataFrame({"a": [0]}), "columns source, target and perhaps weight"),
+        (np.eye(4), nx.path_graph(5), "has 5 nodes, x has 4 rows"),
+        (np.eye(4), nx.Graph([("ann", "bob")]), "the nodes have none"),
+        (np.eye(4), pd.DataFrame({"a": [0], "b": [9]}), "0 -> 9"),
+    ],
+)
+def test_edges_that_name_no_node_are_refused(x, edges, culprit):
+    with pytest.raises(DataError, match=culprit):
+        as_graph(x, None, edges)
+
+
+@pytest.mark.parametrize("form", ["frame", "networkx", "scipy", "array"])
+def test_a_classifier_takes_edges_in_every_form(form):
+    cora = load_cora()
+    source, target = cora.edge_index.numpy()
+    edges = {
+        "frame": pd.DataFrame({"source": source, "target": target}),
+        "networkx": nx.from_edgelist(zip(source.tolist(), target.tolist(), strict=True)),
+        "scipy": sparse.coo_array((np.ones(len(source)), (source, target)), shape=(2708, 2708)),
+        "array": cora.edge_index.numpy(),
+    }[form]
+    model = GNNClassifier(norm=None, max_epochs=8, random_state=0)
+    model.fit(cora.x.numpy(), cora.y.numpy(), edges, train_mask=cora.train_mask, val_mask=cora.val_mask)
+    assert model.score(y=cora.y.numpy(), nodes=cora.test_mask) > 0.5

@@ -1,0 +1,139 @@
+"""What conditional prediction saves: nodes, edges and seconds against the GNN alone, on public graphs.
+
+    python benchmarks/graph_cost.py --data Cora
+    python benchmarks/graph_cost.py --data tolokers minesweeper --root data --backbones gcn gat
+
+Trains Mowst* with the settings of examples/graph/mowst_<name>.yaml, predicts the whole graph at several thresholds, and
+looks up the cheapest one whose test score is at most 0.2 points below that of the full mixture (looked up on the test
+nodes: it describes the curve; to choose a threshold for use, ``threshold="auto"`` takes validation nodes). Seconds are
+medians of predictions that alternate with those of the strong expert alone, in one process. "error" is the largest
+difference of a probability between the conditional and the dense prediction, over all thresholds.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from graph_accuracy import models_of, offline_root, settings_of
+from rich.console import Console
+from rich.table import Table
+
+from moeapps.graph import Edges, MowstClassifier, PublicGraphData, predict_nodes
+from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.plots import plot_confidence_by_neighborhood, plot_cost_curve
+
+TOLERANCE = 0.002
+
+
+def median_seconds(*calls: Callable[[], Any], repeats: int = 15) -> list[float]:
+    """Median time of each call, all taking turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, noted in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            noted.append(time.perf_counter() - start)
+    return [statistics.median(noted) for noted in times]
+
+
+@torch.no_grad()
+def measure(name: str, backbone: str, root: str | None, pictures: Path) -> dict[str, Any]:
+    """Train, predict at every threshold, draw the curve."""
+    settings = settings_of(name)
+    graph = PublicGraphData(name, root).prepared()
+    models = models_of(settings, backbone, seed=0)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fitted = {key: models[key].fit(graph) for key in ("MLP", "GNN", "Mowst*")}
+    mowst = fitted["Mowst*"]
+    assert isinstance(mowst, MowstClassifier)
+    metric = settings.get("monitor", "accuracy")
+    curve = mowst.cost_curve(graph)
+    full = float(curve["score"].iloc[-1])
+    cheap = curve[curve["score"] >= full - TOLERANCE].sort_values("strong").iloc[0]
+    x, edges, model = graph.x, Edges(graph.edge_index, None, graph.num_nodes), mowst.model_
+    error = 0.0
+    for threshold in curve["threshold"]:
+        found, _ = predict_nodes(model, x, edges, mode="cascade", threshold=threshold)  # type: ignore[arg-type]
+        dense = model(x, edges, mode="cascade", threshold=threshold)
+        error = max(error, float((found.log_probs.exp() - dense.log_probs.exp()).abs().max()))
+    strong = model.experts["strong"]
+    seconds, alone = median_seconds(
+        lambda: predict_nodes(model, x, edges, mode="cascade", threshold=cheap["threshold"]),  # type: ignore[arg-type]
+        lambda: run_on_nodes(strong, x, edges, None),  # type: ignore[arg-type]
+    )
+    title = f"{name}, Mowst*-{backbone.upper()}, test {'ROC-AUC' if metric == 'auc' else 'accuracy'}"
+    scores = {f"{key} alone": fitted[key].evaluate(graph)[metric] for key in ("MLP", "GNN")}
+    pictures.mkdir(parents=True, exist_ok=True)
+    plot_cost_curve({"Mowst*": curve}, scores, title).savefig(pictures / f"cost-{name}-{backbone}.png", dpi=110)
+    test = graph.test_mask.numpy()
+    weak_right = (model.experts["weak"](x).argmax(1) == graph.y).numpy()  # type: ignore[operator]
+    source, target = graph.edge_index
+    degree = torch.bincount(target, minlength=graph.num_nodes)
+    same = torch.zeros(graph.num_nodes).index_add(0, target, (graph.y[source] == graph.y[target]).float())
+    plot_confidence_by_neighborhood(
+        mowst.predict_confidence(graph)[test],
+        weak_right[test],
+        degree.numpy()[test],
+        (same / degree).numpy()[test],
+        f"{name}, test nodes, Mowst*-{backbone.upper()}",
+    ).savefig(pictures / f"confidence-{name}-{backbone}.png", dpi=110)
+    return {
+        "metric": metric,
+        "alone": scores,
+        "full": full,
+        "champion": mowst.champion_,
+        "cheap": {key: float(value) for key, value in cheap.items()},
+        "seconds": {"conditional": seconds, "GNN alone": alone},
+        "error": error,
+        "curve": curve.to_dict("list"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["Cora"])
+    parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")
+    parser.add_argument("--backbones", nargs="+", default=["gcn"])
+    parser.add_argument("--pictures", type=Path, default=Path("docs/graph"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/graph_cost.json"))
+    options = parser.parse_args()
+    console = Console(width=140)
+    results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.data:
+            for backbone in options.backbones:
+                console.print(f"{name}, {backbone}")
+                root = offline_root(options.root, Path(scratch), name)
+                results[f"{name}, {backbone}"] = measure(name, backbone, root, options.pictures)
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(results, indent=1) + "\n")
+    table = Table(title="the cheapest threshold that loses at most 0.2 points against the full mixture")
+    for column in ("graph", "GNN alone", "mixture", "at threshold", "nodes", "edges", "ms", "ms GNN alone", "error"):
+        table.add_column(column, justify="left" if column == "graph" else "right")
+    for key, run in results.items():
+        cheap, seconds = run["cheap"], run["seconds"]
+        table.add_row(
+            key,
+            f"{100 * run['alone']['GNN alone']:.2f}",
+            f"{100 * run['full']:.2f} ({run['champion']})",
+            f"{100 * cheap['score']:.2f}",
+            f"{100 * cheap['strong']:.0f} %",
+            f"{100 * cheap['edges']:.0f} %",
+            f"{1e3 * seconds['conditional']:.1f}",
+            f"{1e3 * seconds['GNN alone']:.1f}",
+            f"{run['error']:.0e}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
