@@ -237,7 +237,9 @@ def _from_networkx(graph: Any, names: pd.Index | None, num_nodes: int, edge_weig
     directed = graph if graph.is_directed() else graph.to_directed()
     listed = list(directed.edges(data="weight"))
     source, target, weight = (list(column) for column in zip(*listed, strict=True)) if listed else ([], [], [])
-    ends = [_positions(pd.Index(column), names, "the networkx graph") if column else [] for column in (source, target)]
+    ends: list[Any] = [
+        _positions(pd.Index(column), names, "the networkx graph") if column else [] for column in (source, target)
+    ]
     if edge_weight is None and weight and all(value is not None for value in weight):
         edge_weight = np.array(weight, dtype=np.float32)
     return np.array(ends, dtype=np.int64).reshape(2, -1), edge_weight

@@ -60,7 +60,9 @@ def _ogb(root: str, name: str) -> Data:
     try:
         from ogb.nodeproppred import PygNodePropPredDataset
     except ImportError:
-        raise ConfigError(f"{name} is loaded by the package ogb, which is not installed: pip install 'moeapps[ogb]'") from None
+        raise ConfigError(
+            f"{name} is loaded by the package ogb, which is not installed: pip install 'moeapps[ogb]'"
+        ) from None
     dataset = PygNodePropPredDataset(name, root)
     graph: Data = dataset[0]
     graph.y = graph.y.flatten()
