@@ -43,7 +43,7 @@ ENTRIES: dict[str, Entry] = {
         Entry(
             "model",
             "moeapps.graph.GNNModule",
-            "one network alone (mlp, gcn, sage): the baseline, for `moeapps fit`",
+            "one network alone (mlp, gcn, gat, ...): the baseline, for `moeapps fit`",
         ),
         Entry("model", "moeapps.core.tabular.MoEClassifier", "mixture of experts for tables, classification"),
         Entry("model", "moeapps.core.tabular.MoERegressor", "mixture of experts for tables, regression"),
@@ -108,7 +108,7 @@ ENTRIES: dict[str, Entry] = {
         Entry(
             "data",
             "moeapps.graph.PublicGraphData",
-            "Cora (embedded), CiteSeer and PubMed with their public split",
+            "a public graph by name: Cora (embedded), tolokers, Penn94, ogbn-arxiv, ...",
         ),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )

@@ -77,6 +77,15 @@ def test_the_surgery_table_is_what_the_benchmark_wrote():
         assert row in README, row
 
 
+def test_the_graph_table_is_what_the_benchmark_wrote():
+    runs = json.loads((ROOT / "benchmarks/results/graph_accuracy.json").read_text())["runs"]
+    assert len(runs) >= 7
+    for key, run in runs.items():
+        scores = [100 * np.array(model["score"]) for model in run["models"].values()]
+        cells = " | ".join(f"{score.mean():.2f} ± {score.std():.2f}" for score in scores)
+        assert f"| {key}, {run['metric']} | {cells} |" in README, (key, cells)
+
+
 def test_every_link_to_a_file_leads_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
