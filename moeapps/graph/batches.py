@@ -1,5 +1,6 @@
 """What a training step is given: a graph, and which of its nodes it is about."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -45,4 +46,5 @@ class NodeBatch:
     def to(self, device: torch.device) -> "NodeBatch":
         """The same batch on a device; its graph is moved with it."""
         nodes = None if self.nodes is None else self.nodes.to(device)
-        return NodeBatch(self.graph.to(device), self.edges.to(device), nodes, self.num_neighbors)
+        graph = copy.copy(self.graph).to(device)  # PyG moves in place: the caller's graph stays where it is
+        return NodeBatch(graph, self.edges.to(device), nodes, self.num_neighbors)

@@ -262,7 +262,7 @@ class MowstModule(NodeModule):
         super().on_load_checkpoint(checkpoint)
         if "plan" in checkpoint:
             self.plan.load_state_dict(checkpoint["plan"])
-            self.held_out = {name: value.to(self.device) for name, value in checkpoint["held_out"].items()}
+            self.held_out = checkpoint["held_out"]
 
     def _advance(self, scores: Scores) -> None:
         before = self.plan.stage_name
@@ -347,9 +347,9 @@ class MowstModule(NodeModule):
 
         A gate that looks at the features has enough parameters to learn the validation nodes by heart.
         """
-        if not (self.gate_on_holdout and any(gate.sees_x for gate in self.model.gates.values())):
-            return self.held_out
-        return {name: value[half::2] for name, value in self.held_out.items()}
+        halved = self.gate_on_holdout and any(gate.sees_x for gate in self.model.gates.values())
+        rows = slice(half, None, 2) if halved else slice(None)
+        return {name: value[rows].to(self.device) for name, value in self.held_out.items()}
 
     @torch.no_grad()
     def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
@@ -377,7 +377,8 @@ class MowstModule(NodeModule):
     @torch.no_grad()
     def _mean_confidence(self) -> dict[str, float]:
         """Mean confidence of the weak expert on validation nodes, and on those of the last training batch."""
-        confidence, _ = self.model.confidence_of("weak", self.held_out["weak"], self.held_out.get("x"))
+        held = self._held(1)
+        confidence, _ = self.model.confidence_of("weak", held["weak"], held.get("x"))
         found = {"val": float(confidence.mean())}
         if (batch := self._seen) is not None:
             nodes = batch.chosen("train_mask")

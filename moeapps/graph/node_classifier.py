@@ -200,6 +200,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
         graph = as_graph(X, None, edge_index, edge_weight=edge_weight)
+        graph.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)
         elif graph.num_features != self.n_features_in_:
@@ -211,10 +212,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _place(self, graph: Data) -> tuple[Tensor, Edges, torch.device]:
         """Features and edges on the device where prediction happens."""
         device = resolve_device(self.accelerator)
-        edges = graph.get("edges")
-        if edges is None:
-            edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
-        return graph.x.to(device), edges.to(device), device
+        return graph.x.to(device), graph.edges.to(device), device
 
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
         """``(B, K)`` log-probabilities of these nodes, of all when None."""

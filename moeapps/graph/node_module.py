@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
+from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
@@ -122,7 +123,8 @@ class NodeModule(MoEModule):
         found = measure(log_probs, y, everything, self._class_weight if stage == "val" else None)
         if stage == "val":  # what training selects by; equals are told apart by their loss
             found["score"] = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
-        self.log_dict({f"{stage}/{k}": v for k, v in found.items()}, batch_size=len(y), prog_bar=stage == "val")
+        logged = {f"{stage}/{name}": value for name, value in found.items()}
+        self.log_dict(logged, batch_size=len(y), prog_bar=stage == "val", sync_dist=world_size() > 1)
 
     @property
     def _collected(self) -> list[tuple[Tensor, Tensor]]:
