@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from moeapps.core.saving import load as load
     from moeapps.core.tabular.estimator import MoEClassifier as MoEClassifier
     from moeapps.core.tabular.estimator import MoERegressor as MoERegressor
-    from moeapps.graph.estimator import GNNClassifier as GNNClassifier
-    from moeapps.graph.estimator import MowstClassifier as MowstClassifier
+    from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
+    from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
 
 _LAZY = {
     "load": "moeapps.core.saving",
     "MoEClassifier": "moeapps.core.tabular.estimator",
     "MoERegressor": "moeapps.core.tabular.estimator",
-    "MowstClassifier": "moeapps.graph.estimator",
-    "GNNClassifier": "moeapps.graph.estimator",
+    "MowstClassifier": "moeapps.graph.mowst_classifier",
+    "GNNClassifier": "moeapps.graph.gnn_classifier",
 }
 
 __all__ = ["GNNClassifier", "MoEClassifier", "MoERegressor", "MowstClassifier", "__version__", "load"]

@@ -5,9 +5,11 @@ from moeapps.graph.confidence import Confidence
 from moeapps.graph.data import GraphDataModule, load_cora
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
-from moeapps.graph.estimator import GNNClassifier, MowstClassifier
+from moeapps.graph.gnn_classifier import GNNClassifier
+from moeapps.graph.mixing import joint_loss, separate_loss
 from moeapps.graph.module import MowstModule
-from moeapps.graph.mowst import Mowst, MowstOutput, joint_loss, separate_loss
+from moeapps.graph.mowst import Mowst, MowstOutput
+from moeapps.graph.mowst_classifier import MowstClassifier
 from moeapps.graph.networks import make_network
 from moeapps.graph.node_module import GNNModule
 from moeapps.graph.public import PublicGraphData

@@ -15,20 +15,10 @@ from moeapps.core.routing import Routing
 from moeapps.core.saving import SavableModule
 from moeapps.graph.confidence import Confidence, ConfidenceMode
 from moeapps.graph.edges import Edges, Neighborhood
+from moeapps.graph.mixing import chain_log_weights, chain_weights, joint_loss, separate_loss
 from moeapps.graph.networks import make_network, run_network
 
-__all__ = [
-    "Inference",
-    "Mowst",
-    "MowstOutput",
-    "Variant",
-    "chain_log_weights",
-    "chain_names",
-    "chain_weights",
-    "joint_loss",
-    "mix_log_probs",
-    "separate_loss",
-]
+__all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstOutput", "Variant", "chain_names"]
 
 Variant = Literal["mowst", "mowst_star"]
 Inference = Literal["mix", "cascade", "threshold", "sample"]
@@ -75,87 +65,6 @@ class MowstOutput:
     def used_strong(self) -> Tensor:
         """``(N,)`` bool, nodes whose prediction uses the strong expert."""
         return self.last == self.weights.shape[1] - 1
-
-
-def chain_weights(confidences: Sequence[Tensor]) -> Tensor:
-    r"""Weights of n experts: each takes its confidence of what is left, :math:`w_i = c_i \prod_{j<i} (1 - c_j)`.
-
-    Args:
-        confidences: n - 1 tensors ``(N,)``, of all experts but the last.
-
-    Returns:
-        ``(N, n)``; rows sum to 1.
-    """
-    left, weights = torch.ones_like(confidences[0]), []
-    for confidence in confidences:
-        weights.append(left * confidence)
-        left = left * (1 - confidence)
-    return torch.stack([*weights, left], dim=-1)
-
-
-def chain_log_weights(gate_logits: Sequence[Tensor]) -> Tensor:
-    """Logarithm of :func:`chain_weights`, from the confidences' logits; ``(N, n)``."""
-    left, weights = torch.zeros_like(gate_logits[0]), []
-    for logit in gate_logits:
-        weights.append(left + F.logsigmoid(logit))
-        left = left + F.logsigmoid(-logit)
-    return torch.stack([*weights, left], dim=-1)
-
-
-def separate_loss(logits: Sequence[Tensor], weights: Tensor, y: Tensor, class_weight: Tensor | None = None) -> Tensor:
-    r"""Mowst's loss :math:`L = \frac1N \sum_v \sum_i w_{vi}\,\ell(p_{vi}, y_v)`, with p the softmax of the logits.
-
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        weights: ``(N, n)``, see :func:`chain_weights`.
-        y: ``(N,)`` int64 labels, all >= 0.
-        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
-
-    Returns:
-        Scalar; 0 for no nodes.
-    """
-    losses = torch.stack([F.cross_entropy(z, y, reduction="none") for z in logits], dim=-1)  # (N, n)
-    return _mean((weights * losses).sum(-1), y, class_weight)
-
-
-def joint_loss(logits: Sequence[Tensor], log_weights: Tensor, y: Tensor, class_weight: Tensor | None = None) -> Tensor:
-    r"""Mowst*'s loss :math:`L^* = \frac1N \sum_v \ell(\sum_i w_{vi} p_{vi},\, y_v)`, never above Mowst's loss.
-
-    Computed from logarithms (:func:`mix_log_probs`), so that a confident gate does not underflow.
-
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        log_weights: ``(N, n)``, see :func:`chain_log_weights`.
-        y: ``(N,)`` int64 labels, all >= 0.
-        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
-
-    Returns:
-        Scalar; 0 for no nodes.
-    """
-    return _mean(F.nll_loss(mix_log_probs(logits, log_weights), y, reduction="none"), y, class_weight)
-
-
-def mix_log_probs(logits: Sequence[Tensor], log_weights: Tensor) -> Tensor:
-    r"""Logarithm of the mixture :math:`\sum_i w_i p_i`, without leaving log space.
-
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        log_weights: ``(N, n)``.
-
-    Returns:
-        ``(N, K)`` log-probabilities.
-    """
-    mixed = logits[0].log_softmax(-1) + log_weights[:, :1]
-    for i in range(1, len(logits)):
-        mixed = torch.logaddexp(mixed, logits[i].log_softmax(-1) + log_weights[:, i : i + 1])
-    return mixed
-
-
-def _mean(losses: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
-    if class_weight is None:
-        return losses.sum() / max(losses.numel(), 1)
-    weight = class_weight.to(losses.dtype)[y]
-    return (weight * losses).sum() / weight.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
 class Mowst(Routed, SavableModule):

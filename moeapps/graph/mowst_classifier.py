@@ -1,4 +1,4 @@
-"""The scikit-learn face of node classification: ``GNNClassifier`` and ``MowstClassifier``."""
+"""Mowst behind scikit-learn's interface."""
 
 import copy
 import time
@@ -11,159 +11,18 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph.conditional import Activation, predict_nodes, run_on_nodes
+from moeapps.graph.conditional import Activation, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.inputs import encode_labels
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput, Variant
-from moeapps.graph.networks import make_network
 from moeapps.graph.node_classifier import NodeClassifier, node_index
-from moeapps.graph.node_module import GNNModule
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.thresholds import choose_threshold
 
-__all__ = ["GNNClassifier", "MowstClassifier"]
-
-
-class GNNClassifier(NodeClassifier):
-    """One network alone as a node classifier: the baseline that a mixture has to beat.
-
-    Trained with cross-entropy and early stopping on validation accuracy; the best weights are kept.
-
-    Parameters
-    ----------
-    network : str or torch.nn.Module
-        ``"mlp"`` (no edges), ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
-        ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`); or a module with
-        ``forward(x, edge_index)``.
-    hidden_channels : int
-        Width of the hidden layers.
-    num_layers : int
-        Number of layers.
-    dropout : float
-        Dropout probability.
-    norm : str or None
-        Norm after each hidden layer: ``"batch_norm"`` or None.
-    lr, weight_decay : float
-        Learning rate and L2 penalty of Adam.
-    max_epochs : int
-        Most epochs.
-    patience : int
-        Epochs without improvement after which training stops.
-    monitor : {"accuracy", "loss", "auc", "macro_f1"}
-        What validation nodes select by.
-    class_weight : dict, list, "balanced" or None
-        How much a node of each class counts in the loss: by label, in the order of ``classes_``, or inversely to how
-        often the class occurs.
-    batch_size : int or None
-        Training nodes in a mini-batch, each with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
-        that are predicted at a time, with all neighbours. None takes the whole graph at once.
-    num_neighbors : list of int or None
-        One number per layer, -1 for all; 10 each when None. For mini-batches.
-    accelerator : str
-        Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-    verbose : bool
-        Whether to show a progress bar.
-    log_dir : str or None
-        Folder for metrics and the last checkpoint; None leaves nothing on disk.
-    random_state : int, RandomState or None
-        Seed of weights, dropout and validation split.
-
-    Attributes
-    ----------
-    classes_ : array of shape (K,)
-        Class labels.
-    model_ : torch.nn.Module
-        The trained network.
-    history_ : pandas.DataFrame
-        What was logged, one row per epoch.
-    n_iter_ : int
-        Epochs run.
-    n_features_in_ : int
-        Features per node.
-
-    Examples
-    --------
-    >>> from moeapps.graph import GNNClassifier, load_cora
-    >>> cora = load_cora()
-    >>> gcn = GNNClassifier(norm=None, max_epochs=20, random_state=0).fit(cora)
-    >>> gcn.score(cora) > 0.6
-    True
-    """
-
-    def __init__(
-        self,
-        network: str | nn.Module = "gcn",
-        hidden_channels: int = 64,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-        norm: str | None = "batch_norm",
-        lr: float = 0.01,
-        weight_decay: float = 5e-4,
-        max_epochs: int = 500,
-        patience: int = 40,
-        monitor: Monitor = "accuracy",
-        class_weight: Any = None,
-        batch_size: int | None = None,
-        num_neighbors: Any = None,
-        accelerator: str = "auto",
-        verbose: bool = False,
-        log_dir: str | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.network = network
-        self.hidden_channels = hidden_channels
-        self.num_layers = num_layers
-        self.dropout = dropout
-        self.norm = norm
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.max_epochs = max_epochs
-        self.patience = patience
-        self.monitor = monitor
-        self.class_weight = class_weight
-        self.batch_size = batch_size
-        self.num_neighbors = num_neighbors
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
-
-    def _make_module(self, class_weight: Any) -> GNNModule:
-        return GNNModule(
-            network=copy.deepcopy(self.network),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            monitor=self.monitor,
-            class_weight=class_weight,
-        )
-
-    def _stopping(self) -> dict[str, Any]:
-        return {"monitor": "val/score", "mode": "max"}
-
-    @torch.no_grad()
-    def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
-        x, edges, device = self._place(graph)
-        chosen = None if nodes is None else nodes.to(device)
-        logits = run_on_nodes(self.model_.to(device), x, edges, chosen, batch_size=self.batch_size)
-        return logits.log_softmax(-1)
-
-    def _build_model(self) -> nn.Module:
-        return make_network(
-            self.network,
-            self.n_features_in_,
-            len(self.classes_),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-        )
+__all__ = ["MowstClassifier"]
 
 
 class MowstClassifier(NodeClassifier):
