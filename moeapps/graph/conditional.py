@@ -18,7 +18,7 @@ from moeapps.graph.networks import GAT, GraphNetwork, count_multiply_adds, edge_
 
 __all__ = ["Activation", "predict_nodes", "run_on_nodes"]
 
-CUT_SHARE = {"product": 0.15, "messages": 0.6}
+CUT_SHARE = {"product": 0.1, "messages": 0.5}
 """Share of the edges (over all layers) up to which cutting out a piece is cheaper than computing the whole graph: for
 networks that are sparse products, and for those that write one row per edge (``benchmarks/graph_speed.py``)."""
 
@@ -90,7 +90,10 @@ def predict_nodes(
             size of the piece.
     """
     work = {name: _Work() for name in model.names}
-    ignored = {name: model.is_ignored(name) for name in model.names}
+    by_threshold = mode in ("cascade", "threshold")
+    # with a threshold that all or none reach, even an expert whose weight was fixed at 0 can have the last word
+    decides = (by_threshold and threshold <= 0) or (mode == "threshold" and threshold > 1)
+    ignored = {name: model.is_ignored(name) and not decides for name in model.names}
 
     def run(name: str, rows: Tensor | None) -> Tensor:
         asked = nodes if rows is None else rows if nodes is None else nodes[rows]

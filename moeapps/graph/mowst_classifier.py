@@ -18,6 +18,7 @@ from moeapps.graph.inputs import encode_labels
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput, Variant
+from moeapps.graph.networks import edge_form, num_hops
 from moeapps.graph.node_classifier import NodeClassifier, node_index
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.thresholds import choose_threshold
@@ -258,8 +259,10 @@ class MowstClassifier(NodeClassifier):
         Returns
         -------
         pandas.DataFrame
-            ``threshold``; ``score`` (by ``monitor``, accuracy when that is the loss); fractions of the work of the
-            strong expert alone on the whole graph: ``strong`` (nodes), ``edges``, ``multiply_adds``; and ``seconds``.
+            ``threshold``; ``score`` (by ``monitor``, accuracy when that is the loss); ``strong`` and ``edges``, the
+            fractions of the nodes that ask the strong expert and of the edges that it has to see for them;
+            ``multiply_adds`` done, and ``seconds`` taken, where the latter may mean computing the whole graph because
+            that is cheaper than cutting out a large piece.
         """
         graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
         codes = encode_labels(truth, self.classes_)
@@ -278,12 +281,22 @@ class MowstClassifier(NodeClassifier):
                     "threshold": float(threshold),
                     "score": found[metric],
                     "strong": work.strong,
-                    "edges": work.edges / max(work.edges_alone, 1),
+                    "edges": self._edges_needed(graph, output.used_strong.cpu()),
                     "multiply_adds": work.multiply_adds / max(work.multiply_adds_alone, 1),
                     "seconds": seconds,
                 }
             )
         return pd.DataFrame(rows)
+
+    def _edges_needed(self, graph: Data, asking: Tensor) -> float:
+        """Edges that the strong expert has to see for these nodes, as a fraction of those it sees for all."""
+        strong = self.model_.get_submodule("experts.strong")
+        try:
+            form, hops = edge_form(strong), num_hops(strong)
+        except ConfigError:  # how far it sees is unknown: it runs on all or nothing
+            return float(asking.any())
+        piece = graph.edges.neighborhood(asking.nonzero().flatten(), [-1] * hops, form)
+        return float(piece.edges_touched / max(hops * graph.edges.count(form), 1))
 
     def _asked(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)

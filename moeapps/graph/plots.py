@@ -106,13 +106,17 @@ def plot_cost_curve(curves: Mapping[str, pd.DataFrame], alone: Mapping[str, floa
         title: Which graph.
 
     Returns:
-        The figure. Left: by the fraction of nodes that ask the strong expert; right: by the fraction of its edges.
+        The figure. Left: by the fraction of nodes that ask the strong expert; right: by the fraction of the
+        edges that it has to see for them.
     """
     figure = new_figure(columns=2, width=4.6)
     colors = ["#2a7f9e", "#e08a3c", "#6b8f3a", "#8a5a9e"]
     for axes, (column, label) in zip(
         figure.axes,
-        (("strong", "fraction of nodes that ask the strong expert"), ("edges", "edges used / edges of the GNN alone")),
+        (
+            ("strong", "fraction of nodes that ask the strong expert"),
+            ("edges", "fraction of the edges that it has to see"),
+        ),
         strict=True,
     ):
         for color, (name, curve) in zip(colors, curves.items(), strict=False):

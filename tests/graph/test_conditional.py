@@ -109,6 +109,22 @@ def test_an_expert_that_has_no_say_does_not_run(champion, silent):
     assert activation.asked == {champion: 1.0, silent: 0.0}
 
 
+@pytest.mark.parametrize("mode", ["cascade", "threshold", "sample", "mix"])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("forced", [0.0, 1.0])
+def test_a_fixed_confidence_is_cut_short_only_where_that_changes_nothing(forced, threshold, mode):
+    model = untrained(medium="sage")
+    model.gates["weak"].forced.fill_(forced)
+    x, edge_index = sparse_graph()
+    edges = Edges(edge_index, None, 400)
+    with torch.no_grad():
+        dense = model(x, edges, mode=mode, threshold=threshold, generator=torch.Generator().manual_seed(1))
+    found, _ = predict_nodes(
+        model, x, edges, mode=mode, threshold=threshold, generator=torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(found.log_probs, dense.log_probs, atol=1e-5, rtol=1e-5)
+
+
 class Mine(nn.Module):
     def __init__(self):
         super().__init__()
