@@ -121,7 +121,7 @@ def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):
         (["--trainer.max_epochs", "abc"], "trainer.max_epochs: Expected a int"),
         (["--modle", "x"], "--modle: unknown key; did you mean 'model'?"),
         (["--model", "moeapps.graph.MowstModul"], "did you mean 'moeapps.graph.MowstModule'?"),
-        (["--data.name", "Kora"], "name must be one of Cora, CiteSeer, PubMed, got 'Kora'"),
+        (["--data.name", "Kora"], "got 'Kora'; did you mean 'Cora'?"),
         (["--config", "nope.yaml"], "--config nope.yaml: there is no such file"),
         (["--weights_only", "false"], "--weights_only false would run code"),
         (["stray"], "unexpected argument 'stray'"),

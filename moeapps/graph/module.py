@@ -205,7 +205,9 @@ class MowstModule(NodeModule):
         if self.trainer.state.fn != "fit":
             super().validation_step(batch, batch_idx)
             return
-        self._held_parts.append(self._ask_experts(batch))
+        said = self._ask_experts(batch)
+        self._held_parts.append(said)
+        self.model.last_routing = self._mix(said, "threshold", self.threshold).routing  # for whoever watches it
 
     def on_validation_epoch_end(self) -> None:
         """Score each expert and the mixture on the validation nodes, and let the plan decide."""
@@ -354,18 +356,20 @@ class MowstModule(NodeModule):
     @torch.no_grad()
     def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
         """What the model says about the scored validation nodes, from the experts' logits at the last validation."""
-        held = self._held(1)
+        return self._mix(self._held(1), mode, threshold)
+
+    @torch.no_grad()
+    def _mix(self, said: dict[str, Tensor], mode: Inference, threshold: float) -> MowstOutput:
+        """Ask the experts about nodes where their logits are known already."""
 
         def run(name: str, rows: Tensor | None) -> Tensor:
-            return held[name] if rows is None else held[name][rows]
+            return said[name] if rows is None else said[name][rows]
 
-        return self.model.cascade(run, held.get("x", held["y"][:, None]), mode=mode, threshold=threshold)
+        return self.model.cascade(run, said.get("x", said["y"][:, None]), mode=mode, threshold=threshold)
 
     def _scores(self) -> tuple[Scores, dict[str, dict[str, float]]]:
         held, everything = self._held(1), self.monitor in ("auc", "macro_f1")
         output = self.predict_held_out()
-        used = self.predict_held_out("threshold", self.threshold)
-        self.model.last_routing = used.routing
         says = {**{name: held[name].log_softmax(-1) for name in self.names}, "mix": output.log_probs}
         measured = {name: measure(z, held["y"], everything, self._class_weight) for name, z in says.items()}
         # an improvement of less than 0.001 in loss is none: it would stretch a stage without end
