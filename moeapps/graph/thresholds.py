@@ -1,5 +1,6 @@
 """Which confidence is enough: a threshold chosen on validation nodes."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,5 +54,12 @@ def choose_threshold(
                 sign * measure(output.log_probs, y, everything=module.monitor in ("auc", "macro_f1"))[module.monitor]
             )
             found.append((score, passed, threshold))
+    if budget is not None and all(passed == 0 for _, passed, _ in found):
+        warnings.warn(
+            f"no threshold passes on some nodes and at most budget={budget} of them, because the confidences are all "
+            "alike (one expert alone was kept, perhaps): every node is left to the weak expert",
+            UserWarning,
+            stacklevel=2,
+        )
     best = max(score for score, _, _ in found)
     return min((passed, threshold) for score, passed, threshold in found if score >= best - tolerance)[1]

@@ -184,6 +184,9 @@ def test_a_threshold_is_as_cheap_as_the_score_and_the_budget_allow(held_out):
     assert accuracy >= 0.9
     assert passed < 0.5
     assert quality(choose_threshold(held_out, "threshold", budget=0.3))[1] <= 0.3 + 1e-6
+    held_out.model.gates["weak"].forced.fill_(0.0)
+    with pytest.warns(UserWarning, match="every node is left to the weak expert"):
+        assert choose_threshold(held_out, "threshold", budget=0.3) == 0.0
     with pytest.raises(ConfigError, match="budget must be"):
         choose_threshold(held_out, budget=1.5)
     with pytest.raises(ConfigError, match="tolerance must be"):
