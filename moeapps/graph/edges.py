@@ -74,19 +74,18 @@ class Edges:
         """Where the edges are."""
         return self.index.device
 
-    def __len__(self) -> int:
-        return self.index.shape[1]
-
     def count(self, form: EdgeForm) -> int:
-        """Number of edges in a form."""
-        return self.form(form)[0].shape[1]
+        """Number of edges in a form, without preparing it."""
+        if form == "plain":
+            return self.index.shape[1]
+        return self.index.shape[1] - int((self.index[0] == self.index[1]).sum()) + self.num_nodes
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """The same edges on another device."""
         if torch.device(device) == self.device:
             return self
-        weight = None if self.weight is None else self.weight.to(device, non_blocking=non_blocking)
-        return type(self)(self.index.to(device, non_blocking=non_blocking), weight, self.num_nodes)
+        weight = None if self.weight is None else self.weight.to(device)
+        return type(self)(self.index.to(device), weight, self.num_nodes)
 
     def form(self, form: EdgeForm) -> tuple[EdgeIndex, Tensor | None]:
         r"""Edges ``(2, E)`` sorted by target and their weights, in one of three forms.

@@ -23,7 +23,6 @@ class _Source:
     """How a graph is loaded, and what is usual with it."""
 
     load: Load
-    note: str
     normalize_features: bool = False
     random_split: bool = False
 
@@ -43,11 +42,7 @@ def _heterophilous(root: str, name: str) -> Data:
 def _linkx(root: str, name: str) -> Data:
     from torch_geometric.datasets import LINKXDataset
 
-    graph: Data = LINKXDataset(root, name)[0]
-    for mask in ("train_mask", "val_mask", "test_mask"):  # Penn94's stored splits; the others have none
-        if mask in graph and graph[mask].ndim == 1:
-            del graph[mask]
-    return graph
+    return LINKXDataset(root, name)[0]
 
 
 def _flickr(root: str, name: str) -> Data:
@@ -84,23 +79,19 @@ def _missing(root: str, name: str) -> Data:
 
 
 PUBLIC_GRAPHS: dict[str, _Source] = {
-    **dict.fromkeys(
-        ("Cora", "CiteSeer", "PubMed"), _Source(_planetoid, "citations, public split", normalize_features=True)
-    ),
+    **dict.fromkeys(("Cora", "CiteSeer", "PubMed"), _Source(_planetoid, normalize_features=True)),
     **dict.fromkeys(
         ("tolokers", "minesweeper", "questions", "roman-empire", "amazon-ratings"),
-        _Source(_heterophilous, "heterophilous, 10 splits"),
+        _Source(_heterophilous),
     ),
-    **dict.fromkeys(
-        ("chameleon_filtered", "squirrel_filtered"), _Source(_npz, "heterophilous, 10 splits, an .npz file")
-    ),
+    **dict.fromkeys(("chameleon_filtered", "squirrel_filtered"), _Source(_npz)),
     **dict.fromkeys(
         ("amherst41", "johnshopkins55", "reed98", "cornell5", "Penn94"),
-        _Source(_linkx, "Facebook 100, who is of which gender", random_split=True),
+        _Source(_linkx, random_split=True),
     ),
-    "Flickr": _Source(_flickr, "images, public split"),
-    **dict.fromkeys(("ogbn-arxiv", "ogbn-products"), _Source(_ogb, "OGB, public split")),
-    **dict.fromkeys(("twitch-gamers", "pokec"), _Source(_missing, "neither in PyG nor in OGB")),
+    "Flickr": _Source(_flickr),
+    **dict.fromkeys(("ogbn-arxiv", "ogbn-products"), _Source(_ogb)),
+    **dict.fromkeys(("twitch-gamers", "pokec"), _Source(_missing)),
 }
 """Names that :class:`PublicGraphData` knows."""
 

@@ -70,6 +70,13 @@ def test_fewer_nodes_touch_fewer_edges():
     assert edges.neighborhood(torch.arange(20), [-1, -1], max_edges=touched[3]).edges_touched == touched[3]
 
 
+@pytest.mark.parametrize("form", ["plain", "looped", "normalized"])
+def test_edges_of_a_form_are_counted_without_preparing_it(form):
+    edges = Edges(untidy_graph()[1], None, 60)
+    count = edges.count(form)
+    assert count == edges.form(form)[0].shape[1]
+
+
 class Mine(nn.Module):
     """A user's network, which normalises inside."""
 
