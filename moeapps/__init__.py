@@ -14,15 +14,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moeapps.core.saving import load as load
-    from moeapps.core.tabular.estimator import MoEClassifier as MoEClassifier
-    from moeapps.core.tabular.estimator import MoERegressor as MoERegressor
+    from moeapps.core.tabular.classifier import MoEClassifier as MoEClassifier
+    from moeapps.core.tabular.regressor import MoERegressor as MoERegressor
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
 
 _LAZY = {
     "load": "moeapps.core.saving",
-    "MoEClassifier": "moeapps.core.tabular.estimator",
-    "MoERegressor": "moeapps.core.tabular.estimator",
+    "MoEClassifier": "moeapps.core.tabular.classifier",
+    "MoERegressor": "moeapps.core.tabular.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
 }

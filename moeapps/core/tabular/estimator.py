@@ -1,4 +1,4 @@
-"""MoEClassifier and MoERegressor: mixtures of experts for tables, behind scikit-learn's interface."""
+"""What the tabular estimators share: reading a table, building the network, training, predicting, surgery."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,12 @@ import pandas as pd
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, assert_all_finite, compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,
-    check_array,
     check_consistent_length,
     check_is_fitted,
-    column_or_1d,
     validate_data,
 )
 
@@ -29,7 +25,6 @@ from moeapps.core.estimator import LightningEstimator
 from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
 from moeapps.core.routers import router_class
-from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabular.columns import FIRST, ColumnEncoder
@@ -37,7 +32,7 @@ from moeapps.core.tabular.data import TableDataModule
 from moeapps.core.tabular.module import TabularModule
 from moeapps.core.tabular.network import TabularMoE
 
-__all__ = ["MoEClassifier", "MoERegressor"]
+__all__ = ["TabularEstimator"]
 
 ONE_BATCH = 200
 """Up to so many rows, "auto" means: all rows in one batch, in float64, and none set aside for early stopping."""
@@ -46,7 +41,7 @@ PREDICT_ROWS = 4096
 """Rows that are predicted at once."""
 
 
-class _TabularEstimator(LightningEstimator):
+class TabularEstimator(LightningEstimator):
     """What both estimators share: reading a table, building the network, training, predicting."""
 
     task: Literal["classification", "regression"]
@@ -467,312 +462,3 @@ def _refuse_holes(array: NDArray[np.float64]) -> None:
         what = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else f"{value}, too large for float32,"
         cure = "; NaN means missing in a DataFrame: pass one, or impute" if np.isnan(value) else ""
         raise DataError(f"Input X contains {what} at row {row}, column {column}{cure}")
-
-
-class MoEClassifier(ClassifierMixin, _TabularEstimator):
-    """Mixture-of-experts classifier for tables: embedded columns, residual MoE blocks, any router.
-
-    Parameters
-    ----------
-    router : str
-        Name of the routing method, as in ``moeapps list routers``.
-    router_args : dict, optional
-        Further arguments of that router.
-    num_experts : int
-        Experts per block.
-    top_k : int
-        Experts per row, for routers with such an argument.
-    dim : int
-        Width of the network.
-    hidden_dim : int, optional
-        Hidden width of an expert; ``2 * dim`` when None.
-    num_blocks : int
-        Number of residual MoE blocks.
-    share_router : bool
-        Whether all blocks use one router (Omni-router).
-    capacity_factor : float, optional
-        In training an expert takes at most this multiple of its fair share of rows; None means no limit.
-    embedding_dim : int
-        Width of a categorical column's embedding.
-    num_bins : int
-        Quantile bins of a numeric column's piecewise-linear encoding, at most.
-    dropout : float
-        Probability of dropping a feature in training.
-    balance_weight, z_weight : float
-        Factors of the router's losses.
-    lr, weight_decay : float
-        Of AdamW.
-    batch_size : int or "auto"
-        Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
-    max_epochs : int
-        Passes over the data, at most.
-    early_stopping : bool or "auto"
-        Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
-        and keep the best epoch; "auto" does for more than 200 rows.
-    validation_fraction : float
-        Part of the rows that is set aside.
-    patience : int
-        Epochs to wait.
-    class_weight : dict, "balanced" or None
-        Weights of the classes.
-    categorical_features : "auto", list of names or positions, or None
-        Which columns are categories; "auto" means text, bool, category and object columns of a DataFrame.
-    dtype : "auto", "float32" or "float64"
-        Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
-    accelerator : str
-        Lightning's accelerator for training. Prediction is done on the CPU.
-    verbose : bool
-        Whether to show a progress bar.
-    log_dir : str, optional
-        Where to log and write checkpoints; nowhere when None.
-    random_state : int, RandomState or None
-        Seed of everything.
-
-    Attributes
-    ----------
-    classes_ : array
-        Class labels.
-    model_ : torch.nn.Module
-        The network.
-    history_ : DataFrame
-        What was logged, one row per epoch.
-    n_iter_ : int
-        Number of epochs.
-    n_features_in_, feature_names_in_
-        As in scikit-learn.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from moeapps import MoEClassifier
-    >>> X, y = load_iris(return_X_y=True)
-    >>> model = MoEClassifier(num_experts=4, max_epochs=60, random_state=0).fit(X, y)
-    >>> model.score(X, y) > 0.9
-    True
-    """
-
-    task = "classification"
-    classes_: np.ndarray
-
-    def __init__(
-        self,
-        router: str = "topk",
-        *,
-        router_args: Mapping[str, Any] | None = None,
-        num_experts: int = 8,
-        top_k: int = 2,
-        dim: int = 64,
-        hidden_dim: int | None = None,
-        num_blocks: int = 2,
-        share_router: bool = False,
-        capacity_factor: float | None = None,
-        embedding_dim: int = 16,
-        num_bins: int = 32,
-        dropout: float = 0.0,
-        balance_weight: float = 0.01,
-        z_weight: float = 0.001,
-        lr: float = 2e-3,
-        weight_decay: float = 1e-2,
-        batch_size: int | Literal["auto"] = "auto",
-        max_epochs: int = 100,
-        early_stopping: bool | Literal["auto"] = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 10,
-        class_weight: Any = None,
-        categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
-        dtype: Literal["auto", "float32", "float64"] = "auto",
-        accelerator: str = "auto",
-        verbose: bool = False,
-        log_dir: str | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            router,
-            router_args=router_args,
-            num_experts=num_experts,
-            top_k=top_k,
-            dim=dim,
-            hidden_dim=hidden_dim,
-            num_blocks=num_blocks,
-            share_router=share_router,
-            capacity_factor=capacity_factor,
-            embedding_dim=embedding_dim,
-            num_bins=num_bins,
-            dropout=dropout,
-            balance_weight=balance_weight,
-            z_weight=z_weight,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            categorical_features=categorical_features,
-            dtype=dtype,
-            accelerator=accelerator,
-            verbose=verbose,
-            log_dir=log_dir,
-            random_state=random_state,
-        )
-        self.class_weight = class_weight
-
-    def partial_fit(  # type: ignore[override]  # the order of arguments is scikit-learn's
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
-    ) -> Self:
-        """Learn one pass over these rows, on top of what was learned before.
-
-        Parameters
-        ----------
-        X, y, sample_weight
-            As in :meth:`fit`.
-        classes : array, optional
-            All classes that will ever come. The first call needs them unless its rows have them all; a label that is
-            not among them is refused later, and nothing is changed.
-        """
-        self._refuse_mixing()
-        fitted = copy.copy(self)
-        if hasattr(self, "model_"):
-            if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise DataError(f"classes {np.unique(classes)} differ from those of the first call: {self.classes_}")
-            fitted._continue(X, y, sample_weight)
-        else:
-            fitted._announced = None if classes is None else np.unique(classes)
-            fitted._fit(X, y, sample_weight, passes=1)
-        fitted.__dict__.pop("_announced", None)
-        self.__dict__ = fitted.__dict__
-        return self
-
-    _announced: np.ndarray | None = None
-
-    def _check_target(self, y: Any) -> NDArray[Any]:
-        y = column_or_1d(y, warn=True)
-        missing = pd.isna(y)
-        if missing.any():
-            raise DataError(f"y has no label at row {int(np.flatnonzero(missing)[0])}: Input y contains NaN")
-        if np.asarray(y).dtype.kind == "f":
-            assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
-        return np.asarray(y)
-
-    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
-        self.classes_ = np.unique(y) if self._announced is None else self._announced
-        if len(self.classes_) < 2:
-            raise DataError(
-                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: "
-                f"{self.classes_.tolist()[0]!r}"
-            )
-        self.n_outputs_ = len(self.classes_)
-
-    def _encode_target(self, y: NDArray[Any]) -> NDArray[np.int64]:
-        new = ~np.isin(y, self.classes_)
-        if new.any():
-            raise DataError(
-                f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes "
-                f"{self.classes_.tolist()}: name all classes in the first call of partial_fit"
-            )
-        return np.searchsorted(self.classes_, y).astype(np.int64)
-
-    def _validated(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Any:
-        table, y, weight = super()._validated(X, y, sample_weight, reset)
-        if self.class_weight is not None:
-            weight = weight * compute_sample_weight(self.class_weight, y)
-        return table, y, weight
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``."""
-        outputs = self._outputs(X)
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-        return probabilities
-
-    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
-        """Logarithms of the class probabilities."""
-        outputs = self._outputs(X)
-        shifted = outputs - outputs.max(axis=1, keepdims=True)
-        logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return logs
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Most probable class of each row."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, columns and class labels."""
-        return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = labels_from_json(state["classes_"])
-        super()._restore(state)
-
-
-class MoERegressor(RegressorMixin, _TabularEstimator):
-    """Mixture-of-experts regressor for tables, for one target or several.
-
-    Targets are standardised for training; the loss is the squared error. Parameters and attributes are those of
-    :class:`MoEClassifier`, without ``class_weight`` and ``classes_``.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from moeapps import MoERegressor
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = MoERegressor(num_experts=4, max_epochs=20, random_state=0).fit(X, y)
-    >>> model.predict(X[:3]).shape
-    (3,)
-    """
-
-    task = "regression"
-    target_mean_: NDArray[np.float64]
-    target_scale_: NDArray[np.float64]
-    _saved_attributes = (*_TabularEstimator._saved_attributes, "_one_column")
-
-    def _check_target(self, y: Any) -> NDArray[Any]:
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        if y.ndim > 2:
-            raise DataError(f"y must have shape (n,) or (n, targets), got {y.shape}")
-        if np.iscomplexobj(y):
-            raise ValueError("Complex data not supported")
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return np.asarray(y, dtype=np.float64)
-
-    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
-        self._one_column = y.ndim == 1
-        columns = y.reshape(len(y), -1)
-        self.n_outputs_ = columns.shape[1]
-        share = weight[:, None] / weight.sum()
-        self.target_mean_ = (columns * share).sum(axis=0)
-        scale = np.sqrt((np.square(columns - self.target_mean_) * share).sum(axis=0))
-        self.target_scale_ = np.where(scale > 0, scale, 1.0)
-
-    def _encode_target(self, y: NDArray[Any]) -> NDArray[np.float64]:
-        columns = y.reshape(len(y), -1)
-        if columns.shape[1] != self.n_outputs_:
-            raise DataError(f"y has {columns.shape[1]} targets, the model was fitted with {self.n_outputs_}")
-        return (columns - self.target_mean_) / self.target_scale_
-
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predicted targets, shape (n,) or (n, targets) as in :meth:`fit`."""
-        outputs = self._outputs(X) * self.target_scale_ + self.target_mean_
-        return outputs[:, 0] if self._one_column else outputs
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-    def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, columns, and the targets' mean and scale."""
-        return {
-            **super().saved_state(),
-            "target_mean_": self.target_mean_.tolist(),
-            "target_scale_": self.target_scale_.tolist(),
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.target_mean_ = np.array(state["target_mean_"])
-        self.target_scale_ = np.array(state["target_scale_"])
-        super()._restore(state)
