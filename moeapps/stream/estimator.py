@@ -1,0 +1,501 @@
+"""What the stream estimators share: river's one-by-one interface, scikit-learn's fit and predict, saving."""
+
+import copy
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_array, validate_data
+from torch import Tensor
+
+from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of, check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.saving import SaveMixin
+from moeapps.stream.encoding import FeatureEncoder, NewThings
+from moeapps.stream.engine import RiverEngine, TreeEngine, restore_arrays, tree_arrays
+from moeapps.stream.mixture import (
+    EVENTS,
+    FIXED,
+    INSTANCES,
+    MAX_EVENTS,
+    MIX,
+    REPLACE,
+    RESET,
+    ROUTER,
+    TOP,
+    WARN,
+    MixtureSettings,
+)
+from moeapps.stream.river_face import RiverFace
+
+__all__ = ["StreamEstimator"]
+
+DRIFT = {None: FIXED, "reset": RESET, "replace": REPLACE}
+
+
+class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
+    """Base of :class:`DriftMoEClassifier` and :class:`DriftMoERegressor`.
+
+    Constructor arguments are stored unchanged and checked at the first instance. What was learned is in ``_engine``
+    (numbers) and ``_encoder`` (names); both stay None until then.
+    """
+
+    n_experts: int
+    top_k: int
+    expert: Any
+    predict_with: str
+    learn_with: str
+    bagging: float
+    drift: Literal["reset", "replace"] | None
+    drift_delta: float
+    warning_delta: float
+    window: int
+    grace_period: int
+    delta: float
+    tie_threshold: float
+    feature_share: Any
+    max_nodes: int
+    use_router: bool
+    router_inputs: str
+    router_hidden: Any
+    router_lr: float
+    router_dropout: float
+    router_period: int
+    temperature: float
+    max_features: int
+    max_categories: int
+    on_bad: Literal["raise", "skip", "impute"]
+    seed: int | None
+
+    _numbers = False
+    _blend = 0.0
+    _engine: TreeEngine | RiverEngine | None
+    _encoder: FeatureEncoder
+
+    def _forget(self) -> None:
+        """The state of a model that has learned nothing."""
+        self._engine = None
+        self._encoder = FeatureEncoder(self.max_features, self.max_categories)
+        self._skipped = 0
+        self._real_seed: int | None = None
+        self._names: list[str] | None = None
+        self._width: int | None = None
+
+    # --- construction
+
+    def _check_arguments(self) -> None:
+        check_sizes(
+            n_experts=self.n_experts, top_k=self.top_k, window=self.window, grace_period=self.grace_period,
+            max_nodes=self.max_nodes, router_period=self.router_period, max_features=self.max_features,
+            max_categories=self.max_categories,
+        )  # fmt: skip
+        check_at_least_zero(bagging=self.bagging, router_lr=self.router_lr, router_dropout=self.router_dropout)
+        check_fraction(
+            drift_delta=self.drift_delta, warning_delta=self.warning_delta, delta=self.delta,
+            tie_threshold=self.tie_threshold,
+        )  # fmt: skip
+        check_one_of("drift", self.drift, DRIFT)
+        check_one_of("learn_with", self.learn_with, ("all", "top_k"))
+        check_one_of("router_inputs", self.router_inputs, ("enriched", "raw"))
+        check_one_of("on_bad", self.on_bad, ("raise", "skip", "impute"))
+        if self.bagging > 50:
+            raise ConfigError(f"bagging must be at most 50, got {self.bagging!r}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature!r}")
+        if self.router_dropout >= 1:
+            raise ConfigError(f"router_dropout must be below 1, got {self.router_dropout!r}")
+        if len(tuple(self.router_hidden)) != 2:
+            raise ConfigError(f"router_hidden must be two widths, got {self.router_hidden!r}")
+        check_sizes(**{f"router_hidden[{i}]": width for i, width in enumerate(self.router_hidden)})
+        if not (self.seed is None or isinstance(self.seed, int | np.integer)) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed must be a whole number or None, got {self.seed!r}")
+
+    def _settings(self) -> MixtureSettings:
+        task = getattr(self, "variant", "data") == "task"
+        return MixtureSettings(
+            experts=0 if task else self.n_experts,
+            task=task,
+            top_k=self.top_k,
+            temperature=self.temperature,
+            predict={"mixture": MIX, "top": ROUTER if task else TOP}[self.predict_with],
+            use_router=self.use_router,
+            blend=self._blend,
+            train_top_k=self.learn_with == "top_k" and not task,
+            bagging=float(self.bagging),
+            drift=DRIFT[self.drift],
+            drift_delta=self.drift_delta,
+            warning_delta=self.warning_delta,
+            forget=1.0 / self.window,
+            forget_blend=1.0 / (5 * self.window),
+            enriched=self.router_inputs == "enriched",
+            dropout=float(self.router_dropout),
+            lr=float(self.router_lr),
+            period=self.router_period,
+        )
+
+    def _start(self) -> TreeEngine | RiverEngine:
+        """Check the arguments and build the engine."""
+        check_one_of("predict_with", self.predict_with, ("mixture", "top"))
+        self._check_arguments()
+        self._real_seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else int(self.seed)
+        return self._new_engine(self._real_seed)
+
+    def _new_engine(self, seed: int) -> TreeEngine | RiverEngine:
+        hidden = (int(self.router_hidden[0]), int(self.router_hidden[1]))
+        settings = self._settings()
+        if self.expert is not None:
+            return RiverEngine(settings, self.expert, hidden, seed, self._numbers, self._decode_row)
+        pool: dict[str, Any] = {
+            "grace_period": self.grace_period,
+            "delta": self.delta,
+            "tie_threshold": self.tie_threshold,
+            "feature_share": self.feature_share,
+            "max_nodes": self.max_nodes,
+        }
+        return TreeEngine(settings, {**pool, **self._pool_arguments()}, hidden, seed, self._numbers)
+
+    def _pool_arguments(self) -> dict[str, Any]:
+        return {}
+
+    def _decode_row(self, row: NDArray[np.float64]) -> dict[Hashable, Any]:
+        return self._encoder.decode(row)
+
+    # --- learning
+
+    def _learn_rows(self, table: NDArray[np.float64], new: NewThings, targets: Any, added: Mapping[Hashable, int]) -> Any:
+        """Learn rows, growing where features or labels (``added``: by row) appear for the first time."""
+        engine = self._engine or self._start()
+        encoder = self._encoder
+        encoder.max_features, encoder.max_categories = self.max_features, self.max_categories
+        said = np.empty(len(table), dtype=np.float64 if self._numbers else np.int64)
+        cuts = sorted({0, *(row for row, _ in new.features.values()), *added.values()})
+        for first, last in zip(cuts, [*cuts[1:], len(table)], strict=True):
+            for _, nominal in encoder.commit(new, first):
+                engine.add_features(1, nominal)
+            if encoder.codes:
+                engine.add_values(min(encoder.num_values, self.max_categories))
+            labels = [label for label, row in added.items() if row == first]
+            if labels:
+                self._add_labels(labels, engine)
+            if engine.n_features == 0:  # instances without any feature: one column that is always missing
+                engine.add_features(1, False)
+                encoder.columns[_NOTHING] = 0
+                encoder.nominal.append(False)
+                table = np.full((len(table), 1), np.nan)
+            width = len(encoder.columns)
+            rows = np.ascontiguousarray(table[first:last, :width])
+            if rows.shape[1] < width:
+                rows = np.column_stack([rows, np.full((len(rows), width - rows.shape[1]), np.nan)])
+            said[first:last] = engine.learn(rows, self._codes(targets[first:last]))
+        encoder.count(new)
+        self._engine = engine
+        return said
+
+    def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:
+        raise NotImplementedError
+
+    def _codes(self, targets: Any) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def _check_targets(self, targets: Any) -> dict[Hashable, int]:
+        raise NotImplementedError
+
+    def learn_one(self, x: dict[Hashable, Any], y: Any) -> None:
+        """Learn one instance.
+
+        Args:
+            x: Features by name: numbers, or categories (text, or anything else that can be hashed); a missing feature
+                is None, NaN, or not there. New names are welcome.
+            y: The target.
+
+        Raises:
+            DataError: If the target cannot be learned, or a feature has a bad value and ``on_bad`` is "raise". Nothing
+                has been learned or changed then.
+        """
+        self._learn_one(x, y)
+
+    def _learn_one(self, x: dict[Hashable, Any], y: Any) -> Any:
+        """Learn one instance and return what was predicted for it before (a code); None if it was skipped."""
+        added = self._check_targets([y])
+        new = NewThings()
+        try:
+            row = self._encoder.encode_one(x, self.on_bad == "impute", new)
+        except DataError:
+            if self.on_bad != "skip":
+                raise
+            self._skipped += 1
+            return None
+        assert row is not None
+        if new.features or new.values or added or self._engine is None:
+            row = row + (self._encoder.encode_new(x, new) if new.features else [])
+            return self._learn_rows(np.array([row], dtype=np.float64).reshape(1, -1), new, [y], added)[0]
+        if new.bad or new.ignored:
+            self._encoder.count(new)
+        return self._engine.learn(np.array([row]), self._codes([y]))[0]
+
+    def learn_many(self, X: pd.DataFrame, y: Any) -> None:
+        """Learn the rows of a frame, one after the other: the same as :meth:`learn_one` in a loop, bit for bit.
+
+        Args:
+            X: ``(n, F)`` frame; columns are features.
+            y: ``(n,)`` targets.
+
+        Raises:
+            DataError: As :meth:`learn_one`; then no row has been learned.
+        """
+        self._learn_many(X, y)
+
+    def _learn_many(self, X: pd.DataFrame, y: Any) -> tuple[Any, NDArray[np.bool_]]:
+        """Learn and return what was predicted before (codes), and which rows were learned."""
+        if not isinstance(X, pd.DataFrame):
+            raise DataError(f"X must be a pandas DataFrame, got {type(X).__name__}")
+        targets = list(y) if not isinstance(y, pd.Series | np.ndarray) else y.tolist()
+        if len(targets) != len(X):
+            raise DataError(f"X has {len(X)} rows, y has {len(targets)}")
+        kept = np.ones(len(X), dtype=bool)
+        new = NewThings()
+        try:
+            table = self._encoder.encode_frame(X, self.on_bad == "impute", new)
+        except DataError:
+            if self.on_bad != "skip":
+                raise
+            new = NewThings()
+            kept = self._good_rows(X)
+            X, targets = X[kept], [target for target, good in zip(targets, kept, strict=True) if good]
+            table = self._encoder.encode_frame(X, False, new)
+        added = self._check_targets(targets)
+        self._skipped += int(len(kept) - kept.sum())
+        return (self._learn_rows(table, new, targets, added) if len(table) else np.empty(0)), kept
+
+    def _good_rows(self, X: pd.DataFrame) -> NDArray[np.bool_]:
+        """Rows without a bad value, found one by one, since what is bad depends on what came before."""
+        trial = copy.deepcopy(self._encoder)
+        good = np.zeros(len(X), dtype=bool)
+        for i, x in enumerate(X.to_dict("records")):
+            new = NewThings()
+            try:
+                trial.encode_one(x, False, new)
+            except DataError:
+                continue
+            trial.commit(new)
+            good[i] = True
+        return good
+
+    # --- predicting
+
+    def _outputs(self, table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        assert self._engine is not None
+        return self._engine.predict(np.ascontiguousarray(table))
+
+    def _encode_one(self, x: dict[Hashable, Any]) -> NDArray[np.float64]:
+        row = self._encoder.encode_one(x, self.on_bad != "raise")
+        return np.array([row], dtype=np.float64).reshape(1, -1)
+
+    def _encode_frame(self, X: pd.DataFrame) -> NDArray[np.float64]:
+        if not isinstance(X, pd.DataFrame):
+            raise DataError(f"X must be a pandas DataFrame, got {type(X).__name__}")
+        return self._encoder.encode_frame(X, self.on_bad != "raise")
+
+    def expert_weights(self, X: Any) -> pd.DataFrame:
+        """Weights of the experts in the prediction of each row: ``(n, E)``, rows sum to 1.
+
+        Args:
+            X: A frame, an array, or a dict (one instance).
+        """
+        self._need_fitted()
+        if isinstance(X, Mapping):
+            return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1])
+        frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X))
+        return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index)
+
+    # --- what happened
+
+    @property
+    def n_seen_(self) -> int:
+        """Instances learned so far."""
+        return 0 if self._engine is None else int(self._engine.mixture.counters[INSTANCES])
+
+    @property
+    def n_skipped_(self) -> int:
+        """Instances left out because of a bad value (``on_bad="skip"``)."""
+        return self._skipped
+
+    @property
+    def n_bad_(self) -> int:
+        """Bad values that were taken for missing (``on_bad="impute"``)."""
+        return self._encoder.bad
+
+    @property
+    def n_ignored_(self) -> int:
+        """Values of features beyond ``max_features``."""
+        return self._encoder.ignored
+
+    @property
+    def drift_events_(self) -> pd.DataFrame:
+        """Births and deaths of experts: ``instance``, ``expert``, ``event`` ("warning" or "renewed").
+
+        The last 1,024 of them; at a warning a background tree is born, at a renewal the expert dies.
+        """
+        if self._engine is None:
+            return pd.DataFrame(columns=["instance", "expert", "event"])
+        mixture = self._engine.mixture
+        total = int(mixture.counters[EVENTS])
+        order = np.arange(max(0, total - MAX_EVENTS), total) % MAX_EVENTS
+        frame = pd.DataFrame(mixture.events[order], columns=["instance", "expert", "event"])
+        frame["event"] = np.where(frame["event"] == WARN, "warning", "renewed")
+        return frame
+
+    @property
+    def activation_(self) -> NDArray[np.float64]:
+        """``(E,)`` sum of the weights that each expert had in the predictions of all learned instances."""
+        return np.zeros(0) if self._engine is None else self._engine.mixture.activation.copy()
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features of ``fit`` or ``partial_fit``."""
+        if self._width is None:
+            raise AttributeError("n_features_in_ is there after fit or partial_fit")
+        return self._width
+
+    @property
+    def feature_names_in_(self) -> NDArray[Any]:
+        """Names of the columns of ``fit`` or ``partial_fit``, where it was given a frame."""
+        if self._names is None:
+            raise AttributeError("feature_names_in_ is there after fit or partial_fit with a DataFrame")
+        return np.array(self._names, dtype=object)
+
+    @n_features_in_.setter
+    def n_features_in_(self, width: int) -> None:
+        self._width = width
+
+    @feature_names_in_.setter
+    def feature_names_in_(self, names: NDArray[Any]) -> None:
+        self._names = list(names)
+
+    @feature_names_in_.deleter
+    def feature_names_in_(self) -> None:
+        self._names = None
+
+    @property
+    def nbytes_(self) -> int:
+        """Bytes of the learned arrays."""
+        if isinstance(self._engine, TreeEngine):
+            return sum(array.nbytes for array in tree_arrays(self._engine).values())
+        return 0
+
+    # --- scikit-learn
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Forget everything and learn the rows once, in their order.
+
+        Parameters
+        ----------
+        X : DataFrame or array (n, F)
+            A frame may have text columns; NaN means missing.
+        y : array (n,)
+            Targets.
+        """
+        fresh = type(self)(**self.get_params(deep=False))
+        fresh.partial_fit(X, y)
+        self.__dict__.update(fresh.__dict__)
+        return self
+
+    def partial_fit(self, X: Any, y: Any) -> Self:
+        """Learn rows on top of what was learned before."""
+        raise NotImplementedError
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._engine is not None
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        return tags
+
+    def _need_fitted(self) -> None:
+        if self._engine is None:
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit, or learn instances")
+
+    def _table(self, X: Any, reset: bool) -> pd.DataFrame:
+        """A frame, with scikit-learn's checks of shape and names."""
+        if isinstance(X, pd.DataFrame):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if len(X) == 0 or X.shape[1] == 0:
+                check_array(np.empty(X.shape))
+            return X
+        array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        return pd.DataFrame(array)
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        if self.expert is not None:
+            raise ConfigError(
+                "a model with experts of river's (expert=...) cannot be saved without pickle: pickle it yourself, or "
+                "use the built-in trees (expert=None)"
+            )
+        params: dict[str, Any] = self.get_params(deep=False)
+        return params
+
+    def saved_state(self) -> dict[str, Any]:
+        """Names, categories and counters."""
+        started = self._engine is not None
+        return {
+            "started": started,
+            "features": self._encoder.state(),
+            "skipped": self._skipped,
+            "real_seed": self._real_seed,
+            "names": self._names,
+            "width": self._width,
+        }
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Every array of the engine; unsigned ones as signed."""
+        if self._engine is None:
+            return {}
+        assert isinstance(self._engine, TreeEngine)
+        arrays = tree_arrays(self._engine)
+        return {
+            name: torch.from_numpy(array.view(np.int64) if array.dtype == np.uint64 else array)
+            for name, array in arrays.items()
+        }
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """Construct, then put names and arrays back."""
+        model = cls(**arguments)
+        model._encoder.restore(state["features"])
+        model._skipped, model._real_seed = int(state["skipped"]), state["real_seed"]
+        model._names, model._width = state["names"], state["width"]
+        model._restore(state)
+        if state["started"]:
+            engine = model._new_engine(int(state["real_seed"]))
+            assert isinstance(engine, TreeEngine)
+            model._resize(engine)
+            arrays = {
+                name: tensor.numpy().view(np.uint64) if name.endswith("rng") else tensor.numpy()
+                for name, tensor in tensors.items()
+            }
+            restore_arrays(engine, arrays)
+            model._engine = engine
+        return model
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Put back what a subclass has saved."""
+
+    def _resize(self, engine: TreeEngine) -> None:
+        """Tell a new engine how many features and classes there are."""
+        engine.n_features = len(self._encoder.columns)
+
+
+_NOTHING = "(no features)"
+"""Name of the column that stands in where instances have no features at all."""

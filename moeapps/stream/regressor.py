@@ -1,0 +1,155 @@
+"""DriftMoERegressor: the same mixture for streams of numbers."""
+
+from collections.abc import Hashable
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from river.base import MiniBatchRegressor
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import _check_y, check_consistent_length
+
+from moeapps.core.errors import DataError
+from moeapps.stream.encoding import plain
+from moeapps.stream.engine import RiverEngine, TreeEngine
+from moeapps.stream.estimator import StreamEstimator
+
+__all__ = ["DriftMoERegressor"]
+
+
+@MiniBatchRegressor.register
+class DriftMoERegressor(RegressorMixin, StreamEstimator):
+    """Mixture of incremental regression trees (FIMT) under a router that learns with them.
+
+    As :class:`DriftMoEClassifier` with ``variant="data"``; an expert counts as right where its absolute error is at most
+    the running median of all experts' errors, and drift is seen by the error in units of three standard deviations of
+    the target. Leaves predict the mean of what they saw.
+
+    Parameters
+    ----------
+    n_experts, top_k, expert, predict_with, learn_with, bagging, drift, drift_delta, warning_delta, window
+        As for :class:`DriftMoEClassifier`.
+    grace_period, delta, tie_threshold, feature_share, max_nodes
+        Of the trees, see :class:`HoeffdingPool`.
+    use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
+        Of the router, as for :class:`DriftMoEClassifier`.
+    max_features, max_categories, on_bad, seed
+        As for :class:`DriftMoEClassifier`.
+
+    Examples
+    --------
+    >>> from river import datasets, evaluate, metrics
+    >>> model = DriftMoERegressor(seed=1)
+    >>> score = evaluate.progressive_val_score(datasets.ChickWeights(), model, metrics.MAE())
+    >>> score.get() < 30
+    True
+    """
+
+    _numbers = True
+
+    def __init__(
+        self,
+        n_experts: int = 12,
+        top_k: int = 3,
+        *,
+        expert: Any = None,
+        predict_with: Literal["mixture", "top"] = "mixture",
+        learn_with: Literal["all", "top_k"] = "all",
+        bagging: float = 6.0,
+        drift: Literal["replace", "reset"] | None = "replace",
+        drift_delta: float = 0.001,
+        warning_delta: float = 0.01,
+        window: int = 100,
+        grace_period: int = 100,
+        delta: float = 0.01,
+        tie_threshold: float = 0.05,
+        feature_share: float | list[float] = 1.0,
+        max_nodes: int = 1023,
+        use_router: bool = True,
+        router_inputs: Literal["enriched", "raw"] = "enriched",
+        router_hidden: tuple[int, int] = (64, 32),
+        router_lr: float = 3e-3,
+        router_dropout: float = 0.0,
+        router_period: int = 32,
+        temperature: float = 0.8,
+        max_features: int = 1000,
+        max_categories: int = 256,
+        on_bad: Literal["raise", "skip", "impute"] = "raise",
+        seed: int | None = None,
+    ) -> None:
+        self.n_experts = n_experts
+        self.top_k = top_k
+        self.expert = expert
+        self.predict_with = predict_with
+        self.learn_with = learn_with
+        self.bagging = bagging
+        self.drift = drift
+        self.drift_delta = drift_delta
+        self.warning_delta = warning_delta
+        self.window = window
+        self.grace_period = grace_period
+        self.delta = delta
+        self.tie_threshold = tie_threshold
+        self.feature_share = feature_share
+        self.max_nodes = max_nodes
+        self.use_router = use_router
+        self.router_inputs = router_inputs
+        self.router_hidden = router_hidden
+        self.router_lr = router_lr
+        self.router_dropout = router_dropout
+        self.router_period = router_period
+        self.temperature = temperature
+        self.max_features = max_features
+        self.max_categories = max_categories
+        self.on_bad = on_bad
+        self.seed = seed
+        self._forget()
+
+    def _check_targets(self, targets: Any) -> dict[Hashable, int]:
+        for target in targets:
+            good = isinstance(target, int | float | np.number) and abs(float(target)) < 1e150
+            if not good:
+                raise DataError(f"y is {str(target)[:60]!r}, expected a finite number")
+        return {}
+
+    def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:
+        """Numbers have no labels."""
+
+    def _codes(self, targets: Any) -> NDArray[np.float64]:
+        return np.array(targets, dtype=np.float64)
+
+    def _numbers_of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        out, _ = self._outputs(table)
+        assert self._engine is not None
+        return np.where(np.isnan(out[:, 0]), self._engine.mixture.scale[1], out[:, 0])
+
+    def predict_one(self, x: dict[Hashable, Any], **kwargs: Any) -> float:  # type: ignore[override]
+        """Predicted number; 0.0 before anything was learned. Nothing is changed."""
+        if self._engine is None:
+            return 0.0
+        return float(self._numbers_of(self._encode_one(x))[0])
+
+    def predict_many(self, X: pd.DataFrame) -> pd.Series:
+        """Predicted number of each row."""
+        if self._engine is None:
+            return pd.Series(0.0, index=X.index)
+        return pd.Series(self._numbers_of(self._encode_frame(X)), index=X.index)
+
+    def partial_fit(self, X: Any, y: Any) -> Self:
+        """Learn rows on top of what was learned before; arguments as in :meth:`fit`."""
+        width, names = self._width, self._names
+        try:
+            table = self._table(X, reset=width is None)
+            y = _check_y(y, y_numeric=True, estimator=self)
+            check_consistent_length(table, y)
+            self._learn_many(table, [plain(number) for number in y])
+        except BaseException:
+            self._width, self._names = width, names
+            raise
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predicted number of each row, shape (n,)."""
+        self._need_fitted()
+        return self._numbers_of(self._encode_frame(self._table(X, reset=False)))
