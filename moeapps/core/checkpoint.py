@@ -6,7 +6,6 @@ stays Lightning's.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import HashingWriter, atomic_write, existing_file, remove_stale
 
-__all__ = ["AtomicCheckpointIO", "check_state_dict"]
+__all__ = ["AtomicCheckpointIO"]
 
 _MAGIC = b"MOEAPPS\x01"
 _FOOTER = len(_MAGIC) + 32
@@ -113,24 +112,3 @@ def _sha256(stream: Any, length: int) -> bytes:
         digest.update(block)
         length -= len(block)
     return digest.digest()
-
-
-def check_state_dict(
-    model: torch.nn.Module, state: dict[str, torch.Tensor], source: str | os.PathLike[str], prefix: str = ""
-) -> None:
-    """Compare names and shapes of a state dict with a model before loading it.
-
-    Raises:
-        FileFormatError: Naming the first missing, unexpected and mismatched entries, with both shapes.
-    """
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
-    complaints = [f"missing {name} {tuple(own[name])}" for name in own if name not in given][:3]
-    complaints += [f"unexpected {name} {tuple(given[name])}" for name in given if name not in own][:3]
-    complaints += [
-        f"{name} is {tuple(given[name])} in the file and {tuple(own[name])} in the model"
-        for name in own
-        if name in given and own[name] != given[name]
-    ][:3]
-    if complaints:
-        raise FileFormatError(f"{source} does not fit {type(model).__name__}: {'; '.join(complaints)}")

@@ -25,9 +25,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.callbacks import BestWeights, HistoryRecorder, LastCheckpoint, StepSeeding, seed_everything
-from moeapps.core.checkpoint import AtomicCheckpointIO, check_state_dict
+from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.saving import SaveMixin
+from moeapps.core.state_dict import check_state_dict
 
 __all__ = ["LightningEstimator", "resolve_device"]
 

@@ -6,10 +6,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import NonFiniteError
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
+from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 
 __all__ = ["MoEModule"]

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import moeapps
 from moeapps import registry
-from moeapps.core.checkpoint import check_state_dict
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
+from moeapps.core.state_dict import check_state_dict
 
 __all__ = ["FORMAT", "Savable", "SavableModule", "labels_from_json", "labels_to_json", "load"]
 

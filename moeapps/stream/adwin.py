@@ -1,7 +1,7 @@
 """ADWIN in compiled code: a window of the recent past that is cut where its mean has changed.
 
-river has ADWIN too, and it is what this one is tested against; but a detector per expert that is asked at every instance
-has to live inside the compiled loop.
+river has ADWIN too, and it is what this one is tested against; but a detector per expert that is asked at every
+instance has to live inside the compiled loop.
 """
 
 from typing import NamedTuple

@@ -34,8 +34,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     Parameters
     ----------
     variant : "data" or "task"
-        ``"data"``: ``n_experts`` trees that know all classes. ``"task"``: one binary tree per class ("is it this?"), and
-        the router predicts the class.
+        ``"data"``: ``n_experts`` trees that know all classes. ``"task"``: one binary tree per class ("is it this?"),
+        and the router predicts the class.
     n_experts : int
         Number of trees of the data variant.
     top_k : int
@@ -215,6 +215,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         codes = self._labels.codes
         return np.array([codes[target] for target in targets], dtype=np.int64)
 
+    def _label_of(self, code: Any) -> Any:
+        return None if code < 0 else self._labels.labels[int(code)]
+
     @property
     def _multiclass(self) -> bool:
         return True
@@ -236,7 +239,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         """Most probable label; None before any was seen. Nothing is changed."""
         if self._engine is None:
             return None
-        return self._labels.labels[int(self._probabilities(self._encode_one(x))[0].argmax())]
+        return self._labels.labels[int(self._outputs(self._encode_one(x))[0][0].argmax())]
 
     def predict_proba_many(self, X: pd.DataFrame) -> pd.DataFrame:
         """Probabilities, one row per row of ``X``, one column per label seen so far."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.experimental import structref
 
-__all__ = ["kernel", "poisson", "random_seed", "uniform", "vector_kernel"]
+__all__ = ["Handle", "kernel", "pack", "poisson", "random_seed", "uniform", "vector_kernel"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +50,29 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@structref.register
+class _HandleType(types.StructRef):  # type: ignore[misc]
+    def preprocess_fields(self, fields: Any) -> Any:
+        return tuple((name, types.unliteral(kind)) for name, kind in fields)
+
+
+class Handle(structref.StructRefProxy):  # type: ignore[misc]
+    """A reference to arrays that compiled code can follow, made by :func:`pack`.
+
+    Handing a kernel some fifty arrays takes longer than an instance; handing it one reference takes two
+    microseconds.
+    """
+
+
+structref.define_proxy(Handle, _HandleType, ["value"])
+
+
+@kernel
+def pack(value):  # type: ignore[no-untyped-def]
+    """Handle of a (nested, named) tuple of arrays and numbers; the arrays are shared, not copied."""
+    return Handle(value)
 
 
 def random_seed(seed: int) -> np.ndarray:

@@ -51,9 +51,7 @@ class FeatureEncoder:
         self.ignored = 0
         self.bad = 0
 
-    def encode_one(
-        self, x: Mapping[Hashable, Any], forgive: bool, new: NewThings | None = None
-    ) -> list[float] | None:
+    def encode_one(self, x: Mapping[Hashable, Any], forgive: bool, new: NewThings | None = None) -> list[float] | None:
         """Row of an instance, for the known columns and then those in ``new.features``.
 
         Args:
@@ -139,13 +137,9 @@ class FeatureEncoder:
 
     def encode_new(self, x: Mapping[Hashable, Any], new: NewThings) -> list[float]:
         """Values of the new features of an instance, in the order in which :meth:`commit` will add them."""
-        return [
-            0.0 if nominal else float(x[name]) for name, (_, nominal) in sorted(new.features.items(), key=_by_name)
-        ]
+        return [0.0 if nominal else float(x[name]) for name, (_, nominal) in sorted(new.features.items(), key=_by_name)]
 
-    def encode_frame(
-        self, frame: pd.DataFrame, forgive: bool, new: NewThings | None = None
-    ) -> NDArray[np.float64]:
+    def encode_frame(self, frame: pd.DataFrame, forgive: bool, new: NewThings | None = None) -> NDArray[np.float64]:
         """Rows of a table; as :meth:`encode_one`, column by column.
 
         In ``new.features`` stands the first row in which a feature has a value.
@@ -213,9 +207,7 @@ class FeatureEncoder:
             distinct = values.astype(object).unique().tolist()
         except TypeError:
             return np.array([self._code(name, value, forgive, new) for value in values.tolist()], dtype=np.float64)
-        codes = {
-            value: self._code(name, value, forgive, new) for value in distinct if not _missing(value)
-        }
+        codes = {value: self._code(name, value, forgive, new) for value in distinct if not _missing(value)}
         return np.array([codes.get(value, math.nan) for value in values.tolist()], dtype=np.float64)
 
     def commit(self, new: NewThings, upto: int | None = None) -> list[tuple[Hashable, bool]]:
@@ -295,11 +287,14 @@ class LabelEncoder:
         self.max_classes = max_classes
         self.codes: dict[Hashable, int] = {}
         self.kind: str | None = None
+        self._labels: list[Any] = []
 
     @property
     def labels(self) -> list[Any]:
         """The labels, by class."""
-        return list(self.codes)
+        if len(self._labels) != len(self.codes):
+            self._labels = list(self.codes)
+        return self._labels
 
     def check(self, labels: Iterable[Any]) -> dict[Hashable, int]:
         """Refuse labels that cannot be learned, without changing anything.

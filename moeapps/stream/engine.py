@@ -1,13 +1,13 @@
 """Mixture and experts together: one compiled loop over instances, or the same steps in Python with river's experts."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream import regression_trees, trees
-from moeapps.stream.compiled import kernel
+from moeapps.stream.compiled import Handle, kernel, pack
 from moeapps.stream.mixture import (
     KEEP,
     RENEW,
@@ -15,6 +15,7 @@ from moeapps.stream.mixture import (
     WARN,
     Mixture,
     MixtureSettings,
+    Work,
     credit_class,
     credit_number,
     decide_class,
@@ -23,7 +24,8 @@ from moeapps.stream.mixture import (
     make_work,
     new_mixture,
 )
-from moeapps.stream.pool import HoeffdingPool, needs_room
+from moeapps.stream.pool import HoeffdingPool, PoolState, needs_room
+from moeapps.stream.trees import TreeSettings
 
 __all__ = ["Engine", "RiverEngine", "TreeEngine"]
 
@@ -48,6 +50,16 @@ class Engine(Protocol):
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities ``(n, C)`` or numbers ``(n, 1)``, and weights of the experts ``(n, E)``."""
+
+
+class EngineState(NamedTuple):
+    """Everything that the compiled loops of an engine work on."""
+
+    pool: PoolState
+    tree_settings: TreeSettings
+    mixture: Mixture
+    settings: MixtureSettings
+    work: Work  # room that calls share: a compiled call holds the interpreter's lock, so no two run at once
 
 
 class _Base:
@@ -87,11 +99,26 @@ class TreeEngine(_Base):
         super().__init__(settings, hidden, seed, numbers)
         self._pool_arguments = pool_arguments
         self.pool = self._new_pool()
+        self._packed: tuple[EngineState, Handle] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def _handle(self) -> Handle:
+        """Handle of the present arrays, made anew only where one of them has been replaced."""
+        parts = (self.pool.state, self.pool.settings, self.mixture, self.settings)
+        if self._packed is None or any(old is not new for old, new in zip(self._packed[0], parts, strict=False)):
+            votes = 1 if self.numbers else self.pool.state.trees.counts.shape[1]
+            state = EngineState(*parts, work=make_work(self.mixture, self.settings, votes, self.n_classes))
+            self._packed = state, pack(state)
+        return self._packed[1]
 
     def _new_pool(self) -> HoeffdingPool:
         number = self.settings.experts * (2 if self.settings.drift == REPLACE else 1)
         pool = HoeffdingPool(max(number, 1), **self._pool_arguments, regression=self.numbers, seed=self.seed)
-        if self.settings.drift == REPLACE and number > 0:  # the expert and its background tree observe the same share of the features
+        if (
+            self.settings.drift == REPLACE and number > 0
+        ):  # the expert and its background tree observe the same share of the features
             half = self.settings.experts
             pool.state.trees.features[half:] = pool.state.trees.features[:half]
         if self.settings.task:
@@ -140,38 +167,33 @@ class TreeEngine(_Base):
         start = 0
         while start < len(X):
             self.pool.reserve()
-            start = run(
-                self.pool.state, self.pool.settings, self.pool.may_grow, self.mixture, self.settings, X, y,
-                self.n_classes, start, said,
-            )  # fmt: skip
+            start = run(self._handle(), self.pool.may_grow, X, y, self.n_classes, start, said)
         return said
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities or numbers, and weights of the experts; nothing is changed."""
         run = _predict_numbers if self.numbers else _predict_classes
         out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.settings.experts))
-        run(self.pool.state, self.pool.settings, self.mixture, self.settings, X, self.n_classes, out, weights)
+        run(self._handle(), X, self.n_classes, out, weights)
         return out, weights
 
 
 @kernel
-def _vote(p, ts, s, x, belief, work):  # type: ignore[no-untyped-def]
+def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
     for e in range(s.experts):
         leaf = trees.leaf_of(p.trees, p.place[e], x)
-        belief[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
+        work.belief[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
 
 
 @kernel
-def _learn_classes(p, ts, may_grow, m, s, X, y, classes, start, said):  # type: ignore[no-untyped-def]
-    t = p.trees
-    work = make_work(m, s, t.counts.shape[1], classes)
-    scratch = np.empty((3, t.counts.shape[1]))
-    belief = np.empty(s.experts, dtype=np.int64)
+def _learn_classes(handle, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = handle.value
+    t, scratch = p.trees, work.scratch
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
             return i
         x = X[i]
-        _vote(p, ts, s, x, belief, work)
+        _vote(p, ts, s, x, work)
         said[i] = decide_class(m, s, x, classes, work)
         credit_class(m, s, x, y[i], classes, work)
         for e in range(s.experts):
@@ -180,7 +202,7 @@ def _learn_classes(p, ts, may_grow, m, s, X, y, classes, start, said):  # type: 
                 label = 1 if y[i] == e else 0
             weight = work.learn[e]
             if weight > 0.0:
-                trees.learn(t, ts, p.place[e], x, label, weight, belief[e], scratch, p.rng)
+                trees.learn(t, ts, p.place[e], x, label, weight, work.belief[e], scratch, p.rng)
                 if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
                     behind = p.place[s.experts + e]
                     thinks = trees.predict(t, ts, trees.leaf_of(t, behind, x), x, scratch[0])
@@ -210,11 +232,10 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _predict_classes(p, ts, m, s, X, classes, out, weights):  # type: ignore[no-untyped-def]
-    work = make_work(m, s, p.trees.counts.shape[1], classes)
-    belief = np.empty(s.experts, dtype=np.int64)
+def _predict_classes(handle, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = handle.value
     for i in range(X.shape[0]):
-        _vote(p, ts, s, X[i], belief, work)
+        _vote(p, ts, s, X[i], work)
         decide_class(m, s, X[i], classes, work)
         out[i] = work.mixed
         weights[i] = work.weights
@@ -227,9 +248,9 @@ def _vote_numbers(p, s, x, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn_numbers(p, ts, may_grow, m, s, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+def _learn_numbers(handle, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = handle.value
     t = p.trees
-    work = make_work(m, s, 1, classes)
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
             return i
@@ -249,8 +270,8 @@ def _learn_numbers(p, ts, may_grow, m, s, X, y, classes, start, said):  # type: 
 
 
 @kernel
-def _predict_numbers(p, ts, m, s, X, classes, out, weights):  # type: ignore[no-untyped-def]
-    work = make_work(m, s, 1, classes)
+def _predict_numbers(handle, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, _, m, s, work = handle.value
     for i in range(X.shape[0]):
         _vote_numbers(p, s, X[i], work)
         decide_number(m, s, X[i], work)
@@ -384,4 +405,3 @@ def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
 
     engine.pool.state = build("pool", engine.pool.state)
     engine.mixture = build("mixture", engine.mixture)
-

@@ -1,7 +1,8 @@
 """What the stream estimators share: river's one-by-one interface, scikit-learn's fit and predict, saving."""
 
 import copy
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -169,7 +170,9 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
 
     # --- learning
 
-    def _learn_rows(self, table: NDArray[np.float64], new: NewThings, targets: Any, added: Mapping[Hashable, int]) -> Any:
+    def _learn_rows(
+        self, table: NDArray[np.float64], new: NewThings, targets: Any, added: Mapping[Hashable, int]
+    ) -> Any:
         """Learn rows, growing where features or labels (``added``: by row) appear for the first time."""
         engine = self._engine or self._start()
         encoder = self._encoder
@@ -177,6 +180,7 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
         said = np.empty(len(table), dtype=np.float64 if self._numbers else np.int64)
         cuts = sorted({0, *(row for row, _ in new.features.values()), *added.values()})
         for first, last in zip(cuts, [*cuts[1:], len(table)], strict=True):
+            foreseen = self._foresee(engine, table[first : first + 1])
             for _, nominal in encoder.commit(new, first):
                 engine.add_features(1, nominal)
             if encoder.codes:
@@ -194,9 +198,17 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
             if rows.shape[1] < width:
                 rows = np.column_stack([rows, np.full((len(rows), width - rows.shape[1]), np.nan)])
             said[first:last] = engine.learn(rows, self._codes(targets[first:last]))
+            said[first] = foreseen
         encoder.count(new)
         self._engine = engine
         return said
+
+    def _foresee(self, engine: TreeEngine | RiverEngine, row: NDArray[np.float64]) -> float:
+        """Prediction for an instance that brings something new, before room is made for it; NaN or -1 for none."""
+        if engine.n_features == 0 or engine.n_classes == 0:
+            return math.nan if self._numbers else -1
+        out, _ = engine.predict(np.ascontiguousarray(row[:, : engine.n_features]))
+        return float(out[0, 0] if self._numbers else out[0].argmax())
 
     def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:
         raise NotImplementedError
@@ -239,6 +251,62 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
         if new.bad or new.ignored:
             self._encoder.count(new)
         return self._engine.learn(np.array([row]), self._codes([y]))[0]
+
+    def test_then_train(
+        self, rows: Sequence[dict[Hashable, Any]], targets: Sequence[Any]
+    ) -> tuple[list[Any], dict[int, DataError]]:
+        """Predict each instance, then learn it: what a stream processor does, in one pass.
+
+        The same as :meth:`predict_one` and :meth:`learn_one` in turns, but an instance that is refused does not stop
+        the others.
+
+        Args:
+            rows: n instances.
+            targets: Their n targets.
+
+        Returns:
+            The n predictions (None where there was none), and why an instance was refused, by its place.
+        """
+        said: list[Any] = [None] * len(rows)
+        refused: dict[int, DataError] = {}
+        waiting: list[list[float]] = []
+        places: list[int] = []
+
+        def flush() -> None:
+            if waiting:
+                assert self._engine is not None
+                codes = self._engine.learn(np.array(waiting), self._codes([targets[place] for place in places]))
+                for place, code in zip(places, codes.tolist(), strict=True):
+                    said[place] = self._label_of(code)
+                waiting.clear()
+                places.clear()
+
+        for place, (x, y) in enumerate(zip(rows, targets, strict=True)):
+            new = NewThings()
+            try:
+                added = self._check_targets([y])
+                row = self._encoder.encode_one(x, self.on_bad == "impute", new)
+            except DataError as error:
+                if self.on_bad == "skip":
+                    self._skipped += 1
+                refused[place] = error
+                continue
+            assert row is not None
+            if new.features or new.values or added or self._engine is None:
+                flush()
+                row = row + self._encoder.encode_new(x, new)
+                code = self._learn_rows(np.array([row], dtype=np.float64).reshape(1, -1), new, [y], added)[0]
+                said[place] = self._label_of(code)
+                continue
+            self._encoder.count(new)
+            waiting.append(row)
+            places.append(place)
+        flush()
+        return said, refused
+
+    def _label_of(self, code: Any) -> Any:
+        """The prediction that an engine's number stands for."""
+        raise NotImplementedError
 
     def learn_many(self, X: pd.DataFrame, y: Any) -> None:
         """Learn the rows of a frame, one after the other: the same as :meth:`learn_one` in a loop, bit for bit.

@@ -107,6 +107,8 @@ class Work(NamedTuple):
     error: NDArray[np.float64]  # (E,) in [0, 1]: what drift is seen by
     learn: NDArray[np.float64]  # (E,) weight with which the expert shall learn the instance
     action: NDArray[np.int64]  # (E,) KEEP, WARN, RENEW
+    belief: NDArray[np.int64]  # (E,) class that the naive Bayes of the expert's leaf believes in
+    scratch: NDArray[np.float64]  # (3, C) for the trees
     room: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -120,9 +122,7 @@ def num_outputs(s: MixtureSettings, classes: int) -> int:
     return s.experts + (classes if s.blend > 0 and not s.task else 0)
 
 
-def new_mixture(
-    s: MixtureSettings, features: int, classes: int, hidden: tuple[int, int], seed: int
-) -> Mixture:
+def new_mixture(s: MixtureSettings, features: int, classes: int, hidden: tuple[int, int], seed: int) -> Mixture:
     """A mixture that has learned nothing."""
     inputs, outputs = num_inputs(s, features), num_outputs(s, classes)
     return Mixture(
@@ -180,6 +180,8 @@ def make_work(m, s, votes, classes):  # type: ignore[no-untyped-def]
         np.zeros(experts),
         np.zeros(experts),
         np.zeros(experts, dtype=np.int64),
+        np.zeros(experts, dtype=np.int64),
+        np.zeros((3, votes)),
         make_room(m.network),
     )
 

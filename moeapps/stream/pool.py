@@ -45,8 +45,8 @@ class HoeffdingPool:
         delta: Confidence of the Hoeffding bound, in (0, 1).
         tie_threshold: A split is made without a clear winner once the bound is below this.
         leaf_prediction: ``"mc"`` (majority), ``"nb"`` (naive Bayes) or ``"nba"`` (whichever was right more often).
-        feature_share: Share of the features that each leaf observes, drawn anew for each leaf: one number for all trees,
-            or a list that the trees go through in turn.
+        feature_share: Share of the features that each leaf observes, drawn anew for each leaf: one number for all
+            trees, or a list that the trees go through in turn.
         max_nodes: Nodes per tree, at most.
         max_active_leaves: Leaves of all trees that learn, at most; all of them when None.
         max_depth: Depth at which a leaf is no longer split.
@@ -100,9 +100,7 @@ class HoeffdingPool:
                     f"the number of experts), got {max_active_leaves}"
                 )
         self.n_trees, self.regression = n_trees, regression
-        self.settings = TreeSettings(
-            tie_threshold, LEAVES[leaf_prediction], 10, 0.01, 0.99, max_nodes, max_depth
-        )
+        self.settings = TreeSettings(tie_threshold, LEAVES[leaf_prediction], 10, 0.01, 0.99, max_nodes, max_depth)
         self._node_cap = n_trees * (max_nodes + 2)
         self._slot_cap = n_trees * ((max_nodes + 1) // 2 + 1) if max_active_leaves is None else max_active_leaves
         nodes, slots = min(self._node_cap, n_trees * _START_NODES), min(self._slot_cap, n_trees * _START_NODES // 2)
@@ -213,7 +211,8 @@ class HoeffdingPool:
             t = grow(t, nodes=min(2 * nodes, self._node_cap))
         if t.used[1] < 2 * self.n_trees and slots < self._slot_cap:
             t = grow(t, slots=min(2 * slots, self._slot_cap))
-        self.state = self.state._replace(trees=t)
+        if t is not self.state.trees:
+            self.state = self.state._replace(trees=t)
 
     @property
     def may_grow(self) -> tuple[bool, bool]:
@@ -240,7 +239,7 @@ class HoeffdingPool:
             start = run(self.state, self.settings, self.may_grow, X, y, weight, start)
 
     def predict_proba_many(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``(n, T, C)`` class probabilities of every tree, all zero where a tree has seen nothing; ``(n, T)`` numbers."""
+        """Class probabilities of every tree, ``(n, T, C)``, zero where one has seen nothing; or numbers ``(n, T)``."""
         X = self._checked(X)
         if self.regression:
             return _predict_numbers(self.state, X)

@@ -22,9 +22,9 @@ __all__ = ["DriftMoERegressor"]
 class DriftMoERegressor(RegressorMixin, StreamEstimator):
     """Mixture of incremental regression trees (FIMT) under a router that learns with them.
 
-    As :class:`DriftMoEClassifier` with ``variant="data"``; an expert counts as right where its absolute error is at most
-    the running median of all experts' errors, and drift is seen by the error in units of three standard deviations of
-    the target. Leaves predict the mean of what they saw.
+    As :class:`DriftMoEClassifier` with ``variant="data"``; an expert counts as right where its absolute error is at
+    most the running median of all experts' errors, and drift is seen by the error in units of three standard deviations
+    of the target. Leaves predict the mean of what they saw.
 
     Parameters
     ----------
@@ -118,6 +118,9 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def _codes(self, targets: Any) -> NDArray[np.float64]:
         return np.array(targets, dtype=np.float64)
+
+    def _label_of(self, code: Any) -> Any:
+        return float(code)
 
     def _numbers_of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         out, _ = self._outputs(table)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from moeapps.stream.compiled import kernel, uniform
 
-__all__ = ["Trees", "TreeSettings", "allocate", "grow", "leaf_of", "learn", "new_tree", "predict", "remove_tree"]
+__all__ = ["TreeSettings", "Trees", "allocate", "grow", "leaf_of", "learn", "new_tree", "predict", "remove_tree"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int32]
@@ -309,7 +309,7 @@ def argmax(values, n):  # type: ignore[no-untyped-def]
 
 @kernel
 def predict(t, settings, node, x, out):  # type: ignore[no-untyped-def]
-    """Class probabilities of a leaf, all zero where it has seen nothing; and the class that its naive Bayes believes in.
+    """Class probabilities of a leaf, all zero where it has seen nothing, and the class its naive Bayes believes in.
 
     The belief is -1 where there is none. :func:`learn` wants it, and it must not be computed twice.
     """

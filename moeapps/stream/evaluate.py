@@ -1,0 +1,226 @@
+"""Prequential evaluation: every instance is predicted, then learned. Scores, curves, plots."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from river.base import Regressor
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.plots import new_figure
+from moeapps.stream.encoding import plain
+from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.scores import ClassScores, NumberScores
+
+__all__ = ["PrequentialResult", "plot_prequential", "prequential"]
+
+CHUNK = 256
+"""Instances that are handed to a model of ours at once; the result does not depend on it."""
+
+
+@dataclass
+class PrequentialResult:
+    """What a prequential evaluation found.
+
+    Attributes:
+        scores: Accuracy, kappa, kappa-M and kappa-T; or MAE, RMSE and R2.
+        curve: One row per window: ``instance``, ``windowed``, ``total``, ``seconds``, ``bytes`` of the learned arrays,
+            and for a DriftMoE ``expert 0``, ...: the mean weight of each expert in the window.
+        drift_events: ``drift_events_`` of the model, where it has them.
+        n: Instances evaluated.
+        seconds: Time spent in the model.
+    """
+
+    scores: dict[str, float]
+    curve: pd.DataFrame
+    drift_events: pd.DataFrame
+    n: int
+    seconds: float
+
+    @property
+    def instances_per_second(self) -> float:
+        """Instances predicted and learned in a second."""
+        return self.n / self.seconds if self.seconds > 0 else float("inf")
+
+
+def prequential(
+    model: Any,
+    stream: Iterable[tuple[dict[Any, Any], Any]] | tuple[pd.DataFrame, Any],
+    *,
+    n: int | None = None,
+    window: int = 1000,
+    delay: int = 0,
+    progress: bool = False,
+) -> PrequentialResult:
+    """Test a model on every instance before it learns it.
+
+    Args:
+        model: A model of this package, or any river classifier or regressor.
+        stream: Pairs of features and target, or a frame and its targets.
+        n: Instances, at most; the whole stream when None.
+        window: Instances of a row of the curve, and of the windowed score.
+        delay: Instances after which a label arrives; each is learned then, with its own features.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+
+    Example:
+        >>> from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
+        >>> found = prequential(DriftMoEClassifier(seed=1), synthetic_stream("sea_abrupt", n=3000), window=1000)
+        >>> found.scores["accuracy"] > 0.8, len(found.curve)
+        (True, 3)
+    """
+    check_sizes(window=window)
+    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+        raise ConfigError(f"delay must be a whole number of at least 0, got {delay!r}")
+    if n is not None:
+        check_sizes(n=n)
+    numbers = isinstance(model, Regressor)
+    scores: ClassScores | NumberScores = NumberScores(window) if numbers else ClassScores(window)
+    total = n if n is not None else len(stream[0]) if isinstance(stream, tuple) else getattr(stream, "__len__", int)()
+    rows: list[dict[str, float]] = []
+    before = np.zeros(0)
+    seconds = 0.0
+    bar = _bar(total or None) if progress else None
+    learner = _Delayed(model, delay) if delay else _Direct(model)
+    instances = islice(_pairs(stream), n)
+    done = 0
+    while batch := list(islice(instances, min(CHUNK, window - done % window))):
+        features, targets = [x for x, _ in batch], [y for _, y in batch]
+        start = time.perf_counter()
+        said = learner.step(features, targets)
+        seconds += time.perf_counter() - start
+        for truth, prediction in zip(targets, said, strict=True):
+            scores.update(truth, prediction)
+        done += len(batch)
+        if bar is not None:
+            bar.advance(bar.task_ids[0], len(batch))
+        if done % window == 0:
+            rows.append({"instance": done, "windowed": scores.windowed, "total": scores.total, "seconds": seconds})
+            if isinstance(model, StreamEstimator):
+                rows[-1]["bytes"] = model.nbytes_
+                now = model.activation_
+                before = np.concatenate([before, np.zeros(len(now) - len(before))])
+                share = now - before
+                rows[-1].update({f"expert {e}": value for e, value in enumerate(share / max(share.sum(), 1e-12))})
+                before = now
+    if bar is not None:
+        bar.stop()
+    events = getattr(model, "drift_events_", pd.DataFrame(columns=["instance", "expert", "event"]))
+    return PrequentialResult(scores.as_dict(), pd.DataFrame(rows), events, done, seconds)
+
+
+def _pairs(stream: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
+    if not isinstance(stream, tuple):
+        yield from stream
+        return
+    frame, targets = stream
+    if not isinstance(frame, pd.DataFrame) or len(frame) != len(targets):
+        raise DataError("a stream is pairs of features and target, or a DataFrame and as many targets")
+    labels = [plain(target) for target in targets]
+    for start in range(0, len(frame), 10_000):
+        part = frame.iloc[start : start + 10_000].to_dict("records")
+        yield from zip(part, labels[start : start + 10_000], strict=True)
+
+
+class _Direct:
+    """Every label is there at once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
+        if isinstance(self.model, StreamEstimator):
+            said, refused = self.model.test_then_train(rows, targets)
+            for error in refused.values():
+                if self.model.on_bad != "skip":
+                    raise error
+            return said
+        said = []
+        for x, y in zip(rows, targets, strict=True):
+            said.append(self.model.predict_one(x))
+            self.model.learn_one(x, y)
+        return said
+
+
+class _Delayed:
+    """Every label comes ``delay`` instances late."""
+
+    def __init__(self, model: Any, delay: int) -> None:
+        self.model, self.delay = model, delay
+        self.waiting: deque[tuple[dict[Any, Any], Any]] = deque()
+
+    def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
+        said = []
+        for x, y in zip(rows, targets, strict=True):
+            said.append(self.model.predict_one(x))
+            self.waiting.append((x, y))
+            if len(self.waiting) > self.delay:
+                self.model.learn_one(*self.waiting.popleft())
+        return said
+
+
+def _bar(total: int | None) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(TextColumn("instances"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar.add_task("instances", total=total)
+    bar.start()
+    return bar
+
+
+def plot_prequential(
+    results: dict[str, PrequentialResult], drifts: Iterable[int] = (), title: str = "", score: str = "accuracy"
+) -> Figure:
+    """Windowed score over time, with the experts' shares and drift marks of the last result that has experts.
+
+    Args:
+        results: Results by model name.
+        drifts: Known positions of drifts, dashed.
+        title: Above the picture.
+        score: What the windowed score is.
+
+    Returns:
+        The figure; save it with ``figure.savefig(path)``.
+    """
+    shown = [result for result in results.values() if "expert 0" in result.curve]
+    rows = 2 if shown else 1
+    figure = new_figure(width=9.0, height=3.2 * rows)
+    figure.clear()
+    panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[3, 2][:rows])[:, 0]
+    for name, result in results.items():
+        total = result.scores.get("accuracy", result.scores.get("mae"))
+        panels[0].plot(result.curve["instance"], result.curve["windowed"], label=f"{name} ({total:.4f})", linewidth=1.2)
+    for position in drifts:
+        for panel in panels:
+            panel.axvline(position, color="black", linestyle="--", linewidth=0.8)
+    panels[0].set(ylabel=f"{score}, window", title=title)
+    panels[0].grid(alpha=0.3)
+    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
+    if shown:
+        _draw_experts(panels[1], shown[-1])
+        events = shown[-1].drift_events
+        renewed = events[events["event"] == "renewed"]["instance"]
+        low = panels[0].get_ylim()[0]
+        panels[0].plot(renewed, np.full(len(renewed), low), "|", color="tab:red", markersize=9, label="renewed")
+        panels[0].text(
+            0.005, 0.03, "red: an expert was renewed", transform=panels[0].transAxes, fontsize=7, color="tab:red"
+        )
+    panels[-1].set_xlabel("instance")
+    return figure
+
+
+def _draw_experts(panel: Any, result: PrequentialResult) -> None:
+    names = [name for name in result.curve if str(name).startswith("expert ")]
+    shares = result.curve[names].fillna(0.0).to_numpy().T
+    colors = [f"C{i % 10}" for i in range(len(names))]
+    panel.stackplot(result.curve["instance"], shares, colors=colors, alpha=0.8, linewidth=0)
+    panel.set(ylabel="share of each expert", ylim=(0, 1))
