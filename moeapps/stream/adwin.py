@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled import kernel
+from moeapps.stream.compiled import kernel, reference
 
-__all__ = ["Windows", "allocate_windows", "reset_window", "update_window"]
+__all__ = ["Windows", "WindowsRef", "allocate_windows", "reset_window", "update_window"]
 
 ROWS, BUCKETS = 32, 5
 CLOCK, MIN_WINDOW, GRACE = 32, 5, 10
@@ -25,6 +25,9 @@ class Windows(NamedTuple):
     sums: NDArray[np.float64]  # (D, ROWS, 6) sum of a bucket's values
     variations: NDArray[np.float64]  # (D, ROWS, 6) sum of squared deviations from the bucket's mean
     whole: NDArray[np.float64]  # (D, 4) of the window: number, sum, sum of squared deviations, updates so far
+
+
+WindowsRef = reference(Windows)
 
 
 def allocate_windows(number: int) -> Windows:

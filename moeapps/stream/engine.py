@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream import regression_trees, trees
-from moeapps.stream.compiled import Handle, kernel, pack
+from moeapps.stream.compiled import kernel, reference
 from moeapps.stream.mixture import (
     KEEP,
     RENEW,
@@ -23,8 +23,10 @@ from moeapps.stream.mixture import (
     grow_mixture,
     make_work,
     new_mixture,
+    refer_mixture,
+    refer_work,
 )
-from moeapps.stream.pool import HoeffdingPool, PoolState, needs_room
+from moeapps.stream.pool import HoeffdingPool, PoolState, needs_room, refer_pool
 from moeapps.stream.trees import TreeSettings
 
 __all__ = ["Engine", "RiverEngine", "TreeEngine"]
@@ -60,6 +62,20 @@ class EngineState(NamedTuple):
     mixture: Mixture
     settings: MixtureSettings
     work: Work  # room that calls share: a compiled call holds the interpreter's lock, so no two run at once
+
+
+EngineStateRef = reference(EngineState)
+
+
+@kernel
+def _refer(state):  # type: ignore[no-untyped-def]
+    return EngineStateRef(
+        refer_pool(state.pool),
+        state.tree_settings,
+        refer_mixture(state.mixture),
+        state.settings,
+        refer_work(state.work),
+    )
 
 
 class _Base:
@@ -99,18 +115,20 @@ class TreeEngine(_Base):
         super().__init__(settings, hidden, seed, numbers)
         self._pool_arguments = pool_arguments
         self.pool = self._new_pool()
-        self._packed: tuple[EngineState, Handle] | None = None
+        self._packed: tuple[EngineState, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
 
-    def _handle(self) -> Handle:
-        """Handle of the present arrays, made anew only where one of them has been replaced."""
+    def _reference(self) -> Any:
+        """Reference to the present arrays, made anew only where one of them has been replaced."""
         parts = (self.pool.state, self.pool.settings, self.mixture, self.settings)
         if self._packed is None or any(old is not new for old, new in zip(self._packed[0], parts, strict=False)):
             votes = 1 if self.numbers else self.pool.state.trees.counts.shape[1]
-            state = EngineState(*parts, work=make_work(self.mixture, self.settings, votes, self.n_classes))
-            self._packed = state, pack(state)
+            state = EngineState(
+                *parts, work=make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+            )
+            self._packed = state, _refer(state)
         return self._packed[1]
 
     def _new_pool(self) -> HoeffdingPool:
@@ -157,8 +175,7 @@ class TreeEngine(_Base):
     def _retire_background(self) -> None:
         """Background trees begin at a warning, not with the stream."""
         if self.settings.drift == REPLACE:
-            for tree in range(self.settings.experts, self.pool.n_trees):
-                trees.remove_tree(self.pool.state.trees, tree)
+            _remove(refer_pool(self.pool.state), self.settings.experts, self.pool.n_trees)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
@@ -167,15 +184,21 @@ class TreeEngine(_Base):
         start = 0
         while start < len(X):
             self.pool.reserve()
-            start = run(self._handle(), self.pool.may_grow, X, y, self.n_classes, start, said)
+            start = run(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, said)
         return said
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities or numbers, and weights of the experts; nothing is changed."""
         run = _predict_numbers if self.numbers else _predict_classes
         out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.settings.experts))
-        run(self._handle(), X, self.n_classes, out, weights)
+        run(self._reference(), X, self.n_classes, out, weights)
         return out, weights
+
+
+@kernel
+def _remove(p, first, last):  # type: ignore[no-untyped-def]
+    for tree in range(first, last):
+        trees.remove_tree(p.trees, tree)
 
 
 @kernel
@@ -186,8 +209,8 @@ def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn_classes(handle, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
-    p, ts, m, s, work = handle.value
+def _learn_classes(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t, scratch = p.trees, work.scratch
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
@@ -232,8 +255,8 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _predict_classes(handle, X, classes, out, weights):  # type: ignore[no-untyped-def]
-    p, ts, m, s, work = handle.value
+def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     for i in range(X.shape[0]):
         _vote(p, ts, s, X[i], work)
         decide_class(m, s, X[i], classes, work)
@@ -248,8 +271,8 @@ def _vote_numbers(p, s, x, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn_numbers(handle, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
-    p, ts, m, s, work = handle.value
+def _learn_numbers(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t = p.trees
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
@@ -270,8 +293,8 @@ def _learn_numbers(handle, may_grow, X, y, classes, start, said):  # type: ignor
 
 
 @kernel
-def _predict_numbers(handle, X, classes, out, weights):  # type: ignore[no-untyped-def]
-    p, _, m, s, work = handle.value
+def _predict_numbers(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, m, s, work = state.pool, state.mixture, state.settings, state.work
     for i in range(X.shape[0]):
         _vote_numbers(p, s, X[i], work)
         decide_number(m, s, X[i], work)
@@ -333,23 +356,26 @@ class RiverEngine(_Base):
             for label in labels:
                 work.votes[e, label] = said.get(label, 0.0)
 
-    def _work(self) -> Any:
+    def _work(self) -> tuple[Any, Any, Any]:
+        """Room for an instance, and references to the mixture and to it."""
         votes = 1 if self.numbers else 2 if self.settings.task else self.n_classes
-        return make_work(self.mixture, self.settings, votes, self.n_classes)
+        work = make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+        return work, refer_mixture(self.mixture), refer_work(work)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
-        m, s, work = self.mixture, self.settings, self._work()
+        s = self.settings
+        work, m, w = self._work()
         said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         for i, x in enumerate(X):
             row = self._decode(x)
             self._vote(row, work)
             if self.numbers:
-                said[i] = decide_number(m, s, x, work)
-                credit_number(m, s, x, y[i], work)
+                said[i] = decide_number(m, s, x, w)
+                credit_number(m, s, x, y[i], w)
             else:
-                said[i] = decide_class(m, s, x, self.n_classes, work)
-                credit_class(m, s, x, y[i], self.n_classes, work)
+                said[i] = decide_class(m, s, x, self.n_classes, w)
+                credit_class(m, s, x, y[i], self.n_classes, w)
             for e in range(s.experts):
                 label = y[i].item() if not s.task else int(y[i] == e)
                 for learner in (self.experts[e], self.background[e]):
@@ -364,14 +390,15 @@ class RiverEngine(_Base):
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities or numbers, and weights of the experts."""
-        m, s, work = self.mixture, self.settings, self._work()
+        s = self.settings
+        work, m, w = self._work()
         out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), s.experts))
         for i, x in enumerate(X):
             self._vote(self._decode(x), work)
             if self.numbers:
-                decide_number(m, s, x, work)
+                decide_number(m, s, x, w)
             else:
-                decide_class(m, s, x, self.n_classes, work)
+                decide_class(m, s, x, self.n_classes, w)
             out[i], weights[i] = work.mixed, work.weights
         return out, weights
 

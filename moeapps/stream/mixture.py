@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.adwin import COUNT, SUM, Windows, allocate_windows, reset_window, update_window
-from moeapps.stream.compiled import kernel, poisson, random_seed
-from moeapps.stream.network import Network, forward, make_room, new_network, resize, train_batch, train_one
+from moeapps.stream.adwin import COUNT, SUM, Windows, WindowsRef, allocate_windows, reset_window, update_window
+from moeapps.stream.compiled import kernel, poisson, random_seed, reference
+from moeapps.stream.network import Network, NetworkRef, forward, make_room, new_network, resize, train_batch, train_one
 from moeapps.stream.trees import argmax
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "new_mixture",
     "num_inputs",
     "num_outputs",
+    "refer_mixture",
+    "refer_work",
 ]
 
 TOP, MIX, ROUTER = range(3)
@@ -110,6 +112,25 @@ class Work(NamedTuple):
     belief: NDArray[np.int64]  # (E,) class that the naive Bayes of the expert's leaf believes in
     scratch: NDArray[np.float64]  # (3, C) for the trees
     room: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
+
+
+MixtureRef = reference(Mixture)
+WorkRef = reference(Work)
+
+
+@kernel
+def refer_mixture(m):  # type: ignore[no-untyped-def]
+    """Reference to a mixture."""
+    return MixtureRef(
+        NetworkRef(*m.network), WindowsRef(*m.windows), m.recent, m.age, m.rivals, m.moments, m.scale, m.error,
+        m.batch_x, m.batch_y, m.activation, m.counters, m.events, m.rng,
+    )  # fmt: skip
+
+
+@kernel
+def refer_work(work):  # type: ignore[no-untyped-def]
+    """Reference to a room for one instance."""
+    return WorkRef(*work)
 
 
 def num_inputs(s: MixtureSettings, features: int) -> int:

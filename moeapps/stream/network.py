@@ -11,9 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled import kernel, uniform, vector_kernel
+from moeapps.stream.compiled import kernel, reference, uniform, vector_kernel
 
-__all__ = ["Network", "forward", "layers_of", "make_room", "new_network", "resize", "train_batch", "train_one"]
+__all__ = [
+    "Network",
+    "NetworkRef",
+    "forward",
+    "layers_of",
+    "make_room",
+    "new_network",
+    "resize",
+    "train_batch",
+    "train_one",
+]
 
 Float = NDArray[np.float32]
 
@@ -28,6 +38,9 @@ class Network(NamedTuple):
     second: Float  # (P,)
     sizes: NDArray[np.int64]  # R, H1, H2, E
     steps: NDArray[np.int64]  # (1,) steps of Adam so far
+
+
+NetworkRef = reference(Network)
 
 
 def new_network(inputs: int, hidden: tuple[int, int], outputs: int, rng: np.random.Generator) -> Network:

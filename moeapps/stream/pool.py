@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import regression_trees, trees
-from moeapps.stream.compiled import kernel, random_seed
-from moeapps.stream.trees import Trees, TreeSettings, allocate, grow
+from moeapps.stream.compiled import kernel, random_seed, reference
+from moeapps.stream.trees import Trees, TreeSettings, TreesRef, allocate, grow
 
 __all__ = ["HoeffdingPool", "PoolState"]
 
@@ -25,6 +25,15 @@ class PoolState(NamedTuple):
     trees: Trees
     place: NDArray[np.int64]  # (T,) which tree of the arena is the i-th of the pool
     rng: NDArray[np.uint64]
+
+
+PoolRef = reference(PoolState)
+
+
+@kernel
+def refer_pool(state):  # type: ignore[no-untyped-def]
+    """Reference to a pool."""
+    return PoolRef(TreesRef(*state.trees), state.place, state.rng)
 
 
 class HoeffdingPool:
@@ -157,7 +166,7 @@ class HoeffdingPool:
         t.used[2] = total
         self.state = self.state._replace(trees=t)
         if known == 0:
-            plant(self.state)
+            plant(refer_pool(self.state), 0, self.n_trees)
 
     def adopt(self, other: "HoeffdingPool", before: int, now: int) -> None:
         """Take over the trees of a pool with fewer experts: first ``before`` experts, then as many background trees."""
@@ -184,9 +193,7 @@ class HoeffdingPool:
         place = np.arange(self.n_trees)
         place[target] = target[other.state.place]
         self.state = PoolState(t, place, other.state.rng)
-        for tree in range(now):
-            if t.root[tree] < 0 and tree not in target:
-                trees.new_tree(t, tree, self.state.rng)
+        plant(refer_pool(self.state), before, now)
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below ``number``."""
@@ -236,14 +243,14 @@ class HoeffdingPool:
         while start < len(X):
             self.reserve()
             run = _learn_numbers if self.regression else _learn_classes
-            start = run(self.state, self.settings, self.may_grow, X, y, weight, start)
+            start = run(refer_pool(self.state), self.settings, self.may_grow, X, y, weight, start)
 
     def predict_proba_many(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of every tree, ``(n, T, C)``, zero where one has seen nothing; or numbers ``(n, T)``."""
         X = self._checked(X)
         if self.regression:
-            return _predict_numbers(self.state, X)
-        return _predict_classes(self.state, self.settings, X)
+            return _predict_numbers(refer_pool(self.state), X)
+        return _predict_classes(refer_pool(self.state), self.settings, X)
 
     def _checked(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         X = np.ascontiguousarray(X, dtype=np.float64)
@@ -259,11 +266,12 @@ def needs_room(t, may_grow):  # type: ignore[no-untyped-def]
     return (may_grow[0] and t.used[0] < 4 * number) or (may_grow[1] and t.used[1] < 2 * number)
 
 
-def plant(state: PoolState) -> None:
-    """Give every tree a root."""
-    for tree in range(len(state.place)):
-        if state.trees.root[tree] < 0:
-            trees.new_tree(state.trees, tree, state.rng)
+@kernel
+def plant(p, first, last):  # type: ignore[no-untyped-def]
+    """Give every tree of this range a root that has none."""
+    for tree in range(first, last):
+        if p.trees.root[tree] < 0:
+            trees.new_tree(p.trees, tree, p.rng)
 
 
 @kernel

@@ -16,9 +16,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled import kernel, uniform
+from moeapps.stream.compiled import kernel, reference, uniform
 
-__all__ = ["TreeSettings", "Trees", "allocate", "grow", "leaf_of", "learn", "new_tree", "predict", "remove_tree"]
+__all__ = [
+    "TreeSettings",
+    "Trees",
+    "TreesRef",
+    "allocate",
+    "grow",
+    "leaf_of",
+    "learn",
+    "new_tree",
+    "predict",
+    "remove_tree",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int32]
@@ -80,6 +91,9 @@ class Trees(NamedTuple):
     free_nodes: Int
     free_slots: Int
     used: NDArray[np.int64]
+
+
+TreesRef = reference(Trees)
 
 
 def allocate(
