@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moeapps.core.tabular.regressor import MoERegressor as MoERegressor
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
+    from moeapps.stream.classifier import DriftMoEClassifier as DriftMoEClassifier
+    from moeapps.stream.regressor import DriftMoERegressor as DriftMoERegressor
 
 _LAZY = {
     "load": "moeapps.core.saving",
@@ -25,9 +27,20 @@ _LAZY = {
     "MoERegressor": "moeapps.core.tabular.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
+    "DriftMoEClassifier": "moeapps.stream.classifier",
+    "DriftMoERegressor": "moeapps.stream.regressor",
 }
 
-__all__ = ["GNNClassifier", "MoEClassifier", "MoERegressor", "MowstClassifier", "__version__", "load"]
+__all__ = [
+    "DriftMoEClassifier",
+    "DriftMoERegressor",
+    "GNNClassifier",
+    "MoEClassifier",
+    "MoERegressor",
+    "MowstClassifier",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -62,7 +62,38 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train and compare on real data, without network, in about two minutes")
     demo.add_argument("--output", default="moeapps-demo", help="folder for results.json and pictures")
     demo.add_argument("--seeds", type=int, default=3, help="how often everything is trained")
+    _add_stream(commands)
     return parser
+
+
+def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    stream = commands.add_parser("stream", help="learn from a stream of events: files, standard input, Kafka")
+    actions = stream.add_subparsers(dest="action", metavar="ACTION", required=True)
+    run = actions.add_parser(
+        "run",
+        help="predict every event, then learn it",
+        description="Predict every event, then learn it. Killed at any moment, the same command with --resume goes on "
+        "where it was; SIGTERM saves and exits with 0.",
+    )
+    run.add_argument("--source", required=True, help="file.csv, file.parquet, file.ndjson, -, kafka://host:port/topic")
+    run.add_argument("--target", required=True, help="field that holds the label")
+    run.add_argument("--model", default="driftmoe", help="driftmoe, driftmoe-task, paper-data, paper-task, "
+                     "driftmoe-regressor, or a saved model")  # fmt: skip
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the model")
+    run.add_argument("--checkpoint", help="folder for model, position and rejects")
+    run.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    run.add_argument("--every", type=int, default=10_000, help="events between two checkpoints")
+    run.add_argument("--every-seconds", type=float, default=30.0, help="seconds between two checkpoints")
+    run.add_argument("--metrics", help="CSV file of scores per window")
+    run.add_argument("--predictions", help=".csv or .ndjson file, or kafka://host:port/topic")
+    run.add_argument("--rejects", help="file of events that could not be learned (default: in the checkpoint folder)")
+    run.add_argument("--batch", type=int, default=256, help="events handled at once")
+    run.add_argument("--window", type=int, default=1000, help="instances of a window")
+    run.add_argument("--id", help="field that identifies an event: repeats are left out, labels may come late")
+    run.add_argument("--id-window", type=int, default=10_000, help="ids that are remembered")
+    run.add_argument("--pending", type=int, default=10_000, help="events that may wait for their label")
+    run.add_argument("--limit", type=int, help="end after so many events")
+    run.add_argument("--plain", action="store_true", help="lines instead of a live display")
 
 
 def _run_light(arguments: list[str]) -> int:
@@ -71,6 +102,10 @@ def _run_light(arguments: list[str]) -> int:
         _list(options.kind)
         return 0
     _silence()
+    if options.command == "stream":
+        from moeapps.stream.command import run as run_stream
+
+        return run_stream(options)
     from moeapps.demo import run
 
     run(options.output, options.seeds)

@@ -48,6 +48,9 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.core.tabular.MoEClassifier", "mixture of experts for tables, classification"),
         Entry("model", "moeapps.core.tabular.MoERegressor", "mixture of experts for tables, regression"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
+        Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
+        Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
+        Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(
             "router",

@@ -27,7 +27,7 @@ from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["FORMAT", "Savable", "SavableModule", "labels_from_json", "labels_to_json", "load"]
+__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "labels_from_json", "labels_to_json", "load"]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -74,7 +74,7 @@ class SaveMixin:
         document = {
             "format": FORMAT,
             "class": class_path,
-            "arguments": {name: _to_json(name, value) for name, value in self.saved_arguments().items()},
+            "arguments": arguments_to_json(self.saved_arguments()),
             "state": self.saved_state(),
             "versions": {
                 "moeapps": moeapps.__version__,
@@ -239,6 +239,15 @@ def _registered_path(cls: type) -> str:
         f"{cls.__module__}.{cls.__qualname__} is not registered, so moeapps.load could not find it again; "
         f'call moeapps.registry.register("model", "{cls.__module__}.{cls.__qualname__}", "...") first'
     )
+
+
+def arguments_to_json(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments as JSON values.
+
+    Raises:
+        ConfigError: Naming the argument that has none.
+    """
+    return {name: _to_json(name, value) for name, value in arguments.items()}
 
 
 def _to_json(name: str, value: Any) -> Any:

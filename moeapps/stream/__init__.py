@@ -5,17 +5,33 @@ from moeapps.stream.delay import PendingLabels, RecentIds
 from moeapps.stream.evaluate import PrequentialResult, plot_prequential, prequential
 from moeapps.stream.pool import HoeffdingPool
 from moeapps.stream.regressor import DriftMoERegressor
+from moeapps.stream.run import StreamCheckpoint, StreamRun
+from moeapps.stream.sinks import CSVSink, LinesSink, Sink, open_sink
+from moeapps.stream.sources import CSVSource, Event, FrameSource, LinesSource, ParquetSource, Source, open_source
 from moeapps.stream.synthetic import SYNTHETIC_STREAMS, SyntheticStream, synthetic_stream
 
 __all__ = [
     "SYNTHETIC_STREAMS",
+    "CSVSink",
+    "CSVSource",
     "DriftMoEClassifier",
     "DriftMoERegressor",
+    "Event",
+    "FrameSource",
     "HoeffdingPool",
+    "LinesSink",
+    "LinesSource",
+    "ParquetSource",
     "PendingLabels",
     "PrequentialResult",
     "RecentIds",
+    "Sink",
+    "Source",
+    "StreamCheckpoint",
+    "StreamRun",
     "SyntheticStream",
+    "open_sink",
+    "open_source",
     "plot_prequential",
     "prequential",
     "synthetic_stream",

@@ -107,8 +107,6 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     True
     """
 
-    classes_: NDArray[Any]
-
     def __init__(
         self,
         variant: Literal["data", "task"] = "data",
@@ -255,7 +253,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         return pd.Series([self._labels.labels[code] for code in best], index=X.index)
 
     @property
-    def classes_(self) -> NDArray[Any]:  # type: ignore[no-redef]
+    def classes_(self) -> NDArray[Any]:
         """Labels seen so far, sorted."""
         if self._engine is None:
             raise AttributeError("classes_ is there once a label was learned")

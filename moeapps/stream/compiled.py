@@ -37,7 +37,7 @@ def vector_kernel(function: F) -> F:
 
 def _compile(function: F, **options: Any) -> F:
     try:
-        compiled = njit(function, cache=True, error_model="numpy", **options)
+        compiled: Any = njit(function, cache=True, error_model="numpy", **options)
         compiled._cache._cache_file._source_stamp = _sources()
     except (AttributeError, RuntimeError):
         compiled = njit(function, error_model="numpy", **options)

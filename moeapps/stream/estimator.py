@@ -425,31 +425,27 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
         """``(E,)`` sum of the weights that each expert had in the predictions of all learned instances."""
         return np.zeros(0) if self._engine is None else self._engine.mixture.activation.copy()
 
-    @property
-    def n_features_in_(self) -> int:
-        """Number of features of ``fit`` or ``partial_fit``."""
+    def _get_width(self) -> int:
         if self._width is None:
             raise AttributeError("n_features_in_ is there after fit or partial_fit")
         return self._width
 
-    @property
-    def feature_names_in_(self) -> NDArray[Any]:
-        """Names of the columns of ``fit`` or ``partial_fit``, where it was given a frame."""
+    def _set_width(self, width: int) -> None:
+        self._width = width
+
+    def _get_names(self) -> NDArray[Any]:
         if self._names is None:
             raise AttributeError("feature_names_in_ is there after fit or partial_fit with a DataFrame")
         return np.array(self._names, dtype=object)
 
-    @n_features_in_.setter
-    def n_features_in_(self, width: int) -> None:
-        self._width = width
-
-    @feature_names_in_.setter
-    def feature_names_in_(self, names: NDArray[Any]) -> None:
+    def _set_names(self, names: NDArray[Any]) -> None:
         self._names = list(names)
 
-    @feature_names_in_.deleter
-    def feature_names_in_(self) -> None:
+    def _delete_names(self) -> None:
         self._names = None
+
+    n_features_in_ = property(_get_width, _set_width, doc="Number of features of ``fit`` or ``partial_fit``.")
+    feature_names_in_ = property(_get_names, _set_names, _delete_names, "Columns of ``fit``, where it had a frame.")
 
     @property
     def nbytes_(self) -> int:

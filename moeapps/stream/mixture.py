@@ -172,7 +172,8 @@ def grow_mixture(old: Mixture, s: MixtureSettings, features: int, classes: int, 
     fresh = new_mixture(s, features, classes, hidden, seed)
     windows = fresh.windows
     before, now = len(old.recent), s.experts
-    for source, target in zip(old.windows, windows, strict=True):
+    for name in Windows._fields:
+        source, target = getattr(old.windows, name), getattr(windows, name)
         target[:before] = source[:before]
         target[now : now + before] = source[before:]
     for name in ("recent", "age", "moments", "activation", "batch_x", "batch_y"):

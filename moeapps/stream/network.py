@@ -47,8 +47,8 @@ def new_network(inputs: int, hidden: tuple[int, int], outputs: int, rng: np.rand
     """Xavier-uniform weights, zero biases (Glorot and Bengio 2010)."""
     sizes = np.array([inputs, *hidden, outputs], dtype=np.int64)
     number = sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes.tolist()))
-    zeros = [np.zeros(number, dtype=np.float32) for _ in range(3)]
-    network = Network(*zeros, sizes, np.zeros(1, dtype=np.int64))
+    p, m, v = (np.zeros(number, dtype=np.float32) for _ in range(3))
+    network = Network(p, m, v, sizes, np.zeros(1, dtype=np.int64))
     for weight in layers_of(network.parameters, sizes)[::2]:
         limit = np.sqrt(6.0 / sum(weight.shape))
         weight[...] = rng.uniform(-limit, limit, weight.shape)

@@ -183,7 +183,8 @@ class HoeffdingPool:
         moved = grow(old, nodes=len(t.feature), slots=len(t.leaf))
         behind = [now + e for e in range(other.n_trees - before)]
         target = np.array([*range(before), *behind])
-        for name, new, given in zip(Trees._fields, t, moved, strict=True):
+        for name in Trees._fields:
+            new, given = getattr(t, name), getattr(moved, name)
             if name in ("root", "nodes", "splits"):
                 new[target] = given
             elif name == "owner":

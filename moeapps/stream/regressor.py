@@ -127,7 +127,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         assert self._engine is not None
         return np.where(np.isnan(out[:, 0]), self._engine.mixture.scale[1], out[:, 0])
 
-    def predict_one(self, x: dict[Hashable, Any], **kwargs: Any) -> float:  # type: ignore[override]
+    def predict_one(self, x: dict[Hashable, Any], **kwargs: Any) -> float:
         """Predicted number; 0.0 before anything was learned. Nothing is changed."""
         if self._engine is None:
             return 0.0

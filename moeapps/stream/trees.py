@@ -152,7 +152,8 @@ def grow(
         old.counts.shape[1] if classes is None else classes,
     )
     new = allocate(len(old.root), *sizes, rows=old.numeric.shape[2])
-    for name, source, target in zip(Trees._fields, old, new, strict=True):
+    for name in Trees._fields:
+        source, target = getattr(old, name), getattr(new, name)
         if name not in ("free_nodes", "free_slots", "used", "nominal"):
             target[tuple(slice(size) for size in source.shape)] = source
     s, q, v, c = old.nominal.shape
