@@ -5,6 +5,7 @@ from moeapps.stream.delay import PendingLabels, RecentIds
 from moeapps.stream.evaluate import PrequentialResult, plot_prequential, prequential
 from moeapps.stream.pool import HoeffdingPool
 from moeapps.stream.regressor import DriftMoERegressor
+from moeapps.stream.router import StreamRouter
 from moeapps.stream.run import StreamCheckpoint, StreamRun
 from moeapps.stream.sinks import CSVSink, LinesSink, Sink, open_sink
 from moeapps.stream.sources import CSVSource, Event, FrameSource, LinesSource, ParquetSource, Source, open_source
@@ -28,6 +29,7 @@ __all__ = [
     "Sink",
     "Source",
     "StreamCheckpoint",
+    "StreamRouter",
     "StreamRun",
     "SyntheticStream",
     "open_sink",

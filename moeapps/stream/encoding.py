@@ -292,8 +292,6 @@ class LabelEncoder:
     @property
     def labels(self) -> list[Any]:
         """The labels, by class."""
-        if len(self._labels) != len(self.codes):
-            self._labels = list(self.codes)
         return self._labels
 
     def check(self, labels: Iterable[Any]) -> dict[Hashable, int]:
@@ -333,7 +331,9 @@ class LabelEncoder:
         """Learn labels that :meth:`check` found new."""
         for label in labels:
             self.kind = self.kind or _kind(label)
-            self.codes.setdefault(label, len(self.codes))
+            if label not in self.codes:
+                self.codes[label] = len(self.codes)
+                self._labels.append(label)
 
     def state(self) -> list[Any]:
         """The labels as JSON values."""

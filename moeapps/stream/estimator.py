@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,11 @@ from moeapps.stream.mixture import (
     WARN,
     MixtureSettings,
 )
+from moeapps.stream.network import layers_of
 from moeapps.stream.river_face import RiverFace
+
+if TYPE_CHECKING:
+    from moeapps.stream.router import StreamRouter
 
 __all__ = ["StreamEstimator"]
 
@@ -382,6 +386,30 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
             return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1])
         frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X))
         return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index)
+
+    def torch_router(self) -> "StreamRouter":
+        """Copy of the router as a torch module, in evaluation mode.
+
+        Its inputs are what the router sees: with ``router_inputs="raw"`` the features in the order of
+        ``router_features_``; with "enriched", before them 2 a - 1 for each expert's recent accuracy a (data variant),
+        and every feature standardised and cut off at 5. Outputs beyond the experts are the router's logits of the classes.
+        """
+        from moeapps.stream.router import StreamRouter
+
+        self._need_fitted()
+        assert self._engine is not None
+        network = self._engine.mixture.network
+        inputs, *hidden, outputs = (int(size) for size in network.sizes)
+        router = StreamRouter(
+            inputs, outputs, min(self.top_k, outputs), (hidden[0], hidden[1]), self.router_dropout, self.temperature
+        )
+        router.load_layers(tuple(torch.from_numpy(part) for part in layers_of(network.parameters, network.sizes)))
+        return router.eval()
+
+    @property
+    def router_features_(self) -> list[Hashable]:
+        """Names of the features, in the order of their columns."""
+        return list(self._encoder.columns)
 
     # --- what happened
 
