@@ -9,6 +9,7 @@ import pytest
 
 import moeapps
 import moeapps.core
+import moeapps.stream
 
 PACKAGE = Path(moeapps.__file__).parent
 TASKS = ("graph", "stream", "recsys", "vision")

@@ -5,6 +5,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from moeapps import MoEClassifier, MoERegressor
 from moeapps.graph import GNNClassifier, MowstClassifier
+from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
 
 TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "batch_size": 1000, "max_epochs": 30, "lr": 0.05}
 ESTIMATORS = [
@@ -12,11 +13,14 @@ ESTIMATORS = [
     MoERegressor(accelerator="cpu", **TABULAR),
     GNNClassifier(max_epochs=20, patience=8, accelerator="cpu"),
     MowstClassifier(max_epochs=30, patience=8, accelerator="cpu"),
+    DriftMoEClassifier(seed=0),
+    DriftMoEClassifier("task", seed=0),
+    DriftMoERegressor(seed=0),
 ]
 
 
 def excused(estimator) -> dict[str, str]:
-    if isinstance(estimator, MoEClassifier | MoERegressor):
+    if not isinstance(estimator, GNNClassifier | MowstClassifier):
         return {}
     return {
         "check_classifiers_classes": "labels -1 and 1: here -1 means unlabeled, as in scikit-learn's LabelPropagation, "
@@ -25,7 +29,7 @@ def excused(estimator) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*never occur in train_mask.*", "ignore:.*far surer of training nodes.*")
-@pytest.mark.filterwarnings("ignore:.*feature names.*")
+@pytest.mark.filterwarnings("ignore:.*feature names.*", "ignore:invalid value encountered in cast")
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=excused, xfail_strict=True)
 def test_scikit_learn_check(estimator, check):
     check(estimator)

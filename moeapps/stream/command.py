@@ -96,32 +96,49 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--checkpoint {folder} is a file, expected a folder")
     model = build_model(options.model, _settings(options.set))
     source = open_source(options.source)
-    if getattr(source, "columns", None) is not None and options.target not in source.columns:  # type: ignore[attr-defined]
-        guess = nearest(options.target, source.columns)  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"--target {options.target}: {options.source} has no such column"
-            + (f"; did you mean {guess!r}?" if guess else f"; it has {', '.join(source.columns)}")  # type: ignore[attr-defined]
-        )
-    job = StreamRun(
-        model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
-        window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
-        limit=options.limit,
-    )  # fmt: skip
-    if job.file is not None and job.file.exists() and not options.resume:
+    try:
+        _check_target(options, getattr(source, "columns", None))
+        job = StreamRun(
+            model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
+            window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
+            limit=options.limit,
+        )  # fmt: skip
+    except ConfigError:
+        source.close()
+        raise
+    try:
+        return _run(job, options)
+    finally:
+        job.close()
+
+
+def _check_target(options: argparse.Namespace, columns: list[str] | None) -> None:
+    if columns is None or options.target in columns:
+        return
+    guess = nearest(options.target, columns)
+    hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(columns)}"
+    raise ConfigError(f"--target {options.target}: {options.source} has no such column; {hint}")
+
+
+def _run(job: StreamRun, options: argparse.Namespace) -> int:
+    begun = job.file is not None and job.file.exists()
+    if begun and not options.resume:
         raise ConfigError(f"{job.file} exists: --resume continues it; for another run name another folder")
-    fresh = not (job.file is not None and job.file.exists())
     for name in ("metrics", "predictions", "rejects"):
         path = getattr(options, name)
-        if path is None and name == "rejects" and folder is not None:
-            path = str(folder / "rejects.ndjson")
+        if path is None and name == "rejects" and job.checkpoint is not None:
+            path = str(job.checkpoint / "rejects.ndjson")
         if path is not None:
-            setattr(job, name, _sink(path, name, fresh))
+            setattr(job, name, _sink(path, name, not begun and not options.resume))
     console = Console()
-    resumed = options.resume and job.resume()
-    if resumed:
-        console.print(f"resumed after {job.counts.events:,} events", highlight=False)
+    if options.resume:
+        if job.resume():
+            console.print(f"resumed after {job.counts.events:,} events", highlight=False)
+        else:  # killed before its first checkpoint: what it wrote will be written again
+            for sink in (job.metrics, job.predictions, job.rejects):
+                if sink is not None:
+                    sink.resume(None)
     status = _with_signals(job, console, options.plain or not console.is_terminal)
-    source.close()
     counts = job.counts
     scores = ", ".join(f"{name} {value:.4f}" for name, value in job.scores.as_dict().items())
     console.print(

@@ -392,7 +392,7 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
 
         Its inputs are what the router sees: with ``router_inputs="raw"`` the features in the order of
         ``router_features_``; with "enriched", before them 2 a - 1 for each expert's recent accuracy a (data variant),
-        and every feature standardised and cut off at 5. Outputs beyond the experts are the router's logits of the classes.
+        and every feature standardised and cut off at 5. Outputs beyond the experts are the router's logits of classes.
         """
         from moeapps.stream.router import StreamRouter
 

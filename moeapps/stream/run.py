@@ -200,6 +200,12 @@ class StreamRun:
         if committed is not None:
             committed(self.position)
 
+    def close(self) -> None:
+        """Close the source and the sinks."""
+        self.source.close()
+        for sink in self._sinks().values():
+            sink.close()
+
     def _sinks(self) -> dict[str, Sink]:
         named = {"metrics": self.metrics, "predictions": self.predictions, "rejects": self.rejects}
         return {name: sink for name, sink in named.items() if sink is not None}

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from moeapps.core.errors import ConfigError
 
@@ -31,24 +31,35 @@ class Sink(Protocol):
 class _FileSink:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        self._opened: BinaryIO | None = None
+
+    @property
+    def _file(self) -> BinaryIO:
+        """The file, opened when it is first needed: what never begins leaves nothing behind."""
+        if self._opened is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._opened = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        return self._opened
 
     def flush(self) -> int:
         """Write to disk; the size of the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        if self._opened is None:
+            return self.path.stat().st_size if self.path.exists() else 0
+        self._opened.flush()
+        os.fsync(self._opened.fileno())
+        return self._opened.tell()
 
     def resume(self, size: int | None) -> None:
         """Cut the file back to this size, so that no record is in it twice."""
-        self._file.flush()
-        self._file.truncate(min(size or 0, os.path.getsize(self.path)))
-        self._file.seek(0, os.SEEK_END)
+        self.close()
+        if self.path.exists():
+            os.truncate(self.path, min(size or 0, self.path.stat().st_size))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
 
 class LinesSink(_FileSink):
@@ -81,7 +92,8 @@ class CSVSink(_FileSink):
         self._file.write(_csv_line([record.get(name, "") for name in self._names]))
 
     def _header(self) -> list[str] | None:
-        self._file.flush()
+        if not self.path.exists():
+            return None
         with open(self.path, newline="", encoding="utf-8") as file:
             return next(csv.reader(file), None)
 

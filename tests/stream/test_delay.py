@@ -1,0 +1,62 @@
+"""Labels that come twice, late, or never (S8, S9)."""
+
+import json
+
+import pytest
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.stream import DriftMoEClassifier, PendingLabels, RecentIds
+
+
+def test_s8_an_id_is_new_once():
+    ids = RecentIds(3)
+    assert [ids.add(key) for key in ("a", "a", "b", "c")] == [True, False, True, True]
+    restored = RecentIds(3)
+    restored.restore(json.loads(json.dumps(ids.state())))
+    assert not restored.add("a")
+    assert restored.add("d")  # a, the oldest, is forgotten
+    assert restored.add("a")
+
+
+def test_s9_a_late_label_meets_its_own_features():
+    learned = []
+
+    class Spy:
+        def predict_one(self, x):
+            return "guess"
+
+        def learn_one(self, x, y):
+            if y == "bad":
+                raise DataError("refused")
+            learned.append((x, y))
+
+    waiting = PendingLabels(Spy(), capacity=100)
+    rows = {i: {"v": float(i)} for i in range(10_000)}
+    for key, x in rows.items():
+        assert waiting.predict(key, x) == "guess"
+        x["v"] = -1.0  # the caller goes on using its dict
+    assert len(waiting) == 100
+    assert waiting.dropped == 9900
+    assert not waiting.label(5, "late")
+    assert waiting.unknown == 1
+    with pytest.raises(DataError):
+        waiting.label(9950, "bad")
+    assert waiting.label(9950, "y")
+    assert learned == [({"v": 9950.0}, "y")]
+    again = PendingLabels(Spy(), capacity=100)
+    again.restore(json.loads(json.dumps(waiting.state())))
+    assert (len(again), again.dropped, again.unknown) == (99, 9900, 1)
+    assert again.take(9999) == ({"v": 9999.0}, "guess")
+
+
+def test_it_works_with_a_model_of_ours():
+    waiting = PendingLabels(DriftMoEClassifier(seed=0), capacity=5)
+    for i in range(50):
+        waiting.predict(i, {"a": float(i % 2)})
+        waiting.label(i, i % 2)
+    assert waiting.predict("last", {"a": 1.0}) == 1
+
+
+def test_an_impossible_capacity_is_named():
+    with pytest.raises(ConfigError, match="capacity must be a whole number of at least 1"):
+        PendingLabels(None, capacity=0)

@@ -1,0 +1,151 @@
+"""Prequential evaluation, its scores and its picture; the synthetic streams."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from river import dummy, linear_model, tree
+from sklearn.metrics import cohen_kappa_score
+
+from moeapps.core.errors import ConfigError
+from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, plot_prequential, prequential, synthetic_stream
+from moeapps.stream.scores import ClassScores, NumberScores
+
+
+def test_scores_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    truth = rng.choice(3, 500, p=[0.6, 0.3, 0.1])
+    said = np.where(rng.random(500) < 0.7, truth, rng.choice(3, 500))
+    scores = ClassScores(window=100)
+    majority, repeat = dummy.PriorClassifier(), dummy.NoChangeClassifier()
+    better = [0, 0]
+    for y, prediction in zip(truth.tolist(), said.tolist(), strict=True):
+        scores.update(y, prediction)
+        for place, rival in enumerate((majority, repeat)):
+            better[place] += rival.predict_one({}) == y
+            rival.learn_one({}, y)
+    found = scores.as_dict()
+    accuracy = (truth == said).mean()
+    assert found["accuracy"] == pytest.approx(accuracy)
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, said))
+    assert found["kappa_m"] == pytest.approx((accuracy - better[0] / 500) / (1 - better[0] / 500), abs=0.01)
+    assert found["kappa_t"] == pytest.approx((accuracy - better[1] / 500) / (1 - better[1] / 500))
+    assert scores.windowed == pytest.approx((truth == said)[-100:].mean())
+    again = ClassScores(window=100)
+    again.restore(json.loads(json.dumps(scores.state())))
+    assert again.as_dict() == found
+
+
+def test_number_scores():
+    scores = NumberScores(window=2)
+    for truth, said in ((1.0, 1.5), (2.0, 2.0), (4.0, None), (3.0, 1.0)):
+        scores.update(truth, said)
+    assert scores.as_dict() == pytest.approx({"mae": 2.5 / 3, "rmse": np.sqrt(4.25 / 3), "r2": 1 - 4.25 / 2})
+    assert scores.windowed == 1.0
+
+
+def test_any_model_is_evaluated_and_windows_have_rows(sea):
+    rows, labels = sea
+    found = prequential(tree.HoeffdingTreeClassifier(), zip(rows, labels, strict=True), n=2500, window=500)
+    assert found.n == 2500
+    assert found.curve["instance"].tolist() == [500, 1000, 1500, 2000, 2500]
+    assert "expert 0" not in found.curve
+    ours = prequential(DriftMoEClassifier(seed=0), (pd.DataFrame(rows), labels), window=1000)
+    assert ours.scores["accuracy"] > 0.85
+    assert np.allclose(ours.curve.filter(like="expert").sum(axis=1), 1)
+    assert (ours.curve["bytes"] > 0).all()
+    assert ours.instances_per_second > 0
+
+
+def test_the_result_is_that_of_predict_one_and_learn_one(sea):
+    rows, labels = sea
+    model, hits = DriftMoEClassifier(seed=4), 0
+    for x, y in zip(rows[:1500], labels, strict=False):
+        hits += model.predict_one(x) == y
+        model.learn_one(x, y)
+    found = prequential(DriftMoEClassifier(seed=4), zip(rows, labels, strict=True), n=1500)
+    assert found.scores["accuracy"] == hits / 1500
+
+
+def test_with_a_delay_a_label_is_learned_that_much_later(sea):
+    rows, labels = sea
+    seen = []
+
+    class Spy:
+        def predict_one(self, x):
+            return len(seen)
+
+        def learn_one(self, x, y):
+            seen.append((x, y))
+
+    prequential(Spy(), zip(rows, labels, strict=True), n=100, delay=30)
+    assert seen == list(zip(rows[:70], labels[:70], strict=True))
+    late = prequential(DriftMoEClassifier(seed=0), zip(rows, labels, strict=True), delay=500).scores["accuracy"]
+    prompt = prequential(DriftMoEClassifier(seed=0), zip(rows, labels, strict=True)).scores["accuracy"]
+    assert 0.7 < late < prompt - 0.05  # nothing is known for the first 500
+
+
+def test_numbers_have_errors():
+    rng = np.random.default_rng(0)
+    rows = [{"a": value} for value in rng.normal(size=1200).tolist()]
+    stream = [(x, 3 * x["a"]) for x in rows]
+    for model in (DriftMoERegressor(seed=0), linear_model.LinearRegression()):
+        found = prequential(model, stream, window=400)
+        assert found.scores["mae"] < 1.5
+        assert len(found.curve) == 3
+
+
+def test_the_picture_has_curves_experts_and_drifts(sea, tmp_path):
+    rows, labels = sea
+    results = {
+        "one tree": prequential(tree.HoeffdingTreeClassifier(), zip(rows, labels, strict=True), n=3000, window=300),
+        "DriftMoE": prequential(DriftMoEClassifier(seed=0), zip(rows, labels, strict=True), n=3000, window=300),
+    }
+    figure = plot_prequential(results, drifts=(1250,), title="SEA")
+    assert len(figure.axes) == 2
+    assert len(figure.axes[1].collections) == 12
+    figure.savefig(tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "classes"), [("led_abrupt", 24, 10), ("sea_gradual", 3, 2), ("rbf_fast", 10, 5)]
+)
+def test_synthetic_streams_are_the_papers_and_repeat_themselves(name, features, classes):
+    stream = synthetic_stream(name, 1500, seed=2)
+    X, y = stream.arrays()
+    again, labels = stream.arrays()
+    assert X.shape == (1500, features)
+    assert len(np.unique(y)) == classes == stream.n_classes
+    assert np.array_equal(X, again)
+    assert np.array_equal(y, labels)
+    assert stream.drifts == {"l": (375, 750, 1125), "s": (338, 712, 1088), "r": ()}[name[0]]
+    other, _ = synthetic_stream(name, 1500, seed=3).arrays()
+    assert not np.array_equal(X, other)
+
+
+def test_an_abrupt_drift_is_where_it_should_be():
+    stream = synthetic_stream("sea_abrupt", 8000, seed=0)
+    X, y = stream.arrays()
+    thresholds = (8.0, 9.0, 9.5, 8.0)  # of functions 1, 2, 4, 1
+    parts = np.split(np.arange(8000), stream.drifts)
+    for part, threshold in zip(parts, thresholds, strict=True):
+        part = part[5:-5]
+        agreement = [((X[part, 0] + X[part, 1] <= t) == ~y[part].astype(bool)).mean() for t in (7.0, 8.0, 9.0, 9.5)]
+        flipped = [1 - value for value in agreement]
+        best = max(agreement + flipped)
+        assert best > 0.87
+        assert best in (
+            agreement[(7.0, 8.0, 9.0, 9.5).index(threshold)],
+            flipped[(7.0, 8.0, 9.0, 9.5).index(threshold)],
+        )
+
+
+def test_impossible_arguments_are_named():
+    with pytest.raises(ConfigError, match="name must be one of led_abrupt"):
+        synthetic_stream("nope")
+    with pytest.raises(ConfigError, match="n must be a whole number"):
+        synthetic_stream("sea_abrupt", n=0)
+    with pytest.raises(ConfigError, match="delay must be a whole number"):
+        prequential(DriftMoEClassifier(), [], delay=-1)
