@@ -1,6 +1,6 @@
 """A stream with three abrupt drifts: one Hoeffding tree, the paper's DriftMoE, and ours, side by side.
 
-    python examples/stream/drift_led.py --n 20000
+python examples/stream/drift_led.py --n 20000
 """
 
 import argparse

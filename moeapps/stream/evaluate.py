@@ -204,16 +204,18 @@ def plot_prequential(
             panel.axvline(position, color="black", linestyle="--", linewidth=0.8)
     panels[0].set(ylabel=f"{score}, window", title=title)
     panels[0].grid(alpha=0.3)
-    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
     if shown:
         _draw_experts(panels[1], shown[-1])
         events = shown[-1].drift_events
         renewed = events[events["event"] == "renewed"]["instance"]
-        low = panels[0].get_ylim()[0]
-        panels[0].plot(renewed, np.full(len(renewed), low), "|", color="tab:red", markersize=9, label="renewed")
-        panels[0].text(
-            0.005, 0.03, "red: an expert was renewed", transform=panels[0].transAxes, fontsize=7, color="tab:red"
-        )
+        low, high = panels[0].get_ylim()
+        low -= 0.08 * (high - low)
+        panels[0].set_ylim(low, high)
+        height = np.full(len(renewed), low + 0.03 * (high - low))
+        panels[0].plot(renewed, height, "|", color="tab:red", markersize=8, label="an expert was renewed")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+    )
     panels[-1].set_xlabel("instance")
     return figure
 
