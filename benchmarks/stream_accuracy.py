@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from river import ensemble, forest, tree
 
-from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
+from moeapps.stream import DriftMoEClassifier, electricity, prequential, synthetic_stream
 
 Stream = tuple[np.ndarray, np.ndarray]
 SYNTHETIC = ("rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
@@ -87,11 +87,8 @@ def streams(elec: str | None, n: int, seeds: int, cache: Path) -> dict[str, Call
     """Streams by name, made when they are needed and kept in ``cache``."""
     found: dict[str, Callable[[], Stream]] = {}
     if elec is not None:
-        folder = Path(elec)
-        found["elec, 0"] = lambda: (
-            np.loadtxt(folder / "elec2_data.dat"),
-            np.loadtxt(folder / "elec2_label.dat").astype(int),
-        )
+        frame, up = electricity(elec)
+        found["elec, 0"] = lambda: (frame.to_numpy(), up.to_numpy())
 
     def make(name: str, seed: int) -> Stream:
         file = cache / f"{name}_{n}_{seed}.npz"

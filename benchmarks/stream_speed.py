@@ -24,7 +24,7 @@ from rich.table import Table
 from river import ensemble, forest, tree
 from stream_accuracy import evaluate_capymoa, warm_up
 
-from moeapps.stream import DriftMoEClassifier, synthetic_stream
+from moeapps.stream import DriftMoEClassifier, electricity, synthetic_stream
 
 REPEATS = 3
 SHORT = 1500
@@ -76,9 +76,8 @@ def main() -> None:
     options = parser.parse_args()
     streams = {name: synthetic_stream(name, options.n, 0).arrays() for name in ("rbf_fast", "led_abrupt")}  # type: ignore[arg-type]
     if options.elec:
-        folder = Path(options.elec)
-        labels = np.loadtxt(folder / "elec2_label.dat").astype(int)
-        streams = {"elec": (np.loadtxt(folder / "elec2_data.dat")[: options.n], labels[: options.n]), **streams}
+        frame, up = electricity(options.elec)
+        streams = {"elec": (frame.to_numpy()[: options.n], up.to_numpy()[: options.n]), **streams}
     moa = []
     try:
         import capymoa  # noqa: F401

@@ -1,17 +1,20 @@
-"""Two-layer networks on rows sorted by expert: three ways of computing the same.
+"""Two-layer networks on rows sorted by expert: four ways of computing the same.
 
 ``loop`` takes one full matrix product per expert, ``bmm`` pads every expert to the longest one and takes one batched
 product, ``grouped`` hands the sorted rows to ``torch.nn.functional.grouped_mm``. The first two write outputs and
 gradients of all experts into one buffer each. Left to autograd, each expert's weight gradient would be a tensor of its
-own, stacked afterwards: as many bytes again as the layer has weights, in every step.
+own, stacked afterwards: as many bytes again as the layer has weights, in every step. ``masked`` computes every expert
+on every row and keeps the owner's answer: E times the work, for graphs traced where grouped products cannot be.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from moeapps.core.errors import ConfigError
 
@@ -26,14 +29,17 @@ __all__ = [
     "sorted_mlp",
 ]
 
-Backend = Literal["auto", "loop", "bmm", "grouped"]
-BACKENDS = ("auto", "loop", "bmm", "grouped")
+Backend = Literal["auto", "loop", "bmm", "grouped", "masked"]
+BACKENDS = ("auto", "loop", "bmm", "grouped", "masked")
 
 FEW_ROWS = 48
 """Mean rows per expert up to which, on CPU, one padded product beats a loop of short ones."""
 
 WASTE = 2.0
 """How many rows, per real row, padding may compute before it stops paying."""
+
+GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= (2, 15)
+"""Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""
 
 
 class Activation(NamedTuple):
@@ -65,9 +71,13 @@ ACTIVATIONS: dict[str, Activation] = {
 def grouped_is_possible(dtype: torch.dtype, *widths: int) -> bool:
     """Whether ``torch.nn.functional.grouped_mm`` takes this dtype and these row widths.
 
-    It wants float32, bfloat16 or float16, and rows whose length is a multiple of 16 bytes.
+    It wants float32 (see ``GROUPED_TRACES_FLOAT32``), bfloat16 or float16, and rows whose length is a multiple of 16
+    bytes.
     """
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype == torch.float32:
+        if torch.compiler.is_compiling() and not GROUPED_TRACES_FLOAT32:
+            return False
+    elif dtype not in (torch.bfloat16, torch.float16):
         return False
     return all(width * dtype.itemsize % 16 == 0 for width in widths)
 
@@ -80,18 +90,18 @@ def choose_backend(
     counts: Tensor | None,
     widths: tuple[int, ...],
 ) -> Backend:
-    """Turn ``auto`` into a backend, and ``grouped`` into ``bmm`` where grouped products cannot be computed.
+    """Turn ``auto`` into a backend, and ``grouped`` into another where grouped products cannot be computed.
 
     The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
     always ``grouped``, which never waits for the host. On CPU ``bmm`` where experts have few rows and the load is even
-    enough for padding; else ``loop``.
+    enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
+    at: ``grouped`` where possible, else ``masked``, whatever was asked for.
 
     Args:
         backend: What the user asked for.
         device: Where the tokens are.
         dtype: In which type the products are computed.
-        counts: ``(E,)`` rows of each expert. None while the layer is traced (torch.compile, torch.export), where
-            values cannot be looked at: ``auto`` is then ``grouped``.
+        counts: ``(E,)`` rows of each expert, or None where looking at them is impossible or costly (tracing, CUDA).
         widths: Lengths of the rows that take part (input, hidden, output).
 
     Raises:
@@ -100,11 +110,13 @@ def choose_backend(
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     possible = grouped_is_possible(dtype, *widths)
+    if torch.compiler.is_compiling():
+        return "grouped" if possible and backend != "masked" else "masked"
     if backend == "grouped":
         return "grouped" if possible else "bmm"
     if backend != "auto":
         return backend
-    if possible and (device.type == "cuda" or counts is None):
+    if possible and device.type == "cuda":
         return "grouped"
     if counts is None:
         return "bmm"
@@ -127,13 +139,15 @@ def sorted_mlp(
         weights: ``(E, d, h)``, ``(E, h)`` or None, ``(E, h, d_out)``, ``(E, d_out)`` or None. With a gated activation
             the first two are twice as wide.
         activation: A name in ``ACTIVATIONS``.
-        backend: ``"loop"``, ``"bmm"`` or ``"grouped"``, as :func:`choose_backend` answered.
+        backend: ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``, as :func:`choose_backend` answered.
 
     Returns:
         ``(A, d_out)``. Rows beyond ``offsets[E]`` are zero.
     """
     if backend == "grouped":
         return _grouped_mlp(rows, offsets, weights, ACTIVATIONS[activation])
+    if backend == "masked":
+        return _masked_mlp(rows, offsets, weights, ACTIVATIONS[activation])
     function = _Loop if backend == "loop" else _Padded
     out: Tensor = function.apply(rows, offsets, ACTIVATIONS[activation], *weights)
     return out
@@ -149,6 +163,10 @@ def sorted_linear(
     if backend == "grouped":
         y = F.grouped_mm(_owned(rows, offsets), weight, offs=offsets[1:])
         return _owned(y if bias is None else y + _per_row(bias, offsets, rows.shape[0]), offsets)
+    if backend == "masked":
+        zero = rows.new_zeros(rows.shape[0], weight.shape[2])
+        each = zip(_owners(rows, offsets), weight.unbind(), _each(bias, weight), strict=True)
+        return sum((torch.where(mine, _affine(torch.where(mine, rows, 0), w, b), 0) for mine, w, b in each), zero)
     *chunks, rest = rows.split(_split_counts(rows, offsets))
     layers = zip(chunks, weight.unbind(), _each(bias, weight), strict=True)
     outputs = [chunk @ w if b is None else torch.addmm(b, chunk, w) for chunk, w, b in layers]
@@ -181,6 +199,28 @@ def _grouped_mlp(
         return y if bias is None else y + _per_row(bias, offsets, x.shape[0])
 
     return _owned(layer(act.forward(layer(_owned(rows, offsets), w1, b1)), w2, b2), offsets)
+
+
+def _owners(rows: Tensor, offsets: Tensor) -> list[Tensor]:
+    """For each expert, ``(A, 1)``: which rows are its own."""
+    row = torch.arange(rows.shape[0], device=rows.device)[:, None]
+    starts = offsets.unbind()
+    return [(row >= first) & (row < last) for first, last in pairwise(starts)]
+
+
+def _masked_mlp(
+    rows: Tensor,
+    offsets: Tensor,
+    weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    act: Activation,
+) -> Tensor:
+    w1, b1, w2, b2 = weights
+    out = rows.new_zeros(rows.shape[0], w2.shape[2])
+    layers = zip(_owners(rows, offsets), w1.unbind(), _each(b1, w1), w2.unbind(), _each(b2, w2), strict=True)
+    for mine, first, bias1, second, bias2 in layers:
+        x = torch.where(mine, rows, 0)  # the rows of others could overflow, and zero times infinity is a bad gradient
+        out = out + torch.where(mine, _affine(act.forward(_affine(x, first, bias1)), second, bias2), 0)
+    return out
 
 
 def _differentiable(
@@ -325,7 +365,7 @@ def _stack(rows: list[Tensor]) -> Tensor | None:
     return torch.stack(rows) if rows else None
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     return torch.mm(x, weight, out=out) if bias is None else torch.addmm(bias, x, weight, out=out)
 
 

@@ -63,7 +63,7 @@ class MoE(Routed):
         router: A router, or the name of one (``"topk"``, ``"topp"``, ... as in ``moeapps list routers``). One router
             may serve several layers (Omni-router): pass the same object.
         experts: Any experts; those that the router needs, else an :class:`~moeapps.core.experts.ExpertMLP`, when None.
-        backend: ``"auto"``, ``"loop"``, ``"bmm"`` or ``"grouped"``.
+        backend: ``"auto"``, ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``.
         capacity_factor: In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the
             default, is dropless.
         overflow: What becomes of the others: ``"drop"`` or ``"next_best"``

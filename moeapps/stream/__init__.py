@@ -1,6 +1,7 @@
 """Streams that change: DriftMoE, compiled pools of Hoeffding trees, prequential evaluation, sources and sinks."""
 
 from moeapps.stream.classifier import DriftMoEClassifier
+from moeapps.stream.data import electricity
 from moeapps.stream.delay import PendingLabels, RecentIds
 from moeapps.stream.evaluate import PrequentialResult, plot_prequential, prequential
 from moeapps.stream.pool import HoeffdingPool
@@ -32,6 +33,7 @@ __all__ = [
     "StreamRouter",
     "StreamRun",
     "SyntheticStream",
+    "electricity",
     "open_sink",
     "open_source",
     "plot_prequential",

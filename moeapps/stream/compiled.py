@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.experimental import structref
 
-__all__ = ["kernel", "poisson", "random_seed", "reference", "uniform", "vector_kernel"]
+__all__ = ["is_compiled", "kernel", "poisson", "random_seed", "reference", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,21 +27,20 @@ def kernel(function: F) -> F:
     function is compiled anew in every process. And it looks only at the file that a function stands in, not at those
     of the functions that were compiled into it: here machine code is valid for one state of all files of the package.
     """
-    return _compile(function)
-
-
-def vector_kernel(function: F) -> F:
-    """:func:`kernel` that may add up in another order, which is what vector instructions need to sum."""
-    return _compile(function, fastmath={"reassoc", "contract", "arcp", "nsz"})
-
-
-def _compile(function: F, **options: Any) -> F:
     try:
-        compiled: Any = njit(function, cache=True, error_model="numpy", **options)
+        compiled: Any = njit(function, cache=True, error_model="numpy")
         compiled._cache._cache_file._source_stamp = _sources()
     except (AttributeError, RuntimeError):
-        compiled = njit(function, error_model="numpy", **options)
+        compiled = njit(function, error_model="numpy")
     return cast(F, compiled)
+
+
+def is_compiled(function: Any) -> bool:
+    """Whether machine code of a kernel is in memory or on disk; False where that cannot be told."""
+    try:
+        return bool(function.signatures) or bool(function._cache._cache_file._load_index())
+    except (AttributeError, OSError):
+        return False
 
 
 @cache

@@ -1,5 +1,6 @@
 """Mixture and experts together: one compiled loop over instances, or the same steps in Python with river's experts."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream import regression_trees, trees
-from moeapps.stream.compiled import kernel, reference
+from moeapps.stream.compiled import is_compiled, kernel, reference
 from moeapps.stream.mixture import (
     KEEP,
     RENEW,
@@ -30,6 +31,9 @@ from moeapps.stream.pool import HoeffdingPool, PoolState, needs_room, refer_pool
 from moeapps.stream.trees import TreeSettings
 
 __all__ = ["Engine", "RiverEngine", "TreeEngine"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -181,6 +185,8 @@ class TreeEngine(_Base):
         """Predict, then learn, row by row; the predictions."""
         said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         run = _learn_numbers if self.numbers else _learn_classes
+        if not is_compiled(run):
+            logger.warning("moeapps compiles its stream loops for this machine, once: about a minute")
         start = 0
         while start < len(X):
             self.pool.reserve()

@@ -5,19 +5,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from river.base import Regressor
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.plots import new_figure
 from moeapps.stream.encoding import plain
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.scores import ClassScores, NumberScores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PrequentialResult", "plot_prequential", "prequential"]
 
@@ -179,7 +180,7 @@ def _bar(total: int | None) -> Any:
 
 def plot_prequential(
     results: dict[str, PrequentialResult], drifts: Iterable[int] = (), title: str = "", score: str = "accuracy"
-) -> Figure:
+) -> "Figure":
     """Windowed score over time, with the experts' shares and drift marks of the last result that has experts.
 
     Args:
@@ -191,6 +192,8 @@ def plot_prequential(
     Returns:
         The figure; save it with ``figure.savefig(path)``.
     """
+    from moeapps.core.plots import new_figure  # matplotlib takes a second, which a running stream need not wait for
+
     shown = [result for result in results.values() if "expert 0" in result.curve]
     rows = 2 if shown else 1
     figure = new_figure(width=9.0, height=3.2 * rows)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled import kernel, reference, uniform, vector_kernel
+from moeapps.stream.compiled import kernel, reference, uniform
 
 __all__ = [
     "Network",
@@ -94,7 +94,7 @@ def make_room(net):  # type: ignore[no-untyped-def]
     return h1, h2, np.empty(sizes.max(), dtype=np.int64), np.empty_like(net.parameters)
 
 
-@vector_kernel
+@kernel
 def _layer(x, w, b, active, out, relu):  # type: ignore[no-untyped-def]
     """One row through a layer. The order of additions does not depend on anything else, so neither does the result."""
     n = out.shape[0]
@@ -133,7 +133,7 @@ def forward(net, x, room, logits):  # type: ignore[no-untyped-def]
     _layer(h2, w3, b3, active, logits, False)
 
 
-@vector_kernel
+@kernel
 def _adam(net, gradient, lr):  # type: ignore[no-untyped-def]
     net.steps[0] += 1
     t = net.steps[0]
@@ -148,9 +148,38 @@ def _adam(net, gradient, lr):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _gap(logits, target, scale):  # type: ignore[no-untyped-def]
-    """Gradient of the mean binary cross-entropy by the logits."""
-    return (np.float32(1.0) / (np.float32(1.0) + np.exp(-logits)) - target) * scale
+def _gap(logit, target, scale):  # type: ignore[no-untyped-def]
+    """Gradient of the mean binary cross-entropy by a logit."""
+    return (np.float32(1.0) / (np.float32(1.0) + np.exp(-logit)) - target) * scale
+
+
+@kernel
+def _add_bias(values, bias, relu):  # type: ignore[no-untyped-def]
+    """Add the bias to every row; ReLU."""
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            value = values[i, j] + bias[j]
+            values[i, j] = max(value, np.float32(0.0)) if relu else value
+
+
+@kernel
+def _weight_gradient(rows, gaps, weight, bias):  # type: ignore[no-untyped-def]
+    """Gradients of a layer: rows' gaps and the sum of the gaps."""
+    np.dot(np.ascontiguousarray(rows.T), gaps, weight)
+    bias[:] = np.float32(0.0)
+    for i in range(gaps.shape[0]):
+        for j in range(gaps.shape[1]):
+            bias[j] += gaps[i, j]
+
+
+@kernel
+def _gaps_before(gaps, weight, hidden, scale):  # type: ignore[no-untyped-def]
+    """Gradient by the units of a ReLU layer: gaps W' where a unit is on."""
+    before = np.dot(gaps, np.ascontiguousarray(weight.T))
+    for i in range(hidden.shape[0]):
+        for j in range(hidden.shape[1]):
+            before[i, j] = before[i, j] * scale if hidden[i, j] > 0.0 else np.float32(0.0)
+    return before
 
 
 @kernel
@@ -159,29 +188,30 @@ def train_batch(net, x, target, dropout, lr, rng):  # type: ignore[no-untyped-de
     w1, b1, w2, b2, w3, b3 = layers_of(net.parameters, net.sizes)
     gradient = np.empty_like(net.parameters)
     g1, gb1, g2, gb2, g3, gb3 = layers_of(gradient, net.sizes)
-    zero = np.float32(0.0)
-    h1 = np.dot(x, w1)
     scale = np.float32(1.0 / (1.0 - dropout))
-    for i in range(h1.shape[0]):
-        for j in range(h1.shape[1]):
-            value = max(h1[i, j] + b1[j], zero)
-            if dropout > 0.0:
-                value = zero if uniform(rng) < dropout else value * scale
-            h1[i, j] = value
-    h2 = np.maximum(np.dot(h1, w2) + b2, zero)
-    d3 = _gap(np.dot(h2, w3) + b3, target, np.float32(1.0 / target.size))
-    d2 = np.where(h2 > zero, np.dot(d3, np.ascontiguousarray(w3.T)), zero)
-    d1 = np.where(h1 > zero, np.dot(d2, np.ascontiguousarray(w2.T)) * scale, zero)
-    np.dot(np.ascontiguousarray(x.T), d1, g1)
-    np.dot(np.ascontiguousarray(h1.T), d2, g2)
-    np.dot(np.ascontiguousarray(h2.T), d3, g3)
-    gb1[:] = d1.sum(axis=0)
-    gb2[:] = d2.sum(axis=0)
-    gb3[:] = d3.sum(axis=0)
+    h1 = np.dot(x, w1)
+    _add_bias(h1, b1, True)
+    if dropout > 0.0:
+        for i in range(h1.shape[0]):
+            for j in range(h1.shape[1]):
+                h1[i, j] = np.float32(0.0) if uniform(rng) < dropout else h1[i, j] * scale
+    h2 = np.dot(h1, w2)
+    _add_bias(h2, b2, True)
+    d3 = np.dot(h2, w3)
+    _add_bias(d3, b3, False)
+    share = np.float32(1.0 / target.size)
+    for i in range(d3.shape[0]):
+        for j in range(d3.shape[1]):
+            d3[i, j] = _gap(d3[i, j], target[i, j], share)
+    d2 = _gaps_before(d3, w3, h2, np.float32(1.0))
+    d1 = _gaps_before(d2, w2, h1, scale)
+    _weight_gradient(x, d1, g1, gb1)
+    _weight_gradient(h1, d2, g2, gb2)
+    _weight_gradient(h2, d3, g3, gb3)
     _adam(net, gradient, lr)
 
 
-@vector_kernel
+@kernel
 def _outer(left, right, out):  # type: ignore[no-untyped-def]
     for i in range(left.shape[0]):
         row, value = out[i], left[i]
@@ -189,16 +219,29 @@ def _outer(left, right, out):  # type: ignore[no-untyped-def]
             row[j] = value * right[j]
 
 
-@vector_kernel
+@kernel
 def _back(w, gap, hidden, scale, out):  # type: ignore[no-untyped-def]
-    """Gradient by the units of a ReLU layer: W gap where a unit is on."""
+    """Gradient by the units of a ReLU layer: W gap where a unit is on.
+
+    Four sums side by side fill vector instructions. Leave to add up in another order would fill them as well, but then
+    the last bits depend on what the compiler inlines where, and a process that finds the machine code on disk would
+    not go on as the one that compiled it would have.
+    """
+    n, zero = gap.shape[0], np.float32(0.0)
     for i in range(hidden.shape[0]):
-        total = np.float32(0.0)
+        a = b = c = d = zero
         if hidden[i] > 0.0:
-            row = w[i]
-            for j in range(gap.shape[0]):
-                total += row[j] * gap[j]
-        out[i] = total * scale
+            row, j = w[i], 0
+            while j + 4 <= n:
+                a += row[j] * gap[j]
+                b += row[j + 1] * gap[j + 1]
+                c += row[j + 2] * gap[j + 2]
+                d += row[j + 3] * gap[j + 3]
+                j += 4
+            while j < n:
+                a += row[j] * gap[j]
+                j += 1
+        out[i] = ((a + b) + (c + d)) * scale
 
 
 @kernel
@@ -214,7 +257,9 @@ def train_one(net, x, target, dropout, lr, room, rng):  # type: ignore[no-untype
             h1[j] = np.float32(0.0) if uniform(rng) < dropout else h1[j] * scale
     _layer(h1, w2, b2, active, h2, True)
     _layer(h2, w3, b3, active, d3, False)
-    d3[:] = _gap(d3, target, np.float32(1.0 / target.size))
+    share = np.float32(1.0 / target.size)
+    for j in range(d3.shape[0]):
+        d3[j] = _gap(d3[j], target[j], share)
     _back(w3, d3, h2, np.float32(1.0), d2)
     _back(w2, d2, h1, scale, d1)
     _outer(x, d1, g1)

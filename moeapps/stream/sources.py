@@ -292,7 +292,7 @@ class ParquetSource:
 
 
 class FrameSource:
-    """The rows of a frame; the position is the number of rows read.
+    """The rows of a frame, what is missing as None; the position is the number of rows read.
 
     Args:
         frame: The frame; columns are fields.
@@ -307,7 +307,8 @@ class FrameSource:
 
     def read(self, n: int) -> list[Event]:
         """Up to ``n`` rows."""
-        part = self.frame.iloc[self._row : self._row + n].to_dict("records")
+        rows = self.frame.iloc[self._row : self._row + n]
+        part = rows.astype(object).where(rows.notna(), None).to_dict("records")
         first = self._row + 1
         self._row += len(part)
         return [

@@ -13,7 +13,7 @@ from moeapps.core.routers import SoftRouting
 ROUTERS = [entry.name for entry in registry.entries("router")]
 """Short names of all routers, as `moeapps list routers` prints them."""
 
-BACKENDS = ("loop", "bmm", "grouped", "auto")
+BACKENDS = ("loop", "bmm", "grouped", "masked", "auto")
 
 
 def make(

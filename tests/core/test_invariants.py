@@ -286,6 +286,16 @@ def test_torch_export_gives_the_same_output_at_another_batch_size(router):
     torch.testing.assert_close(exported(x), layer(x))
 
 
+@pytest.mark.parametrize("dim", [15, 16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_and_width_can_be_traced(backend, dim):
+    layer = make("topk", backend, dim=dim, experts=8).eval()
+    batch = torch.export.Dim("batch", min=2, max=512)
+    exported = torch.export.export(layer, (torch.randn(10, dim),), dynamic_shapes=({0: batch},)).module()
+    x = torch.randn(37, dim)
+    torch.testing.assert_close(exported(x), layer(x))
+
+
 @everything
 def test_gradients_of_gradients(router, backend):
     layer = make(router, backend).double().eval()

@@ -116,7 +116,7 @@ def test_router_and_experts_of_other_sizes_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "fast"}, "backend must be one of auto, loop, bmm, grouped, got 'fast'"),
+        ({"backend": "fast"}, "backend must be one of auto, loop, bmm, grouped, masked, got 'fast'"),
         ({"router": "topq"}, "did you mean 'topp'|did you mean 'topk'"),
         ({"router": "moeapps.core.MoE"}, "router must be one of"),
         ({"balance_weight": -1}, "balance_weight"),
@@ -203,7 +203,6 @@ def test_auto_looks_at_the_load():
     assert choose_backend("auto", counts=torch.full((8,), 1024), **sizes) == "loop"  # long products
     assert choose_backend("auto", counts=torch.full((8,), 32), **sizes) == "bmm"  # many short ones
     assert choose_backend("auto", counts=torch.tensor([249, 1, 1, 1, 1, 1, 1, 1]), **sizes) == "loop"  # mostly padding
-    assert choose_backend("auto", counts=None, widths=(8, 16, 8), **cpu) == "grouped"
 
 
 @pytest.mark.gpu

@@ -136,7 +136,7 @@ def test_full_rank_compression_would_be_exact_and_low_rank_says_its_error():
         experts.weight2.copy_(torch.randn(3, 12, 2) @ torch.randn(3, 2, 8))
     layer = MoE(8, 3, experts=experts).eval()
     x = torch.randn(20, 8)
-    for backend in ("loop", "bmm", "grouped"):
+    for backend in ("loop", "bmm", "grouped", "masked"):
         compressed, report = compress_experts(layer, rank=4)
         compressed.backend = backend
         torch.testing.assert_close(compressed(x), layer(x), atol=1e-4, rtol=1e-4)

@@ -8,8 +8,15 @@ import pytest
 from river import dummy, linear_model, tree
 from sklearn.metrics import cohen_kappa_score
 
-from moeapps.core.errors import ConfigError
-from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, plot_prequential, prequential, synthetic_stream
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.stream import (
+    DriftMoEClassifier,
+    DriftMoERegressor,
+    electricity,
+    plot_prequential,
+    prequential,
+    synthetic_stream,
+)
 from moeapps.stream.scores import ClassScores, NumberScores
 
 
@@ -149,3 +156,15 @@ def test_impossible_arguments_are_named():
         synthetic_stream("sea_abrupt", n=0)
     with pytest.raises(ConfigError, match="delay must be a whole number"):
         prequential(DriftMoEClassifier(), [], delay=-1)
+
+
+def test_electricity_is_read_from_a_folder_and_its_absence_named(data_folder, tmp_path):
+    frame, up = electricity(data_folder / "stream")
+    assert frame.shape == (45312, 8)
+    assert up.mean() == pytest.approx(0.4245, abs=0.001)  # as in river's copy
+    with pytest.raises(DataError, match="elec2_data.dat does not exist"):
+        electricity(tmp_path)
+    (tmp_path / "elec2_data.dat").write_text("1 2 3\n")
+    (tmp_path / "elec2_label.dat").write_text("1\n")
+    with pytest.raises(DataError, match=r"shape \(1, 3\)"):
+        electricity(tmp_path)
