@@ -88,7 +88,8 @@ def streams(elec: str | None, n: int, seeds: int, cache: Path) -> dict[str, Call
     found: dict[str, Callable[[], Stream]] = {}
     if elec is not None:
         frame, up = electricity(elec)
-        found["elec, 0"] = lambda: (frame.to_numpy(), up.to_numpy())
+        for seed in range(seeds):  # the same instances, models with another seed
+            found[f"elec, {seed}"] = lambda: (frame.to_numpy(), up.to_numpy())
 
     def make(name: str, seed: int) -> Stream:
         file = cache / f"{name}_{n}_{seed}.npz"
@@ -114,7 +115,7 @@ def evaluate(model: Any, stream: Stream, n: int | None = None) -> dict[str, Any]
     return {**found.scores, "n": found.n, "per_second": found.instances_per_second, "bytes": size}
 
 
-def evaluate_capymoa(name: str, stream: Stream) -> dict[str, Any]:
+def evaluate_capymoa(name: str, stream: Stream, seed: int = 0) -> dict[str, Any]:
     """The same by CapyMOA's own loop."""
     import capymoa.classifier
     from capymoa.evaluation import prequential_evaluation
@@ -122,7 +123,7 @@ def evaluate_capymoa(name: str, stream: Stream) -> dict[str, Any]:
 
     kind, arguments = CAPYMOA[name]
     source = NumpyStream(*stream)
-    learner = getattr(capymoa.classifier, kind)(schema=source.get_schema(), **arguments)
+    learner = getattr(capymoa.classifier, kind)(schema=source.get_schema(), random_seed=1 + seed, **arguments)
     start = time.perf_counter()
     found = prequential_evaluation(source, learner).cumulative
     seconds = time.perf_counter() - start
@@ -188,7 +189,7 @@ def main() -> None:
             keep(key, label, evaluate, ours(seed), data)
         for label in moa:
             if seed == 0 or label in EVERY_SEED:
-                keep(key, label, evaluate_capymoa, label, data)
+                keep(key, label, evaluate_capymoa, label, data, seed)
         if seed > 0:
             continue
         for label, (rival, n) in RIVER.items():

@@ -1,18 +1,24 @@
-"""Fixtures that all tests share, and the gate for GPU tests."""
+"""Fixtures that all tests share, the gate for GPU tests, and how tests share the processors."""
 
 import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so have the programs it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if "gpu" in item.keywords:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "stream" in item.path.parts or "DriftMoE" in item.name:
+            item.add_marker(pytest.mark.xdist_group("stream"))
+    # The stream loops are compiled once, by the one worker that has their tests; it starts with them.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.mark.xdist_group("stream")
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table, graph = blocks("python")
-    for code in (table, graph):
+    table, graph, stream = blocks("python")
+    for code in (table, graph, stream):
         assert len(code.strip().splitlines()) <= 12
         exec(compile(code, "README.md", "exec"), {})
         assert float(capsys.readouterr().out.split()[0]) > 0.8
@@ -84,6 +85,32 @@ def test_the_graph_table_is_what_the_benchmark_wrote():
         scores = [100 * np.array(model["score"]) for model in run["models"].values()]
         cells = " | ".join(f"{score.mean():.2f} ± {score.std():.2f}" for score in scores)
         assert f"| {key}, {run['metric']} | {cells} |" in README, (key, cells)
+
+
+def test_the_stream_table_is_what_the_benchmark_wrote():
+    runs = json.loads((ROOT / "benchmarks/results/stream_accuracy.json").read_text())["runs"]
+    columns = ("DriftMoE", "DriftMoE, task", "paper, data", "paper, task", "MOA ARF(10)", "MOA LevBag(10)")
+    for name in ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt"):
+        seeds = [runs[f"{name}, {seed}"] for seed in range(3)]
+        scores = [100 * np.array([run[column]["accuracy"] for run in seeds]) for column in columns]
+        cells = " | ".join(f"{score.mean():.2f} ± {score.std():.2f}" for score in scores)
+        assert f"| {name} | {cells} |" in README, (name, cells)
+
+
+def test_the_table_of_speeds_is_what_the_benchmark_wrote():
+    streams = json.loads((ROOT / "benchmarks/results/stream_speed.json").read_text())["streams"]
+    for candidate in next(iter(streams.values())):
+        cells = " | ".join(f"{np.median(rates[candidate]):,.0f}" for rates in streams.values())
+        assert f"| {candidate} | {cells} |" in README, (candidate, cells)
+
+
+def test_the_ablation_in_the_guide_is_what_the_benchmark_wrote():
+    guide = (ROOT / "docs/stream.md").read_text()
+    runs = json.loads((ROOT / "benchmarks/results/stream_ablation.json").read_text())["runs"]
+    assert len(runs) >= 5
+    for label in next(iter(runs.values())):
+        cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
+        assert f"| {label} | {cells} |" in guide, (label, cells)
 
 
 def test_every_link_to_a_file_leads_somewhere():

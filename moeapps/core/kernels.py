@@ -38,7 +38,7 @@ FEW_ROWS = 48
 WASTE = 2.0
 """How many rows, per real row, padding may compute before it stops paying."""
 
-GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= (2, 15)
+GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= "2.15"
 """Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""
 
 

@@ -211,13 +211,17 @@ def display(job: StreamRun) -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
-    percent = "" if job.model._numbers else "%"
-    scale = 1 if job.model._numbers else 100
+
+    def score(value: float) -> str:
+        if job.scores.n == 0:
+            return "-"
+        return f"{value:.2f}" if job.model._numbers else f"{100 * value:.2f}%"
+
     table.add_row("events", f"{job.counts.events:,}   {job.rate:,.0f}/s")
     table.add_row(
         _name(job),
-        f"{scale * job.scores.windowed:.2f}{percent} of the last {min(job.window, max(job.scores.n, 1)):,}   "
-        f"{scale * job.scores.total:.2f}{percent} of all",
+        f"{score(job.scores.windowed)} of the last {min(job.window, job.scores.n):,}   "
+        f"{score(job.scores.total)} of all",
     )
     table.add_row(
         "aside", f"{job.counts.rejected:,} rejected   {job.counts.repeated:,} repeated   {len(job.waiting):,} waiting"

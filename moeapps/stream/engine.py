@@ -124,6 +124,12 @@ class TreeEngine(_Base):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        arrays = tree_arrays(self)
+        if not all(array.flags.writeable for array in arrays.values()):  # mapped from a file by joblib
+            restore_arrays(self, {name: array.copy() for name, array in arrays.items()})
+
     def _reference(self) -> Any:
         """Reference to the present arrays, made anew only where one of them has been replaced."""
         parts = (self.pool.state, self.pool.settings, self.mixture, self.settings)

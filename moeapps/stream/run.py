@@ -217,7 +217,7 @@ class StreamRun:
             watch: Called after every micro-batch.
         """
         saved_at, saved_time = self.counts.events, time.monotonic()
-        started, first = time.monotonic(), self.counts.events
+        started, first, batches = time.monotonic(), self.counts.events, 0
         while not self._stopping:
             size = min(self.batch, self.window - self.scores.n % self.window)
             if self.limit is not None:
@@ -229,7 +229,10 @@ class StreamRun:
                 break
             if events:
                 self._work(events)
+                batches += 1
                 self.rate = (self.counts.events - first) / max(time.monotonic() - started, 1e-9)
+                if batches == 1:  # which may have had to compile: the rate is that of the others
+                    started, first = time.monotonic(), self.counts.events
             watch(self)
             due = self.counts.events - saved_at >= self.every or time.monotonic() - saved_time >= self.every_seconds
             if due and self.counts.events > saved_at:

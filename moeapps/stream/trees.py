@@ -10,13 +10,23 @@ categories (binary splits "equal to this value"), leaves that predict by majorit
 has been right more often. A missing value (NaN) goes the way that most instances went.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import kernel, reference, uniform
+from moeapps.stream.observers import (
+    MEAN,
+    OFFSET,
+    PRECISION,
+    best_nominal,
+    best_numeric,
+    entropy,
+    observe,
+    part_nominal,
+    part_numeric,
+)
 
 __all__ = [
     "TreeSettings",
@@ -35,15 +45,8 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int32]
 
 LEAF, FREE = -1, -2
-WEIGHT, MEAN, SQUARES, LOW, HIGH, PRECISION, OFFSET = range(7)
-"""What a numeric observer keeps per class: weight, mean, sum of squared deviations, smallest and largest value, and of
-the Gaussian what its log density needs: 1 / variance and -log(2 pi variance) / 2, both 0 until there is a variance."""
-
 MAJORITY, NAIVE_BAYES, ADAPTIVE = range(3)
 """How leaves predict."""
-
-_LOG_2_PI = math.log(2 * math.pi)
-_SQRT_2 = math.sqrt(2.0)
 
 
 class TreeSettings(NamedTuple):
@@ -366,7 +369,7 @@ def learn(t, settings, tree, x, y, weight, belief, scratch, rng):  # type: ignor
             continue
         place = t.kind[feature]
         if place < 0:
-            _observe(t.numeric[slot, feature], y, value, weight)
+            observe(t.numeric[slot, feature], y, value, weight)
         elif value >= 0.0:
             t.nominal[slot, place, int(value), y] += weight
             t.nominal[slot, place, t.nominal.shape[2] - 1, y] += weight
@@ -377,76 +380,6 @@ def learn(t, settings, tree, x, y, weight, belief, scratch, rng):  # type: ignor
         return False
     t.attempted[node] = total
     return _attempt_split(t, settings, tree, node, total, scratch, rng)
-
-
-@kernel
-def _observe(seen, y, value, weight):  # type: ignore[no-untyped-def]
-    n = seen[WEIGHT, y] + weight
-    if seen[WEIGHT, y] == 0.0:
-        seen[LOW, y] = value
-        seen[HIGH, y] = value
-    elif value < seen[LOW, y]:
-        seen[LOW, y] = value
-    elif value > seen[HIGH, y]:
-        seen[HIGH, y] = value
-    gap = value - seen[MEAN, y]
-    mean = seen[MEAN, y] + gap * weight / n
-    seen[SQUARES, y] += weight * gap * (value - mean)
-    seen[MEAN, y] = mean
-    seen[WEIGHT, y] = n
-    if n > 1.0 and seen[SQUARES, y] > 0.0:
-        variance = seen[SQUARES, y] / (n - 1.0)
-        seen[PRECISION, y] = 1.0 / variance
-        seen[OFFSET, y] = -0.5 * (_LOG_2_PI + np.log(variance))
-
-
-@kernel
-def _entropy(counts, n):  # type: ignore[no-untyped-def]
-    """Entropy in bits, times the total weight; and that weight."""
-    total = 0.0
-    found = 0.0
-    for c in range(n):
-        if counts[c] > 0.0:
-            total += counts[c]
-            found -= counts[c] * np.log2(counts[c])
-    if total > 0.0:
-        found += total * np.log2(total)
-    return found, total
-
-
-@kernel
-def _gain(before, total, left, right, n, min_fraction):  # type: ignore[no-untyped-def]
-    """Information gain of a split in bits; -inf where one side gets too little."""
-    e_left, w_left = _entropy(left, n)
-    e_right, w_right = _entropy(right, n)
-    w = w_left + w_right
-    if w <= 0.0 or w_left <= min_fraction * w or w_right <= min_fraction * w:
-        return -np.inf
-    return before / total - (e_left + e_right) / w
-
-
-@kernel
-def _part_numeric(seen, value, n, left, right):  # type: ignore[no-untyped-def]
-    for c in range(n):
-        w = seen[WEIGHT, c]
-        if w == 0.0 or value < seen[LOW, c]:
-            share = 0.0
-        elif value >= seen[HIGH, c]:
-            share = 1.0
-        else:
-            deviation = np.sqrt(seen[SQUARES, c] / (w - 1.0)) if w > 1.0 else 0.0
-            share = 0.5
-            if deviation > 0.0:
-                share = 0.5 * math.erfc((seen[MEAN, c] - value) / (deviation * _SQRT_2))
-        left[c] = share * w
-        right[c] = w - left[c]
-
-
-@kernel
-def _part_nominal(seen, code, n, left, right):  # type: ignore[no-untyped-def]
-    for c in range(n):
-        left[c] = seen[code, c]
-        right[c] = seen[seen.shape[0] - 1, c] - left[c]
 
 
 @kernel
@@ -467,7 +400,7 @@ def _attempt_split(t, settings, tree, node, total, scratch, rng):  # type: ignor
         t.numeric[slot] = 0.0
         t.nominal[slot] = 0.0
         return False
-    before, _ = _entropy(t.counts[node], n)
+    before, _ = entropy(t.counts[node], n)
     left, right = scratch[1], scratch[2]
     best, second = 0.0, -np.inf  # as in river, where a leaf with a single possible split takes it
     feature, threshold = -1, 0.0
@@ -489,9 +422,9 @@ def _attempt_split(t, settings, tree, node, total, scratch, rng):  # type: ignor
     if t.used[1] == 0 and not _take_slot(t, node):
         return False
     if t.kind[feature] < 0:
-        _part_numeric(t.numeric[slot, feature], threshold, n, left, right)
+        part_numeric(t.numeric[slot, feature], threshold, n, left, right)
     else:
-        _part_nominal(t.nominal[slot, t.kind[feature]], int(threshold), n, left, right)
+        part_nominal(t.nominal[slot, t.kind[feature]], int(threshold), n, left, right)
     for side in range(2):
         child = _new_leaf(t, tree, t.depth[node] + 1, rng)
         given = 0.0
@@ -514,34 +447,10 @@ def _attempt_split(t, settings, tree, node, total, scratch, rng):  # type: ignor
 @kernel
 def _best_value(t, settings, slot, feature, before, total, left, right):  # type: ignore[no-untyped-def]
     """Best gain over the candidate splits of a feature, and its split value."""
-    n = t.used[3]
-    best, value = -np.inf, 0.0
-    place = t.kind[feature]
+    n, place, fraction = t.used[3], t.kind[feature], settings.min_branch_fraction
     if place >= 0:
-        seen = t.nominal[slot, place]
-        for code in range(seen.shape[0] - 1):
-            _part_nominal(seen, code, n, left, right)
-            merit = _gain(before, total, left, right, n, settings.min_branch_fraction)
-            if merit > best:
-                best, value = merit, float(code)
-        return best, value
-    seen = t.numeric[slot, feature]
-    low, high = np.inf, -np.inf
-    for c in range(n):
-        if seen[WEIGHT, c] > 0.0:
-            low = min(low, seen[LOW, c])
-            high = max(high, seen[HIGH, c])
-    if not low < high:
-        return best, value
-    for i in range(settings.num_splits):
-        candidate = low + (high - low) * (i + 1) / (settings.num_splits + 1.0)
-        if not low < candidate < high:
-            continue
-        _part_numeric(seen, candidate, n, left, right)
-        merit = _gain(before, total, left, right, n, settings.min_branch_fraction)
-        if merit > best:
-            best, value = merit, candidate
-    return best, value
+        return best_nominal(t.nominal[slot, place], n, before, total, fraction, left, right)
+    return best_numeric(t.numeric[slot, feature], n, before, total, fraction, settings.num_splits, left, right)
 
 
 @kernel

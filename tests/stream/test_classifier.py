@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,6 +131,17 @@ def test_s10_in_a_new_process(mixed, tmp_path):
     subprocess.run([sys.executable, "-c", script, str(tmp_path), rest], check=True)
     model.learn_many(frame[1000:], labels[1000:])
     assert same(model, moeapps.load(tmp_path / "after.safetensors"))
+
+
+def test_a_model_mapped_from_a_file_that_must_not_change_learns_on(mixed, tmp_path):
+    frame, labels = mixed
+    model = VARIANTS["defaults"]()
+    model.learn_many(frame[:1000], labels[:1000])
+    joblib.dump(model, tmp_path / "m.joblib")
+    mapped = joblib.load(tmp_path / "m.joblib", mmap_mode="r")
+    for twin in (model, mapped):
+        twin.learn_many(frame[1000:], labels[1000:])
+    assert same(model, mapped)
 
 
 def test_p8_a_saved_model_is_arrays_and_json_without_pickle(mixed, tmp_path, monkeypatch):
