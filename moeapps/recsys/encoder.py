@@ -1,0 +1,239 @@
+"""From a frame to codes and numbers, the same way in training and prediction."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moeapps.core.errors import DataError
+from moeapps.recsys.schema import Dense, Schema, Sequence
+
+__all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "Table", "TableEncoder"]
+
+PAD, UNKNOWN, MISSING, FIRST = range(4)
+"""Codes: no entry (of a sequence), a category not seen in training, a missing value, the first category."""
+
+LIMIT = 10.0
+"""Standardised numbers are clipped to so many standard deviations, so that one outlier cannot rule a batch."""
+
+
+class Rows(NamedTuple):
+    """Encoded rows, as tensors.
+
+    Attributes:
+        sparse: ``(N, S)`` codes.
+        dense: ``(N, 2 D)`` standardised numbers, then flags of the missing ones.
+        sequences: One ``(N, L)`` tensor of codes per sequence, newest last, padded in front.
+    """
+
+    sparse: Tensor
+    dense: Tensor
+    sequences: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:  # type: ignore[override]
+        """Number of rows."""
+        return self.sparse.shape[0]
+
+    def at(self, index: Any) -> "Rows":
+        """Some of the rows."""
+        return Rows(self.sparse[index], self.dense[index], tuple(part[index] for part in self.sequences))
+
+
+@dataclass
+class Table:
+    """One embedding table: how many codes it has and which columns use it."""
+
+    name: str
+    size: int
+
+
+class TableEncoder:
+    """Learns the categories and the spread of the numbers.
+
+    An unseen category is the code UNKNOWN, a missing one (None, NaN) a code of its own; of a sequence that is too long
+    the newest entries are kept, one that is missing is empty.
+
+    Attributes:
+        schema: The schema.
+        values: Categories by the name of the column that owns them; value i has the code i + FIRST.
+        mean: Mean of each number.
+        scale: Its standard deviation, 1 for a constant.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.values: dict[str, list[Any]] = {}
+        self.mean: list[float] = []
+        self.scale: list[float] = []
+        self._index: dict[str, pd.Index] = {}
+
+    def fit(self, frame: pd.DataFrame) -> Self:
+        """Learn from rows.
+
+        Raises:
+            DataError: If a column is missing or unknown, or holds what it cannot hold.
+        """
+        self.schema.check_columns(frame)
+        if len(frame) == 0:
+            raise DataError("the frame has no rows")
+        found: dict[str, list[pd.Series]] = {}
+        for sparse in self.schema.sparse:
+            if sparse.hash is None:
+                found.setdefault(sparse.name, []).append(_plain_column(frame[sparse.name], sparse.name))
+        for sequence in self.schema.sequences:
+            owner = self._owner(sequence)
+            if self._buckets(owner) is None:
+                flat, _ = _flatten(frame[sequence.name], sequence)
+                found.setdefault(owner, []).append(flat)
+        self.values = {
+            name: list(pd.concat(columns, ignore_index=True).dropna().unique()) for name, columns in found.items()
+        }
+        self._index = {}
+        numbers = self._numbers(frame)
+        with np.errstate(all="ignore"):
+            known = ~np.isnan(numbers)
+            count = np.maximum(known.sum(axis=0), 1)
+            mean = np.where(known, numbers, 0.0).sum(axis=0) / count
+            scale = np.sqrt((np.where(known, numbers - mean, 0.0) ** 2).sum(axis=0) / count)
+        self.mean = mean.tolist()
+        self.scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0).tolist()
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> Rows:
+        """Encode rows; the order of the columns does not matter.
+
+        Raises:
+            DataError: If a column is missing or unknown, or a number is infinite or text.
+        """
+        self.schema.check_columns(frame)
+        n = len(frame)
+        sparse = np.zeros((n, len(self.schema.sparse)), dtype=np.int64)
+        for place, feature in enumerate(self.schema.sparse):
+            sparse[:, place] = self._codes(feature.name, _plain_column(frame[feature.name], feature.name))
+        numbers = self._numbers(frame)
+        missing = np.isnan(numbers)
+        scaled = np.where(missing, 0.0, (numbers - np.array(self.mean)) / np.array(self.scale))
+        dense = np.concatenate([np.clip(scaled, -LIMIT, LIMIT), missing], axis=1)
+        return Rows(
+            torch.from_numpy(sparse),
+            torch.from_numpy(dense.astype(np.float32)),
+            tuple(torch.from_numpy(self._sequence(frame[s.name], s)) for s in self.schema.sequences),
+        )
+
+    @property
+    def table_sizes(self) -> list[int]:
+        """Number of codes of each sparse column's table, then of the tables that sequences have to themselves."""
+        return [FIRST + self._number(name) for name in self.table_names]
+
+    @property
+    def table_names(self) -> list[str]:
+        """Columns that own a table."""
+        own = [sequence.name for sequence in self.schema.sequences if sequence.shares is None]
+        return [*(feature.name for feature in self.schema.sparse), *own]
+
+    @property
+    def sequence_tables(self) -> list[int]:
+        """For each sequence, which table its entries are in."""
+        return [self.table_names.index(self._owner(sequence)) for sequence in self.schema.sequences]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was learned, as JSON values."""
+        return {"schema": self.schema.to_json(), "values": self.values, "mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Undo :meth:`state`."""
+        encoder = cls(Schema.from_json(state["schema"]))
+        encoder.values, encoder.mean, encoder.scale = state["values"], state["mean"], state["scale"]
+        return encoder
+
+    def _owner(self, sequence: Sequence) -> str:
+        return sequence.name if sequence.shares is None else sequence.shares
+
+    def _buckets(self, owner: str) -> int | None:
+        return next(f.hash for f in self.schema.features if f.name == owner and not isinstance(f, Dense))
+
+    def _number(self, owner: str) -> int:
+        buckets = self._buckets(owner)
+        return len(self.values[owner]) if buckets is None else buckets
+
+    def _codes(self, owner: str, column: pd.Series) -> NDArray[np.int64]:
+        missing = column.isna().to_numpy()
+        buckets = self._buckets(owner)
+        if buckets is not None:
+            hashed = [FIRST + zlib.crc32(str(value).encode()) % buckets for value in column.to_numpy()]
+            codes = np.array(hashed, dtype=np.int64)
+        else:
+            if owner not in self._index:
+                self._index[owner] = pd.Index(self.values[owner], dtype=object)
+            place = self._index[owner].get_indexer(column.to_numpy(dtype=object))
+            codes = np.where(place < 0, UNKNOWN, place + FIRST).astype(np.int64)
+        codes[missing] = MISSING
+        return codes
+
+    def _sequence(self, column: pd.Series, sequence: Sequence) -> NDArray[np.int64]:
+        flat, lengths = _flatten(column, sequence)
+        codes = self._codes(self._owner(sequence), flat)
+        out = np.full((len(column), sequence.max_len), PAD, dtype=np.int64)
+        row = np.repeat(np.arange(len(column)), lengths)
+        place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        out[row, sequence.max_len - np.repeat(lengths, lengths) + place] = codes
+        return out
+
+    def _numbers(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        numbers = np.zeros((len(frame), len(self.schema.dense)))
+        for place, feature in enumerate(self.schema.dense):
+            column = frame[feature.name]
+            try:
+                numbers[:, place] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"column {feature.name!r} is Dense and holds what is not a number: {_example(column)}"
+                ) from None
+            if np.isinf(numbers[:, place]).any():
+                row = int(np.isinf(numbers[:, place]).argmax())
+                raise DataError(f"column {feature.name!r} is infinite at row {row}: use a missing value, or clip")
+        return numbers
+
+
+def _flatten(column: pd.Series, sequence: Sequence) -> tuple[pd.Series, NDArray[np.int64]]:
+    """The newest entries of all rows one after the other, and how many each row has."""
+    kept: list[Any] = []
+    lengths = np.zeros(len(column), dtype=np.int64)
+    for place, value in enumerate(column.to_numpy(dtype=object)):
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            continue
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise DataError(
+                f"column {sequence.name!r} is a Sequence and holds {value!r} at row {place}, expected a list"
+            )
+        newest = list(value[-sequence.max_len :])
+        kept += newest
+        lengths[place] = len(newest)
+    return _plain_column(pd.Series(kept, dtype=object), sequence.name), lengths
+
+
+def _plain_column(column: pd.Series, name: str) -> pd.Series:
+    """Values as str, int, float, bool or None, so that they can be looked up and written to a file."""
+    values = column.astype(object)
+    return values.map(lambda value: _plain(value, name), na_action="ignore")
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple | dict | set | np.ndarray):
+        raise DataError(f"column {name!r} holds {value!r}, expected one category a row; lists are for Sequence")
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def _example(column: pd.Series) -> str:
+    bad = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+    return f"{bad.iloc[0]!r}" if len(bad) else str(column.dtype)

@@ -1,0 +1,124 @@
+"""How good a ranking is: AUC, per-user AUC, log loss, NDCG, calibration; per task and per slice of users."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.metrics import log_loss, roc_auc_score
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import DataError
+
+__all__ = ["auc", "calibration", "gauc", "ndcg_at_k", "task_table"]
+
+
+def auc(y: ArrayLike, score: ArrayLike) -> float:
+    """Area under the ROC curve; NaN where only one class (or nothing) is known."""
+    y, score = _known(y, score)
+    return float(roc_auc_score(y, score)) if 0 < y.sum() < len(y) else float("nan")
+
+
+def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
+    """AUC within each user, averaged with the number of the user's rows (Zhu et al. 2017).
+
+    Users with one class only are left out; NaN if there is no other.
+    """
+    y, score, group = _known(y, score, group)
+    frame = pd.DataFrame(
+        {"y": y, "group": group, "rank": pd.Series(score).groupby(np.asarray(group)).rank().to_numpy()}
+    )
+    per = (
+        frame.assign(rank=frame["rank"] * frame["y"])
+        .groupby("group")
+        .agg(n=("y", "size"), positive=("y", "sum"), ranks=("rank", "sum"))
+    )
+    per = per[(per["positive"] > 0) & (per["positive"] < per["n"])]
+    if len(per) == 0:
+        return float("nan")
+    positive, negative = per["positive"], per["n"] - per["positive"]
+    areas = (per["ranks"] - positive * (positive + 1) / 2) / (positive * negative)
+    return float(np.average(areas, weights=per["n"]))
+
+
+def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> float:
+    """Normalised discounted cumulative gain of the first k of each user's rows, mean over users with a positive row.
+
+    Gains are ``2^y - 1``; rows with equal scores keep their order.
+    """
+    check_sizes(k=k)
+    y, score, group = _known(y, score, group)
+    frame = pd.DataFrame({"gain": np.exp2(y.astype(float)) - 1, "score": score, "group": group})
+    found = {}
+    for kind, by in (("dcg", "score"), ("ideal", "gain")):
+        place = frame.sort_values(by, ascending=False, kind="stable").groupby("group").cumcount()
+        discount = np.where(place < k, 1 / np.log2(place + 2.0), 0.0)
+        found[kind] = (frame["gain"].loc[place.index] * discount).groupby(frame["group"]).sum()
+    ideal = found["ideal"][found["ideal"] > 0]
+    return float((found["dcg"][ideal.index] / ideal).mean()) if len(ideal) else float("nan")
+
+
+def calibration(y: ArrayLike, probability: ArrayLike) -> float:
+    """Mean prediction divided by mean label: 1 is right, 2 predicts twice as many as there are; NaN without positives."""
+    y, probability = _known(y, probability)
+    return float(probability.mean() / y.mean()) if y.sum() > 0 else float("nan")
+
+
+def task_table(
+    truth: pd.DataFrame,
+    probability: pd.DataFrame,
+    group: ArrayLike | None = None,
+    slices: Mapping[str, ArrayLike] | None = None,
+    k: int = 10,
+) -> pd.DataFrame:
+    """One row per binary task (and slice): rows, AUC, log loss, calibration, and with users GAUC and NDCG@k.
+
+    Args:
+        truth: Labels, a column per task; NaN where a label is not known.
+        probability: Predictions with the same columns and number of rows.
+        group: ``(n,)`` user of each row.
+        slices: Name to a mask of rows, such as those of users with a short history.
+        k: Of NDCG.
+
+    Raises:
+        DataError: If columns or lengths differ.
+    """
+    if list(truth.columns) != list(probability.columns) or len(truth) != len(probability):
+        raise DataError(
+            f"truth has {len(truth)} rows of {list(truth.columns)}, probability {len(probability)} rows of "
+            f"{list(probability.columns)}, expected the same"
+        )
+    masks: dict[str, Any] = {"all": np.ones(len(truth), dtype=bool), **(slices or {})}
+    users = None if group is None else np.asarray(group)
+    rows = []
+    for task in truth.columns:
+        for name, mask in masks.items():
+            mask = np.asarray(mask, dtype=bool)
+            if len(mask) != len(truth):
+                raise DataError(f"slices: {name!r} has {len(mask)} rows, expected {len(truth)}")
+            y, p = truth[task].to_numpy(dtype=float)[mask], probability[task].to_numpy(dtype=float)[mask]
+            known = ~np.isnan(y)
+            row: dict[str, Any] = {"task": task, "slice": name, "rows": int(known.sum()), "auc": auc(y, p)}
+            row["logloss"] = float(log_loss(y[known], p[known], labels=[0, 1])) if known.any() else float("nan")
+            row["calibration"] = calibration(y, p)
+            if users is not None:
+                row["gauc"], row[f"ndcg@{k}"] = gauc(y, p, users[mask]), ndcg_at_k(y, p, users[mask], k)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _known(y: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:
+    """Rows whose label is known.
+
+    Raises:
+        DataError: If lengths differ or a score is NaN.
+    """
+    arrays = [np.asarray(y, dtype=float), *map(np.asarray, others)]
+    if len({len(array) for array in arrays}) != 1:
+        raise DataError(f"y, scores and groups have {', '.join(str(len(array)) for array in arrays)} rows")
+    known = ~np.isnan(arrays[0])
+    arrays = [array[known] for array in arrays]
+    if len(arrays) > 1 and np.isnan(arrays[1].astype(float)).any():
+        raise DataError("a score is NaN")
+    return tuple(arrays)

@@ -1,0 +1,148 @@
+"""What is predicted: binary, regression and count targets, each with a loss that leaves out unknown labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from moeapps.core.errors import ConfigError, DataError
+
+__all__ = ["TargetKind", "Targets", "task_losses"]
+
+TargetKind = Literal["binary", "regression", "count"]
+KINDS = ("binary", "regression", "count")
+
+
+class Targets:
+    """Columns of a frame as an array of labels, NaN where a label is not known.
+
+    Args:
+        names: The columns.
+        kinds: Kind by name; inferred for the others: two values are binary, everything else is regression.
+
+    Attributes:
+        classes: For a binary target of other values than 0 and 1: its two values, the second one is the positive class.
+        mean: Mean of a regression target; 0 for the others.
+        scale: Its standard deviation; 1 for the others.
+    """
+
+    def __init__(self, names: Sequence[str], kinds: Mapping[str, TargetKind] | None = None) -> None:
+        kinds = dict(kinds or {})
+        for name, kind in kinds.items():
+            if name not in names:
+                raise ConfigError(f"kinds: {name!r} is not a target; the targets are {', '.join(names)}")
+            if kind not in KINDS:
+                raise ConfigError(f"kinds: {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
+        self.names, self.kinds = list(names), kinds
+        self.classes: dict[str, list[Any]] = {}
+        self.mean: list[float] = []
+        self.scale: list[float] = []
+
+    def fit(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Learn the kinds and what the numbers are like; the labels ``(n, T)``.
+
+        Raises:
+            DataError: If a column is missing or has no known label, a binary target has more than two values, or a
+                count is negative.
+        """
+        for name in self.names:
+            if name not in frame.columns:
+                raise DataError(f"targets: the frame has no column {name!r}")
+            known = frame[name].dropna()
+            if len(known) == 0:
+                raise DataError(f"target {name!r} has no known label")
+            values = sorted(known.unique().tolist(), key=lambda value: (str(type(value)), value))
+            kind = self.kinds.setdefault(name, "binary" if len(values) <= 2 else "regression")
+            if kind == "binary":
+                if len(values) > 2:
+                    raise DataError(f"target {name!r} is binary and has {len(values)} values, such as {values[:3]}")
+                if not set(values) <= {0, 1}:
+                    self.classes[name] = values
+        self.mean, self.scale = [0.0] * len(self.names), [1.0] * len(self.names)
+        labels = self.encode(frame)
+        for t, name in enumerate(self.names):
+            if self.kinds[name] == "regression":
+                known = labels[:, t][~np.isnan(labels[:, t])]
+                self.mean[t], self.scale[t] = float(known.mean()), float(known.std()) or 1.0
+        return self.encode(frame)
+
+    def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Labels ``(n, T)``, standardised where they are numbers."""
+        labels = np.full((len(frame), len(self.names)), np.nan)
+        for t, name in enumerate(self.names):
+            column = frame[name]
+            if name in self.classes:
+                codes = {value: float(i) for i, value in enumerate(self.classes[name])}
+                unseen = column[column.notna() & ~column.isin(list(codes))]
+                if len(unseen):
+                    raise DataError(f"target {name!r} holds {unseen.iloc[0]!r}, expected {self.classes[name]}")
+                column = column.map(codes)
+            try:
+                labels[:, t] = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
+            except (TypeError, ValueError):
+                raise DataError(f"target {name!r} is {self.kinds[name]} and holds what is not a number") from None
+            if np.isinf(labels[:, t]).any():
+                raise DataError(f"target {name!r} is infinite at row {int(np.isinf(labels[:, t]).argmax())}")
+            if self.kinds[name] == "count" and (labels[:, t] < 0).any():
+                raise DataError(f"target {name!r} is a count and is negative at row {int((labels[:, t] < 0).argmax())}")
+            labels[:, t] = (labels[:, t] - self.mean[t]) / self.scale[t]
+        return labels.astype(np.float32)
+
+    def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Outputs of a model as probabilities, numbers and rates."""
+        found = np.asarray(outputs, dtype=np.float64)
+        result = np.empty_like(found)
+        for t, name in enumerate(self.names):
+            column = found[:, t]
+            if self.kinds[name] == "binary":
+                result[:, t] = 1 / (1 + np.exp(-np.clip(column, -700, 700)))
+            elif self.kinds[name] == "count":
+                result[:, t] = np.exp(np.clip(column, -700, 700))
+            else:
+                result[:, t] = column * self.scale[t] + self.mean[t]
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Targets":
+        """Undo :meth:`state`."""
+        targets = cls(state["names"])
+        vars(targets).update(state)
+        return targets
+
+
+def task_losses(
+    outputs: Tensor, labels: Tensor, kinds: Sequence[TargetKind], positive_weight: Tensor | None = None
+) -> Tensor:
+    """Mean loss of each task over its known labels, ``(T,)``; zero (with zero gradient) for a task without any.
+
+    Binary: cross-entropy of logits. Regression: squared error. Count: Poisson, the output being the log rate.
+
+    Args:
+        outputs: ``(N, T)``.
+        labels: ``(N, T)``, NaN where not known.
+        kinds: Kind of each task.
+        positive_weight: ``(T,)`` weight of the positive rows of binary tasks.
+    """
+    known = ~labels.isnan()
+    target = labels.nan_to_num(0.0)
+    losses = []
+    for t, kind in enumerate(kinds):
+        y, out = target[:, t], outputs[:, t]
+        if kind == "binary":
+            weight = None if positive_weight is None else positive_weight[t]
+            loss = F.binary_cross_entropy_with_logits(out, y, pos_weight=weight, reduction="none")
+        elif kind == "count":
+            loss = F.poisson_nll_loss(out, y, log_input=True, reduction="none")
+        else:
+            loss = F.mse_loss(out, y, reduction="none")
+        losses.append(torch.where(known[:, t], loss, 0.0).sum() / known[:, t].sum().clamp_min(1))
+    return torch.stack(losses)
