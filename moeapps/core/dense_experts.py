@@ -1,6 +1,6 @@
 """Experts that all see every token, computed as one batched product per layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from moeapps.core.errors import ConfigError, DataError
 
 __all__ = ["DenseExperts"]
 
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
 class DenseExperts(nn.Module):
@@ -27,7 +27,8 @@ class DenseExperts(nn.Module):
         num_experts: Number of experts E.
         activation: ``"relu"``, ``"silu"`` (Swish) or ``"gelu"``.
         norm: Whether every layer is batch-normalised, per expert and unit, before its activation.
-        last_linear: Whether the last layer has neither normalisation nor activation, as in a tower that ends in a logit.
+        last_linear: Whether the last layer has neither normalisation nor activation, as in a tower that ends in a
+            logit.
         dropout: Of the hidden activations, in training.
 
     Raises:
@@ -60,6 +61,7 @@ class DenseExperts(nn.Module):
             raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout!r}")
         self.dim, self.num_experts, self.out_dim = dim, num_experts, widths[-1]
         self.activation, self.last_linear, self.dropout = activation, last_linear, dropout
+        self.act = _ACTIVATIONS[activation]
         sizes = list(pairwise([dim, *widths]))
         self.weights = nn.ParameterList(torch.empty(num_experts, n_in, n_out) for n_in, n_out in sizes)
         self.biases = nn.ParameterList(torch.empty(num_experts, n_out) for _, n_out in sizes)
@@ -91,8 +93,8 @@ class DenseExperts(nn.Module):
             if i == last and self.last_linear:
                 break
             if self.norms:
-                x = self.norms[i](x.flatten(1)).unflatten(1, bias.shape)
-            x = _ACTIVATIONS[self.activation](x)
+                x = self.norms.get_submodule(str(i))(x.flatten(1)).unflatten(1, bias.shape)
+            x = self.act(x)
             if self.dropout > 0 and i < last:
                 x = F.dropout(x, self.dropout, self.training)
         return x

@@ -64,8 +64,8 @@ class AWMoE(nn.Module):
     r"""Experts activated by the behaviour itself (AW-MoE, ICDE 2023).
 
     Every expert scores the user, the candidate and the attention-pooled behaviour. The gate is
-    :math:`g = b + \sum_j a_j u_j`: a gate unit maps each behaviour, with the candidate, to a vector :math:`u_j` over the
-    experts, an activation unit to how much it matters, :math:`a_j`. The score is :math:`\sum_e g_e f_e`. An empty
+    :math:`g = b + \sum_j a_j u_j`: a gate unit maps each behaviour, with the candidate, to a vector :math:`u_j` over
+    the experts, an activation unit to how much it matters, :math:`a_j`. The score is :math:`\sum_e g_e f_e`. An empty
     sequence has the gate b.
 
     Args:

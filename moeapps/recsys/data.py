@@ -16,7 +16,7 @@ from moeapps.recsys.encoder import Rows
 __all__ = ["RowsDataModule"]
 
 
-def _as_rows(batch: tuple[Tensor, ...]) -> tuple[Rows, Tensor]:
+def _as_rows(batch: Any) -> tuple[Rows, Tensor]:
     sparse, dense, labels, *sequences = batch
     return Rows(sparse, dense, tuple(sequences)), labels
 

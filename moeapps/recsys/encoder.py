@@ -1,7 +1,6 @@
 """From a frame to codes and numbers, the same way in training and prediction."""
 
 import zlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from moeapps.core.errors import DataError
 from moeapps.recsys.schema import Dense, Schema, Sequence
 
-__all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "Table", "TableEncoder"]
+__all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
 
 PAD, UNKNOWN, MISSING, FIRST = range(4)
 """Codes: no entry (of a sequence), a category not seen in training, a missing value, the first category."""
@@ -35,21 +34,13 @@ class Rows(NamedTuple):
     dense: Tensor
     sequences: tuple[Tensor, ...] = ()
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         """Number of rows."""
         return self.sparse.shape[0]
 
     def at(self, index: Any) -> "Rows":
         """Some of the rows."""
         return Rows(self.sparse[index], self.dense[index], tuple(part[index] for part in self.sequences))
-
-
-@dataclass
-class Table:
-    """One embedding table: how many codes it has and which columns use it."""
-
-    name: str
-    size: int
 
 
 class TableEncoder:
@@ -171,7 +162,7 @@ class TableEncoder:
         else:
             if owner not in self._index:
                 self._index[owner] = pd.Index(self.values[owner], dtype=object)
-            place = self._index[owner].get_indexer(column.to_numpy(dtype=object))
+            place = self._index[owner].get_indexer(pd.Index(column.to_numpy(dtype=object), dtype=object))
             codes = np.where(place < 0, UNKNOWN, place + FIRST).astype(np.int64)
         codes[missing] = MISSING
         return codes

@@ -71,10 +71,11 @@ class SelfGate(nn.Module):
 class HoME(MultiTaskModel):
     """Hierarchy of multi-gate experts.
 
-    Every expert is Swish(BatchNorm(MLP(v))). Tasks are in groups. The first (meta) level has shared experts and experts of
-    each group: a group's gate mixes the shared ones and its own, the shared path's gate mixes all. On the second level
-    task t of group c mixes global experts (which read the shared path), experts of the group and of the task (which read
-    the group's path); its gate reads both paths, concatenated. Every path adds a self gate over its own experts.
+    Every expert is Swish(BatchNorm(MLP(v))). Tasks are in groups. The first (meta) level has shared experts and experts
+    of each group: a group's gate mixes the shared ones and its own, the shared path's gate mixes all. On the second
+    level task t of group c mixes global experts (which read the shared path), experts of the group and of the task
+    (which read the group's path); its gate reads both paths, concatenated. Every path adds a self gate over its own
+    experts.
 
     A task has no path to the second-level experts of another group or task. On the meta level, as in the paper, the
     shared path mixes every group's experts, so that these do get gradient from all tasks.
@@ -121,14 +122,14 @@ class HoME(MultiTaskModel):
         width = list(expert)[-1]
         super().__init__(num_tasks, width, tower, dropout)
         check_sizes(num_shared=num_shared, num_group=num_group, num_specific=num_specific)
-        groups = {"all": list(range(num_tasks))} if groups is None else {k: list(v) for k, v in groups.items()}
-        _check_groups(groups, num_tasks)
-        self.groups = groups
-        self.group_of = [next(c for c, tasks in enumerate(groups.values()) if t in tasks) for t in range(num_tasks)]
-        count, shared = len(groups), len(groups)  # `shared` is the number of the shared path and of its owner
+        given = {"all": list(range(num_tasks))} if groups is None else {k: list(v) for k, v in groups.items()}
+        _check_groups(given, num_tasks)
+        self.groups = given
+        self.group_of = [next(c for c, tasks in enumerate(given.values()) if t in tasks) for t in range(num_tasks)]
+        count, shared = len(given), len(given)  # `shared` is the number of the shared path and of its owner
 
         meta = [shared] * num_shared + [c for c in range(count) for _ in range(num_group)]
-        self.meta_names = _number(["shared" if c == shared else f"group {list(groups)[c]}" for c in meta])
+        self.meta_names = _number(["shared" if c == shared else f"group {list(given)[c]}" for c in meta])
         self.feature_gate = FeatureGate(dim, len(meta), num_feature_gates, rank) if num_feature_gates else None
         self.meta_experts = DenseExperts(dim, expert, len(meta), "silu", norm=True, dropout=dropout)
         allowed = [[owner in (path, shared) or path == shared for owner in meta] for path in range(count + 1)]
@@ -139,8 +140,8 @@ class HoME(MultiTaskModel):
         # of each expert of the second level: the path it reads, and which tasks may use it
         reads = [shared] * num_shared + [c for c in range(count) for _ in range(num_group)]
         users: list[list[int]] = [list(range(num_tasks))] * num_shared
-        users += [tasks for tasks in groups.values() for _ in range(num_group)]
-        names = ["global"] * num_shared + [f"group {name}" for name in groups for _ in range(num_group)]
+        users += [tasks for tasks in given.values() for _ in range(num_group)]
+        names = ["global"] * num_shared + [f"group {name}" for name in given for _ in range(num_group)]
         for task in range(num_tasks):
             reads += [self.group_of[task]] * num_specific
             users += [[task]] * num_specific

@@ -16,8 +16,8 @@ __all__ = ["auc", "calibration", "gauc", "ndcg_at_k", "task_table"]
 
 def auc(y: ArrayLike, score: ArrayLike) -> float:
     """Area under the ROC curve; NaN where only one class (or nothing) is known."""
-    y, score = _known(y, score)
-    return float(roc_auc_score(y, score)) if 0 < y.sum() < len(y) else float("nan")
+    truth, scores = _known(y, score)
+    return float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
 def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
@@ -25,15 +25,10 @@ def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
 
     Users with one class only are left out; NaN if there is no other.
     """
-    y, score, group = _known(y, score, group)
-    frame = pd.DataFrame(
-        {"y": y, "group": group, "rank": pd.Series(score).groupby(np.asarray(group)).rank().to_numpy()}
-    )
-    per = (
-        frame.assign(rank=frame["rank"] * frame["y"])
-        .groupby("group")
-        .agg(n=("y", "size"), positive=("y", "sum"), ranks=("rank", "sum"))
-    )
+    truth, scores, users = _known(y, score, group)
+    frame = pd.DataFrame({"y": truth, "group": users, "score": scores})
+    frame["ranks"] = frame.groupby("group")["score"].rank() * frame["y"]
+    per = frame.groupby("group").agg(n=("y", "size"), positive=("y", "sum"), ranks=("ranks", "sum"))
     per = per[(per["positive"] > 0) & (per["positive"] < per["n"])]
     if len(per) == 0:
         return float("nan")
@@ -48,8 +43,8 @@ def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> 
     Gains are ``2^y - 1``; rows with equal scores keep their order.
     """
     check_sizes(k=k)
-    y, score, group = _known(y, score, group)
-    frame = pd.DataFrame({"gain": np.exp2(y.astype(float)) - 1, "score": score, "group": group})
+    truth, scores, users = _known(y, score, group)
+    frame = pd.DataFrame({"gain": np.exp2(truth) - 1, "score": scores, "group": users})
     found = {}
     for kind, by in (("dcg", "score"), ("ideal", "gain")):
         place = frame.sort_values(by, ascending=False, kind="stable").groupby("group").cumcount()
@@ -60,9 +55,9 @@ def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> 
 
 
 def calibration(y: ArrayLike, probability: ArrayLike) -> float:
-    """Mean prediction divided by mean label: 1 is right, 2 predicts twice as many as there are; NaN without positives."""
-    y, probability = _known(y, probability)
-    return float(probability.mean() / y.mean()) if y.sum() > 0 else float("nan")
+    """Mean prediction divided by mean label: 1 is right, 2 is twice as many as there are; NaN without positives."""
+    truth, predicted = _known(y, probability)
+    return float(predicted.mean() / truth.mean()) if truth.sum() > 0 else float("nan")
 
 
 def task_table(

@@ -1,7 +1,7 @@
 """Shared-Bottom, MMoE, CGC, PLE and AdaTT: one vector in, one output per task.
 
-All of them end in towers: one small MLP per task, computed for all tasks at once. What they differ in is how experts are
-shared: a *level* maps the representations of its paths to new ones.
+All of them end in towers: one small MLP per task, computed for all tasks at once. What they differ in is how experts
+are shared: a *level* maps the representations of its paths to new ones.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ class MultiTaskModel(nn.Module):
         dropout: In the towers.
 
     Attributes:
-        recorded: After a forward pass with ``record=True``: for each level its name, the experts' outputs ``(N, E, h)``,
-            the gates' weights ``(N, G, E)``, and the names of experts and gates.
+        record: Whether a forward pass keeps what a diagnosis needs.
+        recorded: For each level its name, the experts' outputs ``(N, E, h)``, the gates' weights ``(N, G, E)``, and the
+            names of experts and gates.
     """
 
     def __init__(self, num_tasks: int, width: int, tower: Sequence[int], dropout: float) -> None:
@@ -136,9 +137,9 @@ class MMoE(MultiTaskModel):
 class PLE(MultiTaskModel):
     """Experts of each task beside shared ones, in levels (Tang et al., RecSys 2020); one level is CGC.
 
-    In a level, a task's gate mixes the task's own experts and the shared ones; between levels the shared path has a gate
-    over all experts. A task's experts and gate read the task's representation of the level below, the shared experts
-    the shared one.
+    In a level, a task's gate mixes the task's own experts and the shared ones; between levels the shared path has a
+    gate over all experts. A task's experts and gate read the task's representation of the level below, the shared
+    experts the shared one.
 
     Args:
         dim: Input width d.
@@ -171,8 +172,8 @@ class PLE(MultiTaskModel):
         self.names = [f"task {t}: {i % num_specific}" if t < num_tasks else "" for i, t in enumerate(owner)]
         self.names = [name or f"shared {i - num_tasks * num_specific}" for i, name in enumerate(self.names)]
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
-        for level in range(num_levels):
-            paths = num_tasks if level == num_levels - 1 else num_tasks + 1
+        self.paths = [num_tasks + 1] * (num_levels - 1) + [num_tasks]  # the shared path ends before the last level
+        for level, paths in enumerate(self.paths):
             allowed = [[own in (path, num_tasks) or path == num_tasks for own in owner] for path in range(paths)]
             width = dim if level == 0 else list(expert)[-1]
             self.experts.append(DenseExperts(width, expert, len(owner), activation, dropout=dropout))
@@ -183,8 +184,9 @@ class PLE(MultiTaskModel):
         gates = [*_tasks(self.num_tasks), "shared"]
         for level, (experts, gate) in enumerate(zip(self.experts, self.gates, strict=True)):
             outputs = experts(x if x.ndim == 2 else x[:, self.owner])
-            weights = gate(x if x.ndim == 2 or gate.num_tasks == x.shape[1] else x[:, : gate.num_tasks])
-            self.note(f"level {level}", outputs, weights, self.names, gates[: gate.num_tasks])
+            paths = self.paths[level]
+            weights = gate(x if x.ndim == 2 else x[:, :paths])
+            self.note(f"level {level}", outputs, weights, self.names, gates[:paths])
             x = mix_experts(weights, outputs)
         return x
 

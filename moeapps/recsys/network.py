@@ -106,7 +106,7 @@ class SequenceNetwork(nn.Module):
             raise ConfigError(f"options of model={model!r}: {error}") from None
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, where there is behaviour ``(N, L)``, the rest ``(N, P)``."""
+        """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, where there is behaviour, the rest ``(N, P)``."""
         behaviour, there = self.embedding.sequence(rows, self.sequence)
         sparse = self.embedding.sparse(rows)
         profile = torch.cat([sparse.flatten(1), rows.dense.to(sparse.dtype)], dim=1)

@@ -81,8 +81,8 @@ class _Ranker(LightningEstimator):
         parts = [
             (self.encoder_.transform(part), self.targets_.encode(part)) for part in (train, frame[held]) if len(part)
         ]
-        data = RowsDataModule(*parts, batch_size=self.batch_size, seed=seed)
         watched = len(parts) == 2
+        data = RowsDataModule(parts[0], parts[1] if watched else None, self.batch_size, seed)
         self.history_ = self._train(
             module, data, seed, monitor="val/loss" if watched else None, mode="min", validate=watched
         )
@@ -360,9 +360,15 @@ class MultiTaskRanker(_Ranker):
 
     def _module(self, network: nn.Module) -> RankingModule:
         names = self.targets_.names
-        weights = [self._per_task("task_weights"), self._per_task("positive_weight")]
-        kinds = [self.targets_.kinds[name] for name in names]
-        return RankingModule(network, kinds, names, *weights, lr=self.lr, weight_decay=self.weight_decay)
+        return RankingModule(
+            network,
+            [self.targets_.kinds[name] for name in names],
+            names,
+            self._per_task("task_weights"),
+            self._per_task("positive_weight"),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
 
     def _per_task(self, argument: str) -> list[float]:
         given: Mapping[str, float] = getattr(self, argument) or {}

@@ -67,8 +67,8 @@ class Targets:
         labels = self.encode(frame)
         for t, name in enumerate(self.names):
             if self.kinds[name] == "regression":
-                known = labels[:, t][~np.isnan(labels[:, t])]
-                self.mean[t], self.scale[t] = float(known.mean()), float(known.std()) or 1.0
+                there = labels[:, t][~np.isnan(labels[:, t])]
+                self.mean[t], self.scale[t] = float(there.mean()), float(there.std()) or 1.0
         return self.encode(frame)
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
