@@ -82,7 +82,7 @@ class TableEncoder:
                 flat, _ = _flatten(frame[sequence.name], sequence)
                 found.setdefault(owner, []).append(flat)
         self.values = {
-            name: list(pd.concat(columns, ignore_index=True).dropna().unique()) for name, columns in found.items()
+            name: pd.concat(columns, ignore_index=True).dropna().unique().tolist() for name, columns in found.items()
         }
         self._index = {}
         numbers = self._numbers(frame)

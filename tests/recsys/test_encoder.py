@@ -1,0 +1,143 @@
+"""Schemas and encoders: the recommendation-schema cases of the catalogue, by number."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.recsys import Dense, Schema, Sequence, Sparse, TableEncoder
+from moeapps.recsys.encoder import FIRST, MISSING, PAD, UNKNOWN
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "user_id": [1, 2, 3, 1],
+            "item_id": [10, 11, 12, 10],
+            "city": ["Ulm", None, "Bonn", "NA"],
+            "age": [20.0, np.nan, 40.0, 60.0],
+            "member": [True, False, True, True],
+            "item_id_history": [[10, 11], [], None, [12, 10, 11, 10]],
+            "tags": [["a"], ["b", "c"], [], ["a"]],
+            "click": [0, 1, 0, 1],
+        }
+    )
+
+
+def test_a_schema_is_inferred(frame):
+    schema = Schema.infer(frame, targets=["click"])
+    assert schema.features == (
+        Sparse("user_id"),
+        Sparse("item_id"),
+        Sparse("city"),
+        Dense("age"),
+        Sparse("member"),
+        Sequence("item_id_history", shares="item_id"),
+        Sequence("tags"),
+    )
+    assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+
+
+def test_rows_are_encoded(frame):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    rows = encoder.transform(frame)
+    assert rows.sparse[:, 1].tolist() == [FIRST, FIRST + 1, FIRST + 2, FIRST]
+    assert rows.sparse[:, 2].tolist() == [FIRST, MISSING, FIRST + 1, FIRST + 2]  # D2: "NA" is a category
+    torch.testing.assert_close(rows.dense[:, 0], torch.tensor([-1.2247, 0.0, 0.0, 1.2247]), atol=1e-4, rtol=0)
+    assert rows.dense[:, 1].tolist() == [0, 1, 0, 0]
+    assert rows.sequences[0][0, -2:].tolist() == [FIRST, FIRST + 1]
+    assert (rows.sequences[0][1:3] == PAD).all()
+    assert encoder.table_names == ["user_id", "item_id", "city", "member", "tags"]
+    assert encoder.sequence_tables == [1, 4]
+    twin = TableEncoder.from_state(json.loads(json.dumps(encoder.state())))
+    for mine, its in zip(rows, twin.transform(frame), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("value", [99, -1, 2**40, "new", "", 1.5])
+def test_r1_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    for name in ("user_id", "item_id", "city"):
+        rows = encoder.transform(frame.assign(**{name: pd.Series([value] * 4, dtype=object)}))
+        assert (rows.sparse[:, encoder.table_names.index(name)] == UNKNOWN).all()
+    rows = encoder.transform(frame.assign(item_id_history=[[value]] * 4))
+    assert (rows.sequences[0][:, -1] == UNKNOWN).all()
+
+
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA])
+def test_r2_a_missing_category_has_a_code_of_its_own(frame, value):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    rows = encoder.transform(frame.assign(item_id=pd.Series([value] * 4, dtype=object)))
+    assert (rows.sparse[:, 1] == MISSING).all()
+
+
+def test_r3_of_a_long_history_the_newest_entries_are_kept(frame):
+    schema = Schema([Sparse("item_id"), Sequence("item_id_history", "item_id", max_len=2)])
+    rows = (
+        TableEncoder(schema).fit(frame[["item_id", "item_id_history"]]).transform(frame[["item_id", "item_id_history"]])
+    )
+    assert rows.sequences[0].shape == (4, 2)
+    assert rows.sequences[0][3].tolist() == [FIRST + 1, FIRST]
+
+
+def test_r7_the_order_of_columns_does_not_matter_and_others_are_named(frame):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    for mine, its in zip(encoder.transform(frame), encoder.transform(frame[frame.columns[::-1]]), strict=True):
+        torch.testing.assert_close(mine, its)
+    with pytest.raises(DataError, match="lacks the column 'city'"):
+        encoder.transform(frame.drop(columns="city"))
+    with pytest.raises(DataError, match="unknown column 'colour'"):
+        encoder.transform(frame.assign(colour="red"))
+
+
+def test_hashed_categories_need_no_vocabulary_and_agree_in_every_process(frame):
+    schema = Schema([Sparse("city", hash=16), Sequence("tags", hash=8)])
+    part = frame[["city", "tags"]]
+    encoder = TableEncoder(schema).fit(part)
+    assert encoder.table_sizes == [FIRST + 16, FIRST + 8]
+    codes = encoder.transform(part.assign(city=["never", "seen", None, "before"])).sparse[:, 0]
+    assert codes[2] == MISSING
+    assert ((codes >= FIRST) | (codes == MISSING)).all()
+    assert codes[0] == FIRST + 5  # crc32: not Python's hash, which differs from process to process
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"age": ["young", 1, 2, 3]}, "'age' is Dense and holds what is not a number: 'young'"),
+        ({"age": [1, np.inf, 2, 3]}, "'age' is infinite at row 1"),
+        ({"item_id_history": ["10", [], [], []]}, "'item_id_history' is a Sequence and holds '10' at row 0"),
+        ({"city": [["Ulm"], "Bonn", "Bonn", "Bonn"]}, "'city' holds"),
+    ],
+)
+def test_what_a_column_cannot_hold_is_named(frame, change, message):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    with pytest.raises(DataError, match=message):
+        encoder.transform(frame.assign(**{name: pd.Series(value, dtype=object) for name, value in change.items()}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Schema([]), "features is empty"),
+        (lambda: Schema([Sparse("a"), Dense("a")]), "'a' stands twice"),
+        (lambda: Schema([Sequence("s", shares="item")]), "shares 'item', which is not a Sparse feature"),
+        (lambda: Sequence("s", max_len=0), "max_len"),
+        (lambda: Sequence("s", shares="a", hash=5), "exclude each other"),
+        (lambda: Sparse("a", hash=0), "hash must be a whole number"),
+    ],
+)
+def test_impossible_schemas_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_infer_names_columns_that_are_not_there(frame):
+    with pytest.raises(DataError, match="no column 'buy'"):
+        Schema.infer(frame, targets=["buy"])
+    with pytest.raises(DataError, match="at least one row"):
+        Schema.infer(frame[:0])

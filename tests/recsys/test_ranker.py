@@ -1,0 +1,187 @@
+"""Rankers: fit, predict, rank, save, and what they refuse."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+import moeapps
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.recsys import AWMoERanker, Dense, MultiTaskRanker, Schema, Sequence, Sparse
+
+QUICK = {"max_epochs": 6, "batch_size": 128, "lr": 5e-3, "random_state": 0, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = 2000
+    frame = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 40, n),
+            "item_id": rng.integers(0, 60, n),
+            "age": rng.normal(40, 9, n),
+            "city": rng.choice(["Ulm", "Bonn", None], n),
+        }
+    )
+    frame["item_id_history"] = [rng.integers(0, 60, rng.integers(0, 12)).tolist() for _ in range(n)]
+    likes = (frame["item_id"] % 2 == 0).to_numpy()
+    frame["click"] = np.where(rng.random(n) < 0.9, likes, ~likes).astype(int)
+    frame["buy"] = np.where(rng.random(n) < 0.3, np.nan, frame["click"] * (frame["age"] > 40))
+    frame["stay"] = frame["age"] * 2 + rng.normal(size=n)
+    frame["views"] = rng.poisson(np.where(likes, 4.0, 1.0))
+    return frame
+
+
+TARGETS = ["click", "buy", "stay", "views"]
+KINDS = {"views": "count"}
+
+
+@pytest.fixture(scope="module")
+def fitted(frame) -> MultiTaskRanker:
+    return MultiTaskRanker("home", groups={"act": ["click", "buy"], "rest": ["stay", "views"]}, **QUICK).fit(
+        frame, TARGETS, kinds=KINDS
+    )
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "cgc", "ple", "adatt", "home"])
+def test_every_model_learns_every_kind_of_target(name, frame, tmp_path):
+    model = MultiTaskRanker(name, **QUICK).fit(frame, TARGETS, kinds=KINDS)
+    table = model.evaluate(frame, group=frame["user_id"])
+    assert (table["auc"] > 0.75).all(), table
+    assert set(table["task"]) == {"click", "buy"}
+    found = model.predict_proba(frame)
+    assert np.corrcoef(found["stay"], frame["stay"])[0, 1] > 0.8
+    assert found["views"].mean() == pytest.approx(frame["views"].mean(), rel=0.2)
+    model.save(tmp_path / "m.safetensors")
+    pd.testing.assert_frame_equal(moeapps.load(tmp_path / "m.safetensors").predict_proba(frame), found)
+
+
+def test_a_saved_ranker_predicts_the_same_in_another_process(fitted, frame, tmp_path):
+    fitted.save(tmp_path / "m.safetensors")
+    frame.to_pickle(tmp_path / "frame.pkl")
+    script = (
+        "import sys, pandas as pd, moeapps; folder = sys.argv[1]; frame = pd.read_pickle(folder + '/frame.pkl')\n"
+        "moeapps.load(folder + '/m.safetensors').predict_proba(frame).to_pickle(folder + '/found.pkl')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    pd.testing.assert_frame_equal(pd.read_pickle(tmp_path / "found.pkl"), fitted.predict_proba(frame), atol=1e-6)
+
+
+def test_x1_the_same_seed_gives_the_same_ranker_and_leaves_the_callers_generators(frame):
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    models = [MultiTaskRanker("mmoe", **{**QUICK, "max_epochs": 1, "random_state": s}) for s in (1, 1, 2)]
+    found = [model.fit(frame, ["click", "buy"], ignored=["stay", "views"]).predict_proba(frame) for model in models]
+    pd.testing.assert_frame_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+
+
+def test_unseen_missing_and_empty_predict_and_a_missing_column_is_named(fitted, frame):
+    few = frame.head(3).copy()
+    few["item_id"] = [999, 1, 2]
+    few["city"] = ["Berlin", None, "Ulm"]
+    few["age"] = [np.nan, 30.0, 40.0]
+    few.at[few.index[0], "item_id_history"] = []
+    found = fitted.predict_proba(few)
+    assert found.notna().all().all()
+    assert found.columns.tolist() == TARGETS
+    with pytest.raises(DataError, match="lacks the column 'city'"):
+        fitted.predict_proba(few.drop(columns="city"))
+    assert len(fitted.predict_proba(few[:0])) == 0
+
+
+def test_labels_of_any_two_values_come_back(frame):
+    texts = frame.assign(click=np.where(frame["click"] == 1, "yes", "no"))[["item_id", "age", "click"]]
+    model = MultiTaskRanker("mmoe", **QUICK).fit(texts, ["click"])
+    found = model.predict(texts)["click"]
+    assert (found == texts["click"]).mean() > 0.8
+    with pytest.raises(DataError, match="'click' holds 'maybe'"):
+        model.evaluate(texts.assign(click="maybe"))
+
+
+def test_the_best_items_of_a_user_come_first(fitted):
+    items = pd.DataFrame({"item_id": range(60)})
+    best = fitted.rank({"user_id": 3, "age": 33.0, "city": "Ulm", "item_id_history": [1, 2]}, items, n=10)
+    assert len(best) == 10
+    assert best["score"].is_monotonic_decreasing
+    assert (best["item_id"] % 2 == 0).mean() > 0.9
+    with pytest.raises(ConfigError, match="by must be one of click, buy, stay, views"):
+        fitted.rank({}, items, by="like")
+    with pytest.raises(DataError, match="'item_id' is a feature of the user and a column of the items"):
+        fitted.rank({"item_id": 3}, items)
+
+
+def test_a_failed_fit_keeps_the_ranker(fitted, frame):
+    before = fitted.predict_proba(frame.head())
+    with pytest.raises(DataError):
+        fitted.fit(frame.assign(age="old"), TARGETS)
+    pd.testing.assert_frame_equal(fitted.predict_proba(frame.head()), before)
+
+
+def test_parameters_are_cloned_and_unfitted_rankers_say_so(fitted, frame):
+    assert clone(fitted).get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        MultiTaskRanker().predict_proba(frame)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "homer"}, "model must be one of shared_bottom, mmoe"),
+        ({"options": {"experts": 3}}, "options of model='home'"),
+        ({"groups": {"a": ["click"], "b": ["like"]}}, "'b' has 'like', which is not among click, buy"),
+        ({"model": "mmoe", "groups": {"a": ["click", "buy"]}}, "groups are for model='home'"),
+        ({"task_weights": {"like": 2.0}}, "task_weights: 'like'"),
+        ({"positive_weight": {"click": -1.0}}, "positive_weight must be a number of at least 0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be below 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"schema": "wide"}, "schema must be a Schema"),
+        ({"lr": 0.0}, "lr must be above 0"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments, message, frame):
+    part = frame[["item_id", "age", "click", "buy"]]
+    with pytest.raises(ConfigError, match=message):
+        MultiTaskRanker(**{**QUICK, **arguments}).fit(part, ["click", "buy"])
+
+
+def test_impossible_targets_are_named(frame):
+    model = MultiTaskRanker("mmoe", **QUICK)
+    with pytest.raises(ConfigError, match="targets must be a list"):
+        model.fit(frame, "click")
+    with pytest.raises(DataError, match="no column 'like'"):
+        model.fit(frame, ["like"])
+    with pytest.raises(DataError, match="'stay' is binary and has"):
+        model.fit(frame, ["stay"], kinds={"stay": "binary"})
+    with pytest.raises(DataError, match="'click' has no known label"):
+        model.fit(frame.assign(click=np.nan), ["click"])
+    with pytest.raises(DataError, match="'views' is a count and is negative"):
+        model.fit(frame.assign(views=-1), ["views"], kinds=KINDS)
+
+
+@pytest.mark.parametrize("name", ["din", "aw_moe"])
+def test_a_ranker_with_history_learns_that_users_look_at_what_they_have_looked_at(name):
+    rng = np.random.default_rng(0)
+    n = 3000
+    history = [rng.integers(0, 30, rng.integers(1, 6)).tolist() for _ in range(n)]
+    item = np.array([rng.choice(h) if rng.random() < 0.5 else rng.integers(0, 30) for h in history])
+    data = pd.DataFrame({"item_id": item, "item_id_history": history})
+    data["click"] = [int(i in h) for i, h in zip(item, history, strict=True)]
+    model = AWMoERanker(name, **{**QUICK, "max_epochs": 15, "lr": 1e-2}).fit(data[:2500], "click")
+    assert model.evaluate(data[2500:])["auc"].item() > 0.85
+    assert {"train/contrastive"} <= set(model.history_) or name == "din"
+
+
+def test_a_history_must_be_there(frame):
+    with pytest.raises(DataError, match="there is no history"):
+        AWMoERanker(**QUICK).fit(frame[["item_id", "age", "click"]], "click")
+    schema = Schema([Sparse("item_id"), Dense("age"), Sequence("item_id_history", shares="item_id", max_len=4)])
+    part = frame[["item_id", "age", "item_id_history", "click"]]
+    assert AWMoERanker(schema=schema, **{**QUICK, "max_epochs": 1}).fit(part, "click").model_.sequence == 0
