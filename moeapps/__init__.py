@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moeapps.core.tabular.regressor import MoERegressor as MoERegressor
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
+    from moeapps.recsys.ranker import AWMoERanker as AWMoERanker
+    from moeapps.recsys.ranker import MultiTaskRanker as MultiTaskRanker
     from moeapps.stream.classifier import DriftMoEClassifier as DriftMoEClassifier
     from moeapps.stream.regressor import DriftMoERegressor as DriftMoERegressor
 
@@ -27,17 +29,21 @@ _LAZY = {
     "MoERegressor": "moeapps.core.tabular.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
+    "AWMoERanker": "moeapps.recsys.ranker",
+    "MultiTaskRanker": "moeapps.recsys.ranker",
     "DriftMoEClassifier": "moeapps.stream.classifier",
     "DriftMoERegressor": "moeapps.stream.regressor",
 }
 
 __all__ = [
+    "AWMoERanker",
     "DriftMoEClassifier",
     "DriftMoERegressor",
     "GNNClassifier",
     "MoEClassifier",
     "MoERegressor",
     "MowstClassifier",
+    "MultiTaskRanker",
     "__version__",
     "load",
 ]

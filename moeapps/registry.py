@@ -50,6 +50,8 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
+        Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
+        Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN as baseline"),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(

@@ -121,7 +121,7 @@ def test_the_best_items_of_a_user_come_first(fitted):
 def test_a_failed_fit_keeps_the_ranker(fitted, frame):
     before = fitted.predict_proba(frame.head())
     with pytest.raises(DataError):
-        fitted.fit(frame.assign(age="old"), TARGETS)
+        fitted.fit(frame.assign(click=np.nan), TARGETS)
     pd.testing.assert_frame_equal(fitted.predict_proba(frame.head()), before)
 
 
