@@ -1,11 +1,13 @@
 """Recommendation: schemas, multi-gate experts for several targets, experts activated by behaviour, metrics."""
 
 from moeapps.recsys.attention import DIN, AWMoE, contrastive_loss
+from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.home import HoME
 from moeapps.recsys.metrics import auc, calibration, gauc, ndcg_at_k, task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, SharedBottom
+from moeapps.recsys.public import census_income, census_schema, movielens_100k, movielens_schema, time_split
 from moeapps.recsys.ranker import AWMoERanker, MultiTaskRanker
 from moeapps.recsys.schema import Dense, Schema, Sequence, Sparse
 
@@ -16,6 +18,7 @@ __all__ = [
     "AWMoERanker",
     "AdaTT",
     "Dense",
+    "Diagnosis",
     "HoME",
     "MMoE",
     "MultiTaskRanker",
@@ -27,8 +30,14 @@ __all__ = [
     "TableEncoder",
     "auc",
     "calibration",
+    "census_income",
+    "census_schema",
     "contrastive_loss",
+    "diagnose",
     "gauc",
+    "movielens_100k",
+    "movielens_schema",
     "ndcg_at_k",
     "task_table",
+    "time_split",
 ]

@@ -17,6 +17,7 @@ from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.recsys.data import RowsDataModule
+from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
@@ -343,6 +344,22 @@ class MultiTaskRanker(_Ranker):
         fitted._fit(frame, targets, ignored, kinds)
         self.__dict__ = fitted.__dict__
         return self
+
+    def diagnose(self, frame: pd.DataFrame) -> Diagnosis:
+        """Look for collapse, degradation and underfitting of the experts on some rows.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows; a few thousand are enough.
+
+        Returns
+        -------
+        Diagnosis
+            Frames ``experts`` and ``gates``, ``hints()`` in plain words, ``plot()``.
+        """
+        check_is_fitted(self, "model_")
+        return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
 
     def _build_model(self) -> MultiTaskNetwork:
         names, options = self.targets_.names, dict(self.options or {})

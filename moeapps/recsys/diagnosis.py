@@ -1,0 +1,148 @@
+"""What goes wrong inside multi-gate models, as HoME's paper shows it: collapse, degradation, underfitting."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from moeapps.core.errors import ConfigError
+from moeapps.recsys.encoder import Rows
+from moeapps.recsys.multigate import MultiTaskModel
+from moeapps.recsys.network import MultiTaskNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Diagnosis", "diagnose"]
+
+ZEROS, SPREAD, IGNORED, CAPTURED = 0.9, 10.0, 0.05, 0.6
+"""When to speak: share of zeros; ratio of largest to smallest variance in a level; weight of all own experts; weight of
+one shared expert."""
+
+
+@dataclass
+class Diagnosis:
+    """How experts and gates behave on some rows.
+
+    Attributes:
+        experts: One row per level and expert: ``mean``, ``variance`` and ``zeros`` (fraction of exact zeros) of its
+            outputs, and ``dead`` (fraction of its units that are zero on every row).
+        gates: One row per level, gate and expert: mean ``weight``. Where a level adds self gates, theirs are included.
+    """
+
+    experts: pd.DataFrame
+    gates: pd.DataFrame
+
+    def hints(self) -> list[str]:
+        """What looks ill, in plain words; an empty list where nothing does."""
+        found = []
+        for level, part in self.experts.groupby("level", sort=False):
+            for _, row in part[part["zeros"] > ZEROS].iterrows():
+                found.append(f"{level}, {row['expert']}: {100 * row['zeros']:.0f} % of its outputs are zero (collapse)")
+            low, high = part["variance"].min(), part["variance"].max()
+            if len(part) > 1 and high > SPREAD * max(low, 1e-12):
+                found.append(
+                    f"{level}: variances of the experts' outputs differ by a factor of {high / max(low, 1e-12):.0f}"
+                )
+        for (place, gate), part in self.gates.groupby(["level", "gate"], sort=False):
+            own = part[part["expert"].str.startswith(f"{gate}:")]
+            if len(own) and len(part[part["weight"] > 0]) > 0 and own["weight"].sum() < IGNORED:
+                found.append(f"{place}: {gate} hardly uses its own experts ({own['weight'].sum():.3f}; underfitting)")
+            shared = part[part["expert"].str.startswith(("shared", "global")) & (part["weight"] > CAPTURED)]
+            for _, row in shared.iterrows():
+                others = self.gates.query("level == @place and expert == @row.expert and gate != @gate")["weight"]
+                if len(others) and others.max() < IGNORED:
+                    found.append(f"{place}: only {gate} uses {row['expert']} (degradation)")
+        return found
+
+    def plot(self, title: str = "") -> "Figure":
+        """Left: zeros and variance of every expert; right: mean weight of every expert in every gate."""
+        from moeapps.core.plots import new_figure
+
+        levels = list(dict.fromkeys(self.experts["level"]))
+        figure = new_figure(width=11.0, height=3.4 * len(levels))
+        figure.clear()
+        panels = figure.subplots(len(levels), 2, squeeze=False, width_ratios=[1, 1.3])
+        for (left, right), level in zip(panels, levels, strict=True):
+            part = self.experts[self.experts["level"] == level]
+            place = range(len(part))
+            left.barh(place, part["variance"], color="tab:blue", alpha=0.7)
+            for y, (variance, zeros) in enumerate(zip(part["variance"], part["zeros"], strict=True)):
+                left.text(variance, y, f" {100 * zeros:.0f} % zeros", va="center", fontsize=8)
+            left.set_yticks(place, part["expert"], fontsize=8)
+            left.set_xlim(0, float(part["variance"].max()) * 1.3 + 1e-12)
+            left.invert_yaxis()
+            left.set_xlabel(f"{level}: variance of an expert's outputs")
+            weights = self.gates[self.gates["level"] == level].pivot_table(
+                index="gate", columns="expert", values="weight", sort=False
+            )
+            image = right.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
+            right.set_xticks(range(weights.shape[1]), weights.columns, rotation=60, ha="right", fontsize=8)
+            right.set_yticks(range(weights.shape[0]), weights.index, fontsize=8)
+            for (i, j), value in zip(
+                ((i, j) for i in range(weights.shape[0]) for j in range(weights.shape[1])),
+                weights.to_numpy().ravel(),
+                strict=True,
+            ):
+                shade = "black" if value > 0.6 * float(weights.to_numpy().max()) else "white"
+                right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
+            figure.colorbar(image, ax=right, label="mean weight")
+        figure.suptitle(title)
+        return figure
+
+
+@torch.no_grad()
+def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> Diagnosis:
+    """Look at experts and gates on some rows.
+
+    Args:
+        network: A network with a multi-task model.
+        rows: Encoded rows; a few thousand are enough.
+        task_names: What to call the tasks.
+
+    Raises:
+        ConfigError: If the network has no gates (Shared-Bottom, DIN).
+    """
+    model = network.model if isinstance(network, MultiTaskNetwork) else None
+    if not isinstance(model, MultiTaskModel):
+        raise ConfigError(f"{type(network).__name__} has no multi-gate model to look at")
+    model.record = True
+    try:
+        network(rows)
+    finally:
+        model.record = False
+    if not model.recorded:
+        raise ConfigError(f"{type(model).__name__} has no gates to look at")
+    experts, gates = [], []
+    for level in model.recorded:
+        outputs, weights = level["outputs"], level["weights"]
+        expert_names = [_named(name, task_names) for name in level["experts"]]
+        for e, name in enumerate(expert_names):
+            one = outputs[:, e]
+            experts.append(
+                {
+                    "level": level["level"],
+                    "expert": name,
+                    "mean": float(one.mean()),
+                    "variance": float(one.var()),
+                    "zeros": float((one == 0).float().mean()),
+                    "dead": float((one == 0).all(dim=0).float().mean()),
+                }
+            )
+        for g, gate in enumerate(level["gates"]):
+            for e, name in enumerate(expert_names):
+                weight = float(weights[:, g, e].mean())
+                gates.append(
+                    {"level": level["level"], "gate": _named(gate, task_names), "expert": name, "weight": weight}
+                )
+    model.recorded = []
+    return Diagnosis(pd.DataFrame(experts), pd.DataFrame(gates))
+
+
+def _named(name: str, tasks: list[str] | None) -> str:
+    """``task 1: 0`` with the task's own name."""
+    head, colon, number = name.partition(":")
+    if tasks is None or not head.startswith("task "):
+        return name
+    return tasks[int(head.removeprefix("task "))] + colon + number
