@@ -11,8 +11,8 @@ TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "batch_size": 1000, "max
 ESTIMATORS = [
     MoEClassifier(accelerator="cpu", **TABULAR),
     MoERegressor(accelerator="cpu", **TABULAR),
-    GNNClassifier(max_epochs=20, patience=8, accelerator="cpu"),
-    MowstClassifier(max_epochs=30, patience=8, accelerator="cpu"),
+    GNNClassifier(max_epochs=12, patience=4, accelerator="cpu"),
+    MowstClassifier(max_epochs=10, patience=4, accelerator="cpu"),
     DriftMoEClassifier(seed=0),
     DriftMoEClassifier("task", seed=0),
     DriftMoERegressor(seed=0),

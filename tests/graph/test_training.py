@@ -139,7 +139,9 @@ def test_rounds_end_when_they_stop_helping():
 
 
 @pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
-@pytest.mark.parametrize("cut", [1, 9, 26, 33])
+@pytest.mark.parametrize(
+    "cut", [1, pytest.param(9, marks=pytest.mark.slow), pytest.param(26, marks=pytest.mark.slow), 33]
+)
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, variant, cut):
     whole = module(variant=variant)
     torch.manual_seed(0)

@@ -106,7 +106,7 @@ def test_the_offsets_of_the_checkpoint_decide_where_it_goes_on(broker, tmp_path)
 
 def test_s7_a_killed_consumer_learns_every_event_exactly_once(broker, tmp_path):
     producer, address = broker
-    n, kills = 20_000, 3
+    n, kills = 20_000, 2
     fill(producer, "events", n)
     source = open_source(f"kafka://{address}/events?stop=end")
     whole = StreamRun(small(), source, "y", tmp_path / "whole")
