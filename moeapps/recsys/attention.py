@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_at_least_zero, check_fraction, check_sizes
+from moeapps.core.checks import check_sizes
 from moeapps.core.dense_experts import DenseExperts
 
-__all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss"]
+__all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss", "keep_some"]
 
 
 class ActivationUnit(nn.Module):
@@ -123,7 +123,4 @@ def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1) -> Te
 
 def keep_some(there: Tensor, mask_probability: float) -> Tensor:
     """Drop each behaviour with a probability, for another view of a user."""
-    check_at_least_zero(mask_probability=mask_probability)
-    if mask_probability:
-        check_fraction(mask_probability=mask_probability)
     return there & (torch.rand(there.shape, device=there.device) >= mask_probability)

@@ -54,6 +54,8 @@ class RankingModule(MoEModule):
         check_at_least_zero(
             lr=lr, weight_decay=weight_decay, contrastive_weight=contrastive_weight, temperature=temperature
         )
+        if not 0 <= mask_probability < 1:
+            raise ConfigError(f"mask_probability must be at least 0 and below 1, got {mask_probability!r}")
         for name, value in (("lr", lr), ("temperature", temperature)):
             if value == 0:
                 raise ConfigError(f"{name} must be above 0, got 0")

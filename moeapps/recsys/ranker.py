@@ -115,8 +115,8 @@ class _Ranker(LightningEstimator):
         DataError
             Naming a column that is missing, unknown, or cannot hold what it holds.
         """
-        found = self.targets_.decode(self._outputs(frame)) if hasattr(self, "targets_") else self._outputs(frame)
-        return pd.DataFrame(found, columns=self.targets_.names, index=frame.index)
+        outputs = self._outputs(frame)
+        return pd.DataFrame(self.targets_.decode(outputs), columns=self.targets_.names, index=frame.index)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Likelier value of binary targets, numbers of the others."""

@@ -186,3 +186,18 @@ def test_a_history_must_be_there(frame):
     schema = Schema([Sparse("item_id"), Dense("age"), Sequence("item_id_history", shares="item_id", max_len=4)])
     part = frame[["item_id", "age", "item_id_history", "click"]]
     assert AWMoERanker(schema=schema, **{**QUICK, "max_epochs": 1}).fit(part, "click").model_.sequence == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_probability": 1.0}, "mask_probability must be at least 0 and below 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight must be a number of at least 0"),
+        ({"model": "bert"}, "model must be one of din, aw_moe"),
+    ],
+)
+def test_impossible_arguments_of_a_ranker_with_history_are_named(arguments, message, frame):
+    part = frame[["item_id", "item_id_history", "click"]]
+    with pytest.raises(ConfigError, match=message):
+        AWMoERanker(**{**QUICK, **arguments}).fit(part, "click")
