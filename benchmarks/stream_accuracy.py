@@ -6,9 +6,9 @@
 Electricity (all 45,312 rows) and four synthetic streams of 100,000 instances (moeapps.stream.synthetic_stream, river's
 generators), three seeds each for the models of this package and the strongest rivals, one for the others. Every
 learner sees the same instances in the same process; seconds are those of predicting and learning. river's forests are
-run on the first 10,000 instances only, since they take minutes for the rest; where capymoa is installed (pip install
-capymoa, needs Java), MOA's are run on everything. Results are kept after every learner, so that the script can be
-stopped and started again.
+run on the first 10,000 instances only (SRP on 5,000), since they take minutes for the rest; where capymoa is installed
+(pip install capymoa, needs Java), MOA's are run on everything. Results are kept after every learner, so that the script
+can be stopped and started again.
 """
 
 import argparse

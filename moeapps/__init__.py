@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from moeapps.core.tabular.regressor import MoERegressor as MoERegressor
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
-    from moeapps.recsys.ranker import AWMoERanker as AWMoERanker
-    from moeapps.recsys.ranker import MultiTaskRanker as MultiTaskRanker
+    from moeapps.recsys.aw_moe_ranker import AWMoERanker as AWMoERanker
+    from moeapps.recsys.multi_task_ranker import MultiTaskRanker as MultiTaskRanker
     from moeapps.stream.classifier import DriftMoEClassifier as DriftMoEClassifier
     from moeapps.stream.regressor import DriftMoERegressor as DriftMoERegressor
 
@@ -29,8 +29,8 @@ _LAZY = {
     "MoERegressor": "moeapps.core.tabular.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
-    "AWMoERanker": "moeapps.recsys.ranker",
-    "MultiTaskRanker": "moeapps.recsys.ranker",
+    "AWMoERanker": "moeapps.recsys.aw_moe_ranker",
+    "MultiTaskRanker": "moeapps.recsys.multi_task_ranker",
     "DriftMoEClassifier": "moeapps.stream.classifier",
     "DriftMoERegressor": "moeapps.stream.regressor",
 }

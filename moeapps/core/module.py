@@ -1,5 +1,6 @@
 """The LightningModule that every trainable model of moeapps derives from."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -79,6 +80,14 @@ class MoEModule(L.LightningModule):
         logged["train/loss"] = loss.detach()
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
         return loss
+
+    def with_cosine_schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """For ``configure_optimizers``: the rate falls along a cosine to a tenth, over all steps of the training."""
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

@@ -97,16 +97,21 @@ class AWMoE(nn.Module):
         self.gate_activation = ActivationUnit(dim, gate_hidden)
         self.bias = nn.Parameter(torch.full((num_experts,), 1.0 / num_experts))
 
-    def gate(self, behaviour: Tensor, target: Tensor, there: Tensor) -> Tensor:
-        """Activation of the experts ``(N, E)``. What is not there changes nothing."""
-        weight = self.gate_activation(behaviour, target)[..., 0] * there
-        found = self.bias + torch.bmm(weight[:, None], self.gate_unit(behaviour, target))[:, 0]
-        return found.softmax(-1) if self.softmax else found
+    def gates(self, behaviour: Tensor, target: Tensor, *there: Tensor) -> list[Tensor]:
+        """Activation of the experts ``(N, E)`` for each view of what is there ``(N, L)``; the rest changes nothing."""
+        weight, units = self.gate_activation(behaviour, target)[..., 0], self.gate_unit(behaviour, target)
+        found = [self.bias + torch.bmm((weight * view)[:, None], units)[:, 0] for view in there]
+        return [gate.softmax(-1) for gate in found] if self.softmax else found
+
+    def score(self, gate: Tensor, behaviour: Tensor, target: Tensor, there: Tensor, profile: Tensor) -> Tensor:
+        """Logits ``(N,)`` of the experts as the gate activates them."""
+        x = torch.cat([_attend(self.pool, behaviour, target, there), profile], dim=1)
+        return (gate * self.experts(x)[..., 0]).sum(-1)
 
     def forward(self, behaviour: Tensor, target: Tensor, there: Tensor, profile: Tensor) -> Tensor:
         """Logits ``(N,)``."""
-        x = torch.cat([_attend(self.pool, behaviour, target, there), profile], dim=1)
-        return (self.gate(behaviour, target, there) * self.experts(x)[..., 0]).sum(-1)
+        (gate,) = self.gates(behaviour, target, there)
+        return self.score(gate, behaviour, target, there, profile)
 
 
 def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -47,7 +48,7 @@ class Diagnosis:
                 )
         for (place, gate), part in self.gates.groupby(["level", "gate"], sort=False):
             own = part[part["expert"].str.startswith(f"{gate}:")]
-            if len(own) and len(part[part["weight"] > 0]) > 0 and own["weight"].sum() < IGNORED:
+            if len(own) and own["weight"].sum() < IGNORED:
                 found.append(f"{place}: {gate} hardly uses its own experts ({own['weight'].sum():.3f}; underfitting)")
             shared = part[part["expert"].str.startswith(("shared", "global")) & (part["weight"] > CAPTURED)]
             for _, row in shared.iterrows():
@@ -80,11 +81,7 @@ class Diagnosis:
             image = right.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
             right.set_xticks(range(weights.shape[1]), weights.columns, rotation=60, ha="right", fontsize=8)
             right.set_yticks(range(weights.shape[0]), weights.index, fontsize=8)
-            for (i, j), value in zip(
-                ((i, j) for i in range(weights.shape[0]) for j in range(weights.shape[1])),
-                weights.to_numpy().ravel(),
-                strict=True,
-            ):
+            for (i, j), value in np.ndenumerate(weights.to_numpy()):
                 shade = "black" if value > 0.6 * float(weights.to_numpy().max()) else "white"
                 right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
             figure.colorbar(image, ax=right, label="mean weight")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moeapps.core.errors import DataError
+from moeapps.core.tabular.columns import plain_value
 from moeapps.recsys.schema import Dense, Schema, Sequence
 
 __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
@@ -216,13 +217,9 @@ def _plain_column(column: pd.Series, name: str) -> pd.Series:
 
 
 def _plain(value: Any, name: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     if isinstance(value, list | tuple | dict | set | np.ndarray):
         raise DataError(f"column {name!r} holds {value!r}, expected one category a row; lists are for Sequence")
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    return plain_value(value)
 
 
 def _example(column: pd.Series) -> str:

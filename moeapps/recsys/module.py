@@ -1,6 +1,5 @@
 """How rankers are trained: masked task losses, AdamW, a cosine schedule."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ class RankingModule(MoEModule):
         task_weights: Weight of each task; one each when None.
         positive_weight: Weight of the positive rows of each binary task; one each when None.
         lr: Learning rate of AdamW.
-        weight_decay: Its weight decay; none on embeddings, biases and norms.
+        weight_decay: Its weight decay; none on embeddings and norms.
         contrastive_weight: Of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
         mask_probability: Of a behaviour, in the other view.
         temperature: Of the contrastive loss.
@@ -76,26 +75,28 @@ class RankingModule(MoEModule):
             check_at_least_zero(**{name: min(values)})
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def _losses(self, rows: Rows, labels: Tensor) -> Tensor:
-        weight = self.get_buffer("positive_weight")
-        return task_losses(self.network(rows), labels, self.kinds, weight) * self.get_buffer("task_weights")
+    def _by_name(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        losses = task_losses(outputs, labels, self.kinds, self.get_buffer("positive_weight"))
+        return dict(zip(self.names, losses * self.get_buffer("task_weights"), strict=True))
 
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch of rows and labels ``(N, T)``."""
         rows, labels = batch
-        terms = dict(zip(self.names, self._losses(rows, labels), strict=True))
         if self.contrastive_weight > 0:
             assert isinstance(self.network, SequenceNetwork)
-            views = self.network.gate_views(rows, self.mask_probability)
-            terms["contrastive"] = self.contrastive_weight * contrastive_loss(*views, self.temperature)
+            outputs, gate, view = self.network.with_views(rows, self.mask_probability)
+            terms = self._by_name(outputs, labels)
+            terms["contrastive"] = self.contrastive_weight * contrastive_loss(gate, view, self.temperature)
+        else:
+            terms = self._by_name(self.network(rows), labels)
         return self.total_loss(terms, batch_size=len(rows))
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's."""
         rows, labels = batch
-        losses = self._losses(rows, labels)
-        self.log("val/loss", losses.sum(), batch_size=len(rows))
-        self.log_dict({f"val/{n}": loss for n, loss in zip(self.names, losses, strict=True)}, batch_size=len(rows))
+        losses = self._by_name(self.network(rows), labels)
+        self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=len(rows))
+        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, batch_size=len(rows))
 
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule to a tenth of the rate."""
@@ -105,8 +106,4 @@ class RankingModule(MoEModule):
         others = [p for p in self.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.with_cosine_schedule(optimizer)

@@ -169,8 +169,8 @@ class PLE(MultiTaskModel):
         check_sizes(num_specific=num_specific, num_shared=num_shared, num_levels=num_levels)
         owner = [task for task in range(num_tasks) for _ in range(num_specific)] + [num_tasks] * num_shared
         self.owner = owner  # task of each expert; num_tasks for the shared ones
-        self.names = [f"task {t}: {i % num_specific}" if t < num_tasks else "" for i, t in enumerate(owner)]
-        self.names = [name or f"shared {i - num_tasks * num_specific}" for i, name in enumerate(self.names)]
+        self.names = [f"task {t}: {i}" for t in range(num_tasks) for i in range(num_specific)]
+        self.names += [f"shared {i}" for i in range(num_shared)]
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
         self.paths = [num_tasks + 1] * (num_levels - 1) + [num_tasks]  # the shared path ends before the last level
         for level, paths in enumerate(self.paths):

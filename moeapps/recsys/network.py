@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.recsys.attention import DIN, AWMoE, keep_some
 from moeapps.recsys.encoder import Rows, TableEncoder
@@ -36,6 +37,15 @@ def embedding_for(encoder: TableEncoder, dim: int) -> FeatureEmbedding:
     )
 
 
+def _make(known: dict[str, Any], name: str, options: Mapping[str, Any] | None, *sizes: int) -> Any:
+    """Model by name."""
+    check_one_of("model", name, known)
+    try:
+        return known[name](*sizes, **(options or {}))
+    except TypeError as error:
+        raise ConfigError(f"options of model={name!r}: {error}") from None
+
+
 class MultiTaskNetwork(nn.Module):
     """Everything that is known as one vector, then a multi-task model.
 
@@ -59,13 +69,8 @@ class MultiTaskNetwork(nn.Module):
         embedding_dim: int = 8,
     ) -> None:
         super().__init__()
-        if model not in MULTI_TASK:
-            raise ConfigError(f"model must be one of {', '.join(MULTI_TASK)}, got {model!r}")
         self.embedding = embedding_for(encoder, embedding_dim)
-        try:
-            self.model = MULTI_TASK[model](self.embedding.out_dim, num_tasks, **(options or {}))
-        except TypeError as error:
-            raise ConfigError(f"options of model={model!r}: {error}") from None
+        self.model = _make(MULTI_TASK, model, options, self.embedding.out_dim, num_tasks)
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)``."""
@@ -95,15 +100,10 @@ class SequenceNetwork(nn.Module):
         embedding_dim: int = 8,
     ) -> None:
         super().__init__()
-        if model not in SEQUENCE:
-            raise ConfigError(f"model must be one of {', '.join(SEQUENCE)}, got {model!r}")
         self.sequence, self.target = sequence, target
         self.embedding = embedding_for(encoder, embedding_dim)
         profile = self.embedding.out_dim - embedding_dim * len(self.embedding.sequence_tables)
-        try:
-            self.model = SEQUENCE[model](embedding_dim, profile, **(options or {}))
-        except TypeError as error:
-            raise ConfigError(f"options of model={model!r}: {error}") from None
+        self.model = _make(SEQUENCE, model, options, embedding_dim, profile)
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, where there is behaviour, the rest ``(N, P)``."""
@@ -117,9 +117,9 @@ class SequenceNetwork(nn.Module):
         logits: Tensor = self.model(*self.parts(rows))
         return logits[:, None]
 
-    def gate_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor]:
-        """Gate vectors ``(N, E)`` of the behaviour and of the behaviour with some of it masked."""
+    def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the behaviour and of it with some masked."""
         assert isinstance(self.model, AWMoE)
-        behaviour, target, there, _ = self.parts(rows)
-        masked = keep_some(there, mask_probability)
-        return self.model.gate(behaviour, target, there), self.model.gate(behaviour, target, masked)
+        behaviour, target, there, profile = self.parts(rows)
+        gate, view = self.model.gates(behaviour, target, there, keep_some(there, mask_probability))
+        return self.model.score(gate, behaviour, target, there, profile)[:, None], gate, view

@@ -192,7 +192,7 @@ class TreeEngine(_Base):
         said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         run = _learn_numbers if self.numbers else _learn_classes
         if not is_compiled(run):
-            logger.warning("moeapps compiles its stream loops for this machine, once: about a minute")
+            logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
         start = 0
         while start < len(X):
             self.pool.reserve()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["ColumnEncoder"]
+__all__ = ["ColumnEncoder", "plain_value"]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Codes: a category not seen in training, a missing value, the first category."""
@@ -152,10 +152,11 @@ def _column(X: pd.DataFrame | NDArray[Any], index: int) -> pd.Series:
     """A column of plain values (str, int, float, bool), so that they can be looked up and written to a file."""
     column = X.iloc[:, index] if isinstance(X, pd.DataFrame) else pd.Series(X[:, index])
     values = column.astype(object)
-    return values.where(values.isna(), values.map(_plain))
+    return values.where(values.isna(), values.map(plain_value))
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A category as str, int, float or bool, so that it can be looked up and written to a file."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and value.is_integer():

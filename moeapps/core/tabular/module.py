@@ -1,6 +1,5 @@
 """How the tabular network is trained: weighted loss, one optimiser, a cosine schedule."""
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -88,11 +87,7 @@ class TabularModule(MoEModule):
             if self.optimizer_state is not None:
                 optimizer.load_state_dict(self.optimizer_state)
             return optimizer
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.with_cosine_schedule(optimizer)
 
     def on_train_end(self) -> None:
         """Keep the optimiser's state for a training that goes on."""

@@ -1,0 +1,208 @@
+"""Several targets of one table, behind scikit-learn's interface."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import pandas as pd
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from moeapps.core.errors import ConfigError
+from moeapps.recsys.diagnosis import Diagnosis, diagnose
+from moeapps.recsys.module import RankingModule
+from moeapps.recsys.network import MultiTaskNetwork
+from moeapps.recsys.ranker import Ranker
+from moeapps.recsys.schema import Schema
+from moeapps.recsys.targets import TargetKind
+
+__all__ = ["MultiTaskRanker"]
+
+
+class MultiTaskRanker(Ranker):
+    """Several targets of one table by a multi-gate mixture of experts.
+
+    Parameters
+    ----------
+    model : str
+        ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``.
+    groups : dict, optional
+        For HoME: name of a group to the names of its targets, every target once.
+    options : dict, optional
+        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
+    schema : Schema, optional
+        The features; inferred from the frame when None.
+    task_weights : dict, optional
+        Weight of a target's loss; 1 for the others.
+    positive_weight : dict, optional
+        Weight of a binary target's positive rows; 1 for the others.
+    embedding_dim : int
+        Width of a category's embedding.
+    lr, weight_decay : float
+        Of AdamW.
+    batch_size : int
+        Rows per step.
+    max_epochs : int
+        Passes over the data, at most.
+    validation_fraction : float
+        Part of the rows to validate on; training stops after ``patience`` epochs without a better loss and keeps the
+        best epoch. 0 trains on everything, for all epochs.
+    patience : int
+        Epochs to wait.
+    accelerator : str
+        Lightning's accelerator for training. Prediction is done on the CPU.
+    verbose : bool
+        Whether to show a progress bar.
+    log_dir : str, optional
+        Where to log and write checkpoints; nowhere when None.
+    random_state : int, RandomState or None
+        Seed of everything.
+
+    Attributes
+    ----------
+    model_ : torch.nn.Module
+        Embeddings and model.
+    encoder_ : TableEncoder
+        Categories and numbers.
+    targets_ : Targets
+        Kinds and classes of the targets.
+    history_ : DataFrame
+        What was logged, one row per epoch.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from moeapps.recsys import MultiTaskRanker
+    >>> rng = np.random.default_rng(0)
+    >>> frame = pd.DataFrame({"city": rng.choice(["Ulm", "Bonn"], 600), "age": rng.normal(40, 10, 600)})
+    >>> frame["click"] = (frame["age"] > 40).astype(int)
+    >>> frame["like"] = ((frame["city"] == "Ulm") & (frame["age"] > 40)).astype(int)
+    >>> model = MultiTaskRanker("mmoe", max_epochs=30, batch_size=64, lr=0.01, random_state=0)
+    >>> model = model.fit(frame, targets=["click", "like"])
+    >>> bool((model.evaluate(frame)["auc"] > 0.95).all())
+    True
+    """
+
+    def __init__(
+        self,
+        model: str = "home",
+        *,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        schema: Schema | None = None,
+        task_weights: Mapping[str, float] | None = None,
+        positive_weight: Mapping[str, float] | None = None,
+        embedding_dim: int = 8,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-5,
+        batch_size: int = 1024,
+        max_epochs: int = 20,
+        validation_fraction: float = 0.1,
+        patience: int = 2,
+        accelerator: str = "auto",
+        verbose: bool = False,
+        log_dir: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.options = options
+        self.schema = schema
+        self.task_weights = task_weights
+        self.positive_weight = positive_weight
+        self.embedding_dim = embedding_dim
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.accelerator = accelerator
+        self.verbose = verbose
+        self.log_dir = log_dir
+        self.random_state = random_state
+
+    def fit(
+        self,
+        frame: pd.DataFrame,
+        targets: Sequence[str],
+        *,
+        ignored: Sequence[str] = (),
+        kinds: Mapping[str, TargetKind] | None = None,
+    ) -> Self:
+        """Learn from a frame.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows with features and targets. A target that is NaN is not learned from in that row.
+        targets : list of str
+            Columns to be predicted.
+        ignored : list of str
+            Columns not to look at (ids for grouping, weights, time stamps).
+        kinds : dict, optional
+            ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
+
+        Returns
+        -------
+        self
+            Fitted. If fitting fails, an earlier fit stays as it was.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument, column or target that cannot be used.
+        """
+        fitted = copy.copy(self)
+        fitted._fit(frame, targets, ignored, kinds)
+        self.__dict__ = fitted.__dict__
+        return self
+
+    def diagnose(self, frame: pd.DataFrame) -> Diagnosis:
+        """Look for collapse, degradation and underfitting of the experts on some rows.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows; a few thousand are enough.
+
+        Returns
+        -------
+        Diagnosis
+            Frames ``experts`` and ``gates``, ``hints()`` in plain words, ``plot()``.
+        """
+        check_is_fitted(self, "model_")
+        return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
+
+    def _build_model(self) -> MultiTaskNetwork:
+        names, options = self.targets_.names, dict(self.options or {})
+        if self.groups is not None:
+            if self.model != "home":
+                raise ConfigError(f"groups are for model='home', got model={self.model!r}")
+            for group, members in self.groups.items():
+                for name in members:
+                    if name not in names:
+                        raise ConfigError(f"groups: {group!r} has {name!r}, which is not among {', '.join(names)}")
+            options["groups"] = {
+                group: [names.index(name) for name in members] for group, members in self.groups.items()
+            }
+        return MultiTaskNetwork(self.encoder_, len(names), self.model, options, self.embedding_dim)
+
+    def _module(self, network: nn.Module) -> RankingModule:
+        names = self.targets_.names
+        return RankingModule(
+            network,
+            [self.targets_.kinds[name] for name in names],
+            names,
+            self._per_task("task_weights"),
+            self._per_task("positive_weight"),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+
+    def _per_task(self, argument: str) -> list[float]:
+        given: Mapping[str, float] = getattr(self, argument) or {}
+        for name in given:
+            if name not in self.targets_.names:
+                raise ConfigError(f"{argument}: {name!r} is not among {', '.join(self.targets_.names)}")
+        return [float(given.get(name, 1.0)) for name in self.targets_.names]
