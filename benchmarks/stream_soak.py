@@ -55,7 +55,8 @@ def main() -> None:
     half, tenth = len(rows) // 2, max(len(rows) // 10, 1)
     Console().print(
         f"{options.n:,} instances: resident memory {table['resident MiB'][half]:.0f} MiB in the middle, "
-        f"{table['resident MiB'][-1]:.0f} MiB at the end; {np.median(table['microseconds'][:tenth]):.0f} microseconds "
+        f"{table['resident MiB'][-1]:.0f} MiB at the end, of which the model {table['model MiB'][-1]:.1f}; "
+        f"{np.median(table['microseconds'][:tenth]):.0f} microseconds "
         f"per instance in the first tenth, {np.median(table['microseconds'][-tenth:]):.0f} in the last; accuracy "
         f"{table['accuracy'].mean():.4f}; {len(model.drift_events_):,} events kept"
     )
