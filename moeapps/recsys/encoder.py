@@ -1,6 +1,7 @@
 """From a frame to codes and numbers, the same way in training and prediction."""
 
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -26,7 +27,7 @@ class Rows(NamedTuple):
     """Encoded rows, as tensors.
 
     Attributes:
-        sparse: ``(N, S)`` codes.
+        sparse: ``(N, S)`` codes, int32.
         dense: ``(N, 2 D)`` standardised numbers, then flags of the missing ones.
         sequences: One ``(N, L)`` tensor of codes per sequence, newest last, padded in front.
     """
@@ -68,31 +69,38 @@ class TableEncoder:
         """Learn from rows.
 
         Raises:
-            DataError: If a column is missing or unknown, or holds what it cannot hold.
+            DataError: If a column is missing or unknown, or holds what it cannot hold, or there are no rows.
         """
-        self.schema.check_columns(frame)
-        if len(frame) == 0:
+        return self.fit_batches([frame])
+
+    def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
+        """Learn from rows that come in batches, as those of a file do; the same as from all of them at once.
+
+        Raises:
+            DataError: As in :meth:`fit`.
+        """
+        found: dict[str, dict[Any, None]] = {name: {} for name in self.table_names if self._buckets(name) is None}
+        count = mean = squares = np.zeros(len(self.schema.dense))
+        rows = 0
+        for frame in frames:
+            self.schema.check_columns(frame)
+            rows += len(frame)
+            for sparse in self.schema.sparse:
+                if sparse.hash is None:
+                    found[sparse.name].update(dict.fromkeys(_factorize(frame[sparse.name], sparse.name)[1]))
+            for sequence in self.schema.sequences:
+                owner = self._owner(sequence)
+                if owner in found:
+                    flat, _ = _flatten(frame[sequence.name], sequence)
+                    found[owner].update(dict.fromkeys(_factorize(flat, sequence.name)[1]))
+            count, mean, squares = _merge_moments((count, mean, squares), _moments(self._numbers(frame)))
+        if rows == 0:
             raise DataError("the frame has no rows")
-        found: dict[str, list[pd.Series]] = {}
-        for sparse in self.schema.sparse:
-            if sparse.hash is None:
-                found.setdefault(sparse.name, []).append(_plain_column(frame[sparse.name], sparse.name))
-        for sequence in self.schema.sequences:
-            owner = self._owner(sequence)
-            if self._buckets(owner) is None:
-                flat, _ = _flatten(frame[sequence.name], sequence)
-                found.setdefault(owner, []).append(flat)
-        self.values = {
-            name: pd.concat(columns, ignore_index=True).dropna().unique().tolist() for name, columns in found.items()
-        }
+        self.values = {name: list(values) for name, values in found.items()}
         self._index = {}
-        numbers = self._numbers(frame)
-        with np.errstate(all="ignore"):
-            known = ~np.isnan(numbers)
-            count = np.maximum(known.sum(axis=0), 1)
-            mean = np.where(known, numbers, 0.0).sum(axis=0) / count
-            scale = np.sqrt((np.where(known, numbers - mean, 0.0) ** 2).sum(axis=0) / count)
         self.mean = mean.tolist()
+        with np.errstate(all="ignore"):
+            scale = np.sqrt(squares / np.maximum(count, 1))
         self.scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0).tolist()
         return self
 
@@ -104,9 +112,9 @@ class TableEncoder:
         """
         self.schema.check_columns(frame)
         n = len(frame)
-        sparse = np.zeros((n, len(self.schema.sparse)), dtype=np.int64)
+        sparse = np.zeros((n, len(self.schema.sparse)), dtype=np.int32)
         for place, feature in enumerate(self.schema.sparse):
-            sparse[:, place] = self._codes(feature.name, _plain_column(frame[feature.name], feature.name))
+            sparse[:, place] = self._codes(feature.name, frame[feature.name])
         numbers = self._numbers(frame)
         missing = np.isnan(numbers)
         scaled = np.where(missing, 0.0, (numbers - np.array(self.mean)) / np.array(self.scale))
@@ -154,24 +162,22 @@ class TableEncoder:
         buckets = self._buckets(owner)
         return len(self.values[owner]) if buckets is None else buckets
 
-    def _codes(self, owner: str, column: pd.Series) -> NDArray[np.int64]:
-        missing = column.isna().to_numpy()
+    def _codes(self, owner: str, column: pd.Series) -> NDArray[np.int32]:
+        places, values = _factorize(column, str(column.name))
         buckets = self._buckets(owner)
         if buckets is not None:
-            hashed = [FIRST + zlib.crc32(str(value).encode()) % buckets for value in column.to_numpy()]
-            codes = np.array(hashed, dtype=np.int64)
+            codes = np.array([FIRST + zlib.crc32(_text(value).encode()) % buckets for value in values], dtype=np.int32)
         else:
             if owner not in self._index:
                 self._index[owner] = pd.Index(self.values[owner], dtype=object)
-            place = self._index[owner].get_indexer(pd.Index(column.to_numpy(dtype=object), dtype=object))
-            codes = np.where(place < 0, UNKNOWN, place + FIRST).astype(np.int64)
-        codes[missing] = MISSING
-        return codes
+            found = self._index[owner].get_indexer(pd.Index(values, dtype=object))
+            codes = np.where(found < 0, UNKNOWN, found + FIRST).astype(np.int32)
+        return np.append(codes, np.int32(MISSING))[places]  # a missing value has the place -1
 
-    def _sequence(self, column: pd.Series, sequence: Sequence) -> NDArray[np.int64]:
+    def _sequence(self, column: pd.Series, sequence: Sequence) -> NDArray[np.int32]:
         flat, lengths = _flatten(column, sequence)
         codes = self._codes(self._owner(sequence), flat)
-        out = np.full((len(column), sequence.max_len), PAD, dtype=np.int64)
+        out = np.full((len(column), sequence.max_len), PAD, dtype=np.int32)
         row = np.repeat(np.arange(len(column)), lengths)
         place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         out[row, sequence.max_len - np.repeat(lengths, lengths) + place] = codes
@@ -207,13 +213,45 @@ def _flatten(column: pd.Series, sequence: Sequence) -> tuple[pd.Series, NDArray[
         newest = list(value[-sequence.max_len :])
         kept += newest
         lengths[place] = len(newest)
-    return _plain_column(pd.Series(kept, dtype=object), sequence.name), lengths
+    return pd.Series(kept, dtype=object, name=sequence.name), lengths
 
 
-def _plain_column(column: pd.Series, name: str) -> pd.Series:
-    """Values as str, int, float, bool or None, so that they can be looked up and written to a file."""
-    values = column.astype(object)
-    return values.map(lambda value: _plain(value, name), na_action="ignore")
+def _factorize(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any]]:
+    """Place of every row among the distinct values (-1 where missing), and these as str, int, float or bool.
+
+    Distinct values are few, so that what is done with each of them costs little.
+    """
+    try:
+        places, values = pd.factorize(column)
+    except TypeError:
+        places, values = np.arange(len(column)), column.to_numpy(dtype=object)  # lists, which _plain names
+    return places, [_plain(value, name) for value in values.tolist()]
+
+
+def _text(value: Any) -> str:
+    """What is hashed: 3.0 as 3, since a column of whole numbers becomes one of floats when one is missing."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _moments(numbers: NDArray[np.float64]) -> Moments:
+    """Count, mean and sum of squared deviations of each column, over the known values."""
+    known = ~np.isnan(numbers)
+    count = known.sum(axis=0).astype(float)
+    mean = np.where(known, numbers, 0.0).sum(axis=0) / np.maximum(count, 1)
+    with np.errstate(over="ignore"):
+        return count, mean, (np.where(known, numbers - mean, 0.0) ** 2).sum(axis=0)
+
+
+def _merge_moments(first: Moments, second: Moments) -> Moments:
+    """Moments of two batches together (Chan, Golub and LeVeque 1979)."""
+    count = first[0] + second[0]
+    share = second[0] / np.maximum(count, 1)
+    delta = second[1] - first[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return count, first[1] + delta * share, first[2] + second[2] + delta**2 * first[0] * share
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -74,6 +74,7 @@ class SharedBottom(MultiTaskModel):
         expert: Widths of the shared MLP's layers.
         tower: Hidden widths of the towers.
         activation: Of the shared MLP.
+        norm: Whether it is batch-normalised.
         dropout: In shared MLP and towers.
     """
 
@@ -84,10 +85,11 @@ class SharedBottom(MultiTaskModel):
         expert: Sequence[int] = (64,),
         tower: Sequence[int] = (32,),
         activation: str = "relu",
+        norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
-        self.experts = DenseExperts(dim, expert, 1, activation, dropout=dropout)
+        self.experts = DenseExperts(dim, expert, 1, activation, norm, dropout=dropout)
 
     def represent(self, x: Tensor) -> Tensor:
         """The same for every task."""
@@ -104,6 +106,7 @@ class MMoE(MultiTaskModel):
         expert: Widths of an expert's layers.
         tower: Hidden widths of the towers.
         activation: Of the experts.
+        norm: Whether the experts are batch-normalised.
         dropout: In experts and towers.
 
     Example:
@@ -120,10 +123,11 @@ class MMoE(MultiTaskModel):
         expert: Sequence[int] = (64,),
         tower: Sequence[int] = (32,),
         activation: str = "relu",
+        norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
-        self.experts = DenseExperts(dim, expert, num_experts, activation, dropout=dropout)
+        self.experts = DenseExperts(dim, expert, num_experts, activation, norm, dropout=dropout)
         self.gate = MultiGate(dim, num_experts, num_tasks)
 
     def represent(self, x: Tensor) -> Tensor:
@@ -150,6 +154,7 @@ class PLE(MultiTaskModel):
         expert: Widths of an expert's layers.
         tower: Hidden widths of the towers.
         activation: Of the experts.
+        norm: Whether the experts are batch-normalised.
         dropout: In experts and towers.
     """
 
@@ -163,6 +168,7 @@ class PLE(MultiTaskModel):
         expert: Sequence[int] = (64,),
         tower: Sequence[int] = (32,),
         activation: str = "relu",
+        norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
@@ -176,7 +182,7 @@ class PLE(MultiTaskModel):
         for level, paths in enumerate(self.paths):
             allowed = [[own in (path, num_tasks) or path == num_tasks for own in owner] for path in range(paths)]
             width = dim if level == 0 else list(expert)[-1]
-            self.experts.append(DenseExperts(width, expert, len(owner), activation, dropout=dropout))
+            self.experts.append(DenseExperts(width, expert, len(owner), activation, norm, dropout=dropout))
             self.gates.append(MultiGate(width, len(owner), paths, allowed))
 
     def represent(self, x: Tensor) -> Tensor:
@@ -205,6 +211,7 @@ class AdaTT(MultiTaskModel):
         expert: Widths of an expert's layers.
         tower: Hidden widths of the towers.
         activation: Of the experts.
+        norm: Whether the experts are batch-normalised.
         dropout: In experts and towers.
     """
 
@@ -217,6 +224,7 @@ class AdaTT(MultiTaskModel):
         expert: Sequence[int] = (64,),
         tower: Sequence[int] = (32,),
         activation: str = "relu",
+        norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
@@ -226,7 +234,7 @@ class AdaTT(MultiTaskModel):
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
         for level in range(num_levels):
             width = dim if level == 0 else list(expert)[-1]
-            self.experts.append(DenseExperts(width, expert, len(self.owner), activation, dropout=dropout))
+            self.experts.append(DenseExperts(width, expert, len(self.owner), activation, norm, dropout=dropout))
             self.gates.append(MultiGate(width, len(self.owner), num_tasks))
         self.own = nn.Parameter(torch.full((num_levels, num_tasks, num_specific), 1.0 / num_specific))
 
