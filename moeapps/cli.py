@@ -18,7 +18,7 @@ LIGHTNING = {
     "fit": "train a model from a YAML file",
     "validate": "score a checkpoint on the validation data",
     "test": "score a checkpoint on the test data",
-    "predict": "write a checkpoint's predictions to a file (--output FILE)",
+    "predict": "write predictions of a checkpoint, or of a saved model (predict MODEL --input FILE), to a file",
 }
 KINDS = {"models": "model", "routers": "router", "data": "data"}
 
@@ -36,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     debug = _take_flag(arguments, "--debug") or bool(os.environ.get("MOEAPPS_DEBUG"))
     try:
+        if arguments[:1] == ["predict"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+            return _predict_file(arguments[1:])
         if arguments and arguments[0] in LIGHTNING:
             return _run_lightning(arguments)
         return _run_light(arguments)
@@ -109,6 +111,25 @@ def _run_light(arguments: list[str]) -> int:
     from moeapps.demo import run
 
     run(options.output, options.seeds)
+    return 0
+
+
+def _predict_file(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="moeapps predict", description="Predict the rows of a table of any size with a saved model."
+    )
+    parser.add_argument("model", help="file that model.save wrote")
+    parser.add_argument("--input", required=True, help=".csv or .parquet file with the columns that the model knows")
+    parser.add_argument("--output", required=True, help=".csv or .parquet file to write")
+    parser.add_argument("--keep", default="", help="columns to copy beside the predictions, with commas")
+    options = parser.parse_args(arguments)
+    _silence()
+    from moeapps.core.scoring import predict_file
+
+    rows = predict_file(
+        moeapps.load(options.model), options.input, options.output, [name for name in options.keep.split(",") if name]
+    )
+    print(f"predictions: {options.output} ({rows} rows)")
     return 0
 
 

@@ -52,6 +52,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
         Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
         Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN as baseline"),
+        Entry("model", "moeapps.recsys.RankingModule", "any ranker, for `moeapps fit`"),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(
@@ -115,6 +116,12 @@ ENTRIES: dict[str, Entry] = {
             "moeapps.graph.PublicGraphData",
             "a public graph by name: Cora (embedded), tolokers, Penn94, ogbn-arxiv, ...",
         ),
+        Entry(
+            "data",
+            "moeapps.recsys.PublicRankingData",
+            "a public table: census-income, ml-100k, KuaiRand, ...",
+        ),
+        Entry("data", "moeapps.recsys.RankingData", "your own table: a frame, or a CSV or Parquet file of any size"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }

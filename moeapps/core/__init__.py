@@ -81,6 +81,7 @@ _LAZY = {
     "mix_experts": "gates",
     "mutual_information": "losses",
     "parameter_penalty_loss": "losses",
+    "predict_file": "scoring",
     "router_z_loss": "losses",
 }
 
@@ -122,6 +123,7 @@ __all__ = [
     "mix_experts",
     "mutual_information",
     "parameter_penalty_loss",
+    "predict_file",
     "router_z_loss",
 ]
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 
 from moeapps.core.errors import ConfigError
-from moeapps.core.files import atomic_write
+from moeapps.core.table_files import TableWriter
 
 __all__ = [
     "BestWeights",
@@ -223,7 +223,9 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write what ``predict_step`` returns (a dictionary of columns) to a CSV or Parquet file.
+    """Write what ``predict_step`` returns (a dictionary of columns) to a CSV or Parquet file, batch by batch.
+
+    The file replaces an older one only when it is complete.
 
     Args:
         path: The file; its ending decides the form (``.csv`` or ``.parquet``).
@@ -233,18 +235,39 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__("epoch")
-        if not path.endswith((".csv", ".parquet")):
-            raise ConfigError(f"predictions are written to a .csv or .parquet file, got {path!r}")
-        self.path = Path(path)
+        super().__init__("batch")
+        self.path = path
+        self._writer = TableWriter(path)
 
-    def write_on_epoch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Any, batch_indices: Any
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the file.
+
+        Raises:
+            ConfigError: If several processes predict, each of which has a part of the rows.
+        """
+        if trainer.world_size > 1:
+            raise ConfigError(f"predictions are written by one process: set devices to 1, got {trainer.world_size}")
+        self._writer = TableWriter(self.path)
+        self._writer.__enter__()
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
-        """Write all batches as one file, in order, replacing it only when it is complete."""
-        frame = pd.concat([pd.DataFrame(columns) for columns in predictions], ignore_index=True)
-        with atomic_write(self.path) as file:
-            if self.path.suffix == ".csv":
-                frame.to_csv(file, index=False)
-            else:
-                frame.to_parquet(file, index=False)
+        """Append a batch."""
+        self._writer.write(pd.DataFrame(prediction))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the file into its place."""
+        self._writer.__exit__(None, None, None)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave what stood in its place."""
+        if trainer.state.fn == "predict":
+            self._writer.__exit__(type(exception), exception, exception.__traceback__)

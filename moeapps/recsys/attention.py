@@ -114,16 +114,21 @@ class AWMoE(nn.Module):
         return self.score(gate, behaviour, target, there, profile)
 
 
-def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1) -> Tensor:
-    """InfoNCE between gate vectors and those of the same users with masked behaviour; other rows are the negatives.
+def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user: Tensor | None = None) -> Tensor:
+    """InfoNCE between gate vectors and those of the same users with masked behaviour; other users are the negatives.
 
     Args:
         gate: ``(N, E)``.
         view: ``(N, E)``, of the masked behaviour.
         temperature: Divides the cosine similarities.
+        user: ``(N,)`` user of each row: rows of one user are not each other's negatives. Every row is a user of its
+            own when None.
     """
     similarity = F.normalize(gate.float(), dim=-1) @ F.normalize(view.float(), dim=-1).t() / temperature
-    return F.cross_entropy(similarity, torch.arange(len(gate), device=gate.device))
+    rows = torch.arange(len(gate), device=gate.device)
+    if user is not None:
+        similarity = similarity.masked_fill((user[:, None] == user) & (rows[:, None] != rows), -torch.inf)
+    return F.cross_entropy(similarity, rows)
 
 
 def keep_some(there: Tensor, mask_probability: float) -> Tensor:

@@ -4,12 +4,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import pandas as pd
-from torch import nn
-
-from moeapps.core.errors import DataError
+from moeapps.core.checks import check_one_of
+from moeapps.recsys.data import Table
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import SequenceNetwork
+from moeapps.recsys.network import SEQUENCE
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
@@ -28,11 +26,16 @@ class AWMoERanker(Ranker):
         ``"aw_moe"`` or ``"din"``.
     contrastive_weight : float
         Of the contrastive loss on the gate; 0 for none. Only for ``"aw_moe"``.
+    user : str, optional
+        Sparse column of the users, whose rows are not each other's negatives in the contrastive loss; without it every
+        row counts as a user of its own.
     mask_probability : float
         Of a behaviour, in the other view of the contrastive loss.
     temperature : float
         Of the contrastive loss.
-    options, schema, embedding_dim, lr, weight_decay, batch_size, max_epochs, validation_fraction, patience
+    options, schema, embedding_dim, sparse_gradients, lr, weight_decay, batch_size, max_epochs
+        As in :class:`MultiTaskRanker`.
+    validation_fraction, patience
         As in :class:`MultiTaskRanker`.
     accelerator, verbose, log_dir, random_state
         As in :class:`MultiTaskRanker`.
@@ -43,11 +46,13 @@ class AWMoERanker(Ranker):
         model: str = "aw_moe",
         *,
         contrastive_weight: float = 0.05,
+        user: str | None = None,
         mask_probability: float = 0.2,
         temperature: float = 0.1,
         options: Mapping[str, Any] | None = None,
         schema: Schema | None = None,
         embedding_dim: int = 16,
+        sparse_gradients: bool = False,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
@@ -61,11 +66,13 @@ class AWMoERanker(Ranker):
     ) -> None:
         self.model = model
         self.contrastive_weight = contrastive_weight
+        self.user = user
         self.mask_probability = mask_probability
         self.temperature = temperature
         self.options = options
         self.schema = schema
         self.embedding_dim = embedding_dim
+        self.sparse_gradients = sparse_gradients
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_size = batch_size
@@ -77,17 +84,19 @@ class AWMoERanker(Ranker):
         self.log_dir = log_dir
         self.random_state = random_state
 
-    def fit(self, frame: pd.DataFrame, target: str, *, ignored: Sequence[str] = ()) -> Self:
+    def fit(self, frame: Table, target: str, *, ignored: Sequence[str] = (), validation: Table | None = None) -> Self:
         """Learn from a frame.
 
         Parameters
         ----------
-        frame : DataFrame
-            Rows with features, a history column of lists (oldest first) and the target.
+        frame : DataFrame or path
+            Rows with features, a history column of lists (oldest first) and the target; or a CSV or Parquet file.
         target : str
             Binary column to be predicted.
         ignored : list of str
             Columns not to look at.
+        validation : DataFrame or path, optional
+            Rows to validate on, instead of a part of ``frame``.
 
         Returns
         -------
@@ -100,30 +109,21 @@ class AWMoERanker(Ranker):
             Naming the argument, column or target that cannot be used, or that there is no history.
         """
         fitted = copy.copy(self)
-        fitted._fit(frame, [target], ignored, {target: "binary"})
+        fitted._fit(frame, [target], ignored, {target: "binary"}, validation)
         self.__dict__ = fitted.__dict__
         return self
 
-    def _build_model(self) -> SequenceNetwork:
-        schema = self.encoder_.schema
-        found = [i for i, sequence in enumerate(schema.sequences) if sequence.shares is not None]
-        if not found:
-            raise DataError(
-                "there is no history: AWMoERanker needs a Sequence that shares a Sparse column, such as "
-                "Sequence('history', shares='item_id')"
-            )
-        target = [feature.name for feature in schema.sparse].index(str(schema.sequences[found[0]].shares))
-        return SequenceNetwork(self.encoder_, found[0], target, self.model, self.options, self.embedding_dim)
-
-    def _module(self, network: nn.Module) -> RankingModule:
-        weight = self.contrastive_weight if self.model == "aw_moe" else 0.0
+    def _module(self) -> RankingModule:
+        check_one_of("model", self.model, SEQUENCE)
         return RankingModule(
-            network,
-            ["binary"],
-            self.targets_.names,
+            self.model,
+            None if self.options is None else dict(self.options),
+            embedding_dim=self.embedding_dim,
+            sparse_gradients=self.sparse_gradients,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            contrastive_weight=weight,
+            contrastive_weight=self.contrastive_weight if self.model == "aw_moe" else 0.0,
+            user=self.user,
             mask_probability=self.mask_probability,
             temperature=self.temperature,
         )

@@ -1,62 +1,346 @@
-"""Batches of encoded rows with their labels."""
+"""Batches of encoded rows: from frames, and from files that may be larger than memory."""
 
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from moeapps.core.errors import DataError
+from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.table_files import TableFile
 from moeapps.core.tabular.data import EncodedTable
-from moeapps.recsys.encoder import Rows
+from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.schema import Schema, as_schema
+from moeapps.recsys.targets import TargetKind, Targets
 
-__all__ = ["RowsDataModule"]
+__all__ = ["RankingData", "Table"]
+
+Table = pd.DataFrame | str | os.PathLike[str]
+"""A frame, or the path of a CSV or Parquet file."""
+
+EVALUATION_ROWS = 8192
+"""Rows that are evaluated at once."""
+
+
+class RankingData(L.LightningDataModule):
+    """Training, validation, test and prediction batches of a table.
+
+    A file is read in batches, once to learn its categories and numbers and once to encode its rows. The encoded rows
+    of a file are written to a folder and mapped into memory, so that a training takes its batches in random order
+    from a table that does not fit in memory, and continues exactly when it was stopped.
+
+    Args:
+        train: Frame or file to learn from.
+        val: To validate on; a part of the training rows when None.
+        test: To test on.
+        predict: To predict; its targets need not be there.
+        targets: Columns to be predicted.
+        schema: The features: a Schema, or a list such as ``[{kind: sparse, name: city}, {kind: dense, name: age},
+            {kind: sequence, name: history, shares: item_id}]``; inferred from the first rows when None.
+        ignored: Columns not to look at; of a file, all columns that are not in a given schema are ignored.
+        kinds: ``binary``, ``regression`` or ``count`` by target; inferred for the others.
+        row_id: Column that identifies a row: none may be in two of train, val and test.
+        keep: Columns to copy beside the predictions.
+        batch_size: Rows per step.
+        validation_fraction: Part of the training rows to validate on where there is no ``val``; 0 for none.
+        cache_dir: Folder with room for the encoded rows of a file; the system's temporary one when None. They are
+            removed when training ends.
+        num_workers: Processes that load.
+        seed: Seed of the order and of the validation rows.
+
+    Attributes:
+        encoder: Learned categories and numbers, after ``setup("fit")``.
+        targets: Kinds and classes of the targets.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+        DataError: In ``setup``, naming file, record and column, if a table cannot be learned from.
+    """
+
+    encoder: TableEncoder
+    targets: Targets
+
+    def __init__(
+        self,
+        train: Any = None,
+        val: Any = None,
+        test: Any = None,
+        predict: Any = None,
+        targets: Sequence[str] = (),
+        schema: Any = None,
+        ignored: Sequence[str] = (),
+        kinds: dict[str, TargetKind] | None = None,
+        row_id: str | None = None,
+        keep: Sequence[str] = (),
+        batch_size: int = 1024,
+        validation_fraction: float = 0.1,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_sizes(batch_size=batch_size)
+        if validation_fraction != 0:
+            check_fraction(validation_fraction=validation_fraction)
+        if validation_fraction >= 1:
+            raise ConfigError(f"validation_fraction must be below 1, got {validation_fraction!r}")
+        self.parts: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
+        if isinstance(targets, str):
+            raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
+        self.target_names, self.kinds = list(targets), kinds
+        self.schema = as_schema(schema)
+        self.ignored, self.row_id, self.keep = list(ignored), row_id, list(keep)
+        self.batch_size, self.validation_fraction = batch_size, validation_fraction
+        self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._train: EncodedTable | None = None
+        self._val: EncodedTable | None = None
+
+    def load(self, part: str) -> Table | None:
+        """The table of a part; a subclass that knows public data overrides this."""
+        found: Table | None = self.parts[part]
+        return found
+
+    @property
+    def watched(self) -> bool:
+        """Whether there are validation rows."""
+        return self._val is not None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Learn what the table is like and encode it, for training; the other stages need a trained model."""
+        if stage != "fit" or self._train is not None:
+            return
+        if not self.target_names:
+            raise ConfigError("targets must be a list with the name of at least one column, got none")
+        table = self.load("train")
+        if table is None:
+            raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
+        self._check_rows_differ()
+        source = _Source(table)
+        schema = self._schema_for(source)
+        held = self._held_out(source.count_rows())
+        self.targets = Targets(self.target_names, self.kinds).fit_batches(source.batches(schema))
+        train = source.batches(schema, ~held)
+        self.encoder = source.named(lambda: TableEncoder(schema).fit_batches(train))
+        self._train = self._encode(source, schema, ~held, "train")
+        if (val := self.load("val")) is not None:
+            self._val = self._encode(_Source(val, self.encoder), schema, None, "val")
+        elif held.any():
+            self._val = self._encode(source, schema, held, "val")
+
+    def _schema_for(self, source: "_Source") -> Schema:
+        """Schema with this training's targets; columns of a file that it does not name are ignored."""
+        names = source.columns
+        if self.schema is None:
+            first = next(source.all_batches(), None)
+            if first is None or len(first) == 0:
+                raise DataError(f"{source.name}has no rows" if source.name else "the frame has no rows")
+            return source.named(lambda: Schema.infer(first, self.target_names, self.ignored))
+        features = {feature.name for feature in self.schema.features}
+        ignored = [*self.schema.ignored, *self.ignored]
+        if source.file is not None:
+            ignored += [name for name in names if name not in features]
+        ignored = [name for name in dict.fromkeys(ignored) if name not in self.target_names]
+        return Schema(self.schema.features, tuple(self.target_names), tuple(ignored))
+
+    def _held_out(self, rows: int) -> NDArray[np.bool_]:
+        held = np.zeros(rows, dtype=bool)
+        if self.validation_fraction and self.load("val") is None:
+            number = max(1, round(rows * self.validation_fraction))
+            if number >= rows:
+                raise DataError(f"validation_fraction leaves no row of {rows} to learn from: set it to 0")
+            held[np.random.default_rng(self.seed).permutation(rows)[:number]] = True
+        return held
+
+    def _check_rows_differ(self) -> None:
+        if self.row_id is None:
+            return
+        seen: dict[str, NDArray[np.uint64]] = {}
+        for part in ("train", "val", "test"):
+            if (table := self.load(part)) is not None:
+                seen[part] = _Source(table).hashes(self.row_id)
+        names = list(seen)
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                common = len(np.intersect1d(seen[first], seen[second]))
+                if common:
+                    raise DataError(f"{common} values of row_id={self.row_id!r} are both in {first} and in {second}")
+
+    def _encode(self, source: "_Source", schema: Schema, chosen: NDArray[np.bool_] | None, name: str) -> EncodedTable:
+        count = source.count_rows() if chosen is None else int(chosen.sum())
+        if count == 0:
+            raise DataError(f"{source.name or f'{name}: '}there is no row")
+        arrays: list[NDArray[Any]] | None = None
+        start = 0
+        for frame in source.batches(schema, chosen):
+            rows, labels = source.named(partial(self._encode_frame, frame))
+            parts = [rows.sparse.numpy(), rows.dense.numpy(), labels, *(s.numpy() for s in rows.sequences)]
+            if arrays is None:
+                make = self._make_array(name) if source.file is not None else np.empty
+                arrays = [make((count, *part.shape[1:]), part.dtype) for part in parts]
+            for array, part in zip(arrays, parts, strict=True):
+                array[start : start + len(part)] = part
+            start += len(frame)
+        assert arrays is not None
+        return EncodedTable(*(torch.from_numpy(array) for array in arrays))
+
+    def _encode_frame(self, frame: pd.DataFrame) -> tuple[Rows, NDArray[np.float32]]:
+        return self.encoder.transform(frame), self.targets.encode(frame)
+
+    def _make_array(self, name: str) -> Callable[[tuple[int, ...], Any], NDArray[Any]]:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(dir=self.cache_dir, prefix="moeapps-")
+        folder, taken = Path(self._folder.name), iter(range(1000))
+
+        def make(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+            if 0 in shape:  # an empty file cannot be mapped
+                return np.empty(shape, dtype)
+            return np.memmap(folder / f"{name}-{next(taken)}", dtype=dtype, mode="w+", shape=shape)
+
+        return make
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; an incomplete last one is left out where there is a complete one."""
+        assert self._train is not None
+        return make_loader(
+            self._train,
+            self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            drop_last=len(self._train) >= self.batch_size,
+            collate_fn=_as_rows,
+        )
+
+    def val_dataloader(self) -> Any:
+        """Batches in order."""
+        if self._val is not None:
+            return make_loader(self._val, max(self.batch_size, EVALUATION_ROWS), collate_fn=_as_rows)
+        return self._stream("val", labeled=True) if self.load("val") is not None else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches in order, read and encoded as they are needed."""
+        return self._stream("test", labeled=True)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches in order, read and encoded as they are needed."""
+        return self._stream("predict", labeled=False)
+
+    def _stream(self, part: str, labeled: bool) -> DataLoader:
+        table = self.load(part)
+        if table is None:
+            raise ConfigError(f"{part} is not set: a frame, or the path of a .csv or .parquet file")
+        module: Any = self.trainer.lightning_module if self.trainer is not None else self
+        if not hasattr(module, "encoder"):
+            raise ConfigError("nothing is known of the table: give the checkpoint of a trained model with --ckpt_path")
+        return DataLoader(
+            _Stream(table, module.encoder, module.targets if labeled else None, self.keep), batch_size=None
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Remove the encoded rows of files."""
+        if self._folder is not None:
+            self._train = self._val = None
+            self._folder.cleanup()
+            self._folder = None
+
+
+class _Source:
+    """A frame or file as batches that have the columns of a schema."""
+
+    def __init__(self, table: Table, encoder: TableEncoder | None = None) -> None:
+        self.frame: pd.DataFrame | None = None
+        self.file: TableFile | None = None
+        if isinstance(table, pd.DataFrame):
+            self.frame, self.columns, self.name = table, list(table.columns), ""
+        elif isinstance(table, str | os.PathLike):
+            kinds = None if encoder is None else encoder.column_kinds()
+            self.file = TableFile(table, 8 * EVALUATION_ROWS, kinds)
+            self.columns, self.name = self.file.columns, f"{self.file.path}: "
+        else:
+            raise DataError(f"frame must be a pandas DataFrame or the path of a file, got {type(table).__name__}")
+
+    def named(self, work: Callable[[], Any]) -> Any:
+        """Do something, putting the name of the file before what is wrong with its content."""
+        try:
+            return work()
+        except DataError as error:
+            if self.name and not str(error).startswith(str(self.name)[:-2]):
+                raise DataError(f"{self.name}{error}") from None
+            raise
+
+    def count_rows(self) -> int:
+        if self.frame is not None:
+            return len(self.frame)
+        assert self.file is not None
+        return self.file.count_rows()
+
+    def all_batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        if self.frame is not None:
+            yield self.frame if columns is None else self.frame[columns]
+        else:
+            assert self.file is not None
+            yield from self.file.batches(columns)
+
+    def batches(self, schema: Schema, chosen: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
+        """Batches with all columns of a frame, and those of a file that matter; of these, the chosen rows."""
+        self.named(lambda: schema.check_columns(pd.DataFrame(columns=pd.Index(self.columns)), targets=True))
+        wanted = [*(feature.name for feature in schema.features), *schema.targets]
+        start = 0
+        for frame in self.all_batches(None if self.file is None else wanted):
+            stop = start + len(frame)
+            yield frame if chosen is None else frame[chosen[start:stop]]
+            start = stop
+
+    def hashes(self, name: str) -> NDArray[np.uint64]:
+        """Of the values of a column."""
+        if name not in self.columns:
+            raise DataError(f"{self.name}there is no column {name!r}, which row_id names")
+        parts = [
+            pd.util.hash_array(frame[name].astype(str).to_numpy(dtype=object)) for frame in self.all_batches([name])
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+class _Stream(IterableDataset):
+    """Batches that are encoded as they are read."""
+
+    def __init__(self, table: Table, encoder: TableEncoder, targets: Targets | None, keep: Sequence[str]) -> None:
+        self.source, self.encoder, self.targets = _Source(table, encoder), encoder, targets
+        self.keep = list(keep)
+        for name in self.keep:
+            if name not in self.source.columns:
+                raise DataError(f"{self.source.name}there is no column {name!r}, which keep names")
+
+    def __iter__(self) -> Iterator[Any]:
+        schema = self.encoder.schema
+        wanted = [feature.name for feature in schema.features]
+        labels = list(schema.targets) if self.targets is not None else []
+        missing = [name for name in [*wanted, *labels] if name not in self.source.columns]
+        if missing:
+            raise DataError(f"{self.source.name}there is no column {', '.join(map(repr, missing))}")
+        names = list(dict.fromkeys([*wanted, *labels, *self.keep]))
+        for whole in self.source.all_batches(names):
+            for start in range(0, len(whole), EVALUATION_ROWS):
+                frame = whole.iloc[start : start + EVALUATION_ROWS]
+                rows = self.source.named(partial(self.encoder.transform, frame[wanted]))
+                if self.targets is None:
+                    yield rows, {name: frame[name].to_numpy() for name in self.keep}
+                else:
+                    yield rows, torch.from_numpy(self.targets.encode(frame))
 
 
 def _as_rows(batch: Any) -> tuple[Rows, Tensor]:
     sparse, dense, labels, *sequences = batch
     return Rows(sparse, dense, tuple(sequences)), labels
-
-
-class RowsDataModule(L.LightningDataModule):
-    """Training and validation batches ``(Rows, labels)``.
-
-    Args:
-        train: Rows and labels ``(n, T)`` to learn from.
-        val: The same to validate on; None for no validation.
-        batch_size: Rows per batch. An incomplete last batch is left out of training.
-        seed: Seed of the order.
-    """
-
-    def __init__(
-        self,
-        train: tuple[Rows, NDArray[np.float32]],
-        val: tuple[Rows, NDArray[np.float32]] | None = None,
-        batch_size: int = 1024,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.train, self.val = _table(*train), None if val is None else _table(*val)
-        self.batch_size, self.seed = batch_size, seed
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches."""
-        full = len(self.train) >= self.batch_size
-        return make_loader(
-            self.train, self.batch_size, shuffle=True, seed=self.seed, drop_last=full, collate_fn=_as_rows
-        )
-
-    def val_dataloader(self) -> ResumableLoader:
-        """Batches in order."""
-        assert self.val is not None
-        return make_loader(self.val, max(self.batch_size, 4096), collate_fn=_as_rows)
-
-
-def _table(rows: Rows, labels: NDArray[np.float32]) -> EncodedTable:
-    if len(rows) != len(labels):
-        raise DataError(f"{len(rows)} rows and {len(labels)} labels")
-    columns: list[Any] = [rows.sparse, rows.dense, torch.from_numpy(np.ascontiguousarray(labels)), *rows.sequences]
-    return EncodedTable(*columns)

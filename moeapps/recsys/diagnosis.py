@@ -9,13 +9,13 @@ import torch
 
 from moeapps.core.errors import ConfigError
 from moeapps.recsys.encoder import Rows
-from moeapps.recsys.multigate import MultiTaskModel
+from moeapps.recsys.multigate import SharedBottom
 from moeapps.recsys.network import MultiTaskNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "diagnose", "has_gates"]
 
 ZEROS, SPREAD, IGNORED, CAPTURED = 0.9, 10.0, 0.05, 0.6
 """When to speak: share of zeros; ratio of largest to smallest variance in a level; weight of all own experts; weight of
@@ -57,6 +57,16 @@ class Diagnosis:
                     found.append(f"{place}: only {gate} uses {row['expert']} (degradation)")
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """As numbers to log: zeros and spread of variances of each level, and the weights of the gates."""
+        found = {}
+        for level, part in self.experts.groupby("level", sort=False):
+            found[f"{level}/zeros"] = float(part["zeros"].max())
+            found[f"{level}/variance_ratio"] = float(part["variance"].max() / max(part["variance"].min(), 1e-12))
+        for row in self.gates.itertuples():
+            found[f"{row.level}/{row.gate}/{row.expert}"] = float(row.weight)  # type: ignore[arg-type]
+        return found
+
     def plot(self, title: str = "") -> "Figure":
         """Left: zeros and variance of every expert; right: mean weight of every expert in every gate."""
         from moeapps.core.plots import new_figure
@@ -89,6 +99,11 @@ class Diagnosis:
         return figure
 
 
+def has_gates(network: Any) -> bool:
+    """Whether there is anything to diagnose."""
+    return isinstance(network, MultiTaskNetwork) and not isinstance(network.model, SharedBottom)
+
+
 @torch.no_grad()
 def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> Diagnosis:
     """Look at experts and gates on some rows.
@@ -101,16 +116,14 @@ def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> D
     Raises:
         ConfigError: If the network has no gates (Shared-Bottom, DIN).
     """
-    model = network.model if isinstance(network, MultiTaskNetwork) else None
-    if not isinstance(model, MultiTaskModel):
-        raise ConfigError(f"{type(network).__name__} has no multi-gate model to look at")
+    model = getattr(network, "model", network)
+    if not has_gates(network):
+        raise ConfigError(f"{type(model).__name__} has no gates to look at")
     model.record = True
     try:
         network(rows)
     finally:
         model.record = False
-    if not model.recorded:
-        raise ConfigError(f"{type(model).__name__} has no gates to look at")
     experts, gates = [], []
     for level in model.recorded:
         outputs, weights = level["outputs"], level["weights"]

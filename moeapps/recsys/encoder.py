@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moeapps.core.errors import DataError
+from moeapps.core.table_files import ColumnKind, kind_of
 from moeapps.core.tabular.columns import plain_value
+from moeapps.recsys.moments import column_moments, merge_moments
 from moeapps.recsys.schema import Dense, Schema, Sequence
 
 __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
@@ -93,7 +95,7 @@ class TableEncoder:
                 if owner in found:
                     flat, _ = _flatten(frame[sequence.name], sequence)
                     found[owner].update(dict.fromkeys(_factorize(flat, sequence.name)[1]))
-            count, mean, squares = _merge_moments((count, mean, squares), _moments(self._numbers(frame)))
+            count, mean, squares = merge_moments((count, mean, squares), column_moments(self._numbers(frame)))
         if rows == 0:
             raise DataError("the frame has no rows")
         self.values = {name: list(values) for name, values in found.items()}
@@ -141,6 +143,13 @@ class TableEncoder:
         """For each sequence, which table its entries are in."""
         return [self.table_names.index(self._owner(sequence)) for sequence in self.schema.sequences]
 
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """What the columns of a CSV file have to be read as, so that their categories are found again."""
+        kinds: dict[str, ColumnKind] = {sequence.name: "list" for sequence in self.schema.sequences}
+        kinds.update((dense.name, "number") for dense in self.schema.dense)
+        kinds.update((sparse.name, kind_of(self.values.get(sparse.name, []))) for sparse in self.schema.sparse)
+        return kinds
+
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
         return {"schema": self.schema.to_json(), "values": self.values, "mean": self.mean, "scale": self.scale}
@@ -166,7 +175,7 @@ class TableEncoder:
         places, values = _factorize(column, str(column.name))
         buckets = self._buckets(owner)
         if buckets is not None:
-            codes = np.array([FIRST + zlib.crc32(_text(value).encode()) % buckets for value in values], dtype=np.int32)
+            codes = np.array([FIRST + zlib.crc32(str(value).encode()) % buckets for value in values], dtype=np.int32)
         else:
             if owner not in self._index:
                 self._index[owner] = pd.Index(self.values[owner], dtype=object)
@@ -223,35 +232,10 @@ def _factorize(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any
     """
     try:
         places, values = pd.factorize(column)
-    except TypeError:
-        places, values = np.arange(len(column)), column.to_numpy(dtype=object)  # lists, which _plain names
-    return places, [_plain(value, name) for value in values.tolist()]
-
-
-def _text(value: Any) -> str:
-    """What is hashed: 3.0 as 3, since a column of whole numbers becomes one of floats when one is missing."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-
-
-def _moments(numbers: NDArray[np.float64]) -> Moments:
-    """Count, mean and sum of squared deviations of each column, over the known values."""
-    known = ~np.isnan(numbers)
-    count = known.sum(axis=0).astype(float)
-    mean = np.where(known, numbers, 0.0).sum(axis=0) / np.maximum(count, 1)
-    with np.errstate(over="ignore"):
-        return count, mean, (np.where(known, numbers - mean, 0.0) ** 2).sum(axis=0)
-
-
-def _merge_moments(first: Moments, second: Moments) -> Moments:
-    """Moments of two batches together (Chan, Golub and LeVeque 1979)."""
-    count = first[0] + second[0]
-    share = second[0] / np.maximum(count, 1)
-    delta = second[1] - first[1]
-    with np.errstate(over="ignore", invalid="ignore"):
-        return count, first[1] + delta * share, first[2] + second[2] + delta**2 * first[0] * share
+        distinct = values.tolist()
+    except TypeError:  # lists, which _plain names
+        places, distinct = np.arange(len(column)), column.tolist()
+    return places, [_plain(value, name) for value in distinct]
 
 
 def _plain(value: Any, name: str) -> Any:

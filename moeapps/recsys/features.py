@@ -20,6 +20,8 @@ class FeatureEmbedding(nn.Module):
         num_dense: Width of the dense part of the rows.
         sequence_tables: For each sequence, the table of its entries.
         dim: Width of an embedding.
+        sparse_gradients: Whether the table's gradient holds only the rows that a batch has, which pays for large
+            tables; the optimiser has to take it.
 
     Attributes:
         out_dim: Width of :meth:`forward`'s result: sparse, pooled sequences, dense.
@@ -34,6 +36,7 @@ class FeatureEmbedding(nn.Module):
         num_dense: int,
         sequence_tables: Sequence[int] = (),
         dim: int = 8,
+        sparse_gradients: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim)
@@ -41,7 +44,7 @@ class FeatureEmbedding(nn.Module):
         self.sequence_tables = list(sequence_tables)
         starts = torch.tensor([0, *table_sizes]).cumsum(0)
         self.register_buffer("starts", starts[:-1], persistent=False)
-        self.table = nn.Embedding(max(int(starts[-1]), 1), dim)
+        self.table = nn.Embedding(max(int(starts[-1]), 1), dim, sparse=sparse_gradients)
         nn.init.normal_(self.table.weight, std=dim**-0.5 * 0.3)
         self.out_dim = dim * (num_sparse + len(self.sequence_tables)) + num_dense
 

@@ -1,51 +1,75 @@
-"""How rankers are trained: masked task losses, AdamW, a cosine schedule."""
+"""How rankers are trained: masked task losses, AdamW, a cosine schedule, a look at experts and gates every epoch."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
-from moeapps.core.errors import ConfigError
+from moeapps.core.distributed import world_size
+from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.module import MoEModule
-from moeapps.recsys.attention import AWMoE, contrastive_loss
-from moeapps.recsys.encoder import Rows
-from moeapps.recsys.network import SequenceNetwork
-from moeapps.recsys.targets import TargetKind, task_losses
+from moeapps.recsys.attention import contrastive_loss
+from moeapps.recsys.diagnosis import diagnose, has_gates
+from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.metrics import auc
+from moeapps.recsys.network import MultiTaskNetwork, SequenceNetwork, build_network
+from moeapps.recsys.targets import Targets, task_losses
 
 __all__ = ["RankingModule"]
+
+_TABLE = "moeapps_table"
 
 
 class RankingModule(MoEModule):
     """Weighted sum of the tasks' losses over the rows whose label is known.
 
+    What the table is like (categories, numbers, targets) comes from the data module, or from the checkpoint that is
+    loaded: :meth:`attach` builds the network from it.
+
     Args:
-        network: Rows to outputs ``(N, T)``.
-        kinds: Kind of each task.
-        names: Name of each task, for logging.
-        task_weights: Weight of each task; one each when None.
-        positive_weight: Weight of the positive rows of each binary task; one each when None.
-        lr: Learning rate of AdamW.
+        model: ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; for one binary target
+            and a history ``"din"`` or ``"aw_moe"``.
+        options: Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
+        groups: For HoME: name of a group to the names of its targets, every target once.
+        products: Target to the target that it presupposes (ESMM).
+        task_weights: Weight of a target's loss; 1 for the others.
+        positive_weight: Weight of a binary target's positive rows; 1 for the others.
+        embedding_dim: Width of a category's embedding.
+        sparse_gradients: Whether the gradient of the embeddings holds only the rows that a batch has. Everything is
+            trained by Adagrad then, which takes such gradients.
+        lr: Learning rate of AdamW (or Adagrad).
         weight_decay: Its weight decay; none on embeddings and norms.
         contrastive_weight: Of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
+        user: Sparse column of the users, whose rows are not each other's negatives in the contrastive loss.
         mask_probability: Of a behaviour, in the other view.
         temperature: Of the contrastive loss.
+
+    Attributes:
+        network: Encoded rows to outputs ``(N, T)``, once attached.
 
     Raises:
         ConfigError: If an argument is impossible.
     """
 
+    network: MultiTaskNetwork | SequenceNetwork
+    encoder: TableEncoder
+    targets: Targets
+
     def __init__(
         self,
-        network: nn.Module,
-        kinds: Sequence[TargetKind],
-        names: Sequence[str],
-        task_weights: Sequence[float] | None = None,
-        positive_weight: Sequence[float] | None = None,
+        model: str = "home",
+        options: dict[str, Any] | None = None,
+        groups: dict[str, list[str]] | None = None,
+        products: dict[str, str] | None = None,
+        task_weights: dict[str, float] | None = None,
+        positive_weight: dict[str, float] | None = None,
+        embedding_dim: int = 8,
+        sparse_gradients: bool = False,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         contrastive_weight: float = 0.0,
+        user: str | None = None,
         mask_probability: float = 0.2,
         temperature: float = 0.1,
     ) -> None:
@@ -58,26 +82,60 @@ class RankingModule(MoEModule):
         for name, value in (("lr", lr), ("temperature", temperature)):
             if value == 0:
                 raise ConfigError(f"{name} must be above 0, got 0")
-        if contrastive_weight > 0 and not (isinstance(network, SequenceNetwork) and isinstance(network.model, AWMoE)):
-            raise ConfigError("contrastive_weight is for AW-MoE's gate; this network has none")
-        self.network, self.kinds, self.names = network, list(kinds), list(names)
-        self.lr, self.weight_decay = lr, weight_decay
+        if contrastive_weight > 0 and model != "aw_moe":
+            raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={model!r}")
+        self.save_hyperparameters()
+        self.arguments: dict[str, Any] = {
+            "model": model,
+            "options": options,
+            "groups": groups,
+            "products": products,
+            "embedding_dim": embedding_dim,
+            "sparse_gradients": sparse_gradients,
+        }
+        self.weights = {"task_weights": dict(task_weights or {}), "positive_weight": dict(positive_weight or {})}
+        self.lr, self.weight_decay, self.sparse_gradients = lr, weight_decay, sparse_gradients
         self.contrastive_weight, self.mask_probability, self.temperature = (
             contrastive_weight,
             mask_probability,
             temperature,
         )
-        ones = [1.0] * len(self.kinds)
-        for name, values in (("task_weights", task_weights), ("positive_weight", positive_weight)):
-            values = ones if values is None else list(values)
-            if len(values) != len(ones):
-                raise ConfigError(f"{name} has {len(values)} numbers, expected one for each of {len(ones)} tasks")
-            check_at_least_zero(**{name: min(values)})
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.user = user
+        self._collected: list[tuple[Tensor, Tensor]] = []
+
+    def attach(self, encoder: TableEncoder, targets: Targets) -> None:
+        """Build the network for a table.
+
+        Raises:
+            ConfigError: If an argument does not fit the table.
+        """
+        self.encoder, self.targets = encoder, targets
+        sparse = [feature.name for feature in encoder.schema.sparse]
+        if self.user is not None and self.user not in sparse:
+            raise ConfigError(f"user must be one of the Sparse columns {', '.join(sparse)}, got {self.user!r}")
+        self._user = None if self.user is None else sparse.index(self.user)
+        self.network = build_network(encoder, targets, **self.arguments)
+        for argument, given in self.weights.items():
+            for name in given:
+                targets.place(name, f"{argument}:")
+            values = [float(given.get(name, 1.0)) for name in targets.names]
+            check_at_least_zero(**{argument: min(values)})
+            self.register_buffer(argument, torch.tensor(values), persistent=False)
+
+    def configure_model(self) -> None:
+        """Take the table from the data module, where it knows one; Lightning calls this before weights are restored."""
+        data = getattr(self._trainer, "datamodule", None)
+        if not hasattr(self, "network") and data is not None and hasattr(data, "encoder"):
+            self.attach(data.encoder, data.targets)
+
+    def forward(self, rows: Rows) -> Tensor:
+        """Outputs ``(N, T)`` of encoded rows."""
+        return self.network(rows)
 
     def _by_name(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        losses = task_losses(outputs, labels, self.kinds, self.get_buffer("positive_weight"))
-        return dict(zip(self.names, losses * self.get_buffer("task_weights"), strict=True))
+        kinds = [self.targets.kinds[name] for name in self.targets.names]
+        losses = task_losses(outputs, labels, kinds, self.get_buffer("positive_weight"))
+        return dict(zip(self.targets.names, losses * self.get_buffer("task_weights"), strict=True))
 
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch of rows and labels ``(N, T)``."""
@@ -86,24 +144,80 @@ class RankingModule(MoEModule):
             assert isinstance(self.network, SequenceNetwork)
             outputs, gate, view = self.network.with_views(rows, self.mask_probability)
             terms = self._by_name(outputs, labels)
-            terms["contrastive"] = self.contrastive_weight * contrastive_loss(gate, view, self.temperature)
+            user = None if self._user is None else rows.sparse[:, self._user]
+            terms["contrastive"] = self.contrastive_weight * contrastive_loss(gate, view, self.temperature, user)
         else:
             terms = self._by_name(self.network(rows), labels)
         return self.total_loss(terms, batch_size=len(rows))
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
-        """Log ``val/loss`` and each task's."""
-        rows, labels = batch
-        losses = self._by_name(self.network(rows), labels)
-        self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=len(rows))
-        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, batch_size=len(rows))
+        """Log ``val/loss`` and each task's; of the first batch also what experts and gates are like."""
+        self._evaluate("val", *batch)
+        if batch_idx == 0 and has_gates(self.network):
+            found = diagnose(self.network, batch[0], self.targets.names).metrics()
+            self.log_dict({f"diagnosis/{name}": value for name, value in found.items()}, batch_size=len(batch[0]))
+
+    def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
+        """Log ``test/loss`` and each task's."""
+        self._evaluate("test", *batch)
+
+    def _evaluate(self, stage: str, rows: Rows, labels: Tensor) -> None:
+        outputs = self.network(rows)
+        losses = self._by_name(outputs, labels)
+        logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
+        logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
+        self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
+        self._collected.append((outputs.float().cpu(), labels.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/auc/<task>`` of the binary tasks; NaN where the rows have one class only."""
+        self._log_areas("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/auc/<task>``."""
+        self._log_areas("test")
+
+    def _log_areas(self, stage: str) -> None:
+        outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        self._collected.clear()
+        for t, name in enumerate(self.targets.names):
+            if self.targets.kinds[name] == "binary":
+                self.log(f"{stage}/auc/{name}", auc(labels[:, t], outputs[:, t]), sync_dist=world_size() > 1)
+
+    def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
+        """Columns that were kept, then one per target: probabilities, numbers, rates."""
+        rows, kept = batch
+        found = self.targets.decode(self.network(rows).float().cpu().numpy())
+        return {**kept, **{name: found[:, t] for t, name in enumerate(self.targets.names)}}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a cosine schedule to a tenth of the rate."""
+        """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the rate."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
         chosen = {id(p) for p in decayed}
         others = [p for p in self.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
-        return self.with_cosine_schedule(optimizer)
+        make = torch.optim.Adagrad if self.sparse_gradients else torch.optim.AdamW
+        return self.with_cosine_schedule(make([group for group in groups if group["params"]], lr=self.lr))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the table is like beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_TABLE] = {"encoder": self.encoder.state(), "targets": self.targets.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network for the checkpoint's table, unless the data has said what the table is like.
+
+        Raises:
+            FileFormatError: If it is not a ranker's checkpoint, or one of another table.
+        """
+        table = checkpoint.get(_TABLE)
+        if table is None:
+            raise FileFormatError("the checkpoint is not one of a RankingModule: it does not know its table")
+        if not hasattr(self, "network"):
+            self.attach(TableEncoder.from_state(table["encoder"]), Targets.from_state(table["targets"]))
+        elif table != {"encoder": self.encoder.state(), "targets": self.targets.state()}:
+            raise FileFormatError(
+                "the training data is not what the checkpoint was trained on: its categories, numbers or targets differ"
+            )
+        super().on_load_checkpoint(checkpoint)

@@ -6,12 +6,12 @@ from typing import Any, Self
 
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
-from moeapps.core.errors import ConfigError
+from moeapps.core.checks import check_one_of
+from moeapps.recsys.data import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import MultiTaskNetwork
+from moeapps.recsys.network import MULTI_TASK
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import TargetKind
@@ -28,6 +28,9 @@ class MultiTaskRanker(Ranker):
         ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``.
     groups : dict, optional
         For HoME: name of a group to the names of its targets, every target once.
+    products : dict, optional
+        Target to the target that it presupposes (``{"buy": "click"}``): the probability of the first is its tower's
+        times that of the second (ESMM).
     options : dict, optional
         Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
     schema : Schema, optional
@@ -38,8 +41,11 @@ class MultiTaskRanker(Ranker):
         Weight of a binary target's positive rows; 1 for the others.
     embedding_dim : int
         Width of a category's embedding.
+    sparse_gradients : bool
+        Whether the embeddings' gradient holds only the rows that a batch has, for tables of millions of categories;
+        everything is trained by Adagrad then.
     lr, weight_decay : float
-        Of AdamW.
+        Of AdamW (or Adagrad).
     batch_size : int
         Rows per step.
     max_epochs : int
@@ -88,11 +94,13 @@ class MultiTaskRanker(Ranker):
         model: str = "home",
         *,
         groups: Mapping[str, Sequence[str]] | None = None,
+        products: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         schema: Schema | None = None,
         task_weights: Mapping[str, float] | None = None,
         positive_weight: Mapping[str, float] | None = None,
         embedding_dim: int = 8,
+        sparse_gradients: bool = False,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
@@ -106,11 +114,13 @@ class MultiTaskRanker(Ranker):
     ) -> None:
         self.model = model
         self.groups = groups
+        self.products = products
         self.options = options
         self.schema = schema
         self.task_weights = task_weights
         self.positive_weight = positive_weight
         self.embedding_dim = embedding_dim
+        self.sparse_gradients = sparse_gradients
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_size = batch_size
@@ -124,24 +134,28 @@ class MultiTaskRanker(Ranker):
 
     def fit(
         self,
-        frame: pd.DataFrame,
+        frame: Table,
         targets: Sequence[str],
         *,
         ignored: Sequence[str] = (),
         kinds: Mapping[str, TargetKind] | None = None,
+        validation: Table | None = None,
     ) -> Self:
         """Learn from a frame.
 
         Parameters
         ----------
-        frame : DataFrame
-            Rows with features and targets. A target that is NaN is not learned from in that row.
+        frame : DataFrame or path
+            Rows with features and targets, or a CSV or Parquet file, which may be larger than memory. A target that is
+            NaN is not learned from in that row.
         targets : list of str
             Columns to be predicted.
         ignored : list of str
             Columns not to look at (ids for grouping, weights, time stamps).
         kinds : dict, optional
             ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
+        validation : DataFrame or path, optional
+            Rows to validate on, instead of a part of ``frame``.
 
         Returns
         -------
@@ -154,7 +168,7 @@ class MultiTaskRanker(Ranker):
             Naming the argument, column or target that cannot be used.
         """
         fitted = copy.copy(self)
-        fitted._fit(frame, targets, ignored, kinds)
+        fitted._fit(frame, targets, ignored, kinds, validation)
         self.__dict__ = fitted.__dict__
         return self
 
@@ -174,35 +188,17 @@ class MultiTaskRanker(Ranker):
         check_is_fitted(self, "model_")
         return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
 
-    def _build_model(self) -> MultiTaskNetwork:
-        names, options = self.targets_.names, dict(self.options or {})
-        if self.groups is not None:
-            if self.model != "home":
-                raise ConfigError(f"groups are for model='home', got model={self.model!r}")
-            for group, members in self.groups.items():
-                for name in members:
-                    if name not in names:
-                        raise ConfigError(f"groups: {group!r} has {name!r}, which is not among {', '.join(names)}")
-            options["groups"] = {
-                group: [names.index(name) for name in members] for group, members in self.groups.items()
-            }
-        return MultiTaskNetwork(self.encoder_, len(names), self.model, options, self.embedding_dim)
-
-    def _module(self, network: nn.Module) -> RankingModule:
-        names = self.targets_.names
+    def _module(self) -> RankingModule:
+        check_one_of("model", self.model, MULTI_TASK)
         return RankingModule(
-            network,
-            [self.targets_.kinds[name] for name in names],
-            names,
-            self._per_task("task_weights"),
-            self._per_task("positive_weight"),
+            self.model,
+            None if self.options is None else dict(self.options),
+            None if self.groups is None else {group: list(members) for group, members in self.groups.items()},
+            None if self.products is None else dict(self.products),
+            None if self.task_weights is None else dict(self.task_weights),
+            None if self.positive_weight is None else dict(self.positive_weight),
+            embedding_dim=self.embedding_dim,
+            sparse_gradients=self.sparse_gradients,
             lr=self.lr,
             weight_decay=self.weight_decay,
         )
-
-    def _per_task(self, argument: str) -> list[float]:
-        given: Mapping[str, float] = getattr(self, argument) or {}
-        for name in given:
-            if name not in self.targets_.names:
-                raise ConfigError(f"{argument}: {name!r} is not among {', '.join(self.targets_.names)}")
-        return [float(given.get(name, 1.0)) for name in self.targets_.names]

@@ -12,10 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.recsys.data import RowsDataModule
+from moeapps.core.table_files import ColumnKind
+from moeapps.recsys.data import RankingData, Table
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
@@ -40,48 +41,49 @@ class Ranker(LightningEstimator):
     targets_: Targets
     _saved_attributes = ("n_iter_",)
 
-    def _module(self, network: nn.Module) -> RankingModule:
+    def _module(self) -> RankingModule:
         raise NotImplementedError
 
-    def _check(self) -> None:
-        check_sizes(embedding_dim=self.embedding_dim, batch_size=self.batch_size)
-        if self.validation_fraction != 0:
-            check_fraction(validation_fraction=self.validation_fraction)
-        if self.validation_fraction >= 1:
-            raise ConfigError(f"validation_fraction must be below 1, got {self.validation_fraction!r}")
+    def _build_model(self) -> nn.Module:
+        module = self._module()
+        module.attach(self.encoder_, self.targets_)
+        return module.network
+
+    def _fit(
+        self, frame: Table, targets: Sequence[str], ignored: Sequence[str], kinds: Any, validation: Table | None
+    ) -> None:
+        check_sizes(embedding_dim=self.embedding_dim)
         if self.schema is not None and not isinstance(self.schema, Schema):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
-
-    def _fit(self, frame: pd.DataFrame, targets: Sequence[str], ignored: Sequence[str], kinds: Any) -> None:
-        self._check()
-        if not isinstance(frame, pd.DataFrame) or len(frame) == 0:
+        if isinstance(frame, pd.DataFrame) and len(frame) == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
         if isinstance(targets, str) or not targets:
             raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
-        schema = self.schema or Schema.infer(frame, targets, ignored)
-        if self.schema is not None:
-            schema = Schema(schema.features, tuple(targets), (*schema.ignored, *ignored))
-        schema.check_columns(frame, targets=True)
-        self.targets_ = Targets(targets, kinds)
-        labels = self.targets_.fit(frame)
         seed = self._seed()
-        held = np.zeros(len(frame), dtype=bool)
-        if self.validation_fraction:
-            number = max(1, round(len(frame) * self.validation_fraction))
-            if number >= len(frame):
-                raise DataError(f"validation_fraction leaves no row of {len(frame)} to learn from: set it to 0")
-            held[np.random.default_rng(seed).permutation(len(frame))[:number]] = True
-        train = frame[~held]
-        self.encoder_ = TableEncoder(schema).fit(train)  # what only validation rows have is unknown to the model
-        with isolate_rng():
-            seed_everything(seed)
-            module = self._module(self._build_model())
-        watched = bool(held.any())
-        val = (self.encoder_.transform(frame[held]), labels[held]) if watched else None
-        data = RowsDataModule((self.encoder_.transform(train), labels[~held]), val, self.batch_size, seed)
-        self.history_ = self._train(
-            module, data, seed, monitor="val/loss" if watched else None, mode="min", validate=watched
+        data = RankingData(
+            frame,
+            validation,
+            targets=targets,
+            schema=self.schema,
+            ignored=ignored,
+            kinds=None if kinds is None else dict(kinds),
+            batch_size=self.batch_size,
+            validation_fraction=self.validation_fraction,
+            seed=seed,
         )
+        module = self._module()
+        try:
+            data.setup("fit")
+            with isolate_rng():
+                seed_everything(seed)
+                module.attach(data.encoder, data.targets)
+            watched = data.watched
+            self.history_ = self._train(
+                module, data, seed, monitor="val/loss" if watched else None, mode="min", validate=watched
+            )
+        finally:
+            data.teardown("fit")
+        self.encoder_, self.targets_ = data.encoder, data.targets
         self.n_iter_ = len(self.history_)
         self.model_ = module.network.eval()
 
@@ -112,6 +114,11 @@ class Ranker(LightningEstimator):
         """
         outputs = self._outputs(frame)
         return pd.DataFrame(self.targets_.decode(outputs), columns=self.targets_.names, index=frame.index)
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`."""
+        check_is_fitted(self, "model_")
+        return self.encoder_.column_kinds()
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Likelier value of binary targets, numbers of the others."""

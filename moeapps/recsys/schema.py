@@ -10,7 +10,7 @@ import pandas as pd
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["Dense", "Feature", "Schema", "Sequence", "Sparse"]
+__all__ = ["Dense", "Feature", "Schema", "Sequence", "Sparse", "as_schema"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,32 @@ class Schema:
             arguments = dict(entry)
             features.append(_KINDS[arguments.pop("kind")](**arguments))
         return cls(tuple(features), tuple(values["targets"]), tuple(values["ignored"]))
+
+
+def as_schema(given: Any) -> Schema | None:
+    """A schema as it is, or from a list of features as YAML has them: ``{kind: sparse, name: city}``.
+
+    Raises:
+        ConfigError: If it is neither, or a feature has no such kind or argument.
+    """
+    if given is None or isinstance(given, Schema):
+        return given
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"schema must be a Schema, a list of features or None, got {type(given).__name__}")
+    features: list[Feature] = []
+    for entry in given:
+        if isinstance(entry, Sparse | Dense | Sequence):
+            features.append(entry)
+            continue
+        arguments = dict(entry) if isinstance(entry, dict) else {}
+        kind = arguments.pop("kind", None)
+        if kind not in _KINDS:
+            raise ConfigError(f"schema: {entry!r} must have a kind, one of {', '.join(_KINDS)}, and a name")
+        try:
+            features.append(_KINDS[kind](**arguments))
+        except TypeError as error:
+            raise ConfigError(f"schema: {entry!r}: {error}") from None
+    return Schema(tuple(features))
 
 
 def _kind(name: str, column: pd.Series) -> str:

@@ -1,7 +1,7 @@
 """What is predicted: binary, regression and count targets, each with a loss that leaves out unknown labels."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.recsys.moments import Moments, column_moments, merge_moments
 
 __all__ = ["TargetKind", "Targets", "task_losses"]
 
@@ -43,38 +44,53 @@ class Targets:
         self.mean: list[float] = []
         self.scale: list[float] = []
 
-    def fit(self, frame: pd.DataFrame) -> NDArray[np.float32]:
-        """Learn the kinds and what the numbers are like; the labels ``(n, T)``.
+    def fit(self, frame: pd.DataFrame) -> Self:
+        """Learn the kinds and what the numbers are like.
 
         Raises:
             DataError: If a column is missing or has no known label, a binary target has more than two values, or a
                 count is negative.
         """
+        return self.fit_batches([frame])
+
+    def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
+        """Learn from rows that come in batches."""
+        values: dict[str, set[Any]] = {name: set() for name in self.names}
+        moments: dict[str, Moments] = {}
+        for frame in frames:
+            for name in self.names:
+                if name not in frame.columns:
+                    raise DataError(f"targets: the frame has no column {name!r}")
+                known = frame[name].dropna()
+                if len(values[name]) <= 2:
+                    values[name].update(known.unique().tolist()[:3])
+                numbers = pd.to_numeric(known, errors="coerce").dropna().to_numpy(dtype=float)
+                if len(numbers):
+                    found = column_moments(numbers[:, None])
+                    moments[name] = merge_moments(moments[name], found) if name in moments else found
         for name in self.names:
-            if name not in frame.columns:
-                raise DataError(f"targets: the frame has no column {name!r}")
-            known = frame[name].dropna()
-            if len(known) == 0:
+            distinct = sorted(values[name], key=lambda value: (str(type(value)), value))
+            if not distinct:
                 raise DataError(f"target {name!r} has no known label")
-            values = sorted(known.unique().tolist(), key=lambda value: (str(type(value)), value))
-            kind = self.kinds.setdefault(name, "binary" if len(values) <= 2 else "regression")
+            kind = self.kinds.setdefault(name, "binary" if len(distinct) <= 2 else "regression")
             if kind == "binary":
-                if len(values) > 2:
-                    raise DataError(f"target {name!r} is binary and has {len(values)} values, such as {values[:3]}")
-                if not set(values) <= {0, 1}:
-                    self.classes[name] = values
+                if len(distinct) > 2:
+                    raise DataError(f"target {name!r} is binary and has more than two values, such as {distinct[:3]}")
+                if not set(distinct) <= {0, 1}:
+                    self.classes[name] = distinct
         self.mean, self.scale = [0.0] * len(self.names), [1.0] * len(self.names)
-        labels = self.encode(frame)
         for t, name in enumerate(self.names):
-            if self.kinds[name] == "regression":
-                there = labels[:, t][~np.isnan(labels[:, t])]
-                self.mean[t], self.scale[t] = float(there.mean()), float(there.std()) or 1.0
-        return self.encode(frame)
+            if self.kinds[name] == "regression" and name in moments:
+                count, mean, squares = (float(part[0]) for part in moments[name])
+                self.mean[t], self.scale[t] = mean, (squares / count) ** 0.5 or 1.0
+        return self
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
         """Labels ``(n, T)``, standardised where they are numbers."""
         labels = np.full((len(frame), len(self.names)), np.nan)
         for t, name in enumerate(self.names):
+            if name not in frame.columns:
+                raise DataError(f"targets: the frame has no column {name!r}")
             column = frame[name]
             if name in self.classes:
                 codes = {value: float(i) for i, value in enumerate(self.classes[name])}
@@ -107,12 +123,22 @@ class Targets:
                 result[:, t] = column * self.scale[t] + self.mean[t]
         return result
 
+    def place(self, name: str, what: str) -> int:
+        """Number of a target.
+
+        Raises:
+            ConfigError: Beginning with ``what``, if there is no such target.
+        """
+        if name not in self.names:
+            raise ConfigError(f"{what} {name!r}, which is not among {', '.join(self.names)}")
+        return self.names.index(name)
+
     def state(self) -> dict[str, Any]:
         """As JSON values."""
         return dict(vars(self))
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Targets":
+    def from_state(cls, state: dict[str, Any]) -> Self:
         """Undo :meth:`state`."""
         targets = cls(state["names"])
         vars(targets).update(state)

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.table_files import ColumnKind, kind_of
 
 __all__ = ["ColumnEncoder", "plain_value"]
 
@@ -88,6 +89,11 @@ class ColumnEncoder:
             code = column.map(lookup).to_numpy(dtype=float, na_value=UNKNOWN)
             codes[:, place] = np.where(column.isna(), MISSING, np.nan_to_num(code, nan=UNKNOWN))
         return self._numbers(X), codes
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """What the columns of a CSV file have to be read as, in the order of training."""
+        categories = dict(zip(self.categorical, self.categories, strict=True))
+        return {name: kind_of(categories[i]) if i in categories else "number" for i, name in enumerate(self.names)}
 
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""

@@ -27,6 +27,7 @@ from moeapps.core.plots import plot_load
 from moeapps.core.routers import router_class
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
+from moeapps.core.table_files import ColumnKind
 from moeapps.core.tabular.columns import FIRST, ColumnEncoder
 from moeapps.core.tabular.data import TableDataModule
 from moeapps.core.tabular.module import TabularModule
@@ -269,6 +270,17 @@ class TabularEstimator(LightningEstimator):
         if any(isinstance(kind, pd.SparseDtype) for kind in X.dtypes):
             raise TypeError("sparse columns are not supported: convert them with X.sparse.to_dense()")
         return X
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`.
+
+        Raises:
+            DataError: If the model was fitted on an array, whose columns have no names.
+        """
+        check_is_fitted(self, "model_")
+        if not hasattr(self, "feature_names_in_"):
+            raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
+        return self.columns_.column_kinds()
 
     def _batch_size(self, n: int) -> int:
         """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""

@@ -1,9 +1,11 @@
-"""Tables in files of any size: CSV and Parquet, read in batches of rows."""
+"""Tables in files of any size: CSV and Parquet, read and written in batches of rows."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -12,10 +14,10 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import DataError, FileFormatError
-from moeapps.core.files import existing_file
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.files import atomic_write, existing_file
 
-__all__ = ["ColumnKind", "TableFile"]
+__all__ = ["ColumnKind", "TableFile", "TableWriter", "kind_of"]
 
 ColumnKind = Literal["number", "whole", "bool", "list", "text"]
 """What the cells of a CSV column are."""
@@ -23,20 +25,34 @@ ColumnKind = Literal["number", "whole", "bool", "list", "text"]
 _NOT_A_NUMBER = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 _PATTERNS = (
     ("whole", r"^(-?[1-9]\d{0,17}|0)$"),
-    ("number", r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"),
+    ("number", r"^[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?$"),
     ("list", r"^\[[\s\S]*\]$"),
 )
 _BLOCK = 16_000_000
 """Bytes of a CSV file that are in memory at once; a record may not be longer."""
+
+_GROUP = 65_536
+"""Rows of a row group that is written."""
+
+
+def kind_of(categories: Sequence[Any]) -> ColumnKind:
+    """What a CSV column has to be read as, so that these categories are found again."""
+    if not categories:
+        return "text"
+    if all(isinstance(value, bool) for value in categories):
+        return "bool"
+    if all(isinstance(value, int) for value in categories):
+        return "whole"
+    return "number" if all(isinstance(value, int | float) for value in categories) else "text"
 
 
 class TableFile:
     """A ``.csv`` or ``.parquet`` file whose rows come in batches, so that it may be larger than memory.
 
     A Parquet file says what its columns hold. A CSV file does not: where ``kinds`` says nothing either, the file is
-    read once to find out. A column is ``"whole"`` if all its cells are whole numbers without leading zeros, ``"number"``
-    if all are numbers, ``"list"`` if all are JSON lists, and ``"text"`` otherwise. An empty cell is missing; ``NA`` and
-    the like are missing among numbers, and text among text. ``"bool"`` (``true``, ``false``) is never guessed.
+    read once to find out. A column is ``"whole"`` if all its cells are whole numbers without leading zeros,
+    ``"number"`` if all are numbers, ``"list"`` if all are JSON lists, and ``"text"`` otherwise. An empty cell is
+    missing; ``NA`` and the like are missing among numbers, and text among text. ``"bool"`` is never guessed.
 
     Args:
         path: The file; a CSV file is UTF-8, with a header.
@@ -72,7 +88,7 @@ class TableFile:
             raise FileFormatError(f"{path}: the header has {twice[0]!r} more than once")
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
-        """The rows, some at a time; the index counts them from 0.
+        """The rows, some at a time; the index counts them from 0. Without any rows, one empty frame.
 
         Args:
             columns: Only these.
@@ -85,11 +101,19 @@ class TableFile:
         start = 0
         names = self.columns if columns is None else columns
         for table in self._csv_batches(names) if self._is_csv else self._parquet_batches(names):
-            for first in range(0, max(len(table), 1), self.batch_rows):
+            for first in range(0, len(table), self.batch_rows):
                 part = table.iloc[first : first + self.batch_rows].reset_index(drop=True)
                 part.index = pd.RangeIndex(start, start + len(part))
                 start += len(part)
                 yield part
+        if start == 0:
+            yield pd.DataFrame(columns=pd.Index(names))
+
+    def count_rows(self) -> int:
+        """Number of rows; of a CSV file it is counted."""
+        if not self._is_csv:
+            return int(pq.ParquetFile(self.path).metadata.num_rows)
+        return sum(batch.num_rows for batch in self._texts(self.columns[:1]))
 
     def _read_header(self) -> list[str]:
         try:
@@ -98,9 +122,16 @@ class TableFile:
             return list(pq.ParquetFile(self.path).schema_arrow.names)
         except pa.ArrowInvalid as error:
             if self._is_csv and "Empty CSV" in str(error):
-                raise FileFormatError(f"{self.path} is empty: expected a header with the names of the columns") from None
-            kind = "UTF-8 CSV" if self._is_csv else "Parquet"
-            raise FileFormatError(f"{self.path} is not a {kind} file: {error}") from None
+                raise FileFormatError(
+                    f"{self.path} is empty: expected a header with the names of the columns"
+                ) from None
+            if self._is_csv:
+                raise self._csv_error(error) from None
+            raise FileFormatError(f"{self.path} is not a Parquet file: {error}") from None
+
+    def _csv_error(self, error: Exception) -> FileFormatError:
+        text = str(error).replace("Row #", "record ")
+        return FileFormatError(f"{self.path}: {text} (the header is record 1)")
 
     def _open_csv(self, block: int, names: list[str] | None = None) -> arrow_csv.CSVStreamingReader:
         return arrow_csv.open_csv(
@@ -119,8 +150,7 @@ class TableFile:
         try:
             yield from self._open_csv(_BLOCK, names)
         except pa.ArrowInvalid as error:
-            text = str(error).replace("Row #", "record ")
-            raise FileFormatError(f"{self.path}: {text} (the header is record 1)") from None
+            raise self._csv_error(error) from None
 
     def _csv_batches(self, names: list[str]) -> Iterator[pd.DataFrame]:
         kinds = self._find_kinds(names)
@@ -149,9 +179,10 @@ class TableFile:
                 cells = batch.column(name)
                 empty = pc.is_in(cells, pa.array(_NOT_A_NUMBER))
                 for kind, pattern in _PATTERNS:
-                    if kind in possible[name] and not pc.all(
-                        pc.or_(empty, pc.match_substring_regex(cells, pattern)), min_count=0
-                    ).as_py():
+                    if (
+                        kind in possible[name]
+                        and not pc.all(pc.or_(empty, pc.match_substring_regex(cells, pattern)), min_count=0).as_py()
+                    ):
                         possible[name].discard(kind)
                 seen[name] |= not pc.all(empty, min_count=0).as_py()
         for name in unknown:
@@ -184,6 +215,63 @@ class TableFile:
             except pa.ArrowInvalid:
                 return known.to_pandas().map(_whole, na_action="ignore").astype(object)
         return known.to_pandas().astype(object).map(_list if kind == "list" else _bool, na_action="ignore")
+
+
+class TableWriter:
+    """A ``.csv`` or ``.parquet`` file that is written in pieces, and stands in its place only once it is complete.
+
+    Use it in a ``with`` block; where that fails, what stood at the path before is left as it was.
+
+    Args:
+        path: The file; its ending decides the form.
+
+    Raises:
+        ConfigError: If the ending is neither.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".csv", ".parquet"):
+            raise ConfigError(f"predictions are written to a .csv or .parquet file, got {str(path)!r}")
+        self.rows = 0
+        self._stack = ExitStack()
+        self._waiting: list[pd.DataFrame] = []
+        self._parquet: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(atomic_write(self.path))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is not None:
+            return self._stack.__exit__(*error)
+        with self._stack:
+            self._flush()
+            if self._parquet is not None:
+                self._parquet.close()
+        return None
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Append rows; all pieces have the same columns."""
+        self._waiting.append(frame)
+        self.rows += len(frame)
+        if sum(map(len, self._waiting)) >= _GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        frame = pd.concat(self._waiting, ignore_index=True)
+        self._waiting = []
+        if self.path.suffix == ".csv":
+            frame.to_csv(self._file, index=False, header=self._file.tell() == 0)
+            return
+        if self._parquet is None:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            self._parquet = pq.ParquetWriter(self._file, table.schema)
+        else:
+            table = pa.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
+        self._parquet.write_table(table)
 
 
 def _whole(cell: str) -> int | str:

@@ -1,0 +1,180 @@
+"""A ranker without this package's network code: an ONNX or torch.export program, and its encoders as JSON beside it."""
+
+import copy
+import hashlib
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_one_of
+from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.files import atomic_write, existing_file
+from moeapps.core.table_files import ColumnKind
+from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.module import RankingModule
+from moeapps.recsys.ranker import Ranker
+from moeapps.recsys.targets import Targets
+
+__all__ = ["OnnxRanker", "export_ranker"]
+
+_FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+_TABLE = "table.json"
+_BATCH = 8192
+
+
+class _Program(nn.Module):
+    """Codes and numbers to probabilities, numbers and rates, without a container around the inputs."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, targets: Targets) -> None:
+        super().__init__()
+        self.network = network
+        self.kinds = [targets.kinds[name] for name in targets.names]
+        self.register_buffer("mean", torch.tensor(targets.mean))
+        self.register_buffer("scale", torch.tensor(targets.scale))
+
+    def forward(self, sparse: Tensor, dense: Tensor, *sequences: Tensor) -> Tensor:
+        outputs = self.network(Rows(sparse, dense, tuple(sequences)))
+        columns = []
+        for t, kind in enumerate(self.kinds):
+            column = outputs[:, t]
+            if kind == "regression":
+                column = column * self.scale[t] + self.mean[t]
+            columns.append({"binary": column.sigmoid, "count": column.exp}.get(kind, lambda same=column: same)())
+        return torch.stack(columns, dim=1)
+
+
+def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Literal["onnx", "torch"] = "onnx") -> Path:
+    """Write a fitted ranker as a program of any batch size, with what encodes its rows beside it.
+
+    The program takes ``sparse`` ``(N, S)`` int32 codes, ``dense`` ``(N, 2 D)`` float32 and one ``(N, L)`` int32 tensor
+    per sequence, as :class:`~moeapps.recsys.TableEncoder` makes them, and gives ``(N, T)`` probabilities, numbers and
+    rates. ``table.json`` holds the categories, means and scales, the names of the targets, and the program's SHA-256.
+
+    Args:
+        ranker: A fitted ranker, or a module that was trained from the command line
+            (``RankingModule.load_from_checkpoint(path, weights_only=True)``).
+        folder: Where to write; made if it is not there.
+        form: ``"onnx"`` (needs ``moeapps[onnx]``; :class:`OnnxRanker` runs it) or ``"torch"`` (``torch.export.load``
+            runs it).
+
+    Returns:
+        The program's path.
+
+    Raises:
+        ConfigError: If ONNX is not installed.
+        OSError: If the disk refuses; what stood there is then unchanged.
+    """
+    check_one_of("form", form, _FILES)
+    if isinstance(ranker, RankingModule):
+        network, encoder, targets = ranker.network, ranker.encoder, ranker.targets
+    else:
+        check_is_fitted(ranker, "model_")
+        network, encoder, targets = ranker.model_, ranker.encoder_, ranker.targets_
+    program = _Program(copy.deepcopy(network).cpu(), targets).eval()
+    schema = encoder.schema
+    inputs = (
+        torch.zeros(3, len(schema.sparse), dtype=torch.int32),
+        torch.zeros(3, 2 * len(schema.dense)),
+        *(torch.zeros(3, sequence.max_len, dtype=torch.int32) for sequence in schema.sequences),
+    )
+    rows = torch.export.Dim("rows")
+    shapes: dict[str, Any] = {"sparse": {0: rows}, "dense": {0: rows}}
+    if schema.sequences:
+        shapes["sequences"] = tuple({0: rows} for _ in schema.sequences)
+    traced = torch.export.export(program, inputs, dynamic_shapes=shapes)
+    path = Path(folder) / _FILES[form]
+    content = _onnx(traced) if form == "onnx" else _pt2(traced)
+    with atomic_write(path) as file:
+        file.write(content)
+    table = {
+        "encoder": encoder.state(),
+        "targets": targets.state(),
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    with atomic_write(Path(folder) / _TABLE) as file:
+        file.write(json.dumps(table, allow_nan=False).encode())
+    return path
+
+
+def _onnx(program: torch.export.ExportedProgram) -> bytes:
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError:
+        raise ConfigError("ONNX is not installed: pip install 'moeapps[onnx]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about its own future
+        model = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert model is not None
+    content: bytes = model.model_proto.SerializeToString()
+    return content
+
+
+def _pt2(program: torch.export.ExportedProgram) -> bytes:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own storage
+        path = Path(folder) / "model.pt2"
+        torch.export.save(program, path)
+        return path.read_bytes()
+
+
+class OnnxRanker:
+    """A ranker that :func:`export_ranker` wrote, run by onnxruntime.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        FileFormatError: If the files are damaged or do not belong together.
+        ConfigError: If onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ConfigError("onnxruntime is not installed: pip install 'moeapps[onnx]'") from None
+        table = existing_file(Path(folder) / _TABLE, "the table of an exported ranker")
+        path = existing_file(Path(folder) / _FILES["onnx"], "an exported ranker")
+        content = path.read_bytes()
+        try:
+            found = json.loads(table.read_bytes())
+            self.encoder = TableEncoder.from_state(found["encoder"])
+            self.targets = Targets.from_state(found["targets"])
+            digest = found["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{table} is damaged: {error}") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise FileFormatError(f"{path} is damaged, or does not belong to {table}")
+        self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """Columns of the table, and what a CSV file's cells are read as."""
+        return self.encoder.column_kinds()
+
+    def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """As :meth:`MultiTaskRanker.predict_proba`."""
+        rows = self.encoder.transform(frame)
+        names = [entry.name for entry in self._session.get_inputs()]
+        parts = []
+        for start in range(0, len(rows), _BATCH):
+            part = rows.at(slice(start, start + _BATCH))
+            given = {"sparse": part.sparse, "dense": part.dense}
+            given |= {f"sequences_{i}": sequence for i, sequence in enumerate(part.sequences)}
+            parts.append(self._session.run(None, {name: given[name].numpy() for name in names})[0])
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.targets.names)))
+        return pd.DataFrame(found.astype(float), columns=self.targets.names, index=frame.index)
+
+    predict = predict_proba

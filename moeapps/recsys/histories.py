@@ -1,0 +1,101 @@
+"""Histories and splits that do not look ahead."""
+
+import numpy as np
+import pandas as pd
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import DataError
+
+__all__ = ["add_history", "leave_last_out", "time_split"]
+
+
+def add_history(
+    frame: pd.DataFrame,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str = "timestamp",
+    max_history: int = 50,
+    where: str | None = None,
+) -> pd.DataFrame:
+    """Rows in order of time, with ``<item>_history``: the items of the user's rows of an earlier time, oldest first.
+
+    Nothing of the row itself, of rows of the same time or of later ones is in a history.
+
+    Args:
+        frame: One row per event.
+        user: Column of users.
+        item: Column of items.
+        time: Column of times.
+        max_history: So many of the newest entries are kept.
+        where: Column of 0 and 1 (such as a click): only rows with a 1 are remembered. All when None.
+
+    Raises:
+        DataError: If a column is not there.
+    """
+    check_sizes(max_history=max_history)
+    _there(frame, user, item, time, *([] if where is None else [where]))
+    frame = frame.sort_values([time, user, item], kind="stable", ignore_index=True)
+    histories: list[list[object]] = [[] for _ in range(len(frame))]
+    items, times = frame[item].to_numpy(), frame[time].to_numpy()
+    counts = np.ones(len(frame), dtype=bool) if where is None else frame[where].to_numpy() == 1
+    for rows in frame.groupby(user).indices.values():
+        remembered = rows[counts[rows]]
+        seen = items[remembered]
+        for row, before in zip(rows, np.searchsorted(times[remembered], times[rows], side="left"), strict=True):
+            histories[row] = seen[max(0, before - max_history) : before].tolist()
+    return frame.assign(**{f"{item}_history": pd.Series(histories, dtype=object)})
+
+
+def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = (0.8, 0.1)) -> list[pd.DataFrame]:
+    """Training, validation and test rows in order of time; rows of the same time stay together.
+
+    Args:
+        frame: Rows.
+        time: Column of times.
+        fractions: Of the training and validation rows; the rest is for testing.
+
+    Raises:
+        DataError: If the column is not there or a part would be empty.
+    """
+    _there(frame, time)
+    stamps = frame[time].to_numpy()
+    first, second = np.quantile(stamps, [fractions[0], sum(fractions)], method="inverted_cdf")
+    masks = [stamps <= first, (stamps > first) & (stamps <= second), stamps > second]
+    return _parts(frame, masks, f"fractions={fractions}")
+
+
+def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFrame]:
+    """Each user's last row to test on, the one before it to validate on, all others to train on.
+
+    Users with fewer than three rows are trained on only. A user's histories do not look ahead, but the training rows of
+    one user may be later than the test row of another: use :func:`time_split` where that matters.
+
+    Args:
+        frame: Rows.
+        user: Column of users.
+        time: Column of times; among rows of the same time the later one in the frame is the last.
+
+    Raises:
+        DataError: If a column is not there or a part would be empty.
+    """
+    _there(frame, user, time)
+    ordered = frame[[user, time]].reset_index(drop=True).sort_values(time, kind="stable")
+    groups = ordered.groupby(user)[time]
+    from_last = groups.cumcount(ascending=False).sort_index().to_numpy()
+    long = groups.transform("size").sort_index().to_numpy() >= 3
+    test, val = long & (from_last == 0), long & (from_last == 1)
+    return _parts(frame, [~(test | val), val, test], "leave_last_out")
+
+
+def _there(frame: pd.DataFrame, *names: str) -> None:
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(f"the frame has no column {name!r}")
+
+
+def _parts(frame: pd.DataFrame, masks: list[np.ndarray], what: str) -> list[pd.DataFrame]:
+    parts = [frame[mask] for mask in masks]
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        if len(part) == 0:
+            raise DataError(f"{what} leaves no {name} row of {len(frame)}")
+    return parts
