@@ -83,10 +83,14 @@ class MoEModule(L.LightningModule):
 
     def with_cosine_schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """For ``configure_optimizers``: the rate falls along a cosine to a tenth, over all steps of the training."""
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
-        )
+
+        def factor(step: int) -> float:
+            if step == 0:  # asked before training: counting the steps now would load the data before a resumed run's
+                return 1.0  # checkpoint has said where in the data it was
+            steps = max(int(self.trainer.estimated_stepping_batches), 1)
+            return 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property

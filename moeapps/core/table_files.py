@@ -25,7 +25,7 @@ ColumnKind = Literal["number", "whole", "bool", "list", "text"]
 _NOT_A_NUMBER = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 _PATTERNS = (
     ("whole", r"^(-?[1-9]\d{0,17}|0)$"),
-    ("number", r"^[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?$"),
+    ("number", r"^[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"),
     ("list", r"^\[[\s\S]*\]$"),
 )
 _BLOCK = 16_000_000

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
-from moeapps.core.table_files import TableFile
+from moeapps.core.table_files import ColumnKind, TableFile
 from moeapps.core.tabular.data import EncodedTable
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.schema import Schema, as_schema
@@ -127,7 +127,7 @@ class RankingData(L.LightningDataModule):
         if table is None:
             raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         self._check_rows_differ()
-        source = _Source(table)
+        source = _Source(table, None if self.schema is None else self.schema.column_kinds())
         schema = self._schema_for(source)
         held = self._held_out(source.count_rows())
         self.targets = Targets(self.target_names, self.kinds).fit_batches(source.batches(schema))
@@ -135,7 +135,7 @@ class RankingData(L.LightningDataModule):
         self.encoder = source.named(lambda: TableEncoder(schema).fit_batches(train))
         self._train = self._encode(source, schema, ~held, "train")
         if (val := self.load("val")) is not None:
-            self._val = self._encode(_Source(val, self.encoder), schema, None, "val")
+            self._val = self._encode(_Source(val, self.encoder.column_kinds()), schema, None, "val")
         elif held.any():
             self._val = self._encode(source, schema, held, "val")
 
@@ -259,13 +259,12 @@ class RankingData(L.LightningDataModule):
 class _Source:
     """A frame or file as batches that have the columns of a schema."""
 
-    def __init__(self, table: Table, encoder: TableEncoder | None = None) -> None:
+    def __init__(self, table: Table, kinds: Mapping[str, ColumnKind] | None = None) -> None:
         self.frame: pd.DataFrame | None = None
         self.file: TableFile | None = None
         if isinstance(table, pd.DataFrame):
             self.frame, self.columns, self.name = table, list(table.columns), ""
         elif isinstance(table, str | os.PathLike):
-            kinds = None if encoder is None else encoder.column_kinds()
             self.file = TableFile(table, 8 * EVALUATION_ROWS, kinds)
             self.columns, self.name = self.file.columns, f"{self.file.path}: "
         else:
@@ -317,7 +316,7 @@ class _Stream(IterableDataset):
     """Batches that are encoded as they are read."""
 
     def __init__(self, table: Table, encoder: TableEncoder, targets: Targets | None, keep: Sequence[str]) -> None:
-        self.source, self.encoder, self.targets = _Source(table, encoder), encoder, targets
+        self.source, self.encoder, self.targets = _Source(table, encoder.column_kinds()), encoder, targets
         self.keep = list(keep)
         for name in self.keep:
             if name not in self.source.columns:

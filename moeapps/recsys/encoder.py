@@ -145,10 +145,8 @@ class TableEncoder:
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """What the columns of a CSV file have to be read as, so that their categories are found again."""
-        kinds: dict[str, ColumnKind] = {sequence.name: "list" for sequence in self.schema.sequences}
-        kinds.update((dense.name, "number") for dense in self.schema.dense)
-        kinds.update((sparse.name, kind_of(self.values.get(sparse.name, []))) for sparse in self.schema.sparse)
-        return kinds
+        categories = {sparse.name: kind_of(self.values.get(sparse.name, [])) for sparse in self.schema.sparse}
+        return {**self.schema.column_kinds(), **categories}
 
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
@@ -217,7 +215,8 @@ def _flatten(column: pd.Series, sequence: Sequence) -> tuple[pd.Series, NDArray[
             continue
         if not isinstance(value, list | tuple | np.ndarray):
             raise DataError(
-                f"column {sequence.name!r} is a Sequence and holds {value!r} at row {place}, expected a list"
+                f"column {sequence.name!r} is a Sequence and holds {value!r} at row {column.index[place]}, expected "
+                "a list"
             )
         newest = list(value[-sequence.max_len :])
         kept += newest

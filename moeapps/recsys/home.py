@@ -104,6 +104,9 @@ class HoME(MultiTaskModel):
         torch.Size([4, 3])
     """
 
+    reads: Tensor
+    group_of: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -125,7 +128,8 @@ class HoME(MultiTaskModel):
         given = {"all": list(range(num_tasks))} if groups is None else {k: list(v) for k, v in groups.items()}
         _check_groups(given, num_tasks)
         self.groups = given
-        self.group_of = [next(c for c, tasks in enumerate(given.values()) if t in tasks) for t in range(num_tasks)]
+        group_of = [next(c for c, tasks in enumerate(given.values()) if t in tasks) for t in range(num_tasks)]
+        self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
         count, shared = len(given), len(given)  # `shared` is the number of the shared path and of its owner
 
         meta = [shared] * num_shared + [c for c in range(count) for _ in range(num_group)]
@@ -143,10 +147,11 @@ class HoME(MultiTaskModel):
         users += [tasks for tasks in given.values() for _ in range(num_group)]
         names = ["global"] * num_shared + [f"group {name}" for name in given for _ in range(num_group)]
         for task in range(num_tasks):
-            reads += [self.group_of[task]] * num_specific
+            reads += [group_of[task]] * num_specific
             users += [[task]] * num_specific
             names += [f"task {task}"] * num_specific
-        self.reads, self.task_names = reads, _number(names)
+        self.task_names = _number(names)
+        self.register_buffer("reads", torch.tensor(reads), persistent=False)
         self.task_experts = DenseExperts(width, expert, len(reads), "silu", norm=True, dropout=dropout)
         self.task_gate = MultiGate(
             2 * width, len(reads), num_tasks, [[t in u for u in users] for t in range(num_tasks)]
@@ -164,8 +169,8 @@ class HoME(MultiTaskModel):
         self.note("meta", outputs, weights, self.meta_names, gates)
         paths = mix_experts(weights, outputs)  # (N, C + 1, h)
 
-        outputs = self.task_experts(paths[:, self.reads])
-        both = torch.cat([paths[:, self.group_of], paths[:, -1:].expand(-1, self.num_tasks, -1)], dim=-1)
+        outputs = self.task_experts(paths.index_select(1, self.reads))
+        both = torch.cat([paths.index_select(1, self.group_of), paths[:, -1:].expand(-1, self.num_tasks, -1)], dim=-1)
         weights = self.task_gate(both)
         if self.task_self is not None:
             weights = weights + self.task_self(both)

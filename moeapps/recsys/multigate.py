@@ -158,6 +158,8 @@ class PLE(MultiTaskModel):
         dropout: In experts and towers.
     """
 
+    owner: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -174,7 +176,8 @@ class PLE(MultiTaskModel):
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
         check_sizes(num_specific=num_specific, num_shared=num_shared, num_levels=num_levels)
         owner = [task for task in range(num_tasks) for _ in range(num_specific)] + [num_tasks] * num_shared
-        self.owner = owner  # task of each expert; num_tasks for the shared ones
+        # task of each expert; num_tasks for the shared ones
+        self.register_buffer("owner", torch.tensor(owner), persistent=False)
         self.names = [f"task {t}: {i}" for t in range(num_tasks) for i in range(num_specific)]
         self.names += [f"shared {i}" for i in range(num_shared)]
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
@@ -189,7 +192,7 @@ class PLE(MultiTaskModel):
         """Level by level; afterwards one path per task."""
         gates = [*_tasks(self.num_tasks), "shared"]
         for level, (experts, gate) in enumerate(zip(self.experts, self.gates, strict=True)):
-            outputs = experts(x if x.ndim == 2 else x[:, self.owner])
+            outputs = experts(x if x.ndim == 2 else x.index_select(1, self.owner))
             paths = self.paths[level]
             weights = gate(x if x.ndim == 2 else x[:, :paths])
             self.note(f"level {level}", outputs, weights, self.names, gates[:paths])
@@ -215,6 +218,8 @@ class AdaTT(MultiTaskModel):
         dropout: In experts and towers.
     """
 
+    owner: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -230,21 +235,22 @@ class AdaTT(MultiTaskModel):
         super().__init__(num_tasks, list(expert)[-1], tower, dropout)
         check_sizes(num_specific=num_specific, num_levels=num_levels)
         self.num_specific = num_specific
-        self.owner = [task for task in range(num_tasks) for _ in range(num_specific)]
+        owner = [task for task in range(num_tasks) for _ in range(num_specific)]
+        self.names = [f"task {task}: {i % num_specific}" for i, task in enumerate(owner)]
+        self.register_buffer("owner", torch.tensor(owner), persistent=False)
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
         for level in range(num_levels):
             width = dim if level == 0 else list(expert)[-1]
-            self.experts.append(DenseExperts(width, expert, len(self.owner), activation, norm, dropout=dropout))
-            self.gates.append(MultiGate(width, len(self.owner), num_tasks))
+            self.experts.append(DenseExperts(width, expert, len(owner), activation, norm, dropout=dropout))
+            self.gates.append(MultiGate(width, len(owner), num_tasks))
         self.own = nn.Parameter(torch.full((num_levels, num_tasks, num_specific), 1.0 / num_specific))
 
     def represent(self, x: Tensor) -> Tensor:
         """Level by level, one path per task."""
-        names = [f"task {task}: {i % self.num_specific}" for i, task in enumerate(self.owner)]
         for level, (experts, gate) in enumerate(zip(self.experts, self.gates, strict=True)):
-            outputs = experts(x if x.ndim == 2 else x[:, self.owner])
+            outputs = experts(x if x.ndim == 2 else x.index_select(1, self.owner))
             weights = gate(x)
-            self.note(f"level {level}", outputs, weights, names, _tasks(self.num_tasks))
+            self.note(f"level {level}", outputs, weights, self.names, _tasks(self.num_tasks))
             own = outputs.unflatten(1, (self.num_tasks, self.num_specific))
             x = mix_experts(weights, outputs) + torch.einsum("ntih,ti->nth", own, self.own[level])
         return x

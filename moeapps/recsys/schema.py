@@ -9,6 +9,7 @@ import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.table_files import ColumnKind
 
 __all__ = ["Dense", "Feature", "Schema", "Sequence", "Sparse", "as_schema"]
 
@@ -172,6 +173,11 @@ class Schema:
                 f"the frame has the unknown column{'s' * (len(extra) > 1)} {_names(extra)}: drop them, or name them in "
                 "ignored="
             )
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """What the columns of a CSV file hold, as far as a schema says so."""
+        kinds: dict[str, ColumnKind] = {dense.name: "number" for dense in self.dense}
+        return {**kinds, **{sequence.name: "list" for sequence in self.sequences}}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -234,3 +234,21 @@ def test_the_contrastive_loss_prefers_the_same_user():
     there = torch.ones(200, 50, dtype=torch.bool)
     assert 0.75 < keep_some(there, 0.2).float().mean() < 0.85
     assert keep_some(there, 0.0).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_the_same_to_the_bit_with_several_threads(name):
+    model = MODELS[name]()
+    x = torch.randn(500, 12)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # index_put_ adds up in the order in which threads come
+    try:
+        found = []
+        for _ in range(8):
+            model.zero_grad()
+            model(x).square().sum().backward()
+            found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
