@@ -73,6 +73,7 @@ def ours(name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int) -> Score
         batch_size=BATCH,
         lr=RATE,
         max_epochs=EPOCHS,
+        unknown_rate=0.0,
         validation_fraction=0.0,
         random_state=seed,
         accelerator="cpu",

@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from moeapps.core.checks import check_one_of
-from moeapps.recsys.data import Table
+from moeapps.recsys.data import RankingData, Table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import SEQUENCE
 from moeapps.recsys.ranker import Ranker
@@ -33,7 +33,7 @@ class AWMoERanker(Ranker):
         Of a behaviour, in the other view of the contrastive loss.
     temperature : float
         Of the contrastive loss.
-    options, schema, embedding_dim, sparse_gradients, lr, weight_decay, batch_size, max_epochs
+    options, schema, embedding_dim, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
         As in :class:`MultiTaskRanker`.
     validation_fraction, patience
         As in :class:`MultiTaskRanker`.
@@ -53,6 +53,7 @@ class AWMoERanker(Ranker):
         schema: Schema | None = None,
         embedding_dim: int = 16,
         sparse_gradients: bool = False,
+        unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
@@ -73,6 +74,7 @@ class AWMoERanker(Ranker):
         self.schema = schema
         self.embedding_dim = embedding_dim
         self.sparse_gradients = sparse_gradients
+        self.unknown_rate = unknown_rate
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_size = batch_size
@@ -113,6 +115,12 @@ class AWMoERanker(Ranker):
         self.__dict__ = fitted.__dict__
         return self
 
+    def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
+        """The area under the curve, which is what a ranking is judged by; the loss where there is no area."""
+        labels = data.val_labels()
+        both = labels is not None and bool((labels == 0).any() and (labels == 1).any())
+        return (f"val/auc/{data.targets.names[0]}", "max") if both else super()._monitor(data)
+
     def _module(self) -> RankingModule:
         check_one_of("model", self.model, SEQUENCE)
         return RankingModule(
@@ -120,6 +128,7 @@ class AWMoERanker(Ranker):
             None if self.options is None else dict(self.options),
             embedding_dim=self.embedding_dim,
             sparse_gradients=self.sparse_gradients,
+            unknown_rate=self.unknown_rate,
             lr=self.lr,
             weight_decay=self.weight_decay,
             contrastive_weight=self.contrastive_weight if self.model == "aw_moe" else 0.0,

@@ -117,6 +117,10 @@ class RankingData(L.LightningDataModule):
         """Whether there are validation rows."""
         return self._val is not None
 
+    def val_labels(self) -> Tensor | None:
+        """Labels ``(n, T)`` of the validation rows, where there are any."""
+        return None if self._val is None else self._val.columns[2]
+
     def setup(self, stage: str | None = None) -> None:
         """Learn what the table is like and encode it, for training; the other stages need a trained model."""
         if stage != "fit" or self._train is not None:

@@ -11,7 +11,7 @@ from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.module import MoEModule
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import diagnose, has_gates
-from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import auc
 from moeapps.recsys.network import MultiTaskNetwork, SequenceNetwork, build_network
 from moeapps.recsys.targets import Targets, task_losses
@@ -38,6 +38,8 @@ class RankingModule(MoEModule):
         embedding_dim: Width of a category's embedding.
         sparse_gradients: Whether the gradient of the embeddings holds only the rows that a batch has. Everything is
             trained by Adagrad then, which takes such gradients.
+        unknown_rate: Probability with which training hides a category, so that what an unseen category means is learned
+            too.
         lr: Learning rate of AdamW (or Adagrad).
         weight_decay: Its weight decay; none on embeddings and norms.
         contrastive_weight: Of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
@@ -66,6 +68,7 @@ class RankingModule(MoEModule):
         positive_weight: dict[str, float] | None = None,
         embedding_dim: int = 8,
         sparse_gradients: bool = False,
+        unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         contrastive_weight: float = 0.0,
@@ -77,8 +80,9 @@ class RankingModule(MoEModule):
         check_at_least_zero(
             lr=lr, weight_decay=weight_decay, contrastive_weight=contrastive_weight, temperature=temperature
         )
-        if not 0 <= mask_probability < 1:
-            raise ConfigError(f"mask_probability must be at least 0 and below 1, got {mask_probability!r}")
+        for name, value in (("mask_probability", mask_probability), ("unknown_rate", unknown_rate)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {value!r}")
         for name, value in (("lr", lr), ("temperature", temperature)):
             if value == 0:
                 raise ConfigError(f"{name} must be above 0, got 0")
@@ -100,7 +104,7 @@ class RankingModule(MoEModule):
             mask_probability,
             temperature,
         )
-        self.user = user
+        self.user, self.unknown_rate = user, unknown_rate
         self._collected: list[tuple[Tensor, Tensor]] = []
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
@@ -140,6 +144,9 @@ class RankingModule(MoEModule):
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch of rows and labels ``(N, T)``."""
         rows, labels = batch
+        if self.unknown_rate > 0:
+            hidden = torch.rand(rows.sparse.shape, device=rows.sparse.device) < self.unknown_rate
+            rows = Rows(rows.sparse.masked_fill(hidden, UNKNOWN), rows.dense, rows.sequences)
         if self.contrastive_weight > 0:
             assert isinstance(self.network, SequenceNetwork)
             outputs, gate, view = self.network.with_views(rows, self.mask_probability)

@@ -44,6 +44,8 @@ class MultiTaskRanker(Ranker):
     sparse_gradients : bool
         Whether the embeddings' gradient holds only the rows that a batch has, for tables of millions of categories;
         everything is trained by Adagrad then.
+    unknown_rate : float
+        Probability with which training hides a category, so that what an unseen category means is learned too.
     lr, weight_decay : float
         Of AdamW (or Adagrad).
     batch_size : int
@@ -101,6 +103,7 @@ class MultiTaskRanker(Ranker):
         positive_weight: Mapping[str, float] | None = None,
         embedding_dim: int = 8,
         sparse_gradients: bool = False,
+        unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
@@ -121,6 +124,7 @@ class MultiTaskRanker(Ranker):
         self.positive_weight = positive_weight
         self.embedding_dim = embedding_dim
         self.sparse_gradients = sparse_gradients
+        self.unknown_rate = unknown_rate
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_size = batch_size
@@ -199,6 +203,7 @@ class MultiTaskRanker(Ranker):
             None if self.positive_weight is None else dict(self.positive_weight),
             embedding_dim=self.embedding_dim,
             sparse_gradients=self.sparse_gradients,
+            unknown_rate=self.unknown_rate,
             lr=self.lr,
             weight_decay=self.weight_decay,
         )

@@ -1,7 +1,7 @@
 """What the rankers share: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,10 @@ class Ranker(LightningEstimator):
     def _module(self) -> RankingModule:
         raise NotImplementedError
 
+    def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
+        """Logged metric to select an epoch by, and whether less or more of it is better."""
+        return "val/loss", "min"
+
     def _build_model(self) -> nn.Module:
         module = self._module()
         module.attach(self.encoder_, self.targets_)
@@ -78,8 +82,9 @@ class Ranker(LightningEstimator):
                 seed_everything(seed)
                 module.attach(data.encoder, data.targets)
             watched = data.watched
+            monitor, mode = self._monitor(data)
             self.history_ = self._train(
-                module, data, seed, monitor="val/loss" if watched else None, mode="min", validate=watched
+                module, data, seed, monitor=monitor if watched else None, mode=mode, validate=watched
             )
         finally:
             data.teardown("fit")
