@@ -134,7 +134,9 @@ class RankingData(L.LightningDataModule):
         source = _Source(table, None if self.schema is None else self.schema.column_kinds())
         schema = self._schema_for(source)
         held = self._held_out(source.count_rows())
-        self.targets = Targets(self.target_names, self.kinds).fit_batches(source.batches(schema))
+        source.check(schema)
+        targets = Targets(self.target_names, self.kinds)
+        self.targets = source.named(lambda: targets.fit_batches(source.all_batches(self.target_names)))
         train = source.batches(schema, ~held)
         self.encoder = source.named(lambda: TableEncoder(schema).fit_batches(train))
         self._train = self._encode(source, schema, ~held, "train")
@@ -283,6 +285,10 @@ class _Source:
                 raise DataError(f"{self.name}{error}") from None
             raise
 
+    def check(self, schema: Schema) -> None:
+        """Say which columns are missing or unknown."""
+        self.named(lambda: schema.check_columns(pd.DataFrame(columns=pd.Index(self.columns)), targets=True))
+
     def count_rows(self) -> int:
         if self.frame is not None:
             return len(self.frame)
@@ -298,7 +304,7 @@ class _Source:
 
     def batches(self, schema: Schema, chosen: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
         """Batches with all columns of a frame, and those of a file that matter; of these, the chosen rows."""
-        self.named(lambda: schema.check_columns(pd.DataFrame(columns=pd.Index(self.columns)), targets=True))
+        self.check(schema)
         wanted = [*(feature.name for feature in schema.features), *schema.targets]
         start = 0
         for frame in self.all_batches(None if self.file is None else wanted):

@@ -204,6 +204,8 @@ class RankingModule(MoEModule):
         chosen = {id(p) for p in decayed}
         others = [p for p in self.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        if self.sparse_gradients:
+            torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
         make = torch.optim.Adagrad if self.sparse_gradients else torch.optim.AdamW
         return self.with_cosine_schedule(make([group for group in groups if group["params"]], lr=self.lr))
 

@@ -1,10 +1,30 @@
 """Public data: shapes, no leakage from the future, and what is said when a file is not there."""
 
+import gzip
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from moeapps.core.errors import DataError
-from moeapps.recsys import census_income, census_schema, movielens_100k, movielens_schema, time_split
+from moeapps.recsys import (
+    PublicRankingData,
+    add_history,
+    amazon_reviews,
+    census_income,
+    census_schema,
+    convert_ali_ccp,
+    kuairand,
+    kuairand_schema,
+    leave_last_out,
+    movielens_1m,
+    movielens_100k,
+    movielens_schema,
+    time_split,
+)
 
 
 def test_the_embedded_sample_is_that_of_the_file(data_folder):
@@ -51,3 +71,125 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "two.csv").write_text("1,2\n")
     with pytest.raises(DataError, match="has 2 columns, expected 42"):
         census_income(tmp_path / "two.csv")
+
+
+def test_the_last_row_of_each_user_is_left_out(data_folder):
+    frame = movielens_100k(data_folder / "recsys" / "ml-100k")
+    train, val, test = leave_last_out(frame, "user_id", "timestamp")
+    assert len(train) + len(val) + len(test) == len(frame)
+    assert len(test) == len(val) == frame["user_id"].nunique()
+    last = frame.groupby("user_id")["timestamp"].max()
+    assert (test.set_index("user_id")["timestamp"] == last.loc[test["user_id"]]).all()
+    joined = test.set_index("user_id")["timestamp"]
+    assert (val.set_index("user_id")["timestamp"] <= joined.loc[val["user_id"]].to_numpy()).all()
+    short = frame[frame["user_id"] == 1].head(2)
+    with pytest.raises(DataError, match="leave_last_out leaves no validation row"):
+        leave_last_out(short, "user_id", "timestamp")
+
+
+def test_a_history_may_remember_only_some_rows():
+    frame = pd.DataFrame({"u": [1, 1, 1, 2, 1], "i": [5, 6, 7, 8, 9], "t": [1, 2, 2, 3, 4], "click": [1, 0, 1, 1, 0]})
+    found = add_history(frame, "u", "i", "t")
+    assert found["i_history"].tolist() == [[], [5], [5], [], [5, 6, 7]]
+    found = add_history(frame, "u", "i", "t", max_history=1, where="click")
+    assert found["i_history"].tolist() == [[], [5], [5], [], [7]]
+    with pytest.raises(DataError, match="no column 'when'"):
+        add_history(frame, "u", "i", "when")
+
+
+def test_movielens_1m_is_read(tmp_path):
+    (tmp_path / "ratings.dat").write_text("1::10::5::100\n2::10::3::90\n1::20::2::200\n")
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n")
+    (tmp_path / "movies.dat").write_bytes(
+        "10::Amélie (2001)::Comedy|Romance\n20::Heat (1995)::Crime\n".encode("latin-1")
+    )
+    frame = movielens_1m(tmp_path)
+    movielens_schema().check_columns(frame, targets=True)
+    assert frame["item_id_history"].tolist() == [[], [], [10]]
+    assert frame["genre"].tolist() == ["Comedy+Romance", "Comedy+Romance", "Crime"]
+    assert frame["year"].tolist() == [2001, 2001, 1995]
+    assert frame["liked"].tolist() == [0, 1, 0]
+    data = PublicRankingData("ml-1m", str(tmp_path))
+    assert data.load.__self__ is data
+    with pytest.raises(DataError, match="leaves no"):
+        data.load("train")
+
+
+def test_kuairand_is_read_with_clicks_as_history(tmp_path):
+    tasks = "is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view"
+    (tmp_path / "log_standard_4_08_to_4_21_pure.csv").write_text(
+        f"user_id,video_id,date,hourmin,time_ms,{tasks},tab\n"
+        "0,7,20220408,1400,1000,1,0,0,0,0,0,1,1\n0,8,20220408,1500,2000,0,0,0,0,0,0,0,1\n"
+    )
+    (tmp_path / "log_standard_4_22_to_5_08_pure.csv").write_text(
+        f"user_id,video_id,date,hourmin,time_ms,{tasks},tab\n0,9,20220422,100,3000,0,1,0,0,0,0,0,2\n"
+    )
+    ranges = ",".join(f"{name}_user_num_range" for name in ("follow", "fans", "friend"))
+    onehot = ",".join(f"onehot_feat{i}" for i in range(18))
+    (tmp_path / "user_features_pure.csv").write_text(
+        f"user_id,user_active_degree,{ranges},register_days_range,{onehot}\n0,full_active,a,b,c,d,{'1,' * 17}1\n"
+    )
+    (tmp_path / "video_features_basic_pure.csv").write_text(
+        "video_id,author_id,video_type,upload_type,video_duration,music_type,tag\n"
+        + "".join(f"{i},3,NORMAL,Web,1000,9,4\n" for i in (7, 8, 9))
+    )
+    frame = kuairand(tmp_path)
+    kuairand_schema().check_columns(frame, targets=True)
+    assert frame["video_id_history"].tolist() == [[], [7], [7]]
+    assert frame["hour"].tolist() == [14, 15, 1]
+    (tmp_path / "user_features_pure.csv").write_text("user_id\n0\n")
+    with pytest.raises(DataError, match=r"user_features_pure.csv lacks the columns 'user_active_degree'"):
+        kuairand(tmp_path)
+    with pytest.raises(DataError, match="expected the folder data of KuaiRand-Pure"):
+        kuairand(tmp_path / "nowhere")
+
+
+def test_amazon_reviews_of_both_forms_are_read(tmp_path):
+    old = [{"reviewerID": "A", "asin": f"B{i}", "overall": float(i), "unixReviewTime": i} for i in range(1, 6)]
+    with gzip.open(tmp_path / "reviews_X_5.json.gz", "wt") as file:
+        file.write("\n".join(json.dumps(row) for row in old))
+    frame = amazon_reviews(tmp_path / "reviews_X_5.json.gz", max_history=2)
+    assert frame["item_id_history"].tolist()[-1] == ["B3", "B4"]
+    assert frame["liked"].tolist() == [0, 0, 0, 1, 1]
+    new = {"user_id": "A", "parent_asin": "B", "rating": 5.0, "timestamp": 3}
+    (tmp_path / "X.jsonl").write_text(json.dumps(new) + '\n{"user_id": "A"}\n')
+    with pytest.raises(DataError, match=r"X.jsonl, line 2: not a review"):
+        amazon_reviews(tmp_path / "X.jsonl")
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_ali_ccp_becomes_a_table(limit, tmp_path):
+    def features(**values):
+        return "\x01".join(f"{field[1:]}\x02{value}\x031.0" for field, value in values.items())
+
+    (tmp_path / "common_features_train.csv").write_text(f"u1,2,{features(f101='9', f122='4')}\n")
+    lines = [f"{i},{i % 2},0,u1,2,{features(f205=str(10 + i), f301='1', f999='7')}" for i in range(3)]
+    (tmp_path / "sample_skeleton_train.csv").write_text("\n".join(lines) + "\n")
+    rows = convert_ali_ccp(tmp_path, tmp_path / "ali.parquet", limit=limit)
+    found = pd.read_parquet(tmp_path / "ali.parquet")
+    assert len(found) == rows == (limit or 3)
+    assert found["click"].tolist() == [0, 1, 0][:rows]
+    assert found["field_101"].tolist() == ["9"] * rows
+    assert found["field_205"].tolist() == ["10", "11", "12"][:rows]
+    (tmp_path / "common_features_train.csv").write_text("u1,2\n")
+    with pytest.raises(DataError, match=r"common_features_train.csv, line 1: 2 cells, expected 3"):
+        convert_ali_ccp(tmp_path, tmp_path / "ali.parquet")
+    with pytest.raises(DataError, match=r"common_features_test.csv does not exist"):
+        convert_ali_ccp(tmp_path, tmp_path / "ali.parquet", "test")
+
+
+def test_what_is_not_there_is_downloaded_checked_and_unpacked_when_asked(tmp_path, monkeypatch, data_folder):
+    asked = []
+
+    def download(url, root, md5):
+        asked.append((url, md5))
+        shutil.copytree(data_folder / "recsys" / "ml-100k", Path(root) / "ml-100k")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+    data = PublicRankingData("ml-100k", str(tmp_path), download=True)
+    data.prepare_data()
+    assert len(data.load("train")) > 79_000
+    assert asked == [("https://files.grouplens.org/datasets/movielens/ml-100k.zip", "0e33842e24a9c977be4e0107933c0723")]
+    data.prepare_data()
+    PublicRankingData("ml-100k", str(tmp_path / "nothing")).prepare_data()
+    assert len(asked) == 1

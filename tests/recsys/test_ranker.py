@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.recsys import AWMoERanker, Dense, MultiTaskRanker, Schema, Sequence, Sparse
+from moeapps.recsys import AWMoERanker, Dense, MultiTaskRanker, Schema, Sequence, Sparse, contrastive_loss
 
 QUICK = {"max_epochs": 6, "batch_size": 128, "lr": 5e-3, "random_state": 0, "accelerator": "cpu"}
 
@@ -201,3 +201,66 @@ def test_impossible_arguments_of_a_ranker_with_history_are_named(arguments, mess
     part = frame[["item_id", "item_id_history", "click"]]
     with pytest.raises(ConfigError, match=message):
         AWMoERanker(**{**QUICK, **arguments}).fit(part, "click")
+
+
+def test_a_product_is_never_likelier_than_what_it_presupposes(frame):
+    part = frame.assign(buy=frame["buy"].fillna(0.0)).drop(columns=["stay", "views"])
+    model = MultiTaskRanker("mmoe", products={"buy": "click"}, **QUICK).fit(part, ["click", "buy"])
+    found = model.predict_proba(part)
+    assert (found["buy"] <= found["click"] + 1e-6).all()
+    rows = model.encoder_.transform(part)
+    with torch.no_grad():
+        towers = model.model_.model(model.model_.embedding(rows)).double().sigmoid()
+    np.testing.assert_allclose(found["buy"], towers.prod(dim=1), atol=1e-6)
+    assert model.evaluate(part)["auc"].min() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("products", "message"),
+    [
+        ({"buy": "like"}, "products: 'like', which is not among"),
+        ({"buy": "click", "click": "buy"}, "'buy' presupposes itself"),
+        ({"stay": "click"}, "'stay' is not a binary target"),
+    ],
+)
+def test_impossible_products_are_named(products, message, frame):
+    with pytest.raises(ConfigError, match=message):
+        MultiTaskRanker("mmoe", products=products, **QUICK).fit(frame, TARGETS, kinds=KINDS)
+
+
+def test_sparse_gradients_touch_only_the_rows_of_a_batch(frame):
+    part = frame.drop(columns=["stay", "views", "buy"])
+    model = MultiTaskRanker("mmoe", sparse_gradients=True, **{**QUICK, "lr": 0.05}).fit(part, ["click"])
+    assert model.evaluate(part)["auc"].item() > 0.8
+    assert model.model_.embedding.table.sparse
+    model.model_(model.encoder_.transform(part.head(3))).sum().backward()
+    assert model.model_.embedding.table.weight.grad.is_sparse
+
+
+def test_what_an_unseen_category_means_is_learned(frame):
+    part = frame[["item_id", "age", "click"]].assign(item_id=frame["item_id"] % 2)
+    fitted = [
+        MultiTaskRanker("mmoe", unknown_rate=rate, **{**QUICK, "max_epochs": 20}).fit(part, ["click"])
+        for rate in (0.0, 0.2)
+    ]
+    strange = part.assign(item_id=9)
+    share = part["click"].mean()
+    errors = [abs(model.predict_proba(strange)["click"].mean() - share) for model in fitted]
+    assert errors[1] < 0.1, errors
+    with pytest.raises(ConfigError, match="unknown_rate must be at least 0 and below 1"):
+        MultiTaskRanker(unknown_rate=1.0, **QUICK).fit(part, ["click"])
+
+
+def test_negatives_are_other_users(frame):
+    gate = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
+    user = torch.tensor([0, 0, 1, 1, 2, 2])
+    similarity = (gate @ gate.T / 0.1).exp()
+    expected = []
+    for i in range(6):
+        others = [j for j in range(6) if user[j] != user[i] or j == i]
+        expected.append(-(similarity[i, i] / similarity[i, others].sum()).log())
+    torch.testing.assert_close(contrastive_loss(gate, gate, 0.1, user), torch.stack(expected).mean())
+    part = frame[["user_id", "item_id", "item_id_history", "click"]]
+    assert AWMoERanker(user="user_id", **{**QUICK, "max_epochs": 1}).fit(part, "click").n_iter_ == 1
+    with pytest.raises(ConfigError, match="user must be one of the Sparse columns"):
+        AWMoERanker(user="age", **QUICK).fit(part, "click")
