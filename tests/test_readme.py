@@ -21,8 +21,8 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table, graph, stream = blocks("python")
-    for code in (table, graph, stream):
+    table, graph, stream, ranking = blocks("python")
+    for code in (table, graph, stream, ranking):
         assert len(code.strip().splitlines()) <= 12
         exec(compile(code, "README.md", "exec"), {})
         assert float(capsys.readouterr().out.split()[0]) > 0.8
@@ -111,6 +111,38 @@ def test_the_ablation_in_the_guide_is_what_the_benchmark_wrote():
     for label in next(iter(runs.values())):
         cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
         assert f"| {label} | {cells} |" in guide, (label, cells)
+
+
+def test_the_tables_of_recommendation_are_what_the_benchmarks_wrote():
+    runs = json.loads((ROOT / "benchmarks/results/recsys_accuracy.json").read_text())["runs"]
+    assert len(runs["census"]) == 14
+
+    def summary(values: list[float]) -> str:
+        return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+    for model, seeds in runs["census"].items():
+        assert len(seeds) == 5
+        rows = list(seeds.values())
+        cells = [summary([row["auc"][task] for row in rows]) for task in ("income", "never_married")]
+        parameters, seconds = rows[0]["parameters"], np.mean([row["seconds"] for row in rows])
+        assert f"| {model} | {' | '.join(cells)} | {parameters:,} | {seconds:.0f} |" in README, model
+    for model, seeds in runs["movielens"].items():
+        assert len(seeds) == 5
+        cells = [
+            summary([row[part][metric] for row in seeds.values()])
+            for part in ("all", "short")
+            for metric in ("auc", "gauc", "ndcg@10")
+        ]
+        assert f"| {model} | {' | '.join(cells)} |" in README, model
+    rates = json.loads((ROOT / "benchmarks/results/recsys_speed.json").read_text())["rates"]
+    for model in next(iter(rates.values())):
+        cells = [f"{np.median(found[model]):,.0f}" for found in rates.values()]
+        assert f"| {model} | {' | '.join(cells)} |" in README, model
+    for rows, run in json.loads((ROOT / "benchmarks/results/recsys_scoring.json").read_text())["runs"].items():
+        cells = [
+            f"{run[kind][value]:.0f}" for kind in ("predict", "fit, one epoch") for value in ("seconds", "peak_mib")
+        ]
+        assert f"| {int(rows):,} | {' | '.join(cells)} |" in README, rows
 
 
 def test_every_link_to_a_file_leads_somewhere():

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Diagnosis", "diagnose", "has_gates"]
 
-ZEROS, SPREAD, IGNORED, CAPTURED = 0.9, 10.0, 0.05, 0.6
-"""When to speak: share of zeros; ratio of largest to smallest variance in a level; weight of all own experts; weight of
-one shared expert."""
+ZEROS, DEAD, SPREAD, IGNORED, CAPTURED = 0.9, 0.2, 10.0, 0.05, 0.6
+"""When to speak: share of zeros; of units that are always zero; ratio of largest to smallest variance in a level;
+weight of all own experts; weight of one shared expert."""
 
 
 @dataclass
@@ -41,6 +41,10 @@ class Diagnosis:
         for level, part in self.experts.groupby("level", sort=False):
             for _, row in part[part["zeros"] > ZEROS].iterrows():
                 found.append(f"{level}, {row['expert']}: {100 * row['zeros']:.0f} % of its outputs are zero (collapse)")
+            ill = part[(part["dead"] > DEAD) & (part["zeros"] <= ZEROS)]
+            if len(ill):
+                share = f"{100 * ill['dead'].min():.0f} to {100 * ill['dead'].max():.0f} %"
+                found.append(f"{level}: {share} of the units of {len(ill)} experts are zero on every row (collapse)")
             low, high = part["variance"].min(), part["variance"].max()
             if len(part) > 1 and high > SPREAD * max(low, 1e-12):
                 found.append(
@@ -79,10 +83,11 @@ class Diagnosis:
             part = self.experts[self.experts["level"] == level]
             place = range(len(part))
             left.barh(place, part["variance"], color="tab:blue", alpha=0.7)
-            for y, (variance, zeros) in enumerate(zip(part["variance"], part["zeros"], strict=True)):
-                left.text(variance, y, f" {100 * zeros:.0f} % zeros", va="center", fontsize=8)
+            for y, row in enumerate(part.to_dict("records")):
+                text = f" {100 * row['zeros']:.0f} % zeros, {100 * row['dead']:.0f} % of units dead"
+                left.text(row["variance"], y, text, va="center", fontsize=8)
             left.set_yticks(place, part["expert"], fontsize=8)
-            left.set_xlim(0, float(part["variance"].max()) * 1.3 + 1e-12)
+            left.set_xlim(0, float(part["variance"].max()) * 2 + 1e-12)
             left.invert_yaxis()
             left.set_xlabel(f"{level}: variance of an expert's outputs")
             weights = self.gates[self.gates["level"] == level].pivot_table(

@@ -39,6 +39,17 @@ def test_a_collapsed_expert_is_spoken_of():
     assert any("expert 2: 100 % of its outputs are zero" in hint for hint in hints)
 
 
+def test_dead_units_are_counted():
+    model = fitted("mmoe")
+    with torch.no_grad():
+        model.model_.model.experts.biases[-1][2, :32] = -100.0
+    found = model.diagnose(census_income()[:500])
+    assert found.experts["dead"][2] >= 0.5
+    assert any("of the units of 1 experts are zero on every row" in hint for hint in found.hints())
+    assert found.metrics()["experts/zeros"] == found.experts["zeros"].max()
+    assert found.metrics()["experts/income/expert 3"] == found.gates["weight"][3]
+
+
 def test_a_task_that_ignores_its_experts_and_a_captured_shared_one_are_spoken_of():
     model = fitted("cgc")
     gate = model.model_.model.gates[0]
