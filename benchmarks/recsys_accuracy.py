@@ -57,6 +57,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "PLE": ("ple", {"num_specific": 3, "num_shared": 2, "num_levels": 2}),
     "AdaTT": ("adatt", {"num_specific": 3}),
     "HoME": ("home", {}),
+    "MMoE, norm=False": ("mmoe", {"num_experts": 8, "norm": False}),
+    "PLE, norm=False": ("ple", {"num_specific": 3, "num_shared": 2, "num_levels": 2, "norm": False}),
 }
 DROPOUT = {"dropout": 0.3}
 Scores = tuple[np.ndarray, float, int]
@@ -233,6 +235,12 @@ def movielens(data: Path, seeds: int, save: Callable[[str, int, Any], None], don
         "AW-MoE": lambda seed: AWMoERanker(contrastive_weight=0.0, options=DROPOUT, random_state=seed, **common),
         "AW-MoE, contrastive": lambda seed: AWMoERanker(
             contrastive_weight=0.01, user="user_id", options=DROPOUT, random_state=seed, **common
+        ),
+        "DIN, unknown_rate=0": lambda seed: AWMoERanker(
+            "din", unknown_rate=0.0, options=DROPOUT, random_state=seed, **common
+        ),
+        "AW-MoE, unknown_rate=0": lambda seed: AWMoERanker(
+            contrastive_weight=0.0, unknown_rate=0.0, options=DROPOUT, random_state=seed, **common
         ),
     }
     for seed in range(seeds):

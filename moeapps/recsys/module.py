@@ -1,5 +1,7 @@
 """How rankers are trained: masked task losses, AdamW, a cosine schedule, a look at experts and gates every epoch."""
 
+import math
+import warnings
 from typing import Any
 
 import torch
@@ -106,6 +108,7 @@ class RankingModule(MoEModule):
         )
         self.user, self.unknown_rate = user, unknown_rate
         self._collected: list[tuple[Tensor, Tensor]] = []
+        self._told: set[str] = set()
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
         """Build the network for a table.
@@ -189,7 +192,14 @@ class RankingModule(MoEModule):
         self._collected.clear()
         for t, name in enumerate(self.targets.names):
             if self.targets.kinds[name] == "binary":
-                self.log(f"{stage}/auc/{name}", auc(labels[:, t], outputs[:, t]), sync_dist=world_size() > 1)
+                area = auc(labels[:, t], outputs[:, t])
+                if math.isnan(area) and name not in self._told:
+                    self._told.add(name)
+                    warnings.warn(
+                        f"the known labels of {name!r} are of one class in the {stage} rows: its AUC is NaN",
+                        stacklevel=2,
+                    )
+                self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
         """Columns that were kept, then one per target: probabilities, numbers, rates."""

@@ -222,7 +222,9 @@ def test_a_checkpoint_of_other_data_is_refused(config, frame, file, capsys):
 def test_r5_a_validation_part_with_one_class_has_no_auc_and_stops_nothing(frame):
     part = frame.drop(columns=["row", "like"])
     val = part[part["click"] == 1].head(20)
-    model = MultiTaskRanker("mmoe", **QUICK).fit(part, ["click"], validation=val)
+    with pytest.warns(UserWarning, match="labels of 'click' are of one class in the val rows") as told:
+        model = MultiTaskRanker("mmoe", **QUICK).fit(part, ["click"], validation=val)
+    assert len(told) == 1
     assert model.history_["val/auc/click"].isna().all()
     assert np.isfinite(model.history_["val/loss"]).all()
 
