@@ -53,6 +53,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
         Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN as baseline"),
         Entry("model", "moeapps.recsys.RankingModule", "any ranker, for `moeapps fit`"),
+        Entry("model", "moeapps.vision.WideNetClassifier", "images by WideNet, ViT-MoE or ViT, fit/predict"),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(

@@ -280,6 +280,7 @@ def test_l2_a_second_signal_ends_at_once(tmp_path):
     assert AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] >= 1
 
 
+@pytest.mark.slow
 def test_l3_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_path):
     config = toy(tmp_path / "c.yaml", {"slow": 0.01, "width": 512}, max_epochs=6)
     assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0
@@ -318,6 +319,7 @@ def test_l8_two_processes_train_like_one_with_the_joint_batch(cli, tmp_path):
     pd.testing.assert_frame_equal(curves[0], curves[1][curves[0].columns], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_path):
     config = toy(
         tmp_path / "odd.yaml",
@@ -332,6 +334,7 @@ def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_p
     assert (tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_l8_experts_divided_among_processes_train_like_undivided_ones_and_resume_on_one(cli, tmp_path):
     model = "tests.toy.ParallelToyModule"
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"

@@ -81,13 +81,20 @@ class MoEModule(L.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
         return loss
 
-    def with_cosine_schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """For ``configure_optimizers``: the rate falls along a cosine to a tenth, over all steps of the training."""
+    def with_cosine_schedule(self, optimizer: torch.optim.Optimizer, warmup: float = 0.0) -> dict[str, Any]:
+        """For ``configure_optimizers``: the rate falls along a cosine to a tenth, over all steps of the training.
+
+        Args:
+            optimizer: The optimiser.
+            warmup: Part of the steps over which the rate first rises from a tenth.
+        """
 
         def factor(step: int) -> float:
             if step == 0:  # asked before training: counting the steps now would load the data before a resumed run's
-                return 1.0  # checkpoint has said where in the data it was
+                return 0.1 if warmup > 0 else 1.0  # checkpoint has said where in the data it was
             steps = max(int(self.trainer.estimated_stepping_batches), 1)
+            if step < warmup * steps:
+                return 0.1 + 0.9 * step / (warmup * steps)
             return 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,8 @@
+"""Images: WideNet and ViT-MoE. Importing this package registers them in timm (``timm.list_models("widenet*")``)."""
+
+from moeapps.vision import timm_models  # noqa: F401 - registers the models
+from moeapps.vision.classifier import WideNetClassifier
+from moeapps.vision.module import ImageModule
+from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
+
+__all__ = ["ImageModule", "SharedMoE", "ViTMoE", "WideBlock", "WideNet", "WideNetClassifier"]
