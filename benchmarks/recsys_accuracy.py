@@ -178,7 +178,8 @@ def deepctr(name: str) -> Callable[[pd.DataFrame, pd.DataFrame, int], Scores]:
         model.compile(torch.optim.Adam(model.parameters(), 1e-3), loss=["binary_crossentropy"] * 2)
         start = time.perf_counter()
         model.fit(x, train[TASKS].to_numpy(), batch_size=BATCH, epochs=EPOCHS, verbose=0)
-        return model.predict(x_test, 8192), time.perf_counter() - start, _count(model)
+        seconds = time.perf_counter() - start
+        return model.predict(x_test, 8192), seconds, _count(model)
 
     return run
 
