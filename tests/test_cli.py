@@ -298,6 +298,7 @@ def test_l3_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_
     assert same(final_weights(runs / "version_0"), final_weights(newest.parent.parent))
 
 
+@pytest.mark.slow  # .ci/run parses every example too
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_parses(cli, tmp_path, example):
     assert cli("fit", "--config", example, "--print_config").returncode == 0

@@ -147,6 +147,7 @@ class RankingModule(MoEModule):
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch of rows and labels ``(N, T)``."""
         rows, labels = batch
+        user = None if self._user is None else rows.sparse[:, self._user]
         if self.unknown_rate > 0:
             hidden = torch.rand(rows.sparse.shape, device=rows.sparse.device) < self.unknown_rate
             rows = Rows(rows.sparse.masked_fill(hidden, UNKNOWN), rows.dense, rows.sequences)
@@ -154,7 +155,6 @@ class RankingModule(MoEModule):
             assert isinstance(self.network, SequenceNetwork)
             outputs, gate, view = self.network.with_views(rows, self.mask_probability)
             terms = self._by_name(outputs, labels)
-            user = None if self._user is None else rows.sparse[:, self._user]
             terms["contrastive"] = self.contrastive_weight * contrastive_loss(gate, view, self.temperature, user)
         else:
             terms = self._by_name(self.network(rows), labels)

@@ -2,7 +2,21 @@
 
 from moeapps.vision import timm_models  # noqa: F401 - registers the models
 from moeapps.vision.classifier import WideNetClassifier
+from moeapps.vision.dit import DiT
 from moeapps.vision.module import ImageModule
+from moeapps.vision.prior import TimestepPrior
+from moeapps.vision.switch_dit import SwitchDiT, TimestepSwitch
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
 
-__all__ = ["ImageModule", "SharedMoE", "ViTMoE", "WideBlock", "WideNet", "WideNetClassifier"]
+__all__ = [
+    "DiT",
+    "ImageModule",
+    "SharedMoE",
+    "SwitchDiT",
+    "TimestepPrior",
+    "TimestepSwitch",
+    "ViTMoE",
+    "WideBlock",
+    "WideNet",
+    "WideNetClassifier",
+]

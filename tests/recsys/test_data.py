@@ -208,6 +208,21 @@ def test_the_command_line_trains_resumes_exactly_tests_and_predicts(config, fram
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", ["csv"], indirect=True)
+def test_a_prediction_that_fails_leaves_what_was_there(config, frame, capsys):
+    assert main(["fit", *config, "--trainer.max_epochs", "1"]) == 0
+    last = ["--ckpt_path", "moeapps-runs/version_0/checkpoints/last.ckpt"]
+    Path("scores.csv").write_text("old")
+    frame[:100].astype(object).assign(age="old").to_csv("new.csv", index=False)
+    before = sorted(path.name for path in Path().iterdir())
+    assert main(["predict", *config, *last, "--output", "scores.csv"]) == 1
+    assert "new.csv, record 2 (the header is record 1), column 'age': 'old' is not a number" in capsys.readouterr().err
+    assert Path("scores.csv").read_text() == "old"
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", ["parquet"], indirect=True)
 def test_a_checkpoint_of_other_data_is_refused(config, frame, file, capsys):
     assert main(["fit", *config, "--trainer.max_epochs", "1"]) == 0
     other = frame.assign(city=frame["city"].replace("Ulm", "Bonn"))

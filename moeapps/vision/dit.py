@@ -1,0 +1,229 @@
+"""Diffusion transformer (DiT, Peebles and Xie, ICCV 2023): images and timesteps in, noise and its scale out."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError, DataError
+
+__all__ = ["SIZES", "DiT", "DiTBlock", "TimestepEmbedding"]
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim": 64, "depth": 4, "num_heads": 4},
+    "S": {"dim": 384, "depth": 12, "num_heads": 6},
+    "B": {"dim": 768, "depth": 12, "num_heads": 12},
+    "L": {"dim": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"dim": 1152, "depth": 28, "num_heads": 16},
+}
+"""Width, blocks and heads; S to XL are the paper's."""
+
+FREQUENCIES = 256
+
+
+class TimestepEmbedding(nn.Module):
+    """Sines and cosines of a timestep, then an MLP.
+
+    Args:
+        dim: Width of the result.
+        max_period: Longest period of the sines.
+    """
+
+    def __init__(self, dim: int, max_period: float = 10_000.0) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        half = FREQUENCIES // 2
+        rates = torch.exp(-math.log(max_period) * torch.arange(half) / half)
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Timesteps ``(N,)`` to ``(N, dim)``."""
+        angles = t[:, None].float() * self.get_buffer("rates")
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        out: Tensor = self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+        return out
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale tokens ``(N, T, d)`` by one vector ``(N, d)`` per image."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, shifted, scaled and gated by the condition; at initialisation the identity (adaLN-Zero).
+
+    Args:
+        dim: Width d.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the MLP, as a multiple of the width.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens ``(N, T, d)`` and condition ``(N, d)`` to tokens."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class DiT(nn.Module):
+    """Diffusion transformer on pixels or latents.
+
+    At initialisation it gives zeros. ``num_classes`` is the reserved label "no class" of classifier-free guidance,
+    which training puts in place of a tenth of the labels.
+
+    Args:
+        img_size: Side of the images.
+        patch_size: Side of a patch; it divides ``img_size``.
+        in_chans: Channels C.
+        num_classes: Number of classes; 0 for images without labels.
+        dim: Width d, a multiple of ``num_heads`` and of 4.
+        depth: Blocks L.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the MLPs, as a multiple of the width.
+        learn_sigma: Whether a second half of the output, as many channels again, is the scale of the noise.
+        class_dropout: Probability with which training hides a label.
+        timesteps: Number of timesteps T; they are 0 to T - 1.
+
+    Raises:
+        ConfigError: If sizes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> model = DiT(img_size=8, patch_size=2, in_chans=1, num_classes=10, dim=32, depth=2, num_heads=4)
+        >>> model(torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([1, 2, 10])).shape
+        torch.Size([3, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        img_size: int = 32,
+        patch_size: int = 2,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        learn_sigma: bool = True,
+        class_dropout: float = 0.1,
+        timesteps: int = 1000,
+    ) -> None:
+        super().__init__()
+        check_sizes(
+            img_size=img_size, patch_size=patch_size, in_chans=in_chans, dim=dim, depth=depth, num_heads=num_heads,
+            timesteps=timesteps,
+        )  # fmt: skip
+        if img_size % patch_size:
+            raise ConfigError(f"img_size={img_size} is not a multiple of patch_size={patch_size}")
+        if dim % num_heads or dim % 4:
+            raise ConfigError(f"dim={dim} must be a multiple of num_heads={num_heads} and of 4")
+        if not 0 <= class_dropout < 1 or num_classes < 0:
+            raise ConfigError(
+                "class_dropout must be at least 0 and below 1, num_classes at least 0, "
+                f"got {class_dropout!r}, {num_classes!r}"
+            )
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        self.num_classes, self.class_dropout, self.timesteps = num_classes, class_dropout, timesteps
+        self.out_chans = in_chans * (2 if learn_sigma else 1)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, dim)
+        side = img_size // patch_size
+        self.register_buffer("pos_embed", build_sincos2d_pos_embed([side, side], dim)[None], persistent=False)
+        self.t_embed = TimestepEmbedding(dim)
+        self.y_embed = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        self.blocks = nn.ModuleList(self.make_block(dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.head = nn.Linear(dim, patch_size**2 * self.out_chans)
+        self.reset_parameters()
+
+    def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
+        """One block; a subclass makes others."""
+        return DiTBlock(dim, num_heads, mlp_ratio)
+
+    def reset_parameters(self) -> None:
+        """Initialise as DiT does: Xavier, and zeros wherever a residual path ends."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        for layer in self.t_embed.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if self.y_embed is not None:
+            nn.init.normal_(self.y_embed.weight, std=0.02)
+        blocks = [block for block in self.blocks if isinstance(block, DiTBlock)]
+        ends: list[Any] = [block.modulation[-1] for block in blocks] + [self.modulation[-1], self.head]
+        for end in ends:
+            nn.init.zeros_(end.weight)
+            nn.init.zeros_(end.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Noise (and scale) ``(N, C or 2 C, H, W)`` for noisy images, their timesteps and labels.
+
+        Args:
+            x: ``(N, C, H, W)``.
+            t: ``(N,)`` whole numbers, 0 to T - 1.
+            y: ``(N,)`` labels, 0 to K - 1, or K for none; all none when None.
+
+        Raises:
+            DataError: If a shape, timestep or label is impossible.
+        """
+        self._check(x, t, y)
+        temb = self.t_embed(t)
+        condition = temb if self.y_embed is None else temb + self.y_embed(self._labels(y, x))
+        tokens = self.patch_embed(x) + self.get_buffer("pos_embed")
+        tokens = self.run_blocks(tokens, condition, temb, t)
+        shift, scale = self.modulation(condition).chunk(2, dim=1)
+        return self._unpatchify(self.head(modulate(self.norm(tokens), shift, scale)))
+
+    def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
+        """All blocks one after the other."""
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return tokens
+
+    def _labels(self, y: Tensor | None, x: Tensor) -> Tensor:
+        if y is None:
+            return torch.full((len(x),), self.num_classes, device=x.device)
+        if self.training and self.class_dropout > 0:
+            y = y.masked_fill(torch.rand(len(y), device=y.device) < self.class_dropout, self.num_classes)
+        return y
+
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
+        side, patch = self.img_size // self.patch_size, self.patch_size
+        grid = tokens.view(len(tokens), side, side, patch, patch, self.out_chans)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.out_chans, self.img_size, self.img_size)
+
+    def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+        wanted = (self.in_chans, self.img_size, self.img_size)
+        if tuple(x.shape[1:]) != wanted:
+            raise DataError(f"x must be (N, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
+        for name, values, largest in (("t", t, self.timesteps - 1), ("y", y, self.num_classes)):
+            if values is None:
+                continue
+            if values.shape != (len(x),) or values.is_floating_point():
+                raise DataError(f"{name} must be {len(x)} whole numbers, got {values.dtype} of {tuple(values.shape)}")
+            if torch.compiler.is_compiling() or values.is_cuda or len(values) == 0:
+                continue  # looking at values would break the graph, or wait for the device
+            if int(values.min()) < 0 or int(values.max()) > largest:
+                raise DataError(f"{name} must be 0 to {largest}, got {int(values.min())} to {int(values.max())}")
+        if y is not None and self.y_embed is None:
+            raise DataError("the model was built for images without labels: num_classes=0, but y is given")

@@ -1,0 +1,146 @@
+"""Switch-DiT (Park et al., ECCV 2024): every block of a DiT has experts that the timestep chooses."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeapps.core.layer import Routed
+from moeapps.core.routers import TopKRouter
+from moeapps.vision.dit import DiT, DiTBlock, modulate
+
+__all__ = ["SwitchBlock", "SwitchDiT", "TimestepSwitch"]
+
+
+class TimestepSwitch(Routed):
+    r"""A mask on the tokens of an image, from linear experts that its timestep chooses.
+
+    .. math::
+        mask(x) = 1 + \sum_{e \in top-k} p_e(t)\,(W_e x + b_e), \quad p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)))
+
+    with the probabilities of the chosen experts as they are. Experts are linear: where an image has more tokens than
+    they are wide, or all images have the same timestep, they are first mixed into one matrix, and the cost is one
+    linear map per token, whatever k. They begin at zero, the mask at one.
+
+    Args:
+        dim: Width d.
+        num_experts: Number of experts E.
+        top_k: Experts per timestep.
+    """
+
+    def __init__(self, dim: int, num_experts: int = 3, top_k: int = 2) -> None:
+        super().__init__()
+        self.router = TopKRouter(dim, num_experts, top_k, renormalize=False)
+        self.weight = nn.Parameter(torch.zeros(num_experts, dim, dim))
+        self.bias = nn.Parameter(torch.zeros(num_experts, dim))
+
+    def gates(self, temb: Tensor) -> Tensor:
+        """Weights ``(N, E)`` for embedded timesteps ``(N, d)``; zero for experts that were not chosen."""
+        routing = self.router(F.silu(temb))
+        self.last_routing = routing
+        empty = routing.weight.new_zeros(len(temb), routing.num_experts)
+        return empty.index_put((routing.token, routing.expert), routing.weight)
+
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Mask ``(N, T, d)`` for tokens ``(N, T, d)`` and gates ``(N, E)``, or ``(1, E)`` for all images."""
+        gates = gates.to(x.dtype)
+        if len(gates) > 1 and x.shape[1] < x.shape[2]:  # a matrix per image would be larger than its tokens
+            every = F.linear(x, self.weight.to(x.dtype).transpose(1, 2).flatten(0, 1), self.bias.to(x.dtype).flatten())
+            return 1 + torch.einsum("ntei,ne->nti", every.unflatten(2, self.bias.shape), gates)
+        weight = (gates @ self.weight.flatten(1).to(x.dtype)).view(-1, *self.weight.shape[1:])
+        bias = gates @ self.bias.to(x.dtype)
+        if len(gates) == 1:
+            return 1 + F.linear(x, weight[0].t(), bias[0])
+        return 1 + torch.baddbmm(bias[:, None], x, weight)
+
+
+class SwitchBlock(DiTBlock):
+    """A DiT block on masked tokens: attention and MLP are the path of all timesteps, the mask isolates some.
+
+    Args:
+        dim: Width d.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the MLP, as a multiple of the width.
+        num_experts: Number of experts E.
+        top_k: Experts per timestep.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, num_experts: int = 3, top_k: int = 2) -> None:
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.switch = TimestepSwitch(dim, num_experts, top_k)
+
+    def forward(self, x: Tensor, condition: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Tokens ``(N, T, d)``, condition ``(N, d)`` and gates ``(N or 1, E)`` to tokens."""
+        assert gates is not None
+        mask = self.switch(x, gates)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
+        masked = x * mask
+        r = masked + gate1[:, None] * self.attn(modulate(self.norm1(masked), shift1, scale1))
+        r = r + gate2[:, None] * self.mlp(modulate(self.norm2(r), shift2, scale2))
+        return r + (1 - mask) * x
+
+
+class SwitchDiT(DiT):
+    """DiT whose blocks have experts for the timesteps.
+
+    The gates depend on the timestep alone: in evaluation those of all T timesteps are computed once, and no router runs
+    while images are drawn.
+
+    Args:
+        num_experts: Number of experts E per block.
+        top_k: Experts per timestep.
+        **dit: Arguments of :class:`DiT`.
+
+    Example:
+        >>> import torch
+        >>> model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=32, depth=2, num_heads=4)
+        >>> model.gate_table().shape
+        torch.Size([2, 1000, 3])
+    """
+
+    def __init__(self, num_experts: int = 3, top_k: int = 2, **dit: Any) -> None:
+        self._sizes = (num_experts, top_k)
+        super().__init__(**dit)
+        self._table: Tensor | None = None
+
+    def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
+        """A block with a switch."""
+        return SwitchBlock(dim, num_heads, mlp_ratio, *self._sizes)
+
+    def gate_table(self) -> Tensor:
+        """Gates ``(L, T, E)`` of every block at every timestep; zero for experts that were not chosen."""
+        temb = self.t_embed(torch.arange(self.timesteps, device=self.head.weight.device))
+        return torch.stack([switch.gates(temb) for switch in self.switches])
+
+    @property
+    def switches(self) -> list[TimestepSwitch]:
+        """The switch of each block."""
+        return [block.switch for block in self.blocks if isinstance(block, SwitchBlock)]
+
+    def train(self, mode: bool = True) -> "SwitchDiT":
+        """Switch the mode; the gates that evaluation remembered are forgotten."""
+        self._table = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; the gates that evaluation remembered are forgotten."""
+        self._table = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
+        """All blocks, each with the gates of the timesteps."""
+        for block, gates in zip(self.blocks, self._gates(temb, t), strict=True):
+            tokens = block(tokens, condition, gates)
+        return tokens
+
+    def _gates(self, temb: Tensor, t: Tensor) -> list[Tensor]:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return [switch.gates(temb) for switch in self.switches]
+        if self._table is None or self._table.device != t.device:
+            self._table = self.gate_table()
+        same = not t.is_cuda and len(t) > 0 and bool((t == t[0]).all())  # as while images are drawn
+        return list(self._table[:, t[:1] if same else t])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_table": None}

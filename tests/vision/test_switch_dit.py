@@ -1,0 +1,181 @@
+"""DiT and Switch-DiT: what they are at initialisation, whom the timestep sends where, and the prior."""
+
+import copy
+
+import pytest
+import torch
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.vision import DiT, SwitchDiT, TimestepPrior, TimestepSwitch
+from moeapps.vision.prior import js_divergence
+
+SMALL = {
+    "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "dim": 32, "depth": 3, "num_heads": 4,
+    "timesteps": 50,
+}  # fmt: skip
+
+
+def inputs(n: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 1, 8, 8), torch.tensor([0, 7, 30, 49])[:n], torch.tensor([0, 3, 9, 10])[:n]
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Away from the initialisation, where everything is zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("cls", [DiT, SwitchDiT])
+def test_at_initialisation_the_output_is_zero(cls):
+    x, t, y = inputs()
+    out = cls(**SMALL)(x, t, y)
+    assert out.shape == (4, 2, 8, 8)
+    assert out.abs().max() == 0
+    assert cls(**{**SMALL, "learn_sigma": False})(x, t, y).shape == (4, 1, 8, 8)
+
+
+def test_at_initialisation_switch_dit_equals_dit_with_the_same_weights():
+    dit, switch = shaken(DiT(**SMALL)), SwitchDiT(**SMALL).eval()
+    missing, unexpected = switch.load_state_dict(dit.state_dict(), strict=False)
+    assert not unexpected
+    assert all(".switch." in name for name in missing)  # experts still zero: every mask is one
+    x, t, y = inputs()
+    torch.testing.assert_close(switch(x, t, y), dit(x, t, y), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [3, 40])  # fewer and more than the width
+def test_a_mask_is_one_and_the_chosen_experts_with_their_probabilities(tokens):
+    switch = shaken(TimestepSwitch(8, num_experts=4, top_k=2))
+    x, temb = torch.randn(5, tokens, 8), torch.randn(5, 8)
+    gates = switch.gates(temb)
+    p = torch.nn.functional.linear(torch.nn.functional.silu(temb), switch.router.weight).softmax(-1)
+    top, chosen = p.topk(2)
+    torch.testing.assert_close(gates, torch.zeros(5, 4).scatter(1, chosen, top))
+    expected = torch.ones_like(x)
+    for i in range(5):
+        for weight, e in zip(top[i], chosen[i], strict=True):
+            expected[i] += weight * (x[i] @ switch.weight[e] + switch.bias[e])
+    torch.testing.assert_close(switch(x, gates), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(switch(x[:1], gates[:1]), expected[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_gates_of_all_timesteps_are_remembered_in_evaluation_and_forgotten_in_training():
+    model = shaken(SwitchDiT(**SMALL))
+    x, t, y = inputs()
+    expected = model(x, t, y).detach()  # with gradients: computed
+    calls = []
+    for block in model.blocks:
+        block.switch.router.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), expected, atol=1e-5, rtol=1e-5)
+        assert len(calls) == 3  # the table of all timesteps, once for each block
+        model(x, t, y)
+        assert len(calls) == 3
+        torch.testing.assert_close(copy.deepcopy(model)(x, t, y), expected, atol=1e-5, rtol=1e-5)
+        shaken(model.train())
+        assert not torch.allclose(model.eval()(x, t, y), expected)
+
+
+def test_v5_an_image_does_not_depend_on_its_batch_at_any_timestep():
+    model = shaken(SwitchDiT(**SMALL))
+    x, t, y = inputs()
+    with torch.no_grad():
+        whole = model(x, t, y)
+        for i in range(4):
+            torch.testing.assert_close(
+                model(x[i : i + 1], t[i : i + 1], y[i : i + 1]), whole[i : i + 1], atol=1e-4, rtol=0
+            )
+        same = torch.full((4,), 7)
+        torch.testing.assert_close(model(x, same, y)[1], whole[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t": torch.tensor([0, 1, 2, 50])}, "t must be 0 to 49, got 0 to 50"),
+        ({"t": torch.tensor([-1, 1, 2, 3])}, "t must be 0 to 49, got -1 to 3"),
+        ({"t": torch.tensor([3.7, 1, 2, 3])}, "t must be 4 whole numbers, got torch.float32"),
+        ({"t": torch.tensor([3])}, r"t must be 4 whole numbers, got torch.int64 of \(1,\)"),
+        ({"y": torch.tensor([0, 1, 2, 11])}, "y must be 0 to 10, got 0 to 11"),
+        ({"y": torch.tensor([0, 1, 2, -1])}, "y must be 0 to 10, got -1 to 2"),
+        ({"x": torch.randn(4, 1, 8, 7)}, r"x must be \(N, 1, 8, 8\), got \(4, 1, 8, 7\)"),
+    ],
+)
+def test_v3_v4_impossible_timesteps_labels_and_shapes_are_named(change, message):
+    x, t, y = inputs()
+    with pytest.raises(DataError, match=message):
+        SwitchDiT(**SMALL)(**{"x": x, "t": t, "y": y, **change})
+    assert SwitchDiT(**SMALL)(x, t.int(), y).shape == (4, 2, 8, 8)
+    with pytest.raises(DataError, match="built for images without labels"):
+        DiT(**{**SMALL, "num_classes": 0})(x, t, torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 3}, "img_size=8 is not a multiple of patch_size=3"),
+        ({"dim": 30}, "dim=30 must be a multiple of num_heads=4"),
+        ({"class_dropout": 1.0}, "class_dropout must be"),
+        ({"top_k": 4}, "top_k"),
+    ],
+)
+def test_impossible_sizes_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        SwitchDiT(**{**SMALL, **change})
+
+
+def test_no_label_is_the_reserved_one_and_training_hides_some():
+    model = shaken(DiT(**{**SMALL, "class_dropout": 0.5}))
+    x, t, _ = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t), model(x, t, torch.full((4,), 10)))
+    torch.manual_seed(0)
+    hidden = model.train()._labels(torch.zeros(1000, dtype=torch.int64), x)
+    assert (hidden == 10).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_windows_have_k_units_a_block_and_neighbours_share_more_than_distant_ones():
+    prior = TimestepPrior(depth=4, num_experts=3, top_k=2, timesteps=100)
+    windows = prior.windows
+    assert windows.shape == (100, 12)
+    assert (windows.sum(1) == 8).all()  # (k / E) L E
+    overlap = windows @ windows.t()
+    assert (overlap.diagonal(1) >= overlap.diagonal(60).min()).all()
+    assert overlap[0, 99] < overlap[0, 50] <= overlap[0, 1]
+
+
+def test_gates_that_are_the_windows_have_no_divergence_whatever_the_units_are_called():
+    prior = TimestepPrior(depth=4, num_experts=3, top_k=2, timesteps=100)
+    order = torch.randperm(12)
+    table = prior.windows[:, order].view(100, 4, 3).transpose(0, 1)  # (L, T, E)
+    t = torch.arange(100)
+    assert prior(table, t) > 0.01
+    prior.match(table)
+    assert sorted(prior.place.tolist()) == list(range(12))
+    assert prior(table, t) == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(DataError, match="table must be of 100 timesteps and 12 units"):
+        prior.match(table[:3])
+
+
+def test_the_prior_teaches_the_gates_to_follow_the_windows():
+    torch.manual_seed(0)
+    model = SwitchDiT(**SMALL)
+    prior = TimestepPrior(depth=3, timesteps=50)
+    prior.match(model.gate_table())
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    losses = []
+    for _ in range(40):
+        loss = prior(model.gate_table(), torch.arange(50))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_divergence_is_symmetric_bounded_and_zero_for_equals():
+    p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    torch.testing.assert_close(js_divergence(p, q), torch.tensor([0.6931, 0.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(js_divergence(p, q), js_divergence(q, p))
