@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 from moeapps.core.distributed import rank, world_size
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["EpochSampler", "ResumableLoader", "make_loader"]
+__all__ = ["EpochSampler", "ResumableLoader", "as_it_is", "make_loader"]
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -90,6 +90,11 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after ``position`` batches."""
         self._start = int(state["position"])
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collate function of data that gives whole batches (``__getitems__``)."""
+    return batch
 
 
 def make_loader(

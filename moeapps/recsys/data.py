@@ -36,9 +36,10 @@ EVALUATION_ROWS = 8192
 class RankingData(L.LightningDataModule):
     """Training, validation, test and prediction batches of a table.
 
-    A file is read in batches, once to learn its categories and numbers and once to encode its rows. The encoded rows
-    of a file are written to a folder and mapped into memory, so that a training takes its batches in random order
-    from a table that does not fit in memory, and continues exactly when it was stopped.
+    A file is read in batches, several times: to learn its targets, categories and numbers, and to encode its training
+    and its validation rows. The encoded rows of a file are written to a folder and mapped into memory, so that a
+    training takes its batches in random order from a table that does not fit in memory, and continues exactly when it
+    was stopped.
 
     Args:
         train: Frame or file to learn from.
@@ -132,8 +133,11 @@ class RankingData(L.LightningDataModule):
             raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         self._check_rows_differ()
         source = _Source(table, None if self.schema is None else self.schema.column_kinds())
+        count = source.count_rows()
+        if count == 0:
+            raise DataError(f"{source.name or 'the frame: '}there is no row to learn from")
         schema = self._schema_for(source)
-        held = self._held_out(source.count_rows())
+        held = self._held_out(count)
         source.check(schema)
         targets = Targets(self.target_names, self.kinds)
         self.targets = source.named(lambda: targets.fit_batches(source.all_batches(self.target_names)))
@@ -149,9 +153,7 @@ class RankingData(L.LightningDataModule):
         """Schema with this training's targets; columns of a file that it does not name are ignored."""
         names = source.columns
         if self.schema is None:
-            first = next(source.all_batches(), None)
-            if first is None or len(first) == 0:
-                raise DataError(f"{source.name}has no rows" if source.name else "the frame has no rows")
+            first = next(source.all_batches())
             return source.named(lambda: Schema.infer(first, self.target_names, self.ignored))
         features = {feature.name for feature in self.schema.features}
         ignored = [*self.schema.ignored, *self.ignored]

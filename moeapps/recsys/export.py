@@ -18,6 +18,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.table_files import ColumnKind
+from moeapps.recsys.data import EVALUATION_ROWS
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.ranker import Ranker
@@ -27,7 +28,6 @@ __all__ = ["OnnxRanker", "export_ranker"]
 
 _FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 _TABLE = "table.json"
-_BATCH = 8192
 
 
 class _Program(nn.Module):
@@ -50,7 +50,11 @@ class _Program(nn.Module):
             column = outputs[:, t]
             if kind == "regression":
                 column = column * self.scale[t] + self.mean[t]
-            columns.append({"binary": column.sigmoid, "count": column.exp}.get(kind, lambda same=column: same)())
+            elif kind == "binary":
+                column = column.sigmoid()
+            else:
+                column = column.exp()
+            columns.append(column)
         return torch.stack(columns, dim=1)
 
 
@@ -100,7 +104,6 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
     table = {
         "encoder": encoder.state(),
         "targets": targets.state(),
-        "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     with atomic_write(Path(folder) / _TABLE) as file:
@@ -165,12 +168,16 @@ class OnnxRanker:
         return self.encoder.column_kinds()
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """As :meth:`MultiTaskRanker.predict_proba`."""
+        """A column per target, as the ranker's own ``predict_proba``: probabilities, numbers, rates.
+
+        Raises:
+            DataError: Naming a column that is missing, unknown, or cannot hold what it holds.
+        """
         rows = self.encoder.transform(frame)
         names = [entry.name for entry in self._session.get_inputs()]
         parts = []
-        for start in range(0, len(rows), _BATCH):
-            part = rows.at(slice(start, start + _BATCH))
+        for start in range(0, len(rows), EVALUATION_ROWS):
+            part = rows.at(slice(start, start + EVALUATION_ROWS))
             given = {"sparse": part.sparse, "dense": part.dense}
             given |= {f"sequences_{i}": sequence for i, sequence in enumerate(part.sequences)}
             parts.append(self._session.run(None, {name: given[name].numpy() for name in names})[0])

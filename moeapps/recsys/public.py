@@ -260,7 +260,7 @@ class _Public:
 
 
 PUBLIC: dict[str, _Public] = {
-    "census-income": _Public(lambda path: census_income(path), census_schema()),
+    "census-income": _Public(census_income, census_schema()),
     "ml-100k": _Public(
         lambda path: movielens_100k(_needed(path)),
         movielens_schema(),

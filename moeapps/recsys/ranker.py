@@ -16,7 +16,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.table_files import ColumnKind
-from moeapps.recsys.data import RankingData, Table
+from moeapps.recsys.data import EVALUATION_ROWS, RankingData, Table
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
@@ -24,9 +24,6 @@ from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import Targets
 
 __all__ = ["Ranker"]
-
-PREDICT_ROWS = 8192
-"""Rows that are predicted at once."""
 
 
 class Ranker(LightningEstimator):
@@ -61,8 +58,6 @@ class Ranker(LightningEstimator):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
         if isinstance(frame, pd.DataFrame) and len(frame) == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
-        if isinstance(targets, str) or not targets:
-            raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
         seed = self._seed()
         data = RankingData(
             frame,
@@ -96,7 +91,7 @@ class Ranker(LightningEstimator):
     def _outputs(self, frame: pd.DataFrame) -> NDArray[Any]:
         check_is_fitted(self, "model_")
         rows = self.encoder_.transform(frame)
-        parts = [self.model_(rows.at(slice(i, i + PREDICT_ROWS))) for i in range(0, len(rows), PREDICT_ROWS)]
+        parts = [self.model_(rows.at(slice(i, i + EVALUATION_ROWS))) for i in range(0, len(rows), EVALUATION_ROWS)]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.targets_.names)))
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:

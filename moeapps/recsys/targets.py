@@ -48,13 +48,16 @@ class Targets:
         """Learn the kinds and what the numbers are like.
 
         Raises:
-            DataError: If a column is missing or has no known label, a binary target has more than two values, or a
-                count is negative.
+            DataError: If a column is missing or has no known label, or a binary target has more than two values.
         """
         return self.fit_batches([frame])
 
     def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
-        """Learn from rows that come in batches."""
+        """Learn from rows that come in batches.
+
+        Raises:
+            DataError: As in :meth:`fit`.
+        """
         values: dict[str, set[Any]] = {name: set() for name in self.names}
         moments: dict[str, Moments] = {}
         for frame in frames:
@@ -86,7 +89,11 @@ class Targets:
         return self
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
-        """Labels ``(n, T)``, standardised where they are numbers."""
+        """Labels ``(n, T)``, standardised where they are numbers.
+
+        Raises:
+            DataError: If a column is missing, or holds what its kind cannot hold.
+        """
         labels = np.full((len(frame), len(self.names)), np.nan)
         for t, name in enumerate(self.names):
             if name not in frame.columns:

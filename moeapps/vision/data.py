@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
 
 __all__ = ["ImageArrays", "ImageDataModule", "make_augmentation"]
 
@@ -52,10 +52,6 @@ class ImageArrays(Dataset):
         return images, self.labels[chosen]
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 class ImageDataModule(L.LightningDataModule):
     """Training and validation batches ``(images, labels)``.
 
@@ -92,10 +88,10 @@ class ImageDataModule(L.LightningDataModule):
             seed=self.seed,
             num_workers=self.num_workers,
             drop_last=len(self.train) >= self.batch_size,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
         )
 
     def val_dataloader(self) -> ResumableLoader:
         """Batches in order."""
         assert self.val is not None
-        return make_loader(self.val, max(self.batch_size, 256), collate_fn=_as_it_is)
+        return make_loader(self.val, max(self.batch_size, 256), collate_fn=as_it_is)

@@ -1,9 +1,7 @@
 """Data modules: files as frames, whatever their size; splits that do not mix; what is said of bad files."""
 
-import json
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,7 +83,7 @@ def test_encoded_rows_of_a_file_are_on_disk_and_removed(file, tmp_path):
 def test_d3_no_rows_and_no_training_rows_are_refused(frame, tmp_path):
     (tmp_path / "a.csv").write_text("user_id,click\n")
     data = RankingData(str(tmp_path / "a.csv"), targets=["click"], schema=SCHEMA[:1])
-    with pytest.raises(DataError, match=r"a.csv: .*no row|no row|no known label"):
+    with pytest.raises(DataError, match=r"a.csv: there is no row to learn from"):
         data.setup("fit")
     data = RankingData(frame[["user_id", "click"]][:1], targets=["click"])
     with pytest.raises(DataError, match="validation_fraction leaves no row of 1"):
@@ -111,7 +109,7 @@ def test_d5_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
     [
         ({"age": "abc"}, r"train.csv, record 302 .*column 'age': 'abc' is not a number"),
         ({"item_id_history": "7"}, r"train.csv: column 'item_id_history' is a Sequence and holds 7 at row 300"),
-        ({"click": "maybe"}, "train.csv: target 'click'|target 'click'"),
+        ({"click": "maybe"}, "train.csv: target 'click'"),
     ],
 )
 def test_d1_what_a_file_cannot_hold_is_named_with_file_and_place(change, message, frame, tmp_path):
@@ -261,5 +259,3 @@ def test_a_network_of_another_kind_of_checkpoint_is_refused():
 
     with pytest.raises(FileFormatError, match="not one of a RankingModule"):
         RankingModule().on_load_checkpoint({"state_dict": {}})
-    assert issubclass(RankingModule, L.LightningModule)
-    assert json.dumps(RankingModule(model="ple").hparams)

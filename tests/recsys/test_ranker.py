@@ -239,14 +239,10 @@ def test_sparse_gradients_touch_only_the_rows_of_a_batch(frame):
 
 def test_what_an_unseen_category_means_is_learned(frame):
     part = frame[["item_id", "age", "click"]].assign(item_id=frame["item_id"] % 2)
-    fitted = [
-        MultiTaskRanker("mmoe", unknown_rate=rate, **{**QUICK, "max_epochs": 20}).fit(part, ["click"])
-        for rate in (0.0, 0.2)
-    ]
+    model = MultiTaskRanker("mmoe", unknown_rate=0.2, **{**QUICK, "max_epochs": 20}).fit(part, ["click"])
     strange = part.assign(item_id=9)
     share = part["click"].mean()
-    errors = [abs(model.predict_proba(strange)["click"].mean() - share) for model in fitted]
-    assert errors[1] < 0.1, errors
+    assert model.predict_proba(strange)["click"].mean() == pytest.approx(share, abs=0.1)
     with pytest.raises(ConfigError, match="unknown_rate must be at least 0 and below 1"):
         MultiTaskRanker(unknown_rate=1.0, **QUICK).fit(part, ["click"])
 

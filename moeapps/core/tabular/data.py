@@ -1,14 +1,12 @@
 """Batches of encoded tables."""
 
-from typing import Any
-
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
 
 __all__ = ["EncodedTable", "TableDataModule"]
 
@@ -29,10 +27,6 @@ class EncodedTable(Dataset[tuple[Tensor, ...]]):
         """Return a whole batch; torch's loader asks for it this way when it can."""
         chosen = torch.as_tensor(indices)
         return tuple(column.index_select(0, chosen) for column in self.columns)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 class TableDataModule(L.LightningDataModule):
@@ -61,12 +55,12 @@ class TableDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; all rows in their order where they make one batch."""
         shuffle = len(self.train) > self.batch_size
-        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=_as_it_is)
+        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=as_it_is)
 
     def val_dataloader(self) -> ResumableLoader:
         """Batches in order."""
         assert self.val is not None
-        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=_as_it_is)
+        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=as_it_is)
 
 
 def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:
