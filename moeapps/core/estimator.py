@@ -106,6 +106,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             trainer = L.Trainer(
                 accelerator=self.accelerator,
                 devices=1,
+                precision=getattr(self, "precision", "32-true"),
                 max_epochs=max_epochs,
                 limit_val_batches=None if validate else 0,
                 callbacks=callbacks,

@@ -2,15 +2,23 @@
 
 from moeapps.vision import timm_models  # noqa: F401 - registers the models
 from moeapps.vision.classifier import WideNetClassifier
+from moeapps.vision.data import ImageDataModule, ImageFolderData, PublicImageData
 from moeapps.vision.dit import DiT
+from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
 from moeapps.vision.prior import TimestepPrior
+from moeapps.vision.public import LabelledImages, load_images
 from moeapps.vision.switch_dit import SwitchDiT, TimestepSwitch
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
 
 __all__ = [
     "DiT",
+    "ImageDataModule",
+    "ImageFolderData",
     "ImageModule",
+    "ImageSpec",
+    "LabelledImages",
+    "PublicImageData",
     "SharedMoE",
     "SwitchDiT",
     "TimestepPrior",
@@ -19,4 +27,5 @@ __all__ = [
     "WideBlock",
     "WideNet",
     "WideNetClassifier",
+    "load_images",
 ]

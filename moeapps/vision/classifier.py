@@ -1,7 +1,8 @@
 """Images behind scikit-learn's interface."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -10,20 +11,20 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
-from torch import Tensor, nn
+from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
-from moeapps.vision.data import AUGMENTATIONS, ImageDataModule
-from moeapps.vision.images import as_images, normalise
-from moeapps.vision.module import FAMILIES, ImageModule, make_network
+from moeapps.vision.data import ImageArrays, ImageDataModule, make_transform, split_rows
+from moeapps.vision.folders import find_images, read_images
+from moeapps.vision.images import ImageSpec, as_images, to_float
+from moeapps.vision.module import AUGMENTATIONS, FAMILIES, ImageModule
 from moeapps.vision.widenet import SharedMoE
 
 __all__ = ["WideNetClassifier"]
@@ -46,6 +47,8 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
     patch_size : int or "auto"
         Side of a patch in pixels; "auto" gives about eight patches a side, of 2 to 16 pixels. Images are padded to a
         multiple of it.
+    image_size : int, optional
+        Side to which the images of a folder are resized and cut; None if they all have one size.
     num_experts, top_k : int
         Experts, and how many of them a patch uses. Not for ``"vit"``.
     router : str
@@ -53,7 +56,7 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
     options : dict, optional
         Further arguments of the model (``drop_path_rate``, ``capacity_factor``, ``individual_norms``, ...).
     augment : str
-        ``"none"``, ``"shift"`` or ``"shift_flip"``.
+        ``"none"``, ``"shift"``, ``"shift_flip"``, or for uint8 images a policy of timm (``"rand-m9-mstd0.5"``).
     lr, weight_decay : float
         Of AdamW.
     label_smoothing : float
@@ -69,6 +72,8 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         Epochs to wait.
     accelerator : str
         Lightning's accelerator.
+    precision : str
+        Lightning's precision of the training (``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``).
     verbose : bool
         Whether to show a progress bar.
     log_dir : str, optional
@@ -80,12 +85,10 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
     ----------
     classes_ : array
         Class labels.
-    image_shape_ : tuple
-        Channels, height and width of the images.
-    mean_, scale_ : list of float
-        Of each channel, in training.
-    model_ : torch.nn.Module
-        The network.
+    spec_ : ImageSpec
+        Shape of the images, and mean and standard deviation of their channels in training.
+    model_ : ImageModule
+        What was trained; ``model_.network`` is timm's network.
     history_ : DataFrame
         What was logged, one row per epoch.
 
@@ -100,7 +103,8 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
     True
     """
 
-    _saved_attributes = ("n_iter_", "image_shape_", "mean_", "scale_", "largest_")
+    model_: ImageModule
+    _saved_attributes = ("n_iter_", "largest_")
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         patch_size: Any = "auto",
+        image_size: int | None = None,
         num_experts: int = 4,
         top_k: int = 2,
         router: str = "topk",
@@ -124,6 +129,7 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         validation_fraction: float = 0.1,
         patience: int = 8,
         accelerator: str = "auto",
+        precision: str = "32-true",
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
@@ -134,6 +140,7 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.patch_size = patch_size
+        self.image_size = image_size
         self.num_experts = num_experts
         self.top_k = top_k
         self.router = router
@@ -147,19 +154,21 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.accelerator = accelerator
+        self.precision = precision
         self.verbose = verbose
         self.log_dir = log_dir
         self.random_state = random_state
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn from images.
 
         Parameters
         ----------
-        X : array of shape (n, H, W), (n, C, H, W) or (n, H, W, C)
-            Images with 1, 3 or 4 channels, uint8 or float.
+        X : array of shape (n, H, W), (n, C, H, W) or (n, H, W, C), or path
+            Images with 1, 3 or 4 channels, uint8 or float; or a folder with one folder of image files per class (read
+            as RGB).
         y : array of shape (n,)
-            Labels.
+            Labels; None for a folder.
 
         Returns
         -------
@@ -169,19 +178,25 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         Raises
         ------
         ValueError
-            Naming the argument or image that cannot be used.
+            Naming the argument, image or file that cannot be used.
         """
         fitted = copy.copy(self)
         fitted._fit(X, y)
         self.__dict__ = fitted.__dict__
         return self
 
-    def _fit(self, X: Any, y: ArrayLike) -> None:
+    def _fit(self, X: Any, y: ArrayLike | None) -> None:
         check_sizes(batch_size=self.batch_size)
-        check_one_of("augment", self.augment, AUGMENTATIONS)
         if self.validation_fraction != 0:
             check_fraction(validation_fraction=self.validation_fraction)
+        if isinstance(X, str | Path):
+            if y is not None:
+                raise DataError("the classes of a folder are the names of its folders: y must be None")
+            files, found, names = find_images(X)
+            X, y = read_images(files, size=self.image_size), np.array(names)[found]
         images = as_images(X)
+        if y is None:
+            raise DataError("y is needed: one label per image")
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
         if len(labels) != len(images):
@@ -189,102 +204,103 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"y has {len(self.classes_)} class: at least two are needed")
-        self.image_shape_ = list(images.shape[1:])
         seed = self._seed()
-        train, held = self._split(codes, seed)
-        part = images[torch.from_numpy(train)]
-        self.mean_ = part.mean(dim=(0, 2, 3)).tolist()
-        self.scale_ = [float(value) or 1.0 for value in part.std(dim=(0, 2, 3), correction=0)]
-        self.largest_ = float(part.abs().max())
-        ready, target = self._ready(images), torch.from_numpy(codes.astype(np.int64))
-        with isolate_rng():
-            seed_everything(seed)
-            module = ImageModule(
-                self._build_model(), lr=self.lr, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
-            )
+        rows, held = split_rows(codes, self.validation_fraction, seed)
+        target = torch.from_numpy(codes.astype(np.int64))
+        train = images[torch.from_numpy(rows)]
+        self.spec_ = ImageSpec.of(train, self.classes_)
+        self.largest_ = _largest(train)
+        policy = None if self.augment in AUGMENTATIONS else make_transform(self.spec_.shape, True, self.augment)
         watched = len(held) > 0
         data = ImageDataModule(
-            (ready[torch.from_numpy(train)], target[torch.from_numpy(train)]),
-            (ready[torch.from_numpy(held)], target[torch.from_numpy(held)]) if watched else None,
-            self.batch_size,
-            self.augment,
-            seed,
+            ImageArrays(train, target[torch.from_numpy(rows)], policy),
+            ImageArrays(images[torch.from_numpy(held)], target[torch.from_numpy(held)]) if watched else None,
+            batch_size=self.batch_size,
+            seed=seed,
         )
+        with isolate_rng():
+            seed_everything(seed)
+            module = self._build_model()
         self.history_ = self._train(module, data, seed, monitor="val/accuracy" if watched else None, validate=watched)
         self.n_iter_ = len(self.history_)
-        self.model_ = module.network.eval()
+        self.model_ = module.eval()
 
-    def _split(self, codes: NDArray[Any], seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = np.arange(len(codes))
-        if not self.validation_fraction:
-            return rows, rows[:0]
-        held = max(1, round(len(rows) * self.validation_fraction))
-        counts = np.bincount(codes)
-        stratify = codes if counts.min() >= 2 and min(held, len(rows) - held) >= len(counts) else None
-        train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
-        return train, val
-
-    def _patch(self) -> int:
-        if self.patch_size == "auto":
-            return max(2, min(16, round(min(self.image_shape_[1:]) / 8)))
-        check_sizes(patch_size=self.patch_size)
-        return int(self.patch_size)
-
-    def _padded(self) -> tuple[int, int]:
-        """Height and width as the network sees them."""
-        if self.model not in FAMILIES:
-            return self.image_shape_[1], self.image_shape_[2]
-        patch = self._patch()
-        height, width = (-(-side // patch) * patch for side in self.image_shape_[1:])
-        return height, width
-
-    def _ready(self, images: Tensor) -> Tensor:
-        return normalise(images, torch.tensor(self.mean_), torch.tensor(self.scale_), self._padded())
-
-    def _build_model(self) -> nn.Module:
-        options = dict(self.options or {})
+    def _build_model(self) -> ImageModule:
+        options: dict[str, Any] = {}
         if self.model in FAMILIES:
-            sizes: dict[str, Any] = {
+            options = {
                 "embed_dim": self.embed_dim,
                 "depth": self.depth,
                 "num_heads": self.num_heads,
                 "mlp_ratio": self.mlp_ratio,
-                "patch_size": self._patch(),
             }
             check_sizes(embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads)
             if self.embed_dim % self.num_heads:
                 raise ConfigError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
+            if self.patch_size != "auto":
+                options["patch_size"] = self.patch_size
             if self.model != "vit":
-                sizes |= {"num_experts": self.num_experts, "top_k": self.top_k, "router": self.router}
-            options = {**sizes, **options}
-        return make_network(self.model, (self.image_shape_[0], *self._padded()), len(self.classes_), **options)
+                options |= {"num_experts": self.num_experts, "top_k": self.top_k, "router": self.router}
+        module = ImageModule(
+            self.model,
+            {**options, **(self.options or {})},
+            augment=self.augment if self.augment in AUGMENTATIONS else "none",
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.label_smoothing,
+        )
+        module.attach(self.spec_)
+        return module
 
     def _checked(self, X: Any) -> Tensor:
         check_is_fitted(self, "model_")
+        if isinstance(X, str | Path):
+            raise DataError("predict images from a list of files, or an array: a folder has no order")
+        if isinstance(X, list | tuple) and X and all(isinstance(entry, str | Path) for entry in X):
+            X = read_images([Path(entry) for entry in X], self.spec_.shape[0], self.image_size)
         images = as_images(X)
-        if list(images.shape[1:]) != list(self.image_shape_):
+        if tuple(images.shape[1:]) != self.spec_.shape:
             raise DataError(
-                f"images are (C, H, W) = {tuple(images.shape[1:])}, the model was fitted on {tuple(self.image_shape_)}"
+                f"images are (C, H, W) = {tuple(images.shape[1:])}, the model was fitted on {self.spec_.shape}"
             )
-        largest = float(images.abs().max())
+        largest = _largest(images)
         if largest > 20 * max(self.largest_, 1e-12) or (20 * largest < self.largest_ and largest > 0):
             raise DataError(
                 f"pixels reach {largest:g}, those of training {self.largest_:g}: uint8 is divided by 255, floats not"
             )
-        return self._ready(images)
+        return images
 
-    @torch.no_grad()
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``."""
-        ready = self._checked(X)
+    def _run(self, images: Tensor, function: Callable[[ImageModule, Tensor], Tensor]) -> Tensor:
         device = resolve_device(self.accelerator)
-        network = self.model_.to(device)
+        module = self.model_.to(device)
         try:
-            parts = [network(part.to(device)).double().softmax(1).cpu() for part in ready.split(PREDICT_IMAGES)]
+            with torch.no_grad():
+                return torch.cat([function(module, part.to(device)).cpu() for part in images.split(PREDICT_IMAGES)])
         finally:
             self.model_.cpu()
-        probabilities: NDArray[np.float64] = torch.cat(parts).numpy()
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``.
+
+        Parameters
+        ----------
+        X : array, or list of paths
+            Images of the shape that the model was fitted on.
+        """
+        found = self._run(self._checked(X), lambda module, part: module(part).double().softmax(1))
+        probabilities: NDArray[np.float64] = found.numpy()
         return probabilities
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Features of images before the last layer, shape (n, width)."""
+
+        def pooled(module: ImageModule, part: Tensor) -> Tensor:
+            network: Any = module.network
+            features: Tensor = network.forward_head(network.forward_features(module.prepare(part)), pre_logits=True)
+            return features.float()
+
+        features: NDArray[np.float32] = self._run(self._checked(X), pooled).numpy()
+        return features
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Most probable class of each image."""
@@ -310,28 +326,35 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         ConfigError
             If the model has no experts.
         """
-        ready = self._checked(X)
+        images = self._checked(X)
         names, number = np.unique(self.predict(X) if groups is None else np.asarray(groups), return_inverse=True)
-        if len(number) != len(ready):
-            raise DataError(f"{len(ready)} images and {len(number)} groups")
+        if len(number) != len(images):
+            raise DataError(f"{len(images)} images and {len(number)} groups")
         network = copy.deepcopy(self.model_)
         layers = list(routed_layers(network).values())
         if not layers:
             raise ConfigError(f"model={self.model!r} has no experts")
-        network(ready)
+        network(images)
         first = layers[0]
         routings = first.routings if isinstance(first, SharedMoE) else [found.last_routing for found in layers]
         routing = routings[layer]
         assert routing is not None
-        tokens = len(routing.valid) // len(ready)
+        tokens = len(routing.valid) // len(images)
         groups_of = torch.from_numpy(number.astype(np.int64)).repeat_interleave(tokens)
         load = load_by_group(routing, groups_of, len(names))
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
 
     def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes and class labels."""
-        return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
+        """Fitted attributes, class labels and what the images are like."""
+        state = super().saved_state()
+        return {**state, "classes_": labels_to_json(self.classes_), "spec_": self.spec_.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.classes_ = labels_from_json(state["classes_"])
+        self.spec_ = ImageSpec.from_state(state["spec_"])
         super()._restore(state)
+
+
+def _largest(images: Tensor) -> float:
+    """Largest absolute pixel, as the network sees it."""
+    return float(to_float(torch.stack([images.max(), images.min()])).abs().max())

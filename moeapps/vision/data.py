@@ -1,97 +1,319 @@
-"""Batches of images with augmentation."""
+"""Data modules of images: arrays, public sets by name, folders."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
+from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
+from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
+from moeapps.vision.images import ImageSpec
+from moeapps.vision.public import LabelledImages, load_images
 
-__all__ = ["ImageArrays", "ImageDataModule", "make_augmentation"]
+__all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "PublicImageData", "split_rows"]
 
-AUGMENTATIONS = ("none", "shift", "shift_flip")
+Transform = Callable[[Image.Image], Tensor]
 
 
-def make_augmentation(name: str, size: tuple[int, int]) -> Callable[[Tensor], Tensor] | None:
-    """Random shifts by an eighth of the size, and flips."""
-    if name == "none":
-        return None
-    steps: list[Any] = [v2.RandomCrop(size, padding=max(1, min(size) // 8))]
-    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if name == "shift_flip" else steps)
+def split_rows(codes: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows to learn from and rows to hold back, by class where every class has enough."""
+    rows = np.arange(len(codes))
+    if not fraction:
+        return rows, rows[:0]
+    held = max(1, round(len(rows) * fraction))
+    counts = np.bincount(codes)
+    counts = counts[counts > 0]
+    stratify = codes if counts.min() >= 2 and min(held, len(rows) - held) >= len(counts) else None
+    train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
+    return train, val
+
+
+def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:
+    """A transform of timm: in training random crops, flips and a policy, else resize and crop in the middle.
+
+    Args:
+        size: Channels, height, width of the result, uint8.
+        training: Which of them.
+        auto_augment: A policy as timm spells it (``"rand-m9-mstd0.5"``, ``"augmix-m3-w3"``, ...).
+
+    Raises:
+        ConfigError: If there is no such policy.
+    """
+    small = min(size[1:]) <= 64
+    try:
+        made: Transform = create_transform(
+            size, is_training=training, auto_augment=auto_augment, interpolation="bicubic", normalize=False,
+            crop_pct=1.0 if small else 0.9, scale=(0.6, 1.0) if small else None,
+        )  # fmt: skip
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(
+            f"{auto_augment!r} is no augmentation: none, shift, shift_flip, or a policy of timm ({error})"
+        ) from None
+    return made
 
 
 class ImageArrays(Dataset):
-    """Images in memory, each augmented when it is asked for.
+    """Images in memory.
 
     Args:
         images: ``(N, C, H, W)``.
         labels: ``(N,)`` int64.
-        augment: Applied to each image ``(C, H, W)``; None for nothing.
+        transform: Applied to each image as a PIL image (uint8 images only); None for nothing.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.images, self.labels, self.augment = images, labels, augment
+    def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None = None) -> None:
+        if transform is not None and images.dtype != torch.uint8:
+            raise ConfigError(f"auto_augment needs uint8 images, got {images.dtype}")
+        self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.images[index]
-        return (image if self.augment is None else self.augment(image)), self.labels[index]
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a whole batch."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
-        if self.augment is not None:
-            images = torch.stack([self.augment(image) for image in images])
+        if self.transform is not None:
+            mode = MODES[images.shape[1]]
+            pictures = (image.squeeze(0) if mode == "L" else image.permute(1, 2, 0) for image in images)
+            images = torch.stack([self.transform(Image.fromarray(picture.numpy(), mode)) for picture in pictures])
         return images, self.labels[chosen]
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Training and validation batches ``(images, labels)``.
+    """Batches ``(images, labels)`` of data sets that are given, or that a subclass makes in ``setup``.
 
     Args:
-        train: Images ``(N, C, H, W)``, standardised, and labels ``(N,)``.
-        val: The same to validate on; None for no validation.
+        train: Data set to learn from.
+        val: To validate on; None for no validation.
+        test: To test on.
+        predict: To predict.
+        spec: What the images are like.
         batch_size: Images per step.
-        augment: ``"none"``, ``"shift"`` or ``"shift_flip"``.
-        seed: Seed of the order.
         num_workers: Processes that load.
+        seed: Seed of the order.
     """
 
     def __init__(
         self,
-        train: tuple[Tensor, Tensor],
-        val: tuple[Tensor, Tensor] | None = None,
+        train: Dataset | None = None,
+        val: Dataset | None = None,
+        test: Dataset | None = None,
+        predict: Dataset | None = None,
+        spec: ImageSpec | None = None,
         batch_size: int = 128,
-        augment: str = "none",
-        seed: int = 0,
         num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        size = (train[0].shape[2], train[0].shape[3])
-        self.train = ImageArrays(*train, make_augmentation(augment, size))
-        self.val = None if val is None else ImageArrays(*val)
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        check_sizes(batch_size=batch_size)
+        self.parts = {"train": train, "val": val, "test": test, "predict": predict}
+        self.spec = spec
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; an incomplete last one is left out where there is a complete one."""
-        return make_loader(
-            self.train,
-            self.batch_size,
-            shuffle=True,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            drop_last=len(self.train) >= self.batch_size,
-            collate_fn=as_it_is,
-        )
+        data = self._part("train")
+        whole = len(data) >= self.batch_size  # type: ignore[arg-type]
+        return self._loader(data, self.batch_size, shuffle=True, drop_last=whole)
 
-    def val_dataloader(self) -> ResumableLoader:
+    def val_dataloader(self) -> Any:
+        """Batches in order; none where there is nothing to validate on."""
+        return [] if self.parts["val"] is None else self._loader(self._part("val"), max(self.batch_size, 256))
+
+    def test_dataloader(self) -> ResumableLoader:
         """Batches in order."""
-        assert self.val is not None
-        return make_loader(self.val, max(self.batch_size, 256), collate_fn=as_it_is)
+        return self._loader(self._part("test"), max(self.batch_size, 256))
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Batches in order."""
+        return self._loader(self._part("predict"), max(self.batch_size, 256))
+
+    def _part(self, name: str) -> Dataset:
+        found = self.parts[name]
+        if found is None:
+            raise ConfigError(f"there is nothing to {name} on: set {name}")
+        return found
+
+    def _loader(self, data: Dataset, batch_size: int, **options: Any) -> ResumableLoader:
+        whole = as_it_is if isinstance(data, ImageArrays) else None
+        return make_loader(
+            data, batch_size, seed=self.seed, num_workers=self.num_workers, collate_fn=whole, **options
+        )  # fmt: skip
+
+
+class PublicImageData(ImageDataModule):
+    """A public set of images by name, for ``moeapps fit``.
+
+    Args:
+        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"fashion_mnist"``.
+        path: Where its files are, as in :func:`load_images`.
+        download: Whether torchvision may download them to ``path``.
+        validation_fraction: Part of the training images to validate on.
+        auto_augment: A policy of timm for the training images (``"rand-m9-mstd0.5"``).
+        batch_size: Images per step.
+        num_workers: Processes that load.
+        seed: Seed of order and split.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        name: str = "digits",
+        path: str | None = None,
+        download: bool = False,
+        validation_fraction: float = 0.1,
+        auto_augment: str | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_fraction(validation_fraction=validation_fraction)
+        if name != "digits" and path is None:
+            raise ConfigError(f"{name} is not part of the package: give its folder as path (download: true fetches it)")
+        self.set_name, self.path, self.download = name, path, download
+        self.validation_fraction, self.auto_augment = validation_fraction, auto_augment
+
+    def setup(self, stage: str) -> None:
+        """Read the images once."""
+        if self.spec is not None:
+            return
+        train, test = load_images(self.set_name, self.path, self.download, self.seed)
+        learned, held = split_rows(train.labels.numpy(), self.validation_fraction, self.seed)
+        part, val = train.at(learned), train.at(held)
+        self.spec = ImageSpec.of(part.images, train.classes)
+        transform = None
+        if self.auto_augment is not None:
+            transform = make_transform(self.spec.shape, True, self.auto_augment)
+        self.parts["train"] = ImageArrays(part.images, part.labels, transform)
+        self.parts["val"], self.parts["test"] = _plain(val), _plain(test)
+        self.parts["predict"] = self.parts["test"]
+
+
+def _plain(images: LabelledImages) -> ImageArrays:
+    return ImageArrays(images.images, images.labels)
+
+
+class ImageFolderData(ImageDataModule):
+    """Your own images, one folder per class, read as they are needed; for ``moeapps fit``.
+
+    In training timm's random crops and flips, else resized and cut in the middle. The channels are standardised by 0.5
+    and 0.5.
+
+    Args:
+        train: Folder with one folder of images per class.
+        val: The same to validate on; a part of ``train`` when None.
+        test: The same to test on.
+        predict: Folder of images to predict, in folders or not.
+        image_size: Side of the images that the network sees.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        validation_fraction: That part.
+        auto_augment: A policy of timm for the training images.
+        batch_size: Images per step.
+        num_workers: Processes that load.
+        seed: Seed of order and split.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        image_size: int = 224,
+        channels: int = 3,
+        validation_fraction: float = 0.1,
+        auto_augment: str | None = "rand-m9-mstd0.5",
+        batch_size: int = 128,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_sizes(image_size=image_size)
+        check_one_of("channels", channels, MODES)
+        check_fraction(validation_fraction=validation_fraction)
+        self.folders = {"train": train, "val": val, "test": test, "predict": predict}
+        self.shape, self.channels = (channels, image_size, image_size), channels
+        self.validation_fraction = validation_fraction
+        self._transforms = {
+            True: make_transform(self.shape, True, auto_augment),
+            False: make_transform(self.shape, False),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Find the files."""
+        if stage == "predict":
+            self.parts["predict"] = self._unlabelled()
+        if stage != "fit" and self.folders["train"] is None:
+            if stage == "test":
+                self.parts["test"] = self._labelled("test", None)
+            return
+        if self.spec is not None:
+            return
+        if self.folders["train"] is None:
+            raise ConfigError("there is nothing to train on: set train to a folder with one folder of images per class")
+        files, codes, classes = find_images(self.folders["train"])
+        if len(classes) < 2:
+            raise DataError(f"{self.folders['train']} has one class: at least two are needed")
+        held: NDArray[Any] = np.array([], dtype=np.int64)
+        learned = np.arange(len(files))
+        if self.folders["val"] is None:
+            learned, held = split_rows(np.array(codes), self.validation_fraction, self.seed)
+        self.parts["train"] = self._images([files[i] for i in learned], [codes[i] for i in learned], True)
+        if self.folders["val"] is None:
+            self.parts["val"] = self._images([files[i] for i in held], [codes[i] for i in held], False)
+        else:
+            self.parts["val"] = self._labelled("val", classes)
+        if self.folders["test"] is not None:
+            self.parts["test"] = self._labelled("test", classes)
+        half = (0.5,) * self.channels
+        self.spec = ImageSpec(self.shape, tuple(classes), half, half)
+
+    def _images(self, files: list[Path], codes: list[Any], training: bool) -> FolderImages:
+        return FolderImages(files, codes, self._transforms[training], self.channels)
+
+    def _labelled(self, part: str, classes: list[str] | None) -> FolderImages:
+        folder = self.folders[part]
+        if folder is None:
+            raise ConfigError(
+                f"there is nothing to {part} on: set {part} to a folder with one folder of images per class"
+            )
+        files, codes, found = find_images(folder)
+        if classes is None:
+            module: Any = self.trainer.lightning_module if self.trainer is not None else None
+            spec = getattr(module, "spec", None)
+            classes = list(spec.classes) if spec is not None else found
+        unknown = sorted(set(found) - set(classes))
+        if unknown:
+            raise DataError(f"{folder} has classes that training lacks: {', '.join(unknown)}")
+        return self._images(files, [classes.index(found[code]) for code in codes], False)
+
+    def _unlabelled(self) -> FolderImages:
+        folder = self.folders["predict"]
+        if folder is None or not Path(folder).is_dir():
+            raise ConfigError(f"predict must be a folder of images, got {folder!r}")
+        files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        if not files:
+            raise DataError(f"{folder} has no image (files that end in {', '.join(ENDINGS)})")
+        return self._images(files, [str(path.relative_to(folder)) for path in files], False)

@@ -1,5 +1,6 @@
-"""From what users have (arrays of any layout) to float tensors, and everything that is refused."""
+"""From what users have (arrays of any layout) to tensors of images, and everything that is refused."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,52 @@ from torch import Tensor
 
 from moeapps.core.errors import DataError
 
-__all__ = ["as_images", "normalise"]
+__all__ = ["ImageSpec", "as_images", "channel_statistics", "pad_to", "to_float"]
 
 CHANNELS = (1, 3, 4)
+AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network has to know of its images.
+
+    Attributes:
+        shape: Channels, height, width.
+        classes: Names of the classes, in the order of their codes.
+        mean: Mean of each channel, as :func:`to_float` gives it.
+        scale: Standard deviation of each channel.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {name: list(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "ImageSpec":
+        """The counterpart of :meth:`state`."""
+        shape = tuple(state["shape"])
+        return cls((shape[0], shape[1], shape[2]), *(tuple(state[name]) for name in ("classes", "mean", "scale")))
+
+    @classmethod
+    def of(cls, images: Tensor, classes: Any) -> "ImageSpec":
+        """The spec of images ``(N, C, H, W)`` in memory."""
+        mean, scale = channel_statistics(images)
+        shape = tuple(images.shape[1:])
+        return cls((shape[0], shape[1], shape[2]), tuple(map(str, classes)), tuple(mean), tuple(scale))
 
 
 def as_images(X: Any) -> Tensor:
-    """Images ``(N, C, H, W)``, float32.
+    """Images ``(N, C, H, W)``, uint8 or float32.
 
     Args:
-        X: ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1, 3 or 4 channels. uint8 is divided by 255; floats
-            are taken as they are.
+        X: ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1, 3 or 4 channels. uint8 stays uint8, every other
+            number becomes float32.
 
     Raises:
         DataError: If it is none of these, empty, smaller than 2 x 2, or has a value that is not finite.
@@ -37,23 +73,37 @@ def as_images(X: Any) -> Tensor:
         raise DataError("there is no image")
     if min(array.shape[2:]) < 2:
         raise DataError(f"images are {array.shape[2]} x {array.shape[3]} pixels, expected at least 2 x 2")
-    if array.dtype == np.uint8:
-        images = array.astype(np.float32) / 255
-    elif array.dtype.kind in "fiu":
-        images = array.astype(np.float32)
-    else:
+    if array.dtype.kind not in "fiu":
         raise DataError(f"images must be uint8 or numbers, got {array.dtype}")
-    finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
-    if not finite.all():
-        raise DataError(f"image {int((~finite).argmax())} has a pixel that is NaN or infinite")
-    return torch.from_numpy(np.ascontiguousarray(images))
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            raise DataError(f"image {int((~finite).argmax())} has a pixel that is NaN or infinite")
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def normalise(images: Tensor, mean: Tensor, scale: Tensor, size: tuple[int, int]) -> Tensor:
-    """Standardise the channels and pad to ``size`` with the mean, the image in the middle."""
-    images = (images - mean[:, None, None]) / scale[:, None, None]
-    height, width = size[0] - images.shape[2], size[1] - images.shape[3]
-    if height or width:
-        edges = (width // 2, width - width // 2, height // 2, height - height // 2)
-        images = torch.nn.functional.pad(images, edges)
-    return images
+def to_float(images: Tensor) -> Tensor:
+    """Floating-point images: uint8 is divided by 255, the others are what they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel (1 where it is constant) over all images and pixels."""
+    total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
+    for part in images.split(AT_ONCE):
+        values = to_float(part).double()
+        total = total + values.sum(dim=(0, 2, 3))
+        squares = squares + values.square().sum(dim=(0, 2, 3))
+    count = images.numel() / images.shape[1]
+    mean = total / count
+    scale = (squares / count - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), [value if value > 1e-6 * (1 + abs(m)) else 1.0 for value, m in zip(scale.tolist(), mean, strict=True)]
+
+
+def pad_to(images: Tensor, height: int, width: int) -> Tensor:
+    """Images in the middle of a larger frame of zeros."""
+    down, right = height - images.shape[2], width - images.shape[3]
+    if not (down or right):
+        return images
+    return torch.nn.functional.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))

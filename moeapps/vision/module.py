@@ -8,16 +8,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_at_least_zero
+from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.module import MoEModule
+from moeapps.vision.images import ImageSpec, pad_to, to_float
 from moeapps.vision.widenet import ViTMoE, WideNet
 
-__all__ = ["FAMILIES", "ImageModule", "make_network"]
+__all__ = ["AUGMENTATIONS", "FAMILIES", "ImageModule", "SpecModule", "make_network"]
 
 FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "vit": VisionTransformer}
 """Models whose sizes are arguments; any other name is one of timm."""
+
+AUGMENTATIONS = ("none", "shift", "shift_flip")
+
+_SPEC = "moeapps_images"
 
 
 def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
@@ -44,56 +49,183 @@ def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **op
         raise ConfigError(f"options of model={model!r}: {error}") from None
 
 
-class ImageModule(MoEModule):
-    """Classifies images.
+def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
+    """Shift each image by up to an eighth of its size, zeros coming in, and mirror every other one."""
+    n, _, height, width = images.shape
+    reach = max(1, min(height, width) // 8)
+    windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    down, right = torch.randint(2 * reach + 1, (2, n), device=images.device)
+    images = windows[torch.arange(n, device=images.device), :, down, right]
+    if flip:
+        images = torch.where(torch.rand(n, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
+    return images
+
+
+class SpecModule(MoEModule):
+    """A module whose network is built once it is known what the images are like.
+
+    That comes from the data module, or from the checkpoint that is loaded.
+    """
+
+    spec: ImageSpec
+    network: nn.Module
+
+    def attach(self, spec: ImageSpec) -> None:
+        """Build the network for images."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Take the spec from the data module, where it knows one; Lightning calls this before weights are restored."""
+        found = getattr(getattr(self._trainer, "datamodule", None), "spec", None)
+        if not hasattr(self, "network") and found is not None:
+            self.attach(found)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the images are like beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_SPEC] = self.spec.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network for the checkpoint's images, unless the data has said what they are like.
+
+        Raises:
+            FileFormatError: If it is not such a checkpoint, or one of other images.
+        """
+        state = checkpoint.get(_SPEC)
+        if state is None:
+            raise FileFormatError(
+                f"the checkpoint is not one of a {type(self).__name__}: it does not know what its images are like"
+            )
+        spec = ImageSpec.from_state(state)
+        if not hasattr(self, "network"):
+            self.attach(spec)
+        elif (spec.shape, spec.classes) != (self.spec.shape, self.spec.classes):
+            raise FileFormatError(
+                f"the data is not what the checkpoint was trained on: images {self.spec.shape} of "
+                f"{len(self.spec.classes)} classes, the checkpoint's {spec.shape} of {len(spec.classes)}"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+
+class ImageModule(SpecModule):
+    """Classifies images, uint8 (divided by 255) or float.
 
     Args:
-        network: Images ``(N, C, H, W)`` to logits ``(N, K)``.
+        model: ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
+        options: Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). Of the three families
+            ``patch_size`` is about an eighth of the images' side, 2 to 16 pixels, where it is not given.
+        augment: ``"none"``, ``"shift"`` or ``"shift_flip"``, on the device.
         lr: Learning rate of AdamW.
         weight_decay: Its weight decay; none on norms, biases and position embeddings.
         warmup: Part of the training over which the rate rises.
         label_smoothing: Of the cross-entropy.
+        compile: Whether torch compiles the network.
+        grad_checkpointing: Whether blocks are computed again in the backward pass, for memory.
+
+    Attributes:
+        network: Standardised images ``(N, C, H, W)`` to logits ``(N, K)``, once attached.
 
     Raises:
         ConfigError: If an argument is impossible.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(
         self,
-        network: nn.Module,
+        model: str = "widenet",
+        options: dict[str, Any] | None = None,
+        augment: str = "none",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         warmup: float = 0.1,
         label_smoothing: float = 0.1,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_at_least_zero(lr=lr, weight_decay=weight_decay, warmup=warmup, label_smoothing=label_smoothing)
+        check_one_of("augment", augment, AUGMENTATIONS)
         for name, value in (("warmup", warmup), ("label_smoothing", label_smoothing)):
             if value >= 1:
                 raise ConfigError(f"{name} must be below 1, got {value!r}")
-        self.network = network
+        self.save_hyperparameters()
+        self.model, self.options, self.augment = model, dict(options or {}), augment
         self.lr, self.weight_decay, self.warmup, self.label_smoothing = lr, weight_decay, warmup, label_smoothing
+        self.compile_network, self.grad_checkpointing = compile, grad_checkpointing
+
+    def attach(self, spec: ImageSpec) -> None:
+        """Build the network.
+
+        Raises:
+            ConfigError: If the options do not fit the images.
+        """
+        self.spec = spec
+        channels, height, width = spec.shape
+        options = self.options
+        if self.model in FAMILIES:  # images are padded to whole patches
+            patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
+            check_sizes(patch_size=patch)
+            height, width = (-(-side // patch) * patch for side in (height, width))
+            options = {**options, "patch_size": patch}
+        self.size = (height, width)
+        self.network = make_network(self.model, (channels, height, width), len(spec.classes), **options)
+        for name, values in (("mean", spec.mean), ("scale", spec.scale)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        if self.grad_checkpointing:
+            self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+        if self.compile_network:
+            self.network.compile()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Standardise and pad images.
+
+        Raises:
+            DataError: If the images have another shape than those the network was built for.
+        """
+        if tuple(images.shape[1:]) != self.spec.shape:
+            raise DataError(f"images are {tuple(images.shape[1:])}, the network was built for {self.spec.shape}")
+        return pad_to((to_float(images) - self.mean) / self.scale, *self.size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)``."""
-        logits: Tensor = self.network(images)
+        """Logits ``(N, K)`` of images ``(N, C, H, W)``."""
+        logits: Tensor = self.network(self.prepare(images))
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy and auxiliary losses of one batch."""
         images, labels = batch
+        if self.augment != "none":
+            images = shift_and_flip(images, self.augment == "shift_flip")
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         return self.total_loss({"task": loss}, batch_size=len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and ``val/accuracy``."""
-        images, labels = batch
+        self._evaluate("val", *batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log ``test/loss`` and ``test/accuracy``."""
+        self._evaluate("test", *batch)
+
+    def _evaluate(self, stage: str, images: Tensor, labels: Tensor) -> None:
         logits = self(images)
         logged = {
-            "val/loss": F.cross_entropy(logits, labels),
-            "val/accuracy": (logits.argmax(1) == labels).float().mean(),
+            f"{stage}/loss": F.cross_entropy(logits, labels),
+            f"{stage}/accuracy": (logits.argmax(1) == labels).float().mean(),
         }
         self.log_dict(logged, batch_size=len(labels), sync_dist=world_size() > 1)
+
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
+        """Columns ``image`` (file, or label where there is none), ``prediction``, and ``p_<class>`` for each class."""
+        images, names = batch
+        probabilities = self(images).float().softmax(1).cpu().numpy()
+        best = probabilities.argmax(1)
+        columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(self.spec.classes)}
+        if isinstance(names, Tensor):
+            names = [self.spec.classes[int(code)] for code in names]
+        return {"image": list(names), "prediction": [self.spec.classes[k] for k in best], **columns}
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and a cosine."""

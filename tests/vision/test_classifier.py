@@ -64,14 +64,14 @@ def test_v2_layouts_and_types_of_the_same_images_agree(digits):
     np.testing.assert_allclose(model.predict_proba(torch.from_numpy(colour)), expected, atol=1e-6)
     np.testing.assert_allclose(model.predict_proba(colour / np.float32(255)), expected, atol=1e-5)
     rgba = np.concatenate([colour, colour[:, :1]], axis=1)
-    assert WideNetClassifier(**{**QUICK, "max_epochs": 1}).fit(rgba, y).image_shape_[0] == 4
+    assert WideNetClassifier(**{**QUICK, "max_epochs": 1}).fit(rgba, y).spec_.shape[0] == 4
 
 
 def test_v1_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
     X, y = digits
     model = WideNetClassifier(**{**QUICK, "max_epochs": 1, "patch_size": 3}).fit(X[:, :7], y)
     assert model.predict(X[:5, :7]).shape == (5,)
-    assert model.model_.patch_embed.img_size == (9, 9)
+    assert model.model_.network.patch_embed.img_size == (9, 9)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_images_unlike_those_of_training_are_refused(fitted, digits):
         ({"model": "resnet999"}, "model must be one of widenet, vit_moe, vit or a model of timm"),
         ({"embed_dim": 30}, "embed_dim=30 is not a multiple of num_heads=4"),
         ({"options": {"wings": 2}}, "options of model='widenet'"),
-        ({"augment": "mixup"}, "augment must be one of none, shift"),
+        ({"augment": "mixup"}, "'mixup' is no augmentation: none, shift, shift_flip, or a policy"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"patch_size": 0}, "patch_size must be"),
         ({"top_k": 9}, "top_k"),

@@ -1,0 +1,146 @@
+"""Folders of images: one folder per class."""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from moeapps.core.errors import DataError
+
+__all__ = ["FolderImages", "find_images", "open_image", "read_images", "read_tar"]
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def open_image(source: str | Path | IO[bytes], channels: int = 3, name: str = "") -> Image.Image:
+    """Read one image.
+
+    Args:
+        source: A path or an open file.
+        channels: What it is converted to: 1 (grey), 3 (RGB) or 4 (RGBA).
+        name: How errors call it; the path when empty.
+
+    Raises:
+        DataError: Naming a file that is not an image, is cut short or too large to be one.
+    """
+    try:
+        with Image.open(source) as image:
+            return image.convert(MODES[channels])
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name or source} cannot be read as an image: {error}") from None
+
+
+def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
+    """Files, codes of their classes, and names of the classes (the names of the folders, sorted).
+
+    Raises:
+        DataError: If the folder is not there, has no folders, or one of them has no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{folder} is not a folder: expected one folder of images per class in it")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise DataError(f"{folder} has no folders: expected one folder of images per class in it")
+    files: list[Path] = []
+    codes: list[int] = []
+    for code, name in enumerate(classes):
+        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        if not found:
+            raise DataError(f"{root / name} has no image (files that end in {', '.join(ENDINGS)})")
+        files += found
+        codes += [code] * len(found)
+    return files, codes, classes
+
+
+def read_images(files: list[Path], channels: int = 3, size: int | None = None) -> Tensor:
+    """Read files into one uint8 tensor ``(N, C, H, W)``.
+
+    Args:
+        files: Paths.
+        channels: 1, 3 or 4.
+        size: The shorter side is resized to this and the middle is cut out; None if all images have one size.
+
+    Raises:
+        DataError: Naming the file that cannot be read, or is of another size than the first.
+    """
+    return _stack(((str(path), open_image(path, channels)) for path in files), len(files), size)
+
+
+def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> dict[str, tuple[Tensor, list[str]]]:
+    """Images and class names of a tar archive with ``<part>/<class>/<file>``, by part; nothing is unpacked to disk.
+
+    Raises:
+        DataError: If it is no such archive, or a file in it cannot be read as an image.
+    """
+    parts: dict[str, tuple[list[tuple[str, Image.Image]], list[str]]] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                names = Path(member.name).parts
+                if not member.isfile() or len(names) < 3 or Path(member.name).suffix.lower() not in ENDINGS:
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None
+                images, classes = parts.setdefault(names[-3], ([], []))
+                images.append((f"{path}: {member.name}", open_image(file, channels, f"{path}: {member.name}")))
+                classes.append(names[-2])
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as an archive of images: {error}") from None
+    if not parts:
+        raise DataError(f"{path} has no images in <part>/<class>/")
+    return {part: (_stack(iter(images), len(images), size), classes) for part, (images, classes) in parts.items()}
+
+
+def _stack(images: Iterator[tuple[str, Image.Image]], count: int, size: int | None) -> Tensor:
+    found: NDArray[np.uint8] | None = None
+    for i, (name, image) in enumerate(images):
+        array = np.atleast_3d(np.asarray(image if size is None else _fit(image, size))).transpose(2, 0, 1)
+        if found is None:
+            found = np.empty((count, *array.shape), dtype=np.uint8)
+        if array.shape != found.shape[1:]:
+            raise DataError(
+                f"{name} is {array.shape[1]} x {array.shape[2]} pixels, the first image {found.shape[2]} x "
+                f"{found.shape[3]}: give image_size to resize them"
+            )
+        found[i] = array
+    assert found is not None
+    return torch.from_numpy(found)
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side and cut out the middle."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+class FolderImages(Dataset):
+    """Images that are read when they are asked for.
+
+    Args:
+        files: Paths.
+        codes: Codes of their classes.
+        transform: A PIL image to a tensor ``(C, H, W)``.
+        channels: 1, 3 or 4.
+    """
+
+    def __init__(
+        self, files: list[Path], codes: list[int], transform: Callable[[Image.Image], Tensor], channels: int = 3
+    ) -> None:
+        self.files, self.codes, self.transform, self.channels = files, codes, transform, channels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.transform(open_image(self.files[index], self.channels)), self.codes[index]
