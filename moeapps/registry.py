@@ -54,6 +54,9 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN as baseline"),
         Entry("model", "moeapps.recsys.RankingModule", "any ranker, for `moeapps fit`"),
         Entry("model", "moeapps.vision.WideNetClassifier", "images by WideNet, ViT-MoE or ViT, fit/predict"),
+        Entry("model", "moeapps.vision.SwitchDiTGenerator", "draws images by class: Switch-DiT or DiT, fit/sample"),
+        Entry("model", "moeapps.vision.ImageModule", "WideNet, ViT-MoE, ViT or a timm model, for `moeapps fit`"),
+        Entry("model", "moeapps.vision.DiffusionModule", "Switch-DiT or DiT, for `moeapps fit`"),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(
@@ -123,6 +126,8 @@ ENTRIES: dict[str, Entry] = {
             "a public table: census-income, ml-100k, KuaiRand, ...",
         ),
         Entry("data", "moeapps.recsys.RankingData", "your own table: a frame, or a CSV or Parquet file of any size"),
+        Entry("data", "moeapps.vision.PublicImageData", "images by name: digits (embedded), CIFAR-10, MNIST, ..."),
+        Entry("data", "moeapps.vision.ImageFolderData", "your own images: one folder per class"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }

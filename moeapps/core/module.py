@@ -81,12 +81,15 @@ class MoEModule(L.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
         return loss
 
-    def with_cosine_schedule(self, optimizer: torch.optim.Optimizer, warmup: float = 0.0) -> dict[str, Any]:
-        """For ``configure_optimizers``: the rate falls along a cosine to a tenth, over all steps of the training.
+    def with_cosine_schedule(
+        self, optimizer: torch.optim.Optimizer, warmup: float = 0.0, end: float = 0.1
+    ) -> dict[str, Any]:
+        """For ``configure_optimizers``: the rate falls along a cosine, over all steps of the training.
 
         Args:
             optimizer: The optimiser.
             warmup: Part of the steps over which the rate first rises from a tenth.
+            end: What is left of the rate at the end; 1 keeps it.
         """
 
         def factor(step: int) -> float:
@@ -95,7 +98,7 @@ class MoEModule(L.LightningModule):
             steps = max(int(self.trainer.estimated_stepping_batches), 1)
             if step < warmup * steps:
                 return 0.1 + 0.9 * step / (warmup * steps)
-            return 0.55 + 0.45 * math.cos(math.pi * min(step / steps, 1.0))
+            return end + (1 - end) * (0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1.0)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

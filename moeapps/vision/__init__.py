@@ -3,7 +3,10 @@
 from moeapps.vision import timm_models  # noqa: F401 - registers the models
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.data import ImageDataModule, ImageFolderData, PublicImageData
+from moeapps.vision.diffusion import Diffusion
+from moeapps.vision.diffusion_module import DiffusionModule
 from moeapps.vision.dit import DiT
+from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
 from moeapps.vision.prior import TimestepPrior
@@ -13,6 +16,8 @@ from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
 
 __all__ = [
     "DiT",
+    "Diffusion",
+    "DiffusionModule",
     "ImageDataModule",
     "ImageFolderData",
     "ImageModule",
@@ -21,6 +26,7 @@ __all__ = [
     "PublicImageData",
     "SharedMoE",
     "SwitchDiT",
+    "SwitchDiTGenerator",
     "TimestepPrior",
     "TimestepSwitch",
     "ViTMoE",

@@ -98,7 +98,9 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     count = images.numel() / images.shape[1]
     mean = total / count
     scale = (squares / count - mean.square()).clamp(min=0).sqrt()
-    return mean.tolist(), [value if value > 1e-6 * (1 + abs(m)) else 1.0 for value, m in zip(scale.tolist(), mean, strict=True)]
+    return mean.tolist(), [
+        value if value > 1e-6 * (1 + abs(m)) else 1.0 for value, m in zip(scale.tolist(), mean, strict=True)
+    ]
 
 
 def pad_to(images: Tensor, height: int, width: int) -> Tensor:

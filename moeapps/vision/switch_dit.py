@@ -92,6 +92,9 @@ class SwitchDiT(DiT):
         top_k: Experts per timestep.
         **dit: Arguments of :class:`DiT`.
 
+    Attributes:
+        last_gates: Gates ``(N or 1, E)`` of each block in the last forward pass.
+
     Example:
         >>> import torch
         >>> model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=32, depth=2, num_heads=4)
@@ -103,6 +106,7 @@ class SwitchDiT(DiT):
         self._sizes = (num_experts, top_k)
         super().__init__(**dit)
         self._table: Tensor | None = None
+        self.last_gates: list[Tensor] = []
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
         """A block with a switch."""
@@ -130,7 +134,8 @@ class SwitchDiT(DiT):
 
     def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
         """All blocks, each with the gates of the timesteps."""
-        for block, gates in zip(self.blocks, self._gates(temb, t), strict=True):
+        self.last_gates = self._gates(temb, t)
+        for block, gates in zip(self.blocks, self.last_gates, strict=True):
             tokens = block(tokens, condition, gates)
         return tokens
 
@@ -143,4 +148,4 @@ class SwitchDiT(DiT):
         return list(self._table[:, t[:1] if same else t])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_table": None}
+        return {**super().__getstate__(), "_table": None, "last_gates": []}

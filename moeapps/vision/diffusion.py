@@ -1,0 +1,194 @@
+r"""Gaussian diffusion (Ho et al. 2020): the forward process, what a network predicts, its losses, its posterior.
+
+:math:`q(x_t | x_0) = N(\sqrt{\bar\alpha_t} x_0, (1 - \bar\alpha_t) I)` for t = 0 to T - 1; t = 0 is the least noisy.
+Images are in [-1, 1].
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.errors import ConfigError, DataError
+
+__all__ = ["Diffusion", "Prediction", "alphas_cumprod"]
+
+Prediction = Literal["eps", "v"]
+SCHEDULES = ("linear", "cosine")
+PREDICTIONS = ("eps", "v")
+
+
+def alphas_cumprod(schedule: str, timesteps: int) -> Tensor:
+    r""":math:`\bar\alpha_t` of every timestep, float64 ``(T,)``.
+
+    Args:
+        schedule: ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol and
+            Dhariwal 2021, equation 17; beta at most 0.999).
+        timesteps: Number of timesteps T.
+    """
+    check_one_of("schedule", schedule, SCHEDULES)
+    check_sizes(timesteps=timesteps)
+    if timesteps < 2:
+        raise ConfigError("timesteps must be at least 2, got 1")
+    if schedule == "linear":
+        scale = 1000 / timesteps
+        betas = torch.linspace(scale * 1e-4, min(scale * 0.02, 0.999), timesteps, dtype=torch.float64)
+    else:
+        t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    return (1 - betas).cumprod(0)
+
+
+class Diffusion:
+    """The forward process and everything that is computed from a network's output.
+
+    Its numbers are computed in float64 and used in float32, whatever the precision of the network.
+
+    Args:
+        timesteps: Number of timesteps T.
+        schedule: ``"linear"`` or ``"cosine"``.
+        prediction: What the network predicts: the noise ``"eps"``, or the velocity ``"v"`` (Salimans and Ho 2022).
+        snr_gamma: Weights timesteps by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper); None: all alike.
+
+    Attributes:
+        alphas: Cumulative product of 1 - beta, ``(T,)`` float64.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        schedule: str = "linear",
+        prediction: str = "eps",
+        snr_gamma: float | None = None,
+    ) -> None:
+        check_one_of("prediction", prediction, PREDICTIONS)
+        if snr_gamma is not None and not 0 < snr_gamma < math.inf:
+            raise ConfigError(f"snr_gamma must be a number above 0, or None, got {snr_gamma!r}")
+        self.timesteps, self.schedule, self.prediction, self.snr_gamma = timesteps, schedule, prediction, snr_gamma
+        self.alphas = alphas_cumprod(schedule, timesteps)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def at(self, t: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
+        r""":math:`\bar\alpha` and :math:`1 - \bar\alpha` at timesteps ``(N,)`` (-1: no noise), with further axes of one."""
+        if t.device not in self._tables:
+            signal = torch.cat([self.alphas, self.alphas.new_ones(1)])
+            noise = torch.cat([1 - self.alphas, self.alphas.new_zeros(1)])
+            self._tables[t.device] = (signal.float().to(t.device), noise.float().to(t.device))
+        shape = (-1, *[1] * (ndim - 1))
+        signal, noise = self._tables[t.device]
+        return signal[t].view(shape), noise[t].view(shape)
+
+    def _roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of image and noise, ``(N, 1, 1, 1)``."""
+        if t.is_floating_point() or t.shape != (len(like),):
+            raise DataError(f"t must be {len(like)} whole numbers, got {t.dtype} of {tuple(t.shape)}")
+        signal, noise = self.at(t.long(), like.ndim)
+        return signal.sqrt(), noise.sqrt()
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Noisy images: images ``(N, C, H, W)``, timesteps ``(N,)`` and standard noise."""
+        signal, sigma = self._roots(t, x0)
+        return signal * x0 + sigma * noise
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network shall predict."""
+        if self.prediction == "eps":
+            return noise
+        signal, sigma = self._roots(t, x0)
+        return signal * noise - sigma * x0
+
+    def to_x0(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """Image that a prediction means."""
+        signal, sigma = self._roots(t, x)
+        if self.prediction == "eps":
+            return (x - sigma * output) / signal
+        return signal * x - sigma * output
+
+    def to_eps(self, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Noise that stands between an image and its noisy version."""
+        signal, sigma = self._roots(t, x)
+        return (x - signal * x0) / sigma
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight ``(N,)`` of each timestep in the squared error of the prediction."""
+        if self.snr_gamma is None:
+            return torch.ones(len(t), device=t.device)
+        signal, noise = self.at(t)
+        snr = signal / noise
+        return snr.clamp(max=self.snr_gamma) / (snr if self.prediction == "eps" else snr + 1)
+
+    def losses(self, output: Tensor, x0: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Loss terms, means over the batch.
+
+        Args:
+            output: The network's, ``(N, C, H, W)``, or ``(N, 2 C, H, W)`` with learned sigma.
+            x0: Images.
+            x: Their noisy versions.
+            t: Timesteps.
+            noise: The noise that was added.
+
+        Returns:
+            ``task``, the weighted squared error; with learned sigma also ``vlb``, the variational bound of the chosen
+            timesteps in bits per value, through which only sigma is learned (Nichol and Dhariwal 2021).
+        """
+        channels = x0.shape[1]
+        predicted = output[:, :channels].float()
+        error = (predicted - self.target(x0, t, noise)).square().flatten(1).mean(1)
+        terms = {"task": (self.weight(t) * error).mean()}
+        if output.shape[1] > channels:
+            terms["vlb"] = self._bound(predicted.detach(), output[:, channels:].float(), x0, x, t).mean()
+        return terms
+
+    def _bound(self, predicted: Tensor, sigma: Tensor, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        before = t - 1  # -1: the image itself
+        true_mean, low, _ = self.posterior(x0, x, t, before)
+        mean, _, high = self.posterior(self.to_x0(x, t, predicted).clamp(-1, 1), x, t, before)
+        log_variance = between(sigma, low, high)
+        distance = (true_mean - mean).square() * (-log_variance).exp()
+        kl = 0.5 * (log_variance - low + (low - log_variance).exp() - 1 + distance)
+        likelihood = -discrete_log_likelihood(x0, mean, log_variance)
+        per_image = torch.where((t == 0)[:, None], likelihood.flatten(1), kl.flatten(1)).mean(1)
+        return per_image / math.log(2)
+
+    def posterior(self, x0: Tensor, x: Tensor, t: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The Gaussian :math:`q(x_s | x_t, x_0)` for an earlier timestep s (-1 for the image itself).
+
+        Args:
+            x0: Images.
+            x: Noisy images at t.
+            t: Timesteps.
+            before: Earlier timesteps s.
+
+        Returns:
+            Mean; logarithms of its variance and of the forward step's (the bounds of a learned sigma). Where s is -1 the
+            variance is zero: its logarithm is then that of the first step that has one.
+        """
+        bar_t, noise_t = self.at(t, x.ndim)
+        bar_s, noise_s = self.at(before, x.ndim)
+        beta = (noise_t - noise_s) / bar_s
+        variance = beta * noise_s / noise_t
+        mean = (bar_s.sqrt() * beta * x0 + (bar_t / bar_s).sqrt() * noise_s * x) / noise_t
+        first = float((self.alphas[0] - self.alphas[1]) / self.alphas[0] * (1 - self.alphas[0]) / (1 - self.alphas[1]))
+        return mean, variance.clamp(min=first).log(), beta.log()
+
+
+def between(sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Logarithm of the variance for a network's output in [-1, 1] (beyond it, extrapolated)."""
+    part = (sigma + 1) / 2
+    return part * high + (1 - part) * low
+
+
+def discrete_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log-likelihood of values in [-1, 1], rounded to 256 levels, under a Gaussian, in nats."""
+    scale = (-0.5 * log_variance).exp()
+    upper = torch.special.log_ndtr((x - mean + 1 / 255) * scale)
+    lower = torch.special.log_ndtr((x - mean - 1 / 255) * scale)
+    outside = torch.special.log_ndtr(-(x - mean - 1 / 255) * scale)
+    inside = upper + torch.log1p(-(lower - upper).clamp(max=-1e-6).exp())
+    return torch.where(x < -0.999, upper, torch.where(x > 0.999, outside, inside))

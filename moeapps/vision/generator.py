@@ -1,0 +1,416 @@
+"""Drawing images behind scikit-learn's interface."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor
+
+from moeapps.core.callbacks import seed_everything
+from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.vision.data import ImageArrays, ImageDataModule, split_rows
+from moeapps.vision.diffusion_module import DiffusionModule
+from moeapps.vision.images import ImageSpec, as_images
+from moeapps.vision.sampling import Noise, draw
+from moeapps.vision.switch_dit import SwitchDiT
+
+__all__ = ["SwitchDiTGenerator"]
+
+AT_ONCE = 128
+"""Images that are drawn at once."""
+
+
+class SwitchDiTGenerator(LightningEstimator):
+    """Draws images like those it was fitted on, by class, with Switch-DiT (Park et al., ECCV 2024) or a plain DiT.
+
+    Parameters
+    ----------
+    model : str
+        ``"switch_dit"`` or ``"dit"``.
+    dim, depth, num_heads : int
+        Width, blocks, and heads.
+    mlp_ratio : float
+        Hidden width of the MLPs, as a multiple of the width.
+    patch_size : int
+        Side of a patch in pixels; it divides that of the images.
+    num_experts, top_k : int
+        Experts per block, and how many of them a timestep uses. Not for ``"dit"``.
+    timesteps : int
+        Timesteps of the diffusion.
+    schedule : str
+        ``"linear"`` or ``"cosine"``.
+    prediction : str
+        What the network predicts: the noise ``"eps"`` or the velocity ``"v"``.
+    learn_sigma : bool
+        Whether the scale of the noise is learned too; DDPM uses it.
+    snr_gamma : float, optional
+        Of the min-SNR weights; None for none.
+    class_dropout : float
+        Probability with which training hides a label, for guidance.
+    prior_weight, prior_alpha : float
+        Weight and exponent of Switch-DiT's prior loss.
+    match_every : int
+        Steps between two matchings of experts to the prior.
+    lr, warmup : float
+        Rate of AdamW, and the part of the training over which it rises.
+    ema_decay : float
+        Of the moving average of the weights; 0 for none.
+    batch_size : int
+        Images per step.
+    max_epochs : int
+        Passes over the images.
+    validation_fraction : float
+        Part of the images whose denoising error is logged as ``val/loss``; no epoch is chosen by it.
+    accelerator : str
+        Lightning's accelerator.
+    precision : str
+        Lightning's precision of the training.
+    verbose : bool
+        Whether to show a progress bar.
+    log_dir : str, optional
+        Where to log and write checkpoints; nowhere when None.
+    random_state : int, RandomState or None
+        Seed of the training.
+
+    Attributes
+    ----------
+    classes_ : array or None
+        Class labels; None if it was fitted without.
+    spec_ : ImageSpec
+        What the images are like.
+    model_ : DiffusionModule
+        What was trained; ``model_.network`` is the network.
+    history_ : DataFrame
+        What was logged, one row per epoch.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from moeapps.vision import SwitchDiTGenerator
+    >>> X, y = load_digits().images, load_digits().target
+    >>> model = SwitchDiTGenerator(dim=32, depth=2, max_epochs=1, random_state=0).fit(X, y)
+    >>> model.sample(3, y=[7, 7, 1], steps=10).shape
+    (3, 8, 8)
+    """
+
+    _saved_attributes = ("n_iter_", "low_", "high_", "layout_", "whole_")
+    model_: DiffusionModule
+
+    def __init__(
+        self,
+        model: str = "switch_dit",
+        *,
+        dim: int = 96,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 2,
+        num_experts: int = 3,
+        top_k: int = 2,
+        timesteps: int = 1000,
+        schedule: str = "cosine",
+        prediction: str = "v",
+        learn_sigma: bool = False,
+        snr_gamma: float | None = None,
+        class_dropout: float = 0.1,
+        prior_weight: float = 1.0,
+        prior_alpha: float = 4.0,
+        match_every: int = 100,
+        lr: float = 1e-3,
+        warmup: float = 0.05,
+        ema_decay: float = 0.995,
+        batch_size: int = 64,
+        max_epochs: int = 100,
+        validation_fraction: float = 0.0,
+        accelerator: str = "auto",
+        precision: str = "32-true",
+        verbose: bool = False,
+        log_dir: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model = model
+        self.dim = dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.patch_size = patch_size
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.timesteps = timesteps
+        self.schedule = schedule
+        self.prediction = prediction
+        self.learn_sigma = learn_sigma
+        self.snr_gamma = snr_gamma
+        self.class_dropout = class_dropout
+        self.prior_weight = prior_weight
+        self.prior_alpha = prior_alpha
+        self.match_every = match_every
+        self.lr = lr
+        self.warmup = warmup
+        self.ema_decay = ema_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.validation_fraction = validation_fraction
+        self.accelerator = accelerator
+        self.precision = precision
+        self.verbose = verbose
+        self.log_dir = log_dir
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
+        """Learn to draw.
+
+        Parameters
+        ----------
+        X : array of shape (n, S, S), (n, C, S, S) or (n, S, S, C)
+            Square images with 1, 3 or 4 channels, uint8 or float.
+        y : array of shape (n,), optional
+            Labels; None to draw without classes.
+
+        Returns
+        -------
+        self
+            Fitted. If fitting fails, an earlier fit stays as it was.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument or image that cannot be used.
+        """
+        fitted = copy.copy(self)
+        fitted._fit(X, y)
+        self.__dict__ = fitted.__dict__
+        return self
+
+    def _fit(self, X: Any, y: ArrayLike | None) -> None:
+        check_sizes(batch_size=self.batch_size)
+        if self.validation_fraction != 0:
+            check_fraction(validation_fraction=self.validation_fraction)
+        images = as_images(X)
+        shape = tuple(np.shape(X))
+        self.layout_ = "HW" if len(shape) == 3 else "CHW" if shape[1:] == tuple(images.shape[1:]) else "HWC"
+        self.whole_ = images.dtype == torch.uint8
+        self.low_, self.high_ = (0.0, 255.0) if self.whole_ else (float(images.min()), float(images.max()))
+        if self.high_ <= self.low_:
+            raise DataError(f"every pixel is {self.low_:g}: there is nothing to learn")
+        if not self.whole_:
+            images = (images - self.low_) / (self.high_ - self.low_)
+        if y is None:
+            self.classes_, codes = None, np.zeros(len(images), dtype=np.int64)
+        else:
+            labels = column_or_1d(y, warn=True)
+            check_classification_targets(labels)
+            if len(labels) != len(images):
+                raise DataError(f"{len(images)} images and {len(labels)} labels")
+            self.classes_, codes = np.unique(labels, return_inverse=True)
+        seed = self._seed()
+        rows, held = split_rows(codes, self.validation_fraction, seed)
+        self.spec_ = ImageSpec.of(images, [] if self.classes_ is None else self.classes_)
+        target = torch.from_numpy(codes.astype(np.int64))
+        parts = [ImageArrays(images[part], target[part]) for part in map(torch.from_numpy, (rows, held))]
+        watched = len(held) > 0
+        data = ImageDataModule(
+            parts[0], parts[1] if watched else None, spec=self.spec_, batch_size=self.batch_size, seed=seed
+        )
+        with isolate_rng():
+            seed_everything(seed)
+            module = self._build_model()
+        self.history_ = self._train(module, data, seed, validate=watched)
+        self.n_iter_ = len(self.history_)
+        self.model_ = module.eval()
+
+    def _build_model(self) -> DiffusionModule:
+        options: Mapping[str, Any] = {
+            "dim": self.dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "patch_size": self.patch_size,
+        }
+        if self.model == "switch_dit":
+            options = {**options, "num_experts": self.num_experts, "top_k": self.top_k}
+        module = DiffusionModule(
+            self.model,
+            options=dict(options),
+            conditional=self.classes_ is not None,
+            timesteps=self.timesteps,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            learn_sigma=self.learn_sigma,
+            snr_gamma=self.snr_gamma,
+            class_dropout=self.class_dropout,
+            prior_weight=self.prior_weight,
+            prior_alpha=self.prior_alpha,
+            match_every=self.match_every,
+            lr=self.lr,
+            warmup=self.warmup,
+            ema_decay=self.ema_decay,
+        )
+        module.attach(self.spec_)
+        return module
+
+    def sample(
+        self,
+        n: int = 1,
+        y: Any = None,
+        *,
+        guidance: float = 1.0,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        seed: int = 0,
+    ) -> NDArray[Any]:
+        """Draw images.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        y : label or array of shape (n,), optional
+            Their classes; all classes one after the other when None. Not for a generator without classes.
+        guidance : float
+            How much more of its class an image gets than the network would give it (1: not; usually 1 to 4).
+        steps : int
+            Evaluations of the network per image.
+        sampler : str
+            ``"ddim"``, ``"ddpm"``, or ``"dpm++"`` (needs ``moeapps[diffusers]``).
+        eta : float
+            Of DDIM: 0 draws no noise on the way, 1 as much as DDPM.
+        seed : int
+            Image i of a seed is always the same, whatever n is.
+
+        Returns
+        -------
+        array
+            Images in the layout, the type and the range of those of the training.
+
+        Raises
+        ------
+        ValueError
+            Naming what cannot be.
+        """
+        labels = self._labels(n, y)
+        options = {"guidance": guidance, "steps": steps, "sampler": sampler, "eta": eta}
+        drawn = [self._draw(first, part, seed, **options) for first, part in _parts(labels)]
+        return self._to_user(torch.cat(drawn))
+
+    def trajectory(
+        self, n: int = 1, y: Any = None, *, frames: int = 8, steps: int = 50, seed: int = 0, **options: Any
+    ) -> NDArray[Any]:
+        """Images on their way from noise, of ``frames`` evenly spaced steps: an array ``(n, frames, ...)``.
+
+        Parameters
+        ----------
+        n, y, steps, seed
+            As in :meth:`sample`.
+        frames : int
+            How many; the last one is the image itself.
+        **options
+            Further arguments of :meth:`sample`.
+        """
+        check_sizes(frames=frames, steps=steps)
+        labels = self._labels(n, y)
+        shown = {round(i) for i in np.linspace(0, steps - 1, min(frames, steps))}
+        seen: list[Tensor] = []
+
+        def watch(step: int, x: Tensor, x0: Tensor) -> None:
+            if step in shown:
+                seen.append(x.cpu())
+
+        parts = []
+        for first, part in _parts(labels):
+            seen.clear()
+            self._draw(first, part, seed, steps=steps, watch=watch, **options)
+            parts.append(torch.stack(seen, dim=1))
+        every = torch.cat(parts)
+        flat = self._to_user(every.flatten(0, 1).clamp(-1, 1))
+        return flat.reshape(every.shape[0], every.shape[1], *flat.shape[1:])
+
+    def gate_table(self) -> NDArray[np.float32]:
+        """Gates ``(blocks, timesteps, experts)``: which experts a timestep uses, and how much; 0 for those it does not.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no experts.
+        """
+        check_is_fitted(self, "model_")
+        network = self.model_.network
+        if not isinstance(network, SwitchDiT):
+            raise ConfigError(f"model={self.model!r} has no experts")
+        with torch.no_grad():
+            table: NDArray[np.float32] = network.gate_table().numpy()
+        return table
+
+    def _labels(self, n: int, y: Any) -> Tensor | int:
+        """Codes of the classes to draw, or their number where there are no classes."""
+        check_is_fitted(self, "model_")
+        check_sizes(n=n)
+        if self.classes_ is None:
+            if y is not None:
+                raise DataError("the generator was fitted without labels: y must be None")
+            return n
+        if y is None:
+            return torch.arange(n) % len(self.classes_)
+        wanted = np.atleast_1d(np.asarray(y))
+        wanted = np.repeat(wanted, n) if len(wanted) == 1 else wanted
+        if wanted.shape != (n,):
+            raise DataError(f"y must be one label, or n={n} labels, got shape {np.shape(y)}")
+        unknown = sorted({str(label) for label in wanted[~np.isin(wanted, self.classes_)]})
+        if unknown:
+            raise DataError(f"y has labels that training lacked: {', '.join(unknown)}")
+        return torch.from_numpy(np.searchsorted(self.classes_, wanted))
+
+    def _draw(self, first: int, labels: Tensor | int, seed: int, **options: Any) -> Tensor:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
+        device = resolve_device(self.accelerator)
+        module = self.model_.to(device)
+        count = labels if isinstance(labels, int) else len(labels)
+        noise = Noise(int(seed), first, count, device)
+        y = None if isinstance(labels, int) else labels.to(device)
+        try:
+            return draw(module.network, module.diffusion, self.spec_.shape, noise, y, **options).cpu()
+        finally:
+            self.model_.cpu()
+
+    def _to_user(self, images: Tensor) -> NDArray[Any]:
+        """From [-1, 1] and ``(N, C, S, S)`` to what training had."""
+        values = (images.double() + 1) / 2 * (self.high_ - self.low_) + self.low_
+        array = values.round().to(torch.uint8).numpy() if self.whole_ else values.float().numpy()
+        if self.layout_ == "HW":
+            found: NDArray[Any] = array[:, 0]
+        elif self.layout_ == "HWC":
+            found = array.transpose(0, 2, 3, 1)
+        else:
+            found = array
+        return found
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes, class labels and what the images are like."""
+        state = super().saved_state()
+        classes = None if self.classes_ is None else labels_to_json(self.classes_)
+        return {**state, "classes_": classes, "spec_": self.spec_.state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
+        self.spec_ = ImageSpec.from_state(state["spec_"])
+        super()._restore(state)
+
+
+def _parts(labels: Tensor | int) -> "list[tuple[int, Tensor | int]]":
+    """Labels in parts of what is drawn at once, each with the number of its first image."""
+    count = labels if isinstance(labels, int) else len(labels)
+    starts = range(0, count, AT_ONCE)
+    if isinstance(labels, int):
+        return [(start, min(AT_ONCE, count - start)) for start in starts]
+    return [(start, labels[start : start + AT_ONCE]) for start in starts]
