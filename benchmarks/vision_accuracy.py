@@ -2,13 +2,13 @@
 
     python benchmarks/vision_accuracy.py [--sets digits cifar10] [--seeds 5] [--cifar10 FOLDER_OR_TAR] [--plot FILE]
 
-Width 64, 6 blocks, 4 heads, experts (and MLPs) of twice the width, 4 experts, top-2; all epochs, no model is selected by
-a score, one thread.
+Width 64, 6 blocks, 4 heads, experts (and MLPs) of twice the width, 4 experts, top-2; all epochs, no model is selected
+by a score, one thread.
 
 - digits: 1,797 images of 8 x 8 pixels, a quarter for testing (stratified, another one for each seed), patches of 2 x 2,
   30 epochs of batches of 32, rate 0.003, no augmentation.
-- cifar10: 50,000 and 10,000 images, here JPEG copies of them (figures do not compare to those of the lossless set in the
-  third digit), patches of 8 x 8, 10 epochs of batches of 128, rate 0.002, shifts and flips.
+- cifar10: 50,000 and 10,000 images, here JPEG copies of them (figures do not compare to those of the lossless set in
+  the third digit), patches of 8 x 8, 10 epochs of batches of 128, rate 0.002, shifts and flips.
 
 Seconds are those of training, images per second those of predicting the test images. Results are kept after every
 training; what is there is not trained again.

@@ -2,11 +2,11 @@
 
     python benchmarks/vision_diffusion.py [--seeds 3] [--epochs 100] [--pictures FOLDER]
 
-Width 64, 4 blocks, patches of 2 x 2, T = 1,000, cosine schedule, v-prediction, batches of 64, rate 0.002, moving average
-0.995; 1,437 images to learn from, 360 whose denoising error is the loss shown. FID, precision and recall are measured
-with the averaged weights on as many drawn images as there are training images, of the same classes (DDIM, 25 steps, no
-guidance), against the training images, in the feature space of a WideNet that was trained to classify them: figures
-compare to each other only. The line "test images" is what real images get that were not trained on. One thread.
+Width 64, 4 blocks, patches of 2 x 2, T = 1,000, cosine schedule, v-prediction, batches of 64, rate 0.002, moving
+average 0.995; 1,437 images to learn from, 360 whose denoising error is the loss shown. FID, precision and recall are
+measured with the averaged weights on as many drawn images as there are training images, of the same classes (DDIM, 25
+steps, no guidance), against the training images, in the feature space of a WideNet that was trained to classify them:
+figures compare to each other only. The line "test images" is what real images get that were not trained on. One thread.
 """
 
 import argparse

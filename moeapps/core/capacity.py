@@ -19,7 +19,14 @@ def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_fact
     return max(1, math.ceil(capacity_factor * num_tokens * top_k / num_experts))
 
 
-def limit(routing: Routing, capacity_factor: float, overflow: Overflow = "drop") -> Routing:
+def limit(
+    routing: Routing,
+    capacity_factor: float,
+    overflow: Overflow = "drop",
+    *,
+    by_weight: bool = False,
+    sample_size: int | None = None,
+) -> Routing:
     """Refuse the assignments that exceed the experts' capacity.
 
     All first choices come before all second choices, and earlier tokens before later ones (GShard, Lepikhin et al.
@@ -30,6 +37,10 @@ def limit(routing: Routing, capacity_factor: float, overflow: Overflow = "drop")
         routing: A routing in which tokens choose experts.
         capacity_factor: Capacity as a multiple of the mean number of rows per expert.
         overflow: ``"drop"`` or ``"next_best"``.
+        by_weight: Whether tokens with a larger first weight come before others, instead of earlier ones
+            (batch-prioritised routing, Riquelme et al. 2021).
+        sample_size: So many tokens in a row are a sample, and every sample has a capacity of its own: what becomes of
+            it does not depend on the others. All tokens share one when None. Only with ``"drop"``.
 
     Returns:
         A routing in which no expert has more rows than its capacity; ``dropped`` counts what found no place.
@@ -37,9 +48,22 @@ def limit(routing: Routing, capacity_factor: float, overflow: Overflow = "drop")
     expert = routing.choices  # (N, k), E for none
     weight = routing.weight[routing.position]
     num_tokens, k = expert.shape
-    room = expert_capacity(num_tokens, k, routing.num_experts, capacity_factor)
+    samples = 1 if sample_size is None else num_tokens // sample_size
+    room = expert_capacity(num_tokens // samples, k, routing.num_experts, capacity_factor)
     wanted = expert < routing.num_experts
-    keep = wanted & _fits(expert, routing.num_experts, room)
+    counted, bins = expert, routing.num_experts
+    if samples > 1:  # experts of each sample counted apart
+        assert sample_size is not None
+        sample = torch.arange(num_tokens, device=expert.device) // sample_size
+        counted = torch.where(wanted, expert + sample[:, None] * routing.num_experts, routing.num_experts * samples)
+        bins = routing.num_experts * samples
+    if by_weight:
+        order = weight[:, 0].argsort(descending=True, stable=True)
+        fits = torch.empty_like(wanted)
+        fits[order] = _fits(counted[order], bins, room)
+    else:
+        fits = _fits(counted, bins, room)
+    keep = wanted & fits
     if overflow == "next_best":
         expert, weight, keep = _next_best(routing, expert, weight, keep, wanted, room)
     return Routing.from_topk(

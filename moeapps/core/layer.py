@@ -53,7 +53,8 @@ class MoE(Routed):
     r"""Mixture of experts: :math:`y = \sum_{e \in R(x)} w_e(x) f_e(x)`, computed only where a token was sent.
 
     In evaluation every assignment is computed, and the output of a token never depends on the other tokens of its
-    batch. Shapes: ``(..., d)`` to ``(..., d_out)``, with at least one leading dimension.
+    batch (with ``eval_capacity_factor`` it depends on those of its sample). Shapes: ``(..., d)`` to ``(..., d_out)``,
+    with at least one leading dimension.
 
     Args:
         dim: Width d of a token.
@@ -68,6 +69,9 @@ class MoE(Routed):
             default, is dropless.
         overflow: What becomes of the others: ``"drop"`` or ``"next_best"``
             (see :func:`~moeapps.core.capacity.limit`).
+        eval_capacity_factor: A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes
+            so many tokens, those with the largest weights first (batch-prioritised routing of V-MoE, per sample); the
+            others keep what their other experts give. None, the default, computes everything.
         balance_weight: Factor of the router's balance loss.
         z_weight: Factor of the router z-loss.
         penalty_weight: Factor of the parameter penalty, for experts of different sizes.
@@ -97,6 +101,7 @@ class MoE(Routed):
         backend: Backend = "auto",
         capacity_factor: float | None = None,
         overflow: Overflow = "drop",
+        eval_capacity_factor: float | None = None,
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
         penalty_weight: float = 0.1,
@@ -117,14 +122,17 @@ class MoE(Routed):
                     f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
                     f"the layer for dim={dim}, num_experts={num_experts}"
                 )
-        if capacity_factor is not None:
-            if not 0 < capacity_factor < math.inf:
-                raise ConfigError(f"capacity_factor must be a number above 0, got {capacity_factor!r}")
+        for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
+            if factor is None:
+                continue
+            if not 0 < factor < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
             if not self.router.token_choice:
-                raise ConfigError(f"capacity_factor has no meaning with {type(self.router).__name__}: leave it None")
+                raise ConfigError(f"{name} has no meaning with {type(self.router).__name__}: leave it None")
         self.dim, self.num_experts = dim, num_experts
         self.backend: Backend = backend
         self.capacity_factor, self.overflow = capacity_factor, overflow
+        self.eval_capacity_factor = eval_capacity_factor
         self.balance_weight, self.z_weight, self.penalty_weight = balance_weight, z_weight, penalty_weight
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -144,6 +152,8 @@ class MoE(Routed):
         )
         if self.training and self.capacity_factor is not None:
             routing = limit(routing, self.capacity_factor, self.overflow)
+        elif not self.training and self.eval_capacity_factor is not None and x.ndim > 2 and x.shape[-2] > 0:
+            routing = limit(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
         out = routing.combine(self.experts(routing.dispatch(tokens), routing.offsets, self.backend))
         self.last_routing = routing
         return out.view(*x.shape[:-1], out.shape[-1])

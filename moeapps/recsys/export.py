@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import json
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
-from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
+from moeapps.core.programs import open_onnx, program_bytes
 from moeapps.core.table_files import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
 from moeapps.recsys.encoder import Rows, TableEncoder
@@ -98,7 +97,7 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
         shapes["sequences"] = tuple({0: rows} for _ in schema.sequences)
     traced = torch.export.export(program, inputs, dynamic_shapes=shapes)
     path = Path(folder) / _FILES[form]
-    content = _onnx(traced) if form == "onnx" else _pt2(traced)
+    content = program_bytes(traced, form)
     with atomic_write(path) as file:
         file.write(content)
     table = {
@@ -109,27 +108,6 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
     with atomic_write(Path(folder) / _TABLE) as file:
         file.write(json.dumps(table, allow_nan=False).encode())
     return path
-
-
-def _onnx(program: torch.export.ExportedProgram) -> bytes:
-    try:
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError:
-        raise ConfigError("ONNX is not installed: pip install 'moeapps[onnx]'") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter about its own future
-        model = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert model is not None
-    content: bytes = model.model_proto.SerializeToString()
-    return content
-
-
-def _pt2(program: torch.export.ExportedProgram) -> bytes:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own storage
-        path = Path(folder) / "model.pt2"
-        torch.export.save(program, path)
-        return path.read_bytes()
 
 
 class OnnxRanker:
@@ -145,10 +123,6 @@ class OnnxRanker:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ConfigError("onnxruntime is not installed: pip install 'moeapps[onnx]'") from None
         table = existing_file(Path(folder) / _TABLE, "the table of an exported ranker")
         path = existing_file(Path(folder) / _FILES["onnx"], "an exported ranker")
         content = path.read_bytes()
@@ -161,7 +135,7 @@ class OnnxRanker:
             raise FileFormatError(f"{table} is damaged: {error}") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise FileFormatError(f"{path} is damaged, or does not belong to {table}")
-        self._session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+        self._session = open_onnx(content)
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table, and what a CSV file's cells are read as."""

@@ -19,6 +19,7 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.routing import Routing
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.vision.data import ImageArrays, ImageDataModule, make_transform, split_rows
@@ -308,13 +309,12 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    @torch.no_grad()
     def expert_load(self, X: Any, groups: ArrayLike | None = None, layer: int = -1) -> pd.DataFrame:
         """Which experts the patches of each group of images use: one line per group, each sums to 1.
 
         Parameters
         ----------
-        X : array
+        X : array, or list of paths
             Images.
         groups : array of shape (n,), optional
             What to group images by; what the model predicts when None.
@@ -330,19 +330,48 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         names, number = np.unique(self.predict(X) if groups is None else np.asarray(groups), return_inverse=True)
         if len(number) != len(images):
             raise DataError(f"{len(images)} images and {len(number)} groups")
-        network = copy.deepcopy(self.model_)
-        layers = list(routed_layers(network).values())
-        if not layers:
-            raise ConfigError(f"model={self.model!r} has no experts")
-        network(images)
-        first = layers[0]
-        routings = first.routings if isinstance(first, SharedMoE) else [found.last_routing for found in layers]
-        routing = routings[layer]
-        assert routing is not None
+        routing = self._routing(images, layer)
         tokens = len(routing.valid) // len(images)
         groups_of = torch.from_numpy(number.astype(np.int64)).repeat_interleave(tokens)
         load = load_by_group(routing, groups_of, len(names))
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
+
+    def patch_experts(self, X: Any, layer: int = -1) -> NDArray[np.int64]:
+        """The most probable expert of each patch, shape (n, rows, columns).
+
+        Parameters
+        ----------
+        X : array, or list of paths
+            Images.
+        layer : int
+            Which block (of those with experts).
+
+        Raises
+        ------
+        ConfigError
+            If the model has no experts.
+        """
+        images = self._checked(X)
+        best = self._routing(images, layer).probabilities.argmax(dim=-1).view(len(images), -1)
+        network: Any = self.model_.network
+        rows, columns = network.patch_embed.grid_size
+        chosen: NDArray[np.int64] = best[:, network.num_prefix_tokens :].view(len(images), rows, columns).numpy()
+        return chosen
+
+    @torch.no_grad()
+    def _routing(self, images: Tensor, layer: int) -> Routing:
+        module = copy.deepcopy(self.model_)
+        layers = list(routed_layers(module).values())
+        if not layers:
+            raise ConfigError(f"model={self.model!r} has no experts")
+        module(images)
+        first = layers[0]
+        routings = first.routings if isinstance(first, SharedMoE) else [found.last_routing for found in layers]
+        if not -len(routings) <= layer < len(routings):
+            raise ConfigError(f"layer must be below the {len(routings)} blocks with experts, got {layer}")
+        routing = routings[layer]
+        assert routing is not None
+        return routing
 
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes, class labels and what the images are like."""

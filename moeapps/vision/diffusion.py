@@ -24,8 +24,8 @@ def alphas_cumprod(schedule: str, timesteps: int) -> Tensor:
     r""":math:`\bar\alpha_t` of every timestep, float64 ``(T,)``.
 
     Args:
-        schedule: ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol and
-            Dhariwal 2021, equation 17; beta at most 0.999).
+        schedule: ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol
+            and Dhariwal 2021, equation 17; beta at most 0.999).
         timesteps: Number of timesteps T.
     """
     check_one_of("schedule", schedule, SCHEDULES)
@@ -75,7 +75,7 @@ class Diffusion:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def at(self, t: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
-        r""":math:`\bar\alpha` and :math:`1 - \bar\alpha` at timesteps ``(N,)`` (-1: no noise), with further axes of one."""
+        r""":math:`\bar\alpha`, :math:`1 - \bar\alpha` at timesteps ``(N,)`` (-1: no noise), with more axes of one."""
         if t.device not in self._tables:
             signal = torch.cat([self.alphas, self.alphas.new_ones(1)])
             noise = torch.cat([1 - self.alphas, self.alphas.new_zeros(1)])
@@ -166,12 +166,13 @@ class Diffusion:
             before: Earlier timesteps s.
 
         Returns:
-            Mean; logarithms of its variance and of the forward step's (the bounds of a learned sigma). Where s is -1 the
-            variance is zero: its logarithm is then that of the first step that has one.
+            Mean; logarithms of its variance and of the forward step's (the bounds of a learned sigma). Where s is -1
+            the variance is zero: its logarithm is then that of the first step that has one.
         """
         bar_t, noise_t = self.at(t, x.ndim)
         bar_s, noise_s = self.at(before, x.ndim)
-        beta = (noise_t - noise_s) / bar_s
+        # 1 - bar_t / bar_s, from whichever of the two differences loses fewer digits
+        beta = torch.where(bar_s > 0.5, (noise_t - noise_s) / bar_s, 1 - bar_t / bar_s)
         variance = beta * noise_s / noise_t
         mean = (bar_s.sqrt() * beta * x0 + (bar_t / bar_s).sqrt() * noise_s * x) / noise_t
         first = float((self.alphas[0] - self.alphas[1]) / self.alphas[0] * (1 - self.alphas[0]) / (1 - self.alphas[1]))
@@ -187,8 +188,9 @@ def between(sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def discrete_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log-likelihood of values in [-1, 1], rounded to 256 levels, under a Gaussian, in nats."""
     scale = (-0.5 * log_variance).exp()
-    upper = torch.special.log_ndtr((x - mean + 1 / 255) * scale)
-    lower = torch.special.log_ndtr((x - mean - 1 / 255) * scale)
-    outside = torch.special.log_ndtr(-(x - mean - 1 / 255) * scale)
-    inside = upper + torch.log1p(-(lower - upper).clamp(max=-1e-6).exp())
-    return torch.where(x < -0.999, upper, torch.where(x > 0.999, outside, inside))
+    away = x - mean
+    above = torch.special.log_ndtr((1 / 255 - away.abs()) * scale)  # both in the tail where they do not run into 1
+    below = torch.special.log_ndtr((-1 / 255 - away.abs()) * scale)
+    inside = above + torch.log1p(-(below - above).clamp(max=-1e-7).exp())
+    least, most = (torch.special.log_ndtr(side * scale) for side in (away + 1 / 255, 1 / 255 - away))
+    return torch.where(x < -0.999, least, torch.where(x > 0.999, most, inside))

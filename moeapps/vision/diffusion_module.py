@@ -50,8 +50,8 @@ class DiffusionModule(SpecModule):
     Args:
         model: ``"switch_dit"`` or ``"dit"``.
         size: Width, blocks and heads by name: ``"tiny"``, ``"S"``, ``"B"``, ``"L"`` or ``"XL"``.
-        options: Further arguments of the network (``patch_size``, ``num_experts``, ``top_k``, ``mlp_ratio``, or ``dim``,
-            ``depth`` and ``num_heads`` instead of the size's).
+        options: Further arguments of the network (``patch_size``, ``num_experts``, ``top_k``, ``mlp_ratio``, or
+            ``dim``, ``depth`` and ``num_heads`` instead of the size's).
         conditional: Whether images are drawn by class.
         timesteps: Number of timesteps T.
         schedule: ``"linear"`` or ``"cosine"``.

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from moeapps.core.errors import DataError
@@ -102,20 +104,12 @@ def plot_patches(images: Any, experts: ArrayLike, names: Sequence[Any] | None = 
         _show(above, pixels[i])
         if names is not None:
             above.set_title(str(names[i]), fontsize=8, pad=2)
-        image = below.imshow(chosen[i], cmap="tab10", vmin=-0.5, vmax=9.5, interpolation="nearest")
+        below.imshow(chosen[i] % 10, cmap="tab10", vmin=-0.5, vmax=9.5, interpolation="nearest")
         below.set_xticks([])
         below.set_yticks([])
-    colours = [image.cmap(image.norm(e)) for e in range(count)]
-    handles = [_patch(colour) for colour in colours]
-    figure.legend(handles, [f"expert {e}" for e in range(count)], loc="outside lower center", ncols=count, fontsize=8,
-                  frameon=False)  # fmt: skip
+    handles = [Patch(color=colormaps["tab10"](e % 10), label=f"expert {e}") for e in range(count)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=count, fontsize=8, frameon=False)
     return figure
-
-
-def _patch(colour: Any) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour)
 
 
 def _pixels(images: Any) -> NDArray[np.float32]:

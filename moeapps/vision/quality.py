@@ -14,8 +14,8 @@ __all__ = ["frechet_distance", "precision_recall"]
 def frechet_distance(real: ArrayLike, drawn: ArrayLike) -> float:
     r"""Fréchet distance between Gaussians fitted to two sets of features (FID, Heusel et al. 2017).
 
-    :math:`|\mu_1 - \mu_2|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})`. It depends on the feature
-    space and falls with the number of images: compare only figures of the same space and the same numbers.
+    :math:`|\mu_1 - \mu_2|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})`. It depends on the
+    feature space and falls with the number of images: compare only figures of the same space and the same numbers.
 
     Args:
         real: Features ``(n, d)``.

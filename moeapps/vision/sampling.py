@@ -1,6 +1,7 @@
 """From noise to images: DDPM, DDIM, and DPM-Solver++ through diffusers, all with classifier-free guidance."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -156,7 +157,7 @@ def _dpm(walk: _Walk, x: Tensor, steps: int, watch: Watcher | None) -> Tensor:
     spaced_timesteps(walk.diffusion.timesteps, steps)
     alphas = walk.diffusion.alphas
     betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler: Any = DPMSolverMultistepScheduler(
         num_train_timesteps=len(alphas),
         trained_betas=betas.numpy(),
         prediction_type="sample",
@@ -164,7 +165,9 @@ def _dpm(walk: _Walk, x: Tensor, steps: int, watch: Watcher | None) -> Tensor:
         timestep_spacing="linspace",
         final_sigmas_type="zero",
     )
-    scheduler.set_timesteps(steps, device=x.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy about diffusers' own arrays
+        scheduler.set_timesteps(steps, device=x.device)
     for i, t in enumerate(scheduler.timesteps):
         x0, _ = walk.predict(x, torch.full((len(x),), int(t), device=x.device))
         x = scheduler.step(x0, t, x).prev_sample

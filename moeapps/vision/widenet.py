@@ -107,6 +107,8 @@ class WideNet(VisionTransformer):
             router. ``"soft"`` makes it a Soft MoE.
         capacity_factor: In training an expert takes at most this multiple of its fair share of tokens (1.2 in the
             paper); None is no limit.
+        eval_capacity_factor: As in :class:`~moeapps.core.MoE`: a saving in evaluation, of the least certain patches
+            (also ``model.moe.eval_capacity_factor``).
         balance_weight: Factor of the balance loss, mean over the blocks.
         z_weight: Factor of the router z-loss.
         individual_norms: Whether every block has norms of its own; False shares them too (the paper's ablation).
@@ -129,6 +131,7 @@ class WideNet(VisionTransformer):
         top_k: int = 2,
         router: Router | str = "topk",
         capacity_factor: float | None = None,
+        eval_capacity_factor: float | None = None,
         balance_weight: float = 0.01,
         z_weight: float = 0.0,
         individual_norms: bool = True,
@@ -165,6 +168,7 @@ class WideNet(VisionTransformer):
                     int(dim * mlp_ratio),
                     router=_make_router(router, dim, num_experts, top_k),
                     capacity_factor=capacity_factor,
+                    eval_capacity_factor=eval_capacity_factor,
                     balance_weight=balance_weight,
                     z_weight=z_weight,
                 )
@@ -209,6 +213,7 @@ class ViTMoE(VisionTransformer):
         router: As in :class:`WideNet`.
         moe_every: Every so manieth block, the last one included, has experts.
         capacity_factor: As in :class:`WideNet`.
+        eval_capacity_factor: As in :class:`WideNet`.
         balance_weight: Factor of the balance loss, mean over those blocks.
         z_weight: Factor of the router z-loss.
         **vit: Arguments of timm's ``VisionTransformer``.
@@ -222,6 +227,7 @@ class ViTMoE(VisionTransformer):
         router: str = "topk",
         moe_every: int = 2,
         capacity_factor: float | None = None,
+        eval_capacity_factor: float | None = None,
         balance_weight: float = 0.01,
         z_weight: float = 0.0,
         **vit: Any,
@@ -238,6 +244,7 @@ class ViTMoE(VisionTransformer):
                 int(dim * vit.get("mlp_ratio", 4.0)),
                 router=_make_router(router, dim, num_experts, top_k),
                 capacity_factor=capacity_factor,
+                eval_capacity_factor=eval_capacity_factor,
                 balance_weight=balance_weight / len(chosen),
                 z_weight=z_weight / len(chosen),
             )

@@ -1,0 +1,85 @@
+"""Exported programs: ONNX and torch.export, as bytes that are written whole or not at all."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from moeapps.core.errors import ConfigError
+
+__all__ = ["Form", "open_onnx", "program_bytes"]
+
+Form = Literal["onnx", "torch"]
+
+
+def program_bytes(
+    program: torch.export.ExportedProgram, form: Form, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """A program as the content of a file.
+
+    Args:
+        program: What ``torch.export.export`` gave.
+        form: ``"onnx"`` (needs ``moeapps[onnx]``) or ``"torch"`` (``torch.export.load`` reads it).
+        metadata: Texts that the file shall carry: ONNX's ``metadata_props``, or torch's ``extra_files``.
+
+    Raises:
+        ConfigError: If ONNX is not installed.
+    """
+    return _onnx(program, metadata or {}) if form == "onnx" else _pt2(program, metadata or {})
+
+
+def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError:
+        raise ConfigError("ONNX is not installed: pip install 'moeapps[onnx]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about its own future
+        model = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
+    assert model is not None
+    written = model.model_proto
+    for key, value in metadata.items():
+        entry = written.metadata_props.add()
+        entry.key, entry.value = key, value
+    content: bytes = written.SerializeToString()
+    return content
+
+
+def _translations() -> dict[Any, Any]:
+    """ONNX for two functions of routing that torch's exporter lacks."""
+    from onnxscript import INT32, INT64
+    from onnxscript import opset18 as op
+
+    def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)  # of equals the earlier one first
+
+    def searchsorted(ordered: Any, values: Any, out_int32: bool = False, right: bool = False, **_: Any) -> Any:
+        below = op.Less(op.Unsqueeze(ordered, [0]), op.Unsqueeze(values, [1]))
+        return op.ReduceSum(op.Cast(below, to=(INT32 if out_int32 else INT64).dtype), [1], keepdims=0)
+
+    return {torch.ops.aten.sort.stable: sort, torch.ops.aten.searchsorted.Tensor: searchsorted}
+
+
+def _pt2(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own storage
+        path = Path(folder) / "model.pt2"
+        torch.export.save(program, path, extra_files=dict(metadata))
+        return path.read_bytes()
+
+
+def open_onnx(content: bytes) -> Any:
+    """A session of onnxruntime.
+
+    Raises:
+        ConfigError: If onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("onnxruntime is not installed: pip install 'moeapps[onnx]'") from None
+    return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())

@@ -1,0 +1,71 @@
+"""An image classifier without this package's code: an ONNX or torch.export program of any batch size."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_one_of
+from moeapps.core.files import atomic_write
+from moeapps.core.programs import Form, program_bytes
+from moeapps.vision.classifier import WideNetClassifier
+from moeapps.vision.images import pad_to
+from moeapps.vision.module import ImageModule
+
+__all__ = ["export_classifier"]
+
+
+class _Program(nn.Module):
+    """Images to probabilities."""
+
+    def __init__(self, module: ImageModule) -> None:
+        super().__init__()
+        self.network, self.size = module.network, module.size
+        self.register_buffer("mean", module.mean)
+        self.register_buffer("scale", module.scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities ``(N, K)``."""
+        mean, scale = self.get_buffer("mean"), self.get_buffer("scale")
+        found: Tensor = self.network(pad_to((images - mean) / scale, *self.size)).softmax(1)
+        return found
+
+
+def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, form: Form = "onnx") -> Path:
+    """Write a fitted classifier as a program.
+
+    The program takes ``images`` ``(N, C, H, W)`` float32, of the size and the range of those of the training (uint8
+    pixels divided by 255), and gives probabilities ``(N, K)``. The file carries ``spec``, a JSON object with ``shape``,
+    ``classes``, ``mean`` and ``scale``: the standardisation is part of the program.
+
+    Args:
+        model: A fitted classifier, or a module that was trained from the command line
+            (``ImageModule.load_from_checkpoint(path, weights_only=True)``).
+        path: Where to write, ``.onnx`` or ``.pt2``.
+        form: ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: If ONNX is not installed.
+        OSError: If the disk refuses; what stood there is then unchanged.
+    """
+    check_one_of("form", form, ("onnx", "torch"))
+    if isinstance(model, WideNetClassifier):
+        check_is_fitted(model, "model_")
+        module = model.model_
+    else:
+        module = model
+    program = _Program(copy.deepcopy(module).cpu()).eval()
+    rows: Any = torch.export.Dim("images")
+    with torch.no_grad():
+        traced = torch.export.export(program, (torch.zeros(3, *module.spec.shape),), dynamic_shapes=({0: rows},))
+    content = program_bytes(traced, form, {"spec": json.dumps(module.spec.state())})
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
