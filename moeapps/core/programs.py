@@ -50,8 +50,9 @@ def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) ->
 
 def _translations() -> dict[Any, Any]:
     """ONNX for two functions of routing that torch's exporter lacks."""
-    from onnxscript import INT32, INT64
-    from onnxscript import opset18 as op
+    from onnxscript import INT32, INT64, opset18
+
+    op: Any = opset18
 
     def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))

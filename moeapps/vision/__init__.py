@@ -1,11 +1,15 @@
-"""Images: WideNet and ViT-MoE. Importing this package registers them in timm (``timm.list_models("widenet*")``)."""
+"""Images: WideNet, ViT-MoE and Switch-DiT.
+
+Importing this package registers the first two in timm (``timm.list_models("widenet*")``).
+"""
 
 from moeapps.vision import timm_models  # noqa: F401 - registers the models
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.data import ImageDataModule, ImageFolderData, PublicImageData
 from moeapps.vision.diffusion import Diffusion
-from moeapps.vision.diffusion_module import DiffusionModule
+from moeapps.vision.diffusion_module import DiffusionModule, SampleImages
 from moeapps.vision.dit import DiT
+from moeapps.vision.export import export_classifier
 from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
@@ -24,6 +28,7 @@ __all__ = [
     "ImageSpec",
     "LabelledImages",
     "PublicImageData",
+    "SampleImages",
     "SharedMoE",
     "SwitchDiT",
     "SwitchDiTGenerator",
@@ -33,5 +38,6 @@ __all__ = [
     "WideBlock",
     "WideNet",
     "WideNetClassifier",
+    "export_classifier",
     "load_images",
 ]

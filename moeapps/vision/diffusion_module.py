@@ -1,6 +1,7 @@
 """How DiT and Switch-DiT are trained: the diffusion's losses, the prior with its matching, averaged weights."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,14 +12,17 @@ from torch import Tensor
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.files import atomic_write
 from moeapps.vision.diffusion import Diffusion
 from moeapps.vision.dit import SIZES, DiT
 from moeapps.vision.images import ImageSpec, to_float
 from moeapps.vision.module import SpecModule
+from moeapps.vision.plots import plot_images
 from moeapps.vision.prior import TimestepPrior
+from moeapps.vision.sampling import Noise, Watcher, draw
 from moeapps.vision.switch_dit import SwitchDiT
 
-__all__ = ["NETWORKS", "DiffusionModule", "MovingAverage"]
+__all__ = ["NETWORKS", "DiffusionModule", "MovingAverage", "SampleImages"]
 
 NETWORKS: dict[str, type[DiT]] = {"switch_dit": SwitchDiT, "dit": DiT}
 
@@ -40,6 +44,34 @@ class MovingAverage(EMAWeightAveraging):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
             super().setup(trainer, pl_module, stage)
+
+
+class SampleImages(L.Callback):
+    """Draws a grid of images, a line per class, into the run's folder ``samples`` after every so manieth validation.
+
+    Args:
+        every: Validations between two grids.
+        columns: Images of each class.
+        steps: Evaluations of the network per image.
+        guidance: How far beyond a prediction without a label.
+    """
+
+    def __init__(self, every: int = 1, columns: int = 8, steps: int = 50, guidance: float = 2.0) -> None:
+        check_sizes(every=every, columns=columns, steps=steps)
+        self.every, self.columns, self.steps, self.guidance = every, columns, steps, guidance
+        self._seen = 0
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, with the weights that are validated (the averaged ones)."""
+        self._seen += not trainer.sanity_checking
+        if trainer.sanity_checking or self._seen % self.every or trainer.log_dir is None or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, DiffusionModule)
+        classes = len(pl_module.spec.classes) if pl_module.conditional else 0
+        labels = torch.arange(classes).repeat_interleave(self.columns) if classes else 4 * self.columns
+        images = pl_module.sample(labels, steps=self.steps, guidance=self.guidance if classes else 1.0)
+        with atomic_write(Path(trainer.log_dir) / "samples" / f"epoch_{trainer.current_epoch:04d}.png") as file:
+            plot_images(images, columns=self.columns).savefig(file, format="png", dpi=100)
 
 
 class DiffusionModule(SpecModule):
@@ -186,6 +218,38 @@ class DiffusionModule(SpecModule):
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         terms = self._losses(images, labels, t, noise)
         self.log("val/loss", terms["task"], batch_size=count, sync_dist=world_size() > 1)
+
+    def sample(
+        self, y: Tensor | int, *, seed: int = 0, batch_size: int = 128, watch: Watcher | None = None, **options: Any
+    ) -> Tensor:
+        """Draw images ``(N, C, H, W)`` in [0, 1], on the device of the module and in the mode of evaluation.
+
+        Args:
+            y: Codes of their classes ``(N,)``; or how many, without classes.
+            seed: Image i of a seed is always the same.
+            batch_size: Images at once.
+            watch: As in :func:`~moeapps.vision.sampling.draw`.
+            **options: ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip``, as there.
+
+        Raises:
+            ConfigError: If an argument is impossible.
+        """
+        check_sizes(batch_size=batch_size)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
+        if isinstance(y, Tensor) and not self.conditional:
+            raise ConfigError("the module draws without classes: give a number of images, not labels")
+        count = y if isinstance(y, int) else len(y)
+        training = self.network.training
+        self.network.eval()
+        parts = []
+        for first in range(0, count, batch_size):
+            size = min(batch_size, count - first)
+            noise = Noise(seed, first, size, self.device)
+            labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
+            parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
+        self.network.train(training)
+        return (torch.cat(parts) + 1) / 2
 
     def configure_optimizers(self) -> Any:
         """AdamW, at a constant rate after the warm-up."""

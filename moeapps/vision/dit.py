@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import Mlp, PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Attention
@@ -79,8 +80,10 @@ class DiTBlock(nn.Module):
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
-class DiT(nn.Module):
+class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffusion"]):
     """Diffusion transformer on pixels or latents.
+
+    ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
 
     At initialisation it gives zeros. ``num_classes`` is the reserved label "no class" of classifier-free guidance,
     which training puts in place of a tenth of the labels.

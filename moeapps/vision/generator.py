@@ -20,13 +20,9 @@ from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.vision.data import ImageArrays, ImageDataModule, split_rows
 from moeapps.vision.diffusion_module import DiffusionModule
 from moeapps.vision.images import ImageSpec, as_images
-from moeapps.vision.sampling import Noise, draw
 from moeapps.vision.switch_dit import SwitchDiT
 
 __all__ = ["SwitchDiTGenerator"]
-
-AT_ONCE = 128
-"""Images that are drawn at once."""
 
 
 class SwitchDiTGenerator(LightningEstimator):
@@ -299,9 +295,7 @@ class SwitchDiTGenerator(LightningEstimator):
             Naming what cannot be.
         """
         labels = self._labels(n, y)
-        options = {"guidance": guidance, "steps": steps, "sampler": sampler, "eta": eta}
-        drawn = [self._draw(first, part, seed, **options) for first, part in _parts(labels)]
-        return self._to_user(torch.cat(drawn))
+        return self._to_user(self._draw(labels, seed, guidance=guidance, steps=steps, sampler=sampler, eta=eta))
 
     def trajectory(
         self, n: int = 1, y: Any = None, *, frames: int = 8, steps: int = 50, seed: int = 0, **options: Any
@@ -326,13 +320,9 @@ class SwitchDiTGenerator(LightningEstimator):
             if step in shown:
                 seen.append(x.cpu())
 
-        parts = []
-        for first, part in _parts(labels):
-            seen.clear()
-            self._draw(first, part, seed, steps=steps, watch=watch, **options)
-            parts.append(torch.stack(seen, dim=1))
-        every = torch.cat(parts)
-        flat = self._to_user(every.flatten(0, 1).clamp(-1, 1))
+        self._draw(labels, seed, steps=steps, watch=watch, batch_size=n, **options)
+        every = torch.stack(seen, dim=1)
+        flat = self._to_user(((every + 1) / 2).clamp(0, 1).flatten(0, 1))
         return flat.reshape(every.shape[0], every.shape[1], *flat.shape[1:])
 
     def gate_table(self) -> NDArray[np.float32]:
@@ -370,22 +360,16 @@ class SwitchDiTGenerator(LightningEstimator):
             raise DataError(f"y has labels that training lacked: {', '.join(unknown)}")
         return torch.from_numpy(np.searchsorted(self.classes_, wanted))
 
-    def _draw(self, first: int, labels: Tensor | int, seed: int, **options: Any) -> Tensor:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
-        device = resolve_device(self.accelerator)
-        module = self.model_.to(device)
-        count = labels if isinstance(labels, int) else len(labels)
-        noise = Noise(int(seed), first, count, device)
-        y = None if isinstance(labels, int) else labels.to(device)
+    def _draw(self, labels: Tensor | int, seed: int, **options: Any) -> Tensor:
+        module = self.model_.to(resolve_device(self.accelerator))
         try:
-            return draw(module.network, module.diffusion, self.spec_.shape, noise, y, **options).cpu()
+            return module.sample(labels, seed=int(seed) if isinstance(seed, np.integer) else seed, **options).cpu()
         finally:
             self.model_.cpu()
 
     def _to_user(self, images: Tensor) -> NDArray[Any]:
-        """From [-1, 1] and ``(N, C, S, S)`` to what training had."""
-        values = (images.double() + 1) / 2 * (self.high_ - self.low_) + self.low_
+        """From [0, 1] and ``(N, C, S, S)`` to what training had."""
+        values = images.double() * (self.high_ - self.low_) + self.low_
         array = values.round().to(torch.uint8).numpy() if self.whole_ else values.float().numpy()
         if self.layout_ == "HW":
             found: NDArray[Any] = array[:, 0]
@@ -405,12 +389,3 @@ class SwitchDiTGenerator(LightningEstimator):
         self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
         self.spec_ = ImageSpec.from_state(state["spec_"])
         super()._restore(state)
-
-
-def _parts(labels: Tensor | int) -> "list[tuple[int, Tensor | int]]":
-    """Labels in parts of what is drawn at once, each with the number of its first image."""
-    count = labels if isinstance(labels, int) else len(labels)
-    starts = range(0, count, AT_ONCE)
-    if isinstance(labels, int):
-        return [(start, min(AT_ONCE, count - start)) for start in starts]
-    return [(start, labels[start : start + AT_ONCE]) for start in starts]

@@ -104,7 +104,7 @@ def _torchvision(name: str, root: Path, download: bool, train: bool) -> Labelled
     try:
         found = getattr(datasets, PUBLIC[name])(root, train=train, download=download)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{name} in {root}: {' '.join(str(error).split())} (download=True fetches it)") from None
+        raise DataError(f"{name} in {root}: {' '.join(str(error).split())}") from None
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     return LabelledImages(images.contiguous(), torch.as_tensor(found.targets).long(), [str(c) for c in found.classes])

@@ -13,11 +13,12 @@ from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.vision.diffusion import Diffusion, between
 
-__all__ = ["SAMPLERS", "Noise", "draw", "spaced_timesteps"]
+__all__ = ["SAMPLERS", "Noise", "Watcher", "draw", "spaced_timesteps"]
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 
 Watcher = Callable[[int, Tensor, Tensor], None]
+"""Number of the step, noisy images, predicted images, both in [-1, 1]."""
 
 
 class Noise:

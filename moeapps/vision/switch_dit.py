@@ -81,7 +81,7 @@ class SwitchBlock(DiTBlock):
         return r + (1 - mask) * x
 
 
-class SwitchDiT(DiT):
+class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-experts"]):
     """DiT whose blocks have experts for the timesteps.
 
     The gates depend on the timestep alone: in evaluation those of all T timesteps are computed once, and no router runs

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
@@ -93,12 +94,12 @@ def _init_experts(moe: MoE) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
 
 
-class WideNet(VisionTransformer):
+class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]):
     """Vision transformer of L blocks that share one attention and one MoE; only the norms are each block's own.
 
     Wider instead of deeper: the parameters are those of one block with E experts (and L pairs of norms), the depth is
     L. Whatever timm's ``VisionTransformer`` can do (feature extraction, other image sizes, ``reset_classifier``), this
-    model can.
+    model can. ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
 
     Args:
         num_experts: Number of experts E.
@@ -204,7 +205,7 @@ class WideNet(VisionTransformer):
         return super().forward_intermediates(*args, **kwargs)
 
 
-class ViTMoE(VisionTransformer):
+class ViTMoE(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]):
     """Vision transformer with an MoE in place of the MLP in some of its blocks (V-MoE, Riquelme et al. 2021).
 
     Args:

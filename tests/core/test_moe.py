@@ -224,3 +224,38 @@ def test_cuda_gives_the_same_as_the_cpu(router):
     x = torch.randn(64, 16)
     expected = layer(x)
     torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_capacity_in_evaluation_keeps_the_most_certain_tokens_of_each_sample():
+    layer = MoE(8, 4, 2, eval_capacity_factor=0.5).eval()
+    x = torch.randn(5, 16, 8)
+    y = layer(x)
+    kept = layer.last_routing.used().view(5, 16, 4)
+    layer.eval_capacity_factor = None
+    whole = layer(x)
+    routing = layer.last_routing
+    first = routing.weight[routing.position][:, 0].view(5, 16)
+    wanted = routing.used().view(5, 16, 4)
+    best = routing.choices[:, 0].view(5, 16)
+    assert torch.equal(kept.sum(1), wanted.sum(1).clamp(max=4))  # 0.5 * 16 * 2 / 4 of each sample and expert
+    for sample in range(5):
+        for expert in range(4):
+            mine = (best[sample] == expert).nonzero()[:, 0]
+            ranked = mine[first[sample][mine].argsort(descending=True)]
+            assert kept[sample, ranked[:4], expert].all()  # first choices, most certain first
+    everything = (kept == wanted).all(dim=2)
+    torch.testing.assert_close(y[everything], whole[everything])
+    layer.eval_capacity_factor = 0.5
+    for sample in range(5):  # batch mates do not matter
+        torch.testing.assert_close(layer(x[sample : sample + 1])[0], y[sample], atol=1e-6, rtol=1e-6)
+    layer.train()
+    torch.testing.assert_close(layer(x), whole)  # training is not limited by it
+    layer.eval_capacity_factor = 2.0  # an expert takes every token of a sample
+    torch.testing.assert_close(layer.eval()(x), whole, atol=0, rtol=0)
+
+
+def test_c7_an_impossible_capacity_in_evaluation_is_refused():
+    with pytest.raises(ConfigError, match="eval_capacity_factor must be a number above 0"):
+        MoE(8, 4, eval_capacity_factor=0.0)
+    with pytest.raises(ConfigError, match="eval_capacity_factor has no meaning with SoftRouter"):
+        MoE(8, 4, router="soft", eval_capacity_factor=1.0)

@@ -1,0 +1,286 @@
+"""SwitchDiTGenerator and DiffusionModule: drawing, layouts, refusals, saving, averaged weights, going on exactly."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+
+import moeapps
+from moeapps.core.callbacks import LastCheckpoint, StepSeeding
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.vision import DiffusionModule, ImageModule, PublicImageData, SampleImages, SwitchDiTGenerator
+
+QUICK = {
+    "dim": 16, "depth": 2, "num_heads": 2, "timesteps": 50, "max_epochs": 2, "random_state": 0, "accelerator": "cpu",
+    "batch_size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    found = load_digits()
+    return found.images[:160], found.target[:160]
+
+
+@pytest.fixture(scope="module")
+def fitted(digits) -> SwitchDiTGenerator:
+    return SwitchDiTGenerator(**QUICK).fit(*digits)
+
+
+def test_images_have_the_range_layout_and_type_of_training(digits, fitted):
+    X, y = digits
+    drawn = fitted.sample(7, steps=5)
+    assert drawn.shape == (7, 8, 8)
+    assert drawn.dtype == np.float32
+    assert drawn.min() >= 0
+    assert drawn.max() <= 16
+    whole = (X * 15).astype(np.uint8)
+    rgb = np.stack([whole] * 3, axis=-1)
+    found = SwitchDiTGenerator(**{**QUICK, "max_epochs": 1}).fit(rgb, y).sample(3, steps=5)
+    assert found.shape == (3, 8, 8, 3)
+    assert found.dtype == np.uint8
+    first = SwitchDiTGenerator(**{**QUICK, "max_epochs": 1}).fit(rgb.transpose(0, 3, 1, 2), y).sample(3, steps=5)
+    np.testing.assert_array_equal(first, found.transpose(0, 3, 1, 2))
+
+
+def test_labels_are_drawn_one_after_the_other_or_as_told(digits, fitted):
+    X, y = digits
+    names = np.array([f"digit {label}" for label in y])
+    model = SwitchDiTGenerator(**QUICK).fit(X, names)
+    every = model.sample(12, steps=5)
+    np.testing.assert_array_equal(every[:3], model.sample(3, y=["digit 0", "digit 1", "digit 2"], steps=5))
+    np.testing.assert_array_equal(model.sample(3, y="digit 4", steps=5), model.sample(3, y=["digit 4"] * 3, steps=5))
+    assert (model.sample(1, y="digit 4", steps=5) - model.sample(1, y="digit 7", steps=5)).any()
+    assert (model.sample(1, y="digit 4", steps=5, guidance=4.0) - model.sample(1, y="digit 4", steps=5)).any()
+
+
+def test_v5_an_image_depends_on_its_seed_and_number_only(fitted):
+    whole = fitted.sample(6, y=3, steps=10, sampler="ddpm", seed=5)
+    np.testing.assert_allclose(fitted.sample(2, y=3, steps=10, sampler="ddpm", seed=5), whole[:2], atol=1e-3)
+    assert np.abs(fitted.sample(6, y=3, steps=10, seed=6) - fitted.sample(6, y=3, steps=10, seed=5)).max() > 0.1
+    module = fitted.model_
+    once = module.sample(torch.arange(6), steps=10, seed=1)
+    torch.testing.assert_close(module.sample(torch.arange(6), steps=10, seed=1, batch_size=4), once, atol=1e-4, rtol=0)
+
+
+def test_v5_two_processes_draw_the_same_images(fitted, tmp_path):
+    fitted.save(tmp_path / "model.safetensors")
+    script = (
+        "import sys, numpy, moeapps\n"
+        "drawn = moeapps.load(sys.argv[1]).sample(3, steps=5, sampler='ddpm', seed=9)\n"
+        "numpy.save(sys.argv[2], drawn)"
+    )
+    for name, hash_seed in (("a", "0"), ("b", "1")):
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "model.safetensors"), str(tmp_path / f"{name}.npy")],
+            check=True, env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(moeapps.__file__).parent.parent)},
+        )  # fmt: skip
+    first, second = (np.load(tmp_path / f"{name}.npy") for name in ("a", "b"))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, fitted.sample(3, steps=5, sampler="ddpm", seed=9), atol=1e-3)
+
+
+def test_without_labels(digits):
+    model = SwitchDiTGenerator(**QUICK).fit(digits[0])
+    assert model.classes_ is None
+    assert model.sample(4, steps=5).shape == (4, 8, 8)
+    with pytest.raises(DataError, match="fitted without labels"):
+        model.sample(2, y=1)
+    with pytest.raises(ConfigError, match="guidance needs labels"):
+        model.sample(2, steps=5, guidance=2.0)
+
+
+def test_the_way_from_noise_ends_in_the_image(fitted):
+    way = fitted.trajectory(3, y=[1, 2, 3], frames=4, steps=10, seed=2)
+    assert way.shape == (3, 4, 8, 8)
+    np.testing.assert_allclose(way[:, -1], fitted.sample(3, y=[1, 2, 3], steps=10, seed=2), atol=1e-4)
+    assert np.abs(np.diff(way, axis=1)).max(axis=(0, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"model": "dit", "learn_sigma": True}, {"schedule": "linear", "prediction": "eps"}]
+)
+def test_saving_keeps_every_bit(options, digits, tmp_path):
+    model = SwitchDiTGenerator(**{**QUICK, **options}).fit(*digits)
+    model.save(tmp_path / "model.safetensors")
+    loaded = moeapps.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.sample(4, steps=5, guidance=2.0), model.sample(4, steps=5, guidance=2.0))
+    assert loaded.get_params() == model.get_params()
+    assert loaded.history_["train/task"].tolist() == model.history_["train/task"].tolist()
+
+
+def test_the_same_seed_gives_the_same_model_and_the_callers_generators_are_left_alone(digits):
+    state, own = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (SwitchDiTGenerator(**QUICK).fit(*digits) for _ in range(2))
+    first.sample(2, steps=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], own)  # noqa: NPY002
+    np.testing.assert_array_equal(first.sample(2, steps=3), second.sample(2, steps=3))
+    other = clone(first).set_params(random_state=1).fit(*digits)
+    assert np.abs(other.sample(2, steps=3) - first.sample(2, steps=3)).max() > 0
+
+
+def test_the_timestep_chooses_experts_and_the_prior_is_followed(digits):
+    model = SwitchDiTGenerator(**{**QUICK, "max_epochs": 40, "lr": 5e-3, "match_every": 10}).fit(*digits)
+    table = model.gate_table()
+    assert table.shape == (2, 50, 3)
+    assert ((table > 0).sum(2) == 2).all()
+    prior = model.history_["train/prior"]
+    assert prior.iloc[-1] < 0.5 * prior.iloc[0]
+    without = SwitchDiTGenerator(**{**QUICK, "prior_weight": 0.0}).fit(*digits)
+    assert "train/prior" not in without.history_
+    with pytest.raises(ConfigError, match="model='dit' has no experts"):
+        SwitchDiTGenerator(**{**QUICK, "model": "dit", "max_epochs": 1}).fit(*digits).gate_table()
+
+
+def test_validation_is_logged_and_does_not_choose(digits):
+    model = SwitchDiTGenerator(**{**QUICK, "validation_fraction": 0.2, "max_epochs": 3}).fit(*digits)
+    assert model.history_["val/loss"].notna().all()
+    assert model.n_iter_ == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X, y: (X[:, :6], y), "images must be square, got 6 x 8"),
+        (lambda X, y: (X[:, :7, :7], y), "img_size=7 is not a multiple of patch_size=2"),
+        (lambda X, y: (X * 0, y), "every pixel is 0: there is nothing to learn"),
+        (lambda X, y: (X, y[:5]), "160 images and 5 labels"),
+        (lambda X, y: (X[:, 0, 0], y), "expected images of shape"),
+        (lambda X, y: (np.where(X > 15, np.nan, X), y), "has a pixel that is NaN"),
+    ],
+)
+def test_impossible_images_are_refused_and_the_model_is_kept(change, message, digits, fitted):
+    before = fitted.sample(2, steps=3)
+    with pytest.raises((DataError, ConfigError), match=message):
+        fitted.fit(*change(*digits))
+    np.testing.assert_array_equal(fitted.sample(2, steps=3), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "gan"}, "model must be one of switch_dit, dit"),
+        ({"schedule": "sigmoid"}, "schedule must be one of"),
+        ({"dim": 18, "num_heads": 4}, "dim=18 must be a multiple"),
+        ({"top_k": 4}, "top_k must be between 1 and num_experts=3"),
+        ({"ema_decay": 1.0}, "ema_decay must be below 1"),
+        ({"class_dropout": 1.0}, "class_dropout must be"),
+        ({"match_every": 0}, "match_every must be"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments, message, digits):
+    with pytest.raises(ConfigError, match=message):
+        SwitchDiTGenerator(**{**QUICK, **arguments}).fit(*digits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n must be"),
+        ({"n": 2, "y": 11}, "y has labels that training lacked: 11"),  # V4: the reserved null class is not a label
+        ({"n": 2, "y": -1}, "y has labels that training lacked: -1"),
+        ({"n": 2, "y": [1, 2, 3]}, "y must be one label, or n=2 labels"),
+        ({"n": 2, "steps": 51}, "steps must be at most the 50 timesteps"),
+        ({"n": 2, "seed": -1}, "seed must be a whole number of at least 0"),
+        ({"n": 2, "sampler": "magic"}, "sampler must be one of"),
+    ],
+)
+def test_v4_impossible_samples_are_refused(arguments, message, fitted):
+    with pytest.raises((DataError, ConfigError), match=message):
+        fitted.sample(**arguments)
+    with pytest.raises(NotFittedError):
+        SwitchDiTGenerator().sample(1)
+
+
+# ----------------------------------------------------------------------------------------------------- the module
+
+
+def module(**options) -> DiffusionModule:
+    torch.manual_seed(3)
+    sizes = {"dim": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
+    return DiffusionModule(**{"options": sizes, "timesteps": 50, "lr": 1e-3, "ema_decay": 0.9, **options})
+
+
+def trained(
+    folder: Path, epochs: int, resume: Path | None = None, callbacks=(), logger=False, **options
+) -> DiffusionModule:
+    found = module(**options)
+    data = PublicImageData("digits", batch_size=256, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=logger, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[StepSeeding(0), LastCheckpoint(), *callbacks],
+            plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        trainer.fit(found, datamodule=data, ckpt_path=resume, weights_only=True)
+    return found
+
+
+def test_a_training_goes_on_exactly_with_its_averaged_weights(tmp_path):
+    whole = trained(tmp_path / "whole", 4, match_every=3)
+    trained(tmp_path / "part", 2, match_every=3)
+    checkpoint = next((tmp_path / "part").rglob("last.ckpt"))
+    rest = trained(tmp_path / "part", 4, resume=checkpoint, match_every=3)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
+def test_a_checkpoint_holds_the_average_and_draws_by_itself(tmp_path):
+    found = trained(tmp_path, 2)
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    loaded = DiffusionModule.load_from_checkpoint(checkpoint, weights_only=True)
+    for name, value in found.network.state_dict().items():
+        torch.testing.assert_close(loaded.network.state_dict()[name], value)  # training ends with the average
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    current, average = content["current_model_state"], content["state_dict"]
+    assert (current["network.head.weight"] - average["network.head.weight"]).abs().max() > 0
+    assert torch.equal(current["prior.place"], average["prior.place"])
+    drawn = loaded.sample(torch.tensor([1, 2]), steps=5)
+    assert drawn.shape == (2, 1, 8, 8)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    content.pop("moeapps_images")
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "other.ckpt")
+    with pytest.raises(FileFormatError, match="does not know what its images are like"):
+        ImageModule.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
+
+
+def test_the_loss_is_noise_and_bound_and_prior():
+    data = PublicImageData("digits", batch_size=32)
+    data.setup("fit")
+    found = module(learn_sigma=True, ema_decay=0.0)
+    assert found.configure_callbacks() == []
+    found.attach(data.spec)
+    found.prior.match(found.network.gate_table())
+    batch = next(iter(data.train_dataloader()))
+    logged = {}
+    found.log_dict = lambda values, **_: logged.update(values)
+    loss = found.training_step(batch, 0)
+    assert float(logged["train/task"]) == pytest.approx(1, abs=0.1)  # at first it predicts zero for standard noise
+    assert set(logged) >= {"train/vlb", "train/prior"}
+    assert float(loss.detach()) == pytest.approx(
+        sum(float(v) for k, v in logged.items() if k != "train/loss"), rel=1e-5
+    )
+    loss.backward()
+    assert all(switch.weight.grad is not None for switch in found.network.switches)
+    assert found.network.switches[0].router.weight.grad.abs().max() > 0
+
+
+def test_grids_are_drawn_during_training(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    trained(tmp_path, 2, callbacks=[SampleImages(every=2, columns=2, steps=3)], logger=logger)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["epoch_0001.png"]

@@ -1,0 +1,158 @@
+"""What leaves the package: exported programs, files for the Hugging Face hub, pictures, measures of quality."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn.datasets import load_digits
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.vision import SwitchDiT, ViTMoE, WideNet, WideNetClassifier, export_classifier
+from moeapps.vision.plots import plot_images, plot_patches, plot_timesteps, plot_trajectory
+from moeapps.vision.quality import frechet_distance, precision_recall
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return load_digits().images[:300]
+
+
+def fitted(model: str, **options) -> WideNetClassifier:
+    found = load_digits()
+    return WideNetClassifier(
+        model, embed_dim=16, depth=2, patch_size=3, max_epochs=2, validation_fraction=0, random_state=0,
+        accelerator="cpu", options=options,
+    ).fit(found.images[:200], found.target[:200])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("widenet", {}), ("vit_moe", {}), ("vit", {}), ("widenet", {"router": "topp"}), ("widenet", {"router": "soft"})],
+)
+def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, options, digits, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    classifier = fitted(model, **options)
+    path = export_classifier(classifier, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path)
+    for count in (1, 2, 300):
+        found = session.run(None, {"images": digits[:count, None].astype(np.float32)})[0]
+        np.testing.assert_allclose(found, classifier.predict_proba(digits[:count]), atol=1e-5)
+    spec = json.loads(session.get_modelmeta().custom_metadata_map["spec"])
+    assert spec["shape"] == [1, 8, 8]
+    assert spec["classes"] == [str(i) for i in range(10)]
+
+
+def test_a_torch_program_gives_the_same_probabilities(digits, tmp_path):
+    classifier = fitted("widenet")
+    path = export_classifier(classifier.model_, tmp_path / "model.pt2", "torch")
+    extra = {"spec": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    with torch.no_grad():
+        found = program(torch.from_numpy(digits[:50, None]).float())
+    np.testing.assert_allclose(found, classifier.predict_proba(digits[:50]), atol=1e-5)
+    assert json.loads(extra["spec"])["shape"] == [1, 8, 8]
+    with pytest.raises(ConfigError, match="form must be one of onnx, torch"):
+        export_classifier(classifier, tmp_path / "x", "tf")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: WideNet(img_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=3),
+        lambda: ViTMoE(img_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=3),
+        lambda: timm.create_model("widenet_tiny_patch16_224", depth=2, embed_dim=24, img_size=32, num_classes=3),
+        lambda: SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=16, depth=2, num_heads=2),
+    ],
+)
+def test_a_model_is_shared_as_the_hub_wants_it(model, tmp_path):
+    built = model().eval()
+    built.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    loaded = type(built).from_pretrained(tmp_path)
+    x = torch.randn(2, *built.patch_embed.proj.weight.shape[1:2], *built.patch_embed.img_size)
+    inputs = (x, torch.tensor([3, 99])) if isinstance(built, SwitchDiT) else (x,)
+    torch.testing.assert_close(loaded(*inputs), built(*inputs))
+    assert "moeapps" in (tmp_path / "README.md").read_text()
+
+
+def test_pictures_have_a_panel_for_every_image(digits):
+    rng = np.random.default_rng(0)
+    grid = plot_images(digits[:7], columns=3, titles=range(7))
+    assert sum(bool(axes.images) for axes in grid.axes) == 7
+    assert [axes.get_title() for axes in grid.axes][:7] == [str(i) for i in range(7)]
+    shown = grid.axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown, digits[0] / 16, atol=1e-6)
+    colour = plot_images(rng.integers(0, 256, (2, 3, 5, 5), dtype=np.uint8))
+    assert colour.axes[0].images[0].get_array().shape == (5, 5, 3)
+    strip = plot_trajectory(rng.random((2, 4, 8, 8)), titles=["a", "b"])
+    assert len(strip.axes) == 8
+    with pytest.raises(DataError, match="7 images and 2 titles"):
+        plot_images(digits[:7], titles=[1, 2])
+    with pytest.raises(DataError, match=r"expected \(n, frames, ...\)"):
+        plot_trajectory(digits[:3])
+
+
+def test_maps_show_which_expert_a_timestep_and_a_patch_uses(digits):
+    model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=16, depth=2, num_heads=2, timesteps=20)
+    with torch.no_grad():
+        table = model.gate_table().numpy()
+    panels = plot_timesteps(table).axes[:2]
+    shown = panels[1].images[0].get_array()
+    assert shown.shape == (3, 20)
+    np.testing.assert_array_equal(shown.mask, table[1].T == 0)
+    classifier = fitted("widenet")
+    experts = classifier.patch_experts(digits[:4])
+    assert experts.shape == (4, 3, 3)
+    load = classifier.expert_load(digits[:4], np.arange(4))
+    assert load.to_numpy().sum(1) == pytest.approx(np.ones(4))
+    figure = plot_patches(digits[:4], experts, names="abcd")
+    assert len([axes for axes in figure.axes if axes.images]) == 8
+    with pytest.raises(ConfigError, match="layer must be below the 2 blocks"):
+        classifier.patch_experts(digits[:4], layer=2)
+    with pytest.raises(ConfigError, match="model='vit' has no experts"):
+        fitted("vit").patch_experts(digits[:4])
+
+
+# ---------------------------------------------------------------------------------------------------------- quality
+
+
+def test_the_frechet_distance_is_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    b = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 1
+    tensors = [torch.from_numpy(x) for x in (a, b)]
+    expected = float(_compute_fid(tensors[0].mean(0), tensors[0].T.cov(), tensors[1].mean(0), tensors[1].T.cov()))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_recall_tell_narrow_from_wrong():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(400, 4))
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real + 100) == (0.0, 0.0)
+    precision, recall = precision_recall(real, real * 0.2)
+    assert precision > 0.9
+    assert recall < 0.3
+
+
+@pytest.mark.parametrize(
+    ("real", "drawn", "message"),
+    [
+        (np.zeros((5, 2)), np.zeros((5, 3)), "expected features"),
+        (np.zeros((5, 2)), np.zeros((1, 2)), "at least two of each"),
+        (np.zeros((5, 2)), np.full((5, 2), np.nan), "drawn has a feature that is NaN"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(real, drawn, message):
+    with pytest.raises(DataError, match=message):
+        frechet_distance(real, drawn)
+    with pytest.raises(DataError, match=message):
+        precision_recall(real, drawn)
+    with pytest.raises(DataError, match="k=3 neighbours need more than 3 points"):
+        precision_recall(np.zeros((3, 2)), np.zeros((5, 2)))
