@@ -52,8 +52,8 @@ class TimestepEmbedding(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens ``(N, T, d)`` by one vector ``(N, d)`` per image."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """Shift and scale tokens ``(N, T, d)`` by one vector ``(N, 1, d)`` per image."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class DiTBlock(nn.Module):
@@ -75,9 +75,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Tokens ``(N, T, d)`` and condition ``(N, d)`` to tokens."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=2)
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1)))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffusion"]):
@@ -194,7 +194,7 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffus
         condition = temb if self.y_embed is None else temb + self.y_embed(self._labels(y, x))
         tokens = self.patch_embed(x) + self.get_buffer("pos_embed")
         tokens = self.run_blocks(tokens, condition, temb, t)
-        shift, scale = self.modulation(condition).chunk(2, dim=1)
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=2)
         return self._unpatchify(self.head(modulate(self.norm(tokens), shift, scale)))
 
     def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:

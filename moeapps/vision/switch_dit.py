@@ -12,16 +12,20 @@ from moeapps.vision.dit import DiT, DiTBlock, modulate
 
 __all__ = ["SwitchBlock", "SwitchDiT", "TimestepSwitch"]
 
+MOST_MATRIX = 8
+"""Width at most so many times the tokens of an image, for matrices of each image."""
+
 
 class TimestepSwitch(Routed):
-    r"""A mask on the tokens of an image, from linear experts that its timestep chooses.
+    r"""Tokens of an image under a mask, from linear experts that its timestep chooses.
 
     .. math::
-        mask(x) = 1 + \sum_{e \in top-k} p_e(t)\,(W_e x + b_e), \quad p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)))
+        x \odot mask(x), \quad mask(x) = 1 + \sum_{e \in top-k} p_e(t)\,(W_e x + b_e), \quad
+        p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)))
 
-    with the probabilities of the chosen experts as they are. Experts are linear: where an image has more tokens than
-    they are wide, or all images have the same timestep, they are first mixed into one matrix, and the cost is one
-    linear map per token, whatever k. They begin at zero, the mask at one.
+    with the probabilities of the chosen experts as they are. Experts are linear: those of an image are first mixed into
+    one matrix, and the cost is one linear map per token, whatever k (unless an image has far fewer tokens than they are
+    wide: then such matrices would be large, and every expert sees every token). They begin at zero, the mask at one.
 
     Args:
         dim: Width d.
@@ -43,20 +47,25 @@ class TimestepSwitch(Routed):
         return empty.index_put((routing.token, routing.expert), routing.weight)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Mask ``(N, T, d)`` for tokens ``(N, T, d)`` and gates ``(N, E)``, or ``(1, E)`` for all images."""
+        """Masked tokens ``(N, T, d)`` for tokens ``(N, T, d)`` and gates ``(N, E)``, or ``(1, E)`` for all images."""
         gates = gates.to(x.dtype)
-        if len(gates) > 1 and x.shape[1] < x.shape[2]:  # a matrix per image would be larger than its tokens
-            every = F.linear(x, self.weight.to(x.dtype).transpose(1, 2).flatten(0, 1), self.bias.to(x.dtype).flatten())
-            return 1 + torch.einsum("ntei,ne->nti", every.unflatten(2, self.bias.shape), gates)
-        weight = (gates @ self.weight.flatten(1).to(x.dtype)).view(-1, *self.weight.shape[1:])
-        bias = gates @ self.bias.to(x.dtype)
+        experts, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if len(gates) > 1 and x.shape[2] > MOST_MATRIX * x.shape[1]:
+            every = F.linear(x, experts.transpose(1, 2).flatten(0, 1), bias.flatten()).unflatten(2, bias.shape)
+            return x * (1 + torch.einsum("ntei,ne->nti", every, gates))
+        matrix = (gates @ experts.flatten(1)).view(-1, *experts.shape[1:])
+        one_more = 1 + gates @ bias
         if len(gates) == 1:
-            return 1 + F.linear(x, weight[0].t(), bias[0])
-        return 1 + torch.baddbmm(bias[:, None], x, weight)
+            return x * F.linear(x, matrix[0].t(), one_more[0])
+        return x * torch.baddbmm(one_more[:, None], x, matrix)
 
 
 class SwitchBlock(DiTBlock):
-    """A DiT block on masked tokens: attention and MLP are the path of all timesteps, the mask isolates some.
+    r"""A DiT block on masked tokens: attention and MLP are the path of all timesteps, the mask isolates some.
+
+    The paper's :math:`r = x \odot mask`, :math:`r' = r + a(r)`, :math:`r'' = r' + m(r')`,
+    :math:`out = r'' + (1 - mask) \odot x` is :math:`x + a(r) + m(r')`: what the mask takes away comes back, and only
+    what attention and MLP see is masked.
 
     Args:
         dim: Width d.
@@ -73,12 +82,11 @@ class SwitchBlock(DiTBlock):
     def forward(self, x: Tensor, condition: Tensor, gates: Tensor | None = None) -> Tensor:
         """Tokens ``(N, T, d)``, condition ``(N, d)`` and gates ``(N or 1, E)`` to tokens."""
         assert gates is not None
-        mask = self.switch(x, gates)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
-        masked = x * mask
-        r = masked + gate1[:, None] * self.attn(modulate(self.norm1(masked), shift1, scale1))
-        r = r + gate2[:, None] * self.mlp(modulate(self.norm2(r), shift2, scale2))
-        return r + (1 - mask) * x
+        masked = self.switch(x, gates)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=2)
+        attended = gate1 * self.attn(modulate(self.norm1(masked), shift1, scale1))
+        passed = self.mlp(modulate(self.norm2(masked + attended), shift2, scale2))
+        return torch.addcmul(x + attended, gate2, passed)
 
 
 class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-experts"]):

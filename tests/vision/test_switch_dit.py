@@ -8,6 +8,7 @@ import torch
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import DiT, SwitchDiT, TimestepPrior, TimestepSwitch
 from moeapps.vision.prior import js_divergence
+from moeapps.vision.switch_dit import SwitchBlock
 
 SMALL = {
     "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "dim": 32, "depth": 3, "num_heads": 4,
@@ -45,10 +46,10 @@ def test_at_initialisation_switch_dit_equals_dit_with_the_same_weights():
     torch.testing.assert_close(switch(x, t, y), dit(x, t, y), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [3, 40])  # fewer and more than the width
+@pytest.mark.parametrize("tokens", [3, 40])  # with and without matrices of each image
 def test_a_mask_is_one_and_the_chosen_experts_with_their_probabilities(tokens):
-    switch = shaken(TimestepSwitch(8, num_experts=4, top_k=2))
-    x, temb = torch.randn(5, tokens, 8), torch.randn(5, 8)
+    switch = shaken(TimestepSwitch(32, num_experts=4, top_k=2))
+    x, temb = torch.randn(5, tokens, 32), torch.randn(5, 32)
     gates = switch.gates(temb)
     p = torch.nn.functional.linear(torch.nn.functional.silu(temb), switch.router.weight).softmax(-1)
     top, chosen = p.topk(2)
@@ -57,8 +58,20 @@ def test_a_mask_is_one_and_the_chosen_experts_with_their_probabilities(tokens):
     for i in range(5):
         for weight, e in zip(top[i], chosen[i], strict=True):
             expected[i] += weight * (x[i] @ switch.weight[e] + switch.bias[e])
-    torch.testing.assert_close(switch(x, gates), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(switch(x[:1], gates[:1]), expected[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(switch(x, gates), x * expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(switch(x[:1], gates[:1]), x[:1] * expected[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_is_the_papers():
+    block = shaken(SwitchBlock(16, 2))
+    x, condition = torch.randn(3, 5, 16), torch.randn(3, 16)
+    gates = block.switch.gates(torch.randn(3, 16))
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(condition)[:, None].chunk(6, dim=2)
+    mask = block.switch(x, gates) / x
+    r = x * mask
+    r = r + gate1 * block.attn(block.norm1(r) * (1 + scale1) + shift1)
+    r = r + gate2 * block.mlp(block.norm2(r) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(x, condition, gates), r + (1 - mask) * x, atol=1e-4, rtol=1e-4)
 
 
 def test_gates_of_all_timesteps_are_remembered_in_evaluation_and_forgotten_in_training():
