@@ -1,6 +1,6 @@
 """WideNet against a ViT-MoE and a plain ViT of the same width and depth: top-1 against parameters.
 
-    python benchmarks/vision_accuracy.py [--sets digits cifar10] [--seeds 5] [--cifar10 FOLDER_OR_TAR] [--plot FILE]
+    python benchmarks/vision_accuracy.py [--sets digits cifar10] [--seeds 5] [--models ViT ...] [--plot FILE]
 
 Width 64, 6 blocks, 4 heads, experts (and MLPs) of twice the width, 4 experts, top-2; all epochs, no model is selected
 by a score, one thread.
@@ -10,15 +10,14 @@ by a score, one thread.
 - cifar10: 50,000 and 10,000 images, here JPEG copies of them (figures do not compare to those of the lossless set in
   the third digit), patches of 8 x 8, 10 epochs of batches of 128, rate 0.002, shifts and flips.
 
-Seconds are those of training, images per second those of predicting the test images. Results are kept after every
-training; what is there is not trained again.
+Results are kept after every training; what is there is not trained again. How fast they are is measured by
+vision_speed.py.
 """
 
 import argparse
 import json
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +62,14 @@ def run(name: str, model: str, seed: int, path: Path) -> dict[str, float]:
         embed_dim=64, depth=6, num_heads=4, mlp_ratio=2.0, validation_fraction=0, random_state=seed, accelerator="cpu",
         **{**SETS[name], **MODELS[model]},
     )  # fmt: skip
-    start = time.perf_counter()
     classifier.fit(X, y)
-    middle = time.perf_counter()
-    accuracy = float(classifier.score(X_test, y_test))
-    return {
-        "accuracy": accuracy,
-        "parameters": sum(parameter.numel() for parameter in classifier.model_.parameters()),
-        "seconds": middle - start,
-        "images_per_second": len(X_test) / (time.perf_counter() - middle),
-    }
+    parameters = sum(parameter.numel() for parameter in classifier.model_.parameters())
+    return {"accuracy": float(classifier.score(X_test, y_test)), "parameters": parameters}
 
 
 def show(found: dict[str, Any]) -> None:
     for name, models in found["sets"].items():
-        table = Table("model", "seeds", "top-1", "parameters", "seconds", "images/s", title=name)
+        table = Table("model", "seeds", "top-1", "parameters", title=name)
         for model, runs in models.items():
             rows = list(runs.values())
             scores = [row["accuracy"] for row in rows]
@@ -86,8 +78,6 @@ def show(found: dict[str, Any]) -> None:
                 str(len(rows)),
                 f"{np.mean(scores):.4f} ± {np.std(scores):.4f}",
                 f"{rows[0]['parameters']:,}",
-                f"{np.mean([row['seconds'] for row in rows]):.0f}",
-                f"{np.median([row['images_per_second'] for row in rows]):,.0f}",
             )
         Console(width=110).print(table)
 
@@ -110,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["digits"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="only these")
     data = Path(os.environ.get("MOEAPPS_DATA", "data"))
     parser.add_argument("--cifar10", type=Path, default=data / "vision" / "cifar10-jpeg.tar.xz")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "vision_accuracy.json")
@@ -118,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in range(options.seeds):
         for name in options.sets:
-            for model in COMPARED[name]:
+            for model in options.models or COMPARED[name]:
                 found: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__, "sets": {}}
                 if options.output.exists():
                     found = json.loads(options.output.read_text())
