@@ -10,7 +10,7 @@ import torch
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["Form", "open_onnx", "program_bytes"]
+__all__ = ["Form", "onnx_runtime", "program_bytes"]
 
 Form = Literal["onnx", "torch"]
 
@@ -73,14 +73,14 @@ def _pt2(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> 
         return path.read_bytes()
 
 
-def open_onnx(content: bytes) -> Any:
-    """A session of onnxruntime.
+def onnx_runtime() -> Any:
+    """The package onnxruntime.
 
     Raises:
-        ConfigError: If onnxruntime is not installed.
+        ConfigError: If it is not installed.
     """
     try:
         import onnxruntime
     except ImportError:
         raise ConfigError("onnxruntime is not installed: pip install 'moeapps[onnx]'") from None
-    return onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+    return onnxruntime

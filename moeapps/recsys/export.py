@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
-from moeapps.core.programs import open_onnx, program_bytes
+from moeapps.core.programs import onnx_runtime, program_bytes
 from moeapps.core.table_files import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
 from moeapps.recsys.encoder import Rows, TableEncoder
@@ -123,6 +123,7 @@ class OnnxRanker:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        runtime = onnx_runtime()
         table = existing_file(Path(folder) / _TABLE, "the table of an exported ranker")
         path = existing_file(Path(folder) / _FILES["onnx"], "an exported ranker")
         content = path.read_bytes()
@@ -135,7 +136,7 @@ class OnnxRanker:
             raise FileFormatError(f"{table} is damaged: {error}") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise FileFormatError(f"{path} is damaged, or does not belong to {table}")
-        self._session = open_onnx(content)
+        self._session = runtime.InferenceSession(content, providers=runtime.get_available_providers())
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table, and what a CSV file's cells are read as."""

@@ -29,7 +29,13 @@ def fitted(model: str, **options) -> WideNetClassifier:
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [("widenet", {}), ("vit_moe", {}), ("vit", {}), ("widenet", {"router": "topp"}), ("widenet", {"router": "soft"})],
+    [
+        ("widenet", {}),
+        pytest.param("vit_moe", {}, marks=pytest.mark.slow),
+        pytest.param("vit", {}, marks=pytest.mark.slow),
+        pytest.param("widenet", {"router": "topp"}, marks=pytest.mark.slow),
+        ("widenet", {"router": "soft"}),
+    ],
 )
 def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, options, digits, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
