@@ -145,3 +145,9 @@ def test_experts_by_class(name, digits, fitted):
     plain = WideNetClassifier("vit", **{**QUICK, "max_epochs": 1}).fit(*digits)
     with pytest.raises(ConfigError, match="has no experts"):
         plain.expert_load(digits[0])
+
+
+def test_mixed_precision_trains(digits):
+    model = WideNetClassifier(**{**QUICK, "precision": "bf16-mixed", "max_epochs": 8}).fit(*digits)
+    assert model.history_["train/task"].iloc[-1] < model.history_["train/task"].iloc[0]
+    assert model.model_.network.head.weight.dtype == torch.float32

@@ -282,3 +282,10 @@ def test_grids_are_drawn_during_training(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="")
     trained(tmp_path, 2, callbacks=[SampleImages(every=2, columns=2, steps=3)], logger=logger)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["epoch_0001.png"]
+
+
+def test_mixed_precision_trains_and_draws_in_float32(digits):
+    model = SwitchDiTGenerator(**{**QUICK, "precision": "bf16-mixed", "learn_sigma": True}).fit(*digits)
+    assert model.model_.network.head.weight.dtype == torch.float32
+    assert np.isfinite(model.sample(2, steps=5)).all()
+    assert np.isfinite(model.history_["train/loss"]).all()
