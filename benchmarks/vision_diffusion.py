@@ -123,6 +123,7 @@ def plot_curves(found: dict[str, Any], path: Path) -> None:
             axes.errorbar(epochs, values.mean(0), values.std(0), marker="o", capsize=3, label=model)
             axes.set(xlabel="epoch", ylabel={"loss": "denoising error of test images", "fid": "FID"}[name])
             axes.grid(alpha=0.3)
+    panels[1].set_yscale("log")
     panels[1].axhline(found["test images"]["fid"], color="black", linestyle=":", label="test images")
     for axes in panels:
         axes.legend(frameon=False)

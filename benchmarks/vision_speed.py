@@ -4,8 +4,9 @@
 
 Both of a pair take turns in one process; a ratio is the median over the rounds. A ViT of equal FLOPs has MLPs as wide
 as the two experts that a patch of WideNet uses (ratio 4 against 2). Steps are forward, loss, backward and AdamW; that
-of Switch-DiT includes the prior loss, its matching every 100 steps is timed apart. Sampling is DDIM with gates that are
-remembered. "capacity" is a WideNet trained on digits (3 seeds) that is then evaluated with `eval_capacity_factor`.
+of Switch-DiT includes the prior loss, its matching every 100 steps is timed apart. Sampling is 4 steps of DDIM with
+gates that are remembered. "capacity" is a WideNet trained on digits (3 seeds) that is then evaluated with
+`eval_capacity_factor`.
 """
 
 import argparse
@@ -130,7 +131,7 @@ def generator_steps(sizes: dict[str, Any], device: str) -> dict[str, list[Callab
         return step
 
     def sample(module: DiffusionModule) -> Callable[[], Any]:
-        return lambda: module.eval().sample(batch[1], steps=10)
+        return lambda: module.eval().sample(batch[1], steps=4)
 
     found = {"train": [train(m) for m in modules], "sample": [sample(m) for m in modules]}
     network = modules[0].network
@@ -189,7 +190,7 @@ def main() -> None:
                     rows[what] = {"seconds": float(np.median([timed(pair[0], device) for _ in range(5)]))}
                     table.add_row(f"{title}: {what}", sizes, f"{1000 * rows[what]['seconds']:.1f}", "", "")
                     continue
-                rows[what] = row = compare(pair[0], pair[1], options.rounds, device, 3 if device == "cpu" else 20)
+                rows[what] = row = compare(pair[0], pair[1], options.rounds, device, 1 if device == "cpu" else 20)
                 table.add_row(
                     f"{title}: {what}", sizes, f"{1000 * row['seconds']:.1f}", f"{1000 * row['rival']:.1f}",
                     f"{row['ratio']:.2f}",

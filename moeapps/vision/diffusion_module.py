@@ -248,7 +248,8 @@ class DiffusionModule(SpecModule):
             noise = Noise(seed, first, size, self.device)
             labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
             parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
-        self.network.train(training)
+        if training:
+            self.network.train()
         return (torch.cat(parts) + 1) / 2
 
     def configure_optimizers(self) -> Any:

@@ -131,8 +131,9 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
         return [block.switch for block in self.blocks if isinstance(block, SwitchBlock)]
 
     def train(self, mode: bool = True) -> "SwitchDiT":
-        """Switch the mode; the gates that evaluation remembered are forgotten."""
-        self._table = None
+        """Switch the mode; the gates that evaluation remembered are forgotten as training begins or ends."""
+        if mode or self.training:
+            self._table = None
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
