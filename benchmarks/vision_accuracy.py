@@ -92,7 +92,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
             axes.errorbar(parameters, np.mean(scores), np.std(scores), marker="o", capsize=3, label=model)
         axes.set(title=name, xlabel="parameters (thousands)", ylabel="top-1 on test images")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+    labelled = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside lower center", ncols=len(labelled[1]), frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -21,8 +21,8 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table, graph, stream, ranking = blocks("python")
-    for code in (table, graph, stream, ranking):
+    table, graph, stream, ranking, images = blocks("python")
+    for code in (table, graph, stream, ranking, images):
         assert len(code.strip().splitlines()) <= 12
         exec(compile(code, "README.md", "exec"), {})
         assert float(capsys.readouterr().out.split()[0]) > 0.8
@@ -143,6 +143,33 @@ def test_the_tables_of_recommendation_are_what_the_benchmarks_wrote():
             f"{run[kind][value]:.0f}" for kind in ("predict", "fit, one epoch") for value in ("seconds", "peak_mib")
         ]
         assert f"| {int(rows):,} | {' | '.join(cells)} |" in README, rows
+
+
+def test_the_tables_of_images_are_what_the_benchmarks_wrote():
+    def summary(values: list[float]) -> str:
+        return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+    sets = json.loads((ROOT / "benchmarks/results/vision_accuracy.json").read_text())["sets"]
+    for name, models in sets.items():
+        for model, runs in models.items():
+            scores = summary([run["accuracy"] for run in runs.values()])
+            row = f"| {name} | {model} | {scores} | {len(runs)} | {runs['0']['parameters']:,} |"
+            assert row in README, row
+    found = json.loads((ROOT / "benchmarks/results/vision_diffusion.json").read_text())
+    for model, runs in found["runs"].items():
+        assert len(runs) == 3
+        last = [run["curve"][-1] for run in runs.values()]
+        cells = " | ".join(summary([point[name] for point in last]) for name in ("loss", "fid", "precision", "recall"))
+        assert f"| {model} | {cells} | {runs['0']['parameters']:,} |" in README, model
+    real = found["test images"]
+    assert f"| test images | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in README
+    speed = json.loads((ROOT / "benchmarks/results/vision_speed.json").read_text())
+    for title in ("WideNet | ViT of equal FLOPs", "Switch-DiT | DiT"):
+        for sizes, rows in speed[title].items():
+            cells = " | ".join(f"{rows[kind]['ratio']:.2f}" for kind in rows if kind != "match")
+            assert f"| {sizes} | {cells} |" in README, sizes
+    for row in speed["capacity"]:
+        assert f"| {row['factor']} | {summary(row['accuracy'])} | {row['time']:.2f} |" in README, row["factor"]
 
 
 def test_every_link_to_a_file_leads_somewhere():
