@@ -48,15 +48,13 @@ def limit(
     expert = routing.choices  # (N, k), E for none
     weight = routing.weight[routing.position]
     num_tokens, k = expert.shape
-    samples = 1 if sample_size is None else num_tokens // sample_size
-    room = expert_capacity(num_tokens // samples, k, routing.num_experts, capacity_factor)
+    room = expert_capacity(num_tokens if sample_size is None else sample_size, k, routing.num_experts, capacity_factor)
     wanted = expert < routing.num_experts
     counted, bins = expert, routing.num_experts
-    if samples > 1:  # experts of each sample counted apart
-        assert sample_size is not None
+    if sample_size is not None:  # experts of each sample counted apart
+        bins = routing.num_experts * (num_tokens // sample_size)
         sample = torch.arange(num_tokens, device=expert.device) // sample_size
-        counted = torch.where(wanted, expert + sample[:, None] * routing.num_experts, routing.num_experts * samples)
-        bins = routing.num_experts * samples
+        counted = torch.where(wanted, expert + sample[:, None] * routing.num_experts, bins)
     if by_weight:
         order = weight[:, 0].argsort(descending=True, stable=True)
         fits = torch.empty_like(wanted)

@@ -34,6 +34,7 @@ def fitted(model: str, **options) -> WideNetClassifier:
         pytest.param("vit_moe", {}, marks=pytest.mark.slow),
         pytest.param("vit", {}, marks=pytest.mark.slow),
         pytest.param("widenet", {"router": "topp"}, marks=pytest.mark.slow),
+        pytest.param("widenet", {"eval_capacity_factor": 0.5}, marks=pytest.mark.slow),
         ("widenet", {"router": "soft"}),
     ],
 )
