@@ -71,7 +71,8 @@ class MoE(Routed):
             (see :func:`~moeapps.core.capacity.limit`).
         eval_capacity_factor: A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes
             so many tokens, those with the largest weights first (batch-prioritised routing of V-MoE, per sample); the
-            others keep what their other experts give. None, the default, computes everything.
+            others keep what their other experts give. None, the default, computes everything, as is always done for
+            tokens ``(N, d)``, which are not of a sample.
         balance_weight: Factor of the router's balance loss.
         z_weight: Factor of the router z-loss.
         penalty_weight: Factor of the parameter penalty, for experts of different sizes.

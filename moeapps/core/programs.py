@@ -49,7 +49,7 @@ def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) ->
 
 
 def _translations() -> dict[Any, Any]:
-    """ONNX for two functions of routing that torch's exporter lacks."""
+    """ONNX for two functions, as routing calls them, that torch's exporter lacks."""
     from onnxscript import INT32, INT64, opset18
 
     op: Any = opset18
@@ -58,7 +58,7 @@ def _translations() -> dict[Any, Any]:
         size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
         return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)  # of equals the earlier one first
 
-    def searchsorted(ordered: Any, values: Any, out_int32: bool = False, right: bool = False, **_: Any) -> Any:
+    def searchsorted(ordered: Any, values: Any, out_int32: bool = False) -> Any:
         below = op.Less(op.Unsqueeze(ordered, [0]), op.Unsqueeze(values, [1]))
         return op.ReduceSum(op.Cast(below, to=(INT32 if out_int32 else INT64).dtype), [1], keepdims=0)
 

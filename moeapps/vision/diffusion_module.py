@@ -243,13 +243,15 @@ class DiffusionModule(SpecModule):
         training = self.network.training
         self.network.eval()
         parts = []
-        for first in range(0, count, batch_size):
-            size = min(batch_size, count - first)
-            noise = Noise(seed, first, size, self.device)
-            labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
-            parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
-        if training:
-            self.network.train()
+        try:
+            for first in range(0, count, batch_size):
+                size = min(batch_size, count - first)
+                noise = Noise(seed, first, size, self.device)
+                labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
+                parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
+        finally:
+            if training:
+                self.network.train()
         return (torch.cat(parts) + 1) / 2
 
     def configure_optimizers(self) -> Any:
