@@ -5,7 +5,6 @@ Images are in [-1, 1].
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +12,8 @@ from torch import Tensor
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["Diffusion", "Prediction", "alphas_cumprod"]
+__all__ = ["Diffusion", "alphas_cumprod"]
 
-Prediction = Literal["eps", "v"]
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("eps", "v")
 

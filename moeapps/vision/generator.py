@@ -1,7 +1,6 @@
 """Drawing images behind scikit-learn's interface."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -225,7 +224,7 @@ class SwitchDiTGenerator(LightningEstimator):
         self.model_ = module.eval()
 
     def _build_model(self) -> DiffusionModule:
-        options: Mapping[str, Any] = {
+        options: dict[str, Any] = {
             "dim": self.dim,
             "depth": self.depth,
             "num_heads": self.num_heads,
@@ -233,10 +232,10 @@ class SwitchDiTGenerator(LightningEstimator):
             "patch_size": self.patch_size,
         }
         if self.model == "switch_dit":
-            options = {**options, "num_experts": self.num_experts, "top_k": self.top_k}
+            options |= {"num_experts": self.num_experts, "top_k": self.top_k}
         module = DiffusionModule(
             self.model,
-            options=dict(options),
+            options=options,
             conditional=self.classes_ is not None,
             timesteps=self.timesteps,
             schedule=self.schedule,

@@ -36,9 +36,9 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def at(self, rows: "np.ndarray | slice") -> "LabelledImages":
+    def at(self, rows: np.ndarray) -> "LabelledImages":
         """Some of the images."""
-        chosen = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        chosen = torch.from_numpy(rows)
         return LabelledImages(self.images[chosen], self.labels[chosen], self.classes)
 
 
