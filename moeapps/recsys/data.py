@@ -1,7 +1,9 @@
 """Batches of encoded rows: from frames, and from files that may be larger than memory."""
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,7 +106,8 @@ class RankingData(L.LightningDataModule):
         self.ignored, self.row_id, self.keep = list(ignored), row_id, list(keep)
         self.batch_size, self.validation_fraction = batch_size, validation_fraction
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None  # removed by `_remove_folder`, at the latest with this object
+        self._remove_folder: Callable[[], Any] = lambda: None
         self._train: EncodedTable | None = None
         self._val: EncodedTable | None = None
 
@@ -208,8 +211,9 @@ class RankingData(L.LightningDataModule):
 
     def _make_array(self, name: str) -> Callable[[tuple[int, ...], Any], NDArray[Any]]:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(dir=self.cache_dir, prefix="moeapps-")
-        folder, taken = Path(self._folder.name), iter(range(1000))
+            self._folder = Path(tempfile.mkdtemp(dir=self.cache_dir, prefix="moeapps-"))
+            self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        folder, taken = self._folder, iter(range(1000))
 
         def make(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             if 0 in shape:  # an empty file cannot be mapped
@@ -260,7 +264,7 @@ class RankingData(L.LightningDataModule):
         """Remove the encoded rows of files."""
         if self._folder is not None:
             self._train = self._val = None
-            self._folder.cleanup()
+            self._remove_folder()
             self._folder = None
 
 

@@ -1,5 +1,6 @@
 """Data modules: files as frames, whatever their size; splits that do not mix; what is said of bad files."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,11 @@ def test_encoded_rows_of_a_file_are_on_disk_and_removed(file, tmp_path):
     assert rows.sequences[0].shape == (32, 6)
     assert labels.shape == (32, 1)
     data.teardown("fit")
+    assert list(cache.iterdir()) == []
+    data.setup("fit")  # a training that fails never gets to `teardown`
+    assert len(list(cache.iterdir())) == 1
+    del data, rows, labels
+    gc.collect()
     assert list(cache.iterdir()) == []
 
 
