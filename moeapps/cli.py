@@ -20,6 +20,7 @@ LIGHTNING = {
     "test": "score a checkpoint on the test data",
     "predict": "write predictions of a checkpoint, or of a saved model (predict MODEL --input FILE), to a file",
 }
+DEMOS = ("tables", "graph", "stream", "recsys", "vision")
 KINDS = {"models": "model", "routers": "router", "data": "data"}
 
 
@@ -61,9 +62,14 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=summary, add_help=False)
     listing = commands.add_parser("list", help="list models, routers and data sets, one line each")
     listing.add_argument("kind", nargs="?", choices=list(KINDS), help="only this kind")
-    demo = commands.add_parser("demo", help="train and compare on real data, without network, in about two minutes")
-    demo.add_argument("--output", default="moeapps-demo", help="folder for results.json and pictures")
-    demo.add_argument("--seeds", type=int, default=3, help="how often everything is trained")
+    demo = commands.add_parser("demo", help="train and compare on real data, without network, in under five minutes")
+    demo.add_argument("part", nargs="?", choices=DEMOS, help="only this part")
+    demo.add_argument("--output", default="moeapps-demo", help="folder for the report, results.json and pictures")
+    demo.add_argument("--seeds", type=int, default=2, help="how often everything is trained")
+    report = commands.add_parser("report", help="draw runs on one HTML page: scores, curves, what the experts did")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (of fit, stream run, demo), or of runs")
+    report.add_argument("--output", default="moeapps-report.html", help="file to write")
+    report.add_argument("--title", default="", help="headline")
     _add_stream(commands)
     return parser
 
@@ -108,9 +114,14 @@ def _run_light(arguments: list[str]) -> int:
         from moeapps.stream.command import run as run_stream
 
         return run_stream(options)
+    if options.command == "report":
+        from moeapps.report import write_report
+
+        print(f"report: {write_report(options.runs, options.output, options.title)}")
+        return 0
     from moeapps.demo import run
 
-    run(options.output, options.seeds)
+    run(options.output, options.seeds, options.part)
     return 0
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moeapps.config_check import check_arguments
-from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal
+from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.statistics import RoutingMonitor
@@ -75,7 +75,12 @@ class MoEAppsCLI(LightningCLI):
             added.append(PredictionWriter(str(self.output)))
         if self.subcommand == "fit":
             seed = self._get(self.config, "seed_everything")
-            added += [StepSeeding(None if isinstance(seed, bool) else seed), StopOnSignal(), RoutingMonitor()]
+            added += [
+                StepSeeding(None if isinstance(seed, bool) else seed),
+                StopOnSignal(),
+                RoutingMonitor(),
+                ViewWriter(),
+            ]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
         return added

@@ -13,7 +13,7 @@ import moeapps.stream
 
 PACKAGE = Path(moeapps.__file__).parent
 TASKS = ("graph", "stream", "recsys", "vision")
-TOP = ("cli", "training", "demo", "config_check")
+TOP = ("cli", "training", "demo", "report", "serve", "config_check")
 
 
 def imported(path: Path) -> set[str]:

@@ -1,42 +1,105 @@
-"""The demo: a table, results.json and pictures, for any number of seeds."""
+"""The demo: a table that grows, results.json, pictures and a report, for any number of seeds and any part."""
 
 import json
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from moeapps import demo
+from moeapps.cli import DEMOS, main
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabular import MoEClassifier
+from moeapps.demo import blocks
+from moeapps.demo.record import Recorder, Row
 from moeapps.graph import GNNClassifier, MowstClassifier
+from moeapps.recsys import MultiTaskRanker
+from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Let every model train for a few epochs only."""
-    for kind in (GNNClassifier, MowstClassifier):
+    for kind, epochs in (
+        (GNNClassifier, 4), (MowstClassifier, 4), (MoEClassifier, 3), (MultiTaskRanker, 1), (WideNetClassifier, 1),
+        (SwitchDiTGenerator, 1),
+    ):  # fmt: skip
         fit = kind.fit
         monkeypatch.setattr(
-            kind, "fit", lambda self, *args, fit=fit: fit(self.set_params(max_epochs=4, patience=1), *args)
-        )
+            kind, "fit",
+            lambda self, *args, fit=fit, epochs=epochs, **kw: fit(self.set_params(max_epochs=epochs), *args, **kw),
+        )  # fmt: skip
+    monkeypatch.setattr(blocks, "DRIFTING", 300)
 
 
-def test_the_demo_prints_a_table_and_writes_results_and_pictures(quick, tmp_path, capsys):
-    rows = demo.run(str(tmp_path / "out"), seeds=2)
+MODELS = {
+    "tables": ["logistic regression", "MoEClassifier"],
+    "graph": ["MLP alone", "GCN alone", "Mowst, in turns", "Mowst*, jointly"],
+    "stream": ["Hoeffding tree", "adaptive forest (10)", "DriftMoE"] * 2,
+    "recsys": ["Shared-Bottom", "MMoE", "HoME"],
+    "vision": ["ViT", "WideNet", "DiT", "Switch-DiT"],
+}
+
+
+@pytest.mark.xdist_group("stream")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", MODELS)
+def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(part, quick, tmp_path, capsys):
+    seeds = 2 if part == "tables" else 1
+    rows = demo.run(str(tmp_path / "out"), seeds=seeds, part=part)
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert [row["model"] for row in results["rows"]] == [row.model for row in rows]
-    assert len(rows) == 4
-    for row in results["rows"]:
-        assert row["model"] in printed
-        assert f"{100 * row['mean']:.2f} +- {100 * row['sd']:.2f}" in printed
-        assert len(row["scores"]) == len(row["seconds"]) == len(row["strong"]) == 2
-        assert all(0 <= score <= 1 for score in row["scores"])
-    assert results["rows"][0]["parameters"] == 1433 * 64 + 64 + 64 * 7 + 7
-    for name in ("graph-training.png", "graph-confidence.png"):
-        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert [row.model for row in rows] == [row["model"] for row in results["rows"]] == MODELS[part]
+    page = (tmp_path / "out/report.html").read_text()
+    for row, found in zip(rows, results["rows"], strict=True):
+        assert f"{row.shown}" in printed
+        assert len(found["scores"]) == len(found["seconds"]) == seeds
+        assert all(0 <= score <= 1.5 for score in found["scores"])
+        assert f"<h2>{row.model}, {row.task}</h2>" in page
+    mixtures = [row for row in rows if row.ours]
+    assert mixtures
+    assert all(row.views.maps or row.views.curves for row in mixtures)
+    for path in (tmp_path / "out").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    if part == "graph":
+        assert results["rows"][0]["parameters"] == 1433 * 64 + 64 + 64 * 7 + 7
+        assert all(0 <= row.notes["strong"][0] <= 1 for row in rows)
 
 
-def test_an_impossible_number_of_seeds_is_named(tmp_path):
+def test_all_parts_are_known_to_the_command():
+    assert tuple(demo.BLOCKS) == DEMOS
+
+
+def test_the_table_shows_what_has_finished_best_of_all_in_a_terminal():
+    console = Console(force_terminal=True, width=100, record=True)
+    rival, ours = (
+        Row("p", "task", "rival", "accuracy", ours=False),
+        Row("p", "task", "ours", "error", ours=True, percent=False),
+    )
+    with Recorder(console, seeds=2) as recorder:
+        recorder.add(rival, ours)
+        for seed, score in enumerate((0.5, 0.7)):
+            with recorder.training(rival, seed):
+                pass
+            recorder.score(rival, score, 1234)
+        console.print(recorder.table())
+        assert "ours" not in console.export_text(clear=False).split("caption")[0].split("accuracy and")[0]
+        with recorder.training(ours, 0):
+            pass
+        recorder.score(ours, 0.25, strong=0.5)
+    console.print(recorder.table())
+    text = console.export_text()
+    assert f"60.00 +- {100 * np.std([0.5, 0.7], ddof=1):.2f}" in text
+    assert "0.2500 +- 0.0000" in text
+    assert recorder.results()[1]["notes"] == {"strong": [0.5]}
+
+
+def test_what_is_impossible_is_named_before_anything_runs(tmp_path, capsys):
     with pytest.raises(ConfigError, match="--seeds must be at least 1, got 0"):
         demo.run(str(tmp_path), seeds=0)
+    with pytest.raises(ConfigError, match="part must be one of"):
+        demo.run(str(tmp_path), part="nonsense")
+    with pytest.raises(SystemExit):
+        main(["demo", "nonsense"])
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -25,6 +25,7 @@ __all__ = [
     "PredictionWriter",
     "StepSeeding",
     "StopOnSignal",
+    "ViewWriter",
     "seed_everything",
 ]
 
@@ -220,6 +221,16 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False)
+
+
+class ViewWriter(L.Callback):
+    """Leave ``views.json`` in the folder of the run when training ends: what the module says is worth seeing inside."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask the module and write."""
+        views = getattr(pl_module, "views", None)
+        if views is not None and trainer.is_global_zero and trainer.log_dir is not None and trainer.loggers:
+            views().save(Path(trainer.log_dir))
 
 
 class PredictionWriter(BasePredictionWriter):

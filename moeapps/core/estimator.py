@@ -24,11 +24,19 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.callbacks import BestWeights, HistoryRecorder, LastCheckpoint, StepSeeding, seed_everything
+from moeapps.core.callbacks import (
+    BestWeights,
+    HistoryRecorder,
+    LastCheckpoint,
+    StepSeeding,
+    ViewWriter,
+    seed_everything,
+)
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.saving import SaveMixin
 from moeapps.core.state_dict import check_state_dict
+from moeapps.core.statistics import RoutingMonitor
 
 __all__ = ["LightningEstimator", "resolve_device"]
 
@@ -100,7 +108,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         if self.verbose:
             callbacks.append(RichProgressBar())
         if self.log_dir is not None:
-            callbacks.append(LastCheckpoint())
+            callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]
         with _quiet(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
             trainer = L.Trainer(

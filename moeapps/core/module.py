@@ -12,6 +12,7 @@ from moeapps.core.errors import NonFiniteError
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
+from moeapps.core.views import Views
 
 __all__ = ["MoEModule"]
 
@@ -102,6 +103,10 @@ class MoEModule(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def views(self) -> Views:
+        """What is worth seeing inside after training, for a report; a subclass adds what it knows."""
+        return Views()
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

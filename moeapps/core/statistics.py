@@ -1,16 +1,19 @@
 """Routing statistics: whether every expert is used, and how sure the router is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from moeapps.core.layer import Routed
 from moeapps.core.routing import Routing
+from moeapps.core.views import Map
 
-__all__ = ["RoutingMonitor", "RoutingStatistics", "load_by_group", "routed_layers"]
+__all__ = ["GroupCounts", "RoutingMonitor", "RoutingStatistics", "load_by_group", "routed_layers"]
 
 
 class RoutingStatistics(Metric):
@@ -102,10 +105,46 @@ def load_by_group(routing: Routing, groups: Tensor, num_groups: int) -> Tensor:
     Returns:
         ``(G, E)`` fraction of each group's assignments that each expert got; zero for a group without any.
     """
+    counts = _count_by_group(routing, groups, num_groups)
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _count_by_group(routing: Routing, groups: Tensor, num_groups: int) -> Tensor:
     used = routing.used() & routing.valid[:, None]
     counts = torch.zeros(num_groups, routing.num_experts, dtype=torch.float64, device=used.device)
-    counts = counts.index_add(0, groups, used.to(torch.float64))
-    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return counts.index_add(0, groups, used.to(torch.float64))
+
+
+class GroupCounts:
+    """Assignments of every routed layer by group of samples and expert, added up over batches.
+
+    Args:
+        names: Names of the groups.
+    """
+
+    def __init__(self, names: Sequence[Any]) -> None:
+        self.names = [str(name) for name in names]
+        self.counts: dict[str, Tensor] = {}
+
+    def update(self, module: torch.nn.Module, groups: Tensor) -> None:
+        """Add the last forward pass of a module, whose batch had ``groups`` ``(B,)``; tokens follow their sample."""
+        for name, layer in routed_layers(module).items():
+            routing = layer.last_routing
+            if routing is None or len(routing.valid) % max(len(groups), 1):
+                continue
+            tokens = groups.repeat_interleave(len(routing.valid) // max(len(groups), 1))
+            found = _count_by_group(routing, tokens, len(self.names)).cpu()
+            self.counts[name] = self.counts.get(name, 0) + found
+
+    def maps(self, what: str) -> list[Map]:
+        """One map per layer: which share of a group's assignments each expert gets."""
+        found = []
+        for layer, counts in self.counts.items():
+            seen = counts.sum(dim=1) > 0
+            load = counts[seen] / counts[seen].sum(dim=1, keepdim=True)
+            names = [name for name, there in zip(self.names, seen.tolist(), strict=True) if there]
+            found.append(Map.of(f"experts by {what}: {layer}", pd.DataFrame(load.numpy(), index=names), what))
+        return found
 
 
 def routed_layers(module: torch.nn.Module) -> dict[str, Routed]:

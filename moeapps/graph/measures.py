@@ -2,11 +2,14 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, multiclass_auroc, multiclass_f1_score
 
-__all__ = ["MONITORS", "Monitor", "measure"]
+from moeapps.core.views import Curves
+
+__all__ = ["MONITORS", "Monitor", "confidence_curves", "measure"]
 
 Monitor = Literal["accuracy", "loss", "auc", "macro_f1"]
 MONITORS = ("accuracy", "loss", "auc", "macro_f1")
@@ -38,3 +41,27 @@ def measure(
         else:
             found["auc"] = float(multiclass_auroc(log_probs.exp(), y, num_classes=classes, average="macro"))
     return found
+
+
+def confidence_curves(dispersion: Tensor, confidence: Tensor, right: Tensor, where: str) -> Curves:
+    """Mean confidence in the weak expert, and how often it is right, over ten bins of its dispersion.
+
+    Args:
+        dispersion: ``(N,)`` in [0, 1].
+        confidence: ``(N,)`` in [0, 1].
+        right: ``(N,)`` bool, whether the weak expert is right.
+        where: Which nodes these are.
+    """
+    places = (dispersion * 10).long().clamp(0, 9)
+    count = torch.bincount(places, minlength=10)
+    means = {}
+    for name, values in (("confidence c (weight of the weak expert)", confidence), ("weak expert is right", right)):
+        means[name] = torch.zeros(10).index_add(0, places, values.float()) / count  # 0 / 0 is a gap
+    means["share of the nodes"] = count / max(int(count.sum()), 1)
+    return Curves.of(
+        f"confidence, {where}",
+        [0.05 + 0.1 * i for i in range(10)],
+        {name: values.tolist() for name, values in means.items()},
+        "dispersion of the weak expert's prediction",
+        "fraction",
+    )

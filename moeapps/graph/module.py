@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes, run_on_nodes
 from moeapps.graph.confidence import ConfidenceMode
-from moeapps.graph.measures import MONITORS, Monitor, measure
+from moeapps.graph.dispersion import variance_dispersion
+from moeapps.graph.measures import MONITORS, Monitor, confidence_curves, measure
 from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, MowstOutput, Variant, chain_names
 from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
@@ -229,6 +231,17 @@ class MowstModule(NodeModule):
         )
         if not self.trainer.sanity_checking and self.plan.started and not self.plan.finished:
             self._advance(scores)
+
+    @torch.no_grad()
+    def views(self) -> Views:
+        """Confidence in the weak expert, and how often it is right, by the dispersion of what it says (validation)."""
+        if not self.held_out:
+            return Views()
+        held = self._held(1)
+        confidence, _ = self.model.confidence_of("weak", held["weak"], held.get("x"))
+        dispersion = variance_dispersion(held["weak"].softmax(-1))
+        right = held["weak"].argmax(-1) == held["y"]
+        return Views(curves=[confidence_curves(dispersion.cpu(), confidence.cpu(), right.cpu(), "validation nodes")])
 
     def on_fit_start(self) -> None:
         """Forget the logits of an earlier fit: the weights may be others now."""

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.views import Map, Views
 from moeapps.recsys.encoder import Rows
 from moeapps.recsys.multigate import SharedBottom
 from moeapps.recsys.network import MultiTaskNetwork
@@ -70,6 +71,17 @@ class Diagnosis:
         for row in self.gates.itertuples():
             found[f"{row.level}/{row.gate}/{row.expert}"] = float(row.weight)  # type: ignore[arg-type]
         return found
+
+    def views(self) -> Views:
+        """As maps for a report: what the gates weigh, what the experts put out; and the hints."""
+        maps = []
+        for level, part in self.gates.groupby("level", sort=False):
+            weights = part.pivot_table(index="gate", columns="expert", values="weight", sort=False)
+            maps.append(Map.of(f"mean weight of experts by gate: {level}", weights, "gate"))
+        for level, part in self.experts.groupby("level", sort=False):
+            outputs = part.set_index("expert")[["variance", "zeros", "dead"]]
+            maps.append(Map.of(f"outputs of experts: {level}", outputs, "expert", "statistic"))
+        return Views(maps, hints=self.hints())
 
     def plot(self, title: str = "") -> "Figure":
         """Left: zeros and variance of every expert; right: mean weight of every expert in every gate."""

@@ -11,8 +11,9 @@ from moeapps.core.checks import check_at_least_zero
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.module import MoEModule
+from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
-from moeapps.recsys.diagnosis import diagnose, has_gates
+from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import auc
 from moeapps.recsys.network import MultiTaskNetwork, SequenceNetwork, build_network
@@ -109,6 +110,7 @@ class RankingModule(MoEModule):
         self.user, self.unknown_rate = user, unknown_rate
         self._collected: list[tuple[Tensor, Tensor]] = []
         self._told: set[str] = set()
+        self._diagnosis: Diagnosis | None = None
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
         """Build the network for a table.
@@ -164,8 +166,13 @@ class RankingModule(MoEModule):
         """Log ``val/loss`` and each task's; of the first batch also what experts and gates are like."""
         self._evaluate("val", *batch)
         if batch_idx == 0 and has_gates(self.network):
-            found = diagnose(self.network, batch[0], self.targets.names).metrics()
+            self._diagnosis = diagnose(self.network, batch[0], self.targets.names)
+            found = self._diagnosis.metrics()
             self.log_dict({f"diagnosis/{name}": value for name, value in found.items()}, batch_size=len(batch[0]))
+
+    def views(self) -> Views:
+        """What the last validation found out about experts and gates."""
+        return self._diagnosis.views() if self._diagnosis is not None else Views()
 
     def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and each task's."""

@@ -1,10 +1,12 @@
 """How DiT and Switch-DiT are trained: the diffusion's losses, the prior with its matching, averaged weights."""
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
@@ -13,6 +15,7 @@ from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
+from moeapps.core.views import Map, Views
 from moeapps.vision.diffusion import Diffusion
 from moeapps.vision.dit import SIZES, DiT
 from moeapps.vision.images import ImageSpec, to_float
@@ -218,6 +221,24 @@ class DiffusionModule(SpecModule):
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         terms = self._losses(images, labels, t, noise)
         self.log("val/loss", terms["task"], batch_size=count, sync_dist=world_size() > 1)
+
+    @torch.no_grad()
+    def views(self) -> Views:
+        """Experts by timestep, block by block: the mean weight over a twentieth of the timesteps."""
+        if not isinstance(self.network, SwitchDiT):
+            return Views()
+        gates = self.network.gate_table().float().cpu()
+        parts = min(20, gates.shape[1])
+        edges = [round(i * gates.shape[1] / parts) for i in range(parts + 1)]
+        rows = [f"{low} to {high - 1}" for low, high in pairwise(edges)]
+        means = torch.stack([gates[:, low:high].mean(dim=1) for low, high in pairwise(edges)], dim=1)
+        title = "weight of experts by timestep (0: least noise): block"
+        return Views(
+            [
+                Map.of(f"{title} {block}", pd.DataFrame(part.numpy(), index=rows), "timesteps")
+                for block, part in enumerate(means)
+            ]
+        )
 
     def sample(
         self, y: Tensor | int, *, seed: int = 0, batch_size: int = 128, watch: Watcher | None = None, **options: Any

@@ -12,6 +12,8 @@ from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.module import MoEModule
+from moeapps.core.statistics import GroupCounts
+from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
 from moeapps.vision.widenet import ViTMoE, WideNet
 
@@ -201,9 +203,18 @@ class ImageModule(SpecModule):
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         return self.total_loss({"task": loss}, batch_size=len(labels))
 
+    def on_validation_epoch_start(self) -> None:
+        """Count experts by class anew."""
+        self._by_class = GroupCounts(self.spec.classes)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and ``val/accuracy``."""
         self._evaluate("val", *batch)
+        self._by_class.update(self, batch[1])
+
+    def views(self) -> Views:
+        """Experts by class, over the patches of the last validation."""
+        return Views(maps=self._by_class.maps("class") if hasattr(self, "_by_class") else [])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and ``test/accuracy``."""

@@ -1,0 +1,222 @@
+"""The parts of the demo: each trains a mixture beside its dense rival, on data that is part of the package.
+
+Sizes are what fits into five minutes on two cores; the tables of the README are made by the benchmarks, with larger
+ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moeapps.core.views import Curves, Map, Views
+from moeapps.demo.record import Recorder, Row
+
+__all__ = ["BLOCKS"]
+
+DRIFTING = 6_000
+"""Instances of the synthetic stream."""
+
+
+def tables(recorder: Recorder) -> None:
+    """MoEClassifier beside logistic regression: breast cancer (30 numbers), a quarter of the rows for testing."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from moeapps.core.tabular import MoEClassifier
+
+    X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    names = y.map({0: "malignant", 1: "benign"})
+    linear = Row("tables", "breast cancer", "logistic regression", "accuracy", ours=False)
+    mixture = Row("tables", "breast cancer", "MoEClassifier", "accuracy", ours=True)
+    recorder.add(linear, mixture)
+    for seed in range(recorder.seeds):
+        train, test, y_train, y_test = train_test_split(X, names, test_size=0.25, random_state=seed, stratify=names)
+        rival = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        with recorder.training(linear, seed):
+            rival.fit(train, y_train)
+        recorder.score(linear, rival.score(test, y_test), X.shape[1] + 1)
+        model = MoEClassifier(random_state=seed)
+        with recorder.training(mixture, seed):
+            model.fit(train, y_train)
+        recorder.score(mixture, model.score(test, y_test), _count(model.model_))
+        mixture.history = model.history_
+        mixture.views = Views([Map.of("experts by class, last block", model.expert_load(test, y_test), "class")])
+
+
+def graph(recorder: Recorder) -> None:
+    """Cora: MLP alone, GCN alone, Mowst in turns and Mowst* jointly, with the same sizes and patience."""
+    from moeapps.core.plots import plot_training
+    from moeapps.graph import GNNClassifier, Mowst, MowstClassifier, PublicGraphData, variance_dispersion
+    from moeapps.graph.measures import confidence_curves
+    from moeapps.graph.plan import stages_of
+    from moeapps.graph.plots import plot_confidence
+
+    data = PublicGraphData("Cora").prepared()
+    test = data.test_mask.numpy()
+    truth = data.y.numpy()[test]
+    models: dict[str, Any] = {
+        "MLP alone": GNNClassifier("mlp", norm=None),
+        "GCN alone": GNNClassifier("gcn", norm=None),
+        "Mowst, in turns": MowstClassifier(variant="mowst", norm=None),
+        "Mowst*, jointly": MowstClassifier(variant="mowst_star", norm=None),
+    }
+    rows = [Row("graph", "Cora", name, "accuracy", ours=name.startswith("Mowst")) for name in models]
+    recorder.add(*rows)
+    for seed in range(recorder.seeds):
+        for row, model in zip(rows, models.values(), strict=True):
+            with recorder.training(row, seed):
+                model.set_params(random_state=seed).fit(data)
+            score = (model.predict(data)[test] == truth).mean()
+            strong = model.route(data).mean() if row.ours else float(row.model == "GCN alone")
+            recorder.score(row, score, _count(model.model_), strong=strong)
+            row.history = model.history_
+            if row.ours:
+                weak = model.model_.experts["weak"](data.x).detach().softmax(-1)[data.test_mask]
+                dispersion, right = variance_dispersion(weak), weak.argmax(-1).numpy() == truth
+                confidence = model.predict_confidence(data)[test]
+                curves = confidence_curves(
+                    dispersion, torch.as_tensor(confidence), torch.from_numpy(right), "test nodes"
+                )
+                row.views = Views(curves=[curves])
+    chain = models["Mowst*, jointly"].model_
+    assert isinstance(chain, Mowst)
+    recorder.pictures["graph-training.png"] = plot_training(
+        {row.model: row.history for row in rows if row.history is not None},
+        stages=(*stages_of(chain.names), "finished"),
+    )
+    recorder.pictures["graph-confidence.png"] = plot_confidence(
+        dispersion.numpy(), confidence, right, f"Mowst* on Cora's test nodes, seed {recorder.seeds - 1}"
+    )
+
+
+def stream(recorder: Recorder) -> None:
+    """DriftMoE beside river's Hoeffding tree and adaptive forest: phishing sites, and a stream that moves."""
+    from river import datasets, forest, tree
+
+    from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
+    from moeapps.stream.evaluate import plot_prequential
+
+    def rows_of(task: str, seed: int) -> list[Any]:
+        return list(datasets.Phishing() if task == "phishing" else synthetic_stream("rbf_fast", n=DRIFTING, seed=seed))
+
+    makers: dict[str, Callable[[int], Any]] = {
+        "Hoeffding tree": lambda seed: tree.HoeffdingTreeClassifier(),
+        "adaptive forest (10)": lambda seed: forest.ARFClassifier(n_models=10, seed=seed),
+        "DriftMoE": lambda seed: DriftMoEClassifier(seed=seed),
+    }
+    found: dict[str, Any] = {}
+    for task in ("phishing", "moving clusters"):
+        rows = [Row("stream", task, name, "accuracy", ours=name == "DriftMoE") for name in makers]
+        recorder.add(*rows)
+        for seed in range(recorder.seeds):
+            instances = rows_of(task, seed)
+            for row in rows:
+                model = makers[row.model](seed)
+                with recorder.training(row, seed):
+                    result = prequential(model, instances, window=250)
+                recorder.score(row, result.scores["accuracy"])
+                row.history = result.curve
+                row.views = stream_views(result.curve, result.drift_events)
+                found[row.model] = result
+    recorder.pictures["stream.png"] = plot_prequential(
+        found, title="moving clusters: every instance predicted, then learned"
+    )
+
+
+def stream_views(curve: pd.DataFrame, events: pd.DataFrame) -> Views:
+    """Shares of the experts over time, with the places where one was renewed."""
+    names = [name for name in curve if str(name).startswith("expert ")]
+    if not names:
+        return Views()
+    renewed = events.loc[events["event"] == "renewed", "instance"].tolist()
+    lines = {str(name): curve[name].fillna(0.0).tolist() for name in names}
+    return Views(
+        curves=[Curves.of("share of each expert", curve["instance"].tolist(), lines, "instance", "share",
+                          stacked=True, marks=[float(place) for place in renewed])]
+    )  # fmt: skip
+
+
+def recsys(recorder: Recorder) -> None:
+    """Shared-Bottom beside MMoE and HoME: two targets of a census table, 6,400 rows to learn from, 1,600 to test."""
+    from moeapps.recsys import MultiTaskRanker, census_income, census_schema
+
+    people = census_income()
+    rows = {
+        name: Row("recsys", "census, two targets", title, "mean ROC-AUC", ours=name != "shared_bottom")
+        for name, title in (("shared_bottom", "Shared-Bottom"), ("mmoe", "MMoE"), ("home", "HoME"))
+    }
+    recorder.add(*rows.values())
+    for seed in range(recorder.seeds):
+        mixed = people.sample(frac=1.0, random_state=seed)
+        train, test = mixed[:6400], mixed[6400:]
+        for name, row in rows.items():
+            model = MultiTaskRanker(
+                name, schema=census_schema(), batch_size=256, lr=2e-3, max_epochs=8, random_state=seed
+            )
+            with recorder.training(row, seed):
+                model.fit(train, targets=["income", "never_married"])
+            recorder.score(row, model.evaluate(test)["auc"].mean(), _count(model.model_))
+            row.history = model.history_
+            if row.ours:
+                row.views = model.diagnose(test).views()
+
+
+def vision(recorder: Recorder) -> None:
+    """ViT beside WideNet, which read digits, and DiT beside Switch-DiT, which draw them."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
+    from moeapps.vision.plots import plot_images
+
+    digits = load_digits()
+    readers = {
+        name: Row("vision", "digits, read", title, "accuracy", ours=name == "widenet")
+        for name, title in (("vit", "ViT"), ("widenet", "WideNet"))
+    }
+    artists = {
+        name: Row("vision", "digits, drawn", title, "denoising error", ours=name == "switch_dit", percent=False)
+        for name, title in (("dit", "DiT"), ("switch_dit", "Switch-DiT"))
+    }
+    recorder.add(*readers.values(), *artists.values())
+    for seed in range(recorder.seeds):
+        train, test, y_train, y_test = train_test_split(
+            digits.images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target
+        )
+        for name, row in readers.items():
+            reader = WideNetClassifier(
+                name, embed_dim=64, depth=4, patch_size=2, max_epochs=10, lr=3e-3, validation_fraction=0.0,
+                random_state=seed,
+            )  # fmt: skip
+            with recorder.training(row, seed):
+                reader.fit(train, y_train)
+            recorder.score(row, reader.score(test, y_test), _count(reader.model_.network))
+            row.history = reader.history_
+            if row.ours:
+                row.views = Views([Map.of("experts by digit, last block", reader.expert_load(test, y_test), "digit")])
+        for name, row in artists.items():
+            artist = SwitchDiTGenerator(name, max_epochs=15, validation_fraction=0.25, random_state=seed)
+            with recorder.training(row, seed):
+                artist.fit(digits.images, digits.target)
+            recorder.score(row, artist.history_["val/loss"].iloc[-1], _count(artist.model_.network))
+            row.history = artist.history_
+            if row.ours:
+                row.views = artist.model_.views()
+    drawn = artist.sample(50, y=[digit for digit in range(10) for _ in range(5)], guidance=2.0)
+    recorder.pictures["digits.png"] = plot_images(drawn, columns=10)
+
+
+def _count(network: torch.nn.Module) -> int:
+    return int(np.sum([parameter.numel() for parameter in network.parameters()], dtype=np.int64))
+
+
+BLOCKS: dict[str, Callable[[Recorder], None]] = {
+    "tables": tables, "graph": graph, "stream": stream, "recsys": recsys, "vision": vision,
+}  # fmt: skip
+"""The parts by name, in the order in which they run."""

@@ -1,0 +1,161 @@
+"""What the demo notes down: a row per model, its history and its inside, with a table that grows while it runs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+from moeapps.core.views import Views
+
+__all__ = ["Recorder", "Row"]
+
+
+@dataclass
+class Row:
+    """One model over all seeds.
+
+    Attributes:
+        package: Which part of the demo.
+        task: What it is scored on.
+        model: What it is called in the table.
+        metric: Name of the score.
+        ours: Whether it is a mixture of this package, or what it is compared to.
+        percent: Whether scores are shown in percent.
+        scores: One per seed.
+        seconds: Of each training.
+        parameters: Of the network; 0 where there is none.
+        notes: Further numbers by name, one per seed.
+        history: Logged metrics of the last training.
+        views: What the last trained model looks like inside.
+    """
+
+    package: str
+    task: str
+    model: str
+    metric: str
+    ours: bool
+    percent: bool = True
+    scores: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    parameters: int = 0
+    notes: dict[str, list[float]] = field(default_factory=dict)
+    history: pd.DataFrame | None = None
+    views: Views = field(default_factory=Views)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything that ``results.json`` says about the model."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("history", "views")}
+        return {**kept, "mean": float(np.mean(self.scores)), "sd": self.spread}
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds; 0 for one."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
+
+    @property
+    def shown(self) -> str:
+        """Mean and spread, as the table prints them."""
+        if not self.scores:
+            return ""
+        if self.percent:
+            return f"{100 * np.mean(self.scores):.2f} +- {100 * self.spread:.2f}"
+        return f"{np.mean(self.scores):.4f} +- {self.spread:.4f}"
+
+
+class Recorder:
+    """Collects rows and pictures, and shows on the console what is going on.
+
+    Args:
+        console: Where to.
+        seeds: How often every model is trained.
+    """
+
+    def __init__(self, console: Console, seeds: int) -> None:
+        self.console, self.seeds = console, seeds
+        self.rows: list[Row] = []
+        self.pictures: dict[str, Figure] = {}
+        self._start = time.perf_counter()
+        self._doing = "starting"
+        self._spinner = Spinner("dots")
+        self._live = Live(get_renderable=self._display, console=console, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the demo began."""
+        return time.perf_counter() - self._start
+
+    def add(self, *rows: Row) -> None:
+        """Announce rows, in the order of the table."""
+        self.rows += rows
+
+    @contextmanager
+    def training(self, row: Row, seed: int) -> Iterator[None]:
+        """Time one training; its score is noted by :meth:`score` afterwards."""
+        self._doing = f"{row.task}: {row.model}, seed {seed}"
+        start = time.perf_counter()
+        yield
+        row.seconds.append(time.perf_counter() - start)
+
+    def score(self, row: Row, value: float, parameters: int = 0, **notes: float) -> None:
+        """Note what the training led to."""
+        row.scores.append(float(value))
+        row.parameters = parameters
+        for name, number in notes.items():
+            row.notes.setdefault(name, []).append(float(number))
+        if not self.console.is_terminal:
+            shown = f"{100 * value:.2f} %" if row.percent else f"{value:.4f}"
+            self.console.print(
+                f"{self.seconds:4.0f} s  {self._doing}: {row.metric} {shown} ({row.seconds[-1]:.1f} s)", highlight=False
+            )
+
+    def table(self) -> Table:
+        """All rows."""
+        table = Table(
+            title=f"test scores, mean +- standard deviation over {self.seeds} seed{'s' * (self.seeds > 1)}",
+            box=box.SIMPLE, pad_edge=False,
+        )  # fmt: skip
+        for name in ("task", "model", "metric", "score", "params", "seconds"):
+            side: Any = "left" if name in ("task", "model", "metric") else "right"
+            table.add_column(name, justify=side, no_wrap=True)
+        before = ""
+        for row in self.rows:
+            if row.scores:
+                if before and row.task != before:
+                    table.add_section()
+                table.add_row(
+                    row.task if row.task != before else "", row.model, row.metric, row.shown,
+                    f"{row.parameters:,}" if row.parameters else "", f"{np.mean(row.seconds):.1f}",
+                    style="bold" if row.ours else None,
+                )  # fmt: skip
+                before = row.task
+        table.caption = "accuracy and ROC-AUC in %, denoising error: lower is better; ours in bold"
+        return table
+
+    def results(self) -> list[dict[str, Any]]:
+        """All rows, as JSON values."""
+        return [row.summary() for row in self.rows]
+
+    def _display(self) -> Group:
+        self._spinner.update(text=f"{self._doing}   {self.seconds:.0f} s")
+        return Group(self.table(), self._spinner) if any(row.scores for row in self.rows) else Group(self._spinner)

@@ -1,0 +1,6 @@
+"""Runs as one page: what was trained on what, how well, and what the experts did."""
+
+from moeapps.report.page import render, write_report
+from moeapps.report.runs import Run, Score, find_runs
+
+__all__ = ["Run", "Score", "find_runs", "render", "write_report"]

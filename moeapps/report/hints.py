@@ -1,0 +1,127 @@
+"""What looks ill in a run, in plain words, with what to try."""
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from moeapps.report.runs import Run
+
+__all__ = ["Layer", "find_hints", "routing_layers"]
+
+CAPTURED, DROPPED, SURE, UNDECIDED, WORSE = 3.0, 0.05, 0.02, 0.98, 1.1
+"""When to speak: an expert with this many times its fair load; assignments dropped; entropy as a part of log E at or
+below which the router is certain, and at or above which it does not choose; last validation loss over the best one."""
+
+_LAYER = re.compile(r"^(?P<stage>val/)?moe/(?:(?P<layer>.+)/)?load/0$")
+
+
+class Layer:
+    """The logged routing of one layer.
+
+    Attributes:
+        name: Of the layer.
+        load: ``(epochs, E)`` frame of the experts' loads.
+        values: Other statistics by name (``entropy``, ``dead_experts``, ``dropped``), one value per epoch.
+    """
+
+    def __init__(self, name: str, prefix: str, history: pd.DataFrame) -> None:
+        self.name = name
+        columns = [c for c in history if re.fullmatch(rf"{re.escape(prefix)}load/\d+", str(c))]
+        columns.sort(key=lambda c: int(str(c).rpartition("/")[2]))
+        rows = history[columns].dropna()
+        self.epochs = history.loc[rows.index, "epoch"] if "epoch" in history else pd.Series(rows.index)
+        self.load = rows.set_axis([f"expert {i}" for i in range(len(columns))], axis=1)
+        self.values = {
+            statistic: history.loc[rows.index, f"{prefix}{statistic}"]
+            for statistic in ("entropy", "dead_experts", "dropped", "max_load")
+            if f"{prefix}{statistic}" in history
+        }
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts E."""
+        return self.load.shape[1]
+
+
+def routing_layers(history: pd.DataFrame) -> list[Layer]:
+    """The routed layers of a history; what training logged, or validation where training logged nothing."""
+    found: dict[str, tuple[str, str]] = {}
+    for column in history:
+        match = _LAYER.match(str(column))
+        if match is None:
+            continue
+        name, stage = match["layer"] or "model", match["stage"] or ""
+        if name not in found or not stage:
+            found[name] = (stage, str(column).removesuffix("load/0"))
+    layers = [Layer(name, prefix, history) for name, (_, prefix) in found.items()]
+    return [layer for layer in layers if len(layer.load)]
+
+
+def find_hints(run: Run) -> list[str]:
+    """Everything that looks ill; an empty list where nothing does."""
+    return [*run.views.hints, *_of_layers(run), *_of_stream(run), *_of_training(run)]
+
+
+def _of_layers(run: Run) -> Iterator[str]:
+    for layer in routing_layers(run.history):
+        count, last = layer.num_experts, layer.load.iloc[-1].to_numpy(dtype=float)
+        if count < 2:
+            continue
+        dead = [str(e) for e in np.flatnonzero(last == 0)]
+        if dead:
+            yield (
+                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got nothing in the last epoch: raise "
+                "the balance weight, use a router with noise (noisy_topk) or a bias that balances (shared), or prune"
+            )
+        top = int(last.argmax())
+        if last[top] > min(CAPTURED / count, 0.9) and count > 2:
+            yield (
+                f"{layer.name}: expert {top} gets {100 * last[top]:.0f} % of the load (even would be "
+                f"{100 / count:.0f} %): raise the balance weight, or try expert_choice"
+            )
+        if "entropy" in layer.values and (entropy := float(layer.values["entropy"].iloc[-1])) >= 0:
+            part = entropy / math.log(count)
+            if part >= UNDECIDED:
+                yield (
+                    f"{layer.name}: the router hardly chooses (entropy {part:.0%} of its largest value): the experts "
+                    "are alike; lower the balance weight or train longer"
+                )
+            elif part <= SURE:
+                yield (
+                    f"{layer.name}: the router is certain of every token (entropy {part:.0%} of its largest value): "
+                    "a z-loss or noise keeps it learning"
+                )
+        if "dropped" in layer.values and (dropped := float(layer.values["dropped"].iloc[-1])) > DROPPED:
+            yield f"{layer.name}: capacity refused {dropped:.0%} of the assignments: raise capacity_factor"
+
+
+def _of_stream(run: Run) -> Iterator[str]:
+    history = run.history
+    if not {"instance", "windowed"} <= set(history) or len(history) < 4:
+        return
+    if "rejected" in history and (count := int(history["rejected"].iloc[-1])):
+        yield f"{count:,} events could not be read or learned: the file of rejects says why"
+    experts = [str(name) for name in history if str(name).startswith("expert ")]
+    if len(experts) > 2:
+        late = history[experts].tail(max(1, len(history) // 4)).fillna(0.0).mean()
+        idle = [name.removeprefix("expert ") for name in experts if late[name] < 0.1 / len(experts)]
+        if idle:
+            yield f"experts {', '.join(idle)} had next to no say lately: fewer experts would do"
+
+
+def _of_training(run: Run) -> Iterator[str]:
+    if "val/loss" not in run.history:
+        return
+    losses = run.history["val/loss"].dropna()
+    smooth = losses.rolling(max(3, len(losses) // 10), center=True, min_periods=2).median()  # an epoch is no trend
+    if len(losses) < 5 or not smooth.min() > 0 or smooth.iloc[-1] <= WORSE * smooth.min():
+        return
+    epochs = run.history["epoch"] if "epoch" in run.history else pd.Series(range(len(run.history)))
+    best = epochs[losses.index].iloc[int(smooth.to_numpy().argmin())]
+    yield (
+        f"the validation loss rose by {smooth.iloc[-1] / smooth.min() - 1:.0%} after epoch {best:.0f}: the model "
+        "overfits; stop earlier, or use more dropout or weight decay (estimators put the best weights back)"
+    )

@@ -1,0 +1,217 @@
+"""What runs leave on disk, read into one form: folders of ``moeapps fit``, of ``stream run`` and of the demo."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.views import VIEWS, Views
+
+__all__ = ["RUN", "Run", "Score", "find_runs"]
+
+RUN = "run.json"
+"""Name of the file that says of a run what its metrics do not: ``name``, ``facts`` and ``scores``."""
+
+METRICS = "metrics.csv"
+CONFIG = "config.yaml"
+SEED = "seed_everything"
+_SMALLER = ("loss", "error", "mae", "rmse", "seconds")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a run: one value per seed.
+
+    Attributes:
+        name: Of the metric.
+        values: One per seed.
+        smaller: Whether less of it is better.
+    """
+
+    name: str
+    values: list[float]
+    smaller: bool = False
+
+
+@dataclass
+class Run:
+    """One run.
+
+    Attributes:
+        name: What it is called on the page.
+        path: Where it is.
+        facts: What was trained on what, by name.
+        config: The configuration, flat (``model.init_args.lr``); empty where there is none.
+        history: Logged metrics over epochs or instances.
+        scores: What it reached.
+        views: What it looks like inside.
+    """
+
+    name: str
+    path: Path
+    facts: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    scores: list[Score] = field(default_factory=list)
+    views: Views = field(default_factory=Views)
+
+    @property
+    def axis(self) -> str:
+        """The column of ``history`` that counts: ``epoch`` or ``instance``."""
+        return "instance" if "instance" in self.history else "epoch"
+
+
+def find_runs(paths: list[str]) -> list[Run]:
+    """Read runs.
+
+    Args:
+        paths: Folders of runs, folders with such folders inside, or metrics files of ``moeapps stream run``.
+
+    Raises:
+        DataError: If a path does not exist or holds no run.
+        FileFormatError: If a file of a run is damaged.
+    """
+    runs: list[Run] = []
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise DataError(f"{path} does not exist, expected the folder of a run")
+        found = [_read(folder) for folder in _folders(path)] if path.is_dir() else [_stream(path, path)]
+        if not found:
+            raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below")
+        runs += [run for run in found if run.path not in {other.path for other in runs}]
+    return _with_seeds_joined(_named_apart(runs))
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Folders of runs in ``path`` or below, links not followed."""
+    if any((path / name).is_file() for name in (METRICS, RUN, VIEWS)):
+        yield path
+        return
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink()):
+        yield from _folders(folder)
+
+
+def _read(folder: Path) -> Run:
+    run = Run(_name(folder), folder, views=Views.load(folder))
+    if (folder / RUN).is_file():
+        found = _json(folder / RUN)
+        run.name = str(found["name"])
+        run.facts = {str(name): str(value) for name, value in found["facts"].items()}
+        run.scores = [Score(**score) for score in found["scores"]]
+    metrics = folder / METRICS
+    if metrics.is_file() and "windowed" in _columns(metrics):
+        return _stream(metrics, folder, run)
+    if metrics.is_file():
+        run.history = _by_epoch(_csv(metrics))
+    if (folder / CONFIG).is_file():
+        run.config = dict(_flat(_yaml(folder / CONFIG)))
+        run.facts = {**_facts(run.config), **run.facts}
+    if not run.scores:
+        run.scores = list(_last_scores(run.history))
+    return run
+
+
+def _stream(metrics: Path, path: Path, run: Run | None = None) -> Run:
+    run = run or Run(metrics.stem, path)
+    run.history = _csv(metrics)
+    if not {"instance", "windowed", "total"} <= set(run.history):
+        raise FileFormatError(f"{metrics} has no columns instance, windowed and total: not the metrics of a stream")
+    if not run.scores and len(run.history):
+        run.scores = [Score("total score", [float(run.history["total"].iloc[-1])])]
+        run.facts["instances"] = f"{int(run.history['instance'].iloc[-1]):,}"
+    return run
+
+
+def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per epoch of a CSV logger's file, whose rows hold either training's or validation's metrics."""
+    if "epoch" not in rows:
+        return rows
+    # a run that was continued writes an epoch twice: what came later counts
+    return rows.groupby("epoch", as_index=False).last()
+
+
+def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
+    chosen = [n for n in history if str(n).startswith(("test/", "val/")) and "/moe/" not in str(n)]
+    for name in chosen or [n for n in history if str(n) == "train/loss"]:
+        values = history[name].dropna()
+        if len(values):
+            smaller = str(name).rpartition("/")[2] in _SMALLER
+            yield Score(str(name), [float(values.iloc[-1])], smaller)
+
+
+def _facts(config: dict[str, str]) -> dict[str, str]:
+    wanted = {
+        "model": "model.class_path", "kind": "model.init_args.model", "data": "data.class_path",
+        "set": "data.init_args.name", "epochs at most": "trainer.max_epochs", "seed": SEED,
+    }  # fmt: skip
+    return {name: config[key] for name, key in wanted.items() if config.get(key) not in (None, "None")}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _flat(part, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, str(value)
+
+
+def _name(folder: Path) -> str:
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
+
+def _named_apart(runs: list[Run]) -> list[Run]:
+    for run in runs:
+        if sum(other.name == run.name for other in runs) > 1:
+            run.name = f"{run.name} ({run.path})"
+    return runs
+
+
+def _with_seeds_joined(runs: list[Run]) -> list[Run]:
+    """Runs that differ in nothing but their seed become one, with a score per seed; the first one is drawn."""
+    joined: dict[Any, Run] = {}
+    for run in runs:
+        key = tuple(sorted((k, v) for k, v in run.config.items() if k != SEED)) or id(run)
+        first = joined.setdefault(key, run)
+        if first is run:
+            continue
+        values = {score.name: score.values for score in run.scores}
+        first.scores = [
+            Score(score.name, score.values + values.get(score.name, []), score.smaller) for score in first.scores
+        ]
+        first.facts["seed"] = f"{first.facts.get('seed', '?')}, {run.facts.get('seed', '?')}"
+    return list(joined.values())
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise FileFormatError(f"{path} cannot be read as a table: {error}") from None
+
+
+def _columns(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline().strip().split(",")
+
+
+def _json(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text())
+        _ = found["name"], found["facts"].items(), [Score(**score) for score in found["scores"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from None
+    return found
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from None

@@ -1,0 +1,249 @@
+"""The page: read from what runs really leave, safe against what stands in them, and looked at by a browser."""
+
+import base64
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from moeapps.cli import main
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.views import Curves, Map, Views
+from moeapps.report import Run, find_runs, render, write_report
+from moeapps.report.hints import find_hints
+
+EXPERTS = 4
+
+
+def history(loads: list[float], epochs: int = 6, **columns) -> pd.DataFrame:
+    rows = {f"moe/net.mlp/load/{e}": np.full(epochs, load) for e, load in enumerate(loads)}
+    return pd.DataFrame({"epoch": np.arange(epochs), "train/loss": np.linspace(1, 0.1, epochs), **rows, **columns})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder as `moeapps fit` leaves it, with two rows per epoch as Lightning's CSV logger writes them."""
+    path = tmp_path / "runs/version_0"
+    path.mkdir(parents=True)
+    frame = history([0.7, 0.1, 0.2, 0.0], **{"moe/net.mlp/entropy": 0.5, "moe/net.mlp/dropped": 0.0})
+    val = pd.DataFrame(
+        {"epoch": range(6), "val/loss": np.linspace(1, 0.5, 6), "val/accuracy": np.linspace(0.2, 0.9, 6)}
+    )
+    pd.concat([frame, val]).sort_values("epoch", kind="stable").to_csv(path / "metrics.csv", index=False)
+    config = {
+        "seed_everything": 1,
+        "model": {"class_path": "a.Model", "init_args": {"lr": 0.1}},
+        "trainer": {"max_epochs": 6},
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    Views(
+        [Map("experts <by> class", ["a", "b"], ["0", "1"], [[0.25, 0.75], [None, 1.0]], "class")],
+        [Curves("confidence", [0.0, 1.0], {"c": [0.0, None]}, "dispersion", "fraction")],
+        ["a word of the <model>"],
+    ).save(path)
+    return path
+
+
+def test_a_run_of_fit_is_read(folder):
+    (run,) = find_runs([str(folder.parent)])
+    assert run.name == "runs/version_0"
+    assert run.facts == {"model": "a.Model", "epochs at most": "6", "seed": "1"}
+    assert run.config["model.init_args.lr"] == "0.1"
+    assert len(run.history) == 6
+    assert run.history["val/accuracy"].iloc[-1] == 0.9
+    assert run.history["train/loss"].iloc[-1] == pytest.approx(0.1)
+    assert {score.name: (score.values, score.smaller) for score in run.scores} == {
+        "val/loss": ([0.5], True),
+        "val/accuracy": ([0.9], False),
+    }
+
+
+def test_the_page_shows_scores_curves_maps_and_hints_and_needs_nothing_else(folder, tmp_path):
+    page = write_report([str(folder)], str(tmp_path / "out/report.html")).read_text()
+    assert "0.9000" in page
+    assert re.search(r'<td class="heat" style="--part: 64">0.75</td>', page)
+    assert "experts &lt;by&gt; class" in page
+    assert "a word of the &lt;model&gt;" in page
+    assert "<by>" not in page
+    assert page.count("<svg") == page.count('role="img"') == page.count("aria-label=", page.index("<svg")) == 5
+    assert "val/accuracy. val/accuracy: from 0.2 to 0.9 over epoch" in page
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)|@import|url\((?!#)", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    shared = {name for name in ids if ids.count(name) > 1}
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', page))
+    assert not shared & used  # matplotlib numbers its groups anew in every picture; nothing refers to those
+
+
+def test_hints_say_what_is_ill(folder):
+    (run,) = find_runs([str(folder)])
+    hints = find_hints(run)
+    assert hints[0] == "a word of the <model>"
+    assert any("net.mlp: expert 3 got nothing in the last epoch" in hint for hint in hints)
+    assert not any("expert 0 gets" in hint for hint in hints)  # 70 % is below three times a fair quarter
+    ill = {"moe/net.mlp/entropy": np.log(4), "moe/net.mlp/dropped": 0.2}
+    found = "\n".join(find_hints(Run("x", folder, history=history([0.8, 0.1, 0.05, 0.05], **ill))))
+    assert "expert 0 gets 80 % of the load (even would be 25 %)" in found
+    assert "the router hardly chooses (entropy 100%" in found
+    assert "capacity refused 20% of the assignments" in found
+    certain = Run("x", folder, history=history([0.25] * 4, **{"moe/net.mlp/entropy": 0.0}))
+    assert "certain of every token" in "\n".join(find_hints(certain))
+    healthy = Run(
+        "x", folder, history=history([0.25] * 4, **{"moe/net.mlp/entropy": 0.7, "val/loss": [6, 5, 4, 3, 2, 1]})
+    )
+    assert find_hints(healthy) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"), [([5, 4, 3, 2, 1, 1, 1, 2, 3, 3], True), ([5, 4, 3, 2, 0.1, 2, 2, 2, 1.9, 1.9], False)]
+)
+def test_overfitting_is_a_trend_and_not_one_lucky_epoch(losses, said, tmp_path):
+    run = Run("x", tmp_path, history=pd.DataFrame({"epoch": range(10), "val/loss": losses}))
+    assert ("overfits" in "\n".join(find_hints(run))) == said
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_with_a_spread(folder):
+    other = folder.parent / "version_1"
+    shutil.copytree(folder, other)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed_everything": 2}))
+    frame = pd.read_csv(other / "metrics.csv")
+    frame.loc[frame["epoch"] == 5, "val/accuracy"] = 0.7
+    frame.to_csv(other / "metrics.csv", index=False)
+    (run,) = find_runs([str(folder.parent)])
+    assert run.facts["seed"] == "1, 2"
+    assert "0.8000 ± 0.1414 (2 seeds)" in render([run])
+
+
+def test_different_runs_stand_side_by_side_best_first(folder):
+    other = folder.parent / "version_1"
+    shutil.copytree(folder, other)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["init_args"]["lr"] = 0.5
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    frame = pd.read_csv(other / "metrics.csv")
+    frame["val/accuracy"] += 0.05
+    frame.to_csv(other / "metrics.csv", index=False)
+    page = render(find_runs([str(folder), str(other), str(folder)]))
+    table = page[page.index("<h3>val/accuracy</h3>") :]
+    assert table.index("0.9500") < table.index("0.9000")
+    assert "What their configurations differ in (1)" in page
+    assert "<code>model.init_args.lr</code></th><td>0.1</td><td>0.5</td>" in page
+
+
+def test_a_run_of_a_stream_is_read_from_its_metrics(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    frame = pd.DataFrame(
+        {"instance": range(100, 1100, 100), "windowed": 0.8, "total": 0.75, "rejected": 3, "renewed": 0}
+    )
+    frame.loc[5:, "renewed"] = 1
+    frame["expert 0"], frame["expert 1"], frame["expert 2"] = 0.5, 0.499, 0.001
+    frame.to_csv(run / "metrics.csv", index=False)
+    for path in (run, run / "metrics.csv"):
+        page = render(find_runs([str(path)]))
+        assert "0.7500" in page
+        assert "experts 2 had next to no say lately" in page
+        assert "3 events could not be read" in page
+        assert "over instance; 1 marks" in page
+
+
+def test_many_rows_of_a_map_are_cut_to_the_most_telling(tmp_path):
+    values = [[0.5, 0.5] for _ in range(100)]
+    values[70] = [1.0, 0.0]
+    page = render([Run("x", tmp_path, views=Views([Map("m", [f"class {i}" for i in range(100)], ["0", "1"], values)]))])
+    assert "class 70" in page
+    assert "70 rows nearer to the mean are left out" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("views.json", "{", "views.json is damaged"),
+        ("views.json", '{"maps": [{"x": 1}], "curves": [], "hints": []}', "views.json is damaged"),
+        ("run.json", '{"name": "x"}', "run.json is damaged"),
+        ("run.json", '{"name": "x", "facts": {}, "scores": [{"a": 1}]}', "run.json is damaged"),
+        ("metrics.csv", 'a,b\n1,"2', "metrics.csv cannot be read as a table"),
+        ("config.yaml", "a: [", "config.yaml is damaged"),
+    ],
+)
+def test_damaged_files_are_named_and_nothing_is_written(folder, tmp_path, name, text, message):
+    (folder / name).write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        write_report([str(folder)], str(tmp_path / "report.html"))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(DataError, match=r"nothing does not exist, expected the folder of a run"):
+        find_runs([str(tmp_path / "nothing")])
+    with pytest.raises(DataError, match="holds no run"):
+        find_runs([str(tmp_path)])
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(FileFormatError, match="not the metrics of a stream"):
+        find_runs([str(tmp_path / "a.csv")])
+    with pytest.raises(ConfigError, match=r"--output must be an .html file, got 'a.pdf'"):
+        write_report([str(tmp_path)], "a.pdf")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "seen"),
+    [
+        ("examples/vision/widenet_digits.yaml", {"trainer.max_epochs": "2"}, "experts by class"),
+        ("examples/vision/switch_dit_digits.yaml", {"trainer.max_epochs": "1"}, "weight of experts by timestep"),
+        ("examples/recsys/home_census.yaml", {"trainer.max_epochs": "1"}, "mean weight of experts by gate"),
+        ("examples/graph/mowst_cora.yaml", {"trainer.max_epochs": "3"}, "confidence, validation nodes"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_fit_leaves_has_its_inside_on_the_page(config, options, seen, tmp_path, monkeypatch, request):
+    root = request.config.rootpath
+    monkeypatch.chdir(tmp_path)
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert main(["fit", "--config", str(root / config), *given, "--trainer.enable_progress_bar", "false"]) == 0
+    assert main(["report", "moeapps-runs"]) == 0
+    page = (tmp_path / "moeapps-report.html").read_text()
+    assert seen in page
+    assert json.loads((tmp_path / "moeapps-runs/version_0/views.json").read_text())
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium")
+@pytest.mark.parametrize(
+    ("width", "theme", "paper"), [(360, "dark", "rgb(20, 23, 26)"), (1200, "light", "rgb(251, 251, 250)")]
+)
+def test_a_browser_finds_nothing_to_complain_about(folder, tmp_path, width, theme, paper):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    shutil.copytree(folder, folder.parent / "version_1")
+    with open(folder.parent / "version_1/config.yaml", "a") as file:
+        file.write("other: 1\n")
+    path = write_report([str(folder.parent)], str(tmp_path / "report.html"))
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        scheme = {"name": "prefers-color-scheme", "value": theme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(path.as_uri())
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == paper
+        smallest = browser.execute_script(
+            "return Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
+        )
+        assert smallest >= 8
+        unnamed = "return document.querySelectorAll('svg:not([aria-label]), img:not([alt])').length"
+        assert browser.execute_script(unnamed) == 0
+        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {})
+        assert base64.b64decode(picture["data"]).startswith(b"\x89PNG")
+    finally:
+        browser.quit()
