@@ -1,16 +1,16 @@
 """The ``moeapps`` command. What answers at once is here; what imports torch is imported when it is asked for."""
 
 import argparse
-import logging
 import os
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
 import moeapps
 from moeapps import registry
+from moeapps.core.quiet import silence
+from moeapps.serve import command as serve_command
 
 __all__ = ["main"]
 
@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (of fit, stream run, demo), or of runs")
     report.add_argument("--output", default="moeapps-report.html", help="file to write")
     report.add_argument("--title", default="", help="headline")
+    serve = commands.add_parser("serve", help="answer requests over HTTP with a saved model")
+    serve_command.add_arguments(serve)
     _add_stream(commands)
     return parser
 
@@ -109,7 +111,7 @@ def _run_light(arguments: list[str]) -> int:
     if options.command == "list":
         _list(options.kind)
         return 0
-    _silence()
+    silence()
     if options.command == "stream":
         from moeapps.stream.command import run as run_stream
 
@@ -119,6 +121,8 @@ def _run_light(arguments: list[str]) -> int:
 
         print(f"report: {write_report(options.runs, options.output, options.title)}")
         return 0
+    if options.command == "serve":
+        return serve_command.run(options)
     from moeapps.demo import run
 
     run(options.output, options.seeds, options.part)
@@ -134,7 +138,7 @@ def _predict_file(arguments: list[str]) -> int:
     parser.add_argument("--output", required=True, help=".csv or .parquet file to write")
     parser.add_argument("--keep", default="", help="columns to copy beside the predictions, with commas")
     options = parser.parse_args(arguments)
-    _silence()
+    silence()
     from moeapps.core.scoring import predict_file
 
     rows = predict_file(
@@ -146,7 +150,7 @@ def _predict_file(arguments: list[str]) -> int:
 
 def _run_lightning(arguments: list[str]) -> int:
     output = _take_option(arguments, "--output") if arguments[0] == "predict" else None
-    _silence()
+    silence()
     from moeapps.core.callbacks import Interrupted
     from moeapps.training import run
 
@@ -203,21 +207,3 @@ def _without_option(arguments: list[str], name: str) -> list[str]:
     rest = list(arguments)
     _take_option(rest, name)
     return rest
-
-
-def _silence() -> None:
-    """Quiet the notes of our dependencies that a user can do nothing about."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*torch.jit.script.*",
-        ".*The number of training batches.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*The dirpath has changed.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)|lightning(\.|$)")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)

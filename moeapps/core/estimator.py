@@ -4,11 +4,7 @@ An estimator of moeapps validates what it was given, builds a data module and a 
 :meth:`LightningEstimator._train`. Everything about the Trainer is decided here, once.
 """
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,6 +30,7 @@ from moeapps.core.callbacks import (
 )
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
+from moeapps.core.quiet import quiet
 from moeapps.core.saving import SaveMixin
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import RoutingMonitor
@@ -109,7 +106,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             callbacks.append(RichProgressBar())
         if self.log_dir is not None:
             callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]
-        with _quiet(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
+        with quiet(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
             trainer = L.Trainer(
                 accelerator=self.accelerator,
@@ -199,20 +196,3 @@ def resolve_device(accelerator: str) -> torch.device:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes about hardware and tips out of an estimator's output; warnings of ours still show."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*LeafSpec.*"):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -9,7 +9,7 @@ import pandas as pd
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.table_files import ColumnKind, TableFile, TableWriter
 
-__all__ = ["TableModel", "predict_file"]
+__all__ = ["TableModel", "predict_file", "predict_frame"]
 
 
 class TableModel(Protocol):
@@ -61,14 +61,15 @@ def predict_file(
     with TableWriter(output) as writer:
         for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
             try:
-                found = _predictions(model, frame[known])
+                found = predict_frame(model, frame[known])
             except DataError as error:
                 raise DataError(f"{source}, rows from {frame.index[0] if len(frame) else 0}: {error}") from None
             writer.write(pd.concat([frame[list(keep)], found], axis=1))
     return writer.rows
 
 
-def _predictions(model: Any, frame: pd.DataFrame) -> pd.DataFrame:
+def predict_frame(model: Any, frame: pd.DataFrame) -> pd.DataFrame:
+    """Predictions of a frame as columns: what :func:`predict_file` writes for these rows."""
     if not hasattr(model, "predict_proba"):
         return pd.DataFrame({"prediction": model.predict(frame)}, index=frame.index)
     found = model.predict_proba(frame)

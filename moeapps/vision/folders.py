@@ -1,7 +1,7 @@
 """Folders of images: one folder per class."""
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,18 +61,23 @@ def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
     return files, codes, classes
 
 
-def read_images(files: list[Path], channels: int = 3, size: int | None = None) -> Tensor:
+def read_images(
+    files: Sequence[Path | IO[bytes]], channels: int = 3, size: int | None = None, names: Sequence[str] | None = None
+) -> Tensor:
     """Read files into one uint8 tensor ``(N, C, H, W)``.
 
     Args:
-        files: Paths.
+        files: Paths, or open files.
         channels: 1, 3 or 4.
         size: The shorter side is resized to this and the middle is cut out; None if all images have one size.
+        names: What errors call the files; the paths when None.
 
     Raises:
         DataError: Naming the file that cannot be read, or is of another size than the first.
     """
-    return _stack(((str(path), open_image(path, channels)) for path in files), len(files), size)
+    called = [str(file) for file in files] if names is None else names
+    opened = ((name, open_image(file, channels, name)) for name, file in zip(called, files, strict=True))
+    return _stack(opened, len(files), size)
 
 
 def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> dict[str, tuple[Tensor, list[str]]]:

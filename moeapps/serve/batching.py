@@ -1,0 +1,319 @@
+"""Requests wait in a bounded queue; whatever waits while the worker is busy becomes its next batch."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moeapps.core.errors import DataError, MoEAppsError
+from moeapps.serve.worker import Worker, WorkerDied, WorkerHung
+
+__all__ = ["Backend", "Busy", "Limits", "Refused", "TooSlow", "Unavailable", "WorkFailed"]
+
+log = logging.getLogger("moeapps.serve")
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Unavailable(Exception):
+    """There is no worker just now."""
+
+
+class TooSlow(Exception):
+    """No answer in time."""
+
+
+class WorkFailed(Exception):
+    """The worker met a fault of its own."""
+
+
+class Refused(DataError):
+    """The model refuses the content of a request."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the server takes on.
+
+    Attributes:
+        queue: Requests that may wait.
+        batch_rows: Rows that go to the model at once (a larger request goes alone).
+        timeout: Seconds until a request is given up.
+        save_every: Seconds between two savings of what was learned.
+    """
+
+    queue: int = 256
+    batch_rows: int = 1024
+    timeout: float = 30.0
+    save_every: float = 30.0
+
+
+@dataclass
+class _Job:
+    operation: str
+    content: Any
+    rows: int
+    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Backend:
+    """The queue, the worker, and what happens when the worker dies.
+
+    What was learned since the model was last saved is kept here and told to the next worker, so that the death of a
+    worker loses nothing.
+
+    Args:
+        path: File of the model.
+        learn_to: File that what is learned is saved to; None where nothing may be learned.
+        limits: How much is taken on.
+        observe: Called with a name and a value when something is to be counted.
+        make_worker: What starts a worker.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        learn_to: str | None = None,
+        limits: Limits | None = None,
+        observe: Callable[[str, float], None] = lambda name, value: None,
+        make_worker: Callable[[str], Worker] = Worker,
+    ) -> None:
+        self.path, self.learn_to, self.limits = path, learn_to, limits or Limits()
+        self._observe, self._make_worker = observe, make_worker
+        self._threads = ThreadPoolExecutor(2, "worker-pipe")
+        self._jobs: deque[_Job] = deque()
+        self._something = asyncio.Event()
+        self._learned: list[Any] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._worker: Worker | None = None
+        self._closing = False
+        self.restarts = 0
+        self.saved_at: float | None = None
+
+    def start(self) -> dict[str, Any]:
+        """Start the first worker, before there is a loop.
+
+        Raises:
+            MoEAppsError: Why the model cannot be loaded or does not learn.
+            WorkerDied: If the worker ended while it loaded.
+            WorkerHung: If it takes too long.
+        """
+        self._worker = self._make_worker(self.source)
+        description = self._worker.description
+        if self.learn_to is not None and not description["learns"]:
+            model = description["model"]
+            self._worker.stop()
+            raise MoEAppsError(f"--learn: a {model} does not learn while it serves; models of streams do")
+        return description
+
+    @property
+    def source(self) -> str:
+        """What a new worker loads: what was learned, once it was saved."""
+        return self.learn_to if self.learn_to is not None and Path(self.learn_to).exists() else self.path
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a worker that answers."""
+        return self._worker is not None and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._jobs)
+
+    @property
+    def unsaved(self) -> int:
+        """Requests to learn that were answered but are not on disk yet."""
+        return len(self._learned)
+
+    async def run(self) -> None:
+        """Begin to answer."""
+        self._watch()
+        self._tasks = [asyncio.create_task(self._serve())]
+        if self.learn_to is not None:
+            self._tasks.append(asyncio.create_task(self._save_regularly()))
+
+    async def ask(self, operation: str, content: Any, rows: int) -> Any:
+        """Queue a request and wait for its answer.
+
+        Raises:
+            Busy: If the queue is full.
+            Unavailable: If there is no worker, or it died before it answered.
+            TooSlow: If there is no answer in time; the request is given up.
+            Refused: If the model refuses the content.
+            WorkFailed: If the worker met a fault of its own.
+        """
+        if not self.ready:
+            raise Unavailable
+        if len(self._jobs) >= self.limits.queue:
+            raise Busy
+        job = _Job(operation, content, rows)
+        self._jobs.append(job)
+        self._something.set()
+        try:
+            return await asyncio.wait_for(job.answer, self.limits.timeout)
+        except TimeoutError:
+            raise TooSlow from None
+        finally:
+            with suppress(ValueError):
+                self._jobs.remove(job)
+
+    async def close(self) -> None:
+        """Save what was learned and end the worker."""
+        if self._closing:
+            return
+        if self.learn_to is not None and self._learned and self._worker is not None:
+            with suppress(Unavailable, TooSlow, Busy, WorkFailed):
+                await self.save()
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail_all(Unavailable())
+        self._unwatch()
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+        self._threads.shutdown(wait=False)
+
+    async def save(self) -> None:
+        """Save what was learned, after everything that waits."""
+        if self.learn_to is None or not self._learned:
+            return
+        job = _Job("save", self.learn_to, 0)
+        self._jobs.append(job)
+        self._something.set()
+        await job.answer
+
+    # --- the loop
+
+    async def _serve(self) -> None:
+        while True:
+            await self._something.wait()
+            batch = self._next_batch()
+            if not batch:
+                self._something.clear()
+                continue
+            await self._answer(batch)
+
+    def _next_batch(self) -> list[_Job]:
+        """The first request and those behind it that can go with it, in their order."""
+        batch: list[_Job] = []
+        rows = 0
+        while self._jobs and self._worker is not None:
+            job = self._jobs[0]
+            if batch and (
+                job.operation != batch[0].operation
+                or job.operation == "save"
+                or rows + job.rows > self.limits.batch_rows
+            ):
+                break
+            self._jobs.popleft()
+            if not job.answer.done():  # given up while it waited
+                batch.append(job)
+                rows += job.rows
+        return batch
+
+    async def _answer(self, batch: list[_Job]) -> None:
+        operation, worker = batch[0].operation, self._worker
+        assert worker is not None
+        content: Any = batch[0].content if operation == "save" else [job.content for job in batch]
+        loop = asyncio.get_running_loop()
+        start = time.perf_counter()
+        try:
+            answers = await loop.run_in_executor(self._threads, worker.ask, operation, content, self.limits.timeout)
+        except (WorkerDied, WorkerHung) as error:
+            for job in batch:
+                _set(job, TooSlow() if isinstance(error, WorkerHung) else Unavailable())
+            await self._replace(worker)
+            return
+        if operation == "save":
+            self._after_saving(batch[0], answers)
+            return
+        self._observe("batch_rows", sum(job.rows for job in batch))
+        self._observe("batch_seconds", time.perf_counter() - start)
+        for job, answer in zip(batch, answers, strict=True):
+            if operation == "learn" and "ok" in answer:
+                self._learned.append(job.content)
+            if "ok" in answer:
+                _set(job, answer["ok"])
+            else:
+                _set(job, Refused(answer["refused"]) if "refused" in answer else WorkFailed(answer["failed"]))
+
+    def _after_saving(self, job: _Job, answer: dict[str, Any]) -> None:
+        if "failed" in answer:
+            log.error("what was learned could not be saved: %s", answer["failed"])
+            _set(job, WorkFailed(answer["failed"]))
+            return
+        self._learned.clear()
+        self.saved_at = time.time()
+        _set(job, None)
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.save_every)
+            with suppress(Unavailable, WorkFailed, TooSlow):
+                await self.save()
+
+    # --- the death of a worker
+
+    def _watch(self) -> None:
+        worker = self._worker
+        assert worker is not None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(worker.sentinel, lambda: asyncio.ensure_future(self._replace(worker)))
+
+    def _unwatch(self) -> None:
+        if self._worker is not None:
+            asyncio.get_running_loop().remove_reader(self._worker.sentinel)
+
+    async def _replace(self, worker: Worker) -> None:
+        """Tell everyone who waits, then start another worker and teach it what is not on disk."""
+        if worker is not self._worker or self._closing:
+            return
+        self._unwatch()
+        self._worker = None
+        self.restarts += 1
+        log.error("the worker died or hung; starting another one")
+        self._fail_all(Unavailable())
+        await asyncio.to_thread(worker.kill)
+        pause = 1.0
+        while not self._closing:
+            fresh: Worker | None = None
+            try:
+                fresh = await asyncio.to_thread(self._make_worker, self.source)
+                if self._learned:
+                    await asyncio.to_thread(fresh.ask, "learn", list(self._learned), 600.0)
+                break
+            except (WorkerDied, WorkerHung, MoEAppsError, OSError) as error:
+                log.error("no worker: %s: %s; trying again in %.0f s", type(error).__name__, error, pause)
+                if fresh is not None:
+                    await asyncio.to_thread(fresh.kill)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 30.0)
+        else:
+            return
+        self._worker = fresh
+        self._watch()
+        self._something.set()
+        log.warning("a new worker serves")
+
+    def _fail_all(self, error: Exception) -> None:
+        while self._jobs:
+            _set(self._jobs.popleft(), error)
+
+
+def _set(job: _Job, result: Any) -> None:
+    if job.answer.done():
+        return
+    if isinstance(result, Exception):
+        job.answer.set_exception(result)
+    else:
+        job.answer.set_result(result)

@@ -1,0 +1,65 @@
+"""Pydantic models made of a service's description: what a request has to look like, and what the OpenAPI page shows."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+
+__all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of"]
+
+MAX_ROWS = 10_000
+"""Rows of one request."""
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_KINDS: dict[str, Any] = {
+    "number": _Number | None,
+    "whole": StrictInt | None,
+    "bool": StrictBool | None,
+    "text": StrictStr | None,
+    "list": list[StrictInt | StrictStr | _Number],
+}
+_Value = StrictBool | StrictInt | _Number | StrictStr | None
+
+
+def predict_model(description: dict[str, Any]) -> type[BaseModel]:
+    """The body of ``POST /predict``."""
+    kind = description["kind"]
+    if kind == "table" and description["columns"]:
+        fields: dict[str, Any] = {
+            f"column_{i}": (_KINDS[what], Field(alias=name))
+            for i, (name, what) in enumerate(description["columns"].items())
+        }
+        return _rows("Predict", create_model("Row", __config__=_STRICT, **fields))
+    if kind == "table":
+        width = description["width"]
+        return _rows("Predict", Annotated[list[_Number], Field(min_length=width, max_length=width)])
+    if kind == "stream":
+        return _rows("Predict", dict[str, _Value])
+    if kind == "images":
+        files = Annotated[list[StrictStr], Field(min_length=1, max_length=1000, description="files, as base64")]
+        return create_model("Predict", __config__=_STRICT, images=(files, ...))
+    width = description["width"]
+    node: Any = Annotated[list[_Number], Field(min_length=width, max_length=width)]
+    pair: Any = Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
+    graph: dict[str, Any] = {
+        "x": (Annotated[list[node], Field(min_length=1, description="features of each node")], ...),
+        "edges": (Annotated[list[pair], Field(description="source and target of each edge, as numbers of nodes")], ...),
+        "nodes": (Annotated[list[StrictInt] | None, Field(description="nodes to predict; all without it")], None),
+    }
+    return create_model("Predict", __config__=_STRICT, **graph)
+
+
+def learn_model() -> type[BaseModel]:
+    """The body of ``POST /learn``."""
+    label = StrictBool | StrictInt | _Number | StrictStr
+    return _rows("Learn", create_model("Instance", __config__=_STRICT, x=(dict[str, _Value], ...), y=(label, ...)))
+
+
+def rows_of(body: dict[str, Any]) -> int:
+    """How many rows, images or nodes a body has."""
+    return len(next(body[name] for name in ("rows", "images", "x") if name in body))
+
+
+def _rows(name: str, row: Any) -> type[BaseModel]:
+    rows = Annotated[list[row], Field(min_length=1, max_length=MAX_ROWS)]
+    return create_model(name, __config__=_STRICT, rows=(rows, ...))

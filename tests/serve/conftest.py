@@ -1,0 +1,103 @@
+"""Saved models, a client over a real worker, and a server in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from moeapps import DriftMoEClassifier, MoEClassifier
+
+
+def people(n: int = 200) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    cities = rng.choice(["Rome", "Oslo"], n)
+    return pd.DataFrame({"age of": rng.normal(40, 9, n), "city": cities, "visits": rng.integers(0, 5, n)})
+
+
+def events(n: int, seed: int = 0) -> list[tuple[dict, bool]]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        x = {"a": float(rng.normal()), "colour": str(rng.choice(["red", "blue"]))}
+        found.append((x, bool((x["a"] > 0) ^ (x["colour"] == "red"))))
+    return found
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory) -> Path:
+    frame = people()
+    labels = np.where((frame["age of"] > 40) ^ (frame["city"] == "Rome"), "yes", "no")
+    path = tmp_path_factory.mktemp("models") / "table.safetensors"
+    MoEClassifier(num_experts=4, max_epochs=5, random_state=0).fit(frame, labels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stream(tmp_path_factory) -> Path:
+    model = DriftMoEClassifier(n_experts=3, seed=1)
+    for x, y in events(50, seed=9):
+        model.learn_one(x, y)
+    path = tmp_path_factory.mktemp("models") / "stream.safetensors"
+    model.save(path)
+    return path
+
+
+class Server:
+    """`moeapps serve` in a process of its own."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moeapps", "serve", *map(str, arguments), "--port", "0"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        found = re.search(r"http://\S+:\d+", self.line)
+        assert found, self.process.stderr.read()
+        self.http = httpx.Client(base_url=found.group(), timeout=60)
+
+    def worker(self) -> int:
+        """Process id of the worker."""
+        children = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=True
+        )
+        return int(children.stdout.split()[0])
+
+    def kill_worker(self) -> None:
+        os.kill(self.worker(), signal.SIGKILL)
+
+    def wait_ready(self, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while self.http.get("/health").status_code != 200:
+            assert time.monotonic() < end, "no new worker"
+            time.sleep(0.1)
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            pipe.close()
+
+
+@pytest.fixture(scope="module")
+def server(table):
+    with Server(table, "--max-body", 20000) as running:
+        yield running
