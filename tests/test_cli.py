@@ -245,7 +245,9 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_l2_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number, status):
     config = toy(tmp_path / "c.yaml", {"slow": 0.05}, max_epochs=4)
     assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0

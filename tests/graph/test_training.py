@@ -61,7 +61,7 @@ class Watch(L.Callback):
         self.moved.append((self.stage, moved))
 
 
-@pytest.mark.parametrize("norm", [None, "batch_norm"])
+@pytest.mark.parametrize("norm", [pytest.param(None, marks=pytest.mark.slow), "batch_norm"])
 @pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
 def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
     watch = Watch()
@@ -79,7 +79,7 @@ def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
         assert moved == allowed[stage], stage
 
 
-@pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
+@pytest.mark.parametrize("variant", [pytest.param("mowst", marks=pytest.mark.slow), "mowst_star"])
 def test_s1_the_result_never_validates_worse_than_an_expert_alone(tmp_path, variant):
     for seed in range(3):
         torch.manual_seed(seed)
@@ -140,7 +140,7 @@ def test_rounds_end_when_they_stop_helping():
 
 @pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
 @pytest.mark.parametrize(
-    "cut", [1, pytest.param(9, marks=pytest.mark.slow), pytest.param(26, marks=pytest.mark.slow), 33]
+    "cut", [pytest.param(cut, marks=pytest.mark.slow) if cut != 33 else cut for cut in (1, 9, 26, 33)]
 )
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, variant, cut):
     whole = module(variant=variant)
@@ -228,6 +228,7 @@ def test_a_module_without_sizes_and_without_data_says_so():
         MowstModule().configure_model()
 
 
+@pytest.mark.slow
 def test_a_task_made_of_two_halves_needs_both_experts():
     found = [compare(seed) for seed in range(2)]
     for scores, gap in found:

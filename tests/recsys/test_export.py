@@ -34,7 +34,7 @@ def multi(name: str, frame: pd.DataFrame) -> MultiTaskRanker:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["home", "ple", "aw_moe"])
+@pytest.mark.parametrize("name", ["home", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ple", "aw_moe"))])
 def test_onnx_and_torch_agree_on_ten_thousand_rows(name, frame, tmp_path):
     part = frame.drop(columns=["stay", "views"])
     model = AWMoERanker(**QUICK).fit(part, "click") if name == "aw_moe" else multi(name, frame)

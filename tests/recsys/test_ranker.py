@@ -166,7 +166,7 @@ def test_impossible_targets_are_named(frame):
         model.fit(frame.assign(views=-1), ["views"], kinds=KINDS)
 
 
-@pytest.mark.parametrize("name", ["din", "aw_moe"])
+@pytest.mark.parametrize("name", [pytest.param("din", marks=pytest.mark.slow), "aw_moe"])
 def test_a_ranker_with_history_learns_that_users_look_at_what_they_have_looked_at(name):
     rng = np.random.default_rng(0)
     n = 2000

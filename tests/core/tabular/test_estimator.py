@@ -53,6 +53,7 @@ def quick(kind, X, y, **arguments):
     return kind(**{**QUICK, **arguments}).fit(X, y)
 
 
+@pytest.mark.slow
 def test_accuracy_on_breast_cancer(cancer):
     X, X_test, y, y_test = cancer
     model = MoEClassifier(num_experts=4, dim=32, max_epochs=30, random_state=0).fit(X, y)
@@ -61,6 +62,7 @@ def test_accuracy_on_breast_cancer(cancer):
     np.testing.assert_allclose(np.exp(model.predict_log_proba(X_test)), model.predict_proba(X_test), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_regression_on_diabetes_beats_the_mean():
     X, y = load_diabetes(return_X_y=True)
     scores = []
@@ -333,7 +335,7 @@ def test_class_weight_moves_the_decision():
         quick(MoEClassifier, X, y, class_weight="even")
 
 
-@BOTH
+@pytest.mark.parametrize("kind", [MoEClassifier, pytest.param(MoERegressor, marks=pytest.mark.slow)])
 def test_saved_models_predict_the_same_in_another_process(kind, tmp_path):
     X, y = table()
     model = quick(kind, X, y)
