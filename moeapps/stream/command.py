@@ -36,6 +36,9 @@ MODELS: dict[str, Callable[..., StreamEstimator]] = {
 }
 BARS = " ▁▂▃▄▅▆▇█"
 
+IN_FOLDER = {"metrics": "metrics.csv", "rejects": "rejects.ndjson"}
+"""What is written into the checkpoint's folder unless it is given another place."""
+
 
 def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
     """Model by the name of the command line, or from a file.
@@ -126,8 +129,8 @@ def _run(job: StreamRun, options: argparse.Namespace) -> int:
         raise ConfigError(f"{job.file} exists: --resume continues it; for another run name another folder")
     for name in ("metrics", "predictions", "rejects"):
         path = getattr(options, name)
-        if path is None and name == "rejects" and job.checkpoint is not None:
-            path = str(job.checkpoint / "rejects.ndjson")
+        if path is None and name in IN_FOLDER and job.checkpoint is not None:
+            path = str(job.checkpoint / IN_FOLDER[name])
         if path is not None:
             setattr(job, name, _sink(path, name, not begun and not options.resume))
     console = Console()
