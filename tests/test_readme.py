@@ -1,13 +1,10 @@
-"""What the README shows runs, and what it claims stands in the files that its commands wrote."""
+"""What the README claims stands in the files that its commands wrote. (That its code runs is in test_docs.py.)"""
 
 import json
 import re
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-from moeapps.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,26 +14,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.xdist_group("stream")
-@pytest.mark.filterwarnings("ignore")
-def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    table, graph, stream, ranking, images = blocks("python")
-    for code in (table, graph, stream, ranking, images):
+def test_blocks_are_short():
+    assert len(blocks("python")) == 5
+    assert len(blocks("yaml")) == 1
+    for code in (*blocks("python"), *blocks("yaml")):
         assert len(code.strip().splitlines()) <= 12
-        exec(compile(code, "README.md", "exec"), {})
-        assert float(capsys.readouterr().out.split()[0]) > 0.8
-
-
-def test_the_yaml_block_trains(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = blocks("yaml")
-    assert len(text) == 1
-    assert len(text[0].strip().splitlines()) <= 12
-    Path("mowst.yaml").write_text(text[0])
-    short = ["--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false"]
-    assert main(["fit", "--config", "mowst.yaml", *short]) == 0
-    assert Path("moeapps-runs/version_0/checkpoints/last.ckpt").exists()
 
 
 def test_the_two_set_up_commands_stand_on_lines_of_their_own():
@@ -168,9 +150,3 @@ def test_the_tables_of_images_are_what_the_benchmarks_wrote():
         for sizes, rows in speed[title].items():
             cells = " | ".join(f"{rows[kind]['ratio']:.2f}" for kind in rows if kind != "match")
             assert f"| {sizes} | {cells} |" in README, sizes
-
-
-def test_every_link_to_a_file_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target

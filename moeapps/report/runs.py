@@ -83,7 +83,8 @@ def find_runs(paths: list[str]) -> list[Run]:
             raise DataError(f"{path} does not exist, expected the folder of a run")
         found = [_read(folder) for folder in _folders(path)] if path.is_dir() else [_stream(path, path)]
         if not found:
-            raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below")
+            early = " (a stream run writes it with its first window)" if any(path.glob("stream.safetensors")) else ""
+            raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below{early}")
         runs += [run for run in found if run.path not in {other.path for other in runs}]
     return _with_seeds_joined(_named_apart(runs))
 

@@ -1,0 +1,111 @@
+"""Thirteen routing methods on one table: accuracy, balance, certainty, experts per row, time.
+
+    python benchmarks/routers.py [--seeds 3] [--plot docs/routing]
+
+MoEClassifier with 8 experts, top-2 where a router has a k, 60 epochs without early stopping, on scikit-learn's digits
+(1,797 rows, 64 numbers; a quarter for testing, another one for each seed). "Experts per row" is how many experts a row
+of the test set uses, "largest load" the share of the busiest expert times 8 (1 is perfect balance), "entropy" that of
+the router's probabilities as a part of log 8; all of the last of two blocks. Seconds are of one training on one thread,
+divided by those of topk in the same process.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from moeapps import MoEClassifier, registry
+from moeapps.core.plots import new_figure
+from moeapps.core.statistics import RoutingStatistics, routed_layers
+
+EXPERTS = 8
+
+
+def run(router: str, seed: int) -> dict[str, float]:
+    digits = load_digits()
+    X, X_test, y, y_test = train_test_split(
+        digits.data, digits.target, test_size=0.25, random_state=seed, stratify=digits.target
+    )
+    model = MoEClassifier(
+        router=router, num_experts=EXPERTS, dim=64, max_epochs=60, early_stopping=False, random_state=seed
+    )
+    start = time.perf_counter()
+    model.fit(X, y)
+    seconds = time.perf_counter() - start
+    network = copy.deepcopy(model.model_)
+    numbers, codes = model.columns_.transform(X_test)
+    with torch.no_grad():
+        network(torch.from_numpy(numbers), torch.from_numpy(codes))
+    routing = list(routed_layers(network).values())[-1].last_routing
+    assert routing is not None
+    statistics = RoutingStatistics(EXPERTS)
+    statistics.update(routing)
+    found = statistics.compute()
+    return {
+        "accuracy": float(model.score(X_test, y_test)),
+        "seconds": seconds,
+        "experts": float(routing.used().sum() / len(X_test)),
+        "max_load": float(found["max_load"]),
+        "entropy": float(found["entropy"]) / float(np.log(EXPERTS)),
+    }
+
+
+def plot(results: dict[str, list[dict[str, float]]]) -> Figure:
+    names = sorted(results, key=lambda name: np.mean([run["accuracy"] for run in results[name]]))
+    figure = new_figure(columns=2, width=5.0, height=4.2)
+    left, right = figure.axes
+    for axes, key, title in (
+        (left, "accuracy", "accuracy on test rows"),
+        (right, "max_load", "largest load, times number of experts (1: even)"),
+    ):
+        values = np.array([[run[key] for run in results[name]] for name in names])
+        axes.errorbar(values.mean(axis=1), range(len(names)), xerr=values.std(axis=1), fmt="o", color="#2a7f9e")
+        axes.set_yticks(range(len(names)), names if axes is left else [""] * len(names))
+        axes.set_xlabel(title)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="folder for the picture")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "routers.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {entry.name: [] for entry in registry.entries("router")}
+    for seed in range(options.seeds):
+        for router, runs in results.items():
+            runs.append(run(router, seed))
+            print(router, seed, runs[-1], flush=True)
+    table = Table(title=f"digits, {options.seeds} seeds, {platform.machine()}")
+    for column in ("router", "accuracy", "experts per row", "largest load", "entropy", "time / topk"):
+        table.add_column(column, justify="left" if column == "router" else "right")
+    base = np.median([entry["seconds"] for entry in results["topk"]])
+    for router, runs in results.items():
+        score = [entry["accuracy"] for entry in runs]
+        means = [float(np.mean([entry[key] for entry in runs])) for key in ("experts", "max_load", "entropy")]
+        ratio = float(np.median([entry["seconds"] for entry in runs]) / base)
+        table.add_row(
+            router, f"{np.mean(score):.4f} ± {np.std(score):.4f}", *(f"{value:.2f}" for value in means), f"{ratio:.2f}"
+        )
+    Console(width=110).print(table)
+    options.output.write_text(json.dumps({"machine": platform.machine(), "runs": results}, indent=1) + "\n")
+    if options.plot is not None:
+        options.plot.mkdir(parents=True, exist_ok=True)
+        plot(results).savefig(options.plot / "routers.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Every code block of the README and of the guides runs, in the order of its page, in an empty folder."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from moeapps import MoEClassifier, cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+SMALL = {"widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"]}
+ELSEWHERE = ("devices", "kafka://", "moeapps demo")  # needs several devices or a broker, or runs in CI: only parsed
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
+
+
+def make_world(page: str) -> None:
+    """The files that a page speaks of."""
+    Path("examples").symlink_to(ROOT / "examples")
+    rng = np.random.default_rng(0)
+    n = 200
+    if page in ("README", "stream"):
+        a = rng.normal(size=1200)  # more than a window
+        pd.DataFrame({"a": a, "b": rng.choice(["x", "y"], 1200), "label": a > 0}).to_csv("events.csv", index=False)
+    if page in ("README", "recsys"):
+        frame = pd.DataFrame({"user_id": rng.integers(0, 20, n), "item_id": rng.integers(0, 30, n)})
+        frame["age"], frame["item_id_history"] = rng.normal(40, 9, n), [[1, 2]] * n
+        for target in ("click", "long_view", "like"):
+            frame[target] = rng.integers(0, 2, n)
+        for name in ("clicks", "later"):
+            frame.to_parquet(f"{name}.parquet")
+        frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
+    if page == "README":
+        from moeapps.recsys import census_income
+
+        people = census_income()[:100].drop(columns=["income", "never_married"])
+        people.assign(row=range(100)).to_parquet("people.parquet")
+    if page == "vision":
+        for i in range(12):
+            for folder in (f"photos/{'cats' if i % 2 else 'dogs'}", "new"):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
+    if page == "report":
+        from sklearn.datasets import load_iris
+
+        MoEClassifier(num_experts=2, max_epochs=2, log_dir="moeapps-runs").fit(*load_iris(return_X_y=True))
+    if page == "serve":
+        frame = pd.DataFrame({"age": [31, 40] * 20, "city": ["Ulm", "Kiel"] * 20})
+        MoEClassifier(num_experts=2, max_epochs=2, random_state=0).fit(frame, [0, 1] * 20).save("bought.safetensors")
+
+
+def run_shell(text: str) -> None:
+    server = None
+    try:
+        for line in text.replace("\\\n", " ").strip().splitlines():
+            if line.startswith("pip "):
+                continue  # installs what the tests have already
+            if line.startswith("curl "):
+                assert server is not None
+                asked = shlex.split(line)
+                url = re.search(r"http://\S+:\d+", server.stdout.readline())[0]
+                answer = httpx.post(url + "/predict", content=asked[asked.index("-d") + 1], timeout=60,
+                                    headers={"Content-Type": "application/json"})  # fmt: skip
+                assert answer.status_code == 200, answer.text
+            elif line.startswith("moeapps serve"):
+                command = [*shlex.split(line)[1:], "--port", "0"]
+                server = subprocess.Popen(
+                    [sys.executable, "-m", "moeapps", *command], stdout=subprocess.PIPE, text=True
+                )
+            else:
+                assert line.startswith("moeapps "), line
+                run_command(line)
+    finally:
+        if server is not None:
+            server.terminate()
+            server.communicate()
+
+
+def run_command(line: str) -> None:
+    arguments = shlex.split(line)[1:]
+    extra = [word for name, words in SMALL.items() if name in line for word in words]
+    if any(word in line for word in ELSEWHERE):
+        if arguments[0] in cli.LIGHTNING:
+            arguments = [*arguments[:3], "--print_config"]  # the rest asks for devices that are not here
+            with pytest.raises(SystemExit) as end:
+                cli.main(arguments)
+            assert not end.value.code
+        else:
+            cli._parser().parse_args(arguments)
+        return
+    if arguments[0] == "fit":
+        extra += SHORT
+    elif arguments[0] in cli.LIGHTNING and "--config" in arguments:
+        extra += SHORT[2:]
+    assert cli.main([*arguments, *extra]) == 0, line
+
+
+@pytest.mark.xdist_group("stream")  # it compiles the loops of streams
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    found = blocks(page)
+    if page.stem != "README":
+        assert not re.search(r"^    (moeapps|python|pip) ", page.read_text(), flags=re.MULTILINE), "commands belong into fences"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    if found:
+        make_world(page.stem)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for language, text in found:
+        if language == "python":
+            exec(compile(text, str(page), "exec"), namespace)
+        elif language == "yaml":
+            Path("config.yaml").write_text(text)
+            if page.stem == "README":
+                assert cli.main(["fit", "--config", "config.yaml", *SHORT]) == 0
+                shutil.rmtree("moeapps-runs")
+        elif language == "sh" and "pip install -e" not in text:
+            run_shell(text)
+        else:
+            assert language == "sh"  # the two commands of the README, which CI runs word for word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_and_picture_is_there(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        assert page.name in navigation
