@@ -27,6 +27,24 @@ def _seeded():
 
 
 @pytest.fixture
+def short_trainings(monkeypatch):
+    """Let every estimator that trains by epochs stop after a few, whatever it is told."""
+    from moeapps.core.tabular import MoEClassifier
+    from moeapps.graph import GNNClassifier, MowstClassifier
+    from moeapps.recsys import MultiTaskRanker
+    from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
+
+    most = {MoEClassifier: 3, GNNClassifier: 4, MowstClassifier: 4, MultiTaskRanker: 1, WideNetClassifier: 1,
+            SwitchDiTGenerator: 1}  # fmt: skip
+    for kind, epochs in most.items():
+
+        def fit(self, *args, fit=kind.fit, epochs=epochs, **options):
+            return fit(self.set_params(max_epochs=min(self.max_epochs, epochs)), *args, **options)
+
+        monkeypatch.setattr(kind, "fit", fit)
+
+
+@pytest.fixture
 def data_folder() -> Path:
     """Folder of real data; a test that asks for it is skipped where there is none."""
     folder = os.environ.get("MOEAPPS_DATA")

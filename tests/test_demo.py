@@ -9,28 +9,8 @@ from rich.console import Console
 from moeapps import demo
 from moeapps.cli import DEMOS, main
 from moeapps.core.errors import ConfigError
-from moeapps.core.tabular import MoEClassifier
 from moeapps.demo import blocks
 from moeapps.demo.record import Recorder, Row
-from moeapps.graph import GNNClassifier, MowstClassifier
-from moeapps.recsys import MultiTaskRanker
-from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Let every model train for a few epochs only."""
-    for kind, epochs in (
-        (GNNClassifier, 4), (MowstClassifier, 4), (MoEClassifier, 3), (MultiTaskRanker, 1), (WideNetClassifier, 1),
-        (SwitchDiTGenerator, 1),
-    ):  # fmt: skip
-        fit = kind.fit
-        monkeypatch.setattr(
-            kind, "fit",
-            lambda self, *args, fit=fit, epochs=epochs, **kw: fit(self.set_params(max_epochs=epochs), *args, **kw),
-        )  # fmt: skip
-    monkeypatch.setattr(blocks, "DRIFTING", 300)
-
 
 MODELS = {
     "tables": ["logistic regression", "MoEClassifier"],
@@ -44,7 +24,10 @@ MODELS = {
 @pytest.mark.xdist_group("stream")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", MODELS)
-def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(part, quick, tmp_path, capsys):
+def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
+    part, short_trainings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(blocks, "DRIFTING", 300)
     seeds = 2 if part == "tables" else 1
     rows = demo.run(str(tmp_path / "out"), seeds=seeds, part=part)
     printed = capsys.readouterr().out

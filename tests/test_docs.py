@@ -114,7 +114,7 @@ def run_command(line: str) -> None:
 def test_every_block_runs(page, tmp_path, monkeypatch):
     found = blocks(page)
     if page.stem != "README":
-        assert not re.search(r"^    (moeapps|python|pip) ", page.read_text(), flags=re.MULTILINE), "commands belong into fences"
+        assert not re.search(r"^    (moeapps|python|pip) ", page.read_text(), re.MULTILINE), "fence commands"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     if found:

@@ -1,7 +1,6 @@
 """The page: read from what runs really leave, safe against what stands in them, and looked at by a browser."""
 
 import base64
-import json
 import re
 import shutil
 
@@ -189,27 +188,6 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
         write_report([str(tmp_path)], "a.pdf")
     assert main(["report", str(tmp_path)]) == 1
     assert "holds no run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "seen"),
-    [
-        ("examples/vision/widenet_digits.yaml", {"trainer.max_epochs": "2"}, "experts by class"),
-        ("examples/vision/switch_dit_digits.yaml", {"trainer.max_epochs": "1"}, "weight of experts by timestep"),
-        ("examples/recsys/home_census.yaml", {"trainer.max_epochs": "1"}, "mean weight of experts by gate"),
-        ("examples/graph/mowst_cora.yaml", {"trainer.max_epochs": "3"}, "confidence, validation nodes"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_what_fit_leaves_has_its_inside_on_the_page(config, options, seen, tmp_path, monkeypatch, request):
-    root = request.config.rootpath
-    monkeypatch.chdir(tmp_path)
-    given = [word for name, value in options.items() for word in (f"--{name}", value)]
-    assert main(["fit", "--config", str(root / config), *given, "--trainer.enable_progress_bar", "false"]) == 0
-    assert main(["report", "moeapps-runs"]) == 0
-    page = (tmp_path / "moeapps-report.html").read_text()
-    assert seen in page
-    assert json.loads((tmp_path / "moeapps-runs/version_0/views.json").read_text())
 
 
 @pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium")

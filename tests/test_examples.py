@@ -1,0 +1,58 @@
+"""The examples: every YAML is understood, those on embedded data train, every script runs on a small budget."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeapps.cli import main
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONFIGS = sorted(EXAMPLES.glob("*/*.yaml"))
+EMBEDDED = [path for path in CONFIGS if path.name.endswith(("cora.yaml", "census.yaml", "digits.yaml"))]
+SCRIPTS = {
+    "core/wine.py": [],
+    "graph/mowst_cora.py": [],
+    "graph/search.py": ["--trials", "1", "--seeds", "1", "--strong", "gcn"],
+    "recsys/census.py": ["--epochs", "1"],
+    "stream/drift_led.py": ["--n", "2000"],
+    "vision/digits.py": ["--epochs", "1"],
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_understood(config, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(config), "--print_config"])
+    assert not end.value.code
+    assert "class_path: moeapps." in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("config", EMBEDDED, ids=lambda path: path.stem)
+def test_those_on_embedded_data_train_and_are_drawn(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", str(config), *short]) == 0
+    assert main(["report", "moeapps-runs"]) == 0
+    page = Path("moeapps-report.html").read_text()
+    inside = {"widenet": "experts by class", "switch_dit": "weight of experts by timestep",
+              "home": "mean weight of experts by gate", "mowst": "confidence, validation nodes"}  # fmt: skip
+    for name, seen in inside.items():
+        if config.stem.startswith(name):
+            assert seen in page
+
+
+def test_no_script_is_forgotten():
+    assert {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py")} == set(SCRIPTS)
+
+
+@pytest.mark.xdist_group("stream")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs(script, short_trainings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *SCRIPTS[script]])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert capsys.readouterr().out
