@@ -4,7 +4,10 @@ An estimator of moeapps validates what it was given, builds a data module and a 
 :meth:`LightningEstimator._train`. Everything about the Trainer is decided here, once.
 """
 
+import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,8 +45,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     """Base of the estimators: scikit-learn's rules outside, Lightning inside.
 
     A subclass stores these constructor arguments (and its own) unchanged: ``max_epochs``, ``patience``, ``lr``,
-    ``accelerator``, ``verbose``, ``log_dir``, ``random_state``. It sets what it learned only after
-    :meth:`_train` returned, so that a fit that fails leaves the last good model as it was.
+    ``accelerator``, ``verbose``, ``log_dir``, ``random_state``. It fits inside
+    :meth:`_all_or_nothing`.
 
     It names what a saved file has to hold in :attr:`_saved_attributes` and rebuilds its network in
     :meth:`_build_model`.
@@ -133,6 +136,16 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         module.trainer = None
         module.cpu()
         return history.frame()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[Self]:
+        """A copy to be fitted, which the estimator becomes when the block ends well.
+
+        So a fit that fails, for whatever reason, leaves the last good model as it was.
+        """
+        fitted = copy.copy(self)
+        yield fitted
+        self.__dict__ = fitted.__dict__
 
     def _seed(self) -> int:
         """Draw the seed of this fit from ``random_state``."""

@@ -1,20 +1,20 @@
 """The LightningModule that every trainable model of moeapps derives from."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import NonFiniteError
+from moeapps.core.errors import FileFormatError, NonFiniteError
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
 
-__all__ = ["MoEModule"]
+__all__ = ["LateModule", "MoEModule"]
 
 
 class MoEModule(L.LightningModule):
@@ -136,3 +136,66 @@ class MoEModule(L.LightningModule):
                 layers.append(f"layer {name or type(layer).__name__!r} got {count} non-finite tokens")
         where = f"; {', '.join(layers)}" if layers else ""
         return f"the loss is not finite at step {step}: {', '.join(bad) or 'sum of terms'}{where}. Training stopped"
+
+
+class LateModule(MoEModule):
+    """A module whose network is built once it is known what the data is like.
+
+    That comes from the data module, or from the checkpoint that is loaded, which remembers it.
+
+    Attributes:
+        entry: Name of what a checkpoint remembers.
+        network: The network, once it is built.
+    """
+
+    entry: ClassVar[str]
+    network: nn.Module
+
+    def attach_data(self, data: Any) -> None:
+        """Build the network, if the data module knows what is needed."""
+        raise NotImplementedError
+
+    def attach_state(self, state: dict[str, Any]) -> None:
+        """Build the network from what a checkpoint remembers."""
+        raise NotImplementedError
+
+    def data_state(self) -> dict[str, Any]:
+        """What a checkpoint has to remember, as JSON values."""
+        raise NotImplementedError
+
+    def difference(self, state: dict[str, Any]) -> str | None:
+        """In what the checkpoint's data differs from that of the network; None where it is the same."""
+        return None if state == self.data_state() else "they differ"
+
+    @property
+    def attached(self) -> bool:
+        """Whether the network is there."""
+        return hasattr(self, "network")
+
+    def configure_model(self) -> None:
+        """Ask the data module; Lightning calls this before weights are restored."""
+        data = getattr(self._trainer, "datamodule", None)
+        if not self.attached and data is not None:
+            self.attach_data(data)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember what the data is like beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[self.entry] = self.data_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network for the checkpoint's data, unless the data module has said what it is like.
+
+        Raises:
+            FileFormatError: If it is not such a checkpoint, or one of other data.
+        """
+        state = checkpoint.get(self.entry)
+        if state is None:
+            raise FileFormatError(
+                f"the checkpoint is not one of a {type(self).__name__}: it does not know what its data is like"
+            )
+        if not self.attached:
+            self.attach_state(state)
+        elif (difference := self.difference(state)) is not None:
+            raise FileFormatError(f"the data is not what the checkpoint was trained on: {difference}")
+        super().on_load_checkpoint(checkpoint)

@@ -1,6 +1,5 @@
 """What all node classifiers share behind scikit-learn's interface: inputs, labels, masks, prediction, scoring."""
 
-import copy
 from typing import Any, Self
 
 import numpy as np
@@ -74,30 +73,29 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         ValueError
             Naming the input that cannot be used.
         """
-        fitted = copy.copy(self)
-        if isinstance(X, Data):
-            fitted.__dict__.pop("feature_names_in_", None)
-        else:
-            validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
-            y = column_or_1d(y, warn=True)
-        graph = as_graph(
-            X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
-        )
-        if graph.y is not None:
-            check_classification_targets(graph.y[labeled(graph.y)])
-        seed = self._seed()
-        data = GraphDataModule(graph, seed=seed, batch_size=self.batch_size, num_neighbors=self.num_neighbors)
-        data.setup("fit")
-        module = self._make_module(self._class_weight(data.classes))
-        fitted.history_ = fitted._train(module, data, seed, **self._stopping())
-        fitted.n_iter_ = len(fitted.history_)
-        fitted.n_features_in_ = data.in_channels
-        fitted.classes_ = data.classes
-        fitted.model_ = module.model.eval()
-        fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
-        fitted.graph_.edges = data.edges
-        fitted._after_training(module, data)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            if isinstance(X, Data):
+                fitted.__dict__.pop("feature_names_in_", None)
+            else:
+                validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
+                y = column_or_1d(y, warn=True)
+            graph = as_graph(
+                X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
+            )
+            if graph.y is not None:
+                check_classification_targets(graph.y[labeled(graph.y)])
+            seed = self._seed()
+            data = GraphDataModule(graph, seed=seed, batch_size=self.batch_size, num_neighbors=self.num_neighbors)
+            data.setup("fit")
+            module = self._make_module(self._class_weight(data.classes))
+            fitted.history_ = fitted._train(module, data, seed, **self._stopping())
+            fitted.n_iter_ = len(fitted.history_)
+            fitted.n_features_in_ = data.in_channels
+            fitted.classes_ = data.classes
+            fitted.model_ = module.model.eval()
+            fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
+            fitted.graph_.edges = data.edges
+            fitted._after_training(module, data)
         return self
 
     def predict_proba(

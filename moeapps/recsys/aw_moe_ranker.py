@@ -1,6 +1,5 @@
 """Rank a candidate for a user with a history, behind scikit-learn's interface."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -110,9 +109,8 @@ class AWMoERanker(Ranker):
         ValueError
             Naming the argument, column or target that cannot be used, or that there is no history.
         """
-        fitted = copy.copy(self)
-        fitted._fit(frame, [target], ignored, {target: "binary"}, validation)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            fitted._fit(frame, [target], ignored, {target: "binary"}, validation)
         return self
 
     def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.module import MoEModule
+from moeapps.core.errors import ConfigError
+from moeapps.core.module import LateModule
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
@@ -21,10 +21,8 @@ from moeapps.recsys.targets import Targets, task_losses
 
 __all__ = ["RankingModule"]
 
-_TABLE = "moeapps_table"
 
-
-class RankingModule(MoEModule):
+class RankingModule(LateModule):
     """Weighted sum of the tasks' losses over the rows whose label is known.
 
     What the table is like (categories, numbers, targets) comes from the data module, or from the checkpoint that is
@@ -57,6 +55,7 @@ class RankingModule(MoEModule):
         ConfigError: If an argument is impossible.
     """
 
+    entry = "moeapps_table"
     network: MultiTaskNetwork | SequenceNetwork
     encoder: TableEncoder
     targets: Targets
@@ -131,11 +130,22 @@ class RankingModule(MoEModule):
             check_at_least_zero(**{argument: min(values)})
             self.register_buffer(argument, torch.tensor(values), persistent=False)
 
-    def configure_model(self) -> None:
-        """Take the table from the data module, where it knows one; Lightning calls this before weights are restored."""
-        data = getattr(self._trainer, "datamodule", None)
-        if not hasattr(self, "network") and data is not None and hasattr(data, "encoder"):
+    def attach_data(self, data: Any) -> None:
+        """Take the table from the data module."""
+        if hasattr(data, "encoder"):
             self.attach(data.encoder, data.targets)
+
+    def attach_state(self, state: dict[str, Any]) -> None:
+        """Take the table from the checkpoint."""
+        self.attach(TableEncoder.from_state(state["encoder"]), Targets.from_state(state["targets"]))
+
+    def data_state(self) -> dict[str, Any]:
+        """Categories, numbers and targets."""
+        return {"encoder": self.encoder.state(), "targets": self.targets.state()}
+
+    def difference(self, state: dict[str, Any]) -> str | None:
+        """Anything at all."""
+        return None if state == self.data_state() else "its categories, numbers or targets differ"
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)`` of encoded rows."""
@@ -225,25 +235,3 @@ class RankingModule(MoEModule):
             torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
         make = torch.optim.Adagrad if self.sparse_gradients else torch.optim.AdamW
         return self.with_cosine_schedule(make([group for group in groups if group["params"]], lr=self.lr))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the table is like beside the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[_TABLE] = {"encoder": self.encoder.state(), "targets": self.targets.state()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network for the checkpoint's table, unless the data has said what the table is like.
-
-        Raises:
-            FileFormatError: If it is not a ranker's checkpoint, or one of another table.
-        """
-        table = checkpoint.get(_TABLE)
-        if table is None:
-            raise FileFormatError("the checkpoint is not one of a RankingModule: it does not know its table")
-        if not hasattr(self, "network"):
-            self.attach(TableEncoder.from_state(table["encoder"]), Targets.from_state(table["targets"]))
-        elif table != {"encoder": self.encoder.state(), "targets": self.targets.state()}:
-            raise FileFormatError(
-                "the training data is not what the checkpoint was trained on: its categories, numbers or targets differ"
-            )
-        super().on_load_checkpoint(checkpoint)

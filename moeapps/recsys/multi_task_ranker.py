@@ -1,6 +1,5 @@
 """Several targets of one table, behind scikit-learn's interface."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -171,9 +170,8 @@ class MultiTaskRanker(Ranker):
         ValueError
             Naming the argument, column or target that cannot be used.
         """
-        fitted = copy.copy(self)
-        fitted._fit(frame, targets, ignored, kinds, validation)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            fitted._fit(frame, targets, ignored, kinds, validation)
         return self
 
     def diagnose(self, frame: pd.DataFrame) -> Diagnosis:

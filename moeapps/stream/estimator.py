@@ -3,24 +3,17 @@
 import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
-from sklearn.utils import Tags
-from sklearn.utils.validation import check_array, validate_data
-from torch import Tensor
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.saving import SaveMixin
 from moeapps.stream.encoding import FeatureEncoder, NewThings
-from moeapps.stream.engine import RiverEngine, TreeEngine, restore_arrays, tree_arrays
+from moeapps.stream.engine import RiverEngine, TreeEngine, tree_arrays
 from moeapps.stream.mixture import (
     EVENTS,
     FIXED,
@@ -36,6 +29,8 @@ from moeapps.stream.mixture import (
 )
 from moeapps.stream.network import layers_of
 from moeapps.stream.river_face import RiverFace
+from moeapps.stream.saving import StreamSaving
+from moeapps.stream.sklearn_face import SklearnFace
 
 if TYPE_CHECKING:
     from moeapps.stream.router import StreamRouter
@@ -45,7 +40,7 @@ __all__ = ["StreamEstimator"]
 DRIFT = {None: FIXED, "reset": RESET, "replace": REPLACE}
 
 
-class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
+class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     """Base of :class:`DriftMoEClassifier` and :class:`DriftMoERegressor`.
 
     Constructor arguments are stored unchanged and checked at the first instance. What was learned is in ``_engine``
@@ -453,140 +448,12 @@ class StreamEstimator(SaveMixin, BaseEstimator, RiverFace):
         """``(E,)`` sum of the weights that each expert had in the predictions of all learned instances."""
         return np.zeros(0) if self._engine is None else self._engine.mixture.activation.copy()
 
-    def _get_width(self) -> int:
-        if self._width is None:
-            raise AttributeError("n_features_in_ is there after fit or partial_fit")
-        return self._width
-
-    def _set_width(self, width: int) -> None:
-        self._width = width
-
-    def _get_names(self) -> NDArray[Any]:
-        if self._names is None:
-            raise AttributeError("feature_names_in_ is there after fit or partial_fit with a DataFrame")
-        return np.array(self._names, dtype=object)
-
-    def _set_names(self, names: NDArray[Any]) -> None:
-        self._names = list(names)
-
-    def _delete_names(self) -> None:
-        self._names = None
-
-    n_features_in_ = property(_get_width, _set_width, doc="Number of features of ``fit`` or ``partial_fit``.")
-    feature_names_in_ = property(_get_names, _set_names, _delete_names, "Columns of ``fit``, where it had a frame.")
-
     @property
     def nbytes_(self) -> int:
         """Bytes of the learned arrays."""
         if isinstance(self._engine, TreeEngine):
             return sum(array.nbytes for array in tree_arrays(self._engine).values())
         return 0
-
-    # --- scikit-learn
-
-    def fit(self, X: Any, y: Any) -> Self:
-        """Forget everything and learn the rows once, in their order.
-
-        Parameters
-        ----------
-        X : DataFrame or array (n, F)
-            A frame may have text columns; NaN means missing.
-        y : array (n,)
-            Targets.
-        """
-        fresh = type(self)(**self.get_params(deep=False))
-        fresh.partial_fit(X, y)
-        self.__dict__.update(fresh.__dict__)
-        return self
-
-    def partial_fit(self, X: Any, y: Any) -> Self:
-        """Learn rows on top of what was learned before."""
-        raise NotImplementedError
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self._engine is not None
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.categorical = True
-        return tags
-
-    def _need_fitted(self) -> None:
-        if self._engine is None:
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit, or learn instances")
-
-    def _table(self, X: Any, reset: bool) -> pd.DataFrame:
-        """A frame, with scikit-learn's checks of shape and names."""
-        if isinstance(X, pd.DataFrame):
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            if len(X) == 0 or X.shape[1] == 0:
-                check_array(np.empty(X.shape))
-            return X
-        array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
-        return pd.DataFrame(array)
-
-    def saved_arguments(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        if self.expert is not None:
-            raise ConfigError(
-                "a model with experts of river's (expert=...) cannot be saved without pickle: pickle it yourself, or "
-                "use the built-in trees (expert=None)"
-            )
-        params: dict[str, Any] = self.get_params(deep=False)
-        return params
-
-    def saved_state(self) -> dict[str, Any]:
-        """Names, categories and counters."""
-        started = self._engine is not None
-        return {
-            "started": started,
-            "features": self._encoder.state(),
-            "skipped": self._skipped,
-            "real_seed": self._real_seed,
-            "names": self._names,
-            "width": self._width,
-        }
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Every array of the engine; unsigned ones as signed."""
-        if self._engine is None:
-            return {}
-        assert isinstance(self._engine, TreeEngine)
-        arrays = tree_arrays(self._engine)
-        return {
-            name: torch.from_numpy(array.view(np.int64) if array.dtype == np.uint64 else array)
-            for name, array in arrays.items()
-        }
-
-    @classmethod
-    def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
-    ) -> Self:
-        """Construct, then put names and arrays back."""
-        model = cls(**arguments)
-        model._encoder.restore(state["features"])
-        model._skipped, model._real_seed = int(state["skipped"]), state["real_seed"]
-        model._names, model._width = state["names"], state["width"]
-        model._restore(state)
-        if state["started"]:
-            engine = model._new_engine(int(state["real_seed"]))
-            assert isinstance(engine, TreeEngine)
-            model._resize(engine)
-            arrays = {
-                name: tensor.numpy().view(np.uint64) if name.endswith("rng") else tensor.numpy()
-                for name, tensor in tensors.items()
-            }
-            restore_arrays(engine, arrays)
-            model._engine = engine
-        return model
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Put back what a subclass has saved."""
-
-    def _resize(self, engine: TreeEngine) -> None:
-        """Tell a new engine how many features and classes there are."""
-        engine.n_features = len(self._encoder.columns)
 
 
 _NOTHING = "(no features)"

@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
@@ -22,7 +21,7 @@ from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.routing import Routing
 from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
-from moeapps.vision.data import ImageArrays, ImageDataModule, make_transform, split_rows
+from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, make_transform, split_rows
 from moeapps.vision.folders import find_images, read_images
 from moeapps.vision.images import ImageSpec, as_images, to_float
 from moeapps.vision.module import AUGMENTATIONS, FAMILIES, ImageModule
@@ -181,9 +180,8 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         ValueError
             Naming the argument, image or file that cannot be used.
         """
-        fitted = copy.copy(self)
-        fitted._fit(X, y)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            fitted._fit(X, y)
         return self
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
@@ -198,16 +196,12 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         images = as_images(X)
         if y is None:
             raise DataError("y is needed: one label per image")
-        labels = column_or_1d(y, warn=True)
-        check_classification_targets(labels)
-        if len(labels) != len(images):
-            raise DataError(f"{len(images)} images and {len(labels)} labels")
-        self.classes_, codes = np.unique(labels, return_inverse=True)
+        self.classes_, codes = encode_labels(y, len(images))
         if len(self.classes_) < 2:
             raise DataError(f"y has {len(self.classes_)} class: at least two are needed")
         seed = self._seed()
         rows, held = split_rows(codes, self.validation_fraction, seed)
-        target = torch.from_numpy(codes.astype(np.int64))
+        target = torch.from_numpy(codes)
         train = images[torch.from_numpy(rows)]
         self.spec_ = ImageSpec.of(train, self.classes_)
         self.largest_ = _largest(train)

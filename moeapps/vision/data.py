@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.model_selection import train_test_split
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,7 +23,7 @@ from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.public import LabelledImages, load_images
 
-__all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "PublicImageData", "split_rows"]
+__all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "PublicImageData", "encode_labels", "split_rows"]
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -37,6 +39,20 @@ def split_rows(codes: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray
     stratify = codes if counts.min() >= 2 and min(held, len(rows) - held) >= len(counts) else None
     train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
     return train, val
+
+
+def encode_labels(y: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes, sorted, and the code of each label.
+
+    Raises:
+        ValueError: If the labels are not those of a classification, or not one per image.
+    """
+    labels = column_or_1d(y, warn=True)
+    check_classification_targets(labels)
+    if len(labels) != count:
+        raise DataError(f"{count} images and {len(labels)} labels")
+    classes, codes = np.unique(labels, return_inverse=True)
+    return classes, codes.astype(np.int64)
 
 
 def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:

@@ -143,6 +143,11 @@ class DiffusionModule(SpecModule):
         for name, value in (("warmup", warmup), ("ema_decay", ema_decay)):
             if value >= 1:
                 raise ConfigError(f"{name} must be below 1, got {value!r}")
+        own = {"timesteps", "learn_sigma", "class_dropout"} & set(options or {})
+        if own:
+            raise ConfigError(
+                f"options must not hold {', '.join(sorted(own))}: arguments of the module of that name do"
+            )
         self.save_hyperparameters()
         self.diffusion = Diffusion(timesteps, schedule, prediction, snr_gamma)
         self.model, self.conditional, self.compile_network = model, conditional, compile

@@ -1,14 +1,12 @@
 """Drawing images behind scikit-learn's interface."""
 
-import copy
 from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
@@ -16,7 +14,7 @@ from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.saving import labels_from_json, labels_to_json
-from moeapps.vision.data import ImageArrays, ImageDataModule, split_rows
+from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, split_rows
 from moeapps.vision.diffusion_module import DiffusionModule
 from moeapps.vision.images import ImageSpec, as_images
 from moeapps.vision.switch_dit import SwitchDiT
@@ -181,9 +179,8 @@ class SwitchDiTGenerator(LightningEstimator):
         ValueError
             Naming the argument or image that cannot be used.
         """
-        fitted = copy.copy(self)
-        fitted._fit(X, y)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            fitted._fit(X, y)
         return self
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
@@ -202,15 +199,11 @@ class SwitchDiTGenerator(LightningEstimator):
         if y is None:
             self.classes_, codes = None, np.zeros(len(images), dtype=np.int64)
         else:
-            labels = column_or_1d(y, warn=True)
-            check_classification_targets(labels)
-            if len(labels) != len(images):
-                raise DataError(f"{len(images)} images and {len(labels)} labels")
-            self.classes_, codes = np.unique(labels, return_inverse=True)
+            self.classes_, codes = encode_labels(y, len(images))
         seed = self._seed()
         rows, held = split_rows(codes, self.validation_fraction, seed)
         self.spec_ = ImageSpec.of(images, [] if self.classes_ is None else self.classes_)
-        target = torch.from_numpy(codes.astype(np.int64))
+        target = torch.from_numpy(codes)
         parts = [ImageArrays(images[part], target[part]) for part in map(torch.from_numpy, (rows, held))]
         watched = len(held) > 0
         data = ImageDataModule(

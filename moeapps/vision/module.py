@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.module import MoEModule
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.module import LateModule
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
@@ -23,8 +23,6 @@ FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "
 """Models whose sizes are arguments; any other name is one of timm."""
 
 AUGMENTATIONS = ("none", "shift", "shift_flip")
-
-_SPEC = "moeapps_images"
 
 
 def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
@@ -63,50 +61,38 @@ def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
     return images
 
 
-class SpecModule(MoEModule):
-    """A module whose network is built once it is known what the images are like.
+class SpecModule(LateModule):
+    """A module whose network is built once it is known what the images are like."""
 
-    That comes from the data module, or from the checkpoint that is loaded.
-    """
-
+    entry = "moeapps_images"
     spec: ImageSpec
-    network: nn.Module
 
     def attach(self, spec: ImageSpec) -> None:
         """Build the network for images."""
         raise NotImplementedError
 
-    def configure_model(self) -> None:
-        """Take the spec from the data module, where it knows one; Lightning calls this before weights are restored."""
-        found = getattr(getattr(self._trainer, "datamodule", None), "spec", None)
-        if not hasattr(self, "network") and found is not None:
-            self.attach(found)
+    def attach_data(self, data: Any) -> None:
+        """Take the spec from the data module."""
+        if getattr(data, "spec", None) is not None:
+            self.attach(data.spec)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the images are like beside the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[_SPEC] = self.spec.state()
+    def attach_state(self, state: dict[str, Any]) -> None:
+        """Take the spec from the checkpoint."""
+        self.attach(ImageSpec.from_state(state))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network for the checkpoint's images, unless the data has said what they are like.
+    def data_state(self) -> dict[str, Any]:
+        """The spec."""
+        return self.spec.state()
 
-        Raises:
-            FileFormatError: If it is not such a checkpoint, or one of other images.
-        """
-        state = checkpoint.get(_SPEC)
-        if state is None:
-            raise FileFormatError(
-                f"the checkpoint is not one of a {type(self).__name__}: it does not know what its images are like"
-            )
+    def difference(self, state: dict[str, Any]) -> str | None:
+        """Other shapes or classes; other statistics of the pixels do not matter."""
         spec = ImageSpec.from_state(state)
-        if not hasattr(self, "network"):
-            self.attach(spec)
-        elif (spec.shape, spec.classes) != (self.spec.shape, self.spec.classes):
-            raise FileFormatError(
-                f"the data is not what the checkpoint was trained on: images {self.spec.shape} of "
-                f"{len(self.spec.classes)} classes, the checkpoint's {spec.shape} of {len(spec.classes)}"
-            )
-        super().on_load_checkpoint(checkpoint)
+        if (spec.shape, spec.classes) == (self.spec.shape, self.spec.classes):
+            return None
+        return (
+            f"images {self.spec.shape} of {len(self.spec.classes)} classes, the checkpoint's {spec.shape} of "
+            f"{len(spec.classes)}"
+        )
 
 
 class ImageModule(SpecModule):

@@ -233,7 +233,7 @@ def test_a_checkpoint_of_other_data_is_refused(config, frame, file, capsys):
     other.to_csv(file, index=False) if file.suffix == ".csv" else other.to_parquet(file)
     last = ["--ckpt_path", "moeapps-runs/version_0/checkpoints/last.ckpt"]
     assert main(["fit", *config, *last]) == 1
-    assert "the training data is not what the checkpoint was trained on" in capsys.readouterr().err
+    assert "the data is not what the checkpoint was trained on" in capsys.readouterr().err
     assert main(["test", *config]) == 2
     assert "give the checkpoint of a trained model" in capsys.readouterr().err
 

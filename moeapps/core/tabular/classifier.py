@@ -1,6 +1,5 @@
 """Mixture of experts as a classifier of tables, behind scikit-learn's interface."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -183,16 +182,16 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
             not among them is refused later, and nothing is changed.
         """
         self._refuse_mixing()
-        fitted = copy.copy(self)
-        if hasattr(self, "model_"):
-            if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise DataError(f"classes {np.unique(classes)} differ from those of the first call: {self.classes_}")
-            fitted._continue(X, y, sample_weight)
-        else:
-            fitted._announced = None if classes is None else np.unique(classes)
-            fitted._fit(X, y, sample_weight, passes=1)
-        fitted.__dict__.pop("_announced", None)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            if hasattr(self, "model_"):
+                if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+                    known = f"differ from those of the first call: {self.classes_}"
+                    raise DataError(f"classes {np.unique(classes)} {known}")
+                fitted._continue(X, y, sample_weight)
+            else:
+                fitted._announced = None if classes is None else np.unique(classes)
+                fitted._fit(X, y, sample_weight, passes=1)
+            fitted.__dict__.pop("_announced", None)
         return self
 
     _announced: np.ndarray | None = None

@@ -149,9 +149,8 @@ class TabularEstimator(LightningEstimator):
         ValueError
             Naming the input or argument that cannot be used.
         """
-        fitted = copy.copy(self)
-        fitted._fit(X, y, sample_weight)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            fitted._fit(X, y, sample_weight)
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -162,12 +161,11 @@ class TabularEstimator(LightningEstimator):
         (``expert_choice``) are refused: their batches are the caller's here.
         """
         self._refuse_mixing()
-        fitted = copy.copy(self)
-        if hasattr(self, "model_"):
-            fitted._continue(X, y, sample_weight)
-        else:
-            fitted._fit(X, y, sample_weight, passes=1)
-        self.__dict__ = fitted.__dict__
+        with self._all_or_nothing() as fitted:
+            if hasattr(self, "model_"):
+                fitted._continue(X, y, sample_weight)
+            else:
+                fitted._fit(X, y, sample_weight, passes=1)
         return self
 
     def _refuse_mixing(self) -> None:
