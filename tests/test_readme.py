@@ -150,3 +150,39 @@ def test_the_tables_of_images_are_what_the_benchmarks_wrote():
         for sizes, rows in speed[title].items():
             cells = " | ".join(f"{rows[kind]['ratio']:.2f}" for kind in rows if kind != "match")
             assert f"| {sizes} | {cells} |" in README, sizes
+
+
+def test_the_table_of_routers_is_what_the_benchmark_wrote():
+    guide = (ROOT / "docs/routing.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/routers.json").read_text())
+    assert len(found["runs"]) == 13
+    for router, runs in found["runs"].items():
+        score = [run["accuracy"] for run in runs]
+        means = " | ".join(f"{np.mean([run[key] for run in runs]):.2f}" for key in ("experts", "max_load", "entropy"))
+        cells = f"{np.mean(score):.4f} ± {np.std(score):.4f} | {means} | {found['time'][router]:.2f} |"
+        assert re.search(rf"\| `{router}` \| [^|]+ \| {re.escape(cells)}", guide), (router, cells)
+
+
+def test_the_table_of_serving_is_what_the_benchmark_wrote():
+    guide = (ROOT / "docs/serve.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/serve_load.json").read_text())
+    for name in ("tables", "stream"):
+        run = found[name]
+        speed = f"{run['requests_per_second']:.0f} | {run['p50_ms']:.1f} | {run['p99_ms']:.1f}"
+        rest = f"{run['wrong']} | {run['failed']} | {run['mib_before']:.0f} / {run['mib_after']:.0f}"
+        assert f"| {speed} | {rest} |" in guide, (name, speed, rest)
+
+
+def test_the_page_of_papers_quotes_our_benchmarks():
+    page = (ROOT / "docs/papers.md").read_text()
+    sets = json.loads((ROOT / "benchmarks/results/vision_accuracy.json").read_text())["sets"]
+    for model, runs in sets["cifar10"].items():
+        score = [run["accuracy"] for run in runs.values()]
+        assert f"{np.mean(score):.4f} ± {np.std(score):.4f} | {runs['0']['parameters']:,} |" in page, model
+    for runs in json.loads((ROOT / "benchmarks/results/vision_diffusion.json").read_text())["runs"].values():
+        last = [run["curve"][-1]["fid"] for run in runs.values()]
+        assert f"{np.mean(last):.4f} ± {np.std(last):.4f}" in page
+    runs = json.loads((ROOT / "benchmarks/results/stream_accuracy.json").read_text())["runs"]
+    for column in ("paper, data", "paper, task", "DriftMoE"):
+        score = [100 * runs[f"elec, {seed}"][column]["accuracy"] for seed in range(3)]
+        assert f"{np.mean(score):.2f} ± {np.std(score):.2f}" in page, column

@@ -16,7 +16,7 @@ from moeapps.demo.record import Recorder, Row
 
 __all__ = ["BLOCKS"]
 
-DRIFTING = 6_000
+DRIFTING = 3_000
 """Instances of the synthetic stream."""
 
 
@@ -191,7 +191,7 @@ def vision(recorder: Recorder) -> None:
         )
         for name, row in readers.items():
             reader = WideNetClassifier(
-                name, embed_dim=64, depth=4, patch_size=2, max_epochs=10, lr=3e-3, validation_fraction=0.0,
+                name, embed_dim=64, depth=3, patch_size=2, max_epochs=8, lr=3e-3, validation_fraction=0.0,
                 random_state=seed,
             )  # fmt: skip
             with recorder.training(row, seed):
@@ -201,7 +201,7 @@ def vision(recorder: Recorder) -> None:
             if row.ours:
                 row.views = Views([Map.of("experts by digit, last block", reader.expert_load(test, y_test), "digit")])
         for name, row in artists.items():
-            artist = SwitchDiTGenerator(name, max_epochs=15, validation_fraction=0.25, random_state=seed)
+            artist = SwitchDiTGenerator(name, max_epochs=8, validation_fraction=0.25, random_state=seed)
             with recorder.training(row, seed):
                 artist.fit(digits.images, digits.target)
             recorder.score(row, artist.history_["val/loss"].iloc[-1], _count(artist.model_.network))

@@ -56,7 +56,7 @@ class Limits:
     save_every: float = 30.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     operation: str
     content: Any
@@ -160,11 +160,12 @@ class Backend:
         self._something.set()
         try:
             return await asyncio.wait_for(job.answer, self.limits.timeout)
-        except TimeoutError:
-            raise TooSlow from None
-        finally:
-            with suppress(ValueError):
+        except BaseException as error:  # too slow, or the client went away: what waits no longer takes no room
+            if job in self._jobs:
                 self._jobs.remove(job)
+            if isinstance(error, TimeoutError):
+                raise TooSlow from None
+            raise
 
     async def close(self) -> None:
         """Save what was learned and end the worker."""

@@ -87,12 +87,11 @@ class TableService(Service):
         if self.width:
             array = np.array(request["rows"], dtype=np.float64).reshape(-1, self.width)
             return _records(predict_frame(_Unnamed(self.model), pd.DataFrame(array)))
-        frame = pd.DataFrame(
-            {
-                name: pd.Series([row[name] for row in request["rows"]], dtype="float64" if kind == "number" else object)
-                for name, kind in self.columns.items()
-            }
-        )
+        columns: dict[str, Any] = {}
+        for name, kind in self.columns.items():
+            values = [row[name] for row in request["rows"]]
+            columns[name] = np.array(values, dtype=np.float64) if kind == "number" else _objects(values)
+        frame = pd.DataFrame(columns)
         return _records(predict_frame(self.model, frame))
 
 
@@ -222,6 +221,13 @@ def open_service(path: str | os.PathLike[str]) -> Service:
     raise ConfigError(
         f"{path} holds a {type(model).__name__}, which does not answer requests: save an estimator that predicts"
     )
+
+
+def _objects(values: list[Any]) -> Any:
+    """An array of any values, lists among them."""
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def _attempt(function: Callable[[Request], Any], request: Request) -> Any:

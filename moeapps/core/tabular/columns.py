@@ -133,8 +133,12 @@ class ColumnEncoder:
 
     def _numbers(self, X: pd.DataFrame | NDArray[Any]) -> NDArray[np.float64]:
         if isinstance(X, pd.DataFrame):
-            parts = [pd.to_numeric(X.iloc[:, i], errors="coerce") for i in self.numeric]
-            numbers = np.column_stack([p.to_numpy(dtype=np.float64, na_value=np.nan) for p in parts]) if parts else None
+            chosen = X.iloc[:, self.numeric]
+            if all(isinstance(kind, np.dtype) and kind.kind in "fiu" for kind in chosen.dtypes):
+                numbers = chosen.to_numpy(dtype=np.float64, copy=True) if self.numeric else None
+            else:
+                parts = [pd.to_numeric(column, errors="coerce") for _, column in chosen.items()]
+                numbers = np.column_stack([p.to_numpy(dtype=np.float64, na_value=np.nan) for p in parts])
         else:
             numbers = X[:, self.numeric].astype(np.float64)
         if numbers is None:
