@@ -44,7 +44,12 @@ def make_world(page: str) -> None:
             frame.to_parquet(f"{name}.parquet")
         frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
     if page == "README":
+        from sklearn.datasets import load_iris
+
         from moeapps.recsys import census_income
+
+        model = MoEClassifier(num_experts=2, max_epochs=2, log_dir="moeapps-demo").fit(*load_iris(return_X_y=True))
+        model.save("model.safetensors")
 
         people = census_income()[:100].drop(columns=["income", "never_married"])
         people.assign(row=range(100)).to_parquet("people.parquet")

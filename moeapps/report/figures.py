@@ -19,7 +19,7 @@ __all__ = ["Picture", "draw_curves", "draw_lines"]
 INK = "#010203"
 """Stands for the colour of the page's text, which replaces it."""
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#b8a11f", "#35a5c7", "#aa3377", "#888888", "#d9822b", "#7a5fc0", "#5b9a8b")
+COLORS = ("#4d8ad0", "#ee6677", "#228833", "#b8a11f", "#35a5c7", "#aa3377", "#888888", "#d9822b", "#7a5fc0", "#5b9a8b")
 """Readable on white and on black."""
 
 POINTS = 400

@@ -1,6 +1,7 @@
 """``moeapps report``: runs as one HTML page that needs no network and no script."""
 
 import datetime
+import itertools
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,27 @@ def _differences(runs: list[Run]) -> dict[str, Any]:
 
 
 def _comparisons(runs: list[Run]) -> list[Any]:
-    """Curves of a metric over all the runs that logged it."""
+    """Curves of a metric over all the runs that logged it on the same data."""
     pictures = []
-    names = [str(name) for run in runs for name in run.history if _is_metric(str(name))]
-    for name in dict.fromkeys(names):
-        having = [run for run in runs if name in run.history and run.history[name].notna().sum() > 1]
-        for axis in ("epoch", "instance"):
-            lines = {run.name: (run.history[axis], run.history[name]) for run in having if run.axis == axis}
-            if len(lines) > 1:
-                pictures.append(draw_lines(name, axis, lines))
-    return pictures[:12]
+    names = dict.fromkeys(str(name) for run in runs for name in run.history if _is_metric(str(name)))
+    places = dict.fromkeys(_place(run) for run in runs)
+    for name, place in itertools.product(names, places):
+        having = [run for run in runs if _place(run) == place and _is_curve(run, name)]
+        if len(having) > 1:
+            data, axis = place
+            title = f"{name}, {data}" if len(places) > 1 and data else name
+            lines = {run.name: (run.history[axis], run.history[name]) for run in having}
+            pictures.append(draw_lines(title, axis, lines))
+    return pictures[:24]
+
+
+def _place(run: Run) -> tuple[str, str]:
+    """What has to be alike for curves to compare: the data, and what is counted."""
+    return " ".join(run.facts[name] for name in ("data", "set") if name in run.facts), run.axis
+
+
+def _is_curve(run: Run, name: str) -> bool:
+    return name in run.history and run.axis in run.history and run.history[name].notna().sum() > 1
 
 
 def _is_metric(name: str) -> bool:
@@ -134,7 +146,7 @@ def _training(run: Run) -> list[Any]:
     history, axis = run.history, run.axis
     if axis not in history:
         return []
-    metrics = [str(n) for n in history if _is_metric(str(n)) and history[n].notna().sum() > 1]
+    metrics = [str(n) for n in history if _is_metric(str(n)) and _is_curve(run, str(n))]
     losses = [name for name in metrics if name.endswith("/loss")]
     groups = [losses, *([name] for name in metrics if name not in losses and name != "windowed")]
     if "windowed" in metrics:
