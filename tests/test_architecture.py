@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import pytest
 
 import moeapps
@@ -55,3 +56,37 @@ def test_every_public_name_is_there(package):
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = package.nonsense
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its import path."""
+    return {
+        ".".join(("moeapps", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imported_at_once(path: Path, known: set[str]) -> set[str]:
+    """Modules that are imported when this one is, not later by a function and not for type checkers only."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("moeapps"):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= members & known or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("moeapps")}
+    return found
+
+
+def test_no_cycle_of_imports():
+    known = modules()
+    graph = networkx.DiGraph()
+    for name, path in known.items():
+        graph.add_edges_from((name, other) for other in imported_at_once(path, set(known)) if other != name)
+    assert graph.number_of_edges() > 300
+    assert list(networkx.simple_cycles(graph)) == []
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules().values()}
+    assert {path: lines for path, lines in lengths.items() if lines > 500} == {}

@@ -1,5 +1,6 @@
 """Every code block of the README and of the guides runs, in the order of its page, in an empty folder."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -150,3 +151,22 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
         assert page.name in navigation
+
+
+@pytest.mark.parametrize("package", ["core", "graph", "stream", "recsys", "vision", "report"])
+def test_every_public_name_has_a_place_in_the_reference(package):
+    shown: dict[str, list[str]] = {}
+    for page in PAGES[1:]:
+        for target, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", page.read_text() + "\n", re.MULTILINE):
+            members = re.search(r"members: \[(.*)\]", options)
+            shown.setdefault(target, []).extend(re.split(r",\s*", members[1]) if members else ["*"])
+    module = importlib.import_module(f"moeapps.{package}")
+    homes = {name: getattr(getattr(module, name), "__module__", "") for name in module.__all__}
+    missing = [
+        name
+        for name, home in homes.items()
+        if f"moeapps.{package}.{name}" not in shown
+        and f"{home}.{name}" not in shown
+        and not {"*", name} & set(shown.get(home, []))
+    ]
+    assert missing == []
