@@ -29,9 +29,23 @@ def test_the_two_set_up_commands_stand_on_lines_of_their_own():
 
 def test_the_table_is_what_the_demo_wrote():
     results = json.loads((ROOT / "docs/demo/results.json").read_text())
+    assert len(results["rows"]) == 19
+    assert f"{results['seeds']} seeds" in README
+    assert f"{results['seconds']:.0f} seconds in all" in README
     for row in results["rows"]:
-        cells = f"| {row['model']} | {100 * row['mean']:.2f} ± {100 * row['sd']:.2f} % | {row['parameters']:,} |"
+        model = f"**{row['model']}**" if row["ours"] else row["model"]
+        scale, digits = (100, 2) if row["percent"] else (1, 4)
+        score = f"{scale * row['mean']:.{digits}f} ± {scale * row['sd']:.{digits}f}"
+        parameters = f" {row['parameters']:,} " if row["parameters"] else " "
+        cells = f"| {row['task']} | {model} | {row['metric']} | {score} |{parameters}| {np.mean(row['seconds']):.1f} |"
         assert cells in README, cells
+
+
+def test_the_speed_of_serving_is_what_the_benchmark_wrote():
+    found = json.loads((ROOT / "benchmarks/results/serve_load.json").read_text())
+    assert found["tables"]["wrong"] == found["stream"]["wrong"] == 0
+    assert f"{found['tables']['requests_per_second']:.0f} answers of a table's model" in README
+    assert f"{found['stream']['requests_per_second']:.0f} of a stream's" in README
 
 
 def test_the_dispatch_table_is_what_the_benchmark_wrote():
@@ -150,6 +164,9 @@ def test_the_tables_of_images_are_what_the_benchmarks_wrote():
         for sizes, rows in speed[title].items():
             cells = " | ".join(f"{rows[kind]['ratio']:.2f}" for kind in rows if kind != "match")
             assert f"| {sizes} | {cells} |" in README, sizes
+    assert len(speed["capacity"]) >= 3
+    for row in speed["capacity"]:
+        assert f"| {row['factor']} | {summary(row['accuracy'])} | {row['time']:.2f} |" in README, row
 
 
 def test_the_table_of_routers_is_what_the_benchmark_wrote():

@@ -44,7 +44,7 @@ def make_app(
 
     app = FastAPI(title=f"moeapps: {description['model']}", version=moeapps.__version__, lifespan=lifespan)
     numbers = _Numbers(backend)
-    backend._observe = numbers.observe
+    backend.observe = numbers.observe
     _add_errors(app)
     _add_paths(app, backend, description, numbers)
     app.add_middleware(_Gate, max_body=max_body, token=token, seconds=backend.limits.timeout, numbers=numbers)

@@ -87,7 +87,7 @@ class Backend:
         make_worker: Callable[[str], Worker] = Worker,
     ) -> None:
         self.path, self.learn_to, self.limits = path, learn_to, limits or Limits()
-        self._observe, self._make_worker = observe, make_worker
+        self.observe, self._make_worker = observe, make_worker
         self._threads = ThreadPoolExecutor(2, "worker-pipe")
         self._jobs: deque[_Job] = deque()
         self._something = asyncio.Event()
@@ -238,8 +238,8 @@ class Backend:
         if operation == "save":
             self._after_saving(batch[0], answers)
             return
-        self._observe("batch_rows", sum(job.rows for job in batch))
-        self._observe("batch_seconds", time.perf_counter() - start)
+        self.observe("batch_rows", sum(job.rows for job in batch))
+        self.observe("batch_seconds", time.perf_counter() - start)
         for job, answer in zip(batch, answers, strict=True):
             if operation == "learn" and "ok" in answer:
                 self._learned.append(job.content)
