@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=summary, add_help=False)
     listing = commands.add_parser("list", help="list models, routers and data sets, one line each")
     listing.add_argument("kind", nargs="?", choices=list(KINDS), help="only this kind")
-    demo = commands.add_parser("demo", help="train and compare on real data, without network, in under five minutes")
+    demo = commands.add_parser("demo", help="train and compare on real data, without network, in about five minutes")
     demo.add_argument("part", nargs="?", choices=DEMOS, help="only this part")
     demo.add_argument("--output", default="moeapps-demo", help="folder for the report, results.json and pictures")
     demo.add_argument("--seeds", type=int, default=2, help="how often everything is trained")

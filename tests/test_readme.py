@@ -33,7 +33,8 @@ def test_the_table_is_what_the_demo_wrote():
     assert f"{results['seeds']} seeds" in README
     assert f"{results['seconds']:.0f} seconds in all" in README
     for row in results["rows"]:
-        model = f"**{row['model']}**" if row["ours"] else row["model"]
+        name = row["model"].replace("*", "\\*")
+        model = f"**{name}**" if row["ours"] else name
         scale, digits = (100, 2) if row["percent"] else (1, 4)
         score = f"{scale * row['mean']:.{digits}f} ± {scale * row['sd']:.{digits}f}"
         parameters = f" {row['parameters']:,} " if row["parameters"] else " "

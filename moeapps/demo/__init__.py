@@ -1,6 +1,6 @@
 """``moeapps demo``: train mixtures beside their dense rivals on real data, and leave a table and a report behind.
 
-No network, under five minutes on two cores. Each part is a function in :data:`~moeapps.demo.blocks.BLOCKS`.
+No network, about five minutes on two cores. Each part is a function in :data:`~moeapps.demo.blocks.BLOCKS`.
 """
 
 import json
