@@ -229,8 +229,9 @@ class ViewWriter(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask the module and write."""
         views = getattr(pl_module, "views", None)
-        if views is not None and trainer.is_global_zero and trainer.log_dir is not None and trainer.loggers:
-            views().save(Path(trainer.log_dir))
+        folder = trainer.log_dir  # every process has to ask, since it is broadcast
+        if views is not None and trainer.is_global_zero and folder is not None and trainer.loggers:
+            views().save(Path(folder))
 
 
 class PredictionWriter(BasePredictionWriter):

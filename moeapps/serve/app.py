@@ -23,6 +23,9 @@ __all__ = ["make_app"]
 OPEN = ("/health",)
 """Paths that need no token."""
 
+DISCARDED = 16 * 2**20
+"""Bytes beyond the limit that are read all the same, so that the client gets to see why."""
+
 
 def make_app(
     backend: Backend, description: dict[str, Any], max_body: int = 1_048_576, token: str | None = None
@@ -183,7 +186,7 @@ class _Gate:
                     401, "send the token as Authorization: Bearer <token>", headers={"WWW-Authenticate": "Bearer"}
                 )
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.max_body:
+        if length.isdigit() and int(length) > self.max_body + DISCARDED:
             return self._too_large()
         return None
 
@@ -191,20 +194,24 @@ class _Gate:
         return _error(413, f"the body is larger than {self.max_body} bytes", headers={"Connection": "close"})
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None where it is too large."""
+        """The whole body; None where it is too large.
+
+        What is too much is read and thrown away, up to a limit: a connection that is closed while the client still
+        sends would take the answer with it.
+        """
         parts: list[bytes] = []
         size = 0
-        while True:
+        while size <= self.max_body + DISCARDED:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return b"".join(parts)
+                break
             part = message.get("body", b"")
             size += len(part)
-            if size > self.max_body:
-                return None
-            parts.append(part)
+            if size <= self.max_body:
+                parts.append(part)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                break
+        return b"".join(parts) if size <= self.max_body else None
 
 
 def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:

@@ -102,6 +102,7 @@ def test_p4_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.slow
 def test_l4_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(tmp_path):
     path = tmp_path / "a.ckpt"
     script = textwrap.dedent(

@@ -62,7 +62,7 @@ class Watch(L.Callback):
 
 
 @pytest.mark.parametrize("norm", [pytest.param(None, marks=pytest.mark.slow), "batch_norm"])
-@pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
+@pytest.mark.parametrize("variant", ["mowst", pytest.param("mowst_star", marks=pytest.mark.slow)])
 def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
     watch = Watch()
     trainer(tmp_path, watch, epochs=300).fit(module(variant=variant, norm=norm), GraphDataModule(small_graph()))

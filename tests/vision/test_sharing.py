@@ -35,7 +35,7 @@ def fitted(model: str, **options) -> WideNetClassifier:
         pytest.param("vit", {}, marks=pytest.mark.slow),
         pytest.param("widenet", {"router": "topp"}, marks=pytest.mark.slow),
         pytest.param("widenet", {"eval_capacity_factor": 0.5}, marks=pytest.mark.slow),
-        ("widenet", {"router": "soft"}),
+        pytest.param("widenet", {"router": "soft"}, marks=pytest.mark.slow),
     ],
 )
 def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, options, digits, tmp_path):

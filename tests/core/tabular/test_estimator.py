@@ -73,6 +73,7 @@ def test_regression_on_diabetes_beats_the_mean():
     assert np.mean(scores) > 0.2, scores
 
 
+@pytest.mark.slow
 def test_several_targets_at_once():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 3))
@@ -118,7 +119,7 @@ def test_thor_pays_for_its_consistency():
     assert "train/consistency" not in silent.history_
 
 
-@BOTH
+@pytest.mark.parametrize("kind", [MoEClassifier, pytest.param(MoERegressor, marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generators_alone(kind):
     X, y = table(1200)
     torch.manual_seed(5)
@@ -133,6 +134,7 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generators_alo
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_epoch():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(300, 10)), rng.integers(0, 2, 300)  # nothing to learn: validation soon gets worse
@@ -280,7 +282,7 @@ def test_k9_eight_threads_get_what_one_gets(kind):
             np.testing.assert_array_equal(result, expected)
 
 
-@BOTH
+@pytest.mark.parametrize("kind", [MoEClassifier, pytest.param(MoERegressor, marks=pytest.mark.slow)])
 def test_k10_search_pipeline_clone_and_cross_validation(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     X, y = load_wine(return_X_y=True)
@@ -324,6 +326,7 @@ def test_k11_an_integer_weight_equals_repeated_rows():
     np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_class_weight_moves_the_decision():
     rng = np.random.default_rng(0)
     y = (rng.random(400) < 0.1).astype(int)
