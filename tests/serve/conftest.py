@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from moeapps import DriftMoEClassifier, MoEClassifier
@@ -66,10 +67,8 @@ class Server:
 
     def worker(self) -> int:
         """Process id of the worker."""
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=True
-        )
-        return int(children.stdout.split()[0])
+        children = psutil.Process(self.process.pid).children()
+        return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
 
     def kill_worker(self) -> None:
         os.kill(self.worker(), signal.SIGKILL)
