@@ -9,7 +9,7 @@ import pandas as pd
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.table_files import ColumnKind, TableFile, TableWriter
 
-__all__ = ["TableModel", "predict_file", "predict_frame"]
+__all__ = ["TableModel", "label_columns", "predict_file", "predict_frame"]
 
 
 class TableModel(Protocol):
@@ -75,6 +75,11 @@ def predict_frame(model: Any, frame: pd.DataFrame) -> pd.DataFrame:
     found = model.predict_proba(frame)
     if isinstance(found, pd.DataFrame):
         return found
-    best = model.classes_[found.argmax(axis=1)] if len(frame) else []
-    columns = {f"probability_{label}": found[:, k] for k, label in enumerate(model.classes_)}
-    return pd.DataFrame({"prediction": best, **columns}, index=frame.index)
+    return label_columns(model.classes_, found, frame.index)
+
+
+def label_columns(classes: Any, probabilities: Any, index: Any = None) -> pd.DataFrame:
+    """``prediction`` and ``probability_<class>`` of class probabilities ``(n, K)``."""
+    best = classes[probabilities.argmax(axis=1)] if len(probabilities) else []
+    columns = {f"probability_{label}": probabilities[:, k] for k, label in enumerate(classes)}
+    return pd.DataFrame({"prediction": best, **columns}, index=index)

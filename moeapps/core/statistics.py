@@ -133,7 +133,7 @@ class GroupCounts:
             if routing is None or len(routing.valid) % max(len(groups), 1):
                 continue
             tokens = groups.repeat_interleave(len(routing.valid) // max(len(groups), 1))
-            found = _count_by_group(routing, tokens, len(self.names)).cpu()
+            found = _count_by_group(routing, tokens, len(self.names))
             self.counts[name] = self.counts.get(name, 0) + found
 
     def maps(self, what: str) -> list[Map]:
@@ -141,7 +141,7 @@ class GroupCounts:
         found = []
         for layer, counts in self.counts.items():
             seen = counts.sum(dim=1) > 0
-            load = counts[seen] / counts[seen].sum(dim=1, keepdim=True)
+            load = (counts[seen] / counts[seen].sum(dim=1, keepdim=True)).cpu()
             names = [name for name, there in zip(self.names, seen.tolist(), strict=True) if there]
             found.append(Map.of(f"experts by {what}: {layer}", pd.DataFrame(load.numpy(), index=names), what))
         return found

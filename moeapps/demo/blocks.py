@@ -7,7 +7,6 @@ ones.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -213,7 +212,7 @@ def vision(recorder: Recorder) -> None:
 
 
 def _count(network: torch.nn.Module) -> int:
-    return int(np.sum([parameter.numel() for parameter in network.parameters()], dtype=np.int64))
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 BLOCKS: dict[str, Callable[[Recorder], None]] = {

@@ -73,7 +73,7 @@ def _section(number: int, run: Run) -> dict[str, Any]:
         "scores": [{"name": score.name, "shown": _shown(score.values)} for score in run.scores],
         "hints": find_hints(run),
         "curves": _training(run),
-        "inside": [*(draw_curves(curves) for curves in [*run.views.curves, *_of_layers(run), *_of_stream(run)])],
+        "inside": [draw_curves(curves) for curves in (*run.views.curves, *_of_layers(run), *_of_stream(run))],
         "maps": [_map(found) for found in run.views.maps],
         "config": run.config,
     }

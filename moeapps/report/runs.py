@@ -193,7 +193,7 @@ def _with_seeds_joined(runs: list[Run]) -> list[Run]:
 def _csv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+    except ValueError as error:  # pandas' parser errors are, and those of text that is not UTF-8
         raise FileFormatError(f"{path} cannot be read as a table: {error}") from None
 
 

@@ -5,7 +5,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +73,10 @@ class Backend:
         path: File of the model.
         learn_to: File that what is learned is saved to; None where nothing may be learned.
         limits: How much is taken on.
-        observe: Called with a name and a value when something is to be counted.
         make_worker: What starts a worker.
+
+    Attributes:
+        observe: Called with a name and a value when something is to be counted.
     """
 
     def __init__(
@@ -83,12 +84,11 @@ class Backend:
         path: str,
         learn_to: str | None = None,
         limits: Limits | None = None,
-        observe: Callable[[str, float], None] = lambda name, value: None,
         make_worker: Callable[[str], Worker] = Worker,
     ) -> None:
         self.path, self.learn_to, self.limits = path, learn_to, limits or Limits()
-        self.observe, self._make_worker = observe, make_worker
-        self._threads = ThreadPoolExecutor(2, "worker-pipe")
+        self.observe: Callable[[str, float], None] = lambda name, value: None
+        self._make_worker = make_worker
         self._jobs: deque[_Job] = deque()
         self._something = asyncio.Event()
         self._learned: list[Any] = []
@@ -172,7 +172,7 @@ class Backend:
         if self._closing:
             return
         if self.learn_to is not None and self._learned and self._worker is not None:
-            with suppress(Unavailable, TooSlow, Busy, WorkFailed):
+            with suppress(Unavailable, TooSlow, WorkFailed):
                 await self.save()
         self._closing = True
         for task in self._tasks:
@@ -182,7 +182,6 @@ class Backend:
         self._unwatch()
         if self._worker is not None:
             await asyncio.to_thread(self._worker.stop)
-        self._threads.shutdown(wait=False)
 
     async def save(self) -> None:
         """Save what was learned, after everything that waits."""
@@ -226,10 +225,9 @@ class Backend:
         operation, worker = batch[0].operation, self._worker
         assert worker is not None
         content: Any = batch[0].content if operation == "save" else [job.content for job in batch]
-        loop = asyncio.get_running_loop()
         start = time.perf_counter()
         try:
-            answers = await loop.run_in_executor(self._threads, worker.ask, operation, content, self.limits.timeout)
+            answers = await asyncio.to_thread(worker.ask, operation, content, self.limits.timeout)
         except (WorkerDied, WorkerHung) as error:
             for job in batch:
                 _set(job, TooSlow() if isinstance(error, WorkerHung) else Unavailable())

@@ -14,6 +14,7 @@ import pandas as pd
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.scoring import label_columns, predict_frame
 
 __all__ = ["Service", "open_service"]
 
@@ -82,30 +83,17 @@ class TableService(Service):
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """The columns that :func:`~moeapps.core.scoring.predict_file` would write."""
-        from moeapps.core.scoring import predict_frame
-
         if self.width:
             array = np.array(request["rows"], dtype=np.float64).reshape(-1, self.width)
-            return _records(predict_frame(_Unnamed(self.model), pd.DataFrame(array)))
+            if hasattr(self.model, "predict_proba"):
+                return _records(label_columns(self.model.classes_, self.model.predict_proba(array)))
+            return _records(pd.DataFrame({"prediction": self.model.predict(array)}))
         columns: dict[str, Any] = {}
         for name, kind in self.columns.items():
             values = [row[name] for row in request["rows"]]
             columns[name] = np.array(values, dtype=np.float64) if kind == "number" else _objects(values)
         frame = pd.DataFrame(columns)
         return _records(predict_frame(self.model, frame))
-
-
-class _Unnamed:
-    """A model of an array, asked with a frame."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        if hasattr(model, "predict_proba"):
-            self.predict_proba = lambda frame: model.predict_proba(frame.to_numpy())
-            self.classes_ = model.classes_
-
-    def predict(self, frame: pd.DataFrame) -> Any:
-        return self._model.predict(frame.to_numpy())
 
 
 class StreamService(Service):
@@ -169,9 +157,7 @@ class ImageService(Service):
         channels = self.model.spec_.shape[0]
         names = [f"images.{number}" for number in range(len(files))]
         probabilities = self.model.predict_proba(read_images(files, channels, self.model.image_size, names))
-        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.model.classes_)}
-        best = self.model.classes_[probabilities.argmax(axis=1)]
-        return _records(pd.DataFrame({"prediction": best, **columns}))
+        return _records(label_columns(self.model.classes_, probabilities))
 
 
 class GraphService(Service):
@@ -188,9 +174,7 @@ class GraphService(Service):
         x = np.array(request["x"], dtype=np.float32)
         edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
         probabilities = self.model.predict_proba(x, edges, nodes=request.get("nodes"))
-        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(self.model.classes_)}
-        best = self.model.classes_[probabilities.argmax(axis=1)]
-        return _records(pd.DataFrame({"prediction": best, **columns}))
+        return _records(label_columns(self.model.classes_, probabilities))
 
 
 def open_service(path: str | os.PathLike[str]) -> Service:

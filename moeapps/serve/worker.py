@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -125,6 +126,7 @@ def _answer(service: Any, operation: str, content: Any) -> Any:
         return {"ok": None}
     try:
         found = getattr(service, operation)(content)
-    except Exception as error:  # a fault of ours: the worker lives on, the requests are told
+    except Exception as error:  # a fault of ours: the worker lives on, the requests and the log are told
+        traceback.print_exc()
         return [{"failed": f"{type(error).__name__}: {error}"} for _ in content]
     return [{"refused": str(f)} if isinstance(f, DataError) else {"ok": f} for f in found]
