@@ -22,13 +22,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from moeapps.core.table_files import TableFile, TableWriter
+from moeapps.core.tabledata.files import TableFile, TableWriter
 from moeapps.recsys import MultiTaskRanker, census_income, census_schema
 
 TASKS = ["income", "never_married"]
 RUN = """
 import resource, sys
-from moeapps.cli import main
+from moeapps.cli.main import main
 status = main(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 sys.exit(status)

@@ -10,23 +10,27 @@ Importing this package loads no framework: every public name is resolved when it
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from moeapps import moved
+
 __version__ = "0.1.0"
+
+moved.install()
 
 if TYPE_CHECKING:
     from moeapps.core.saving import load as load
-    from moeapps.core.tabular.classifier import MoEClassifier as MoEClassifier
-    from moeapps.core.tabular.regressor import MoERegressor as MoERegressor
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
     from moeapps.recsys.aw_moe_ranker import AWMoERanker as AWMoERanker
     from moeapps.recsys.multi_task_ranker import MultiTaskRanker as MultiTaskRanker
     from moeapps.stream.classifier import DriftMoEClassifier as DriftMoEClassifier
     from moeapps.stream.regressor import DriftMoERegressor as DriftMoERegressor
+    from moeapps.tables.classifier import MoEClassifier as MoEClassifier
+    from moeapps.tables.regressor import MoERegressor as MoERegressor
 
 _LAZY = {
     "load": "moeapps.core.saving",
-    "MoEClassifier": "moeapps.core.tabular.classifier",
-    "MoERegressor": "moeapps.core.tabular.regressor",
+    "MoEClassifier": "moeapps.tables.classifier",
+    "MoERegressor": "moeapps.tables.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
     "AWMoERanker": "moeapps.recsys.aw_moe_ranker",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 
+from moeapps.moved import current_path
+
 __all__ = ["ENTRIES", "Entry", "entries", "nearest", "register", "resolve"]
 
 
@@ -45,8 +47,8 @@ ENTRIES: dict[str, Entry] = {
             "moeapps.graph.GNNModule",
             "one network alone (mlp, gcn, gat, ...): the baseline, for `moeapps fit`",
         ),
-        Entry("model", "moeapps.core.tabular.MoEClassifier", "mixture of experts for tables, classification"),
-        Entry("model", "moeapps.core.tabular.MoERegressor", "mixture of experts for tables, regression"),
+        Entry("model", "moeapps.tables.MoEClassifier", "mixture of experts for tables, classification"),
+        Entry("model", "moeapps.tables.MoERegressor", "mixture of experts for tables, regression"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
@@ -157,11 +159,12 @@ def nearest(name: str, known: list[str]) -> str | None:
 
 
 def resolve(path: str) -> type:
-    """Import the class registered under ``path``.
+    """Import the class registered under ``path``, or under the path that it had in 0.1.
 
     Raises:
         KeyError: If the path is not registered. Nothing has been imported then.
     """
+    path = current_path(path)
     if path not in ENTRIES:
         raise KeyError(path)
     module, _, name = path.rpartition(".")

@@ -29,9 +29,9 @@ def _seeded():
 @pytest.fixture
 def short_trainings(monkeypatch):
     """Let every estimator that trains by epochs stop after a few, whatever it is told."""
-    from moeapps.core.tabular import MoEClassifier
     from moeapps.graph import GNNClassifier, MowstClassifier
     from moeapps.recsys import MultiTaskRanker
+    from moeapps.tables import MoEClassifier
     from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
     most = {MoEClassifier: 3, GNNClassifier: 4, MowstClassifier: 4, MultiTaskRanker: 1, WideNetClassifier: 1,

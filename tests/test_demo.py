@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from moeapps import demo
-from moeapps.cli import DEMOS, main
+from moeapps.cli.main import DEMOS, main
 from moeapps.core.errors import ConfigError
 from moeapps.demo import blocks
 from moeapps.demo.record import Recorder, Row

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moeapps.cli import main
+from moeapps.cli.main import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*/*.yaml"))

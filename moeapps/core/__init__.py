@@ -81,7 +81,7 @@ _LAZY = {
     "mix_experts": "gates",
     "mutual_information": "losses",
     "parameter_penalty_loss": "losses",
-    "predict_file": "scoring",
+    "predict_file": "tabledata.scoring",
     "router_z_loss": "losses",
 }
 

@@ -27,7 +27,7 @@ def tables(recorder: Recorder) -> None:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from moeapps.core.tabular import MoEClassifier
+    from moeapps.tables import MoEClassifier
 
     X, y = load_breast_cancer(return_X_y=True, as_frame=True)
     names = y.map({0: "malignant", 1: "benign"})

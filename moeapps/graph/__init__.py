@@ -3,6 +3,7 @@
 from moeapps.graph.conditional import Activation, predict_nodes
 from moeapps.graph.confidence import Confidence
 from moeapps.graph.data import GraphDataModule, load_cora
+from moeapps.graph.datasets import PublicGraphData
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.gnn_classifier import GNNClassifier
@@ -12,7 +13,6 @@ from moeapps.graph.mowst import Mowst, MowstOutput
 from moeapps.graph.mowst_classifier import MowstClassifier
 from moeapps.graph.networks import make_network
 from moeapps.graph.node_module import GNNModule
-from moeapps.graph.public import PublicGraphData
 from moeapps.graph.thresholds import choose_threshold
 
 __all__ = [

@@ -169,13 +169,13 @@ class GraphDataModule(L.LightningDataModule):
 def load_cora() -> Data:
     """Cora, embedded: 2,708 papers, 1,433 words, 7 topics, 10,556 directed edges, the public Planetoid split.
 
-    Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/datasets/NOTICE``).
+    Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/embedded/NOTICE``).
 
     Example:
         >>> load_cora()
         Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
     """
-    with files("moeapps.graph").joinpath("datasets/cora.npz").open("rb") as file, np.load(file) as arrays:
+    with files("moeapps.graph").joinpath("embedded/cora.npz").open("rb") as file, np.load(file) as arrays:
         nodes, features = (int(n) for n in arrays["shape"])
         x = torch.zeros(nodes, features)
         x[

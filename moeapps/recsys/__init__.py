@@ -3,6 +3,15 @@
 from moeapps.recsys.attention import DIN, AWMoE, contrastive_loss
 from moeapps.recsys.aw_moe_ranker import AWMoERanker
 from moeapps.recsys.data import RankingData
+from moeapps.recsys.datasets import (
+    PublicRankingData,
+    amazon_reviews,
+    census_income,
+    census_schema,
+    convert_ali_ccp,
+    kuairand,
+    kuairand_schema,
+)
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.export import OnnxRanker, export_ranker
@@ -13,15 +22,6 @@ from moeapps.recsys.module import RankingModule
 from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
 from moeapps.recsys.multi_task_ranker import MultiTaskRanker
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, SharedBottom
-from moeapps.recsys.public import (
-    PublicRankingData,
-    amazon_reviews,
-    census_income,
-    census_schema,
-    convert_ali_ccp,
-    kuairand,
-    kuairand_schema,
-)
 from moeapps.recsys.schema import Dense, Schema, Sequence, Sparse
 
 __all__ = [

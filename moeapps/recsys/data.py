@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
-from moeapps.core.table_files import ColumnKind, TableFile
-from moeapps.core.tabular.data import EncodedTable
+from moeapps.core.tabledata.encoded import EncodedTable
+from moeapps.core.tabledata.files import ColumnKind, TableFile
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.schema import Schema, as_schema
 from moeapps.recsys.targets import TargetKind, Targets

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moeapps.core.errors import DataError
-from moeapps.core.table_files import ColumnKind, kind_of
-from moeapps.core.tabular.columns import plain_value
+from moeapps.core.tabledata.columns import plain_value
+from moeapps.core.tabledata.files import ColumnKind, kind_of
 from moeapps.recsys.moments import column_moments, merge_moments
 from moeapps.recsys.schema import Dense, Schema, Sequence
 

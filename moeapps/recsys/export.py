@@ -16,7 +16,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.programs import onnx_runtime, program_bytes
-from moeapps.core.table_files import ColumnKind
+from moeapps.core.tabledata.files import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.module import RankingModule

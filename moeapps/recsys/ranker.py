@@ -15,7 +15,7 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.core.table_files import ColumnKind
+from moeapps.core.tabledata.files import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS, RankingData, Table
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.table_files import ColumnKind
+from moeapps.core.tabledata.files import ColumnKind
 
 __all__ = ["Dense", "Feature", "Schema", "Sequence", "Sparse", "as_schema"]
 

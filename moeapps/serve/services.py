@@ -14,7 +14,7 @@ import pandas as pd
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.scoring import label_columns, predict_frame
+from moeapps.core.tabledata.scoring import label_columns, predict_frame
 
 __all__ = ["Service", "open_service"]
 
@@ -55,7 +55,7 @@ class TableService(Service):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        from moeapps.core.tabular.estimator import TabularEstimator
+        from moeapps.tables.estimator import TabularEstimator
 
         self.width = 0
         self.columns: dict[str, str] = {}
@@ -82,7 +82,7 @@ class TableService(Service):
         return answers
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
-        """The columns that :func:`~moeapps.core.scoring.predict_file` would write."""
+        """The columns that :func:`~moeapps.core.tabledata.scoring.predict_file` would write."""
         if self.width:
             array = np.array(request["rows"], dtype=np.float64).reshape(-1, self.width)
             if hasattr(self.model, "predict_proba"):

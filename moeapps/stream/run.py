@@ -18,12 +18,12 @@ from moeapps import registry
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.saving import SaveMixin, arguments_to_json, load
-from moeapps.stream.delay import PendingLabels, RecentIds
 from moeapps.stream.encoding import plain
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.io.delay import PendingLabels, RecentIds
+from moeapps.stream.io.sinks import Sink
+from moeapps.stream.io.sources import Event, Source
 from moeapps.stream.scores import ClassScores, NumberScores
-from moeapps.stream.sinks import Sink
-from moeapps.stream.sources import Event, Source
 
 __all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun"]
 

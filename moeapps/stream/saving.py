@@ -9,8 +9,8 @@ from torch import Tensor
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.saving import SaveMixin
+from moeapps.stream.compiled.engine import TreeEngine, restore_arrays, tree_arrays
 from moeapps.stream.encoding import FeatureEncoder
-from moeapps.stream.engine import TreeEngine, restore_arrays, tree_arrays
 
 __all__ = ["StreamSaving"]
 

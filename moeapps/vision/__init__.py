@@ -6,6 +6,7 @@ Importing this package registers the first two in timm (``timm.list_models("wide
 from moeapps.vision import timm_models  # noqa: F401 - registers the models
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.data import ImageDataModule, ImageFolderData, PublicImageData
+from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.diffusion import Diffusion
 from moeapps.vision.diffusion_module import DiffusionModule, SampleImages
 from moeapps.vision.dit import DiT
@@ -14,7 +15,6 @@ from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
 from moeapps.vision.prior import TimestepPrior
-from moeapps.vision.public import LabelledImages, load_images
 from moeapps.vision.switch_dit import SwitchDiT, TimestepSwitch
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
 

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
+from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
 from moeapps.vision.images import ImageSpec
-from moeapps.vision.public import LabelledImages, load_images
 
 __all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "PublicImageData", "encode_labels", "split_rows"]
 

@@ -13,8 +13,8 @@ from benchmarks.graph_two_halves import two_halves
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import GNNClassifier, MowstClassifier, load_cora, predict_nodes
 from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.datasets import PublicGraphData
 from moeapps.graph.edges import Edges
-from moeapps.graph.public import PublicGraphData
 
 QUICK = {"max_epochs": 200, "patience": 10, "random_state": 0}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from moeapps.cli import main
+from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.recsys import MultiTaskRanker, PublicRankingData, RankingData, Schema, TableEncoder
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from moeapps.cli import main
+from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.views import Curves, Map, Views
 from moeapps.report import Run, find_runs, render, write_report

@@ -17,8 +17,8 @@ from PIL import Image
 
 import moeapps
 from moeapps import DriftMoEClassifier, MoERegressor, MowstClassifier
-from moeapps.cli import main
-from moeapps.core.scoring import predict_frame
+from moeapps.cli.main import main
+from moeapps.core.tabledata.scoring import predict_frame
 from moeapps.recsys import MultiTaskRanker
 from moeapps.serve.services import open_service
 from moeapps.vision import SwitchDiTGenerator, WideNetClassifier

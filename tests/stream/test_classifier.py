@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
-from moeapps.stream.engine import tree_arrays
+from moeapps.stream.compiled.engine import tree_arrays
 
 SMALL = {"n_experts": 3, "router_hidden": (8, 8)}
 VARIANTS = {

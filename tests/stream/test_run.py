@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 import moeapps
-from moeapps.cli import main
+from moeapps.cli.main import main
 from moeapps.stream import DriftMoEClassifier, FrameSource, LinesSink, StreamRun
-from moeapps.stream.engine import tree_arrays
+from moeapps.stream.compiled.engine import tree_arrays
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_live_display_shows_scores_experts_and_drift(tmp_path):
     from rich.console import Console
 
-    from moeapps.stream.command import display
+    from moeapps.cli.stream import display
 
     job = run_over(make_csv(tmp_path / "data.csv", 4000), tmp_path)
     console = Console(width=100, record=True, file=io.StringIO())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moeapps.cli import main
+from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import ImageFolderData, ImageSpec, PublicImageData, WideNetClassifier, load_images
 from moeapps.vision.data import ImageArrays, make_transform, split_rows

@@ -75,7 +75,7 @@ class ThorRouter(Router):
 
     No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: a training
     module draws twice and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times
-    ``consistency_weight``, as :class:`moeapps.core.tabular.TabularModule` does.
+    ``consistency_weight``, as :class:`moeapps.tables.TabularModule` does.
 
     Args:
         dim: Width d of a token.

@@ -1,0 +1,1 @@
+"""The ``moeapps`` command: one file per subcommand, which owns its arguments."""

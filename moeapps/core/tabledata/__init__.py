@@ -1,0 +1,1 @@
+"""Tables as data: columns and their kinds, files, scoring. What tables, recsys and serve share."""

@@ -1,0 +1,77 @@
+"""Where modules of 0.1 are now: an old import path still works, and warns.
+
+Files that 0.1 saved name classes by these paths, pickles name modules, and so do YAML files and scripts of users. The
+table below is the one place that knows; an entry is removed two minor versions after the move.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["MOVED", "current_path", "install"]
+
+MOVED: dict[str, str] = {
+    "moeapps.config_check": "moeapps.cli.config_check",
+    "moeapps.training": "moeapps.cli.training",
+    "moeapps.stream.command": "moeapps.cli.stream",
+    "moeapps.serve.command": "moeapps.cli.serve",
+    "moeapps.core.tabular.columns": "moeapps.core.tabledata.columns",
+    "moeapps.core.table_files": "moeapps.core.tabledata.files",
+    "moeapps.core.scoring": "moeapps.core.tabledata.scoring",
+    "moeapps.core.tabular.classifier": "moeapps.tables.classifier",
+    "moeapps.core.tabular.data": "moeapps.tables.data",
+    "moeapps.core.tabular.estimator": "moeapps.tables.estimator",
+    "moeapps.core.tabular.module": "moeapps.tables.module",
+    "moeapps.core.tabular.network": "moeapps.tables.network",
+    "moeapps.core.tabular.regressor": "moeapps.tables.regressor",
+    "moeapps.core.tabular": "moeapps.tables",
+    "moeapps.graph.public": "moeapps.graph.datasets",
+    "moeapps.recsys.public": "moeapps.recsys.datasets",
+    "moeapps.vision.public": "moeapps.vision.datasets",
+    "moeapps.stream.trees": "moeapps.stream.compiled.trees",
+    "moeapps.stream.regression_trees": "moeapps.stream.compiled.regression_trees",
+    "moeapps.stream.observers": "moeapps.stream.compiled.observers",
+    "moeapps.stream.adwin": "moeapps.stream.compiled.adwin",
+    "moeapps.stream.network": "moeapps.stream.compiled.network",
+    "moeapps.stream.mixture": "moeapps.stream.compiled.mixture",
+    "moeapps.stream.pool": "moeapps.stream.compiled.pool",
+    "moeapps.stream.engine": "moeapps.stream.compiled.engine",
+    "moeapps.stream.sources": "moeapps.stream.io.sources",
+    "moeapps.stream.sinks": "moeapps.stream.io.sinks",
+    "moeapps.stream.kafka": "moeapps.stream.io.kafka",
+    "moeapps.stream.delay": "moeapps.stream.io.delay",
+}
+"""Old import path of a module: new one."""
+
+
+def current_path(path: str) -> str:
+    """Today's import path of a class (``package.module.Class``), given its path in 0.1; others come back unchanged."""
+    module, _, name = path.rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else path
+
+
+class _MovedFinder(MetaPathFinder, Loader):
+    """Imports the new module under the old name: one module object, so classes stay identical."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None  # an empty module, which exec_module replaces
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        warnings.warn(f"{old} has moved to {MOVED[old]}; import it from there", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = import_module(MOVED[old])  # the import system returns what stands here
+
+
+def install() -> None:
+    """Make old import paths work. It must come first: the parent package could find a second copy of the file."""
+    if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _MovedFinder())

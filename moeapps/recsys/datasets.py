@@ -1,0 +1,375 @@
+"""Public data sets: frames from local files, and a data module that knows them by name."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.files import TableWriter
+from moeapps.recsys.data import RankingData, Table
+from moeapps.recsys.histories import add_history, time_split
+from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
+from moeapps.recsys.schema import Dense, Feature, Schema, Sequence, Sparse
+
+__all__ = [
+    "PublicRankingData",
+    "amazon_reviews",
+    "census_income",
+    "census_schema",
+    "convert_ali_ccp",
+    "kuairand",
+    "kuairand_schema",
+]
+
+_COLUMNS = (
+    "age", "class_worker", "industry_code", "occupation_code", "education", "wage_per_hour", "enrolled",
+    "marital_status", "industry", "occupation", "race", "hispanic_origin", "sex", "union_member",
+    "unemployment_reason", "employment_status", "capital_gains", "capital_losses", "dividends", "tax_filer",
+    "previous_region", "previous_state", "household_detail", "household_summary", "instance_weight",
+    "migration_msa", "migration_region", "migration_move", "same_house_last_year", "previous_sunbelt",
+    "persons_worked_for", "family_under_18", "father_birth_country", "mother_birth_country", "birth_country",
+    "citizenship", "own_business", "veteran_questionnaire", "veteran_benefits", "weeks_worked", "year", "income",
+)  # fmt: skip
+_NUMBERS = (
+    "age",
+    "wage_per_hour",
+    "capital_gains",
+    "capital_losses",
+    "dividends",
+    "persons_worked_for",
+    "weeks_worked",
+)
+
+
+def census_income(path: str | Path | None = None) -> pd.DataFrame:
+    """Census-Income (KDD), 1994 and 1995: two tasks, as in the MMoE paper.
+
+    ``income`` is 1 above 50,000 dollars, ``never_married`` is 1 for "Never married"; the marital status itself is left
+    out, since it would give the second one away. 39 features, and ``instance_weight``, which is not one.
+
+    Args:
+        path: The file ``census-income.test.gz`` or ``census-income.data.gz`` of the UCI repository (comma-separated, no
+            header). The embedded sample of 8,000 rows when None.
+
+    Raises:
+        DataError: If the file is not there or does not have 42 columns.
+    """
+    if path is None:
+        with files("moeapps.recsys").joinpath("embedded/census_income_sample.parquet").open("rb") as file:
+            return pd.read_parquet(file)
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, expected census-income.test.gz or census-income.data.gz")
+    raw = pd.read_csv(path, header=None, skipinitialspace=True, keep_default_na=False, na_values=["?"], dtype=str)
+    if raw.shape[1] != len(_COLUMNS):
+        raise DataError(f"{path} has {raw.shape[1]} columns, expected {len(_COLUMNS)}")
+    raw.columns = pd.Index(_COLUMNS)
+    frame = raw.drop(columns=["marital_status", "income"])
+    for name in (*_NUMBERS, "instance_weight"):
+        frame[name] = pd.to_numeric(frame[name])
+    frame["income"] = raw["income"].str.startswith("50000+").astype(int)
+    frame["never_married"] = (raw["marital_status"] == "Never married").astype(int)
+    return frame
+
+
+def census_schema() -> Schema:
+    """Schema of :func:`census_income`."""
+    features: list[Feature] = []
+    for name in _COLUMNS:
+        if name not in ("marital_status", "income", "instance_weight"):
+            features.append(Dense(name) if name in _NUMBERS else Sparse(name))
+    return Schema(tuple(features), ("income", "never_married"), ("instance_weight",))
+
+
+KUAIRAND_GROUPS = {
+    "watch": ["is_click", "long_view"],
+    "interact": ["is_like", "is_follow", "is_comment", "is_forward"],
+}
+"""Tasks of :func:`kuairand` in HoME's groups."""
+
+_USER = ("user_active_degree", "follow_user_num_range", "fans_user_num_range", "friend_user_num_range",
+         "register_days_range", *(f"onehot_feat{i}" for i in range(18)))  # fmt: skip
+_VIDEO = ("author_id", "video_type", "upload_type", "music_type", "tag")
+
+
+def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
+    """KuaiRand-Pure (Gao et al., CIKM 2022), the standard log: six binary tasks of short videos.
+
+    Args:
+        folder: Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and
+            ``video_features_basic_pure.csv``.
+        max_history: So many videos that the user clicked before are kept, none of them later than the row.
+
+    Returns:
+        Rows in order of time, for :func:`kuairand_schema`.
+
+    Raises:
+        DataError: If a file or column is not there.
+    """
+    folder = Path(folder)
+    logs = sorted(folder.glob("log_standard_*_pure.csv"))
+    if not logs:
+        raise DataError(f"{folder} has no log_standard_*_pure.csv, expected the folder data of KuaiRand-Pure")
+    tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
+    columns = ["user_id", "video_id", "time_ms", "hourmin", "tab", *tasks]
+    log = pd.concat([_csv(path, columns) for path in logs], ignore_index=True)
+    log["hour"] = log.pop("hourmin") // 100
+    frame = add_history(log, "user_id", "video_id", "time_ms", max_history, where="is_click")
+    users = _csv(folder / "user_features_pure.csv", ["user_id", *_USER])
+    videos = _csv(folder / "video_features_basic_pure.csv", ["video_id", *_VIDEO, "video_duration"])
+    return frame.merge(users, on="user_id", how="left").merge(videos, on="video_id", how="left")
+
+
+def kuairand_schema(max_history: int = 50) -> Schema:
+    """Schema of :func:`kuairand`."""
+    names = ("user_id", "video_id", "tab", "hour", *_USER, *_VIDEO)
+    features: list[Feature] = [Sparse(name) for name in names]
+    features += [Dense("video_duration"), Sequence("video_id_history", shares="video_id", max_len=max_history)]
+    tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
+    return Schema(tuple(features), tuple(tasks), ("time_ms",))
+
+
+def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
+    """Amazon reviews (McAuley's lab; the editions of 2014, 2018 and 2023): whether the user gives 4 or 5 stars.
+
+    Args:
+        path: ``reviews_<category>_5.json.gz`` or ``<category>.jsonl.gz``: one JSON object a line.
+        max_history: So many of the newest entries are kept.
+
+    Returns:
+        ``user_id``, ``item_id``, ``rating``, ``timestamp``, ``item_id_history``, ``liked`` in order of time.
+
+    Raises:
+        DataError: If the file is not there, or a line is not what it should be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, expected a file of reviews from https://amazon-reviews-2023.github.io")
+    editions = (
+        ("reviewerID", "asin", "overall", "unixReviewTime"),
+        ("user_id", "parent_asin", "rating", "timestamp"),
+    )
+    rows = []
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        for number, line in enumerate(file, 1):
+            try:
+                review = json.loads(line)
+                names = next(names for names in editions if names[0] in review)
+                rows.append([review[name] for name in names])
+            except (ValueError, KeyError, StopIteration, TypeError) as error:
+                raise DataError(f"{path}, line {number}: not a review ({error or 'fields are missing'})") from None
+    reviews = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    frame = add_history(reviews, max_history=max_history)
+    frame["liked"] = (frame["rating"] >= 4).astype(int)
+    return frame
+
+
+_ALI_FIELDS = ("101", "121", "122", "124", "125", "126", "127", "128", "129", "205", "206", "207", "216", "301", "508",
+               "509", "702", "853")  # fmt: skip
+
+
+def convert_ali_ccp(folder: str | Path, output: str | Path, part: str = "train", limit: int | None = None) -> int:
+    """Write Ali-CCP (Ma et al., SIGIR 2018) as a table with ``click`` and ``purchase`` and the 18 single-valued fields.
+
+    The features of users are kept in memory, the samples are not: use the result as the file of a
+    :class:`~moeapps.recsys.RankingData`.
+
+    Args:
+        folder: Folder with ``sample_skeleton_<part>.csv`` and ``common_features_<part>.csv`` (after a login on
+            https://tianchi.aliyun.com/dataset/408).
+        output: ``.parquet`` or ``.csv`` file to write.
+        part: ``"train"`` or ``"test"``.
+        limit: So many samples; all when None.
+
+    Returns:
+        Number of samples.
+
+    Raises:
+        DataError: If a file is not there or a line is not what it should be.
+    """
+    folder = Path(folder)
+    paths = [folder / f"{kind}_{part}.csv" for kind in ("common_features", "sample_skeleton")]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; Ali-CCP is at https://tianchi.aliyun.com/dataset/408")
+    common = {cells[0]: _ali_features(cells[2]) for cells in _ali_lines(paths[0], 3)}
+    rows: list[dict[str, Any]] = []
+    columns = ["click", "purchase", *(f"field_{field}" for field in _ALI_FIELDS)]
+    with TableWriter(output) as writer:
+        for number, cells in enumerate(_ali_lines(paths[1], 6)):
+            if number == limit:
+                break
+            row = {"click": int(cells[1]), "purchase": int(cells[2])}
+            rows.append({**row, **common.get(cells[3], {}), **_ali_features(cells[5])})
+            if len(rows) == 65_536:
+                writer.write(pd.DataFrame(rows, columns=columns))
+                rows = []
+        if rows:
+            writer.write(pd.DataFrame(rows, columns=columns))
+    return writer.rows
+
+
+def _ali_lines(path: Path, cells: int) -> Iterator[list[str]]:
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            found = line.rstrip("\n").split(",")
+            if len(found) != cells:
+                raise DataError(f"{path}, line {number}: {len(found)} cells, expected {cells}")
+            yield found
+
+
+def _ali_features(text: str) -> dict[str, str]:
+    """The last value of every single-valued field of ``field 2 id 3 value 1 field ...`` (control characters)."""
+    found = {}
+    for entry in text.split("\x01"):
+        field, _, rest = entry.partition("\x02")
+        if field in _ALI_FIELDS:
+            found[f"field_{field}"] = rest.partition("\x03")[0]
+    return found
+
+
+def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    there = pd.read_csv(path, nrows=0).columns
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise DataError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
+    return pd.read_csv(path, usecols=columns)[columns]
+
+
+@dataclass(frozen=True)
+class _Public:
+    """How a set is loaded, and where it is."""
+
+    load: Callable[[Path | None], pd.DataFrame]
+    schema: Schema
+    time: str | None = None
+    """Column to split by; at random when None."""
+    url: str | None = None
+    md5: str | None = None
+    inside: str = ""
+    """Folder in the archive."""
+
+
+PUBLIC: dict[str, _Public] = {
+    "census-income": _Public(census_income, census_schema()),
+    "ml-100k": _Public(
+        lambda path: movielens_100k(_needed(path)),
+        movielens_schema(),
+        "timestamp",
+        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        "0e33842e24a9c977be4e0107933c0723",
+        "ml-100k",
+    ),
+    "ml-1m": _Public(
+        lambda path: movielens_1m(_needed(path)),
+        movielens_schema(),
+        "timestamp",
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        "c4d9eecfca2ab87c1945afe126590906",
+        "ml-1m",
+    ),
+    "kuairand-pure": _Public(
+        lambda path: kuairand(_needed(path)),
+        kuairand_schema(),
+        "time_ms",
+        "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
+        "0820331067a3784d9691136f772b35a7",
+        "KuaiRand-Pure/data",
+    ),
+}
+"""Public sets by name."""
+
+
+def _needed(path: Path | None) -> Path:
+    assert path is not None
+    return path
+
+
+class PublicRankingData(RankingData):
+    """A public data set, split 80/10/10: in order of time where its rows have one, at random otherwise.
+
+    Args:
+        name: ``"census-income"``, ``"ml-100k"``, ``"ml-1m"`` or ``"kuairand-pure"``.
+        path: Folder of the files (of census-income: the file), as they are distributed. For census-income without a
+            path, the embedded sample of 8,000 rows.
+        download: Whether to download what is not there to ``path`` and to check it against its MD5. By using a set you
+            accept its licence.
+        targets: Columns to be predicted; the set's own when empty.
+        predict: A file to predict, or ``"test"`` for the test rows.
+        keep: Columns to copy beside the predictions.
+        batch_size: Rows per step.
+        seed: Seed of the order, and of a random split.
+
+    Raises:
+        ConfigError: If the name is unknown, or a path is needed.
+    """
+
+    def __init__(
+        self,
+        name: str = "census-income",
+        path: str | None = None,
+        download: bool = False,
+        targets: list[str] | None = None,
+        predict: str = "test",
+        keep: list[str] | None = None,
+        batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        if name not in PUBLIC:
+            raise ConfigError(f"name must be one of {', '.join(PUBLIC)}, got {name!r}")
+        found = PUBLIC[name]
+        if path is None and found.url is not None:
+            raise ConfigError(f"{name} is not part of the package: give its folder as path (download: {found.url})")
+        super().__init__(
+            targets=targets or found.schema.targets,
+            predict=predict,
+            schema=found.schema,
+            ignored=[target for target in found.schema.targets if targets and target not in targets],
+            keep=keep or [],
+            batch_size=batch_size,
+            seed=seed,
+        )
+        self.set_name, self.path, self.download = name, path, download
+        self._frames: dict[str, pd.DataFrame] = {}
+
+    def prepare_data(self) -> None:
+        """Download, where that was asked for and the files are not there."""
+        found = PUBLIC[self.set_name]
+        if self.download and found.url is not None and self.path is not None and not _folder(self.path, found.inside):
+            from torchvision.datasets.utils import download_and_extract_archive
+
+            download_and_extract_archive(found.url, self.path, md5=found.md5)
+
+    def load(self, part: str) -> Table | None:
+        """A part of the set, or the file to predict."""
+        if part == "predict" and self.parts["predict"] != "test":
+            return super().load(part)
+        if not self._frames:
+            found = PUBLIC[self.set_name]
+            where = None if self.path is None else _folder(self.path, found.inside) or Path(self.path)
+            frame = found.load(where)
+            if found.time is not None:
+                parts = time_split(frame, found.time)
+            else:
+                order = np.random.default_rng(self.seed).permutation(len(frame))
+                cuts = [len(frame) * 8 // 10, len(frame) * 9 // 10]
+                parts = [frame.iloc[rows] for rows in np.split(order, cuts)]
+            self._frames = dict(zip(("train", "val", "test"), parts, strict=True))
+        return self._frames["test" if part == "predict" else part]
+
+
+def _folder(path: str, inside: str) -> Path | None:
+    """Where the files of an archive are: in the folder itself or where it was unpacked; None if it is not there."""
+    for folder in (Path(path) / inside, Path(path)):
+        if folder.is_file() or (folder.is_dir() and any(entry.is_file() for entry in folder.glob("*[.]*"))):
+            return folder
+    return None

@@ -1,0 +1,1 @@
+"""Loops compiled by numba: Hoeffding trees, drift detection, the router's network, the mixture."""

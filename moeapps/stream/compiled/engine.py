@@ -1,0 +1,446 @@
+"""Mixture and experts together: one compiled loop over instances, or the same steps in Python with river's experts."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeapps.stream.compiled import regression_trees, trees
+from moeapps.stream.compiled.jit import is_compiled, kernel, reference
+from moeapps.stream.compiled.mixture import (
+    KEEP,
+    RENEW,
+    REPLACE,
+    WARN,
+    Mixture,
+    MixtureSettings,
+    Work,
+    credit_class,
+    credit_number,
+    decide_class,
+    decide_number,
+    grow_mixture,
+    make_work,
+    new_mixture,
+    refer_mixture,
+    refer_work,
+)
+from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, needs_room, refer_pool
+from moeapps.stream.compiled.trees import TreeSettings
+
+__all__ = ["Engine", "RiverEngine", "TreeEngine"]
+
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the estimators need of an engine."""
+
+    mixture: Mixture
+    settings: MixtureSettings
+
+    def add_features(self, number: int, nominal: bool) -> None:
+        """Make room for features."""
+
+    def add_values(self, number: int) -> None:
+        """Make room for category codes below this."""
+
+    def add_classes(self, number: int) -> None:
+        """Make room for classes."""
+
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions."""
+
+    def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Class probabilities ``(n, C)`` or numbers ``(n, 1)``, and weights of the experts ``(n, E)``."""
+
+
+class EngineState(NamedTuple):
+    """Everything that the compiled loops of an engine work on."""
+
+    pool: PoolState
+    tree_settings: TreeSettings
+    mixture: Mixture
+    settings: MixtureSettings
+    work: Work  # room that calls share: a compiled call holds the interpreter's lock, so no two run at once
+
+
+EngineStateRef = reference(EngineState)
+
+
+@kernel
+def _refer(state):  # type: ignore[no-untyped-def]
+    return EngineStateRef(
+        refer_pool(state.pool),
+        state.tree_settings,
+        refer_mixture(state.mixture),
+        state.settings,
+        refer_work(state.work),
+    )
+
+
+class _Base:
+    """Growth of the mixture, the same for both engines."""
+
+    def __init__(self, settings: MixtureSettings, hidden: tuple[int, int], seed: int, numbers: bool) -> None:
+        self.settings, self.seed, self.numbers = settings, seed, numbers
+        self.n_features, self.n_classes = 0, 1 if numbers else 0
+        self.mixture = new_mixture(settings, 0, self.n_classes, hidden, seed)
+
+    def _grow(self, features: int, classes: int) -> None:
+        self.n_features, self.n_classes = features, classes
+        if self.settings.task:
+            self.settings = self.settings._replace(experts=classes)
+        self.mixture = grow_mixture(self.mixture, self.settings, features, classes, self.seed)
+
+
+class TreeEngine(_Base):
+    """The fast one: a :class:`~moeapps.stream.compiled.pool.HoeffdingPool` and the mixture in one compiled loop.
+
+    Args:
+        settings: Of the mixture.
+        pool_arguments: Of the pool, without the number of trees.
+        hidden: Widths of the router's hidden layers.
+        seed: Seed of everything.
+        numbers: Whether the targets are numbers.
+    """
+
+    def __init__(
+        self,
+        settings: MixtureSettings,
+        pool_arguments: dict[str, Any],
+        hidden: tuple[int, int],
+        seed: int,
+        numbers: bool = False,
+    ) -> None:
+        super().__init__(settings, hidden, seed, numbers)
+        self._pool_arguments = pool_arguments
+        self.pool = self._new_pool()
+        self._packed: tuple[EngineState, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        arrays = tree_arrays(self)
+        if not all(array.flags.writeable for array in arrays.values()):  # mapped from a file by joblib
+            restore_arrays(self, {name: array.copy() for name, array in arrays.items()})
+
+    def _reference(self) -> Any:
+        """Reference to the present arrays, made anew only where one of them has been replaced."""
+        parts = (self.pool.state, self.pool.settings, self.mixture, self.settings)
+        if self._packed is None or any(old is not new for old, new in zip(self._packed[0], parts, strict=False)):
+            votes = 1 if self.numbers else self.pool.state.trees.counts.shape[1]
+            state = EngineState(
+                *parts, work=make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+            )
+            self._packed = state, _refer(state)
+        return self._packed[1]
+
+    def _new_pool(self) -> HoeffdingPool:
+        number = self.settings.experts * (2 if self.settings.drift == REPLACE else 1)
+        pool = HoeffdingPool(max(number, 1), **self._pool_arguments, regression=self.numbers, seed=self.seed)
+        if (
+            self.settings.drift == REPLACE and number > 0
+        ):  # the expert and its background tree observe the same share of the features
+            half = self.settings.experts
+            pool.state.trees.features[half:] = pool.state.trees.features[:half]
+        if self.settings.task:
+            pool.add_classes(2)
+        return pool
+
+    def add_features(self, number: int, nominal: bool) -> None:
+        """Make room for features."""
+        first = self.n_features == 0
+        self.pool.add_features(number, nominal=nominal)
+        if first:
+            self._retire_background()
+        self._grow(self.n_features + number, self.n_classes)
+
+    def add_values(self, number: int) -> None:
+        """Make room for category codes below this."""
+        self.pool.add_values(number)
+
+    def add_classes(self, number: int) -> None:
+        """Make room for classes; in the task variant each brings an expert."""
+        self._grow(self.n_features, self.n_classes + number)
+        if self.settings.task:
+            self._more_experts()
+        else:
+            self.pool.add_classes(number)
+
+    def _more_experts(self) -> None:
+        """A pool with more trees, which takes over those of the old one."""
+        old = self.pool
+        before = old.n_trees // 2 if self.settings.drift == REPLACE else old.n_trees
+        self.pool = self._new_pool()
+        if self.n_features == 0:
+            return
+        self.pool.adopt(old, before, self.settings.experts)
+
+    def _retire_background(self) -> None:
+        """Background trees begin at a warning, not with the stream."""
+        if self.settings.drift == REPLACE:
+            _remove(refer_pool(self.pool.state), self.settings.experts, self.pool.n_trees)
+
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions."""
+        said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
+        run = _learn_numbers if self.numbers else _learn_classes
+        if not is_compiled(run):
+            logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
+        start = 0
+        while start < len(X):
+            self.pool.reserve()
+            start = run(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, said)
+        return said
+
+    def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Class probabilities or numbers, and weights of the experts; nothing is changed."""
+        run = _predict_numbers if self.numbers else _predict_classes
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.settings.experts))
+        run(self._reference(), X, self.n_classes, out, weights)
+        return out, weights
+
+
+@kernel
+def _remove(p, first, last):  # type: ignore[no-untyped-def]
+    for tree in range(first, last):
+        trees.remove_tree(p.trees, tree)
+
+
+@kernel
+def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
+    for e in range(s.experts):
+        leaf = trees.leaf_of(p.trees, p.place[e], x)
+        work.belief[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
+
+
+@kernel
+def _learn_classes(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
+    t, scratch = p.trees, work.scratch
+    for i in range(start, X.shape[0]):
+        if needs_room(t, may_grow):
+            return i
+        x = X[i]
+        _vote(p, ts, s, x, work)
+        said[i] = decide_class(m, s, x, classes, work)
+        credit_class(m, s, x, y[i], classes, work)
+        for e in range(s.experts):
+            label = y[i]
+            if s.task:
+                label = 1 if y[i] == e else 0
+            weight = work.learn[e]
+            if weight > 0.0:
+                trees.learn(t, ts, p.place[e], x, label, weight, work.belief[e], scratch, p.rng)
+                if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
+                    behind = p.place[s.experts + e]
+                    thinks = trees.predict(t, ts, trees.leaf_of(t, behind, x), x, scratch[0])
+                    trees.learn(t, ts, behind, x, label, weight, thinks, scratch, p.rng)
+            if work.action[e] != KEEP:
+                _act(p, s, e, work.action[e])
+    return X.shape[0]
+
+
+@kernel
+def _act(p, s, e, action):  # type: ignore[no-untyped-def]
+    """Start a background tree, or let it (or an empty tree) take the place of the expert."""
+    t = p.trees
+    if action == WARN:
+        behind = p.place[s.experts + e]
+        if t.root[behind] >= 0:
+            trees.remove_tree(t, behind)
+        trees.new_tree(t, behind, p.rng)
+        return
+    trees.remove_tree(t, p.place[e])
+    if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
+        gone = p.place[e]
+        p.place[e] = p.place[s.experts + e]
+        p.place[s.experts + e] = gone
+    else:
+        trees.new_tree(t, p.place[e], p.rng)
+
+
+@kernel
+def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
+    for i in range(X.shape[0]):
+        _vote(p, ts, s, X[i], work)
+        decide_class(m, s, X[i], classes, work)
+        out[i] = work.mixed
+        weights[i] = work.weights
+
+
+@kernel
+def _vote_numbers(p, s, x, work):  # type: ignore[no-untyped-def]
+    for e in range(s.experts):
+        work.votes[e, 0] = regression_trees.predict(p.trees, trees.leaf_of(p.trees, p.place[e], x), x)
+
+
+@kernel
+def _learn_numbers(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+    p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
+    t = p.trees
+    for i in range(start, X.shape[0]):
+        if needs_room(t, may_grow):
+            return i
+        x = X[i]
+        _vote_numbers(p, s, x, work)
+        said[i] = decide_number(m, s, x, work)
+        credit_number(m, s, x, y[i], work)
+        for e in range(s.experts):
+            weight = work.learn[e]
+            if weight > 0.0:
+                regression_trees.learn(t, ts, p.place[e], x, y[i], weight, p.rng)
+                if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
+                    regression_trees.learn(t, ts, p.place[s.experts + e], x, y[i], weight, p.rng)
+            if work.action[e] != KEEP:
+                _act(p, s, e, work.action[e])
+    return X.shape[0]
+
+
+@kernel
+def _predict_numbers(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
+    p, m, s, work = state.pool, state.mixture, state.settings, state.work
+    for i in range(X.shape[0]):
+        _vote_numbers(p, s, X[i], work)
+        decide_number(m, s, X[i], work)
+        out[i] = work.mixed
+        weights[i] = work.weights
+
+
+class RiverEngine(_Base):
+    """The flexible one: clones of any river model as experts, with the same mixture.
+
+    Args:
+        settings: Of the mixture.
+        expert: The model to be cloned, one per expert.
+        hidden: Widths of the router's hidden layers.
+        seed: Seed of everything.
+        numbers: Whether the targets are numbers.
+        decode: From a row of the table back to what the model is given: a dict of features.
+    """
+
+    def __init__(
+        self,
+        settings: MixtureSettings,
+        expert: Any,
+        hidden: tuple[int, int],
+        seed: int,
+        numbers: bool,
+        decode: Callable[[NDArray[np.float64]], dict[Any, Any]],
+    ) -> None:
+        super().__init__(settings, hidden, seed, numbers)
+        self._expert, self._decode = expert, decode
+        self.experts: list[Any] = [self._new() for _ in range(settings.experts)]
+        self.background: list[Any] = [None] * settings.experts
+
+    def _new(self) -> Any:
+        return self._expert.clone()
+
+    def add_features(self, number: int, nominal: bool) -> None:
+        """Make room for features."""
+        self._grow(self.n_features + number, self.n_classes)
+
+    def add_values(self, number: int) -> None:
+        """River's models take categories as they are."""
+
+    def add_classes(self, number: int) -> None:
+        """Make room for classes."""
+        self._grow(self.n_features, self.n_classes + number)
+        while len(self.experts) < self.settings.experts:
+            self.experts.append(self._new())
+            self.background.append(None)
+
+    def _vote(self, row: dict[Any, Any], work: Any) -> None:
+        for e, expert in enumerate(self.experts):
+            if self.numbers:
+                work.votes[e, 0] = expert.predict_one(row)
+                continue
+            work.votes[e] = 0.0
+            labels: Sequence[int] = (0, 1) if self.settings.task else range(self.n_classes)
+            said = expert.predict_proba_one(row)
+            for label in labels:
+                work.votes[e, label] = said.get(label, 0.0)
+
+    def _work(self) -> tuple[Any, Any, Any]:
+        """Room for an instance, and references to the mixture and to it."""
+        votes = 1 if self.numbers else 2 if self.settings.task else self.n_classes
+        work = make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+        return work, refer_mixture(self.mixture), refer_work(work)
+
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions."""
+        s = self.settings
+        work, m, w = self._work()
+        said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
+        for i, x in enumerate(X):
+            row = self._decode(x)
+            self._vote(row, work)
+            if self.numbers:
+                said[i] = decide_number(m, s, x, w)
+                credit_number(m, s, x, y[i], w)
+            else:
+                said[i] = decide_class(m, s, x, self.n_classes, w)
+                credit_class(m, s, x, y[i], self.n_classes, w)
+            for e in range(s.experts):
+                label = y[i].item() if not s.task else int(y[i] == e)
+                for learner in (self.experts[e], self.background[e]):
+                    for _ in range(int(work.learn[e]) if learner is not None else 0):
+                        learner.learn_one(row, label)
+                if work.action[e] == WARN:
+                    self.background[e] = self._new()
+                elif work.action[e] == RENEW:
+                    self.experts[e] = self.background[e] or self._new()
+                    self.background[e] = None
+        return said
+
+    def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Class probabilities or numbers, and weights of the experts."""
+        s = self.settings
+        work, m, w = self._work()
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), s.experts))
+        for i, x in enumerate(X):
+            self._vote(self._decode(x), work)
+            if self.numbers:
+                decide_number(m, s, x, w)
+            else:
+                decide_class(m, s, x, self.n_classes, w)
+            out[i], weights[i] = work.mixed, work.weights
+        return out, weights
+
+
+def tree_arrays(engine: TreeEngine) -> dict[str, NDArray[Any]]:
+    """Every array of an engine by name, for saving."""
+    found: dict[str, NDArray[Any]] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found[prefix] = value
+            return
+        for name, part in zip(value._fields, value, strict=True):
+            walk(f"{prefix}.{name}", part)
+
+    walk("pool", engine.pool.state)
+    walk("mixture", engine.mixture)
+    return found
+
+
+def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
+    """Put arrays of :func:`tree_arrays` back."""
+
+    def build(prefix: str, like: Any) -> Any:
+        if isinstance(like, np.ndarray):
+            given = arrays[prefix]
+            if given.dtype != like.dtype or given.ndim != like.ndim:
+                raise ValueError(f"{prefix} is {given.dtype} with {given.ndim} dimensions, expected {like.dtype}")
+            return np.ascontiguousarray(given)
+        return type(like)(*(build(f"{prefix}.{name}", part) for name, part in zip(like._fields, like, strict=True)))
+
+    engine.pool.state = build("pool", engine.pool.state)
+    engine.mixture = build("mixture", engine.mixture)

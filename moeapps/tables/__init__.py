@@ -1,0 +1,10 @@
+"""Tables: mixture-of-experts estimators for columns of numbers and categories."""
+
+from moeapps.core.tabledata.columns import ColumnEncoder
+from moeapps.tables.classifier import MoEClassifier
+from moeapps.tables.data import TableDataModule
+from moeapps.tables.module import TabularModule
+from moeapps.tables.network import TabularMoE
+from moeapps.tables.regressor import MoERegressor
+
+__all__ = ["ColumnEncoder", "MoEClassifier", "MoERegressor", "TableDataModule", "TabularMoE", "TabularModule"]

@@ -1,0 +1,259 @@
+"""Mixture of experts as a classifier of tables, behind scikit-learn's interface."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils import assert_all_finite, compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    column_or_1d,
+)
+
+from moeapps.core.errors import DataError
+from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.tables.estimator import TabularEstimator
+
+__all__ = ["MoEClassifier"]
+
+
+class MoEClassifier(ClassifierMixin, TabularEstimator):
+    """Mixture-of-experts classifier for tables: embedded columns, residual MoE blocks, any router.
+
+    Parameters
+    ----------
+    router : str
+        Name of the routing method, as in ``moeapps list routers``.
+    router_args : dict, optional
+        Further arguments of that router.
+    num_experts : int
+        Experts per block.
+    top_k : int
+        Experts per row, for routers with such an argument.
+    dim : int
+        Width of the network.
+    hidden_dim : int, optional
+        Hidden width of an expert; ``2 * dim`` when None.
+    num_blocks : int
+        Number of residual MoE blocks.
+    share_router : bool
+        Whether all blocks use one router (Omni-router).
+    capacity_factor : float, optional
+        In training an expert takes at most this multiple of its fair share of rows; None means no limit.
+    embedding_dim : int
+        Width of a categorical column's embedding.
+    num_bins : int
+        Quantile bins of a numeric column's piecewise-linear encoding, at most.
+    dropout : float
+        Probability of dropping a feature in training.
+    balance_weight, z_weight : float
+        Factors of the router's losses.
+    lr, weight_decay : float
+        Of AdamW.
+    batch_size : int or "auto"
+        Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
+    max_epochs : int
+        Passes over the data, at most.
+    early_stopping : bool or "auto"
+        Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
+        and keep the best epoch; "auto" does for more than 200 rows.
+    validation_fraction : float
+        Part of the rows that is set aside.
+    patience : int
+        Epochs to wait.
+    class_weight : dict, "balanced" or None
+        Weights of the classes.
+    categorical_features : "auto", list of names or positions, or None
+        Which columns are categories; "auto" means text, bool, category and object columns of a DataFrame.
+    dtype : "auto", "float32" or "float64"
+        Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
+    accelerator : str
+        Lightning's accelerator for training. Prediction is done on the CPU.
+    verbose : bool
+        Whether to show a progress bar.
+    log_dir : str, optional
+        Where to log and write checkpoints; nowhere when None.
+    random_state : int, RandomState or None
+        Seed of everything.
+
+    Attributes
+    ----------
+    classes_ : array
+        Class labels.
+    model_ : torch.nn.Module
+        The network.
+    history_ : DataFrame
+        What was logged, one row per epoch.
+    n_iter_ : int
+        Number of epochs.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from moeapps import MoEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = MoEClassifier(num_experts=4, max_epochs=60, random_state=0).fit(X, y)
+    >>> model.score(X, y) > 0.9
+    True
+    """
+
+    task = "classification"
+    classes_: np.ndarray
+
+    def __init__(
+        self,
+        router: str = "topk",
+        *,
+        router_args: Mapping[str, Any] | None = None,
+        num_experts: int = 8,
+        top_k: int = 2,
+        dim: int = 64,
+        hidden_dim: int | None = None,
+        num_blocks: int = 2,
+        share_router: bool = False,
+        capacity_factor: float | None = None,
+        embedding_dim: int = 16,
+        num_bins: int = 32,
+        dropout: float = 0.0,
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int | Literal["auto"] = "auto",
+        max_epochs: int = 100,
+        early_stopping: bool | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        class_weight: Any = None,
+        categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
+        dtype: Literal["auto", "float32", "float64"] = "auto",
+        accelerator: str = "auto",
+        verbose: bool = False,
+        log_dir: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            router,
+            router_args=router_args,
+            num_experts=num_experts,
+            top_k=top_k,
+            dim=dim,
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            share_router=share_router,
+            capacity_factor=capacity_factor,
+            embedding_dim=embedding_dim,
+            num_bins=num_bins,
+            dropout=dropout,
+            balance_weight=balance_weight,
+            z_weight=z_weight,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            categorical_features=categorical_features,
+            dtype=dtype,
+            accelerator=accelerator,
+            verbose=verbose,
+            log_dir=log_dir,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
+    def partial_fit(  # type: ignore[override]  # the order of arguments is scikit-learn's
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> Self:
+        """Learn one pass over these rows, on top of what was learned before.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in :meth:`fit`.
+        classes : array, optional
+            All classes that will ever come. The first call needs them unless its rows have them all; a label that is
+            not among them is refused later, and nothing is changed.
+        """
+        self._refuse_mixing()
+        with self._all_or_nothing() as fitted:
+            if hasattr(self, "model_"):
+                if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+                    known = f"differ from those of the first call: {self.classes_}"
+                    raise DataError(f"classes {np.unique(classes)} {known}")
+                fitted._continue(X, y, sample_weight)
+            else:
+                fitted._announced = None if classes is None else np.unique(classes)
+                fitted._fit(X, y, sample_weight, passes=1)
+            fitted.__dict__.pop("_announced", None)
+        return self
+
+    _announced: np.ndarray | None = None
+
+    def _check_target(self, y: Any) -> NDArray[Any]:
+        y = column_or_1d(y, warn=True)
+        missing = pd.isna(y)
+        if missing.any():
+            raise DataError(f"y has no label at row {int(np.flatnonzero(missing)[0])}: Input y contains NaN")
+        if np.asarray(y).dtype.kind == "f":
+            assert_all_finite(y, input_name="y")
+        check_classification_targets(y)
+        return np.asarray(y)
+
+    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
+        self.classes_ = np.unique(y) if self._announced is None else self._announced
+        if len(self.classes_) < 2:
+            raise DataError(
+                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: "
+                f"{self.classes_.tolist()[0]!r}"
+            )
+        self.n_outputs_ = len(self.classes_)
+
+    def _encode_target(self, y: NDArray[Any]) -> NDArray[np.int64]:
+        new = ~np.isin(y, self.classes_)
+        if new.any():
+            raise DataError(
+                f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes "
+                f"{self.classes_.tolist()}: name all classes in the first call of partial_fit"
+            )
+        return np.searchsorted(self.classes_, y).astype(np.int64)
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Any:
+        table, y, weight = super()._validated(X, y, sample_weight, reset)
+        if self.class_weight is not None:
+            weight = weight * compute_sample_weight(self.class_weight, y)
+        return table, y, weight
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``."""
+        outputs = self._outputs(X)
+        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithms of the class probabilities."""
+        outputs = self._outputs(X)
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return logs
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Most probable class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes, columns and class labels."""
+        return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.classes_ = labels_from_json(state["classes_"])
+        super()._restore(state)

@@ -1,0 +1,50 @@
+"""Batches of encoded tables."""
+
+import lightning as L
+import numpy as np
+import torch
+
+from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
+from moeapps.core.tabledata.encoded import EncodedTable
+
+__all__ = ["TableDataModule"]
+
+
+class TableDataModule(L.LightningDataModule):
+    """Training and validation batches ``(numbers, codes, target, weight)``.
+
+    Args:
+        train: The four arrays of the training rows.
+        val: The four arrays of the validation rows; None for no validation.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+        dtype: Type of targets and weights (numbers stay float64 until they are encoded).
+    """
+
+    def __init__(
+        self,
+        train: tuple[np.ndarray, ...],
+        val: tuple[np.ndarray, ...] | None,
+        batch_size: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = _table(train, dtype), None if val is None else _table(val, dtype)
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; all rows in their order where they make one batch."""
+        shuffle = len(self.train) > self.batch_size
+        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=as_it_is)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Batches in order."""
+        assert self.val is not None
+        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=as_it_is)
+
+
+def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:
+    numbers, codes, target, weight = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    target = target if target.dtype == torch.int64 else target.to(dtype)
+    return EncodedTable(numbers, codes, target, weight.to(dtype))

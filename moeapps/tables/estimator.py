@@ -1,0 +1,474 @@
+"""What the tabular estimators share: reading a table, building the network, training, predicting, surgery."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from sklearn.utils import Tags
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from moeapps.core.callbacks import seed_everything
+from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.estimator import LightningEstimator
+from moeapps.core.layer import MoE
+from moeapps.core.plots import plot_load
+from moeapps.core.routers import router_class
+from moeapps.core.statistics import load_by_group, routed_layers
+from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
+from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
+from moeapps.core.tabledata.files import ColumnKind
+from moeapps.tables.data import TableDataModule
+from moeapps.tables.module import TabularModule
+from moeapps.tables.network import TabularMoE
+
+__all__ = ["TabularEstimator"]
+
+ONE_BATCH = 200
+"""Up to so many rows, "auto" means: all rows in one batch, in float64, and none set aside for early stopping."""
+
+PREDICT_ROWS = 4096
+"""Rows that are predicted at once."""
+
+
+class TabularEstimator(LightningEstimator):
+    """What both estimators share: reading a table, building the network, training, predicting."""
+
+    task: Literal["classification", "regression"]
+    model_: TabularMoE
+    columns_: ColumnEncoder
+    merged_: list[list[list[int]]] | None = None
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
+
+    def __init__(
+        self,
+        router: str = "topk",
+        *,
+        router_args: Mapping[str, Any] | None = None,
+        num_experts: int = 8,
+        top_k: int = 2,
+        dim: int = 64,
+        hidden_dim: int | None = None,
+        num_blocks: int = 2,
+        share_router: bool = False,
+        capacity_factor: float | None = None,
+        embedding_dim: int = 16,
+        num_bins: int = 32,
+        dropout: float = 0.0,
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int | Literal["auto"] = "auto",
+        max_epochs: int = 100,
+        early_stopping: bool | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
+        dtype: Literal["auto", "float32", "float64"] = "auto",
+        accelerator: str = "auto",
+        verbose: bool = False,
+        log_dir: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.router = router
+        self.router_args = router_args
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.num_blocks = num_blocks
+        self.share_router = share_router
+        self.capacity_factor = capacity_factor
+        self.embedding_dim = embedding_dim
+        self.num_bins = num_bins
+        self.dropout = dropout
+        self.balance_weight = balance_weight
+        self.z_weight = z_weight
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.categorical_features = categorical_features
+        self.dtype = dtype
+        self.accelerator = accelerator
+        self.verbose = verbose
+        self.log_dir = log_dir
+        self.random_state = random_state
+
+    # ------------------------------------------------------------------ what a task fills in
+
+    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
+        """Set what is known about the target."""
+        raise NotImplementedError
+
+    def _encode_target(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Targets as the loss wants them."""
+        raise NotImplementedError
+
+    def _check_target(self, y: Any) -> NDArray[Any]:
+        """Refuse targets that cannot be learned from."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from a table.
+
+        Parameters
+        ----------
+        X : DataFrame or array of shape (n, P)
+            Rows. In a DataFrame, text, bool, category and object columns are categories and NaN means missing; an
+            array has to be complete.
+        y : array of shape (n,) or, for regression, (n, T)
+            Targets.
+        sample_weight : array of shape (n,), optional
+            Non-negative weights. A weight of 0 equals leaving the row out.
+
+        Returns
+        -------
+        self
+            Fitted. If fitting fails, an earlier fit stays as it was.
+
+        Raises
+        ------
+        ValueError
+            Naming the input or argument that cannot be used.
+        """
+        with self._all_or_nothing() as fitted:
+            fitted._fit(X, y, sample_weight)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn one pass over these rows, on top of what was learned before.
+
+        The first call learns the columns (categories, quantiles) and targets; later calls keep them. Parameters,
+        errors and what is returned are as in :meth:`fit`. Routers that let the rows of a batch compete
+        (``expert_choice``) are refused: their batches are the caller's here.
+        """
+        self._refuse_mixing()
+        with self._all_or_nothing() as fitted:
+            if hasattr(self, "model_"):
+                fitted._continue(X, y, sample_weight)
+            else:
+                fitted._fit(X, y, sample_weight, passes=1)
+        return self
+
+    def _refuse_mixing(self) -> None:
+        if router_class(self.router).mixes_tokens:
+            raise ConfigError(
+                f"router={self.router!r} lets the rows of a batch compete and cannot learn from a stream of batches: "
+                "use fit, or another router"
+            )
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, passes: int | None = None) -> None:
+        self._check_arguments()
+        self.merged_ = None
+        table, y, weight = self._validated(X, y, sample_weight, reset=True)
+        self._learn_target(y, weight)
+        self.columns_ = ColumnEncoder().fit(table, weight, self.categorical_features, self.num_bins)
+        seed = self._seed()
+        with isolate_rng():
+            seed_everything(seed)
+            model = self._build_model()
+        rows = (*self.columns_.transform(table), self._encode_target(y), weight)
+        self._run(TabularModule(model, self.task, self.lr, self.weight_decay), rows, seed, passes)
+
+    def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
+        table, y, weight = self._validated(X, y, sample_weight, reset=False)
+        rows = (*self.columns_.transform(table), self._encode_target(y), weight)
+        model = copy.deepcopy(self.model_).train()
+        self._run(TabularModule(model, self.task, self.lr, self.weight_decay), rows, self._seed(), passes=1)
+
+    def _run(self, module: TabularModule, rows: tuple[NDArray[Any], ...], seed: int, passes: int | None) -> None:
+        """Train the module on encoded rows and keep what it learned; ``passes`` overrides the number of epochs."""
+        n = len(rows[0])
+        batch_size = self._batch_size(n)
+        dtype = self._training_dtype(n, batch_size)
+        module.to(dtype)
+        train, val = rows, None
+        if passes is None and self._stops_early(n):
+            chosen, held = self._split(rows, seed)
+            train, val = tuple(part[chosen] for part in rows), tuple(part[held] for part in rows)
+        data = TableDataModule(train, val, batch_size, seed, dtype)
+        if passes is not None:
+            module.schedule = "constant"
+            module.optimizer_state = getattr(self, "_optimizer_state", None)
+        history = self._train(
+            module,
+            data,
+            seed,
+            monitor="val/loss" if val is not None else None,
+            mode="min",
+            max_epochs=passes,
+            validate=val is not None,
+        )
+        self._optimizer_state = module.optimizer_state if passes is not None else None
+        self.history_ = history if passes is None or not hasattr(self, "history_") else self._joined(history)
+        self.n_iter_ = len(self.history_)
+        # scikit-learn compares predictions for different batches at 1e-7
+        self.model_ = module.model.double().eval()
+
+    def _joined(self, history: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([self.history_, history.assign(epoch=len(self.history_))], ignore_index=True)
+
+    def _check_arguments(self) -> None:
+        if self.batch_size != "auto":
+            check_sizes(batch_size=self.batch_size)
+        check_sizes(num_bins=self.num_bins)
+        check_one_of("dtype", self.dtype, ("auto", "float32", "float64"))
+        check_one_of("early_stopping", self.early_stopping, ("auto", True, False))
+        check_fraction(validation_fraction=self.validation_fraction)
+        if self.validation_fraction >= 1:
+            raise ConfigError(f"validation_fraction must be below 1, got {self.validation_fraction!r}")
+
+    def _validated(
+        self, X: Any, y: Any, sample_weight: Any, reset: bool
+    ) -> tuple[pd.DataFrame | NDArray[np.float64], NDArray[Any], NDArray[np.float64]]:
+        """Table, targets and weights of the rows that count."""
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        table = self._table(X, reset)
+        y = self._check_target(y)
+        check_consistent_length(table, y)
+        weight = _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True)
+        counts = weight > 0
+        if not counts.any():
+            raise ValueError("sample_weight is zero for every row: nothing to learn from")
+        if not counts.all():
+            table = table[counts] if isinstance(table, np.ndarray) else table.loc[counts]
+            y, weight = y[counts], weight[counts]
+        return table, y, weight
+
+    def _table(self, X: Any, reset: bool) -> pd.DataFrame | NDArray[np.float64]:
+        """Check a table: column names, number of columns, and (in arrays) that every value is there."""
+        if not isinstance(X, pd.DataFrame):
+            array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
+            _refuse_holes(array)
+            return array
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        if X.shape[1] == 0:
+            raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
+        if len(X) == 0:
+            raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
+        if any(isinstance(kind, pd.SparseDtype) for kind in X.dtypes):
+            raise TypeError("sparse columns are not supported: convert them with X.sparse.to_dense()")
+        return X
+
+    def column_kinds(self) -> dict[str, ColumnKind]:
+        """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`.
+
+        Raises:
+            DataError: If the model was fitted on an array, whose columns have no names.
+        """
+        check_is_fitted(self, "model_")
+        if not hasattr(self, "feature_names_in_"):
+            raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
+        return self.columns_.column_kinds()
+
+    def _batch_size(self, n: int) -> int:
+        """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        return n if n <= ONE_BATCH else int(2 ** np.clip(np.floor(np.log2(n / 20)), 5, 9))
+
+    def _training_dtype(self, n: int, batch_size: int) -> torch.dtype:
+        """In float64 while all rows fit into one batch, where it costs nothing."""
+        if self.dtype == "auto":
+            return torch.float64 if n <= batch_size else torch.float32
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def _stops_early(self, n: int) -> bool:
+        return n > ONE_BATCH if self.early_stopping == "auto" else bool(self.early_stopping)
+
+    def _split(self, rows: tuple[NDArray[Any], ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows to train and to validate on; classes in proportion where each has enough rows."""
+        target, n = rows[2], len(rows[0])
+        if n < 2:
+            raise DataError(f"early_stopping needs at least 2 rows, got {n}: set early_stopping=False")
+        held = max(1, round(n * self.validation_fraction))
+        stratify = None
+        if self.task == "classification":
+            sizes = np.bincount(target)
+            stratify = target if sizes[sizes > 0].min() >= 2 and min(held, n - held) >= len(sizes) else None
+        chosen, kept = train_test_split(np.arange(n), test_size=held, random_state=seed, stratify=stratify)
+        return chosen, kept
+
+    def _build_model(self) -> TabularMoE:
+        columns = self.columns_
+        model = TabularMoE(
+            columns.mean,
+            columns.scale,
+            columns.edges,
+            [len(values) + FIRST for values in columns.categories],
+            self._out_dim(),
+            dim=self.dim,
+            num_blocks=self.num_blocks,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            hidden_dim=self.hidden_dim,
+            router=self.router,
+            router_args=self.router_args,
+            share_router=self.share_router,
+            capacity_factor=self.capacity_factor,
+            embedding_dim=self.embedding_dim,
+            dropout=self.dropout,
+            balance_weight=self.balance_weight,
+            z_weight=self.z_weight,
+        )
+        for index, groups in enumerate(self.merged_ or []):
+            model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
+        return model
+
+    def _out_dim(self) -> int:
+        return int(self.n_outputs_)
+
+    # ------------------------------------------------------------------ predicting
+
+    @torch.no_grad()
+    def _outputs(self, X: Any) -> NDArray[np.float64]:
+        """Network outputs ``(n, out_dim)`` in float64, computed on the CPU."""
+        check_is_fitted(self, "model_")
+        numbers, codes = (torch.from_numpy(part) for part in self.columns_.transform(self._table(X, reset=False)))
+        parts = zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True)
+        outputs: NDArray[np.float64] = torch.cat([self.model_(n, c) for n, c in parts]).numpy()
+        return outputs
+
+    def expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> pd.DataFrame:
+        """Which experts the rows use: one line per group, one column per expert, each line sums to 1.
+
+        Parameters
+        ----------
+        X : DataFrame or array of shape (n, P)
+            Rows.
+        groups : array of shape (n,), optional
+            What to group rows by (classes, time, region); what the model predicts when None.
+        layer : int
+            Which block.
+
+        Returns
+        -------
+        DataFrame
+            Fraction of each group's assignments that each expert gets.
+        """
+        check_is_fitted(self, "model_")
+        if groups is None:
+            groups = self.predict(X)
+        numbers, codes = self.columns_.transform(self._table(X, reset=False))
+        names, number = np.unique(np.asarray(groups), return_inverse=True)
+        check_consistent_length(numbers, number)
+        model = copy.deepcopy(self.model_)
+        with torch.no_grad():
+            model(torch.from_numpy(numbers), torch.from_numpy(codes))
+        routing = list(routed_layers(model).values())[layer].last_routing
+        assert routing is not None
+        load = load_by_group(routing, torch.from_numpy(number), len(names))
+        return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
+
+    def plot_expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> Any:
+        """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
+        return plot_load(self.expert_load(X, groups, layer))
+
+    def prune(self, num_experts: int, X: Any) -> Self:
+        """Return a copy that keeps, in each block, the experts that these rows use most.
+
+        Parameters
+        ----------
+        num_experts : int
+            How many experts to keep per block.
+        X : DataFrame or array of shape (n, P)
+            Rows that matter: training rows, or those of the task that the smaller model is for.
+
+        Returns
+        -------
+        estimator
+            Fitted, with fewer experts. It can be saved, and trained on with ``partial_fit``.
+        """
+        pruned = self._operated()
+        pruned.model_, _ = prune_experts(self.model_, num_experts, self._use(X))
+        router = next(m.router for m in pruned.model_.modules() if isinstance(m, MoE))
+        return pruned.set_params(num_experts=num_experts, top_k=getattr(router, "top_k", self.top_k))
+
+    def merge(self, num_experts: int, X: Any) -> Self:
+        """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
+
+        Parameters and what is returned are as in :meth:`prune`.
+        """
+        merged = self._operated()
+        merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X))
+        merged.merged_ = [[list(group) for group in report.groups] for report in reports.values()]
+        return merged
+
+    def _operated(self) -> Self:
+        check_is_fitted(self, "model_")
+        if self.share_router:
+            raise ConfigError("experts of blocks that share a router cannot be pruned or merged: share_router=False")
+        if self.merged_ is not None:
+            raise ConfigError("this model was merged already: prune or merge the one it came from")
+        operated = copy.copy(self)
+        operated._optimizer_state = None
+        return operated
+
+    def _use(self, X: Any) -> dict[str, ExpertUse]:
+        numbers, codes = (torch.from_numpy(part) for part in self.columns_.transform(self._table(X, reset=False)))
+        return measure_use(self.model_, zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.categorical = True
+        return tags
+
+    # ------------------------------------------------------------------ saving
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """Constructor arguments, with plain containers."""
+        arguments = super().saved_arguments()
+        if arguments["router_args"] is not None:
+            arguments["router_args"] = dict(arguments["router_args"])
+        if not isinstance(arguments["categorical_features"], str | None):
+            arguments["categorical_features"] = [
+                int(c) if isinstance(c, np.integer) else c for c in arguments["categorical_features"]
+            ]
+        return arguments
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes and what was learned about the columns."""
+        return {**super().saved_state(), "columns_": self.columns_.state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.columns_ = ColumnEncoder.from_state(state["columns_"])
+        super()._restore(state)
+
+    @classmethod
+    def from_saved(cls, arguments: dict[str, Any], state: dict[str, Any], tensors: Any, source: Any) -> Self:
+        """Build again, in float64 as it was saved."""
+        estimator = super().from_saved(arguments, state, tensors, source)
+        estimator.model_ = estimator.model_.double()
+        estimator.model_.load_state_dict(tensors)
+        return estimator
+
+
+def _refuse_holes(array: NDArray[np.float64]) -> None:
+    """Refuse NaN and what float32 cannot hold, saying where."""
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(array) <= np.finfo(np.float32).max)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = array[row, column]
+        what = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else f"{value}, too large for float32,"
+        cure = "; NaN means missing in a DataFrame: pass one, or impute" if np.isnan(value) else ""
+        raise DataError(f"Input X contains {what} at row {row}, column {column}{cure}")

@@ -1,0 +1,87 @@
+"""Mixture of experts for regression on tables, behind scikit-learn's interface."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import (
+    check_array,
+    column_or_1d,
+)
+
+from moeapps.core.errors import DataError
+from moeapps.tables.estimator import TabularEstimator
+
+__all__ = ["MoERegressor"]
+
+
+class MoERegressor(RegressorMixin, TabularEstimator):
+    """Mixture-of-experts regressor for tables, for one target or several.
+
+    Targets are standardised for training; the loss is the squared error. Parameters and attributes are those of
+    :class:`MoEClassifier`, without ``class_weight`` and ``classes_``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from moeapps import MoERegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = MoERegressor(num_experts=4, max_epochs=20, random_state=0).fit(X, y)
+    >>> model.predict(X[:3]).shape
+    (3,)
+    """
+
+    task = "regression"
+    target_mean_: NDArray[np.float64]
+    target_scale_: NDArray[np.float64]
+    _saved_attributes = (*TabularEstimator._saved_attributes, "_one_column")
+
+    def _check_target(self, y: Any) -> NDArray[Any]:
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        if y.ndim > 2:
+            raise DataError(f"y must have shape (n,) or (n, targets), got {y.shape}")
+        if np.iscomplexobj(y):
+            raise ValueError("Complex data not supported")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        return np.asarray(y, dtype=np.float64)
+
+    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
+        self._one_column = y.ndim == 1
+        columns = y.reshape(len(y), -1)
+        self.n_outputs_ = columns.shape[1]
+        share = weight[:, None] / weight.sum()
+        self.target_mean_ = (columns * share).sum(axis=0)
+        scale = np.sqrt((np.square(columns - self.target_mean_) * share).sum(axis=0))
+        self.target_scale_ = np.where(scale > 0, scale, 1.0)
+
+    def _encode_target(self, y: NDArray[Any]) -> NDArray[np.float64]:
+        columns = y.reshape(len(y), -1)
+        if columns.shape[1] != self.n_outputs_:
+            raise DataError(f"y has {columns.shape[1]} targets, the model was fitted with {self.n_outputs_}")
+        return (columns - self.target_mean_) / self.target_scale_
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predicted targets, shape (n,) or (n, targets) as in :meth:`fit`."""
+        outputs = self._outputs(X) * self.target_scale_ + self.target_mean_
+        return outputs[:, 0] if self._one_column else outputs
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes, columns, and the targets' mean and scale."""
+        return {
+            **super().saved_state(),
+            "target_mean_": self.target_mean_.tolist(),
+            "target_scale_": self.target_scale_.tolist(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.target_mean_ = np.array(state["target_mean_"])
+        self.target_scale_ = np.array(state["target_scale_"])
+        super()._restore(state)

@@ -1,0 +1,66 @@
+"""Scoring a file with a saved model, from Python and from the command line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moeapps import MoEClassifier, MoERegressor, MowstClassifier
+from moeapps.cli.main import main
+from moeapps.core import predict_file
+from moeapps.core.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"city": rng.choice(["Ulm", "NA"], 300), "zip": rng.choice([1, 2, 30], 300)})
+    frame["age"] = np.where(rng.random(300) < 0.1, np.nan, rng.normal(size=300))
+    return frame
+
+
+@pytest.fixture(scope="module")
+def classifier(frame) -> MoEClassifier:
+    y = np.where((frame["city"] == "Ulm") & (frame["zip"] > 1), "yes", "no")
+    return MoEClassifier(max_epochs=5, random_state=0, categorical_features=["city", "zip"]).fit(frame, y)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_file_is_predicted_as_a_frame_is(ending, classifier, frame, tmp_path, monkeypatch):
+    source, output = tmp_path / f"in{ending}", tmp_path / f"out{ending}"
+    shuffled = frame.assign(row=np.arange(300))[["row", "age", "zip", "city"]]
+    shuffled.to_csv(source, index=False) if ending == ".csv" else shuffled.to_parquet(source)
+    assert predict_file(classifier, source, output, keep=["row"], batch_rows=64) == 300
+    found = pd.read_csv(output) if ending == ".csv" else pd.read_parquet(output)
+    assert found.columns.tolist() == ["row", "prediction", "probability_no", "probability_yes"]
+    assert (found["prediction"] == classifier.predict(frame)).all()
+    np.testing.assert_allclose(found["probability_yes"], classifier.predict_proba(frame)[:, 1], atol=1e-12)
+
+
+def test_the_command_does_the_same(classifier, frame, tmp_path, capsys):
+    classifier.save(tmp_path / "m.safetensors")
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    command = ["predict", str(tmp_path / "m.safetensors"), "--input", str(tmp_path / "in.csv"), "--keep", "zip,age"]
+    assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
+    assert "(300 rows)" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "out.csv")["zip"].tolist() == frame["zip"].tolist()
+    assert main([*command, "--output", str(tmp_path / "in.csv")]) == 2
+    assert "is the file to be predicted" in capsys.readouterr().err
+    frame.drop(columns="city").to_csv(tmp_path / "in.csv", index=False)
+    assert main([*command, "--output", str(tmp_path / "out.csv")]) == 1
+    assert "lacks the column 'city'" in capsys.readouterr().err
+
+
+def test_a_regressor_gives_one_column(frame, tmp_path):
+    model = MoERegressor(max_epochs=2, random_state=0).fit(frame[["zip", "age"]], frame["zip"])
+    frame.to_parquet(tmp_path / "in.parquet")
+    predict_file(model, tmp_path / "in.parquet", tmp_path / "out.csv")
+    assert pd.read_csv(tmp_path / "out.csv").columns.tolist() == ["prediction"]
+
+
+def test_models_that_cannot_are_named(frame, tmp_path):
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    with pytest.raises(ConfigError, match="MowstClassifier does not predict the rows of a table"):
+        predict_file(MowstClassifier(), tmp_path / "in.csv", tmp_path / "out.csv")
+    model = MoERegressor(max_epochs=1).fit(np.ones((20, 2)), np.arange(20.0))
+    with pytest.raises(DataError, match="fitted on an array"):
+        predict_file(model, tmp_path / "in.csv", tmp_path / "out.csv")
