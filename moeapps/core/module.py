@@ -27,6 +27,13 @@ class MoEModule(L.LightningModule):
             return self.total_loss({"task": F.cross_entropy(self(x), y)})
     """
 
+    def keep_arguments(self, arguments: dict[str, Any]) -> None:
+        """Save the constructor's arguments as hyperparameters, except modules, whose weights are saved anyway.
+
+        :func:`~moeapps.core.config.takes` calls it; a constructor without it calls ``save_hyperparameters`` itself.
+        """
+        self.save_hyperparameters({n: value for n, value in arguments.items() if not isinstance(value, nn.Module)})
+
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
 

@@ -27,7 +27,7 @@ from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "labels_from_json", "labels_to_json", "load"]
+__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "load"]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -93,9 +93,16 @@ class SaveMixin:
 
 
 class SavableModule(SaveMixin, nn.Module):
-    """A torch module that can be saved: its constructor stores its arguments in ``self.arguments``."""
+    """A torch module that can be saved: its constructor stores its arguments in ``self.arguments``.
+
+    One that is decorated with :func:`~moeapps.core.config.takes` need not do it itself.
+    """
 
     arguments: dict[str, Any]
+
+    def keep_arguments(self, arguments: dict[str, Any]) -> None:
+        """Called with all constructor arguments once the constructor has run."""
+        self.arguments = arguments
 
     def saved_arguments(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -288,19 +295,3 @@ def _warn_of_versions(versions: dict[str, Any], file: Path) -> None:
         now, then = importlib.metadata.version(package), versions.get(package)
         if then is not None and then != now:
             warnings.warn(f"{file} was saved with {package} {then}; {now} is installed", UserWarning, stacklevel=3)
-
-
-def labels_to_json(labels: np.ndarray) -> dict[str, Any]:
-    """Write class labels as JSON values together with their dtype, so that they come back the same."""
-    return {"dtype": "object" if labels.dtype == object else labels.dtype.str, "values": labels.tolist()}
-
-
-def labels_from_json(saved: dict[str, Any]) -> np.ndarray:
-    """Undo :func:`labels_to_json`.
-
-    Raises:
-        ValueError: If the dtype is not one of labels (bool, integer, float, text, object).
-    """
-    if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
-        raise ValueError(f"unknown label dtype {saved['dtype']!r}")
-    return np.array(saved["values"], dtype=saved["dtype"])

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 from moeapps.core.errors import DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, as_labels, encode_labels, labeled

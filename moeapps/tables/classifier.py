@@ -14,7 +14,7 @@ from sklearn.utils.validation import (
 )
 
 from moeapps.core.errors import DataError
-from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoEClassifier"]

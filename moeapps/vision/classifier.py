@@ -18,8 +18,8 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.core.routing import Routing
-from moeapps.core.saving import labels_from_json, labels_to_json
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, make_transform, split_rows
 from moeapps.vision.folders import find_images, read_images

@@ -13,7 +13,7 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.saving import labels_from_json, labels_to_json
+from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, split_rows
 from moeapps.vision.diffusion_module import DiffusionModule
 from moeapps.vision.images import ImageSpec, as_images

@@ -18,7 +18,8 @@ import moeapps
 from moeapps import registry
 from moeapps.core import saving
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.saving import SavableModule, labels_from_json, labels_to_json, load
+from moeapps.core.labels import labels_from_json, labels_to_json
+from moeapps.core.saving import SavableModule, load
 from moeapps.graph import Mowst
 
 EDGES = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])

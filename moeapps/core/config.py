@@ -1,0 +1,151 @@
+"""A setting is declared once: in a frozen dataclass beside the network that it describes.
+
+A network or LightningModule takes the fields of its config as keyword arguments (:func:`takes`), an estimator builds
+the config from its own attributes (:func:`config_from`)::
+
+    @dataclass(frozen=True)
+    class MowstConfig:
+        hidden_channels: int = 64
+
+    class Mowst(nn.Module):
+        @takes(MowstConfig)
+        def __init__(self, in_channels: int, config: MowstConfig) -> None:
+            ...
+
+    Mowst(8, hidden_channels=32)                # what users, YAML files and saved models write
+    Mowst.from_config(8, config=MowstConfig())  # what moeapps writes
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
+
+__all__ = ["Configurable", "as_arguments", "config_from", "field_names", "takes"]
+
+
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+C = TypeVar("C", bound=Dataclass)
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def field_names(config: type[Dataclass]) -> tuple[str, ...]:
+    """Names of a config's fields, in order."""
+    return tuple(field.name for field in fields(config))
+
+
+def config_from(config: type[C], source: object, **changes: Any) -> C:
+    """Config whose fields are the attributes of the same names of ``source``.
+
+    Parameters
+    ----------
+    config : type
+        Frozen dataclass.
+    source : object or mapping
+        An estimator, another config, or a dictionary of arguments. A field that it lacks keeps its default.
+    **changes
+        Fields to set to something else.
+
+    Raises
+    ------
+    TypeError
+        If ``changes`` names no field, or a field without default is in neither of them.
+    """
+    values = source if isinstance(source, Mapping) else _Attributes(source)
+    return config(**{name: values[name] for name in field_names(config) if name in values} | changes)
+
+
+class _Attributes(dict[str, Any]):
+    def __init__(self, source: object) -> None:
+        super().__init__()
+        self.source = source
+
+    def __contains__(self, name: object) -> bool:
+        return hasattr(self.source, str(name))
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+def as_arguments(config: Dataclass) -> dict[str, Any]:
+    """Fields as keyword arguments. Unlike ``dataclasses.asdict`` it does not copy values, which may be modules."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+class Configurable:
+    """Adds ``from_config`` to a class whose constructor is decorated with :func:`takes`."""
+
+    @classmethod
+    def from_config(cls, *args: Any, config: Dataclass, **kwargs: Any) -> Any:
+        """Construct from a config; further arguments are the constructor's own."""
+        return cls(*args, **kwargs, **as_arguments(config))
+
+
+def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
+    """Let a constructor take the fields of configs as keyword arguments instead of the configs themselves.
+
+    The decorated function has one parameter annotated with each config class. Callers, ``inspect.signature``,
+    jsonargparse and scikit-learn see that class's fields in its place, with their types and defaults. After the
+    constructor has run, ``self.keep_arguments(arguments)`` is called where the class has it, with everything that was
+    given and all defaults.
+
+    Parameters
+    ----------
+    *configs : type
+        Frozen dataclasses whose fields have different names and defaults.
+
+    Raises
+    ------
+    TypeError
+        At decoration, if the function has no parameter for a config. By the constructor, for an unknown argument.
+    """
+
+    def decorate(init: Init) -> Init:
+        own = inspect.signature(init)
+        hints = typing.get_type_hints(init)
+        places: dict[str, type[Dataclass]] = {
+            name: hints[name] for name in own.parameters if hints.get(name) in configs
+        }
+        if set(places.values()) != set(configs):
+            raise TypeError(f"{init.__qualname__} needs one parameter annotated with each of {configs}")
+        public = _public_signature(own, hints, places)
+
+        @functools.wraps(init)
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            bound = public.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            inner = {name: given[name] for name in own.parameters if name not in places}
+            for name, config in places.items():
+                inner[name] = config(**{field: given[field] for field in field_names(config)})
+            init(**inner)
+            if keep := getattr(self, "keep_arguments", None):
+                keep(dict(list(given.items())[1:]))  # all but self
+
+        construct.__signature__ = public  # type: ignore[attr-defined]
+        construct.__doc__ = "\n\n".join(filter(None, [init.__doc__, *(config.__doc__ for config in configs)]))
+        return typing.cast(Init, construct)
+
+    return decorate
+
+
+def _public_signature(own: inspect.Signature, hints: dict[str, Any], places: dict[str, Any]) -> inspect.Signature:
+    """``own`` with each config's parameter replaced by its fields."""
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        if name not in places:
+            parameters.append(parameter.replace(annotation=hints.get(name, parameter.annotation)))
+            continue
+        types = typing.get_type_hints(places[name])
+        for field in fields(places[name]):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            annotation = types[field.name]
+            parameters.append(inspect.Parameter(field.name, parameter.kind, default=default, annotation=annotation))
+    return own.replace(parameters=parameters, return_annotation=None)

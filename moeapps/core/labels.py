@@ -1,0 +1,52 @@
+"""Class labels: from whatever the user has to codes 0 .. K-1, back again, and into a saved file."""
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["UNKNOWN", "classes_and_codes", "encode", "labels_from_json", "labels_to_json"]
+
+UNKNOWN = -1
+"""Code of a label that is not among the classes."""
+
+
+def encode(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
+    """Codes of labels: their places in ``classes``, :data:`UNKNOWN` where they are not among them.
+
+    Parameters
+    ----------
+    labels : array of shape (n,)
+        Labels, none missing.
+    classes : array of shape (K,)
+        Known labels, sorted and distinct.
+    """
+    if not len(classes):
+        return np.full(labels.shape, UNKNOWN, dtype=np.int64)
+    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    return np.where(classes[place] == labels, place, UNKNOWN).astype(np.int64)
+
+
+def classes_and_codes(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Distinct labels, sorted, and the code of each label."""
+    classes, codes = np.unique(labels, return_inverse=True)
+    return classes, codes.astype(np.int64)
+
+
+def labels_to_json(labels: NDArray[Any]) -> dict[str, Any]:
+    """Write class labels as JSON values together with their dtype, so that they come back the same."""
+    return {"dtype": "object" if labels.dtype == object else labels.dtype.str, "values": labels.tolist()}
+
+
+def labels_from_json(saved: dict[str, Any]) -> NDArray[Any]:
+    """Undo :func:`labels_to_json`.
+
+    Raises
+    ------
+    ValueError
+        If the dtype is not one of labels (bool, integer, float, text, object).
+    """
+    if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
+        raise ValueError(f"unknown label dtype {saved['dtype']!r}")
+    return np.array(saved["values"], dtype=saved["dtype"])

@@ -1,0 +1,107 @@
+"""Settings that are declared once, in a config, and reach constructors, estimators and the command line from there."""
+
+import inspect
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from moeapps.core.config import Configurable, as_arguments, config_from, takes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes.
+
+    Parameters
+    ----------
+    width : int
+        Number of hidden units.
+    """
+
+    width: int = 8
+    names: list[str] | None = None
+
+
+class Network(Configurable, nn.Module):
+    @takes(Sizes)
+    def __init__(self, channels: int, config: Sizes, bias: bool = True) -> None:
+        super().__init__()
+        self.channels, self.config, self.bias = channels, config, bias
+
+    def keep_arguments(self, arguments):
+        self.arguments = arguments
+
+
+def test_a_constructor_takes_the_fields_of_its_config():
+    network = Network(3, width=5)
+    assert network.config == Sizes(width=5)
+    assert (network.channels, network.bias) == (3, True)
+
+
+def test_positional_arguments_keep_their_order():
+    assert Network(3, 5, ["a"], False).config == Sizes(5, ["a"])
+    assert Network(3, 5, ["a"], False).bias is False
+
+
+def test_the_signature_shows_fields_types_and_defaults():
+    parameters = inspect.signature(Network).parameters
+    assert list(parameters) == ["channels", "width", "names", "bias"]
+    assert parameters["width"].default == 8
+    assert parameters["names"].annotation == list[str] | None
+
+
+def test_an_unknown_argument_is_refused_by_name():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+        Network(3, widht=5)
+
+
+def test_arguments_are_kept_with_their_defaults():
+    assert Network(3, width=5).arguments == {"channels": 3, "width": 5, "names": None, "bias": True}
+
+
+def test_from_config_equals_the_keyword_arguments():
+    assert Network.from_config(3, config=Sizes(5), bias=False).arguments == Network(3, width=5, bias=False).arguments
+
+
+def test_a_config_is_read_from_attributes_and_mappings():
+    class Estimator:
+        width = 7
+        other = 1
+
+    assert config_from(Sizes, Estimator()) == Sizes(7)
+    assert config_from(Sizes, {"width": 7, "other": 1}) == Sizes(7)
+    assert config_from(Sizes, Estimator(), names=["b"]) == Sizes(7, ["b"])
+    with pytest.raises(TypeError, match="nonsense"):
+        config_from(Sizes, Estimator(), nonsense=1)
+
+
+def test_values_are_handed_on_not_copied():
+    part = nn.Linear(1, 1)
+
+    @dataclass(frozen=True)
+    class Parts:
+        part: nn.Module
+
+    assert as_arguments(Parts(part))["part"] is part
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Sizes().width = 3
+
+
+def test_jsonargparse_reads_the_fields_with_their_help():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Network, "network")
+    assert parser.parse_args(["--network.channels", "2", "--network.width", "4"]).network.width == 4
+    assert "Number of hidden units" in parser.format_help()
+
+
+def test_a_constructor_without_a_place_for_the_config_is_refused():
+    with pytest.raises(TypeError, match="needs one parameter annotated"):
+
+        class Wrong:
+            @takes(Sizes)
+            def __init__(self, width: int) -> None: ...
