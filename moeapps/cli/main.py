@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import moeapps
 from moeapps import registry
 from moeapps.cli import serve as serve_command
-from moeapps.core.quiet import silence
+from moeapps.core.warnings import silence_warnings
 
 __all__ = ["main"]
 
@@ -111,7 +111,7 @@ def _run_light(arguments: list[str]) -> int:
     if options.command == "list":
         _list(options.kind)
         return 0
-    silence()
+    silence_warnings()
     if options.command == "stream":
         from moeapps.cli.stream import run as run_stream
 
@@ -138,7 +138,7 @@ def _predict_file(arguments: list[str]) -> int:
     parser.add_argument("--output", required=True, help=".csv or .parquet file to write")
     parser.add_argument("--keep", default="", help="columns to copy beside the predictions, with commas")
     options = parser.parse_args(arguments)
-    silence()
+    silence_warnings()
     from moeapps.core.tabledata.scoring import predict_file
 
     rows = predict_file(
@@ -150,7 +150,7 @@ def _predict_file(arguments: list[str]) -> int:
 
 def _run_lightning(arguments: list[str]) -> int:
     output = _take_option(arguments, "--output") if arguments[0] == "predict" else None
-    silence()
+    silence_warnings()
     from moeapps.cli.training import run
     from moeapps.core.callbacks import Interrupted
 

@@ -37,14 +37,14 @@ class MoEAppsCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError) as error:
-            raise _telling(error) from None
+            raise _readable_error(error) from None
 
     def instantiate_classes(self) -> None:
         """Build everything, turning a refused argument into the one error that says which."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise _telling(error) from None
+            raise _readable_error(error) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the checkpoint here: the configuration alone says what is built; loading verifies it."""
@@ -163,7 +163,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _telling(error: BaseException) -> MoEAppsError:
+def _readable_error(error: BaseException) -> MoEAppsError:
     """Our own error inside a chain of jsonargparse's, or a new one made of the keys and the cause along it."""
     keys: list[str] = []
     cause: BaseException = error

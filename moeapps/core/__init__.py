@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moeapps.core.gates import MultiGate as MultiGate
     from moeapps.core.gates import mix_experts as mix_experts
     from moeapps.core.layer import MoE as MoE
-    from moeapps.core.layer import Routed as Routed
+    from moeapps.core.layer import RoutedLayer as RoutedLayer
     from moeapps.core.losses import consistency_loss as consistency_loss
     from moeapps.core.losses import entropy_loss as entropy_loss
     from moeapps.core.losses import importance_loss as importance_loss
@@ -61,7 +61,7 @@ _LAZY = {
     "MultiGate": "gates",
     "NoisyTopKRouter": "routers",
     "NullExpertsRouter": "routers",
-    "Routed": "layer",
+    "RoutedLayer": "layer",
     "Router": "routers",
     "Routing": "routing",
     "RoutingMonitor": "statistics",
@@ -103,7 +103,7 @@ __all__ = [
     "MultiGate",
     "NoisyTopKRouter",
     "NullExpertsRouter",
-    "Routed",
+    "RoutedLayer",
     "Router",
     "Routing",
     "RoutingMonitor",

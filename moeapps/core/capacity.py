@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moeapps.core.routing import Routing
 
-__all__ = ["OVERFLOW", "Overflow", "expert_capacity", "limit"]
+__all__ = ["OVERFLOW", "Overflow", "apply_capacity", "expert_capacity"]
 
 Overflow = Literal["drop", "next_best"]
 OVERFLOW = ("drop", "next_best")
@@ -19,7 +19,7 @@ def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_fact
     return max(1, math.ceil(capacity_factor * num_tokens * top_k / num_experts))
 
 
-def limit(
+def apply_capacity(
     routing: Routing,
     capacity_factor: float,
     overflow: Overflow = "drop",

@@ -33,10 +33,10 @@ from moeapps.core.callbacks import (
 )
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
-from moeapps.core.quiet import quiet
 from moeapps.core.saving import SaveMixin
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import RoutingMonitor
+from moeapps.core.warnings import warnings_silenced
 
 __all__ = ["LightningEstimator", "resolve_device"]
 
@@ -109,7 +109,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             callbacks.append(RichProgressBar())
         if self.log_dir is not None:
             callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]
-        with quiet(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
+        with warnings_silenced(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
             trainer = L.Trainer(
                 accelerator=self.accelerator,

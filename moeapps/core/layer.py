@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.capacity import OVERFLOW, Overflow, limit
+from moeapps.core.capacity import OVERFLOW, Overflow, apply_capacity
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import ExpertMLP, Experts
@@ -15,10 +15,10 @@ from moeapps.core.losses import parameter_penalty_loss
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
-__all__ = ["MoE", "Routed"]
+__all__ = ["MoE", "RoutedLayer"]
 
 
-class Routed(nn.Module):
+class RoutedLayer(nn.Module):
     """Base of every module that routes: it remembers its last routing and knows its auxiliary losses.
 
     :class:`~moeapps.core.module.MoEModule` adds up the losses of all of them, and
@@ -49,7 +49,7 @@ class Routed(nn.Module):
         return {**super().__getstate__(), "last_routing": None}
 
 
-class MoE(Routed):
+class MoE(RoutedLayer):
     r"""Mixture of experts: :math:`y = \sum_{e \in R(x)} w_e(x) f_e(x)`, computed only where a token was sent.
 
     In evaluation every assignment is computed, and the output of a token never depends on the other tokens of its
@@ -68,7 +68,7 @@ class MoE(Routed):
         capacity_factor: In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the
             default, is dropless.
         overflow: What becomes of the others: ``"drop"`` or ``"next_best"``
-            (see :func:`~moeapps.core.capacity.limit`).
+            (see :func:`~moeapps.core.capacity.apply_capacity`).
         eval_capacity_factor: A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes
             so many tokens, those with the largest weights first (batch-prioritised routing of V-MoE, per sample); the
             others keep what their other experts give. None, the default, computes everything, as is always done for
@@ -152,9 +152,9 @@ class MoE(Routed):
             sample_size=x.shape[-2] if x.ndim > 2 else 1,
         )
         if self.training and self.capacity_factor is not None:
-            routing = limit(routing, self.capacity_factor, self.overflow)
+            routing = apply_capacity(routing, self.capacity_factor, self.overflow)
         elif not self.training and self.eval_capacity_factor is not None and x.ndim > 2 and x.shape[-2] > 0:
-            routing = limit(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
+            routing = apply_capacity(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
         out = routing.combine(self.experts(routing.dispatch(tokens), routing.offsets, self.backend))
         self.last_routing = routing
         return out.view(*x.shape[:-1], out.shape[-1])

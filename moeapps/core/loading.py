@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 from moeapps.core.distributed import rank, world_size
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["EpochSampler", "ResumableLoader", "as_it_is", "make_loader"]
+__all__ = ["EpochSampler", "ResumableLoader", "identity_collate", "make_loader"]
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -92,7 +92,7 @@ class ResumableLoader(DataLoader):
         self._start = int(state["position"])
 
 
-def as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """Collate function of data that gives whole batches (``__getitems__``)."""
     return batch
 

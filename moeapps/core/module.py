@@ -14,7 +14,7 @@ from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
 
-__all__ = ["LateModule", "MoEModule"]
+__all__ = ["DataDependentModule", "MoEModule"]
 
 
 class MoEModule(L.LightningModule):
@@ -145,7 +145,7 @@ class MoEModule(L.LightningModule):
         return f"the loss is not finite at step {step}: {', '.join(bad) or 'sum of terms'}{where}. Training stopped"
 
 
-class LateModule(MoEModule):
+class DataDependentModule(MoEModule):
     """A module whose network is built once it is known what the data is like.
 
     That comes from the data module, or from the checkpoint that is loaded, which remembers it.

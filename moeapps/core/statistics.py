@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from moeapps.core.layer import Routed
+from moeapps.core.layer import RoutedLayer
 from moeapps.core.routing import Routing
 from moeapps.core.views import Map
 
@@ -147,9 +147,9 @@ class GroupCounts:
         return found
 
 
-def routed_layers(module: torch.nn.Module) -> dict[str, Routed]:
+def routed_layers(module: torch.nn.Module) -> dict[str, RoutedLayer]:
     """Every routed layer inside ``module`` by its name; a layer that is used in two places is listed once."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Routed)}
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, RoutedLayer)}
 
 
 class RoutingMonitor(L.Callback):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.layer import Routed
+from moeapps.core.layer import RoutedLayer
 from moeapps.core.routing import Routing
 from moeapps.core.saving import SavableModule
 from moeapps.graph.confidence import Confidence, ConfidenceMode
@@ -67,7 +67,7 @@ class MowstOutput:
         return self.last == self.weights.shape[1] - 1
 
 
-class Mowst(Routed, SavableModule):
+class Mowst(RoutedLayer, SavableModule):
     r"""Mixture of a weak and a strong expert on graphs (Zeng et al., ICLR 2024).
 
     The weak expert sees a node's own features, the strong one the graph. With p and q their predicted distributions

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_at_least_zero
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
-from moeapps.core.module import LateModule
+from moeapps.core.module import DataDependentModule
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
@@ -22,7 +22,7 @@ from moeapps.recsys.targets import Targets, task_losses
 __all__ = ["RankingModule"]
 
 
-class RankingModule(LateModule):
+class RankingModule(DataDependentModule):
     """Weighted sum of the tasks' losses over the rows whose label is known.
 
     What the table is like (categories, numbers, targets) comes from the data module, or from the checkpoint that is

@@ -10,7 +10,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from moeapps.core.errors import DataError, MoEAppsError
-from moeapps.core.quiet import silence
+from moeapps.core.warnings import silence_warnings
 
 __all__ = ["Worker", "WorkerDied", "WorkerHung"]
 
@@ -101,7 +101,7 @@ def _work(pipe: Connection, path: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     from moeapps.serve.services import open_service
 
-    silence()
+    silence_warnings()
     try:
         service = open_service(path)
     except (MoEAppsError, OSError) as error:

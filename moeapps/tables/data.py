@@ -4,7 +4,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
+from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.tabledata.encoded import EncodedTable
 
 __all__ = ["TableDataModule"]
@@ -36,12 +36,12 @@ class TableDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; all rows in their order where they make one batch."""
         shuffle = len(self.train) > self.batch_size
-        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=as_it_is)
+        return make_loader(self.train, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=identity_collate)
 
     def val_dataloader(self) -> ResumableLoader:
         """Batches in order."""
         assert self.val is not None
-        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=as_it_is)
+        return make_loader(self.val, max(self.batch_size, 1024), collate_fn=identity_collate)
 
 
 def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:

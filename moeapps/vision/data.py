@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.loading import ResumableLoader, as_it_is, make_loader
+from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
 from moeapps.vision.images import ImageSpec
@@ -167,7 +167,7 @@ class ImageDataModule(L.LightningDataModule):
         return found
 
     def _loader(self, data: Dataset, batch_size: int, **options: Any) -> ResumableLoader:
-        whole = as_it_is if isinstance(data, ImageArrays) else None
+        whole = identity_collate if isinstance(data, ImageArrays) else None
         return make_loader(
             data, batch_size, seed=self.seed, num_workers=self.num_workers, collate_fn=whole, **options
         )  # fmt: skip

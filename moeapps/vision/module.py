@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.module import LateModule
+from moeapps.core.module import DataDependentModule
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
@@ -61,7 +61,7 @@ def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
     return images
 
 
-class SpecModule(LateModule):
+class SpecModule(DataDependentModule):
     """A module whose network is built once it is known what the images are like."""
 
     entry = "moeapps_images"

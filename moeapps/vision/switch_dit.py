@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.layer import Routed
+from moeapps.core.layer import RoutedLayer
 from moeapps.core.routers import TopKRouter
 from moeapps.vision.dit import DiT, DiTBlock, modulate
 
@@ -16,7 +16,7 @@ MOST_MATRIX = 8
 """Width at most so many times the tokens of an image, for matrices of each image."""
 
 
-class TimestepSwitch(Routed):
+class TimestepSwitch(RoutedLayer):
     r"""Tokens of an image under a mask, from linear experts that its timestep chooses.
 
     .. math::

@@ -127,7 +127,7 @@ def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):
         (["stray"], "unexpected argument 'stray'"),
     ],
 )  # fmt: skip
-def test_l1_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_path, arguments, message):
+def test_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_path, arguments, message):
     done = cli("fit", "--config", CORA, *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -159,7 +159,7 @@ def test_l1_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_
         ("- 1", "expected keys such as model"),
     ],
 )
-def test_l1_wrong_yaml_is_named(cli, tmp_path, text, message):
+def test_wrong_yaml_is_named(cli, tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text + "\n")
     done = cli("fit", "--config", "c.yaml")
     assert done.returncode == 2, done.stderr
@@ -214,13 +214,13 @@ def test_print_config_shows_everything_and_runs_nothing(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_l5_a_nan_loss_ends_in_one_line(cli, tmp_path):
+def test_a_nan_loss_ends_in_one_line(cli, tmp_path):
     done = cli("fit", "--config", toy(tmp_path / "c.yaml", {"nan_at_step": 7}))
     assert done.returncode == 1
     assert "not finite at step 7: task = nan" in done.stderr.splitlines()[-1]
 
 
-def test_l7_a_second_run_has_a_folder_of_its_own(cli, tmp_path):
+def test_a_second_run_has_a_folder_of_its_own(cli, tmp_path):
     config = toy(tmp_path / "c.yaml", max_epochs=1)
     for _ in range(2):
         assert cli("fit", "--config", config).returncode == 0
@@ -248,7 +248,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_l2_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number, status):
+def test_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number, status):
     config = toy(tmp_path / "c.yaml", {"slow": 0.05}, max_epochs=4)
     assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0
     process = start(config, tmp_path)
@@ -265,7 +265,7 @@ def test_l2_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number
     assert same(final_weights(runs / "version_0"), final_weights(runs / "version_2"))
 
 
-def test_l2_a_second_signal_ends_at_once(tmp_path):
+def test_a_second_signal_ends_at_once(tmp_path):
     config = toy(tmp_path / "c.yaml", {"slow": 3.0}, {"rows": 8}, max_epochs=9)
     process = start(config, tmp_path)
     checkpoint = tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt"
@@ -283,7 +283,7 @@ def test_l2_a_second_signal_ends_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_l3_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_path):
+def test_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_path):
     config = toy(tmp_path / "c.yaml", {"slow": 0.01, "width": 512}, max_epochs=6)
     assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0
     runs = tmp_path / "moeapps-runs"
@@ -306,7 +306,7 @@ def test_every_example_parses(cli, tmp_path, example):
     assert cli("fit", "--config", example, "--print_config").returncode == 0
 
 
-def test_l8_two_processes_train_like_one_with_the_joint_batch(cli, tmp_path):
+def test_two_processes_train_like_one_with_the_joint_batch(cli, tmp_path):
     quiet = {"noise": False, "num_experts": 8}
     one = toy(tmp_path / "one.yaml", quiet, {"batch_size": 16}, max_epochs=3)
     two = toy(tmp_path / "two.yaml", quiet, {"batch_size": 8}, max_epochs=3, strategy="ddp", devices=2)
@@ -323,7 +323,7 @@ def test_l8_two_processes_train_like_one_with_the_joint_batch(cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_path):
+def test_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_path):
     config = toy(
         tmp_path / "odd.yaml",
         {"num_experts": 16},
@@ -338,7 +338,7 @@ def test_l8_rows_that_do_not_divide_and_experts_that_only_one_process_uses(tmp_p
 
 
 @pytest.mark.slow
-def test_l8_experts_divided_among_processes_train_like_undivided_ones_and_resume_on_one(cli, tmp_path):
+def test_experts_divided_among_processes_train_like_undivided_ones_and_resume_on_one(cli, tmp_path):
     model = "tests.toy.ParallelToyModule"
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     for path, batch_size, trainer in ((one, 16, {}), (two, 8, {"strategy": "ddp", "devices": 2})):

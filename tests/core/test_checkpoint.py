@@ -43,7 +43,7 @@ def test_a_checkpoint_comes_back_and_plain_torch_reads_it_too(tmp_path):
 
 
 @pytest.mark.parametrize("force", [None, "1"])
-def test_p1_planted_code_is_refused_and_does_not_run(tmp_path, monkeypatch, force):
+def test_planted_code_is_refused_and_does_not_run(tmp_path, monkeypatch, force):
     if force is not None:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     pwned = tmp_path / "pwned"
@@ -63,7 +63,7 @@ def test_p1_planted_code_is_refused_and_does_not_run(tmp_path, monkeypatch, forc
     assert not pwned.exists()
 
 
-def test_p2_a_file_cut_short_is_refused(tmp_path):
+def test_a_file_cut_short_is_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
     whole = path.read_bytes()
@@ -73,7 +73,7 @@ def test_p2_a_file_cut_short_is_refused(tmp_path):
             AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_p3_one_flipped_bit_is_always_noticed(tmp_path):
+def test_one_flipped_bit_is_always_noticed(tmp_path):
     path = tmp_path / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
     whole = path.read_bytes()
@@ -86,7 +86,7 @@ def test_p3_one_flipped_bit_is_always_noticed(tmp_path):
             AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_p4_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(1.0), path)
     before = path.read_bytes()
@@ -103,7 +103,7 @@ def test_p4_a_full_disk_leaves_the_old_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_l4_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(tmp_path):
+def test_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(tmp_path):
     path = tmp_path / "a.ckpt"
     script = textwrap.dedent(
         """
@@ -135,7 +135,7 @@ def test_l4_kill_9_while_writing_leaves_a_readable_checkpoint_and_no_leftovers(t
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "elsewhere"]
 
 
-def test_l6_missing_folder_url_and_foreign_files_are_named(tmp_path):
+def test_missing_folder_url_and_foreign_files_are_named(tmp_path):
     reader = AtomicCheckpointIO()
     with pytest.raises(FileNotFoundError, match=r"nope\.ckpt does not exist"):
         reader.load_checkpoint(tmp_path / "nope.ckpt")
@@ -191,7 +191,7 @@ def everything(module, run) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("step", "workers"), [*((s, 0) for s in (3, 8, 11, 16, 21, 31)), (8, 2), (11, 2)], ids=str)
-def test_l3_a_run_resumed_at_any_step_ends_in_the_same_bits(tmp_path, step, workers):
+def test_a_run_resumed_at_any_step_ends_in_the_same_bits(tmp_path, step, workers):
     whole, whole_run = fit(tmp_path / "whole")
     first, _ = fit(tmp_path / "cut", workers=workers, stop=(step, tmp_path / "cut.ckpt"))
     second, second_run = fit(tmp_path / "rest", workers=workers, resume=tmp_path / "cut.ckpt", global_seed=99)
@@ -201,7 +201,7 @@ def test_l3_a_run_resumed_at_any_step_ends_in_the_same_bits(tmp_path, step, work
         assert torch.equal(ours, reference)
 
 
-def test_l3_a_run_resumed_at_the_end_of_an_epoch_ends_in_the_same_bits(tmp_path):
+def test_a_run_resumed_at_the_end_of_an_epoch_ends_in_the_same_bits(tmp_path):
     whole, whole_run = fit(tmp_path / "whole")
     fit(tmp_path / "cut", stop=(19, tmp_path / "unused.ckpt"))
     second, second_run = fit(tmp_path / "rest", resume=tmp_path / "cut" / "last.ckpt", global_seed=99)
@@ -210,7 +210,7 @@ def test_l3_a_run_resumed_at_the_end_of_an_epoch_ends_in_the_same_bits(tmp_path)
         assert torch.equal(ours, reference)
 
 
-def test_l5_a_nan_loss_stops_before_it_reaches_the_weights(tmp_path):
+def test_a_nan_loss_stops_before_it_reaches_the_weights(tmp_path):
     module = ToyModule(nan_at_step=11)
     run = trainer(tmp_path, max_epochs=4, callbacks=[LastCheckpoint(tmp_path)])
     with pytest.raises(Exception, match=r"step 11: task = nan.*layer 'moe' got 1 non-finite tokens") as caught:
@@ -221,7 +221,7 @@ def test_l5_a_nan_loss_stops_before_it_reaches_the_weights(tmp_path):
     assert all(p.isfinite().all() for p in module.parameters())
 
 
-def test_l6_a_checkpoint_of_another_size_is_refused(tmp_path):
+def test_a_checkpoint_of_another_size_is_refused(tmp_path):
     fit(tmp_path, epochs=1)
     with pytest.raises(FileFormatError, match=r"moe.router.weight is \(4, 8\) in the file and \(3, 8\) in the model"):
         trainer(tmp_path, max_epochs=2).fit(ToyModule(num_experts=3), ToyData(), ckpt_path=tmp_path / "last.ckpt")

@@ -58,7 +58,7 @@ def test_gradcheck_in_float64(router, backend):
 
 
 @everything
-def test_c1_a_bad_token_harms_only_itself(router, backend):
+def test_a_bad_token_harms_only_itself(router, backend):
     layer = make(router, backend).eval()
     x = torch.randn(6, 8)
     clean = layer(x)
@@ -76,7 +76,7 @@ def test_c1_a_bad_token_harms_only_itself(router, backend):
 
 @everything
 @pytest.mark.parametrize("training", [True, False])
-def test_c2_an_empty_batch_has_an_empty_output_and_zero_losses_and_gradients(router, backend, training):
+def test_an_empty_batch_has_an_empty_output_and_zero_losses_and_gradients(router, backend, training):
     layer = make(router, backend).train(training)
     y = layer(torch.zeros(0, 8))
     assert y.shape == (0, 8)
@@ -88,7 +88,7 @@ def test_c2_an_empty_batch_has_an_empty_output_and_zero_losses_and_gradients(rou
 
 
 @everything
-def test_c3_an_expert_without_tokens_gets_zero_gradients(router, backend):
+def test_an_expert_without_tokens_gets_zero_gradients(router, backend):
     layer = make(router, backend, experts=8)
     loss = layer(torch.randn(1, 8)).square().sum() + sum(layer.auxiliary_losses().values())
     assert loss.isfinite()
@@ -104,7 +104,7 @@ def test_c3_an_expert_without_tokens_gets_zero_gradients(router, backend):
 
 
 @everything
-def test_c4_all_tokens_to_the_same_experts(router, backend):
+def test_all_tokens_to_the_same_experts(router, backend):
     layer = make(router, backend).eval()
     x = torch.randn(1, 8).expand(50, 8)
     torch.testing.assert_close(layer(x), mixture(layer, x), atol=1e-5, rtol=1e-5)
@@ -114,14 +114,14 @@ def test_c4_all_tokens_to_the_same_experts(router, backend):
 
 @every_router
 @pytest.mark.parametrize("sizes", [{"num_experts": 0}, {"dim": 0}, {"num_experts": -1}, {"num_experts": 2.0}])
-def test_c5_impossible_sizes_are_refused_at_construction(router, sizes):
+def test_impossible_sizes_are_refused_at_construction(router, sizes):
     with pytest.raises(ConfigError, match="num_experts|dim"):
         make_router(router, **{"dim": 8, "num_experts": 4, **sizes})
 
 
 @every_router
 @pytest.mark.parametrize("top_k", [0, -1, 99, True, 1.5])
-def test_c5_impossible_top_k_is_refused(router, top_k):
+def test_impossible_top_k_is_refused(router, top_k):
     if "top_k" not in type(make_router(router, 8, 4)).__init__.__code__.co_varnames:
         pytest.skip(f"{router} has no top_k")
     with pytest.raises(ConfigError, match="top_k"):
@@ -129,7 +129,7 @@ def test_c5_impossible_top_k_is_refused(router, top_k):
 
 
 @everything
-def test_c6_one_expert_is_the_plain_expert(router, backend):
+def test_one_expert_is_the_plain_expert(router, backend):
     layer = make(router, backend, experts=1, k=1).eval()
     x = torch.randn(7, 8)
     y = layer(x)
@@ -143,7 +143,7 @@ def test_c6_one_expert_is_the_plain_expert(router, backend):
 @pytest.mark.parametrize("overflow", ["drop", "next_best"])
 @settings(max_examples=20, deadline=None)
 @given(tokens=st.integers(0, 30), factor=st.sampled_from([1e-9, 0.3, 1.0, 1.25, 4.0]), seed=st.integers(0, 999))
-def test_c7_capacity_is_never_exceeded_and_every_assignment_is_accounted_for(router, overflow, tokens, factor, seed):
+def test_capacity_is_never_exceeded_and_every_assignment_is_accounted_for(router, overflow, tokens, factor, seed):
     torch.manual_seed(seed)
     free = make(router)
     limited = MoE(8, 4, router=free.router, experts=free.experts, capacity_factor=factor, overflow=overflow)
@@ -165,7 +165,7 @@ def test_c7_capacity_is_never_exceeded_and_every_assignment_is_accounted_for(rou
 
 
 @everything
-def test_c8_memory_layout_does_not_matter(router, backend):
+def test_memory_layout_does_not_matter(router, backend):
     layer = make(router, backend).eval()
     base = torch.randn(12, 16)
     views = [
@@ -183,14 +183,14 @@ def test_c8_memory_layout_does_not_matter(router, backend):
 
 @every_router
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
-def test_c9_another_dtype_is_refused_with_the_cure(router, dtype):
+def test_another_dtype_is_refused_with_the_cure(router, dtype):
     with pytest.raises(DataError, match=r"torch.float32.*\.to\("):
         make(router)(torch.ones(3, 8).to(dtype))
 
 
 @everything
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_c9_autocast_is_finite_close_and_routes_in_float32(router, backend, dtype):
+def test_autocast_is_finite_close_and_routes_in_float32(router, backend, dtype):
     layer = make(router, backend).eval()
     x = torch.randn(20, 8)
     full = layer(x)
@@ -206,7 +206,7 @@ def test_c9_autocast_is_finite_close_and_routes_in_float32(router, backend, dtyp
 
 @everything
 @pytest.mark.parametrize("capacity_factor", [None, 0.25])
-def test_c10_batch_mates_do_not_matter(router, backend, capacity_factor):
+def test_batch_mates_do_not_matter(router, backend, capacity_factor):
     if capacity_factor is not None and not make_router(router, 8, 4).token_choice:
         pytest.skip("has no capacity")
     layer = make(router, backend, capacity_factor=capacity_factor).eval()
@@ -220,7 +220,7 @@ def test_c10_batch_mates_do_not_matter(router, backend, capacity_factor):
 
 
 @everything
-def test_c11_permuting_tokens_permutes_the_output(router, backend):
+def test_permuting_tokens_permutes_the_output(router, backend):
     layer = make(router, backend).eval()
     x = torch.randn(30, 8)
     order = torch.randperm(30)
@@ -230,7 +230,7 @@ def test_c11_permuting_tokens_permutes_the_output(router, backend):
 
 
 @every_router
-def test_c12_leading_dimensions_are_kept_and_wrong_shapes_refused(router):
+def test_leading_dimensions_are_kept_and_wrong_shapes_refused(router):
     layer = make(router).eval()
     x = torch.randn(2, 3, 8)
     if router == "soft":
@@ -243,7 +243,7 @@ def test_c12_leading_dimensions_are_kept_and_wrong_shapes_refused(router):
 
 
 @every_router
-def test_c13_copies_pickles_and_state_dicts_answer_the_same(router):
+def test_copies_pickles_and_state_dicts_answer_the_same(router):
     layer = make(router)
     x = torch.randn(5, 8)
     layer(x)

@@ -19,7 +19,7 @@ def loader(length=20, **kwargs):
     return make_loader(TensorDataset(torch.arange(length)), 4, **{"shuffle": True, "seed": 5, **kwargs})
 
 
-def test_d4_the_order_does_not_depend_on_the_workers():
+def test_the_order_does_not_depend_on_the_workers():
     assert rows(loader(num_workers=0)) == rows(loader(num_workers=2))
 
 
@@ -46,7 +46,7 @@ def test_a_loader_continues_where_it_was(workers):
     assert second.state_dict() == {"position": 0}
 
 
-def test_d3_data_that_make_no_batch_are_refused():
+def test_data_that_make_no_batch_are_refused():
     with pytest.raises(DataError, match="3 rows.*no batch of 4.*drop_last=False"):
         loader(length=3, drop_last=True)
     with pytest.raises(DataError, match="0 rows"):
@@ -69,6 +69,6 @@ class Broken(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_d4_an_error_in_a_worker_shows_its_own_message(workers):
+def test_an_error_in_a_worker_shows_its_own_message(workers):
     with pytest.raises(KeyError, match="row 3 of the file is broken"):
         list(make_loader(Broken(), 4, num_workers=workers))

@@ -79,7 +79,7 @@ def test_arbitrary_modules_as_experts_equal_their_dense_mixture():
     torch.testing.assert_close(layer(x), sum(p[:, e, None] * modules[e](x) for e in range(2)))
 
 
-def test_c3_an_idle_module_expert_gets_zero_gradients():
+def test_an_idle_module_expert_gets_zero_gradients():
     layer = MoE(8, 4, experts=ExpertList([nn.Linear(8, 8) for _ in range(4)], dim=8))
     layer(torch.randn(1, 8)).sum().backward()
     idle = (layer.last_routing.counts == 0).nonzero()[:, 0].tolist()
@@ -125,24 +125,24 @@ def test_router_and_experts_of_other_sizes_are_refused():
         ({"experts": ExpertMLP(8, 4, 2, activation="gelu"), "num_experts": 4}, "experts is built for"),
     ],
 )
-def test_c5_impossible_arguments_are_refused_by_name(arguments, message):
+def test_impossible_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ConfigError, match=message):
         MoE(**{"dim": 8, "num_experts": 4, **arguments})
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf")])
-def test_c7_an_impossible_capacity_is_refused(factor):
+def test_an_impossible_capacity_is_refused(factor):
     with pytest.raises(ConfigError, match="capacity_factor"):
         MoE(8, 4, capacity_factor=factor)
 
 
 @pytest.mark.parametrize("router", [ExpertChoiceRouter(8, 4), SoftRouter(8, 4)])
-def test_c7_capacity_is_refused_where_tokens_do_not_choose(router):
+def test_capacity_is_refused_where_tokens_do_not_choose(router):
     with pytest.raises(ConfigError, match="has no meaning"):
         MoE(8, 4, router=router, capacity_factor=1.0)
 
 
-def test_c7_a_dropped_token_gets_zero_and_the_next_best_expert_if_asked():
+def test_a_dropped_token_gets_zero_and_the_next_best_expert_if_asked():
     router = TopKRouter(8, 4, 1)
     with torch.no_grad():
         router.weight.zero_()
@@ -254,7 +254,7 @@ def test_capacity_in_evaluation_keeps_the_most_certain_tokens_of_each_sample():
     torch.testing.assert_close(layer.eval()(x), whole, atol=0, rtol=0)
 
 
-def test_c7_an_impossible_capacity_in_evaluation_is_refused():
+def test_an_impossible_capacity_in_evaluation_is_refused():
     with pytest.raises(ConfigError, match="eval_capacity_factor must be a number above 0"):
         MoE(8, 4, eval_capacity_factor=0.0)
     with pytest.raises(ConfigError, match="eval_capacity_factor has no meaning with SoftRouter"):

@@ -291,7 +291,7 @@ def test_soft_slots_mix_the_tokens_of_a_sample_only():
         router(torch.randn(7, 8), sample_size=5)
 
 
-def test_c1_a_bad_token_in_a_soft_sample_harms_only_itself():
+def test_a_bad_token_in_a_soft_sample_harms_only_itself():
     layer = MoE(8, 3, router="soft").eval()
     x = torch.randn(2, 4, 8)
     shorter = layer(x[:, [0, 1, 3]])

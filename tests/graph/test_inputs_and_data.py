@@ -62,24 +62,24 @@ def test_arrays_frames_tensors_and_sparse_matrices_make_the_same_graph():
         ([0, 1], r"shape \(2, E\)"),
     ],
 )
-def test_g1_wrong_edges_are_named(edges, message):
+def test_wrong_edges_are_named(edges, message):
     with pytest.raises(DataError, match=message):
         as_graph(X, Y, np.array(edges))
 
 
-def test_g2_isolated_nodes_and_no_edges_predict():
+def test_isolated_nodes_and_no_edges_predict():
     for edges in (None, np.array([[0, 1], [1, 0]])):
         model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, edges)
         assert np.isfinite(model.predict_proba(X, edges)).all()
         assert model.predict(X[:1]).shape == (1,)
 
 
-def test_g3_a_directed_graph_is_used_as_it_is_with_a_warning():
+def test_a_directed_graph_is_used_as_it_is_with_a_warning():
     with pytest.warns(UserWarning, match="the graph is directed"):
         setup(data(edge_index=torch.tensor([[0, 1], [1, 2]])))
 
 
-def test_g3_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
+def test_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
     caplog.set_level("INFO")
     edges = torch.tensor([[0, 1, 0, 1, 2], [1, 0, 1, 0, 2]])
     module = setup(data(edge_index=edges))
@@ -114,12 +114,12 @@ def test_g3_self_loops_and_duplicates_are_kept_and_logged_once(caplog):
     ],
     ids=str,
 )
-def test_g4_masks_labels_and_weights_that_do_not_fit_are_named(changes, message):
+def test_masks_labels_and_weights_that_do_not_fit_are_named(changes, message):
     with pytest.raises(DataError, match=message):
         setup(data(**changes))
 
 
-def test_g4_unlabeled_nodes_enter_no_mask_and_a_missing_class_is_a_warning():
+def test_unlabeled_nodes_enter_no_mask_and_a_missing_class_is_a_warning():
     y = torch.tensor([0, 1, -1, 1, 0, 2, 1, -1])
     with pytest.warns(UserWarning, match="1 of the classes never occur in train_mask"):
         module = setup(data(y=y))
@@ -129,14 +129,14 @@ def test_g4_unlabeled_nodes_enter_no_mask_and_a_missing_class_is_a_warning():
     assert torch.equal(nan.graph.y, torch.tensor([0, 1, -1, 1, 0, 1, 1, -1]))
 
 
-def test_g5_nan_features_are_counted_and_the_first_nodes_named():
+def test_nan_features_are_counted_and_the_first_nodes_named():
     x = torch.randn(8, 3)
     x[2, 1], x[5] = torch.nan, torch.inf
     with pytest.raises(DataError, match=r"NaN or infinite features in 2 of 8 nodes, the first are \[2, 5\]"):
         setup(data(x=x))
 
 
-def test_g6_a_model_predicts_on_another_graph_of_the_same_width():
+def test_a_model_predicts_on_another_graph_of_the_same_width():
     model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, EDGES[:, :2])
     assert model.predict(np.random.default_rng(0).random((9, 3)), np.array([[0, 8], [8, 0]])).shape == (9,)
     with pytest.raises(ValueError, match="2 features.*expecting 3"):
@@ -172,7 +172,7 @@ def test_without_a_training_mask_the_rest_is_trained_on():
     assert module.graph.train_mask.tolist() == [True] * 4 + [False] * 4
 
 
-def test_d3_too_few_labeled_nodes_are_refused():
+def test_too_few_labeled_nodes_are_refused():
     y = torch.tensor([0, 1] + [-1] * 6)
     graph = data(y=y, train_mask=torch.arange(8) < 1)
     del graph.val_mask

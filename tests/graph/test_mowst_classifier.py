@@ -65,7 +65,7 @@ def test_route_and_confidence_agree(fitted, cora):
     assert np.array_equal(fitted.route(cora), confidence < 0.5)
 
 
-def test_x1_a_new_process_predicts_and_trains_the_same(fitted, cora, tmp_path):
+def test_a_new_process_predicts_and_trains_the_same(fitted, cora, tmp_path):
     path = tmp_path / "mowst.safetensors"
     fitted.save(path)
     np.save(tmp_path / "expected.npy", fitted.predict_proba(cora))
@@ -120,7 +120,7 @@ def test_string_labels_and_column_names_survive_saving(tmp_path):
         loaded.predict(frame[["b", "a", "c"]])
 
 
-def test_x1_the_same_seed_gives_the_same_model_and_none_another(cora):
+def test_the_same_seed_gives_the_same_model_and_none_another(cora):
     def weights(seed):
         return GNNClassifier("mlp", max_epochs=2, random_state=seed).fit(cora).model_.state_dict()["lins.0.weight"]
 
@@ -129,7 +129,7 @@ def test_x1_the_same_seed_gives_the_same_model_and_none_another(cora):
     assert not torch.equal(weights(None), weights(None))
 
 
-def test_x2_the_callers_random_state_is_left_alone(fitted, cora):
+def test_the_callers_random_state_is_left_alone(fitted, cora):
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
@@ -139,7 +139,7 @@ def test_x2_the_callers_random_state_is_left_alone(fitted, cora):
     assert state() == before
 
 
-def test_x3_nothing_is_written_and_no_network_is_used(cora, tmp_path, monkeypatch):
+def test_nothing_is_written_and_no_network_is_used(cora, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("network")
 
@@ -156,7 +156,7 @@ def test_files_are_written_where_they_are_asked_for(cora, tmp_path):
     assert {"metrics.csv", "last.ckpt"} <= names
 
 
-def test_x4_the_number_of_threads_hardly_matters(fitted, cora):
+def test_the_number_of_threads_hardly_matters(fitted, cora):
     threads = torch.get_num_threads()
     expected = fitted.predict_proba(cora)
     torch.set_num_threads(1)
@@ -166,7 +166,7 @@ def test_x4_the_number_of_threads_hardly_matters(fitted, cora):
         torch.set_num_threads(threads)
 
 
-def test_k8_a_fit_that_fails_leaves_the_model_as_it_was(cora):
+def test_a_fit_that_fails_leaves_the_model_as_it_was(cora):
     model = GNNClassifier("mlp", max_epochs=2, random_state=0).fit(cora)
     before = model.predict_proba(cora)
     bad = copy.copy(cora)
@@ -195,14 +195,14 @@ def test_ctrl_c_during_fit_is_a_keyboard_interrupt_and_leaves_the_model_as_it_wa
     assert np.array_equal(model.predict_proba(cora), before)
 
 
-def test_k9_eight_threads_predict_the_same(fitted, cora):
+def test_eight_threads_predict_the_same(fitted, cora):
     expected = fitted.predict_proba(cora)
     with ThreadPoolExecutor(8) as pool:
         for result in pool.map(lambda _: fitted.predict_proba(cora), range(24), timeout=60):
             assert np.array_equal(result, expected)
 
 
-def test_k10_grid_search_over_variant_and_gate(tmp_path, monkeypatch):
+def test_grid_search_over_variant_and_gate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).random((60, 4))
     search = GridSearchCV(

@@ -80,7 +80,7 @@ def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
 
 
 @pytest.mark.parametrize("variant", [pytest.param("mowst", marks=pytest.mark.slow), "mowst_star"])
-def test_s1_the_result_never_validates_worse_than_an_expert_alone(tmp_path, variant):
+def test_the_result_never_validates_worse_than_an_expert_alone(tmp_path, variant):
     for seed in range(3):
         torch.manual_seed(seed)
         learned = module(variant=variant)
@@ -184,7 +184,7 @@ def test_an_epoch_limit_still_ends_with_the_champion(tmp_path):
         assert torch.equal(ours.nan_to_num(), reference.nan_to_num())
 
 
-def test_l6_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trainer(tmp_path, epochs=3).fit(module(), GraphDataModule(small_graph()))
     for other in (module(hidden_channels=9), GNNModule(hidden_channels=8)):
         with pytest.raises(FileFormatError, match="does not fit"):
@@ -193,7 +193,7 @@ def test_l6_a_checkpoint_of_another_model_is_refused(tmp_path):
             )
 
 
-def test_s5_a_weak_expert_that_memorises_its_nodes_is_reported(tmp_path):
+def test_a_weak_expert_that_memorises_its_nodes_is_reported(tmp_path):
     generator = torch.Generator().manual_seed(0)
     data = small_graph(90)
     data.x = torch.randn(90, 300, generator=generator)  # pure noise, wide enough to be learned by heart

@@ -86,7 +86,7 @@ def test_encoded_rows_of_a_file_are_on_disk_and_removed(file, tmp_path):
     assert list(cache.iterdir()) == []
 
 
-def test_d3_no_rows_and_no_training_rows_are_refused(frame, tmp_path):
+def test_no_rows_and_no_training_rows_are_refused(frame, tmp_path):
     (tmp_path / "a.csv").write_text("user_id,click\n")
     data = RankingData(str(tmp_path / "a.csv"), targets=["click"], schema=SCHEMA[:1])
     with pytest.raises(DataError, match=r"a.csv: there is no row to learn from"):
@@ -96,7 +96,7 @@ def test_d3_no_rows_and_no_training_rows_are_refused(frame, tmp_path):
         data.setup("fit")
 
 
-def test_d5_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
+def test_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
     frame[590:].to_parquet(tmp_path / "test.parquet")
     data = RankingData(
         frame[:595], test=str(tmp_path / "test.parquet"), targets=["click", "like"], schema=SCHEMA, row_id="row"
@@ -118,7 +118,7 @@ def test_d5_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
         ({"click": "maybe"}, "train.csv: target 'click'"),
     ],
 )
-def test_d1_what_a_file_cannot_hold_is_named_with_file_and_place(change, message, frame, tmp_path):
+def test_what_a_file_cannot_hold_is_named_with_file_and_place(change, message, frame, tmp_path):
     rows = frame.astype(object).copy()
     for name, value in change.items():
         rows.loc[300, name] = value
@@ -130,7 +130,7 @@ def test_d1_what_a_file_cannot_hold_is_named_with_file_and_place(change, message
         data.setup("fit")
 
 
-def test_d1_a_missing_column_is_named_with_the_file(frame, tmp_path):
+def test_a_missing_column_is_named_with_the_file(frame, tmp_path):
     frame.drop(columns="city").to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(DataError, match=r"train.csv: the frame lacks the column 'city'"):
         RankingData(str(tmp_path / "train.csv"), targets=["click"], schema=SCHEMA).setup("fit")
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_other_data_is_refused(config, frame, file, capsys):
     assert "give the checkpoint of a trained model" in capsys.readouterr().err
 
 
-def test_r5_a_validation_part_with_one_class_has_no_auc_and_stops_nothing(frame):
+def test_a_validation_part_with_one_class_has_no_auc_and_stops_nothing(frame):
     part = frame.drop(columns=["row", "like"])
     val = part[part["click"] == 1].head(20)
     with pytest.warns(UserWarning, match="labels of 'click' are of one class in the val rows") as told:

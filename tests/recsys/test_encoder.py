@@ -59,7 +59,7 @@ def test_rows_are_encoded(frame):
 
 
 @pytest.mark.parametrize("value", [99, -1, 2**40, "new", "", 1.5])
-def test_r1_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
+def test_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
     for name in ("user_id", "item_id", "city"):
         rows = encoder.transform(frame.assign(**{name: pd.Series([value] * 4, dtype=object)}))
@@ -69,13 +69,13 @@ def test_r1_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
 
 
 @pytest.mark.parametrize("value", [None, np.nan, pd.NA])
-def test_r2_a_missing_category_has_a_code_of_its_own(frame, value):
+def test_a_missing_category_has_a_code_of_its_own(frame, value):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
     rows = encoder.transform(frame.assign(item_id=pd.Series([value] * 4, dtype=object)))
     assert (rows.sparse[:, 1] == MISSING).all()
 
 
-def test_r3_of_a_long_history_the_newest_entries_are_kept(frame):
+def test_of_a_long_history_the_newest_entries_are_kept(frame):
     schema = Schema([Sparse("item_id"), Sequence("item_id_history", "item_id", max_len=2)])
     rows = (
         TableEncoder(schema).fit(frame[["item_id", "item_id_history"]]).transform(frame[["item_id", "item_id_history"]])
@@ -84,7 +84,7 @@ def test_r3_of_a_long_history_the_newest_entries_are_kept(frame):
     assert rows.sequences[0][3].tolist() == [FIRST + 1, FIRST]
 
 
-def test_r7_the_order_of_columns_does_not_matter_and_others_are_named(frame):
+def test_the_order_of_columns_does_not_matter_and_others_are_named(frame):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
     for mine, its in zip(encoder.transform(frame), encoder.transform(frame[frame.columns[::-1]]), strict=True):
         torch.testing.assert_close(mine, its)

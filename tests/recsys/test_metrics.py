@@ -38,7 +38,7 @@ def test_ndcg_is_scikit_learns(rows):
     assert ndcg_at_k(y, score, group, k=5) == pytest.approx(np.mean(found))
 
 
-def test_r5_one_class_has_no_auc(rows):
+def test_one_class_has_no_auc(rows):
     _, score, group = rows
     assert np.isnan(auc(np.ones(400), score))
     assert np.isnan(gauc(np.zeros(400), score, group))
@@ -46,7 +46,7 @@ def test_r5_one_class_has_no_auc(rows):
     assert np.isnan(calibration(np.zeros(400), score))
 
 
-def test_r6_unknown_labels_are_left_out(rows):
+def test_unknown_labels_are_left_out(rows):
     y, score, group = rows
     holes = y.astype(float)
     holes[::3] = np.nan

@@ -169,7 +169,7 @@ def test_groups_must_have_every_task_once(groups, message):
         HoME(12, 3, groups)
 
 
-def test_r6_a_task_without_a_label_gets_no_loss_and_no_gradient():
+def test_a_task_without_a_label_gets_no_loss_and_no_gradient():
     model = MMoE(12, 3)
     labels = torch.tensor([[0.0, float("nan"), 2.0], [1.0, float("nan"), float("nan")]])
     losses = task_losses(model(torch.randn(2, 12)), labels, ["binary", "binary", "regression"])
@@ -198,7 +198,7 @@ def behaviour(n: int = 6, length: int = 5, dim: int = 4) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("model", [DIN(4, 7), AWMoE(4, 7), AWMoE(4, 7, softmax=True)])
-def test_r4_padding_changes_nothing(model):
+def test_padding_changes_nothing(model):
     entries, target, there, profile = behaviour()
     longer = torch.cat([torch.randn(6, 10, 4), entries], dim=1)
     more = torch.cat([torch.zeros(6, 10, dtype=torch.bool), there], dim=1)
@@ -206,7 +206,7 @@ def test_r4_padding_changes_nothing(model):
     torch.testing.assert_close(model(longer, target, more, profile), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_r3_an_empty_history_has_the_gate_of_the_bias():
+def test_an_empty_history_has_the_gate_of_the_bias():
     model = AWMoE(4, 7, num_experts=3)
     entries, target, there, profile = behaviour()
     none = torch.zeros_like(there)

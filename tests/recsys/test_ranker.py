@@ -73,7 +73,7 @@ def test_a_saved_ranker_predicts_the_same_in_another_process(fitted, frame, tmp_
     pd.testing.assert_frame_equal(pd.read_pickle(tmp_path / "found.pkl"), fitted.predict_proba(frame), atol=1e-6)
 
 
-def test_x1_the_same_seed_gives_the_same_ranker_and_leaves_the_callers_generators(frame):
+def test_the_same_seed_gives_the_same_ranker_and_leaves_the_callers_generators(frame):
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     models = [MultiTaskRanker("mmoe", **{**QUICK, "max_epochs": 1, "random_state": s}) for s in (1, 1, 2)]
     found = [model.fit(frame, ["click", "buy"], ignored=["stay", "views"]).predict_proba(frame) for model in models]

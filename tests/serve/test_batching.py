@@ -109,7 +109,7 @@ def test_one_too_large_goes_alone(made):
     run(scenario, limits=Limits(batch_rows=3))
 
 
-def test_w2_a_full_queue_refuses_at_once_and_answers_the_others(made):
+def test_a_full_queue_refuses_at_once_and_answers_the_others(made):
     async def scenario(backend):
         worker = made[0]
         worker.gate.clear()
@@ -127,7 +127,7 @@ def test_w2_a_full_queue_refuses_at_once_and_answers_the_others(made):
     run(scenario, limits=Limits(queue=3))
 
 
-def test_w2_what_is_given_up_while_it_waits_is_never_done(made):
+def test_what_is_given_up_while_it_waits_is_never_done(made):
     async def scenario(backend):
         worker = made[0]
         worker.gate.clear()
@@ -145,7 +145,7 @@ def test_w2_what_is_given_up_while_it_waits_is_never_done(made):
     run(scenario)
 
 
-def test_w2_a_worker_that_hangs_is_replaced(made):
+def test_a_worker_that_hangs_is_replaced(made):
     async def scenario(backend):
         made[0].gate.clear()
         with pytest.raises(TooSlow):
@@ -157,7 +157,7 @@ def test_w2_a_worker_that_hangs_is_replaced(made):
     run(scenario, limits=Limits(timeout=0.3))
 
 
-def test_w3_a_dead_worker_fails_who_waits_and_what_was_learned_is_taught_again(made):
+def test_a_dead_worker_fails_who_waits_and_what_was_learned_is_taught_again(made):
     async def scenario(backend):
         worker = made[0]
         assert await backend.ask("learn", 1, 1) == 2

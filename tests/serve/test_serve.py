@@ -1,4 +1,4 @@
-"""Serving as a client sees it: W1 to W5 of the fault catalogue, and what is learned is never lost."""
+"""Serving as a client sees it: faults that clients and workers cause, and what is learned is never lost."""
 
 import base64
 import io
@@ -87,7 +87,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("body", "status", "named"), MALFORMED, ids=range(len(MALFORMED)))
-def test_w1_malformed_requests_get_a_4xx_that_names_the_fault(server, body, status, named):
+def test_malformed_requests_get_a_4xx_that_names_the_fault(server, body, status, named):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = server.http.post("/predict", content=content, headers=JSON)
     assert answer.status_code == status, answer.text
@@ -96,7 +96,7 @@ def test_w1_malformed_requests_get_a_4xx_that_names_the_fault(server, body, stat
     assert server.http.post("/predict", json={"rows": [ROW]}).status_code == 200  # and lives on
 
 
-def test_w1_wrong_paths_methods_and_content_types(server):
+def test_wrong_paths_methods_and_content_types(server):
     answer = server.http.post("/prdict", json={"rows": [ROW]})
     assert answer.status_code == 404
     assert "there are /health, /info, /metrics, /predict" in answer.json()["error"]
@@ -133,7 +133,7 @@ def test_info_metrics_and_the_openapi_page(server):
     assert "moeapps_ready 1.0" in text
 
 
-def test_w2_a_body_without_a_length_is_counted_as_it_arrives(server):
+def test_a_body_without_a_length_is_counted_as_it_arrives(server):
     def parts():
         for _ in range(30):
             yield b" " * 1000
@@ -142,7 +142,7 @@ def test_w2_a_body_without_a_length_is_counted_as_it_arrives(server):
     assert answer.status_code == 413
 
 
-def test_w4_eight_threads_get_the_answers_of_offline_predict(server, table):
+def test_eight_threads_get_the_answers_of_offline_predict(server, table):
     frame = people(400).assign(visits=lambda f: f["visits"].astype(float))
     expected = predict_frame(moeapps.load(table), frame)["probability_yes"].to_numpy()
     asked = frame.to_dict("records")
@@ -169,7 +169,7 @@ def test_w4_eight_threads_get_the_answers_of_offline_predict(server, table):
     assert asked_rows > 1.2 * batches  # requests did share batches
 
 
-def test_w3_a_killed_worker_is_told_and_replaced(server):
+def test_a_killed_worker_is_told_and_replaced(server):
     assert server.http.get("/health").json() == {"ready": True}
     statuses: list[tuple[int, float]] = []
 
@@ -204,7 +204,7 @@ def test_w3_a_killed_worker_is_told_and_replaced(server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_w5_a_signal_finishes_running_requests_and_exits_with_0(table, number):
+def test_a_signal_finishes_running_requests_and_exits_with_0(table, number):
     with Server(table) as server:
         assert "http://127.0.0.1:" in server.line
         host, port = server.http.base_url.host, server.http.base_url.port

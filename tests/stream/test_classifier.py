@@ -1,4 +1,4 @@
-"""DriftMoEClassifier and DriftMoERegressor as a user meets them: S1-S6, S10, P8 and the rest of the contract."""
+"""DriftMoEClassifier and DriftMoERegressor as a user meets them, faults of input included."""
 
 import copy
 import pickle
@@ -56,11 +56,11 @@ def same(first, second) -> bool:
         for check in yield_checks(model)
     ],
 )
-def test_s2_river_check(model, check):
+def test_river_check(model, check):
     check(model.clone())
 
 
-def test_s1_a_new_model_predicts_nothing():
+def test_a_new_model_predicts_nothing():
     assert DriftMoEClassifier().predict_one({"a": 1}) is None
     assert DriftMoEClassifier().predict_proba_one({"a": 1}) == {}
     assert DriftMoERegressor().predict_one({"a": 1}) == 0.0
@@ -102,7 +102,7 @@ def test_test_then_train_says_what_predict_one_would(name, mixed):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("cut", [0, 1, 499, 1500])
-def test_s10_a_model_saved_anywhere_goes_on_as_if_it_had_not_been(name, cut, mixed, tmp_path):
+def test_a_model_saved_anywhere_goes_on_as_if_it_had_not_been(name, cut, mixed, tmp_path):
     frame, labels = mixed
     whole = VARIANTS[name]()
     targets = targets_for(whole, frame, labels)
@@ -116,7 +116,7 @@ def test_s10_a_model_saved_anywhere_goes_on_as_if_it_had_not_been(name, cut, mix
     assert whole.predict_many(frame).tolist() == resumed.predict_many(frame).tolist()
 
 
-def test_s10_in_a_new_process(mixed, tmp_path):
+def test_in_a_new_process(mixed, tmp_path):
     frame, labels = mixed
     model = VARIANTS["defaults"]()
     model.learn_many(frame[:1000], labels[:1000])
@@ -144,7 +144,7 @@ def test_a_model_mapped_from_a_file_that_must_not_change_learns_on(mixed, tmp_pa
     assert same(model, mapped)
 
 
-def test_p8_a_saved_model_is_arrays_and_json_without_pickle(mixed, tmp_path, monkeypatch):
+def test_a_saved_model_is_arrays_and_json_without_pickle(mixed, tmp_path, monkeypatch):
     frame, labels = mixed
     model = VARIANTS["defaults"]()
     model.learn_many(frame, labels)
@@ -162,7 +162,7 @@ def test_p8_a_saved_model_is_arrays_and_json_without_pickle(mixed, tmp_path, mon
         model.save(tmp_path / "other.safetensors")
 
 
-def test_s3_a_new_label_is_learned(sea):
+def test_a_new_label_is_learned(sea):
     rows, _ = sea
     model = DriftMoEClassifier(seed=0)
     for i in range(1000):
@@ -180,7 +180,7 @@ def test_s3_a_new_label_is_learned(sea):
 
 
 @pytest.mark.parametrize("bad", ["new", None, float("nan"), float("inf"), [1], (1, 2)])
-def test_s4_a_label_of_another_kind_is_refused_and_nothing_is_lost(bad, sea):
+def test_a_label_of_another_kind_is_refused_and_nothing_is_lost(bad, sea):
     rows, labels = sea
     model = DriftMoEClassifier(seed=0, **SMALL)
     for x, y in zip(rows[:200], labels, strict=False):
@@ -198,7 +198,7 @@ BAD = [{"a": "abc"}, {"a": float("inf")}, {"a": 1e308}, {"a": {"b": 1}}, {"a": [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_s5_a_bad_value_is_refused_skipped_or_imputed(bad):
+def test_a_bad_value_is_refused_skipped_or_imputed(bad):
     good = {"a": 1.0, "b": "x"}
     models = {policy: DriftMoEClassifier(on_bad=policy, seed=0, **SMALL) for policy in ("raise", "skip", "impute")}
     for model in models.values():
@@ -220,7 +220,7 @@ def test_s5_a_bad_value_is_refused_skipped_or_imputed(bad):
         assert model.predict_one(good) in (0, 1)
 
 
-def test_s5_missing_is_no_bad_value_and_an_instance_may_be_empty():
+def test_missing_is_no_bad_value_and_an_instance_may_be_empty():
     model = DriftMoEClassifier(seed=0, **SMALL)
     model.learn_one({}, "a")
     model.learn_one({}, "b")
@@ -231,7 +231,7 @@ def test_s5_missing_is_no_bad_value_and_an_instance_may_be_empty():
         model.learn_one([1, 2], "a")
 
 
-def test_s6_features_come_and_go_in_bounded_memory():
+def test_features_come_and_go_in_bounded_memory():
     rng = np.random.default_rng(0)
     model = DriftMoEClassifier(seed=0, max_features=150, **SMALL)
     names = [f"f{i}" for i in range(10)]

@@ -85,13 +85,13 @@ def kill_often(folder: Path, kills: int, n: int, seconds: float) -> None:
     assert not list((folder / "killed").glob(".*moeapps-tmp"))
 
 
-def test_s7_killed_twice_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
+def test_killed_twice_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
     kill_often(tmp_path, kills=2, n=20_000, seconds=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_s7_killed_twenty_times(tmp_path):
+def test_killed_twenty_times(tmp_path):
     kill_often(tmp_path, kills=20, n=200_000, seconds=0.15)
 
 
@@ -146,7 +146,7 @@ def test_events_that_cannot_be_learned_are_put_aside_and_the_stream_goes_on(tmp_
     assert rejects[0]["content"]["city"] in ("Ulm", "Bonn", "Kiel")
 
 
-def test_s8_an_event_that_comes_twice_is_learned_once_also_after_a_restart(tmp_path):
+def test_an_event_that_comes_twice_is_learned_once_also_after_a_restart(tmp_path):
     frame = make_csv(tmp_path / "data.csv", 400)
     frame["id"] = np.arange(400)
     doubled = frame.loc[np.repeat(np.arange(400), 2)].reset_index(drop=True)
@@ -163,7 +163,7 @@ def test_s8_an_event_that_comes_twice_is_learned_once_also_after_a_restart(tmp_p
     assert second.scores.as_dict() == once.scores.as_dict()
 
 
-def test_s9_late_labels_are_learned_with_their_features_and_never_coming_ones_are_dropped(tmp_path):
+def test_late_labels_are_learned_with_their_features_and_never_coming_ones_are_dropped(tmp_path):
     frame = make_csv(tmp_path / "data.csv", 300)
     frame["id"] = np.arange(300)
     features = frame.drop(columns="y")

@@ -149,7 +149,7 @@ def test_early_stopping_keeps_the_best_epoch():
 
 @BOTH
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-def test_k2_holes_in_arrays_are_refused_with_their_place(kind, bad):
+def test_holes_in_arrays_are_refused_with_their_place(kind, bad):
     with pytest.raises(ValueError, match="row 0, column 0"):
         kind(**QUICK).fit([[bad, 1.0], [2.0, 3.0]], [0, 1])
     model = quick(kind, np.arange(20.0).reshape(10, 2), np.arange(10) % 2)
@@ -157,7 +157,7 @@ def test_k2_holes_in_arrays_are_refused_with_their_place(kind, bad):
         model.predict([[1.0, 1.0], [2.0, bad]])
 
 
-def test_k3_one_class_is_refused_by_name():
+def test_one_class_is_refused_by_name():
     with pytest.raises(ValueError, match="one class"):
         MoEClassifier(**QUICK).fit(np.random.rand(50, 2), np.zeros(50))  # noqa: NPY002
 
@@ -168,7 +168,7 @@ def test_k3_one_class_is_refused_by_name():
      np.array([2.0, 5.0], dtype=np.float32)],
     ids=["text", "bool", "int", "object", "float"],
 )  # fmt: skip
-def test_k4_labels_keep_their_kind(labels, tmp_path):
+def test_labels_keep_their_kind(labels, tmp_path):
     X, y = table()
     model = quick(MoEClassifier, X, labels[y])
     assert model.classes_.dtype == labels.dtype
@@ -178,13 +178,13 @@ def test_k4_labels_keep_their_kind(labels, tmp_path):
 
 
 @pytest.mark.parametrize("labels", [["a", None], [0.5, 1.25], [0, np.nan]])
-def test_k4_impossible_labels_are_refused(labels):
+def test_impossible_labels_are_refused(labels):
     X, y = table()
     with pytest.raises(ValueError, match="no label at row|Unknown label type|NaN"):
         MoEClassifier(**QUICK).fit(X, np.array(labels, dtype=object if None in labels else float)[y])
 
 
-def test_k5_a_new_label_in_partial_fit_changes_nothing():
+def test_a_new_label_in_partial_fit_changes_nothing():
     X, y = table()
     model = MoEClassifier(**QUICK).partial_fit(X, y)
     before = model.predict_proba(X)
@@ -225,7 +225,7 @@ def test_a_router_that_mixes_rows_is_refused_on_a_stream():
 
 
 @BOTH
-def test_k6_columns_are_compared_by_name(kind):
+def test_columns_are_compared_by_name(kind):
     X, y = table()
     model = quick(kind, X, y)
     with pytest.raises(ValueError, match="same order"):
@@ -241,14 +241,14 @@ def test_k6_columns_are_compared_by_name(kind):
 
 @BOTH
 @pytest.mark.parametrize(("rows", "columns"), [(2, 1), (3, 5), (2, 40)])
-def test_k7_fewer_rows_than_experts(kind, rows, columns):
+def test_fewer_rows_than_experts(kind, rows, columns):
     X = np.random.default_rng(0).normal(size=(rows, columns))
     model = quick(kind, X, np.arange(rows) % 2, num_experts=8)
     assert model.predict(X).shape == (rows,)
 
 
 @BOTH
-def test_k7_one_row(kind):
+def test_one_row(kind):
     if kind is MoEClassifier:
         with pytest.raises(ValueError, match="class"):
             quick(kind, [[1.0, 2.0]], [1])
@@ -257,7 +257,7 @@ def test_k7_one_row(kind):
 
 
 @BOTH
-def test_k8_a_failed_fit_keeps_the_model(kind):
+def test_a_failed_fit_keeps_the_model(kind):
     X, y = table()
     model = quick(kind, X, y)
     before = model.predict(X)
@@ -273,7 +273,7 @@ def test_k8_a_failed_fit_keeps_the_model(kind):
 
 
 @BOTH
-def test_k9_eight_threads_get_what_one_gets(kind):
+def test_eight_threads_get_what_one_gets(kind):
     X, y = table()
     model = quick(kind, X, y)
     expected = model._outputs(X)
@@ -283,7 +283,7 @@ def test_k9_eight_threads_get_what_one_gets(kind):
 
 
 @pytest.mark.parametrize("kind", [MoEClassifier, pytest.param(MoERegressor, marks=pytest.mark.slow)])
-def test_k10_search_pipeline_clone_and_cross_validation(kind, tmp_path, monkeypatch):
+def test_search_pipeline_clone_and_cross_validation(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     X, y = load_wine(return_X_y=True)
     X, y = X[:80], y[:80]
@@ -303,14 +303,14 @@ def test_k10_search_pipeline_clone_and_cross_validation(kind, tmp_path, monkeypa
      (lambda n: np.zeros(n), "zero")],
     ids=["negative", "nan", "length", "zero"],
 )  # fmt: skip
-def test_k11_impossible_weights_are_refused(kind, weight, message):
+def test_impossible_weights_are_refused(kind, weight, message):
     X, y = table()
     with pytest.raises(ValueError, match=message):
         kind(**QUICK).fit(X, y, sample_weight=weight(len(y)))
 
 
 @BOTH
-def test_k11_a_weight_of_zero_equals_leaving_the_row_out(kind):
+def test_a_weight_of_zero_equals_leaving_the_row_out(kind):
     X, y = table(300)
     weight = (np.arange(300) % 3 > 0).astype(float)
     left_out = kind(**QUICK).fit(X[weight > 0], y[weight > 0])
@@ -318,7 +318,7 @@ def test_k11_a_weight_of_zero_equals_leaving_the_row_out(kind):
     np.testing.assert_array_equal(weighted._outputs(X), left_out._outputs(X))  # bit-equal, mini-batches included
 
 
-def test_k11_an_integer_weight_equals_repeated_rows():
+def test_an_integer_weight_equals_repeated_rows():
     X, y = table(40)
     times = np.arange(40) % 3 + 1
     weighted = MoEClassifier(**QUICK).fit(X, y, sample_weight=times)

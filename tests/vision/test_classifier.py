@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_classifier_and_early_stopping_keeps_the_be
     assert {"val/accuracy", "train/network.shared.moe/balance"} <= set(models[0].history_)
 
 
-def test_v2_layouts_and_types_of_the_same_images_agree(digits):
+def test_layouts_and_types_of_the_same_images_agree(digits):
     X, y = digits
     colour = np.repeat((X * 15).astype(np.uint8)[:, None], 3, axis=1)
     colour[:, 1] //= 2
@@ -67,7 +67,7 @@ def test_v2_layouts_and_types_of_the_same_images_agree(digits):
     assert WideNetClassifier(**{**QUICK, "max_epochs": 1}).fit(rgba, y).spec_.shape[0] == 4
 
 
-def test_v1_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
+def test_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
     X, y = digits
     model = WideNetClassifier(**{**QUICK, "max_epochs": 1, "patch_size": 3}).fit(X[:, :7], y)
     assert model.predict(X[:5, :7]).shape == (5,)
@@ -85,7 +85,7 @@ def test_v1_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
         (lambda X: X.astype(str), "images must be uint8 or numbers"),
     ],
 )
-def test_v1_v2_what_is_no_image_is_refused(make, message, digits, fitted):
+def test_v2_what_is_no_image_is_refused(make, message, digits, fitted):
     X, y = digits
     with pytest.raises(DataError, match=message):
         WideNetClassifier(**QUICK).fit(make(X), y)

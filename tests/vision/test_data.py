@@ -118,7 +118,7 @@ def test_a_corrupt_image_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
-def test_v2_every_mode_becomes_the_channels_asked_for(mode, tmp_path):
+def test_every_mode_becomes_the_channels_asked_for(mode, tmp_path):
     image = picture(50).convert("P") if mode == "P" else picture(50, mode=mode)
     image.save(tmp_path / "a.png")
     for channels in (1, 3, 4):

@@ -190,7 +190,7 @@ def test_ddim_without_eta_is_deterministic_and_with_it_it_is_not():
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "ddpm"}, {"guidance": 3.0}, {"eta": 0.5, "guidance": 2.0}])
-def test_v5_an_image_does_not_depend_on_those_beside_it(options):
+def test_an_image_does_not_depend_on_those_beside_it(options):
     whole = sampled(4, **options)
     for i in range(4):
         torch.testing.assert_close(sampled(1, i, **options), whole[i : i + 1], atol=1e-4, rtol=1e-4)
@@ -256,7 +256,7 @@ def test_impossible_diffusions_are_refused(arguments, message):
         Diffusion(**arguments)
 
 
-def test_v3_timesteps_of_another_shape_or_type_are_refused():
+def test_timesteps_of_another_shape_or_type_are_refused():
     diffusion = Diffusion(50)
     x = images(4)
     for t in (torch.tensor([3]), torch.tensor([1.0, 2.0, 3.0, 3.7])):

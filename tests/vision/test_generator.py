@@ -64,7 +64,7 @@ def test_labels_are_drawn_one_after_the_other_or_as_told(digits, fitted):
     assert (model.sample(1, y="digit 4", steps=5, guidance=4.0) - model.sample(1, y="digit 4", steps=5)).any()
 
 
-def test_v5_an_image_depends_on_its_seed_and_number_only(fitted):
+def test_an_image_depends_on_its_seed_and_number_only(fitted):
     whole = fitted.sample(6, y=3, steps=10, sampler="ddpm", seed=5)
     np.testing.assert_allclose(fitted.sample(2, y=3, steps=10, sampler="ddpm", seed=5), whole[:2], atol=1e-3)
     assert np.abs(fitted.sample(6, y=3, steps=10, seed=6) - fitted.sample(6, y=3, steps=10, seed=5)).max() > 0.1
@@ -73,7 +73,7 @@ def test_v5_an_image_depends_on_its_seed_and_number_only(fitted):
     torch.testing.assert_close(module.sample(torch.arange(6), steps=10, seed=1, batch_size=4), once, atol=1e-4, rtol=0)
 
 
-def test_v5_another_process_draws_the_same_images(fitted, tmp_path):
+def test_another_process_draws_the_same_images(fitted, tmp_path):
     fitted.save(tmp_path / "model.safetensors")
     script = (
         "import sys, numpy, moeapps\n"
@@ -196,7 +196,7 @@ def test_impossible_arguments_are_named(arguments, message, digits):
         ({"n": 2, "sampler": "magic"}, "sampler must be one of"),
     ],
 )
-def test_v4_impossible_samples_are_refused(arguments, message, fitted):
+def test_impossible_samples_are_refused(arguments, message, fitted):
     with pytest.raises((DataError, ConfigError), match=message):
         fitted.sample(**arguments)
     with pytest.raises(NotFittedError):

@@ -91,7 +91,7 @@ def test_gates_of_all_timesteps_are_remembered_in_evaluation_and_forgotten_in_tr
         assert not torch.allclose(model.eval()(x, t, y), expected)
 
 
-def test_v5_an_image_does_not_depend_on_its_batch_at_any_timestep():
+def test_an_image_does_not_depend_on_its_batch_at_any_timestep():
     model = shaken(SwitchDiT(**SMALL))
     x, t, y = inputs()
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_v5_an_image_does_not_depend_on_its_batch_at_any_timestep():
         ({"x": torch.randn(4, 1, 8, 7)}, r"x must be \(N, 1, 8, 8\), got \(4, 1, 8, 7\)"),
     ],
 )
-def test_v3_v4_impossible_timesteps_labels_and_shapes_are_named(change, message):
+def test_v4_impossible_timesteps_labels_and_shapes_are_named(change, message):
     x, t, y = inputs()
     with pytest.raises(DataError, match=message):
         SwitchDiT(**SMALL)(**{"x": x, "t": t, "y": y, **change})

@@ -169,7 +169,7 @@ def normalized(weight: Tensor) -> Tensor:
     return weight / torch.where(total > 0, total, 1)
 
 
-def need(experts: nn.Module | None, method: str, router: nn.Module) -> Any:
+def require_method(experts: nn.Module | None, method: str, router: nn.Module) -> Any:
     """Return the experts' method that a router needs, or say what is missing."""
     found = getattr(experts, method, None)
     if found is None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.experts import FactoredExpertMLP
-from moeapps.core.routers.base import Router, need, normalized
+from moeapps.core.routers.base import Router, normalized, require_method
 from moeapps.core.routing import Routing
 
 __all__ = ["AutonomyRouter", "AvgKRouter"]
@@ -46,7 +46,7 @@ class AvgKRouter(_SelfScoring):
 
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """Inner products with the mean keys ``(E, d)``."""
-        keys: Tensor = need(experts, "mean_keys", self)()
+        keys: Tensor = require_method(experts, "mean_keys", self)()
         return x @ keys.to(x.dtype).t()
 
 
@@ -75,7 +75,7 @@ class AutonomyRouter(_SelfScoring):
 
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """Norms of the experts' inner activations, ``(N, E)``."""
-        squares: Tensor = need(experts, "inner_squares", self)(x)
+        squares: Tensor = require_method(experts, "inner_squares", self)(x)
         # the root's gradient at 0 is infinite
         return squares.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 

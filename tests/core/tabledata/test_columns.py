@@ -104,7 +104,7 @@ def test_a_text_column_that_is_not_named_is_refused():
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 1e39])
-def test_k2_infinite_numbers_in_a_frame_are_located(value):
+def test_infinite_numbers_in_a_frame_are_located(value):
     table = frame()
     table.loc[1, "age"] = value
     with pytest.raises(DataError, match="row 1, column 'age'"):

@@ -22,21 +22,21 @@ def read(path, **arguments) -> pd.DataFrame:
         (b"a,b,a\n1,2,3\n", "the header has 'a' more than once"),
     ],
 )
-def test_d1_a_csv_that_cannot_be_read_is_named_with_its_record(content, message, tmp_path):
+def test_a_csv_that_cannot_be_read_is_named_with_its_record(content, message, tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=f"table.csv.*{message}"):
         read(path)
 
 
-def test_d1_a_number_that_is_none_is_named_with_record_and_column(tmp_path):
+def test_a_number_that_is_none_is_named_with_record_and_column(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("a,b\n" + "1,2.5\n" * 4999 + "1,abc\n" + "1,2\n" * 20)
     with pytest.raises(DataError, match=r"table.csv, record 5001 \(the header is record 1\), column 'b': 'abc'"):
         read(path, kinds={"b": "number"})
 
 
-def test_d1_byte_order_marks_quoted_lines_and_a_header_alone_are_fine(tmp_path):
+def test_byte_order_marks_quoted_lines_and_a_header_alone_are_fine(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\n1,"x\ny"\n2,z\n')
     assert read(path).to_dict("list") == {"a": [1, 2], "b": ["x\ny", "z"]}
@@ -46,7 +46,7 @@ def test_d1_byte_order_marks_quoted_lines_and_a_header_alone_are_fine(tmp_path):
     assert only.columns.tolist() == ["a", "b"]
 
 
-def test_d2_na_is_missing_among_numbers_and_text_among_text(tmp_path):
+def test_na_is_missing_among_numbers_and_text_among_text(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("a,b,c,d,e\n1,NA,007,[1],\n,x,8,,NA\n3,,9,[],\n")
     found = read(path)

@@ -8,7 +8,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import DriftMoEClassifier, PendingLabels, RecentIds
 
 
-def test_s8_an_id_is_new_once():
+def test_an_id_is_new_once():
     ids = RecentIds(3)
     assert [ids.add(key) for key in ("a", "a", "b", "c")] == [True, False, True, True]
     restored = RecentIds(3)
@@ -18,7 +18,7 @@ def test_s8_an_id_is_new_once():
     assert restored.add("a")
 
 
-def test_s9_a_late_label_meets_its_own_features():
+def test_a_late_label_meets_its_own_features():
     learned = []
 
     class Spy:

@@ -104,7 +104,7 @@ def test_the_offsets_of_the_checkpoint_decide_where_it_goes_on(broker, tmp_path)
     assert all(np.array_equal(arrays[name], others[name], equal_nan=True) for name in arrays)
 
 
-def test_s7_a_killed_consumer_learns_every_event_exactly_once(broker, tmp_path):
+def test_a_killed_consumer_learns_every_event_exactly_once(broker, tmp_path):
     producer, address = broker
     n, kills = 20_000, 2
     fill(producer, "events", n)

@@ -81,13 +81,13 @@ def test_a_bad_csv_record_is_put_aside_and_the_others_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "is empty"), (b"\n", "is empty"), (b"a,b,a\n1,2,3\n", "column 'a' occurs twice")]
 )
-def test_d1_a_csv_without_a_usable_header_is_refused(content, message, tmp_path):
+def test_a_csv_without_a_usable_header_is_refused(content, message, tmp_path):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(FileFormatError, match=message):
         CSVSource(tmp_path / "x.csv")
 
 
-def test_d1_a_header_alone_is_an_empty_stream(tmp_path):
+def test_a_header_alone_is_an_empty_stream(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n")
     assert rest(CSVSource(tmp_path / "x.csv")) == []
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet", "silence"]
+__all__ = ["silence_warnings", "warnings_silenced"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _IN_TRAINING = (".*does not have many workers.*", ".*LeafSpec.*")
@@ -19,7 +19,7 @@ _IN_COMMANDS = (
 )
 
 
-def silence() -> None:
+def silence_warnings() -> None:
     """For a process of ours: no such notes from now on."""
     for message in _IN_COMMANDS:
         warnings.filterwarnings("ignore", message=message)
@@ -31,7 +31,7 @@ def silence() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def warnings_silenced() -> Iterator[None]:
     """While an estimator trains in a process of the user's: Lightning's hints are off, warnings of ours still show."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
