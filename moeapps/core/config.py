@@ -92,7 +92,8 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
     """Let a constructor take the fields of configs as keyword arguments instead of the configs themselves.
 
     The decorated function has one parameter annotated with each config class. Callers, ``inspect.signature``,
-    jsonargparse and scikit-learn see that class's fields in its place, with their types and defaults. After the
+    jsonargparse and scikit-learn see that class's fields in its place, with their types and defaults. Its own
+    ``**rest``, if it has one, takes what no config has (arguments of a foreign base class). After the
     constructor has run, ``self.keep_arguments(arguments)`` is called where the class has it, with everything that was
     given and all defaults.
 
@@ -116,6 +117,7 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
         if set(places.values()) != set(configs):
             raise TypeError(f"{init.__qualname__} needs one parameter annotated with each of {configs}")
         public = _public_signature(own, hints, places)
+        rest = next((p.name for p in own.parameters.values() if p.kind is p.VAR_KEYWORD), None)
 
         @functools.wraps(init)
         def construct(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -125,9 +127,11 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
             inner = {name: given[name] for name in own.parameters if name not in places}
             for name, config in places.items():
                 inner[name] = config(**{field: given[field] for field in field_names(config)})
-            init(**inner)
+            others = {} if rest is None else inner.pop(rest)
+            init(**inner, **others)
             if keep := getattr(self, "keep_arguments", None):
-                keep(dict(list(given.items())[1:]))  # all but self
+                kept = {name: value for name, value in list(given.items())[1:] if name != rest}  # all but self
+                keep({**kept, **others})
 
         construct.__signature__ = public  # type: ignore[attr-defined]
         construct.__doc__ = "\n\n".join(filter(None, [init.__doc__, *(config.__doc__ for config in configs)]))

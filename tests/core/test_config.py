@@ -77,6 +77,19 @@ def test_a_config_is_read_from_attributes_and_mappings():
         config_from(Sizes, Estimator(), nonsense=1)
 
 
+def test_arguments_of_a_foreign_base_class_pass_through():
+    class Foreign(Network):
+        @takes(Sizes)
+        def __init__(self, *, config: Sizes, **rest) -> None:
+            super().__init__(3, **as_arguments(config), **rest)
+
+    network = Foreign(width=5, bias=False)
+    assert (network.config, network.bias) == (Sizes(width=5), False)
+    assert network.arguments == {"width": 5, "names": None, "bias": False}
+    with pytest.raises(TypeError, match="widht"):
+        Foreign(widht=5)
+
+
 def test_values_are_handed_on_not_copied():
     part = nn.Linear(1, 1)
 
