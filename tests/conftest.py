@@ -13,7 +13,7 @@ import torch
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "stream" in item.path.parts or "DriftMoE" in item.name:
             item.add_marker(pytest.mark.xdist_group("stream"))
