@@ -9,6 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so
 import pytest
 import torch
 
+collect_ignore = ["data"]
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
