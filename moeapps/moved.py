@@ -16,8 +16,8 @@ __all__ = ["MOVED", "current_path", "install"]
 
 MOVED: dict[str, str] = {
     "moeapps.config_check": "moeapps.cli.config_check",
-    "moeapps.training": "moeapps.cli.training",
-    "moeapps.stream.command": "moeapps.cli.stream",
+    "moeapps.training": "moeapps.cli.trainer",
+    "moeapps.stream.command": "moeapps.cli.stream_job",
     "moeapps.serve.command": "moeapps.cli.serve",
     "moeapps.core.tabular.columns": "moeapps.core.tabledata.columns",
     "moeapps.core.table_files": "moeapps.core.tabledata.files",

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from moeapps import demo
-from moeapps.cli.main import DEMOS, main
+from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError
 from moeapps.demo import blocks
 from moeapps.demo.record import Recorder, Row
@@ -47,10 +47,6 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
     if part == "graph":
         assert results["rows"][0]["parameters"] == 1433 * 64 + 64 + 64 * 7 + 7
         assert all(0 <= row.notes["strong"][0] <= 1 for row in rows)
-
-
-def test_all_parts_are_known_to_the_command():
-    assert tuple(demo.BLOCKS) == DEMOS
 
 
 def test_the_table_shows_what_has_finished():

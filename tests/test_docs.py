@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from moeapps import MoEClassifier, cli
+from moeapps import MoEClassifier
+from moeapps.cli.main import main, make_parser
+from moeapps.cli.training import SUMMARIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,19 +101,19 @@ def run_command(line: str) -> None:
     arguments = shlex.split(line)[1:]
     extra = [word for name, words in SMALL.items() if name in line for word in words]
     if any(word in line for word in ELSEWHERE):
-        if arguments[0] in cli.LIGHTNING:
+        if arguments[0] in SUMMARIES:
             arguments = [*arguments[:3], "--print_config"]  # the rest asks for devices that are not here
             with pytest.raises(SystemExit) as end:
-                cli.main(arguments)
+                main(arguments)
             assert not end.value.code
         else:
-            cli._parser().parse_args(arguments)
+            make_parser().parse_args(arguments)
         return
     if arguments[0] == "fit":
         extra += SHORT
-    elif arguments[0] in cli.LIGHTNING and "--config" in arguments:
+    elif arguments[0] in SUMMARIES and "--config" in arguments:
         extra += SHORT[2:]
-    assert cli.main([*arguments, *extra]) == 0, line
+    assert main([*arguments, *extra]) == 0, line
 
 
 @pytest.mark.xdist_group("stream")  # it compiles the loops of streams
@@ -132,7 +134,7 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
         elif language == "yaml":
             Path("config.yaml").write_text(text)
             if page.stem == "README":
-                assert cli.main(["fit", "--config", "config.yaml", *SHORT]) == 0
+                assert main(["fit", "--config", "config.yaml", *SHORT]) == 0
                 shutil.rmtree("moeapps-runs")
         elif language == "sh" and "pip install -e" not in text:
             run_shell(text)

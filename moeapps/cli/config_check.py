@@ -1,13 +1,14 @@
-"""Find what is wrong with a configuration before jsonargparse does, and say it in one line.
+"""Find a misspelled name in a configuration and say it in one line, with the nearest valid one.
 
-jsonargparse reports an unknown key deep inside a class as a tree of rejected types. This module walks the YAML file and
-the dotted overrides first: every key is looked up in the signature of the class it belongs to, every class path is
-imported, and the nearest valid name is suggested. What it lets through is still checked by jsonargparse.
+jsonargparse reports an unknown key deep inside a class as a tree of rejected types. The functions here walk the
+content of the YAML files (:func:`check_config`) and the dotted options of the command line (:func:`check_options`):
+every key is looked up in the signature of the class it belongs to, and every class path is imported. Values are left
+to jsonargparse.
 """
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from moeapps import registry
 from moeapps.core.errors import ConfigError
 
-__all__ = ["check_arguments"]
+__all__ = ["check_config", "check_options", "load_yaml", "merge"]
 
 _SECTIONS = ("trainer", "model", "data")
 _OTHER = (
@@ -31,61 +32,54 @@ _OTHER = (
 )
 
 
-def check_arguments(args: list[str]) -> dict[str, Any]:
-    """Check the arguments after ``moeapps fit`` (or validate, test, predict).
+def load_yaml(text: str, path: str) -> dict[str, Any]:
+    """Content of a configuration file.
 
-    Returns:
-        The configuration files merged, and the options of the command line over them, by top-level key.
+    Parameters
+    ----------
+    text : str
+        The content.
+    path : str
+        Name of the file, for the error.
 
-    Raises:
-        ConfigError: Naming the full key and the nearest valid one.
+    Raises
+    ------
+    ConfigError
+        If it is not YAML, naming file and line, or not a mapping.
     """
-    config: dict[str, Any] = {}
-    overrides: list[tuple[str, str | None]] = []
-    position = 0
-    while position < len(args):
-        name, equals, value = args[position].partition("=")
-        if not name.startswith("-"):
-            raise ConfigError(f"unexpected argument {args[position]!r}: options begin with --")
-        following = args[position + 1] if position + 1 < len(args) and not args[position + 1].startswith("--") else None
-        given = value if equals else following
-        position += 1 if equals or following is None else 2
-        if name in ("-c", "--config"):
-            config = _merge(config, _read(given))
-        elif name.startswith("--") and name not in ("--help", "--print_config") and ".help" not in name:
-            overrides.append((name[2:].rstrip("+"), given))
-    _check_mapping(config)
-    for key, given in overrides:
-        _check_override(key, given, config)
-    return {**config, **dict(overrides)}
-
-
-def _read(path: str | None) -> dict[str, Any]:
-    if path is None:
-        raise ConfigError("--config needs a file")
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--config {path}: there is no such file")
     try:
-        loaded = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{line}: not a YAML file ({getattr(error, 'problem', None) or error})") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected keys such as model, data and trainer, got {type(loaded).__name__}")
     return loaded
 
 
-def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both configurations; the second one counts where they differ."""
     both = dict(first)
     for key, value in second.items():
         mergeable = isinstance(value, dict) and isinstance(both.get(key), dict)
-        both[key] = _merge(both[key], value) if mergeable else value
+        both[key] = merge(both[key], value) if mergeable else value
     return both
 
 
-def _check_mapping(config: dict[str, Any]) -> None:
+def check_config(config: dict[str, Any]) -> None:
+    """Check the names in a configuration.
+
+    Parameters
+    ----------
+    config : dict
+        The files given so far, merged.
+
+    Raises
+    ------
+    ConfigError
+        Naming the full key and the nearest valid one.
+    """
     _known(config, [*_SECTIONS, *_OTHER], "")
     for section in ("model", "data"):
         if section in config:
@@ -101,28 +95,66 @@ def _check_mapping(config: dict[str, Any]) -> None:
                     _check_class(item, f"trainer.{key}")
 
 
-def _check_override(key: str, value: str | None, config: dict[str, Any]) -> None:
+def check_options(args: list[str], config: dict[str, Any]) -> None:
+    """Check the names of the options after ``moeapps fit`` (or validate, test, predict).
+
+    Parameters
+    ----------
+    args : list of str
+        The options.
+    config : dict
+        The configuration files, merged: they say to which class ``--model.lr`` belongs.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option and the nearest valid one, or a configuration file that does not exist.
+    """
+    for name, given in _options(args):
+        if name in ("-c", "--config"):
+            if given is None:
+                raise ConfigError("--config needs a file")
+            if not Path(given).exists() or Path(given).is_dir():
+                raise ConfigError(f"--config {given}: there is no such file")
+        elif name.startswith("--") and name not in ("--help", "--print_config") and ".help" not in name:
+            key = name[2:].rstrip("+")
+            _check_option(key, given, config)
+            if key in ("model", "data") and given is not None:  # options after it belong to this class
+                config = {**config, key: {"class_path": given}}
+
+
+def _options(args: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Options with their values; ``--name value`` and ``--name=value`` are the same."""
+    position = 0
+    while position < len(args):
+        name, equals, value = args[position].partition("=")
+        if not name.startswith("-"):
+            raise ConfigError(f"unexpected argument {args[position]!r}: options begin with --")
+        following = args[position + 1] if position + 1 < len(args) and not args[position + 1].startswith("--") else None
+        yield name, value if equals else following
+        position += 1 if equals or following is None else 2
+
+
+def _check_option(key: str, value: str | None, config: dict[str, Any]) -> None:
     section, _, rest = key.partition(".")
     _known([section], [*_SECTIONS, *_OTHER], "--")
     if section == "trainer" and rest:
         from lightning.pytorch import Trainer
 
         _known([rest.split(".")[0]], _parameters(Trainer), "--trainer.")
-        return
     if section not in ("model", "data"):
         return
-    node: Any = config.get(section)
     if not rest:
         if value is not None:
-            config[section] = {"class_path": value}
-            _check_class(config[section], f"--{section}")
+            _check_class({"class_path": value}, f"--{section}")
         return
-    parts = [part for part in rest.split(".") if part != "init_args"]
-    if parts[0] == "class_path" or not isinstance(node, dict | str):
+    node = config.get(section)
+    name = next((part for part in rest.split(".") if part != "init_args"), "class_path")
+    if name == "class_path" or not isinstance(node, dict | str):
         return
     path = node if isinstance(node, str) else node.get("class_path")
     if isinstance(path, str):
-        _known([parts[0]], _parameters(_import(path, section)), f"--{section}.", owner=path)
+        _known([name], _parameters(_import(path, section)), f"--{section}.", owner=path)
 
 
 def _check_class(node: Any, key: str) -> None:
@@ -134,7 +166,7 @@ def _check_class(node: Any, key: str) -> None:
     if "class_path" not in node:
         known = ["class_path", "init_args"]
         for name in node:
-            if guess := registry.nearest(str(name), known):
+            if name not in known and (guess := registry.nearest(str(name), known)):
                 raise ConfigError(f"{key}.{name}: unknown key; did you mean {guess!r}?")
         raise ConfigError(f"{key}: class_path is missing; it says which class to use")
     _known(node, ["class_path", "init_args", "dict_kwargs"], f"{key}.")

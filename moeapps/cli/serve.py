@@ -14,7 +14,9 @@ from pathlib import Path
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, MoEAppsError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "answer requests over HTTP with a saved model"
 
 TOKEN = "MOEAPPS_TOKEN"
 """Environment variable of the token: on the command line everyone on the machine could read it."""

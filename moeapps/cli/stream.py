@@ -1,254 +1,49 @@
-"""The command line of streams: options to a :class:`~moeapps.stream.run.StreamRun`, a live display, signals."""
+"""``moeapps stream run``: the options; what they do is in :mod:`moeapps.cli.stream_job`."""
 
 import argparse
-import json
-import signal
-import time
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from moeapps.core.warnings import silence_warnings
 
-from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.saving import load
-from moeapps.registry import nearest
-from moeapps.stream.classifier import DriftMoEClassifier
-from moeapps.stream.estimator import StreamEstimator
-from moeapps.stream.io.sinks import open_sink
-from moeapps.stream.io.sources import open_source
-from moeapps.stream.regressor import DriftMoERegressor
-from moeapps.stream.run import StreamCheckpoint, StreamRun
+__all__ = ["SUMMARY", "add_arguments", "run"]
 
-__all__ = ["MODELS", "build_model", "display", "run"]
-
-MODELS: dict[str, Callable[..., StreamEstimator]] = {
-    "driftmoe": DriftMoEClassifier,
-    "driftmoe-task": lambda **arguments: DriftMoEClassifier("task", **arguments),
-    "paper-data": lambda **arguments: DriftMoEClassifier.paper("data", **arguments),
-    "paper-task": lambda **arguments: DriftMoEClassifier.paper("task", **arguments),
-    "driftmoe-regressor": DriftMoERegressor,
-}
-BARS = " ▁▂▃▄▅▆▇█"
-
-IN_FOLDER = {"metrics": "metrics.csv", "rejects": "rejects.ndjson"}
-"""What is written into the checkpoint's folder unless it is given another place."""
+SUMMARY = "learn from a stream of events: files, standard input, Kafka"
 
 
-def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
-    """Model by the name of the command line, or from a file.
-
-    Raises:
-        ConfigError: If there is no such model or argument.
-    """
-    if name.endswith(".safetensors"):
-        if arguments:
-            raise ConfigError(f"--set has no effect on {name}: a saved model has its arguments")
-        found = load(name)
-        model = found.model if isinstance(found, StreamCheckpoint) else found
-        if not isinstance(model, StreamEstimator):
-            raise FileFormatError(f"{name} holds a {type(model).__name__}, which is not a model of streams")
-        return model
-    if name not in MODELS:
-        guess = nearest(name, list(MODELS))
-        hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(MODELS)}, or a .safetensors file"
-        raise ConfigError(f"--model {name}: unknown; {hint}")
-    known = list(DriftMoEClassifier.paper().get_params()) if "regressor" not in name else []
-    known = known or list(DriftMoERegressor().get_params())
-    allowed = ["n_experts", "seed"] if name.startswith("paper") else known
-    for argument in arguments:
-        if argument not in allowed:
-            guess = nearest(argument, allowed)
-            raise ConfigError(
-                f"--set {argument}: --model {name} has no such argument"
-                + (f"; did you mean {guess!r}?" if guess else "")
-            )
-    model = MODELS[name](**arguments)
-    model._check_arguments()
-    return model
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {pair}: expected name=value")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions and their options."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    run = actions.add_parser(
+        "run",
+        help="predict every event, then learn it",
+        description="Predict every event, then learn it. Killed at any moment, the same command with --resume "
+        "continues where it was; SIGTERM saves and exits with 0.",
+    )
+    run.add_argument("--source", required=True, help="file.csv, file.parquet, file.ndjson, -, kafka://host:port/topic")
+    run.add_argument("--target", required=True, help="field that holds the label")
+    run.add_argument(
+        "--model", default="driftmoe",
+        help="driftmoe, driftmoe-task, paper-data, paper-task, driftmoe-regressor, or a saved model",
+    )  # fmt: skip
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the model")
+    run.add_argument("--checkpoint", help="folder for model, position and rejects")
+    run.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
+    run.add_argument("--every", type=int, default=10_000, help="events between two checkpoints")
+    run.add_argument("--every-seconds", type=float, default=30.0, help="seconds between two checkpoints")
+    run.add_argument("--metrics", help="CSV file of scores per window (default: in the checkpoint folder)")
+    run.add_argument("--predictions", help=".csv or .ndjson file, or kafka://host:port/topic")
+    run.add_argument("--rejects", help="file of events that could not be learned (default: in the checkpoint folder)")
+    run.add_argument("--batch", type=int, default=256, help="events handled at once")
+    run.add_argument("--window", type=int, default=1000, help="events per window of scores")
+    run.add_argument("--id", help="field that identifies an event: repeats are left out, labels may come late")
+    run.add_argument("--id-window", type=int, default=10_000, help="number of ids that are remembered")
+    run.add_argument("--pending", type=int, default=10_000, help="events that may wait for their label")
+    run.add_argument("--limit", type=int, help="stop after this number of events")
+    run.add_argument("--plain", action="store_true", help="lines instead of a live display")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run ``moeapps stream run``.
+    """Run the stream."""
+    silence_warnings()
+    from moeapps.cli.stream_job import run as run_job
 
-    Returns:
-        Exit status: 0, also after SIGTERM; 130 after Ctrl-C. In both cases the run was saved.
-    """
-    folder = Path(options.checkpoint) if options.checkpoint else None
-    if options.resume and folder is None:
-        raise ConfigError("--resume needs --checkpoint, the folder to resume from")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--checkpoint {folder} is a file, expected a folder")
-    model = build_model(options.model, _settings(options.set))
-    source = open_source(options.source)
-    try:
-        _check_target(options, getattr(source, "columns", None))
-        job = StreamRun(
-            model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
-            window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
-            limit=options.limit,
-        )  # fmt: skip
-    except ConfigError:
-        source.close()
-        raise
-    try:
-        return _run(job, options)
-    finally:
-        job.close()
-
-
-def _check_target(options: argparse.Namespace, columns: list[str] | None) -> None:
-    if columns is None or options.target in columns:
-        return
-    guess = nearest(options.target, columns)
-    hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(columns)}"
-    raise ConfigError(f"--target {options.target}: {options.source} has no such column; {hint}")
-
-
-def _run(job: StreamRun, options: argparse.Namespace) -> int:
-    begun = job.file is not None and job.file.exists()
-    if begun and not options.resume:
-        raise ConfigError(f"{job.file} exists: --resume continues it; for another run name another folder")
-    for name in ("metrics", "predictions", "rejects"):
-        path = getattr(options, name)
-        if path is None and name in IN_FOLDER and job.checkpoint is not None:
-            path = str(job.checkpoint / IN_FOLDER[name])
-        if path is not None:
-            setattr(job, name, _sink(path, name, not begun and not options.resume))
-    console = Console()
-    if options.resume:
-        if job.resume():
-            console.print(f"resumed after {job.counts.events:,} events", highlight=False)
-        else:  # killed before its first checkpoint: what it wrote will be written again
-            for sink in (job.metrics, job.predictions, job.rejects):
-                if sink is not None:
-                    sink.resume(None)
-    status = _with_signals(job, console, options.plain or not console.is_terminal)
-    counts = job.counts
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in job.scores.as_dict().items())
-    console.print(
-        f"{counts.events:,} events: {counts.learned:,} learned, {counts.unlabeled:,} without a label, "
-        f"{counts.repeated:,} repeated, {counts.rejected:,} rejected; {scores}; {job.rate:,.0f} events/s",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return status
-
-
-def _sink(path: str, name: str, fresh: bool) -> Any:
-    if fresh and not path.startswith("kafka://") and Path(path).exists() and Path(path).stat().st_size:
-        raise ConfigError(f"--{name} {path} exists: name another file, or remove it")
-    return open_sink(path, f"--{name}")
-
-
-def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        job.stop()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        if plain:
-            job.run(_Reporter(console))
-        else:
-            with Live(display(job), console=console, refresh_per_second=4, transient=False) as live:
-                last = [0.0]
-
-                def watch(job: StreamRun) -> None:
-                    if time.monotonic() - last[0] > 0.25:
-                        last[0] = time.monotonic()
-                        live.update(display(job))
-
-                job.run(watch)
-                live.update(display(job))
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received:
-        console.print(f"stopped by {signal.Signals(received[0]).name}; saved" + (f" to {job.file}" if job.file else ""))
-    return 130 if received[:1] == [signal.SIGINT] else 0
-
-
-class _Reporter:
-    """A line every ten seconds, where there is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.last = console, time.monotonic()
-
-    def __call__(self, job: StreamRun) -> None:
-        if time.monotonic() - self.last >= 10:
-            self.last = time.monotonic()
-            self.console.print(
-                f"{job.counts.events:,} events, {_name(job)} {job.scores.total:.4f} (last {job.window:,}: "
-                f"{job.scores.windowed:.4f}), {job.rate:,.0f} events/s",
-                highlight=False,
-            )
-
-
-def _name(job: StreamRun) -> str:
-    return "mean absolute error" if job.model._numbers else "accuracy"
-
-
-def display(job: StreamRun) -> Group:
-    """What the terminal shows while a run goes on."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column()
-
-    def score(value: float) -> str:
-        if job.scores.n == 0:
-            return "-"
-        return f"{value:.2f}" if job.model._numbers else f"{100 * value:.2f}%"
-
-    table.add_row("events", f"{job.counts.events:,}   {job.rate:,.0f}/s")
-    table.add_row(
-        _name(job),
-        f"{score(job.scores.windowed)} of the last {min(job.window, job.scores.n):,}   "
-        f"{score(job.scores.total)} of all",
-    )
-    table.add_row(
-        "aside", f"{job.counts.rejected:,} rejected   {job.counts.repeated:,} repeated   {len(job.waiting):,} waiting"
-    )
-    shares = job.model.activation_
-    bars = Text("none yet")
-    if shares.sum() > 0:
-        heights = shares / shares.max()
-        bars = Text("".join(f"{BARS[round(8 * height)]} " for height in heights), style="cyan")
-        bars.append(f"  expert 0 to {len(shares) - 1}, largest {100 * shares.max() / shares.sum():.0f} %", style="dim")
-    table.add_row("experts", bars)
-    table.add_row("drift", _drift_marks(job))
-    return Group(table)
-
-
-def _drift_marks(job: StreamRun, width: int = 48) -> Text:
-    """The stream so far as a line: a mark where an expert was renewed."""
-    events = job.model.drift_events_
-    seen = max(job.model.n_seen_, 1)
-    line = np.full(width, "·")
-    renewed = events[events["event"] == "renewed"]["instance"].to_numpy(dtype=float)
-    line[np.minimum((renewed / seen * width).astype(int), width - 1)] = "▲"
-    text = Text()
-    for mark in line:
-        text.append(str(mark), style="red" if mark == "▲" else "dim")
-    text.append(f"  {len(renewed)} renewed, {int((events['event'] == 'warning').sum())} warnings", style="dim")
-    return text
+    return run_job(options)

@@ -1,186 +1,61 @@
-"""``moeapps fit|validate|test|predict``: Lightning's command line with moeapps' Trainer around it.
+"""``moeapps fit``, ``validate``, ``test`` and ``predict``: what can be said before Lightning is imported."""
 
-Imported only when one of these commands runs, since it imports torch and Lightning.
-"""
+import shlex
+import signal
+import sys
 
-import re
-from pathlib import Path
-from typing import Any
+from moeapps.cli import score
+from moeapps.core.warnings import silence_warnings
 
-import lightning as L
-from jsonargparse import ArgumentError
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+__all__ = ["SUMMARIES", "run"]
 
-from moeapps.cli.config_check import check_arguments
-from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
-from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import ConfigError, MoEAppsError
-from moeapps.core.statistics import RoutingMonitor
-
-__all__ = ["RUNS", "run"]
-
-RUNS = "moeapps-runs"
-"""Folder of the runs, unless ``trainer.default_root_dir`` says otherwise."""
+SUMMARIES = {
+    "fit": "train a model from a YAML file",
+    "validate": "score a checkpoint on the validation data",
+    "test": "score a checkpoint on the test data",
+    "predict": "write predictions of a checkpoint to a file (of a saved model: see score)",
+}
+"""The subcommands. Their options are the arguments of classes, so that jsonargparse reads them (:mod:`.trainer`)."""
 
 
-class MoEAppsCLI(LightningCLI):
-    """LightningCLI whose Trainer writes safe checkpoints, resumes exactly, stops on signals and watches the routing."""
+def run(arguments: list[str]) -> int:
+    """Run one of the subcommands.
 
-    output: Path | None = None
+    Parameters
+    ----------
+    arguments : list of str
+        The command line from the subcommand on.
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, turning an error into one line."""
-        try:
-            self.config = parser.parse_args(args)
-        except (ArgumentError, TypeError, ValueError) as error:
-            raise _readable_error(error) from None
-
-    def instantiate_classes(self) -> None:
-        """Build everything, turning a refused argument into the one error that says which."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            raise _readable_error(error) from None
-
-    def _parse_ckpt_path(self) -> None:
-        """Do not read the checkpoint here: the configuration alone says what is built; loading verifies it."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add moeapps' defaults to what the configuration asks for."""
-        config = self._get(self.config_init, "trainer", default={})
-        fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
-        root = Path(config.get("default_root_dir") or RUNS)
-        plugins = _as_list(config.get("plugins"))
-        own_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-        kwargs["plugins"] = plugins if own_io else [*plugins, AtomicCheckpointIO()]
-        kwargs["callbacks"] = [*_as_list(config.get("callbacks")), *self._callbacks(config, fitting)]
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = _loggers(root) if fitting else False
-        kwargs["default_root_dir"] = str(root)
-        if not fitting:
-            self.save_config_callback = None
-        if self.subcommand != "fit" and not any(isinstance(c, Checkpoint) for c in kwargs["callbacks"]):
-            kwargs["enable_checkpointing"] = False
-        return super().instantiate_trainer(**kwargs)
-
-    def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
-        added: list[Callback] = []
-        if config.get("enable_progress_bar") is not False:
-            added.append(RichProgressBar())
-        if self.subcommand == "predict" and self.output is not None:
-            added.append(PredictionWriter(str(self.output)))
-        if self.subcommand == "fit":
-            seed = self._get(self.config, "seed_everything")
-            added += [
-                StepSeeding(None if isinstance(seed, bool) else seed),
-                StopOnSignal(),
-                RoutingMonitor(),
-                ViewWriter(),
-            ]
-        if fitting and config.get("enable_checkpointing") is not False:
-            added.append(LastCheckpoint())
-        return added
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Spell ``weights_only`` out: left unset, an environment variable could turn unpickling on."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
-
-    def after_fit(self) -> None:
-        """Say where the result is."""
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-                print(f"checkpoint: {_relative(callback.best_model_path)}")
-
-    def after_predict(self) -> None:
-        """Say where the predictions are."""
-        print(f"predictions: {self.output}")
-
-
-def run(args: list[str], output: str | None = None) -> None:
-    """Run one of Lightning's subcommands.
-
-    Args:
-        args: The command line from the subcommand on.
-        output: Where ``predict`` writes.
-
-    Raises:
-        ConfigError: If the configuration is wrong; nothing has been written then.
+    Returns
+    -------
+    int
+        Exit status: 0, or 128 plus the number of the signal that stopped the training after it was saved.
     """
-    subcommand = args[0]
-    options = {} if {"-h", "--help"} & set(args) else check_arguments(args[1:])
-    if str(options.get("weights_only")).lower() in ("false", "0"):
-        raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
-    MoEAppsCLI.output = _prediction_file(output) if subcommand == "predict" else None
-    if options.get("ckpt_path"):
-        AtomicCheckpointIO().verify(options["ckpt_path"])
-    if subcommand == "predict":
-        args = [*args, "--return_predictions", "false"]
-    strict = {"exit_on_error": False}
-    MoEAppsCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={**strict, **{name: dict(strict) for name in LightningCLI.subcommands()}},
-        args=args,
-    )
+    if arguments[0] == "predict" and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return score.run_as_predict(arguments[1:])
+    arguments = list(arguments)
+    output = take_option(arguments, "--output") if arguments[0] == "predict" else None
+    silence_warnings()
+    from moeapps.cli.trainer import run as run_trainer
+    from moeapps.core.callbacks import Interrupted
 
-
-def _prediction_file(output: str | None) -> Path:
-    if output is not None:
-        PredictionWriter(output)  # refuses another ending before anything runs
-        return Path(output)
-    path = Path("predictions.csv")
-    if path.exists():
-        raise ConfigError(f"{path} exists: name the file to write with --output FILE")
-    return path
-
-
-def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
-    """CSV and TensorBoard, in a new folder that no other run has."""
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [int(found.group(1)) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
-    version = max(taken, default=-1) + 1
-    while getattr(rank_zero_only, "rank", 0) == 0:  # further processes of a distributed run write nothing
-        try:
-            (root / f"version_{version}").mkdir()
-            break
-        except FileExistsError:  # another run began at the same moment
-            version += 1
-    return [CSVLogger(root, name="", version=version), TensorBoardLogger(root, name="", version=version)]
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _readable_error(error: BaseException) -> MoEAppsError:
-    """Our own error inside a chain of jsonargparse's, or a new one made of the keys and the cause along it."""
-    keys: list[str] = []
-    cause: BaseException = error
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, MoEAppsError):
-            return current
-        found = re.match(r'Parser key "([^"]+)"', str(current))
-        if found and found.group(1) not in keys:
-            keys.append(found.group(1))
-        cause, current = current, current.__cause__ or current.__context__
-    text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", str(cause)).replace("typing.", "").split())
-    return ConfigError(": ".join([".".join(keys), text]) if keys else text)
-
-
-def _relative(path: str) -> str:
     try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
+        run_trainer(arguments, output)
+    except Interrupted as stop:
+        take_option(arguments, "--ckpt_path")
+        command = shlex.join([*arguments, "--ckpt_path", str(stop.checkpoint)])
+        name = signal.Signals(stop.signum).name
+        print(f"stopped by {name}; continue with: moeapps {command}", file=sys.stderr, flush=True)
+        return 128 + stop.signum
+    return 0
+
+
+def take_option(arguments: list[str], name: str) -> str | None:
+    """Remove an option, written as ``--name value`` or ``--name=value``, and return its value; None if it is absent."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments.pop(position).partition("=")[2]
+        if argument == name and position + 1 < len(arguments):
+            del arguments[position]
+            return arguments.pop(position)
+    return None

@@ -1,97 +1,41 @@
-"""``moeapps demo``: train mixtures beside their dense rivals on real data, and leave a table and a report behind.
+"""``moeapps demo``: train mixtures and their dense baselines on real data, and leave a table and a report behind.
 
-No network, about five minutes on two cores. Each part is a function in :data:`~moeapps.demo.blocks.BLOCKS`.
+No network, about five minutes on two cores. Each part is a function of its name in :mod:`moeapps.demo.blocks`.
 """
 
-import json
-import platform
-import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
+if TYPE_CHECKING:
+    from moeapps.demo.record import Row
 
-import moeapps
-from moeapps.core.checks import check_one_of
-from moeapps.core.errors import ConfigError
-from moeapps.core.files import atomic_write
-from moeapps.demo.blocks import BLOCKS
-from moeapps.demo.record import Recorder, Row
-from moeapps.report.page import write_report
-from moeapps.report.runs import RUN
+__all__ = ["PARTS", "run"]
 
-__all__ = ["BLOCKS", "run"]
+PARTS = ("tables", "graph", "stream", "recsys", "vision")
+"""The parts, in the order in which they run. Reading them imports no torch, since ``moeapps --help`` shows them."""
 
 
-def run(folder: str = "moeapps-demo", seeds: int = 2, part: str | None = None) -> list[Row]:
+def run(folder: str = "moeapps-demo", seeds: int = 2, part: str | None = None) -> "list[Row]":
     """Train, print the table, write ``results.json``, the report, pictures and a folder per run.
 
-    Args:
-        folder: Where to write; files of an earlier demo are replaced.
-        seeds: How often each model is trained, with seeds 0, 1, ...
-        part: One of :data:`BLOCKS`; all of them when None.
+    Parameters
+    ----------
+    folder : str, default "moeapps-demo"
+        Where to write; files of an earlier demo are replaced.
+    seeds : int, default 2
+        Number of trainings per model, with seeds 0, 1, ...
+    part : str, optional
+        One of :data:`PARTS`; all of them when None, the default.
 
-    Returns:
+    Returns
+    -------
+    list of Row
         The rows of the table.
 
-    Raises:
-        ConfigError: If ``seeds`` is below 1 or there is no such part.
+    Raises
+    ------
+    ConfigError
+        If ``seeds`` is below 1 or there is no such part.
     """
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if part is not None:
-        check_one_of("part", part, BLOCKS)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)  # a pipe or a log has no width of its own
-    with Recorder(console, seeds) as recorder:
-        for name, block in BLOCKS.items():
-            if part in (None, name):
-                block(recorder)
-    console.print(recorder.table())
-    target = Path(folder)
-    _write(recorder, target)
-    report = write_report(
-        [str(_folder(target, row)) for row in recorder.rows], str(target / "report.html"), "moeapps demo"
-    )
-    pictures = ", ".join(["results.json", *recorder.pictures])
-    console.print(f"{recorder.seconds:.0f} s; {folder}: {pictures}", highlight=False)
-    console.print(f"report: {report}", highlight=False)
-    return recorder.rows
+    from moeapps.demo.runner import run_parts
 
-
-def _folder(target: Path, row: Row) -> Path:
-    words = re.sub(r"[^a-z0-9]+", "-", f"{row.task} {row.model}".lower()).strip("-")
-    return target / row.package / words
-
-
-def _write(recorder: Recorder, target: Path) -> None:
-    for name, figure in recorder.pictures.items():
-        with atomic_write(target / name) as file:
-            figure.savefig(file, dpi=130, format="png")
-    for row in recorder.rows:
-        folder = _folder(target, row)
-        score = {"name": f"{row.task}: {row.metric}", "values": row.scores, "smaller": row.metric.endswith("error")}
-        facts = {"data": row.task, "model": row.model, "seeds": str(len(row.scores))}
-        if row.parameters:
-            facts["parameters"] = f"{row.parameters:,}"
-        facts["seconds per training"] = f"{sum(row.seconds) / len(row.seconds):.1f}"
-        with atomic_write(folder / RUN) as file:
-            file.write(json.dumps({"name": f"{row.model}, {row.task}", "facts": facts, "scores": [score]}).encode())
-        if row.history is not None:
-            with atomic_write(folder / "metrics.csv") as file:
-                row.history.to_csv(file, index=False)
-        row.views.save(folder)
-    results = {
-        "rows": recorder.results(),
-        "seeds": recorder.seeds,
-        "seconds": recorder.seconds,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "moeapps": moeapps.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    with atomic_write(target / "results.json") as file:
-        file.write(json.dumps(results, indent=1).encode())
+    return run_parts(folder, seeds, PARTS if part is None else (part,))

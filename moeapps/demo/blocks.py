@@ -13,7 +13,7 @@ import torch
 from moeapps.core.views import Curves, Map, Views
 from moeapps.demo.record import Recorder, Row
 
-__all__ = ["BLOCKS"]
+__all__ = ["graph", "recsys", "stream", "tables", "vision"]
 
 DRIFTING = 3_000
 """Instances of the synthetic stream."""
@@ -213,9 +213,3 @@ def vision(recorder: Recorder) -> None:
 
 def _count(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-BLOCKS: dict[str, Callable[[Recorder], None]] = {
-    "tables": tables, "graph": graph, "stream": stream, "recsys": recsys, "vision": vision,
-}  # fmt: skip
-"""The parts by name, in the order in which they run."""

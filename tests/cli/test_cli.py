@@ -1,9 +1,11 @@
 """The command as a user runs it: in a process of its own, with right and with wrong input (L1-L7)."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pytest
 import torch
 import yaml
 
-from moeapps.cli.main import main
+from moeapps.cli.main import COMMANDS, main
+from moeapps.cli.training import SUMMARIES
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import DataError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CORA = ROOT / "examples/graph/mowst_cora.yaml"
 
 
@@ -67,19 +70,27 @@ def same(first: dict, second: dict) -> bool:
 def test_help_version_and_list_answer_without_importing_torch(tmp_path):
     script = (
         "import sys; from moeapps.cli.main import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
+        "for line in sys.stdin.read().splitlines():\n"
+        "    try: main(line.split())\n"
+        "    except SystemExit: pass\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    for arguments, expected in (
-        (["--help"], "COMMAND"), (["--version"], "moeapps 0."), (["list"], "moeapps.graph.MowstModule"),
-        (["list", "routers"], "null_experts"),
-    ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    helps = ("list", "demo", "score", "report", "serve", "stream", "stream run")
+    lines = ["--help", "--version", "list", "list routers", *(f"{command} --help" for command in helps)]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("COMMAND", "moeapps 0.", "moeapps.graph.MowstModule", "null_experts", "--keep", "--every-seconds"):
         assert expected in done.stdout
+
+
+def test_every_command_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for name in (*COMMANDS, *SUMMARIES):
+        assert re.search(rf"^    {name} ", shown, re.MULTILINE), name
 
 
 def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):
@@ -157,6 +168,7 @@ def test_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_pat
         ),
         ("model: [1", "line 2: not a YAML file"),
         ("- 1", "expected keys such as model"),
+        ("model: {init_args: {lr: 1}}", "model: class_path is missing"),
     ],
 )
 def test_wrong_yaml_is_named(cli, tmp_path, text, message):
@@ -165,6 +177,32 @@ def test_wrong_yaml_is_named(cli, tmp_path, text, message):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_configuration_is_read_once(cli, tmp_path, monkeypatch):
+    pipe = tmp_path / "c.yaml"  # a second reader of a pipe would find it empty, or wait for ever
+    os.mkfifo(pipe)
+    config = toy(tmp_path / "toy.yaml", {"width": 4}).read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=(config,))
+    writer.start()
+    done = cli("fit", "--config", pipe, "--model.width", 5, "--trainer.max_epochs", 1)
+    writer.join()
+    assert done.returncode == 0, done.stderr
+    saved = yaml.safe_load((tmp_path / "moeapps-runs/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["width"] == 5
+
+
+def test_later_files_and_options_count(cli, tmp_path):
+    first = toy(tmp_path / "first.yaml", {"width": 4, "num_experts": 2})
+    second = tmp_path / "second.yaml"
+    second.write_text("model: {init_args: {width: 6}}\ntrainer: {max_epochs: 7}\n")
+    done = cli("fit", "--config", first, "--model.num_experts", 8, "--config", second, "--trainer.max_epochs=9",
+               "--print_config")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["model"]["init_args"]["width"] == 6
+    assert shown["model"]["init_args"]["num_experts"] == 8
+    assert shown["trainer"]["max_epochs"] == 9
 
 
 def test_wrong_data_is_one_line_unless_debug_asks(cli, tmp_path):

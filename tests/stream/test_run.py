@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_live_display_shows_scores_experts_and_drift(tmp_path):
     from rich.console import Console
 
-    from moeapps.cli.stream import display
+    from moeapps.cli.stream_display import display
 
     job = run_over(make_csv(tmp_path / "data.csv", 4000), tmp_path)
     console = Console(width=100, record=True, file=io.StringIO())

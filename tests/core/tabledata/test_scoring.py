@@ -36,12 +36,15 @@ def test_a_file_is_predicted_as_a_frame_is(ending, classifier, frame, tmp_path, 
     np.testing.assert_allclose(found["probability_yes"], classifier.predict_proba(frame)[:, 1], atol=1e-12)
 
 
-def test_the_command_does_the_same(classifier, frame, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "note"), [("score", ""), ("predict", "note: moeapps predict MODEL is now")])
+def test_the_command_does_the_same_under_both_names(name, note, classifier, frame, tmp_path, capsys):
     classifier.save(tmp_path / "m.safetensors")
     frame.to_csv(tmp_path / "in.csv", index=False)
-    command = ["predict", str(tmp_path / "m.safetensors"), "--input", str(tmp_path / "in.csv"), "--keep", "zip,age"]
+    command = [name, str(tmp_path / "m.safetensors"), "--input", str(tmp_path / "in.csv"), "--keep", "zip,age"]
     assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
-    assert "(300 rows)" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert captured.out == f"predictions: {tmp_path / 'out.csv'} (300 rows)\n"
+    assert captured.err.startswith(note) if note else captured.err == ""
     assert pd.read_csv(tmp_path / "out.csv")["zip"].tolist() == frame["zip"].tolist()
     assert main([*command, "--output", str(tmp_path / "in.csv")]) == 2
     assert "is the file to be predicted" in capsys.readouterr().err

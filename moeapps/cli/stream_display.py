@@ -1,0 +1,81 @@
+"""What the terminal shows while ``moeapps stream run`` is at work."""
+
+import time
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from moeapps.stream.run import StreamRun
+
+__all__ = ["Reporter", "display"]
+
+BARS = " ▁▂▃▄▅▆▇█"
+"""Heights from 0 to 8 eighths."""
+
+
+class Reporter:
+    """A line every ten seconds, where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, time.monotonic()
+
+    def __call__(self, job: StreamRun) -> None:
+        """Print one if it is time."""
+        if time.monotonic() - self.last >= 10:
+            self.last = time.monotonic()
+            self.console.print(
+                f"{job.counts.events:,} events, {_name(job)} {job.scores.total:.4f} (last {job.window:,}: "
+                f"{job.scores.windowed:.4f}), {job.rate:,.0f} events/s",
+                highlight=False,
+            )
+
+
+def _name(job: StreamRun) -> str:
+    return "mean absolute error" if job.model._numbers else "accuracy"
+
+
+def display(job: StreamRun) -> Group:
+    """What the terminal shows while a run goes on."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+
+    def score(value: float) -> str:
+        if job.scores.n == 0:
+            return "-"
+        return f"{value:.2f}" if job.model._numbers else f"{100 * value:.2f}%"
+
+    table.add_row("events", f"{job.counts.events:,}   {job.rate:,.0f}/s")
+    table.add_row(
+        _name(job),
+        f"{score(job.scores.windowed)} of the last {min(job.window, job.scores.n):,}   "
+        f"{score(job.scores.total)} of all",
+    )
+    table.add_row(
+        "aside", f"{job.counts.rejected:,} rejected   {job.counts.repeated:,} repeated   {len(job.waiting):,} waiting"
+    )
+    shares = job.model.activation_
+    bars = Text("none yet")
+    if shares.sum() > 0:
+        heights = shares / shares.max()
+        bars = Text("".join(f"{BARS[round(8 * height)]} " for height in heights), style="cyan")
+        bars.append(f"  expert 0 to {len(shares) - 1}, largest {100 * shares.max() / shares.sum():.0f} %", style="dim")
+    table.add_row("experts", bars)
+    table.add_row("drift", _drift_marks(job))
+    return Group(table)
+
+
+def _drift_marks(job: StreamRun, width: int = 48) -> Text:
+    """The stream so far as a line: a mark where an expert was renewed."""
+    events = job.model.drift_events_
+    seen = max(job.model.n_seen_, 1)
+    line = np.full(width, "·")
+    renewed = events[events["event"] == "renewed"]["instance"].to_numpy(dtype=float)
+    line[np.minimum((renewed / seen * width).astype(int), width - 1)] = "▲"
+    text = Text()
+    for mark in line:
+        text.append(str(mark), style="red" if mark == "▲" else "dim")
+    text.append(f"  {len(renewed)} renewed, {int((events['event'] == 'warning').sum())} warnings", style="dim")
+    return text
