@@ -19,7 +19,7 @@ the config from its own attributes (:func:`config_from`)::
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -33,7 +33,8 @@ class Dataclass(Protocol):
 
 
 C = TypeVar("C", bound=Dataclass)
-Init = TypeVar("Init", bound=Callable[..., None])
+Init = Callable[..., None]
+"""A constructor. A type checker accepts any arguments: it knows no signature made of a dataclass's fields."""
 
 
 def field_names(config: type[Dataclass]) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class Configurable:
         return cls(*args, **kwargs, **as_arguments(config))
 
 
-def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
+def takes(*configs: type[Dataclass], first: Sequence[str] = ()) -> Callable[[Init], Init]:
     """Let a constructor take the fields of configs as keyword arguments instead of the configs themselves.
 
     The decorated function has one parameter annotated with each config class. Callers, ``inspect.signature``,
@@ -101,6 +102,8 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
     ----------
     *configs : type
         Frozen dataclasses whose fields have different names and defaults.
+    first : sequence of str
+        Parameters that come first, in this order; the others follow as they are declared.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
         }
         if set(places.values()) != set(configs):
             raise TypeError(f"{init.__qualname__} needs one parameter annotated with each of {configs}")
-        public = _public_signature(own, hints, places)
+        public = _public_signature(own, hints, places, first)
         rest = next((p.name for p in own.parameters.values() if p.kind is p.VAR_KEYWORD), None)
 
         @functools.wraps(init)
@@ -135,12 +138,14 @@ def takes(*configs: type[Dataclass]) -> Callable[[Init], Init]:
 
         construct.__signature__ = public  # type: ignore[attr-defined]
         construct.__doc__ = "\n\n".join(filter(None, [init.__doc__, *(config.__doc__ for config in configs)]))
-        return typing.cast(Init, construct)
+        return construct
 
     return decorate
 
 
-def _public_signature(own: inspect.Signature, hints: dict[str, Any], places: dict[str, Any]) -> inspect.Signature:
+def _public_signature(
+    own: inspect.Signature, hints: dict[str, Any], places: dict[str, Any], first: Sequence[str]
+) -> inspect.Signature:
     """``own`` with each config's parameter replaced by its fields."""
     parameters: list[inspect.Parameter] = []
     for name, parameter in own.parameters.items():
@@ -152,4 +157,6 @@ def _public_signature(own: inspect.Signature, hints: dict[str, Any], places: dic
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             annotation = types[field.name]
             parameters.append(inspect.Parameter(field.name, parameter.kind, default=default, annotation=annotation))
+    order = [parameters[0].name, *first]  # self stays in front
+    parameters.sort(key=lambda parameter: order.index(parameter.name) if parameter.name in order else len(order))
     return own.replace(parameters=parameters, return_annotation=None)

@@ -45,6 +45,17 @@ def test_positional_arguments_keep_their_order():
     assert Network(3, 5, ["a"], False).bias is False
 
 
+def test_some_arguments_can_come_first():
+    class Reordered(nn.Module):
+        @takes(Sizes, first=("names", "bias"))
+        def __init__(self, config: Sizes, bias: bool = True, channels: int = 1) -> None:
+            super().__init__()
+            self.given = channels, config, bias
+
+    assert list(inspect.signature(Reordered).parameters) == ["names", "bias", "width", "channels"]
+    assert Reordered(["a"], False, 5, 3).given == (3, Sizes(5, ["a"]), False)
+
+
 def test_the_signature_shows_fields_types_and_defaults():
     parameters = inspect.signature(Network).parameters
     assert list(parameters) == ["channels", "width", "names", "bias"]
