@@ -3,7 +3,6 @@
 import importlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ def make_world(page: str) -> None:
     if page in ("README", "stream"):
         a = rng.normal(size=1200)  # more than a window
         pd.DataFrame({"a": a, "b": rng.choice(["x", "y"], 1200), "label": a > 0}).to_csv("events.csv", index=False)
-    if page in ("README", "recsys"):
+    if page == "recsys":
         frame = pd.DataFrame({"user_id": rng.integers(0, 20, n), "item_id": rng.integers(0, 30, n)})
         frame["age"], frame["item_id_history"] = rng.normal(40, 9, n), [[1, 2]] * n
         for target in ("click", "long_view", "like"):
@@ -46,16 +45,6 @@ def make_world(page: str) -> None:
         for name in ("clicks", "later"):
             frame.to_parquet(f"{name}.parquet")
         frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
-    if page == "README":
-        from sklearn.datasets import load_iris
-
-        from moeapps.recsys import census_income
-
-        model = MoEClassifier(num_experts=2, max_epochs=2, log_dir="moeapps-demo").fit(*load_iris(return_X_y=True))
-        model.save("model.safetensors")
-
-        people = census_income()[:100].drop(columns=["income", "never_married"])
-        people.assign(row=range(100)).to_parquet("people.parquet")
     if page == "vision":
         for i in range(12):
             for folder in (f"photos/{'cats' if i % 2 else 'dogs'}", "new"):
@@ -133,9 +122,6 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
             exec(compile(text, str(page), "exec"), namespace)
         elif language == "yaml":
             Path("config.yaml").write_text(text)
-            if page.stem == "README":
-                assert main(["fit", "--config", "config.yaml", *SHORT]) == 0
-                shutil.rmtree("moeapps-runs")
         elif language == "sh" and "pip install -e" not in text:
             run_shell(text)
         else:

@@ -176,11 +176,11 @@ def vision(recorder: Recorder) -> None:
 
     digits = load_digits()
     readers = {
-        name: Row("vision", "digits, read", title, "accuracy", ours=name == "widenet")
+        name: Row("vision", "digits classification", title, "accuracy", ours=name == "widenet")
         for name, title in (("vit", "ViT"), ("widenet", "WideNet"))
     }
     artists = {
-        name: Row("vision", "digits, drawn", title, "denoising error", ours=name == "switch_dit", percent=False)
+        name: Row("vision", "digits generation", title, "denoising error", ours=name == "switch_dit", percent=False)
         for name, title in (("dit", "DiT"), ("switch_dit", "Switch-DiT"))
     }
     recorder.add(*readers.values(), *artists.values())

@@ -1,0 +1,214 @@
+"""Every figure of docs/benchmarks.md, and of the tables in the guides, stands in the file that its script wrote."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/benchmarks.md").read_text()
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+def guide(name: str) -> str:
+    return (ROOT / f"docs/{name}.md").read_text()
+
+
+def summary(values: Any, digits: int = 4, scale: float = 1.0) -> str:
+    values = scale * np.asarray(values)
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_has_a_script(path):
+    assert (ROOT / f"benchmarks/{path.stem}.py").exists() or path.stem == "stream_ablation"
+
+
+def test_every_script_that_the_page_names_exists():
+    for name in re.findall(r"benchmarks/(\w+)\.py", PAGE):
+        assert (ROOT / f"benchmarks/{name}.py").exists(), name
+
+
+def test_demo():
+    demo = json.loads((ROOT / "docs/demo/results.json").read_text())
+    assert len(demo["rows"]) == 19
+    assert f"{demo['seeds']} seeds, {demo['seconds']:.0f} seconds in all" in PAGE
+    for row in demo["rows"]:
+        name = row["model"].replace("*", "\\*")
+        model = f"**{name}**" if row["ours"] else name
+        scale, digits = (100, 2) if row["percent"] else (1, 4)
+        score = f"{scale * row['mean']:.{digits}f} ± {scale * row['sd']:.{digits}f}"
+        parameters = f" {row['parameters']:,} " if row["parameters"] else " "
+        cells = f"| {row['task']} | {model} | {row['metric']} | {score} |{parameters}| {np.mean(row['seconds']):.1f} |"
+        assert cells in PAGE, cells
+
+
+def test_tables():
+    sets = results("tabular")["sets"]
+    for name, found in sets.items():
+        cells = " | ".join(summary(entry["score"]) for entry in found["models"].values())
+        assert f"| {name}, {found['metric']} | {cells} |" in PAGE, (name, cells)
+    ours, boosting = (sets["census-income"]["models"][name] for name in ("MoE", "HistGradientBoosting"))
+    assert f"{np.mean(boosting['score']) - np.mean(ours['score']):.4f} below" in PAGE
+    assert f"{np.mean(ours['fit']):.0f} seconds to fit where\nboosting takes {np.mean(boosting['fit']):.0f}" in PAGE
+    assert f"{np.mean(ours['predict']):.2f} seconds to predict" in PAGE
+    assert f"boosting takes {np.mean(boosting['predict']):.2f}." in PAGE
+
+
+def test_surgery():
+    for name, entry in results("surgery")["models"].items():
+        row = f"| {name} | {summary(entry['accuracy'])} | {entry['parameters'][0]:,} |"
+        assert row in PAGE, row
+
+
+def test_graph_accuracy():
+    runs = results("graph_accuracy")["runs"]
+    assert len(runs) >= 7
+    for key, run in runs.items():
+        cells = " | ".join(summary(model["score"], 2, 100) for model in run["models"].values())
+        assert f"| {key}, {run['metric']} | {cells} |" in PAGE, (key, cells)
+
+
+def test_graph_cost():
+    run = results("graph_cost")["tolokers, gcn"]
+    chosen, seconds = run["chosen"]["of the GNN"], run["seconds"]["of the GNN, batches"]
+    assert f"{100 * chosen['strong']:.0f} % of the nodes" in PAGE
+    assert run["alone"]["GNN alone"] - chosen["score"] < 0.002
+    assert seconds["conditional"] < 0.5 * seconds["GNN alone"]
+
+
+def test_stream_accuracy():
+    runs = results("stream_accuracy")["runs"]
+    columns = ("DriftMoE", "DriftMoE, task", "paper, data", "paper, task", "MOA ARF(10)", "MOA LevBag(10)")
+    for name in ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt"):
+        seeds = [runs[f"{name}, {seed}"] for seed in range(3)]
+        cells = " | ".join(summary([run[column]["accuracy"] for run in seeds], 2, 100) for column in columns)
+        assert f"| {name} | {cells} |" in PAGE, (name, cells)
+    trees = [100 * runs[f"{name}, 0"]["MOA HT"]["accuracy"] for name in ("elec", "sea_abrupt")]
+    assert f"(MOA's tree, one seed: {trees[0]:.2f} and {trees[1]:.2f})" in PAGE
+    for name in ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt"):
+        run = runs[f"{name}, 0"]
+        ours = run["DriftMoE, first 10,000"]["accuracy"]
+        assert ours > max(run["river ARF(10)"]["accuracy"], run["river LevBag(10)"]["accuracy"])
+    assert "91.36 against 91.22" in PAGE
+
+
+def test_stream_speed():
+    streams = results("stream_speed")["streams"]
+    for candidate in next(iter(streams.values())):
+        cells = " | ".join(f"{np.median(rates[candidate]):,.0f}" for rates in streams.values())
+        assert f"| {candidate} | {cells} |" in PAGE, (candidate, cells)
+
+
+def test_stream_ablation():
+    runs = results("stream_ablation")["runs"]
+    assert len(runs) >= 5
+    for label in next(iter(runs.values())):
+        cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
+        assert f"| {label} | {cells} |" in guide("stream"), (label, cells)
+
+
+def test_recommendation_accuracy():
+    runs = results("recsys_accuracy")["runs"]
+    assert len(runs["census"]) == 16
+    for model, seeds in runs["census"].items():
+        assert len(seeds) == 5
+        rows = list(seeds.values())
+        cells = [summary([row["auc"][task] for row in rows]) for task in ("income", "never_married")]
+        parameters, seconds = rows[0]["parameters"], np.mean([row["seconds"] for row in rows])
+        assert f"| {model} | {' | '.join(cells)} | {parameters:,} | {seconds:.0f} |" in PAGE, model
+    for model, seeds in runs["movielens"].items():
+        assert len(seeds) == 5
+        cells = [
+            summary([row[part][metric] for row in seeds.values()])
+            for part in ("all", "short")
+            for metric in ("auc", "gauc", "ndcg@10")
+        ]
+        assert f"| {model} | {' | '.join(cells)} |" in PAGE, model
+
+
+def test_recommendation_speed():
+    rates = results("recsys_speed")["rates"]
+    for model in next(iter(rates.values())):
+        cells = [f"{np.median(found[model]):,.0f}" for found in rates.values()]
+        assert f"| {model} | {' | '.join(cells)} |" in PAGE, model
+    for rows, run in results("recsys_scoring")["runs"].items():
+        kinds = ("predict", "fit, one epoch")
+        cells = [f"{run[kind][value]:.0f}" for kind in kinds for value in ("seconds", "peak_mib")]
+        assert f"| {int(rows):,} | {' | '.join(cells)} |" in PAGE, rows
+
+
+def test_image_accuracy():
+    for name, models in results("vision_accuracy")["sets"].items():
+        for model, runs in models.items():
+            scores = summary([run["accuracy"] for run in runs.values()])
+            row = f"| {name} | {model} | {scores} | {len(runs)} | {runs['0']['parameters']:,} |"
+            assert row in PAGE, row
+
+
+def test_diffusion():
+    found = results("vision_diffusion")
+    for model, runs in found["runs"].items():
+        assert len(runs) == 3
+        last = [run["curve"][-1] for run in runs.values()]
+        cells = " | ".join(summary([point[name] for point in last]) for name in ("loss", "fid", "precision", "recall"))
+        assert f"| {model} | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
+    real = found["test images"]
+    assert f"| test images | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in PAGE
+
+
+def test_image_speed():
+    speed = results("vision_speed")
+    for title in ("WideNet | ViT of equal FLOPs", "Switch-DiT | DiT"):
+        for sizes, rows in speed[title].items():
+            cells = " | ".join(f"{rows[kind]['ratio']:.2f}" for kind in rows if kind != "match")
+            assert f"| {sizes} | {cells} |" in PAGE, sizes
+    assert len(speed["capacity"]) >= 3
+    for row in speed["capacity"]:
+        assert f"| {row['factor']} | {summary(row['accuracy'])} | {row['time']:.2f} |" in PAGE, row
+
+
+def test_dispatch():
+    rows = results("core_dispatch")["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        size = ", ".join(str(value) for value in row["size"].values())
+        ratios = " | ".join(f"{value:.2f}" for value in row["ratio"].values())
+        memory = f"{row['peak_mib']['auto']:.0f} / {row['peak_mib']['dense']:.0f}"
+        assert f"| {size} | {ratios} | {memory} |" in PAGE, (size, ratios, memory)
+
+
+def test_routers():
+    found = results("routers")
+    assert len(found["runs"]) == 13
+    for router, runs in found["runs"].items():
+        means = " | ".join(f"{np.mean([run[key] for run in runs]):.2f}" for key in ("experts", "max_load", "entropy"))
+        cells = f"{summary([run['accuracy'] for run in runs])} | {means} | {found['time'][router]:.2f} |"
+        assert re.search(rf"\| `{router}` \| [^|]+ \| {re.escape(cells)}", guide("routing")), (router, cells)
+
+
+def test_serving():
+    found = results("serve_load")
+    for name in ("tables", "stream"):
+        run = found[name]
+        speed = f"{run['requests_per_second']:.0f} | {run['p50_ms']:.1f} | {run['p99_ms']:.1f}"
+        rest = f"{run['wrong']} | {run['failed']} | {run['mib_before']:.0f} / {run['mib_after']:.0f}"
+        assert f"| {speed} | {rest} |" in guide("serve"), (name, speed, rest)
+
+
+def test_the_page_of_papers_quotes_our_benchmarks():
+    page = guide("papers")
+    for model, runs in results("vision_accuracy")["sets"]["cifar10"].items():
+        scores = summary([run["accuracy"] for run in runs.values()])
+        assert f"{scores} | {runs['0']['parameters']:,} |" in page, model
+    for runs in results("vision_diffusion")["runs"].values():
+        assert summary([run["curve"][-1]["fid"] for run in runs.values()]) in page
+    runs = results("stream_accuracy")["runs"]
+    for column in ("paper, data", "paper, task", "DriftMoE"):
+        assert summary([runs[f"elec, {seed}"][column]["accuracy"] for seed in range(3)], 2, 100) in page, column
