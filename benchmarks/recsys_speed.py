@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from moeapps.recsys import TableEncoder, census_income, census_schema
 from moeapps.recsys.encoder import Rows
-from moeapps.recsys.network import MultiTaskNetwork
+from moeapps.recsys.network import RankingConfig, build_network
+from moeapps.recsys.targets import Targets
 
 BATCH, STEPS, EMBEDDING = 1024, 20, 4
 Step = Callable[[int], None]
@@ -44,7 +45,10 @@ def batches(tasks: int) -> tuple[TableEncoder, list[Rows], list[torch.Tensor]]:
 def ours(model: str, options: dict[str, Any], tasks: int) -> Step:
     encoder, rows, labels = batches(tasks)
     torch.manual_seed(0)
-    network = MultiTaskNetwork(encoder, tasks, model, {"expert": [64], "tower": [32], **options}, EMBEDDING)
+    targets = Targets([f"task {t}" for t in range(tasks)])
+    targets.kinds = dict.fromkeys(targets.names, "binary")
+    sizes = {"expert": [64], "tower": [32], **options}
+    network = build_network(encoder, targets, RankingConfig(model, sizes, embedding_dim=EMBEDDING))
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
     def step(i: int) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_sizes
 from moeapps.core.dense_experts import DenseExperts
 
-__all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss", "keep_some"]
+__all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss", "drop_behaviour"]
 
 
 class ActivationUnit(nn.Module):
@@ -131,6 +131,6 @@ def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user:
     return F.cross_entropy(similarity, rows)
 
 
-def keep_some(there: Tensor, mask_probability: float) -> Tensor:
+def drop_behaviour(there: Tensor, mask_probability: float) -> Tensor:
     """Drop each behaviour with a probability, for another view of a user."""
     return there & (torch.rand(there.shape, device=there.device) >= mask_probability)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from moeapps.core.checks import check_one_of
 from moeapps.recsys.data import RankingData, Table
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import SEQUENCE
+from moeapps.recsys.network import SEQUENCE_MODELS
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
@@ -39,6 +38,8 @@ class AWMoERanker(Ranker):
     accelerator, verbose, log_dir, random_state
         As in :class:`MultiTaskRanker`.
     """
+
+    models = SEQUENCE_MODELS
 
     def __init__(
         self,
@@ -119,18 +120,6 @@ class AWMoERanker(Ranker):
         both = labels is not None and bool((labels == 0).any() and (labels == 1).any())
         return (f"val/auc/{data.targets.names[0]}", "max") if both else super()._monitor(data)
 
-    def _module(self) -> RankingModule:
-        check_one_of("model", self.model, SEQUENCE)
-        return RankingModule(
-            self.model,
-            None if self.options is None else dict(self.options),
-            embedding_dim=self.embedding_dim,
-            sparse_gradients=self.sparse_gradients,
-            unknown_rate=self.unknown_rate,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            contrastive_weight=self.contrastive_weight if self.model == "aw_moe" else 0.0,
-            user=self.user,
-            mask_probability=self.mask_probability,
-            temperature=self.temperature,
-        )
+    def _module(self, **changes: Any) -> RankingModule:
+        """DIN has no gate, so that the contrastive loss is left out."""
+        return super()._module(**changes, **({} if self.model == "aw_moe" else {"contrastive_weight": 0.0}))

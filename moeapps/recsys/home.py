@@ -1,5 +1,8 @@
 """HoME: normalised experts in a hierarchy of task groups, with feature gates and self gates (Kuaishou 2024)."""
 
+# Shapes: N rows, d input width, T tasks, C groups, E experts of a level, G gates of a level, K low-rank feature gates
+# of rank r, h representation width
+
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,7 +12,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError
 from moeapps.core.gates import MultiGate, mix_experts
-from moeapps.recsys.multigate import MultiTaskModel
+from moeapps.recsys.multigate import MultiTaskModel, task_names
 
 __all__ = ["FeatureGate", "HoME", "SelfGate"]
 
@@ -17,22 +20,27 @@ __all__ = ["FeatureGate", "HoME", "SelfGate"]
 class FeatureGate(nn.Module):
     r"""A view of the input for every expert: :math:`v \cdot \sum_k w_{ek}(v)\, 2\sigma(v B_k A_k)`.
 
-    K low-rank gates ("feature LoRAs"), mixed for each expert by a small softmax gate, so that experts do not fight over
-    the gradient of the embeddings they share. The low-rank gates are shared by the experts and the mixing is each
+    K low-rank gates ("feature LoRAs"), mixed for each expert by a small softmax gate, so that experts do not compete
+    for the gradient of the embeddings they share. The low-rank gates are shared by the experts and the mixing is each
     expert's own, which keeps K (not E) views of the input in memory; the paper leaves this open.
 
-    Args:
-        dim: Width d of the input.
-        num_experts: Number of experts E.
-        num_gates: Number of low-rank gates K.
-        rank: Their rank r.
+    Parameters
+    ----------
+    dim : int
+        Width d of the input.
+    num_experts : int
+        Number of experts E.
+    num_gates : int, default 2
+        Number of low-rank gates K, at least 1.
+    rank : int, default 8
+        Rank r of a gate, at least 1.
     """
 
     def __init__(self, dim: int, num_experts: int, num_gates: int = 2, rank: int = 8) -> None:
         super().__init__()
         check_sizes(num_gates=num_gates, rank=rank)
         self.narrow = nn.Linear(dim, num_gates * rank, bias=False)
-        self.wide = nn.Parameter(torch.zeros(num_gates, rank, dim))  # so that every view begins as the input
+        self.wide = nn.Parameter(torch.zeros(num_gates, rank, dim))  # zero, so that every view starts as the input
         self.mix = MultiGate(dim, num_gates, num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,13 +51,16 @@ class FeatureGate(nn.Module):
 
 
 class SelfGate(nn.Module):
-    """A residual path that keeps gradient flowing to a path's own experts, however little the mixing gate uses them.
+    """A residual gate over a path's own experts, which trains them even where the mixing gate gives them no weight.
 
     Sigmoid where a path has one expert of its own, softmax where it has several.
 
-    Args:
-        dim: Width of the gate's input.
-        own: For each path, which experts are its own.
+    Parameters
+    ----------
+    dim : int
+        Width d of the gate's input.
+    own : sequence of sequence of bool
+        ``G`` rows of ``E`` booleans: which experts are each path's own.
     """
 
     own: Tensor
@@ -61,7 +72,7 @@ class SelfGate(nn.Module):
         self.register_buffer("own", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weights ``(N, G, E)`` from ``(N, d)`` or ``(N, G, d)``; zero for experts of others."""
+        """Weights ``(N, G, E)`` from ``(N, d)`` or ``(N, G, d)``; zero for experts of other paths."""
         logits = torch.einsum("ngd,ged->nge" if x.ndim == 3 else "nd,ged->nge", x.float(), self.weight.float())
         single = (self.own.sum(1) == 1)[:, None]
         several = logits.masked_fill(~self.own, -torch.inf).softmax(-1)
@@ -71,37 +82,57 @@ class SelfGate(nn.Module):
 class HoME(MultiTaskModel):
     """Hierarchy of multi-gate experts.
 
-    Every expert is Swish(BatchNorm(MLP(v))). Tasks are in groups. The first (meta) level has shared experts and experts
-    of each group: a group's gate mixes the shared ones and its own, the shared path's gate mixes all. On the second
-    level task t of group c mixes global experts (which read the shared path), experts of the group and of the task
-    (which read the group's path); its gate reads both paths, concatenated. Every path adds a self gate over its own
-    experts.
+    Every expert is Swish(BatchNorm(MLP(v))). Tasks are in groups. A forward pass:
 
-    A task has no path to the second-level experts of another group or task. On the meta level, as in the paper, the
-    shared path mixes every group's experts, so that these do get gradient from all tasks.
+    1. Feature gates give each expert of the meta level its view of the input.
+    2. Meta level: shared experts and experts of each group. A group's gate mixes the shared experts and its own, the
+       shared path's gate mixes all; each path adds a self gate over its own experts.
+    3. Task level: global experts read the shared path; experts of a group and of its tasks read the group's path.
+    4. Task t of group c mixes global experts, those of the group and its own, by a gate that reads both paths,
+       concatenated, and adds a self gate over its own experts. The paper leaves the gate's input open.
+    5. A tower per task.
 
-    Args:
-        dim: Input width d.
-        num_tasks: Number of tasks T.
-        groups: Name of a group to the numbers of its tasks; every task in exactly one. One group of all when None.
-        num_shared: Shared experts of the meta level, and global experts of the task level.
-        num_group: Experts of each group, on both levels.
-        num_specific: Experts of each task.
-        expert: Widths of an expert's layers.
-        tower: Hidden widths of the towers.
-        num_feature_gates: Low-rank feature gates; 0 for none.
-        rank: Their rank.
-        self_gate: Whether paths add their self gate.
-        dropout: In experts and towers.
+    A task has no path to the task level's experts of another group or task. On the meta level, as in the paper, the
+    shared path mixes every group's experts, so that these get gradient from all tasks.
 
-    Raises:
-        ConfigError: If a task is in no group or in two, or a group is empty.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    num_tasks : int
+        Number of tasks T.
+    groups : dict of str to sequence of int, optional
+        Name of a group to the numbers of its tasks; every task in exactly one. One group of all by default.
+    num_shared : int, default 2
+        Shared experts of the meta level, and global experts of the task level.
+    num_group : int, default 2
+        Experts of each group, on both levels.
+    num_specific : int, default 1
+        Experts of each task.
+    expert : sequence of int, default (64,)
+        Widths of an expert's layers; the last one is the width h of a representation.
+    tower : sequence of int, default (32,)
+        Hidden widths of the towers.
+    num_feature_gates : int, default 2
+        Number of low-rank feature gates; 0 for none.
+    rank : int, default 8
+        Rank of a feature gate.
+    self_gate : bool, default True
+        Whether paths add their self gate.
+    dropout : float, default 0.0
+        Dropout probability in experts and towers, in [0, 1).
 
-    Example:
-        >>> import torch
-        >>> model = HoME(dim=20, num_tasks=3, groups={"watch": [0, 1], "interact": [2]})
-        >>> model(torch.randn(4, 20)).shape
-        torch.Size([4, 3])
+    Raises
+    ------
+    ConfigError
+        If a task is in no group or in two, or a group is empty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = HoME(dim=20, num_tasks=3, groups={"watch": [0, 1], "interact": [2]})
+    >>> model(torch.randn(4, 20)).shape
+    torch.Size([4, 3])
     """
 
     reads: Tensor
@@ -122,47 +153,46 @@ class HoME(MultiTaskModel):
         self_gate: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        width = list(expert)[-1]
-        super().__init__(num_tasks, width, tower, dropout)
+        super().__init__(num_tasks, expert, tower, dropout)
         check_sizes(num_shared=num_shared, num_group=num_group, num_specific=num_specific)
-        given = {"all": list(range(num_tasks))} if groups is None else {k: list(v) for k, v in groups.items()}
-        _check_groups(given, num_tasks)
-        self.groups = given
-        group_of = [next(c for c, tasks in enumerate(given.values()) if t in tasks) for t in range(num_tasks)]
+        self.groups = (
+            {"all": list(range(num_tasks))} if groups is None else {name: list(of) for name, of in groups.items()}
+        )
+        _check_groups(self.groups, num_tasks)
+        count = len(self.groups)
+        group_of = [next(c for c, of in enumerate(self.groups.values()) if t in of) for t in range(num_tasks)]
         self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
-        count, shared = len(given), len(given)  # `shared` is the number of the shared path and of its owner
+        # Paths 0 .. C-1 of the meta level are the groups', path C is the shared one
+        path_names = [*(f"group {name}" for name in self.groups), "shared"]
+        owners = [count] * num_shared + [c for c in range(count) for _ in range(num_group)]
 
-        meta = [shared] * num_shared + [c for c in range(count) for _ in range(num_group)]
-        self.meta_names = _number(["shared" if c == shared else f"group {list(given)[c]}" for c in meta])
-        self.feature_gate = FeatureGate(dim, len(meta), num_feature_gates, rank) if num_feature_gates else None
-        self.meta_experts = DenseExperts(dim, expert, len(meta), "silu", norm=True, dropout=dropout)
-        allowed = [[owner in (path, shared) or path == shared for owner in meta] for path in range(count + 1)]
-        self.meta_gate = MultiGate(dim, len(meta), count + 1, allowed)
-        own = [[owner == path for owner in meta] for path in range(count + 1)]
+        self.meta_names = _number([path_names[owner] for owner in owners])
+        self.feature_gate = FeatureGate(dim, len(owners), num_feature_gates, rank) if num_feature_gates else None
+        self.meta_experts = DenseExperts(dim, expert, len(owners), "silu", norm=True, dropout=dropout)
+        allowed = [[owner in (path, count) or path == count for owner in owners] for path in range(count + 1)]
+        self.meta_gate = MultiGate(dim, len(owners), count + 1, allowed)
+        own = [[owner == path for owner in owners] for path in range(count + 1)]
         self.meta_self = SelfGate(dim, own) if self_gate else None
 
-        # of each expert of the second level: the path it reads, and which tasks may use it
-        reads = [shared] * num_shared + [c for c in range(count) for _ in range(num_group)]
+        # Of each expert of the task level: the path it reads, the tasks that may use it, its name
+        reads = [*owners, *(group_of[t] for t in range(num_tasks) for _ in range(num_specific))]
         users: list[list[int]] = [list(range(num_tasks))] * num_shared
-        users += [tasks for tasks in given.values() for _ in range(num_group)]
-        names = ["global"] * num_shared + [f"group {name}" for name in given for _ in range(num_group)]
-        for task in range(num_tasks):
-            reads += [group_of[task]] * num_specific
-            users += [[task]] * num_specific
-            names += [f"task {task}"] * num_specific
+        users += [of for of in self.groups.values() for _ in range(num_group)]
+        users += [[t] for t in range(num_tasks) for _ in range(num_specific)]
+        names = ["global"] * num_shared + [path_names[owner] for owner in owners[num_shared:]]
+        names += [name for name in task_names(num_tasks) for _ in range(num_specific)]
         self.task_names = _number(names)
         self.register_buffer("reads", torch.tensor(reads), persistent=False)
-        self.task_experts = DenseExperts(width, expert, len(reads), "silu", norm=True, dropout=dropout)
-        self.task_gate = MultiGate(
-            2 * width, len(reads), num_tasks, [[t in u for u in users] for t in range(num_tasks)]
-        )
-        mine = [[name == f"task {t}" for name in names] for t in range(num_tasks)]
-        self.task_self = SelfGate(2 * width, mine) if self_gate else None
+        self.task_experts = DenseExperts(self.width, expert, len(reads), "silu", norm=True, dropout=dropout)
+        usable = [[t in of for of in users] for t in range(num_tasks)]
+        self.task_gate = MultiGate(2 * self.width, len(reads), num_tasks, usable)
+        mine = [[name == task for name in names] for task in task_names(num_tasks)]
+        self.task_self = SelfGate(2 * self.width, mine) if self_gate else None
 
     def represent(self, x: Tensor) -> Tensor:
-        """Meta level, then task level."""
+        """Meta level, then task level: ``(N, d)`` to ``(N, T, h)``."""
         views = x if self.feature_gate is None else self.feature_gate(x)
-        outputs, weights = self.meta_experts(views), self.meta_gate(x)
+        outputs, weights = self.meta_experts(views), self.meta_gate(x)  # (N, E, h), (N, C + 1, E)
         if self.meta_self is not None:
             weights = weights + self.meta_self(x)
         gates = [*(f"group {name}" for name in self.groups), "shared"]
@@ -171,10 +201,10 @@ class HoME(MultiTaskModel):
 
         outputs = self.task_experts(paths.index_select(1, self.reads))
         both = torch.cat([paths.index_select(1, self.group_of), paths[:, -1:].expand(-1, self.num_tasks, -1)], dim=-1)
-        weights = self.task_gate(both)
+        weights = self.task_gate(both)  # (N, T, E) from (N, T, 2 h)
         if self.task_self is not None:
             weights = weights + self.task_self(both)
-        self.note("task", outputs, weights, self.task_names, [f"task {t}" for t in range(self.num_tasks)])
+        self.note("task", outputs, weights, self.task_names, task_names(self.num_tasks))
         return mix_experts(weights, outputs)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
+from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import DataDependentModule
@@ -16,43 +17,32 @@ from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import auc
-from moeapps.recsys.network import MultiTaskNetwork, SequenceNetwork, build_network
+from moeapps.recsys.network import MultiTaskNetwork, RankingConfig, SequenceNetwork, build_network
 from moeapps.recsys.targets import Targets, task_losses
 
 __all__ = ["RankingModule"]
 
 
-class RankingModule(DataDependentModule):
+class RankingModule(Configurable, DataDependentModule):
     """Weighted sum of the tasks' losses over the rows whose label is known.
 
-    What the table is like (categories, numbers, targets) comes from the data module, or from the checkpoint that is
-    loaded: :meth:`attach` builds the network from it.
+    The table (categories, numbers, targets) comes from the data module, or from the checkpoint that is loaded;
+    :meth:`attach` builds the network for it.
 
-    Args:
-        model: ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; for one binary target
-            and a history ``"din"`` or ``"aw_moe"``.
-        options: Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
-        groups: For HoME: name of a group to the names of its targets, every target once.
-        products: Target to the target that it presupposes (ESMM).
-        task_weights: Weight of a target's loss; 1 for the others.
-        positive_weight: Weight of a binary target's positive rows; 1 for the others.
-        embedding_dim: Width of a category's embedding.
-        sparse_gradients: Whether the gradient of the embeddings holds only the rows that a batch has. Everything is
-            trained by Adagrad then, which takes such gradients.
-        unknown_rate: Probability with which training hides a category, so that what an unseen category means is learned
-            too.
-        lr: Learning rate of AdamW (or Adagrad).
-        weight_decay: Its weight decay; none on embeddings and norms.
-        contrastive_weight: Of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
-        user: Sparse column of the users, whose rows are not each other's negatives in the contrastive loss.
-        mask_probability: Of a behaviour, in the other view.
-        temperature: Of the contrastive loss.
+    Parameters
+    ----------
+    **settings
+        The fields of :class:`RankingConfig`.
 
-    Attributes:
-        network: Encoded rows to outputs ``(N, T)``, once attached.
+    Attributes
+    ----------
+    network : torch.nn.Module
+        Encoded rows to outputs ``(N, T)``, once attached.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If a setting is impossible.
     """
 
     entry = "moeapps_table"
@@ -60,55 +50,14 @@ class RankingModule(DataDependentModule):
     encoder: TableEncoder
     targets: Targets
 
-    def __init__(
-        self,
-        model: str = "home",
-        options: dict[str, Any] | None = None,
-        groups: dict[str, list[str]] | None = None,
-        products: dict[str, str] | None = None,
-        task_weights: dict[str, float] | None = None,
-        positive_weight: dict[str, float] | None = None,
-        embedding_dim: int = 8,
-        sparse_gradients: bool = False,
-        unknown_rate: float = 0.02,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-5,
-        contrastive_weight: float = 0.0,
-        user: str | None = None,
-        mask_probability: float = 0.2,
-        temperature: float = 0.1,
-    ) -> None:
+    @takes(RankingConfig)
+    def __init__(self, config: RankingConfig) -> None:
         super().__init__()
-        check_at_least_zero(
-            lr=lr, weight_decay=weight_decay, contrastive_weight=contrastive_weight, temperature=temperature
-        )
-        for name, value in (("mask_probability", mask_probability), ("unknown_rate", unknown_rate)):
-            if not 0 <= value < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {value!r}")
-        for name, value in (("lr", lr), ("temperature", temperature)):
-            if value == 0:
-                raise ConfigError(f"{name} must be above 0, got 0")
-        if contrastive_weight > 0 and model != "aw_moe":
-            raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={model!r}")
-        self.save_hyperparameters()
-        self.arguments: dict[str, Any] = {
-            "model": model,
-            "options": options,
-            "groups": groups,
-            "products": products,
-            "embedding_dim": embedding_dim,
-            "sparse_gradients": sparse_gradients,
-        }
-        self.weights = {"task_weights": dict(task_weights or {}), "positive_weight": dict(positive_weight or {})}
-        self.lr, self.weight_decay, self.sparse_gradients = lr, weight_decay, sparse_gradients
-        self.contrastive_weight, self.mask_probability, self.temperature = (
-            contrastive_weight,
-            mask_probability,
-            temperature,
-        )
-        self.user, self.unknown_rate = user, unknown_rate
+        _check(config)
+        self.config = config
+        self.lr = config.lr  # an attribute of its own, since Lightning's learning-rate finder sets it
         self._collected: list[tuple[Tensor, Tensor]] = []
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._diagnosis: Diagnosis | None = None
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
@@ -118,14 +67,15 @@ class RankingModule(DataDependentModule):
             ConfigError: If an argument does not fit the table.
         """
         self.encoder, self.targets = encoder, targets
-        sparse = [feature.name for feature in encoder.schema.sparse]
-        if self.user is not None and self.user not in sparse:
-            raise ConfigError(f"user must be one of the Sparse columns {', '.join(sparse)}, got {self.user!r}")
-        self._user = None if self.user is None else sparse.index(self.user)
-        self.network = build_network(encoder, targets, **self.arguments)
-        for argument, given in self.weights.items():
+        sparse, user = [feature.name for feature in encoder.schema.sparse], self.config.user
+        if user is not None and user not in sparse:
+            raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
+        self._user = None if user is None else sparse.index(user)
+        self.network = build_network(encoder, targets, self.config)
+        for argument in ("task_weights", "positive_weight"):
+            given = getattr(self.config, argument) or {}
             for name in given:
-                targets.place(name, f"{argument}:")
+                targets.index(name, f"{argument}:")
             values = [float(given.get(name, 1.0)) for name in targets.names]
             check_at_least_zero(**{argument: min(values)})
             self.register_buffer(argument, torch.tensor(values), persistent=False)
@@ -160,14 +110,15 @@ class RankingModule(DataDependentModule):
         """Loss of one batch of rows and labels ``(N, T)``."""
         rows, labels = batch
         user = None if self._user is None else rows.sparse[:, self._user]
-        if self.unknown_rate > 0:
-            hidden = torch.rand(rows.sparse.shape, device=rows.sparse.device) < self.unknown_rate
+        config = self.config
+        if config.unknown_rate > 0:
+            hidden = torch.rand(rows.sparse.shape, device=rows.sparse.device) < config.unknown_rate
             rows = Rows(rows.sparse.masked_fill(hidden, UNKNOWN), rows.dense, rows.sequences)
-        if self.contrastive_weight > 0:
+        if config.contrastive_weight > 0:
             assert isinstance(self.network, SequenceNetwork)
-            outputs, gate, view = self.network.with_views(rows, self.mask_probability)
+            outputs, gate, view = self.network.with_views(rows, config.mask_probability)
             terms = self._by_name(outputs, labels)
-            terms["contrastive"] = self.contrastive_weight * contrastive_loss(gate, view, self.temperature, user)
+            terms["contrastive"] = config.contrastive_weight * contrastive_loss(gate, view, config.temperature, user)
         else:
             terms = self._by_name(self.network(rows), labels)
         return self.total_loss(terms, batch_size=len(rows))
@@ -210,8 +161,8 @@ class RankingModule(DataDependentModule):
         for t, name in enumerate(self.targets.names):
             if self.targets.kinds[name] == "binary":
                 area = auc(labels[:, t], outputs[:, t])
-                if math.isnan(area) and name not in self._told:
-                    self._told.add(name)
+                if math.isnan(area) and name not in self._warned:
+                    self._warned.add(name)
                     warnings.warn(
                         f"the known labels of {name!r} are of one class in the {stage} rows: its AUC is NaN",
                         stacklevel=2,
@@ -230,8 +181,24 @@ class RankingModule(DataDependentModule):
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
         chosen = {id(p) for p in decayed}
         others = [p for p in self.parameters() if id(p) not in chosen]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        if self.sparse_gradients:
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        if self.config.sparse_gradients:
             torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
-        make = torch.optim.Adagrad if self.sparse_gradients else torch.optim.AdamW
+        make = torch.optim.Adagrad if self.config.sparse_gradients else torch.optim.AdamW
         return self.with_cosine_schedule(make([group for group in groups if group["params"]], lr=self.lr))
+
+
+def _check(config: RankingConfig) -> None:
+    at_least_zero = ("lr", "weight_decay", "contrastive_weight", "temperature")
+    check_at_least_zero(**{name: getattr(config, name) for name in at_least_zero})
+    for name in ("mask_probability", "unknown_rate"):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ConfigError(f"{name} must be at least 0 and below 1, got {value!r}")
+    for name in ("lr", "temperature"):
+        if getattr(config, name) == 0:
+            raise ConfigError(f"{name} must be above 0, got 0")
+    if config.contrastive_weight > 0 and config.model != "aw_moe":
+        raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={config.model!r}")

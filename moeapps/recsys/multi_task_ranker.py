@@ -6,11 +6,9 @@ from typing import Any, Self
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from moeapps.core.checks import check_one_of
 from moeapps.recsys.data import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
-from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import MULTI_TASK
+from moeapps.recsys.network import MULTI_TASK_MODELS
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import TargetKind
@@ -89,6 +87,8 @@ class MultiTaskRanker(Ranker):
     >>> bool((model.evaluate(frame)["auc"] > 0.95).all())
     True
     """
+
+    models = MULTI_TASK_MODELS
 
     def __init__(
         self,
@@ -189,19 +189,3 @@ class MultiTaskRanker(Ranker):
         """
         check_is_fitted(self, "model_")
         return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
-
-    def _module(self) -> RankingModule:
-        check_one_of("model", self.model, MULTI_TASK)
-        return RankingModule(
-            self.model,
-            None if self.options is None else dict(self.options),
-            None if self.groups is None else {group: list(members) for group, members in self.groups.items()},
-            None if self.products is None else dict(self.products),
-            None if self.task_weights is None else dict(self.task_weights),
-            None if self.positive_weight is None else dict(self.positive_weight),
-            embedding_dim=self.embedding_dim,
-            sparse_gradients=self.sparse_gradients,
-            unknown_rate=self.unknown_rate,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )

@@ -1,6 +1,9 @@
 """Embeddings and a model together: encoded rows in, one output per task."""
 
-from collections.abc import Mapping, Sequence
+# Shapes: N rows, T tasks, E experts, L entries of a sequence, P width of the profile, dim width of an embedding
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,16 +11,23 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.recsys.attention import DIN, AWMoE, keep_some
+from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
-from moeapps.recsys.multigate import PLE, AdaTT, MMoE, SharedBottom
+from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
 from moeapps.recsys.targets import Targets
 
-__all__ = ["MULTI_TASK", "SEQUENCE", "MultiTaskNetwork", "SequenceNetwork", "build_network"]
+__all__ = [
+    "MULTI_TASK_MODELS",
+    "SEQUENCE_MODELS",
+    "MultiTaskNetwork",
+    "RankingConfig",
+    "SequenceNetwork",
+    "build_network",
+]
 
-MULTI_TASK: dict[str, Any] = {
+MULTI_TASK_MODELS: dict[str, Any] = {
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "cgc": lambda dim, num_tasks, **options: PLE(dim, num_tasks, num_levels=1, **options),
@@ -27,63 +37,90 @@ MULTI_TASK: dict[str, Any] = {
 }
 """Multi-task models by name."""
 
-SEQUENCE: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE}
-"""Models of a user's behaviour by name."""
+SEQUENCE_MODELS: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE}
+"""Models of a user's behaviour, for one binary target, by name."""
 
 
-def _embedding_for(encoder: TableEncoder, dim: int, sparse_gradients: bool) -> FeatureEmbedding:
-    """The embedding that fits an encoder's rows."""
-    schema = encoder.schema
-    return FeatureEmbedding(
-        encoder.table_sizes,
-        len(schema.sparse),
-        2 * len(schema.dense),
-        encoder.sequence_tables,
-        dim,
-        sparse_gradients,
-    )
+@dataclass(frozen=True)
+class RankingConfig:
+    """Network, losses and optimiser of a ranker.
 
+    Parameters
+    ----------
+    model : str, default "home"
+        ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; for one binary target and a
+        history ``"din"`` or ``"aw_moe"``.
+    options : dict, optional
+        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
+    groups : dict, optional
+        For HoME: name of a group to the names of its targets, every target once. One group of all by default.
+    products : dict, optional
+        Target to the target that it presupposes, both binary, as buying presupposes a click (ESMM, Ma et al., SIGIR
+        2018): the probability of the first is its tower's times that of the second, so that both towers learn on all
+        rows.
+    task_weights : dict, optional
+        Weight of a target's loss, at least 0; 1 for the others.
+    positive_weight : dict, optional
+        Weight of a binary target's positive rows, at least 0; 1 for the others.
+    embedding_dim : int, default 8
+        Width of a category's embedding.
+    sparse_gradients : bool, default False
+        Whether the gradient of the embeddings holds only the rows of the batch, for tables of millions of categories.
+        Everything is then trained by Adagrad, which accepts such gradients.
+    unknown_rate : float, default 0.02
+        Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
+        trained too.
+    lr : float, default 1e-3
+        Learning rate of AdamW (or Adagrad), above 0.
+    weight_decay : float, default 1e-5
+        Weight decay; embeddings, biases and norms have none.
+    contrastive_weight : float, default 0.0
+        Weight of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
+    user : str, optional
+        Sparse column of the users: rows of one user are not each other's negatives in the contrastive loss. Without
+        it every row counts as a user.
+    mask_probability : float, default 0.2
+        Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
+    temperature : float, default 0.1
+        Temperature of the contrastive loss, above 0.
+    """
 
-def _make(known: dict[str, Any], name: str, options: Mapping[str, Any] | None, *sizes: int) -> Any:
-    """Model by name."""
-    check_one_of("model", name, known)
-    try:
-        return known[name](*sizes, **(options or {}))
-    except TypeError as error:
-        raise ConfigError(f"options of model={name!r}: {error}") from None
+    model: str = "home"
+    options: dict[str, Any] | None = None
+    groups: dict[str, list[str]] | None = None
+    products: dict[str, str] | None = None
+    task_weights: dict[str, float] | None = None
+    positive_weight: dict[str, float] | None = None
+    embedding_dim: int = 8
+    sparse_gradients: bool = False
+    unknown_rate: float = 0.02
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    contrastive_weight: float = 0.0
+    user: str | None = None
+    mask_probability: float = 0.2
+    temperature: float = 0.1
 
 
 class MultiTaskNetwork(nn.Module):
-    """Everything that is known as one vector, then a multi-task model.
+    """The concatenated features of a row, then a multi-task model.
 
-    Args:
-        encoder: What the rows look like.
-        num_tasks: Number of tasks T.
-        model: A name in ``MULTI_TASK``.
-        options: Further arguments of that model.
-        embedding_dim: Width of an embedding.
-        sparse_gradients: Whether the table's gradient holds only the rows that a batch has.
-        products: Task to the task it presupposes, as buying presupposes a click (ESMM, Ma et al., SIGIR 2018): the
-            probability of the first is its tower's times that of the second, so that both towers learn on all rows.
-
-    Raises:
-        ConfigError: If there is no such model or argument.
+    Parameters
+    ----------
+    embedding : FeatureEmbedding
+        Encoded rows to ``(N, d)``.
+    model : MultiTaskModel
+        ``(N, d)`` to ``(N, T)``.
+    products : dict, optional
+        Number of a task to the number of the task that it presupposes, without circles; see :class:`RankingConfig`.
     """
 
     def __init__(
-        self,
-        encoder: TableEncoder,
-        num_tasks: int,
-        model: str = "home",
-        options: Mapping[str, Any] | None = None,
-        embedding_dim: int = 8,
-        sparse_gradients: bool = False,
-        products: Mapping[int, int] | None = None,
+        self, embedding: FeatureEmbedding, model: MultiTaskModel, products: Mapping[int, int] | None = None
     ) -> None:
         super().__init__()
-        self.embedding = _embedding_for(encoder, embedding_dim, sparse_gradients)
+        self.embedding, self.model = embedding, model
         self.products = dict(products or {})
-        self.model = _make(MULTI_TASK, model, options, self.embedding.out_dim, num_tasks)
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)``."""
@@ -102,40 +139,31 @@ class MultiTaskNetwork(nn.Module):
 
 
 class SequenceNetwork(nn.Module):
-    """Behaviour, candidate and everything else apart, for a model that attends to behaviour.
+    """Behaviour, candidate and profile of a row, for a model that attends to behaviour.
 
-    Args:
-        encoder: What the rows look like.
-        sequence: Number of the behaviour among the sequences.
-        target: Number of the candidate among the sparse columns.
-        model: ``"din"`` or ``"aw_moe"``.
-        options: Further arguments of that model.
-        embedding_dim: Width of an embedding.
-        sparse_gradients: Whether the table's gradient holds only the rows that a batch has.
+    Parameters
+    ----------
+    embedding : FeatureEmbedding
+        Embeddings of the encoded rows.
+    model : DIN or AWMoE
+        Scores a candidate.
+    sequence : int
+        Number of the behaviour among the sequences.
+    target : int
+        Number of the candidate among the sparse columns.
     """
 
-    def __init__(
-        self,
-        encoder: TableEncoder,
-        sequence: int,
-        target: int,
-        model: str = "aw_moe",
-        options: Mapping[str, Any] | None = None,
-        embedding_dim: int = 8,
-        sparse_gradients: bool = False,
-    ) -> None:
+    def __init__(self, embedding: FeatureEmbedding, model: DIN | AWMoE, sequence: int, target: int) -> None:
         super().__init__()
+        self.embedding, self.model = embedding, model
         self.sequence, self.target = sequence, target
-        self.embedding = _embedding_for(encoder, embedding_dim, sparse_gradients)
-        profile = self.embedding.out_dim - embedding_dim * len(self.embedding.sequence_tables)
-        self.model = _make(SEQUENCE, model, options, embedding_dim, profile)
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, where there is behaviour, the rest ``(N, P)``."""
-        behaviour, there = self.embedding.sequence(rows, self.sequence)
-        sparse = self.embedding.sparse(rows)
+        """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, mask of the behaviour ``(N, L)``, profile ``(N, P)``."""
+        behaviour, present = self.embedding.sequence(rows, self.sequence)
+        sparse = self.embedding.sparse(rows)  # (N, S, dim)
         profile = torch.cat([sparse.flatten(1), rows.dense.to(sparse.dtype)], dim=1)
-        return behaviour, sparse[:, self.target], there, profile
+        return behaviour, sparse[:, self.target], present, profile
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
@@ -143,69 +171,93 @@ class SequenceNetwork(nn.Module):
         return logits[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the behaviour and of it with some masked."""
+        """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the whole and of the masked behaviour; AW-MoE only."""
         assert isinstance(self.model, AWMoE)
-        behaviour, target, there, profile = self.parts(rows)
-        gate, view = self.model.gates(behaviour, target, there, keep_some(there, mask_probability))
-        return self.model.score(gate, behaviour, target, there, profile)[:, None], gate, view
+        behaviour, target, present, profile = self.parts(rows)
+        gate, view = self.model.gates(behaviour, target, present, drop_behaviour(present, mask_probability))
+        return self.model.score(gate, behaviour, target, present, profile)[:, None], gate, view
 
 
-def build_network(
-    encoder: TableEncoder,
-    targets: Targets,
-    model: str,
-    options: Mapping[str, Any] | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    products: Mapping[str, str] | None = None,
-    embedding_dim: int = 8,
-    sparse_gradients: bool = False,
-) -> MultiTaskNetwork | SequenceNetwork:
+def build_network(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork | SequenceNetwork:
     """The network for a table: a multi-task model, or one that attends to the first history of the schema.
 
-    Args:
-        encoder: Fitted encoder.
-        targets: Fitted targets.
-        model: A name in ``MULTI_TASK`` or ``SEQUENCE``.
-        options: Further arguments of the model.
-        groups: For HoME: name of a group to the names of its targets.
-        products: Target to the target that it presupposes, both binary.
-        embedding_dim: Width of an embedding.
-        sparse_gradients: Whether the table's gradient holds only the rows that a batch has.
+    Parameters
+    ----------
+    encoder : TableEncoder
+        Fitted encoder.
+    targets : Targets
+        Fitted targets.
+    config : RankingConfig
+        Model, options, groups, products and embeddings.
 
-    Raises:
-        ConfigError: If an argument is impossible.
-        DataError: If a model of behaviour has no history to attend to, or more than one target.
+    Raises
+    ------
+    ConfigError
+        If a setting is impossible.
+    DataError
+        If a model of behaviour has no history to attend to.
     """
-    check_one_of("model", model, {**MULTI_TASK, **SEQUENCE})
-    if model in MULTI_TASK:
-        options = dict(options or {})
-        if groups is not None:
-            if model != "home":
-                raise ConfigError(f"groups are for model='home', got model={model!r}")
-            options["groups"] = {
-                group: [targets.place(name, f"groups: {group!r} has") for name in members]
-                for group, members in groups.items()
-            }
-        pairs = {
-            targets.place(task, "products:"): targets.place(before, "products:")
-            for task, before in (products or {}).items()
+    check_one_of("model", config.model, {**MULTI_TASK_MODELS, **SEQUENCE_MODELS})
+    build = _multi_task if config.model in MULTI_TASK_MODELS else _behaviour
+    return build(encoder, targets, config)
+
+
+def _multi_task(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork:
+    options = dict(config.options or {})
+    if config.groups is not None:
+        if config.model != "home":
+            raise ConfigError(f"groups are for model='home', got model={config.model!r}")
+        options["groups"] = {
+            group: [targets.index(name, f"groups: {group!r} has") for name in members]
+            for group, members in config.groups.items()
         }
-        _check_products(pairs, targets)
-        count = len(targets.names)
-        return MultiTaskNetwork(encoder, count, model, options, embedding_dim, sparse_gradients, pairs)
-    if groups is not None or products:
-        raise ConfigError(f"groups and products are for several targets, got model={model!r}")
+    products = {
+        targets.index(task, "products:"): targets.index(presupposed, "products:")
+        for task, presupposed in (config.products or {}).items()
+    }
+    _check_products(products, targets)
+    embedding = _embedding(encoder, config)
+    model = _make(MULTI_TASK_MODELS, config.model, options, embedding.out_dim, len(targets.names))
+    return MultiTaskNetwork(embedding, model, products)
+
+
+def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> SequenceNetwork:
+    if config.groups is not None or config.products:
+        raise ConfigError(f"groups and products are for several targets, got model={config.model!r}")
     if len(targets.names) != 1 or targets.kinds[targets.names[0]] != "binary":
-        raise ConfigError(f"model={model!r} ranks by one binary target, got {', '.join(targets.names)}")
+        raise ConfigError(f"model={config.model!r} ranks by one binary target, got {', '.join(targets.names)}")
     schema = encoder.schema
-    found = [i for i, sequence in enumerate(schema.sequences) if sequence.shares is not None]
-    if not found:
+    histories = [i for i, sequence in enumerate(schema.sequences) if sequence.shares is not None]
+    if not histories:
         raise DataError(
-            f"there is no history: model={model!r} needs a Sequence that shares a Sparse column, such as "
-            "Sequence('history', shares='item_id')"
+            f"there is no history: model={config.model!r} needs a SequenceFeature that shares a SparseFeature, such "
+            "as SequenceFeature('history', shares='item_id')"
         )
-    target = [feature.name for feature in schema.sparse].index(str(schema.sequences[found[0]].shares))
-    return SequenceNetwork(encoder, found[0], target, model, options, embedding_dim, sparse_gradients)
+    candidate = [feature.name for feature in schema.sparse].index(str(schema.sequences[histories[0]].shares))
+    embedding = _embedding(encoder, config)
+    # The model pools the behaviour itself, so that its profile is without the pooled sequences
+    profile = embedding.out_dim - embedding.dim * len(embedding.sequence_tables)
+    model = _make(SEQUENCE_MODELS, config.model, config.options, embedding.dim, profile)
+    return SequenceNetwork(embedding, model, histories[0], candidate)
+
+
+def _embedding(encoder: TableEncoder, config: RankingConfig) -> FeatureEmbedding:
+    schema = encoder.schema
+    return FeatureEmbedding(
+        encoder.table_sizes,
+        len(schema.sparse),
+        2 * len(schema.dense),  # numbers and their flags
+        encoder.sequence_tables,
+        config.embedding_dim,
+        config.sparse_gradients,
+    )
+
+
+def _make(models: dict[str, Any], name: str, options: Mapping[str, Any] | None, *sizes: int) -> Any:
+    try:
+        return models[name](*sizes, **(options or {}))
+    except TypeError as error:
+        raise ConfigError(f"options of model={name!r}: {error}") from None
 
 
 def _check_products(products: Mapping[int, int], targets: Targets) -> None:
@@ -215,6 +267,6 @@ def _check_products(products: Mapping[int, int], targets: Targets) -> None:
             seen.append(products[seen[-1]])
             if seen.count(seen[-1]) > 1:
                 raise ConfigError(f"products: {name!r} presupposes itself")
-        for place in seen:
-            if targets.kinds[targets.names[place]] != "binary":
-                raise ConfigError(f"products: {targets.names[place]!r} is not a binary target")
+        for index in seen:
+            if targets.kinds[targets.names[index]] != "binary":
+                raise ConfigError(f"products: {targets.names[index]!r} is not a binary target")

@@ -1,7 +1,7 @@
 """What the rankers share: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_sizes
+from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.tabledata.files import ColumnKind
@@ -20,6 +21,7 @@ from moeapps.recsys.data import EVALUATION_ROWS, RankingData, Table
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
+from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import Targets
 
@@ -29,6 +31,7 @@ __all__ = ["Ranker"]
 class Ranker(LightningEstimator):
     """What both rankers share: schema, encoder, targets, training, prediction, saving."""
 
+    model: str
     schema: Schema | None
     embedding_dim: int
     batch_size: int
@@ -38,8 +41,15 @@ class Ranker(LightningEstimator):
     targets_: Targets
     _saved_attributes = ("n_iter_",)
 
-    def _module(self) -> RankingModule:
-        raise NotImplementedError
+    models: ClassVar[Collection[str]]
+    """What ``model`` may be."""
+
+    def _module(self, **changes: Any) -> RankingModule:
+        """The module of this ranker's arguments, with some of them changed."""
+        check_one_of("model", self.model, self.models)
+        config = config_from(RankingConfig, self, **changes)
+        # Checkpoints hold plain dictionaries and lists, and users may give other mappings and sequences
+        return RankingModule.from_config(config=RankingConfig(**_plain(as_arguments(config))))
 
     def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
         """Logged metric to select an epoch by, and whether less or more of it is better."""
@@ -211,3 +221,9 @@ class Ranker(LightningEstimator):
         if arguments.get("schema") is not None:
             arguments = {**arguments, "schema": Schema.from_json(arguments["schema"])}
         return super().from_saved(arguments, state, tensors, source)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value

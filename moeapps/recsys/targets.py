@@ -130,7 +130,7 @@ class Targets:
                 result[:, t] = column * self.scale[t] + self.mean[t]
         return result
 
-    def place(self, name: str, what: str) -> int:
+    def index(self, name: str, what: str) -> int:
         """Number of a target.
 
         Raises:

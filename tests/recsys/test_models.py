@@ -9,7 +9,7 @@ from torch import nn
 from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.recsys import DIN, PLE, AdaTT, AWMoE, HoME, MMoE, SharedBottom, contrastive_loss
-from moeapps.recsys.attention import keep_some
+from moeapps.recsys.attention import drop_behaviour
 from moeapps.recsys.home import FeatureGate
 from moeapps.recsys.targets import task_losses
 
@@ -232,8 +232,8 @@ def test_the_contrastive_loss_prefers_the_same_user():
     gate = torch.randn(8, 5)
     assert contrastive_loss(gate, gate + 0.01) < contrastive_loss(gate, gate.roll(1, 0))
     there = torch.ones(200, 50, dtype=torch.bool)
-    assert 0.75 < keep_some(there, 0.2).float().mean() < 0.85
-    assert keep_some(there, 0.0).all()
+    assert 0.75 < drop_behaviour(there, 0.2).float().mean() < 0.85
+    assert drop_behaviour(there, 0.0).all()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -258,5 +258,5 @@ def test_negatives_are_other_users(frame):
     torch.testing.assert_close(contrastive_loss(gate, gate, 0.1, user), torch.stack(expected).mean())
     part = frame[["user_id", "item_id", "item_id_history", "click"]]
     assert AWMoERanker(user="user_id", **{**QUICK, "max_epochs": 1}).fit(part, "click").n_iter_ == 1
-    with pytest.raises(ConfigError, match="user must be one of the Sparse columns"):
+    with pytest.raises(ConfigError, match="user must be one of the sparse columns"):
         AWMoERanker(user="age", **QUICK).fit(part, "click")
