@@ -44,8 +44,10 @@ def split_rows(codes: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray
 def encode_labels(y: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Classes, sorted, and the code of each label.
 
-    Raises:
-        ValueError: If the labels are not those of a classification, or not one per image.
+    Raises
+    ------
+    ValueError
+        If the labels are not those of a classification, or not one per image.
     """
     labels = column_or_1d(y, warn=True)
     check_classification_targets(labels)
@@ -58,13 +60,19 @@ def encode_labels(y: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
 def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:
     """A transform of timm: in training random crops, flips and a policy, else resize and crop in the middle.
 
-    Args:
-        size: Channels, height, width of the result, uint8.
-        training: Which of them.
-        auto_augment: A policy as timm spells it (``"rand-m9-mstd0.5"``, ``"augmix-m3-w3"``, ...).
+    Parameters
+    ----------
+    size : tuple[int, int, int]
+        Channels, height, width of the result, uint8.
+    training : bool
+        Which of them.
+    auto_augment : str, optional
+        A policy as timm spells it (``"rand-m9-mstd0.5"``, ``"augmix-m3-w3"``, ...).
 
-    Raises:
-        ConfigError: If there is no such policy.
+    Raises
+    ------
+    ConfigError
+        If there is no such policy.
     """
     small = min(size[1:]) <= 64
     try:
@@ -82,10 +90,14 @@ def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str
 class ImageArrays(Dataset):
     """Images in memory.
 
-    Args:
-        images: ``(N, C, H, W)``.
-        labels: ``(N,)`` int64.
-        transform: Applied to each image as a PIL image (uint8 images only); None for nothing.
+    Parameters
+    ----------
+    images : Tensor
+        ``(N, C, H, W)``.
+    labels : Tensor
+        ``(N,)`` int64.
+    transform : Transform, optional
+        Applied to each image as a PIL image (uint8 images only); None for nothing.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None = None) -> None:
@@ -114,15 +126,24 @@ class ImageArrays(Dataset):
 class ImageDataModule(L.LightningDataModule):
     """Batches ``(images, labels)`` of data sets that are given, or that a subclass makes in ``setup``.
 
-    Args:
-        train: Data set to learn from.
-        val: To validate on; None for no validation.
-        test: To test on.
-        predict: To predict.
-        spec: What the images are like.
-        batch_size: Images per step.
-        num_workers: Processes that load.
-        seed: Seed of the order.
+    Parameters
+    ----------
+    train : Dataset, optional
+        Data set to learn from.
+    val : Dataset, optional
+        To validate on; None for no validation.
+    test : Dataset, optional
+        To test on.
+    predict : Dataset, optional
+        To predict.
+    spec : ImageSpec, optional
+        What the images are like.
+    batch_size : int, default 128
+        Images per step.
+    num_workers : int, default 0
+        Processes that load.
+    seed : int, default 0
+        Seed of the order.
     """
 
     def __init__(
@@ -176,18 +197,29 @@ class ImageDataModule(L.LightningDataModule):
 class PublicImageData(ImageDataModule):
     """A public set of images by name, for ``moeapps fit``.
 
-    Args:
-        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"fashion_mnist"``.
-        path: Where its files are, as in :func:`load_images`.
-        download: Whether torchvision may download them to ``path``.
-        validation_fraction: Part of the training images to validate on.
-        auto_augment: A policy of timm for the training images (``"rand-m9-mstd0.5"``).
-        batch_size: Images per step.
-        num_workers: Processes that load.
-        seed: Seed of order and split.
+    Parameters
+    ----------
+    name : str, default "digits"
+        ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"fashion_mnist"``.
+    path : str, optional
+        Where its files are, as in :func:`load_images`.
+    download : bool, default False
+        Whether torchvision may download them to ``path``.
+    validation_fraction : float, default 0.1
+        Part of the training images to validate on.
+    auto_augment : str, optional
+        A policy of timm for the training images (``"rand-m9-mstd0.5"``).
+    batch_size : int, default 128
+        Images per step.
+    num_workers : int, default 0
+        Processes that load.
+    seed : int, default 0
+        Seed of order and split.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     def __init__(
@@ -234,21 +266,35 @@ class ImageFolderData(ImageDataModule):
     In training timm's random crops and flips, else resized and cut in the middle. The channels are standardised by 0.5
     and 0.5.
 
-    Args:
-        train: Folder with one folder of images per class.
-        val: The same to validate on; a part of ``train`` when None.
-        test: The same to test on.
-        predict: Folder of images to predict, in folders or not.
-        image_size: Side of the images that the network sees.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        validation_fraction: That part.
-        auto_augment: A policy of timm for the training images.
-        batch_size: Images per step.
-        num_workers: Processes that load.
-        seed: Seed of order and split.
+    Parameters
+    ----------
+    train : str, optional
+        Folder with one folder of images per class.
+    val : str, optional
+        The same to validate on; a part of ``train`` when None.
+    test : str, optional
+        The same to test on.
+    predict : str, optional
+        Folder of images to predict, in folders or not.
+    image_size : int, default 224
+        Side of the images that the network sees.
+    channels : int, default 3
+        1 (grey), 3 (RGB) or 4 (RGBA).
+    validation_fraction : float, default 0.1
+        That part.
+    auto_augment : str or None, default "rand-m9-mstd0.5"
+        A policy of timm for the training images.
+    batch_size : int, default 128
+        Images per step.
+    num_workers : int, default 4
+        Processes that load.
+    seed : int, default 0
+        Seed of order and split.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     def __init__(

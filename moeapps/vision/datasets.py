@@ -23,10 +23,14 @@ PUBLIC = {"digits": "", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "
 class LabelledImages:
     """Images in memory.
 
-    Attributes:
-        images: ``(N, C, H, W)``, uint8 or float32.
-        labels: ``(N,)`` int64 codes.
-        classes: Names of the classes.
+    Attributes
+    ----------
+    images : Tensor
+        ``(N, C, H, W)``, uint8 or float32.
+    labels : Tensor
+        ``(N,)`` int64 codes.
+    classes : list[str]
+        Names of the classes.
     """
 
     images: Tensor
@@ -47,17 +51,25 @@ def load_images(
 ) -> tuple[LabelledImages, LabelledImages]:
     """Images to learn from and images to test on.
 
-    Args:
-        name: ``"digits"`` (scikit-learn's 1,797 of 8 x 8 pixels, a fifth for testing), ``"cifar10"``, ``"cifar100"``,
-            ``"mnist"`` or ``"fashion_mnist"``.
-        path: Folder in which torchvision keeps the set; or a folder, or a tar archive, with ``train/<class>/<file>``
-            and ``test/<class>/<file>``. Not for digits.
-        download: Whether torchvision may download what is not there.
-        seed: Of the split of digits.
+    Parameters
+    ----------
+    name : str
+        ``"digits"`` (scikit-learn's 1,797 of 8 x 8 pixels, a fifth for testing), ``"cifar10"``, ``"cifar100"``,
+        ``"mnist"`` or ``"fashion_mnist"``.
+    path : str or Path, optional
+        Folder in which torchvision keeps the set; or a folder, or a tar archive, with ``train/<class>/<file>`` and
+        ``test/<class>/<file>``. Not for digits.
+    download : bool, default False
+        Whether torchvision may download what is not there.
+    seed : int, default 0
+        Of the split of digits.
 
-    Raises:
-        ConfigError: If the name is unknown, or a path is needed.
-        DataError: If the files are not there or damaged.
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, or a path is needed.
+    DataError
+        If the files are not there or damaged.
     """
     check_one_of("name", name, PUBLIC)
     if name == "digits":

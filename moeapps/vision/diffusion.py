@@ -21,10 +21,13 @@ PREDICTIONS = ("eps", "v")
 def alphas_cumprod(schedule: str, timesteps: int) -> Tensor:
     r""":math:`\bar\alpha_t` of every timestep, float64 ``(T,)``.
 
-    Args:
-        schedule: ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol
-            and Dhariwal 2021, equation 17; beta at most 0.999).
-        timesteps: Number of timesteps T.
+    Parameters
+    ----------
+    schedule : str
+        ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol and
+        Dhariwal 2021, equation 17; beta at most 0.999).
+    timesteps : int
+        Number of timesteps T.
     """
     check_one_of("schedule", schedule, SCHEDULES)
     check_sizes(timesteps=timesteps)
@@ -45,17 +48,26 @@ class Diffusion:
 
     Its numbers are computed in float64 and used in float32, whatever the precision of the network.
 
-    Args:
-        timesteps: Number of timesteps T.
-        schedule: ``"linear"`` or ``"cosine"``.
-        prediction: What the network predicts: the noise ``"eps"``, or the velocity ``"v"`` (Salimans and Ho 2022).
-        snr_gamma: Weights timesteps by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper); None: all alike.
+    Parameters
+    ----------
+    timesteps : int, default 1000
+        Number of timesteps T.
+    schedule : str, default "linear"
+        ``"linear"`` or ``"cosine"``.
+    prediction : str, default "eps"
+        What the network predicts: the noise ``"eps"``, or the velocity ``"v"`` (Salimans and Ho 2022).
+    snr_gamma : float, optional
+        Weights timesteps by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper); None: all alike.
 
-    Attributes:
-        alphas: Cumulative product of 1 - beta, ``(T,)`` float64.
+    Attributes
+    ----------
+    alphas
+        Cumulative product of 1 - beta, ``(T,)`` float64.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     def __init__(
@@ -124,14 +136,22 @@ class Diffusion:
     def losses(self, output: Tensor, x0: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Loss terms, means over the batch.
 
-        Args:
-            output: The network's, ``(N, C, H, W)``, or ``(N, 2 C, H, W)`` with learned sigma.
-            x0: Images.
-            x: Their noisy versions.
-            t: Timesteps.
-            noise: The noise that was added.
+        Parameters
+        ----------
+        output : Tensor
+            The network's, ``(N, C, H, W)``, or ``(N, 2 C, H, W)`` with learned sigma.
+        x0 : Tensor
+            Images.
+        x : Tensor
+            Their noisy versions.
+        t : Tensor
+            Timesteps.
+        noise : Tensor
+            The noise that was added.
 
-        Returns:
+        Returns
+        -------
+        dict[str, Tensor]
             ``task``, the weighted squared error; with learned sigma also ``vlb``, the variational bound of the chosen
             timesteps in bits per value, through which only sigma is learned (Nichol and Dhariwal 2021).
         """
@@ -157,13 +177,20 @@ class Diffusion:
     def posterior(self, x0: Tensor, x: Tensor, t: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""The Gaussian :math:`q(x_s | x_t, x_0)` for an earlier timestep s (-1 for the image itself).
 
-        Args:
-            x0: Images.
-            x: Noisy images at t.
-            t: Timesteps.
-            before: Earlier timesteps s.
+        Parameters
+        ----------
+        x0 : Tensor
+            Images.
+        x : Tensor
+            Noisy images at t.
+        t : Tensor
+            Timesteps.
+        before : Tensor
+            Earlier timesteps s.
 
-        Returns:
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor]
             Mean; logarithms of its variance and of the forward step's (the bounds of a learned sigma). Where s is -1
             the variance is zero: its logarithm is then that of the first step that has one.
         """

@@ -35,8 +35,10 @@ class MovingAverage(EMAWeightAveraging):
 
     Buffers (which unit is matched to which place) are copied, not averaged.
 
-    Args:
-        decay: How much of the average stays in each step.
+    Parameters
+    ----------
+    decay : float, default 0.9999
+        How much of the average stays in each step.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -52,11 +54,16 @@ class MovingAverage(EMAWeightAveraging):
 class SampleImages(L.Callback):
     """Draws a grid of images, a line per class, into the run's folder ``samples`` after every so manieth validation.
 
-    Args:
-        every: Validations between two grids.
-        columns: Images of each class.
-        steps: Evaluations of the network per image.
-        guidance: How far beyond a prediction without a label.
+    Parameters
+    ----------
+    every : int, default 1
+        Validations between two grids.
+    columns : int, default 8
+        Images of each class.
+    steps : int, default 50
+        Evaluations of the network per image.
+    guidance : float, default 2.0
+        How far beyond a prediction without a label.
     """
 
     def __init__(self, every: int = 1, columns: int = 8, steps: int = 50, guidance: float = 2.0) -> None:
@@ -82,32 +89,55 @@ class DiffusionModule(SpecModule):
 
     Pixels (uint8 in 0 to 255, floats in 0 to 1) become [-1, 1].
 
-    Args:
-        model: ``"switch_dit"`` or ``"dit"``.
-        size: Width, blocks and heads by name: ``"tiny"``, ``"S"``, ``"B"``, ``"L"`` or ``"XL"``.
-        options: Further arguments of the network (``patch_size``, ``num_experts``, ``top_k``, ``mlp_ratio``, or
-            ``dim``, ``depth`` and ``num_heads`` instead of the size's).
-        conditional: Whether images are drawn by class.
-        timesteps: Number of timesteps T.
-        schedule: ``"linear"`` or ``"cosine"``.
-        prediction: ``"eps"`` or ``"v"``.
-        learn_sigma: Whether the scale of the noise is learned too.
-        snr_gamma: Of the min-SNR weights; None for none.
-        class_dropout: Probability with which training hides a label, for guidance.
-        prior_weight: Of Switch-DiT's prior loss; 0 for none.
-        prior_alpha: Its exponent.
-        match_every: Steps between two matchings of experts to the prior's places.
-        lr: Learning rate of AdamW.
-        weight_decay: Its weight decay.
-        warmup: Part of the training over which the rate rises; it is constant then.
-        ema_decay: Of the moving average of the weights; 0 for none.
-        compile: Whether torch compiles the network.
+    Parameters
+    ----------
+    model : str, default "switch_dit"
+        ``"switch_dit"`` or ``"dit"``.
+    size : str, default "tiny"
+        Width, blocks and heads by name: ``"tiny"``, ``"S"``, ``"B"``, ``"L"`` or ``"XL"``.
+    options : dict[str, object], optional
+        Further arguments of the network (``patch_size``, ``num_experts``, ``top_k``, ``mlp_ratio``, or ``dim``,
+        ``depth`` and ``num_heads`` instead of the size's).
+    conditional : bool, default True
+        Whether images are drawn by class.
+    timesteps : int, default 1000
+        Number of timesteps T.
+    schedule : str, default "linear"
+        ``"linear"`` or ``"cosine"``.
+    prediction : str, default "eps"
+        ``"eps"`` or ``"v"``.
+    learn_sigma : bool, default True
+        Whether the scale of the noise is learned too.
+    snr_gamma : float, optional
+        Of the min-SNR weights; None for none.
+    class_dropout : float, default 0.1
+        Probability with which training hides a label, for guidance.
+    prior_weight : float, default 1.0
+        Of Switch-DiT's prior loss; 0 for none.
+    prior_alpha : float, default 4.0
+        Its exponent.
+    match_every : int, default 100
+        Steps between two matchings of experts to the prior's places.
+    lr : float, default 0.0001
+        Learning rate of AdamW.
+    weight_decay : float, default 0.0
+        Its weight decay.
+    warmup : float, default 0.0
+        Part of the training over which the rate rises; it is constant then.
+    ema_decay : float, default 0.9999
+        Of the moving average of the weights; 0 for none.
+    compile : bool, default False
+        Whether torch compiles the network.
 
-    Attributes:
-        network: Noisy images, timesteps and labels to predictions, once attached.
+    Attributes
+    ----------
+    network : DiT
+        Noisy images, timesteps and labels to predictions, once attached.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     network: DiT
@@ -165,8 +195,10 @@ class DiffusionModule(SpecModule):
     def attach(self, spec: ImageSpec) -> None:
         """Build the network.
 
-        Raises:
-            ConfigError: If the images do not fit it.
+        Raises
+        ------
+        ConfigError
+            If the images do not fit it.
         """
         self.spec = spec
         channels, height, width = spec.shape
@@ -250,15 +282,23 @@ class DiffusionModule(SpecModule):
     ) -> Tensor:
         """Draw images ``(N, C, H, W)`` in [0, 1], on the device of the module and in the mode of evaluation.
 
-        Args:
-            y: Codes of their classes ``(N,)``; or how many, without classes.
-            seed: Image i of a seed is always the same.
-            batch_size: Images at once.
-            watch: As in :func:`~moeapps.vision.sampling.draw`.
-            **options: ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip``, as there.
+        Parameters
+        ----------
+        y : Tensor or int
+            Codes of their classes ``(N,)``; or how many, without classes.
+        seed : int, default 0
+            Image i of a seed is always the same.
+        batch_size : int, default 128
+            Images at once.
+        watch : Watcher, optional
+            As in :func:`~moeapps.vision.sampling.draw`.
+        **options
+            ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip``, as there.
 
-        Raises:
-            ConfigError: If an argument is impossible.
+        Raises
+        ------
+        ConfigError
+            If an argument is impossible.
         """
         check_sizes(batch_size=batch_size)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

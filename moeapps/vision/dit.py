@@ -31,9 +31,12 @@ FREQUENCIES = 256
 class TimestepEmbedding(nn.Module):
     """Sines and cosines of a timestep, then an MLP.
 
-    Args:
-        dim: Width of the result.
-        max_period: Longest period of the sines.
+    Parameters
+    ----------
+    dim : int
+        Width of the result.
+    max_period : float, default 10000.0
+        Longest period of the sines.
     """
 
     def __init__(self, dim: int, max_period: float = 10_000.0) -> None:
@@ -59,10 +62,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiTBlock(nn.Module):
     """Attention and MLP, shifted, scaled and gated by the condition; at initialisation the identity (adaLN-Zero).
 
-    Args:
-        dim: Width d.
-        num_heads: Heads.
-        mlp_ratio: Hidden width of the MLP, as a multiple of the width.
+    Parameters
+    ----------
+    dim : int
+        Width d.
+    num_heads : int
+        Heads.
+    mlp_ratio : float, default 4.0
+        Hidden width of the MLP, as a multiple of the width.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
@@ -88,27 +95,42 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffus
     At initialisation it gives zeros. ``num_classes`` is the reserved label "no class" of classifier-free guidance,
     which training puts in place of a tenth of the labels.
 
-    Args:
-        img_size: Side of the images.
-        patch_size: Side of a patch; it divides ``img_size``.
-        in_chans: Channels C.
-        num_classes: Number of classes; 0 for images without labels.
-        dim: Width d, a multiple of ``num_heads`` and of 4.
-        depth: Blocks L.
-        num_heads: Heads.
-        mlp_ratio: Hidden width of the MLPs, as a multiple of the width.
-        learn_sigma: Whether a second half of the output, as many channels again, is the scale of the noise.
-        class_dropout: Probability with which training hides a label.
-        timesteps: Number of timesteps T; they are 0 to T - 1.
+    Parameters
+    ----------
+    img_size : int, default 32
+        Side of the images.
+    patch_size : int, default 2
+        Side of a patch; it divides ``img_size``.
+    in_chans : int, default 3
+        Channels C.
+    num_classes : int, default 0
+        Number of classes; 0 for images without labels.
+    dim : int, default 384
+        Width d, a multiple of ``num_heads`` and of 4.
+    depth : int, default 12
+        Blocks L.
+    num_heads : int, default 6
+        Heads.
+    mlp_ratio : float, default 4.0
+        Hidden width of the MLPs, as a multiple of the width.
+    learn_sigma : bool, default True
+        Whether a second half of the output, as many channels again, is the scale of the noise.
+    class_dropout : float, default 0.1
+        Probability with which training hides a label.
+    timesteps : int, default 1000
+        Number of timesteps T; they are 0 to T - 1.
 
-    Raises:
-        ConfigError: If sizes do not fit together.
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit together.
 
-    Example:
-        >>> import torch
-        >>> model = DiT(img_size=8, patch_size=2, in_chans=1, num_classes=10, dim=32, depth=2, num_heads=4)
-        >>> model(torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([1, 2, 10])).shape
-        torch.Size([3, 2, 8, 8])
+    Examples
+    --------
+    >>> import torch
+    >>> model = DiT(img_size=8, patch_size=2, in_chans=1, num_classes=10, dim=32, depth=2, num_heads=4)
+    >>> model(torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([1, 2, 10])).shape
+    torch.Size([3, 2, 8, 8])
     """
 
     def __init__(
@@ -181,13 +203,19 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffus
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Noise (and scale) ``(N, C or 2 C, H, W)`` for noisy images, their timesteps and labels.
 
-        Args:
-            x: ``(N, C, H, W)``.
-            t: ``(N,)`` whole numbers, 0 to T - 1.
-            y: ``(N,)`` labels, 0 to K - 1, or K for none; all none when None.
+        Parameters
+        ----------
+        x : Tensor
+            ``(N, C, H, W)``.
+        t : Tensor
+            ``(N,)`` whole numbers, 0 to T - 1.
+        y : Tensor, optional
+            ``(N,)`` labels, 0 to K - 1, or K for none; all none when None.
 
-        Raises:
-            DataError: If a shape, timestep or label is impossible.
+        Raises
+        ------
+        DataError
+            If a shape, timestep or label is impossible.
         """
         self._check(x, t, y)
         temb = self.t_embed(t)

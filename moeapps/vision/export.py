@@ -42,18 +42,27 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
     pixels divided by 255), and gives probabilities ``(N, K)``. The file carries ``spec``, a JSON object with ``shape``,
     ``classes``, ``mean`` and ``scale``: the standardisation is part of the program.
 
-    Args:
-        model: A fitted classifier, or a module that was trained from the command line
-            (``ImageModule.load_from_checkpoint(path, weights_only=True)``).
-        path: Where to write, ``.onnx`` or ``.pt2``.
-        form: ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
+    Parameters
+    ----------
+    model : WideNetClassifier or ImageModule
+        A fitted classifier, or a module that was trained from the command line
+        (``ImageModule.load_from_checkpoint(path, weights_only=True)``).
+    path : str or Path
+        Where to write, ``.onnx`` or ``.pt2``.
+    form : Form, default "onnx"
+        ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
 
-    Returns:
+    Returns
+    -------
+    Path
         The path.
 
-    Raises:
-        ConfigError: If ONNX is not installed.
-        OSError: If the disk refuses; what stood there is then unchanged.
+    Raises
+    ------
+    ConfigError
+        If ONNX is not installed.
+    OSError
+        If the disk refuses; what stood there is then unchanged.
     """
     check_one_of("form", form, ("onnx", "torch"))
     if isinstance(model, WideNetClassifier):

@@ -23,13 +23,19 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".
 def open_image(source: str | Path | IO[bytes], channels: int = 3, name: str = "") -> Image.Image:
     """Read one image.
 
-    Args:
-        source: A path or an open file.
-        channels: What it is converted to: 1 (grey), 3 (RGB) or 4 (RGBA).
-        name: How errors call it; the path when empty.
+    Parameters
+    ----------
+    source : str or Path or IO[bytes]
+        A path or an open file.
+    channels : int, default 3
+        What it is converted to: 1 (grey), 3 (RGB) or 4 (RGBA).
+    name : str, default ""
+        How errors call it; the path when empty.
 
-    Raises:
-        DataError: Naming a file that is not an image, is cut short or too large to be one.
+    Raises
+    ------
+    DataError
+        Naming a file that is not an image, is cut short or too large to be one.
     """
     try:
         with Image.open(source) as image:
@@ -41,8 +47,10 @@ def open_image(source: str | Path | IO[bytes], channels: int = 3, name: str = ""
 def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
     """Files, codes of their classes, and names of the classes (the names of the folders, sorted).
 
-    Raises:
-        DataError: If the folder is not there, has no folders, or one of them has no image.
+    Raises
+    ------
+    DataError
+        If the folder is not there, has no folders, or one of them has no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -66,14 +74,21 @@ def read_images(
 ) -> Tensor:
     """Read files into one uint8 tensor ``(N, C, H, W)``.
 
-    Args:
-        files: Paths, or open files.
-        channels: 1, 3 or 4.
-        size: The shorter side is resized to this and the middle is cut out; None if all images have one size.
-        names: What errors call the files; the paths when None.
+    Parameters
+    ----------
+    files : Sequence[Path or IO[bytes]]
+        Paths, or open files.
+    channels : int, default 3
+        1, 3 or 4.
+    size : int, optional
+        The shorter side is resized to this and the middle is cut out; None if all images have one size.
+    names : Sequence[str], optional
+        What errors call the files; the paths when None.
 
-    Raises:
-        DataError: Naming the file that cannot be read, or is of another size than the first.
+    Raises
+    ------
+    DataError
+        Naming the file that cannot be read, or is of another size than the first.
     """
     called = [str(file) for file in files] if names is None else names
     opened = ((name, open_image(file, channels, name)) for name, file in zip(called, files, strict=True))
@@ -83,8 +98,10 @@ def read_images(
 def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> dict[str, tuple[Tensor, list[str]]]:
     """Images and class names of a tar archive with ``<part>/<class>/<file>``, by part; nothing is unpacked to disk.
 
-    Raises:
-        DataError: If it is no such archive, or a file in it cannot be read as an image.
+    Raises
+    ------
+    DataError
+        If it is no such archive, or a file in it cannot be read as an image.
     """
     parts: dict[str, tuple[list[tuple[str, Image.Image]], list[str]]] = {}
     try:
@@ -132,11 +149,16 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 class FolderImages(Dataset):
     """Images that are read when they are asked for.
 
-    Args:
-        files: Paths.
-        codes: Codes of their classes.
-        transform: A PIL image to a tensor ``(C, H, W)``.
-        channels: 1, 3 or 4.
+    Parameters
+    ----------
+    files : list[Path]
+        Paths.
+    codes : list[int]
+        Codes of their classes.
+    transform : Callable[[Image.Image], Tensor]
+        A PIL image to a tensor ``(C, H, W)``.
+    channels : int, default 3
+        1, 3 or 4.
     """
 
     def __init__(

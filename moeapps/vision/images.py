@@ -19,11 +19,16 @@ AT_ONCE = 4096
 class ImageSpec:
     """What a network has to know of its images.
 
-    Attributes:
-        shape: Channels, height, width.
-        classes: Names of the classes, in the order of their codes.
-        mean: Mean of each channel, as :func:`to_float` gives it.
-        scale: Standard deviation of each channel.
+    Attributes
+    ----------
+    shape : tuple[int, int, int]
+        Channels, height, width.
+    classes : tuple[str, ...]
+        Names of the classes, in the order of their codes.
+    mean : tuple[float, ...]
+        Mean of each channel, as :func:`to_float` gives it.
+    scale : tuple[float, ...]
+        Standard deviation of each channel.
     """
 
     shape: tuple[int, int, int]
@@ -52,12 +57,16 @@ class ImageSpec:
 def as_images(X: Any) -> Tensor:
     """Images ``(N, C, H, W)``, uint8 or float32.
 
-    Args:
-        X: ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1, 3 or 4 channels. uint8 stays uint8, every other
-            number becomes float32.
+    Parameters
+    ----------
+    X : object
+        ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1, 3 or 4 channels. uint8 stays uint8, every other
+        number becomes float32.
 
-    Raises:
-        DataError: If it is none of these, empty, smaller than 2 x 2, or has a value that is not finite.
+    Raises
+    ------
+    DataError
+        If it is none of these, empty, smaller than 2 x 2, or has a value that is not finite.
     """
     array = X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
     if array.ndim == 3:

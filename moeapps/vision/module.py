@@ -28,14 +28,21 @@ AUGMENTATIONS = ("none", "shift", "shift_flip")
 def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
     """A network for images ``(C, H, W)``.
 
-    Args:
-        model: ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
-        shape: Channels, height, width.
-        num_classes: Number of classes.
-        **options: Further arguments of the model.
+    Parameters
+    ----------
+    model : str
+        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
+    shape : tuple[int, int, int]
+        Channels, height, width.
+    num_classes : int
+        Number of classes.
+    **options
+        Further arguments of the model.
 
-    Raises:
-        ConfigError: If there is no such model or argument.
+    Raises
+    ------
+    ConfigError
+        If there is no such model or argument.
     """
     sizes: dict[str, Any] = {"in_chans": shape[0], "img_size": shape[1:], "num_classes": num_classes}
     try:
@@ -98,23 +105,37 @@ class SpecModule(DataDependentModule):
 class ImageModule(SpecModule):
     """Classifies images, uint8 (divided by 255) or float.
 
-    Args:
-        model: ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
-        options: Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). Of the three families
-            ``patch_size`` is about an eighth of the images' side, 2 to 16 pixels, where it is not given.
-        augment: ``"none"``, ``"shift"`` or ``"shift_flip"``, on the device.
-        lr: Learning rate of AdamW.
-        weight_decay: Its weight decay; none on norms, biases and position embeddings.
-        warmup: Part of the training over which the rate rises.
-        label_smoothing: Of the cross-entropy.
-        compile: Whether torch compiles the network.
-        grad_checkpointing: Whether blocks are computed again in the backward pass, for memory.
+    Parameters
+    ----------
+    model : str, default "widenet"
+        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
+    options : dict[str, object], optional
+        Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). Of the three families ``patch_size``
+        is about an eighth of the images' side, 2 to 16 pixels, where it is not given.
+    augment : str, default "none"
+        ``"none"``, ``"shift"`` or ``"shift_flip"``, on the device.
+    lr : float, default 0.001
+        Learning rate of AdamW.
+    weight_decay : float, default 0.05
+        Its weight decay; none on norms, biases and position embeddings.
+    warmup : float, default 0.1
+        Part of the training over which the rate rises.
+    label_smoothing : float, default 0.1
+        Of the cross-entropy.
+    compile : bool, default False
+        Whether torch compiles the network.
+    grad_checkpointing : bool, default False
+        Whether blocks are computed again in the backward pass, for memory.
 
-    Attributes:
-        network: Standardised images ``(N, C, H, W)`` to logits ``(N, K)``, once attached.
+    Attributes
+    ----------
+    network
+        Standardised images ``(N, C, H, W)`` to logits ``(N, K)``, once attached.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     mean: Tensor
@@ -146,8 +167,10 @@ class ImageModule(SpecModule):
     def attach(self, spec: ImageSpec) -> None:
         """Build the network.
 
-        Raises:
-            ConfigError: If the options do not fit the images.
+        Raises
+        ------
+        ConfigError
+            If the options do not fit the images.
         """
         self.spec = spec
         channels, height, width = spec.shape
@@ -169,8 +192,10 @@ class ImageModule(SpecModule):
     def prepare(self, images: Tensor) -> Tensor:
         """Standardise and pad images.
 
-        Raises:
-            DataError: If the images have another shape than those the network was built for.
+        Raises
+        ------
+        DataError
+            If the images have another shape than those the network was built for.
         """
         if tuple(images.shape[1:]) != self.spec.shape:
             raise DataError(f"images are {tuple(images.shape[1:])}, the network was built for {self.spec.shape}")

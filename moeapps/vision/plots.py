@@ -20,12 +20,18 @@ __all__ = ["plot_images", "plot_patches", "plot_timesteps", "plot_trajectory"]
 def plot_images(images: Any, columns: int = 10, titles: Sequence[Any] | None = None) -> Figure:
     """A grid of images.
 
-    Args:
-        images: Images as :func:`~moeapps.vision.images.as_images` takes them; uint8, or floats of any range.
-        columns: Images per line.
-        titles: One per image.
+    Parameters
+    ----------
+    images : object
+        Images as :func:`~moeapps.vision.images.as_images` takes them; uint8, or floats of any range.
+    columns : int, default 10
+        Images per line.
+    titles : Sequence[object], optional
+        One per image.
 
-    Returns:
+    Returns
+    -------
+    Figure
         The figure; save it with ``figure.savefig(path)``.
     """
     pixels = _pixels(images)
@@ -45,9 +51,12 @@ def plot_images(images: Any, columns: int = 10, titles: Sequence[Any] | None = N
 def plot_trajectory(frames: Any, titles: Sequence[Any] | None = None) -> Figure:
     """One line per image, from noise on the left to the image on the right.
 
-    Args:
-        frames: ``(n, frames, ...)`` as :meth:`~moeapps.vision.SwitchDiTGenerator.trajectory` gives them.
-        titles: One per image, at the left.
+    Parameters
+    ----------
+    frames : object
+        ``(n, frames, ...)`` as :meth:`~moeapps.vision.SwitchDiTGenerator.trajectory` gives them.
+    titles : Sequence[object], optional
+        One per image, at the left.
     """
     array = np.asarray(frames)
     if array.ndim < 4:
@@ -64,8 +73,10 @@ def plot_trajectory(frames: Any, titles: Sequence[Any] | None = None) -> Figure:
 def plot_timesteps(table: ArrayLike) -> Figure:
     """Weight of each expert at each timestep, one panel per block; experts that are not used are white.
 
-    Args:
-        table: Gates ``(L, T, E)``, as ``gate_table()`` gives them.
+    Parameters
+    ----------
+    table : array-like
+        Gates ``(L, T, E)``, as ``gate_table()`` gives them.
     """
     gates = np.asarray(table)
     depth, timesteps, experts = gates.shape
@@ -89,11 +100,15 @@ def plot_timesteps(table: ArrayLike) -> Figure:
 def plot_patches(images: Any, experts: ArrayLike, names: Sequence[Any] | None = None) -> Figure:
     """Images above, and under each the expert of each of its patches in a colour.
 
-    Args:
-        images: Images.
-        experts: ``(n, rows, columns)`` number of a patch's expert, as
-            :meth:`~moeapps.vision.WideNetClassifier.patch_experts` gives them.
-        names: One per image, as titles.
+    Parameters
+    ----------
+    images : object
+        Images.
+    experts : array-like
+        ``(n, rows, columns)`` number of a patch's expert, as :meth:`~moeapps.vision.WideNetClassifier.patch_experts`
+        gives them.
+    names : Sequence[object], optional
+        One per image, as titles.
     """
     pixels, chosen = _pixels(images), np.asarray(experts)
     if len(pixels) != len(chosen):

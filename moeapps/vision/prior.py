@@ -29,15 +29,23 @@ class TimestepPrior(nn.Module):
     :math:`(t / T)^\alpha`. Which unit stands at which place of the window is a matching between the units' present use
     and the places, computed by :meth:`match` from time to time (on the CPU, by scipy), not at every step.
 
-    Args:
-        depth: Blocks L.
-        num_experts: Experts per block E.
-        top_k: Experts per timestep and block k.
-        timesteps: Number of timesteps T.
-        alpha: Exponent of the slide; larger means that the late timesteps differ most.
+    Parameters
+    ----------
+    depth : int
+        Blocks L.
+    num_experts : int, default 3
+        Experts per block E.
+    top_k : int, default 2
+        Experts per timestep and block k.
+    timesteps : int, default 1000
+        Number of timesteps T.
+    alpha : float, default 4.0
+        Exponent of the slide; larger means that the late timesteps differ most.
 
-    Attributes:
-        windows: ``(T, L E)``, 1 where the window is.
+    Attributes
+    ----------
+    windows : Tensor
+        ``(T, L E)``, 1 where the window is.
     """
 
     place: Tensor
@@ -62,9 +70,12 @@ class TimestepPrior(nn.Module):
     def match(self, table: Tensor, seed: int = 0) -> None:
         """Match units to places so that what is used now agrees with the windows as far as possible.
 
-        Args:
-            table: Gates ``(L, T, E)`` of all timesteps.
-            seed: Of the order in which equals are taken.
+        Parameters
+        ----------
+        table : Tensor
+            Gates ``(L, T, E)`` of all timesteps.
+        seed : int, default 0
+            Of the order in which equals are taken.
         """
         used = (self._units(table) > 0).float().cpu()  # (T, U)
         if used.shape != self.windows.shape:

@@ -17,18 +17,24 @@ def frechet_distance(real: ArrayLike, drawn: ArrayLike) -> float:
     :math:`|\mu_1 - \mu_2|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})`. It depends on the
     feature space and falls with the number of images: compare only figures of the same space and the same numbers.
 
-    Args:
-        real: Features ``(n, d)``.
-        drawn: Features ``(m, d)``.
+    Parameters
+    ----------
+    real : array-like
+        Features ``(n, d)``.
+    drawn : array-like
+        Features ``(m, d)``.
 
-    Raises:
-        DataError: If they do not fit together, or there are fewer than two of one.
+    Raises
+    ------
+    DataError
+        If they do not fit together, or there are fewer than two of one.
 
-    Example:
-        >>> import numpy as np
-        >>> x = np.random.default_rng(0).normal(size=(1000, 3))
-        >>> round(frechet_distance(x, x + 2), 6)
-        12.0
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(1000, 3))
+    >>> round(frechet_distance(x, x + 2), 6)
+    12.0
     """
     first, second = _features(real, drawn)
     covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
@@ -43,12 +49,18 @@ def frechet_distance(real: ArrayLike, drawn: ArrayLike) -> float:
 def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
-    Args:
-        real: Features ``(n, d)``.
-        drawn: Features ``(m, d)``.
-        k: Neighbour that sets the radius of the ball around a point.
+    Parameters
+    ----------
+    real : array-like
+        Features ``(n, d)``.
+    drawn : array-like
+        Features ``(m, d)``.
+    k : int, default 3
+        Neighbour that sets the radius of the ball around a point.
 
-    Returns:
+    Returns
+    -------
+    tuple[float, float]
         The part of the drawn that lies in a ball around a real one (they look real), and the part of the real that lies
         in a ball around a drawn one (everything real is drawn).
     """

@@ -24,11 +24,16 @@ Watcher = Callable[[int, Tensor, Tensor], None]
 class Noise:
     """Standard noise, of each image from a generator of its own: an image does not depend on those beside it.
 
-    Args:
-        seed: Seed of everything.
-        first: Number of the first image.
-        count: How many images.
-        device: Where the noise is needed; it is drawn on the CPU, so that it is the same everywhere.
+    Parameters
+    ----------
+    seed : int
+        Seed of everything.
+    first : int
+        Number of the first image.
+    count : int
+        How many images.
+    device : torch.device or str, default "cpu"
+        Where the noise is needed; it is drawn on the CPU, so that it is the same everywhere.
     """
 
     def __init__(self, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> None:
@@ -47,8 +52,10 @@ class Noise:
 def spaced_timesteps(timesteps: int, steps: int) -> list[int]:
     """``steps`` timesteps from T - 1 down to 0, evenly.
 
-    Raises:
-        ConfigError: If there are more steps than timesteps.
+    Raises
+    ------
+    ConfigError
+        If there are more steps than timesteps.
     """
     check_sizes(steps=steps)
     if steps > timesteps:
@@ -75,21 +82,35 @@ def draw(
 ) -> Tensor:
     """Draw images ``(N, C, H, W)`` in [-1, 1].
 
-    Args:
-        network: Of noisy images, timesteps and labels, in evaluation mode.
-        diffusion: What it was trained with.
-        shape: Channels, height, width.
-        noise: Where noise comes from; it says how many images.
-        y: Labels ``(N,)``; None for none.
-        steps: Evaluations of the network.
-        sampler: ``"ddim"`` (Song et al. 2021), ``"ddpm"``, or ``"dpm++"`` (needs ``moeapps[diffusers]``).
-        eta: Of DDIM: 0 draws no noise on the way, 1 as much as DDPM.
-        guidance: How far beyond a prediction without a label (1: not; 0: without labels).
-        clip: Whether predicted images are cut to [-1, 1], as is right for pixels.
-        watch: Called after each step with its number, the noisy images and the predicted ones.
+    Parameters
+    ----------
+    network : nn.Module
+        Of noisy images, timesteps and labels, in evaluation mode.
+    diffusion : Diffusion
+        What it was trained with.
+    shape : tuple[int, int, int]
+        Channels, height, width.
+    noise : Noise
+        Where noise comes from; it says how many images.
+    y : Tensor, optional
+        Labels ``(N,)``; None for none.
+    steps : int, default 50
+        Evaluations of the network.
+    sampler : str, default "ddim"
+        ``"ddim"`` (Song et al. 2021), ``"ddpm"``, or ``"dpm++"`` (needs ``moeapps[diffusers]``).
+    eta : float, default 0.0
+        Of DDIM: 0 draws no noise on the way, 1 as much as DDPM.
+    guidance : float, default 1.0
+        How far beyond a prediction without a label (1: not; 0: without labels).
+    clip : bool, default True
+        Whether predicted images are cut to [-1, 1], as is right for pixels.
+    watch : Watcher, optional
+        Called after each step with its number, the noisy images and the predicted ones.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
     check_one_of("sampler", sampler, SAMPLERS)
     check_at_least_zero(eta=eta, guidance=guidance)

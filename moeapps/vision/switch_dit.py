@@ -27,10 +27,14 @@ class TimestepSwitch(RoutedLayer):
     one matrix, and the cost is one linear map per token, whatever k (unless an image has far fewer tokens than they are
     wide: then such matrices would be large, and every expert sees every token). They begin at zero, the mask at one.
 
-    Args:
-        dim: Width d.
-        num_experts: Number of experts E.
-        top_k: Experts per timestep.
+    Parameters
+    ----------
+    dim : int
+        Width d.
+    num_experts : int, default 3
+        Number of experts E.
+    top_k : int, default 2
+        Experts per timestep.
     """
 
     def __init__(self, dim: int, num_experts: int = 3, top_k: int = 2) -> None:
@@ -67,12 +71,18 @@ class SwitchBlock(DiTBlock):
     :math:`out = r'' + (1 - mask) \odot x` is :math:`x + a(r) + m(r')`: what the mask takes away comes back, and only
     what attention and MLP see is masked.
 
-    Args:
-        dim: Width d.
-        num_heads: Heads.
-        mlp_ratio: Hidden width of the MLP, as a multiple of the width.
-        num_experts: Number of experts E.
-        top_k: Experts per timestep.
+    Parameters
+    ----------
+    dim : int
+        Width d.
+    num_heads : int
+        Heads.
+    mlp_ratio : float, default 4.0
+        Hidden width of the MLP, as a multiple of the width.
+    num_experts : int, default 3
+        Number of experts E.
+    top_k : int, default 2
+        Experts per timestep.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, num_experts: int = 3, top_k: int = 2) -> None:
@@ -95,19 +105,26 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
     The gates depend on the timestep alone: in evaluation those of all T timesteps are computed once, and no router runs
     while images are drawn.
 
-    Args:
-        num_experts: Number of experts E per block.
-        top_k: Experts per timestep.
-        **dit: Arguments of :class:`DiT`.
+    Parameters
+    ----------
+    num_experts : int, default 3
+        Number of experts E per block.
+    top_k : int, default 2
+        Experts per timestep.
+    **dit
+        Arguments of :class:`DiT`.
 
-    Attributes:
-        last_gates: Gates ``(N or 1, E)`` of each block in the last forward pass.
+    Attributes
+    ----------
+    last_gates
+        Gates ``(N or 1, E)`` of each block in the last forward pass.
 
-    Example:
-        >>> import torch
-        >>> model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=32, depth=2, num_heads=4)
-        >>> model.gate_table().shape
-        torch.Size([2, 1000, 3])
+    Examples
+    --------
+    >>> import torch
+    >>> model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=32, depth=2, num_heads=4)
+    >>> model.gate_table().shape
+    torch.Size([2, 1000, 3])
     """
 
     def __init__(self, num_experts: int = 3, top_k: int = 2, **dit: Any) -> None:

@@ -22,8 +22,10 @@ class SharedMoE(MoE):
 
     Auxiliary losses are the mean over the calls since :meth:`start`, so that their weight does not depend on the depth.
 
-    Attributes:
-        routings: Routing of each call.
+    Attributes
+    ----------
+    routings
+        Routing of each call.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,11 +58,16 @@ class SharedMoE(MoE):
 class WideBlock(nn.Module):
     """A block whose attention and experts belong to the model; only its two norms are its own.
 
-    Args:
-        shared: ``attn``, ``moe`` and, where norms are shared too, ``norm1`` and ``norm2``.
-        norm1: Norm before the attention; the shared one when None.
-        norm2: Norm before the experts; the shared one when None.
-        drop_path: Probability of skipping a residual branch in training.
+    Parameters
+    ----------
+    shared : nn.ModuleDict
+        ``attn``, ``moe`` and, where norms are shared too, ``norm1`` and ``norm2``.
+    norm1 : nn.Module or None
+        Norm before the attention; the shared one when None.
+    norm2 : nn.Module or None
+        Norm before the experts; the shared one when None.
+    drop_path : float, default 0.0
+        Probability of skipping a residual branch in training.
     """
 
     def __init__(
@@ -101,28 +108,41 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
     L. Whatever timm's ``VisionTransformer`` can do (feature extraction, other image sizes, ``reset_classifier``), this
     model can. ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
 
-    Args:
-        num_experts: Number of experts E.
-        top_k: Experts per token.
-        router: Name of a router of this package (``"topk"`` has noise of standard deviation 1 / E in training), or a
-            router. ``"soft"`` makes it a Soft MoE.
-        capacity_factor: In training an expert takes at most this multiple of its fair share of tokens (1.2 in the
-            paper); None is no limit.
-        eval_capacity_factor: As in :class:`~moeapps.core.MoE`: a saving in evaluation, of the least certain patches
-            (also ``model.moe.eval_capacity_factor``).
-        balance_weight: Factor of the balance loss, mean over the blocks.
-        z_weight: Factor of the router z-loss.
-        individual_norms: Whether every block has norms of its own; False shares them too (the paper's ablation).
-        **vit: Arguments of timm's ``VisionTransformer``.
+    Parameters
+    ----------
+    num_experts : int, default 4
+        Number of experts E.
+    top_k : int, default 2
+        Experts per token.
+    router : Router or str, default "topk"
+        Name of a router of this package (``"topk"`` has noise of standard deviation 1 / E in training), or a router.
+        ``"soft"`` makes it a Soft MoE.
+    capacity_factor : float, optional
+        In training an expert takes at most this multiple of its fair share of tokens (1.2 in the paper); None is no
+        limit.
+    eval_capacity_factor : float, optional
+        As in :class:`~moeapps.core.MoE`: a saving in evaluation, of the least certain patches (also
+        ``model.moe.eval_capacity_factor``).
+    balance_weight : float, default 0.01
+        Factor of the balance loss, mean over the blocks.
+    z_weight : float, default 0.0
+        Factor of the router z-loss.
+    individual_norms : bool, default True
+        Whether every block has norms of its own; False shares them too (the paper's ablation).
+    **vit
+        Arguments of timm's ``VisionTransformer``.
 
-    Raises:
-        ConfigError: If sizes do not fit together.
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit together.
 
-    Example:
-        >>> import torch
-        >>> model = WideNet(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4, num_classes=10)
-        >>> model(torch.randn(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
+    Examples
+    --------
+    >>> import torch
+    >>> model = WideNet(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4, num_classes=10)
+    >>> model(torch.randn(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -208,16 +228,26 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
 class ViTMoE(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]):
     """Vision transformer with an MoE in place of the MLP in some of its blocks (V-MoE, Riquelme et al. 2021).
 
-    Args:
-        num_experts: Number of experts E.
-        top_k: Experts per token.
-        router: As in :class:`WideNet`.
-        moe_every: Every so manieth block, the last one included, has experts.
-        capacity_factor: As in :class:`WideNet`.
-        eval_capacity_factor: As in :class:`WideNet`.
-        balance_weight: Factor of the balance loss, mean over those blocks.
-        z_weight: Factor of the router z-loss.
-        **vit: Arguments of timm's ``VisionTransformer``.
+    Parameters
+    ----------
+    num_experts : int, default 4
+        Number of experts E.
+    top_k : int, default 2
+        Experts per token.
+    router : str, default "topk"
+        As in :class:`WideNet`.
+    moe_every : int, default 2
+        Every so manieth block, the last one included, has experts.
+    capacity_factor : float, optional
+        As in :class:`WideNet`.
+    eval_capacity_factor : float, optional
+        As in :class:`WideNet`.
+    balance_weight : float, default 0.01
+        Factor of the balance loss, mean over those blocks.
+    z_weight : float, default 0.0
+        Factor of the router z-loss.
+    **vit
+        Arguments of timm's ``VisionTransformer``.
     """
 
     def __init__(
