@@ -4,7 +4,7 @@ from typing import Any
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["check_at_least_zero", "check_fraction", "check_one_of", "check_sizes", "check_top_k"]
+__all__ = ["check_at_least_zero", "check_below_one", "check_fraction", "check_one_of", "check_sizes", "check_top_k"]
 
 
 def check_sizes(**sizes: Any) -> None:
@@ -19,6 +19,14 @@ def check_at_least_zero(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
+
+
+def check_below_one(**values: Any) -> None:
+    """Refuse what is not a number of at least 0 and below 1, naming the argument."""
+    check_at_least_zero(**values)
+    for name, value in values.items():
+        if value >= 1:
+            raise ConfigError(f"{name} must be below 1, got {value!r}")
 
 
 def check_fraction(**values: Any) -> None:

@@ -21,7 +21,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 __all__ = ["Configurable", "as_arguments", "config_from", "field_names", "takes"]
 
@@ -84,7 +84,7 @@ class Configurable:
     """Adds ``from_config`` to a class whose constructor is decorated with :func:`takes`."""
 
     @classmethod
-    def from_config(cls, *args: Any, config: Dataclass, **kwargs: Any) -> Any:
+    def from_config(cls, *args: Any, config: Dataclass, **kwargs: Any) -> Self:
         """Construct from a config; further arguments are the constructor's own."""
         return cls(*args, **kwargs, **as_arguments(config))
 

@@ -1,4 +1,6 @@
-"""Images behind scikit-learn's interface."""
+"""Classification of images behind scikit-learn's interface."""
+
+# Shapes: N images, C channels, H height, W width, T tokens per image, E experts
 
 import copy
 from collections.abc import Callable, Mapping
@@ -8,24 +10,21 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.config import config_from, field_names
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.core.routing import Routing
 from moeapps.core.statistics import load_by_group, routed_layers
-from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, make_transform, split_rows
+from moeapps.vision.data import ImageArrays, make_transform
+from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.folders import find_images, read_images
 from moeapps.vision.images import ImageSpec, as_images, to_float
-from moeapps.vision.module import AUGMENTATIONS, FAMILIES, ImageModule
-from moeapps.vision.widenet import SharedMoE
+from moeapps.vision.module import AUGMENTATIONS, FAMILIES, SIZES, ImageModule, ImageModuleConfig
+from moeapps.vision.widenet import SharedMoE, VisionMoEConfig
 
 __all__ = ["WideNetClassifier"]
 
@@ -33,7 +32,7 @@ PREDICT_IMAGES = 256
 """Images that are predicted at once."""
 
 
-class WideNetClassifier(ClassifierMixin, LightningEstimator):
+class WideNetClassifier(ClassifierMixin, ImageEstimator):
     """Classifier of small images by WideNet, or by a ViT-MoE or a plain ViT of the same size.
 
     Parameters
@@ -103,6 +102,7 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
     True
     """
 
+    classes_: NDArray[Any]
     model_: ImageModule
     _saved_attributes = ("n_iter_", "largest_")
 
@@ -185,67 +185,44 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         return self
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
-        check_sizes(batch_size=self.batch_size)
-        if self.validation_fraction != 0:
-            check_fraction(validation_fraction=self.validation_fraction)
+        self._check_settings()
         if isinstance(X, str | Path):
             if y is not None:
                 raise DataError("the classes of a folder are the names of its folders: y must be None")
-            files, found, names = find_images(X)
-            X, y = read_images(files, size=self.image_size), np.array(names)[found]
+            files, codes_of_files, names = find_images(X)
+            X, y = read_images(files, size=self.image_size), np.array(names)[codes_of_files]
         images = as_images(X)
         if y is None:
             raise DataError("y is needed: one label per image")
-        self.classes_, codes = encode_labels(y, len(images))
+        codes = self._encode(y, len(images))
         if len(self.classes_) < 2:
             raise DataError(f"y has {len(self.classes_)} class: at least two are needed")
         seed = self._seed()
-        rows, held = split_rows(codes, self.validation_fraction, seed)
-        target = torch.from_numpy(codes)
-        train = images[torch.from_numpy(rows)]
-        self.spec_ = ImageSpec.of(train, self.classes_)
-        self.largest_ = _largest(train)
-        policy = None if self.augment in AUGMENTATIONS else make_transform(self.spec_.shape, True, self.augment)
-        watched = len(held) > 0
-        data = ImageDataModule(
-            ImageArrays(train, target[torch.from_numpy(rows)], policy),
-            ImageArrays(images[torch.from_numpy(held)], target[torch.from_numpy(held)]) if watched else None,
-            batch_size=self.batch_size,
-            seed=seed,
-        )
-        with isolate_rng():
-            seed_everything(seed)
-            module = self._build_model()
-        self.history_ = self._train(module, data, seed, monitor="val/accuracy" if watched else None, validate=watched)
-        self.n_iter_ = len(self.history_)
-        self.model_ = module.eval()
+        train, val = self._split(images, codes, seed)
+        self.spec_ = ImageSpec.of(train.images, self.classes_)
+        self.largest_ = _largest(train.images)
+        if self.augment not in AUGMENTATIONS:  # a policy of timm, which needs the images one by one
+            train = ImageArrays(train.images, train.labels, make_transform(self.spec_.shape, True, self.augment))
+        self._train_on(train, val, seed, monitor="val/accuracy")
 
     def _build_model(self) -> ImageModule:
-        options: dict[str, Any] = {}
-        if self.model in FAMILIES:
-            options = {
-                "embed_dim": self.embed_dim,
-                "depth": self.depth,
-                "num_heads": self.num_heads,
-                "mlp_ratio": self.mlp_ratio,
-            }
-            check_sizes(embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads)
-            if self.embed_dim % self.num_heads:
-                raise ConfigError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
-            if self.patch_size != "auto":
-                options["patch_size"] = self.patch_size
-            if self.model != "vit":
-                options |= {"num_experts": self.num_experts, "top_k": self.top_k, "router": self.router}
-        module = ImageModule(
-            self.model,
-            {**options, **(self.options or {})},
+        config = config_from(
+            ImageModuleConfig,
+            self,
+            options={**self._sizes(), **(self.options or {})},
             augment=self.augment if self.augment in AUGMENTATIONS else "none",
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            label_smoothing=self.label_smoothing,
         )
+        module = ImageModule.from_config(config=config)
         module.attach(self.spec_)
         return module
+
+    def _sizes(self) -> dict[str, Any]:
+        """Arguments of the network that are arguments of the estimator; none for a timm model, which has its own."""
+        if self.model not in FAMILIES:
+            return {}
+        experts = field_names(VisionMoEConfig) if self.model != "vit" else ()
+        patch = ("patch_size",) if self.patch_size != "auto" else ()
+        return {name: getattr(self, name) for name in (*SIZES, *patch, *experts) if hasattr(self, name)}
 
     def _checked(self, X: Any) -> Tensor:
         check_is_fitted(self, "model_")
@@ -266,13 +243,9 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         return images
 
     def _run(self, images: Tensor, function: Callable[[ImageModule, Tensor], Tensor]) -> Tensor:
-        device = resolve_device(self.accelerator)
-        module = self.model_.to(device)
-        try:
-            with torch.no_grad():
-                return torch.cat([function(module, part.to(device)).cpu() for part in images.split(PREDICT_IMAGES)])
-        finally:
-            self.model_.cpu()
+        with torch.no_grad(), self._on_device() as module:
+            parts = images.split(PREDICT_IMAGES)
+            return torch.cat([function(module, part.to(module.device)).cpu() for part in parts])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``.
@@ -282,8 +255,8 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         X : array, or list of paths
             Images of the shape that the model was fitted on.
         """
-        found = self._run(self._checked(X), lambda module, part: module(part).double().softmax(1))
-        probabilities: NDArray[np.float64] = found.numpy()
+        images = self._checked(X)
+        probabilities: NDArray[np.float64] = self._run(images, lambda net, part: net(part).double().softmax(1)).numpy()
         return probabilities
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -366,16 +339,6 @@ class WideNetClassifier(ClassifierMixin, LightningEstimator):
         routing = routings[layer]
         assert routing is not None
         return routing
-
-    def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, class labels and what the images are like."""
-        state = super().saved_state()
-        return {**state, "classes_": labels_to_json(self.classes_), "spec_": self.spec_.state()}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = labels_from_json(state["classes_"])
-        self.spec_ = ImageSpec.from_state(state["spec_"])
-        super()._restore(state)
 
 
 def _largest(images: Tensor) -> float:

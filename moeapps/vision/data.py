@@ -1,6 +1,9 @@
 """Data modules of images: arrays, public sets by name, folders."""
 
+# Shapes: N images, C channels, H height, W width
+
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.model_selection import train_test_split
-from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.config import as_arguments, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
+from moeapps.core.splits import hold_out
 from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
 from moeapps.vision.images import ImageSpec
 
-__all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "PublicImageData", "encode_labels", "split_rows"]
+__all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "LoadingConfig", "PublicImageData", "make_transform"]
 
 Transform = Callable[[Image.Image], Tensor]
-
-
-def split_rows(codes: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows to learn from and rows to hold back, by class where every class has enough."""
-    rows = np.arange(len(codes))
-    if not fraction:
-        return rows, rows[:0]
-    held = max(1, round(len(rows) * fraction))
-    counts = np.bincount(codes)
-    counts = counts[counts > 0]
-    stratify = codes if counts.min() >= 2 and min(held, len(rows) - held) >= len(counts) else None
-    train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
-    return train, val
-
-
-def encode_labels(y: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Classes, sorted, and the code of each label.
-
-    Raises
-    ------
-    ValueError
-        If the labels are not those of a classification, or not one per image.
-    """
-    labels = column_or_1d(y, warn=True)
-    check_classification_targets(labels)
-    if len(labels) != count:
-        raise DataError(f"{count} images and {len(labels)} labels")
-    classes, codes = np.unique(labels, return_inverse=True)
-    return classes, codes.astype(np.int64)
 
 
 def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:
@@ -123,29 +96,39 @@ class ImageArrays(Dataset):
         return images, self.labels[chosen]
 
 
-class ImageDataModule(L.LightningDataModule):
-    """Batches ``(images, labels)`` of data sets that are given, or that a subclass makes in ``setup``.
+@dataclass(frozen=True)
+class LoadingConfig:
+    """How images are loaded.
 
     Parameters
     ----------
-    train : Dataset, optional
-        Data set to learn from.
-    val : Dataset, optional
-        To validate on; None for no validation.
-    test : Dataset, optional
-        To test on.
-    predict : Dataset, optional
-        To predict.
-    spec : ImageSpec, optional
-        What the images are like.
     batch_size : int, default 128
-        Images per step.
+        Images per training step.
     num_workers : int, default 0
-        Processes that load.
+        Number of processes that load images; 0 loads them in the main process.
     seed : int, default 0
-        Seed of the order.
+        Seed of the order of training images, and of the split where a part is held out.
     """
 
+    batch_size: int = 128
+    num_workers: int = 0
+    seed: int = 0
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Batches ``(images, labels)`` of data sets that are given, or that a subclass makes in ``setup``.
+
+    Takes the fields of :class:`LoadingConfig` as further arguments.
+
+    Parameters
+    ----------
+    train, val, test, predict : Dataset, optional
+        Data of each stage; without ``val`` there is no validation.
+    spec : ImageSpec, optional
+        Shape, classes and channel statistics of the images; a module reads it.
+    """
+
+    @takes(LoadingConfig)
     def __init__(
         self,
         train: Dataset | None = None,
@@ -153,15 +136,13 @@ class ImageDataModule(L.LightningDataModule):
         test: Dataset | None = None,
         predict: Dataset | None = None,
         spec: ImageSpec | None = None,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        seed: int = 0,
+        loading: LoadingConfig = LoadingConfig(),
     ) -> None:
         super().__init__()
-        check_sizes(batch_size=batch_size)
+        self.batch_size, self.num_workers, self.seed = loading.batch_size, loading.num_workers, loading.seed
+        check_sizes(batch_size=self.batch_size)
         self.parts = {"train": train, "val": val, "test": test, "predict": predict}
         self.spec = spec
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; an incomplete last one is left out where there is a complete one."""
@@ -197,24 +178,20 @@ class ImageDataModule(L.LightningDataModule):
 class PublicImageData(ImageDataModule):
     """A public set of images by name, for ``moeapps fit``.
 
+    Takes the fields of :class:`LoadingConfig` as further arguments.
+
     Parameters
     ----------
-    name : str, default "digits"
-        ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"fashion_mnist"``.
+    name : {"digits", "cifar10", "cifar100", "mnist", "fashion_mnist"}, default "digits"
+        Which set.
     path : str, optional
-        Where its files are, as in :func:`load_images`.
+        Folder or archive of its files, as in :func:`load_images`. Not for digits.
     download : bool, default False
         Whether torchvision may download them to ``path``.
     validation_fraction : float, default 0.1
-        Part of the training images to validate on.
+        Fraction of the training images that is held out for validation, above 0 and at most 1.
     auto_augment : str, optional
         A policy of timm for the training images (``"rand-m9-mstd0.5"``).
-    batch_size : int, default 128
-        Images per step.
-    num_workers : int, default 0
-        Processes that load.
-    seed : int, default 0
-        Seed of order and split.
 
     Raises
     ------
@@ -222,6 +199,7 @@ class PublicImageData(ImageDataModule):
         If an argument is impossible.
     """
 
+    @takes(LoadingConfig)
     def __init__(
         self,
         name: str = "digits",
@@ -229,11 +207,9 @@ class PublicImageData(ImageDataModule):
         download: bool = False,
         validation_fraction: float = 0.1,
         auto_augment: str | None = None,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        seed: int = 0,
+        loading: LoadingConfig = LoadingConfig(),
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(**as_arguments(loading))
         check_fraction(validation_fraction=validation_fraction)
         if name != "digits" and path is None:
             raise ConfigError(f"{name} is not part of the package: give its folder as path (download: true fetches it)")
@@ -245,7 +221,7 @@ class PublicImageData(ImageDataModule):
         if self.spec is not None:
             return
         train, test = load_images(self.set_name, self.path, self.download, self.seed)
-        learned, held = split_rows(train.labels.numpy(), self.validation_fraction, self.seed)
+        learned, held = hold_out(len(train), self.validation_fraction, self.seed, train.labels.numpy())
         part, val = train.at(learned), train.at(held)
         self.spec = ImageSpec.of(part.images, train.classes)
         transform = None
@@ -260,36 +236,43 @@ def _plain(images: LabelledImages) -> ImageArrays:
     return ImageArrays(images.images, images.labels)
 
 
-class ImageFolderData(ImageDataModule):
-    """Your own images, one folder per class, read as they are needed; for ``moeapps fit``.
-
-    In training timm's random crops and flips, else resized and cut in the middle. The channels are standardised by 0.5
-    and 0.5.
+@dataclass(frozen=True)
+class FolderLoadingConfig(LoadingConfig):
+    """As :class:`LoadingConfig`, with processes that decode files.
 
     Parameters
     ----------
-    train : str, optional
-        Folder with one folder of images per class.
-    val : str, optional
-        The same to validate on; a part of ``train`` when None.
-    test : str, optional
-        The same to test on.
+    batch_size : int, default 128
+        Images per training step.
+    num_workers : int, default 4
+        Number of processes that load images; 0 loads them in the main process.
+    seed : int, default 0
+        Seed of the order of training images, and of the split where a part is held out.
+    """
+
+    num_workers: int = 4
+
+
+class ImageFolderData(ImageDataModule):
+    """Your own images, one folder per class, read as they are needed; for ``moeapps fit``.
+
+    Training images get timm's random crops and flips, the others are resized and cropped at the centre. Channels are
+    standardised by mean 0.5 and scale 0.5. Takes the fields of :class:`FolderLoadingConfig` as further arguments.
+
+    Parameters
+    ----------
+    train, val, test : str, optional
+        Folders with one folder of images per class. Without ``val`` a part of ``train`` is held out.
     predict : str, optional
-        Folder of images to predict, in folders or not.
+        Folder of images to predict, in subfolders or not.
     image_size : int, default 224
-        Side of the images that the network sees.
-    channels : int, default 3
+        Height and width of the images that the network gets.
+    channels : {1, 3, 4}, default 3
         1 (grey), 3 (RGB) or 4 (RGBA).
     validation_fraction : float, default 0.1
-        That part.
+        Fraction of ``train`` that is held out for validation where ``val`` is None, above 0 and at most 1.
     auto_augment : str or None, default "rand-m9-mstd0.5"
         A policy of timm for the training images.
-    batch_size : int, default 128
-        Images per step.
-    num_workers : int, default 4
-        Processes that load.
-    seed : int, default 0
-        Seed of order and split.
 
     Raises
     ------
@@ -297,6 +280,7 @@ class ImageFolderData(ImageDataModule):
         If an argument is impossible.
     """
 
+    @takes(FolderLoadingConfig)
     def __init__(
         self,
         train: str | None = None,
@@ -307,11 +291,9 @@ class ImageFolderData(ImageDataModule):
         channels: int = 3,
         validation_fraction: float = 0.1,
         auto_augment: str | None = "rand-m9-mstd0.5",
-        batch_size: int = 128,
-        num_workers: int = 4,
-        seed: int = 0,
+        loading: FolderLoadingConfig = FolderLoadingConfig(),
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(**as_arguments(loading))
         check_sizes(image_size=image_size)
         check_one_of("channels", channels, MODES)
         check_fraction(validation_fraction=validation_fraction)
@@ -341,7 +323,7 @@ class ImageFolderData(ImageDataModule):
         held: NDArray[Any] = np.array([], dtype=np.int64)
         learned = np.arange(len(files))
         if self.folders["val"] is None:
-            learned, held = split_rows(np.array(codes), self.validation_fraction, self.seed)
+            learned, held = hold_out(len(files), self.validation_fraction, self.seed, np.array(codes))
         self.parts["train"] = self._images([files[i] for i in learned], [codes[i] for i in learned], True)
         if self.folders["val"] is None:
             self.parts["val"] = self._images([files[i] for i in held], [codes[i] for i in held], False)

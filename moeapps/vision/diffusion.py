@@ -4,15 +4,19 @@ r"""Gaussian diffusion (Ho et al. 2020): the forward process, what a network pre
 Images are in [-1, 1].
 """
 
+# Shapes: N images, C channels, H height, W width, T timesteps
+
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["Diffusion", "alphas_cumprod"]
+__all__ = ["Diffusion", "DiffusionConfig", "alphas_cumprod"]
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("eps", "v")
@@ -43,25 +47,37 @@ def alphas_cumprod(schedule: str, timesteps: int) -> Tensor:
     return (1 - betas).cumprod(0)
 
 
-class Diffusion:
-    """The forward process and everything that is computed from a network's output.
-
-    Its numbers are computed in float64 and used in float32, whatever the precision of the network.
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """A Gaussian diffusion.
 
     Parameters
     ----------
     timesteps : int, default 1000
         Number of timesteps T.
-    schedule : str, default "linear"
-        ``"linear"`` or ``"cosine"``.
-    prediction : str, default "eps"
+    schedule : {"linear", "cosine"}, default "linear"
+        How the noise grows with the timestep, see :func:`alphas_cumprod`.
+    prediction : {"eps", "v"}, default "eps"
         What the network predicts: the noise ``"eps"``, or the velocity ``"v"`` (Salimans and Ho 2022).
     snr_gamma : float, optional
-        Weights timesteps by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper); None: all alike.
+        Timesteps are weighted by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper). None weights all alike.
+    """
+
+    timesteps: int = 1000
+    schedule: str = "linear"
+    prediction: str = "eps"
+    snr_gamma: float | None = None
+
+
+class Diffusion(Configurable):
+    """The forward process and everything that is computed from a network's output.
+
+    Takes the fields of :class:`DiffusionConfig` as arguments. Its numbers are computed in float64 and used in float32,
+    whatever the precision of the network.
 
     Attributes
     ----------
-    alphas
+    alphas : Tensor
         Cumulative product of 1 - beta, ``(T,)`` float64.
 
     Raises
@@ -70,18 +86,14 @@ class Diffusion:
         If an argument is impossible.
     """
 
-    def __init__(
-        self,
-        timesteps: int = 1000,
-        schedule: str = "linear",
-        prediction: str = "eps",
-        snr_gamma: float | None = None,
-    ) -> None:
-        check_one_of("prediction", prediction, PREDICTIONS)
-        if snr_gamma is not None and not 0 < snr_gamma < math.inf:
-            raise ConfigError(f"snr_gamma must be a number above 0, or None, got {snr_gamma!r}")
-        self.timesteps, self.schedule, self.prediction, self.snr_gamma = timesteps, schedule, prediction, snr_gamma
-        self.alphas = alphas_cumprod(schedule, timesteps)
+    @takes(DiffusionConfig)
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.timesteps, self.schedule = config.timesteps, config.schedule
+        self.prediction, self.snr_gamma = config.prediction, config.snr_gamma
+        check_one_of("prediction", self.prediction, PREDICTIONS)
+        if self.snr_gamma is not None and not 0 < self.snr_gamma < math.inf:
+            raise ConfigError(f"snr_gamma must be a number above 0, or None, got {self.snr_gamma!r}")
+        self.alphas = alphas_cumprod(self.schedule, self.timesteps)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def at(self, t: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,9 @@
 """Diffusion transformer (DiT, Peebles and Xie, ICCV 2023): images and timesteps in, noise and its scale out."""
 
+# Shapes: N images, C channels, H = W side of an image, T tokens (patches) per image, d width, K classes
+
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +15,10 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 
-__all__ = ["SIZES", "DiT", "DiTBlock", "TimestepEmbedding"]
+__all__ = ["SIZES", "DiT", "DiTBlock", "DiTConfig", "TimestepEmbedding"]
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"dim": 64, "depth": 4, "num_heads": 4},
@@ -87,38 +91,77 @@ class DiTBlock(nn.Module):
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
-class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffusion"]):
-    """Diffusion transformer on pixels or latents.
-
-    ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
-
-    At initialisation it gives zeros. ``num_classes`` is the reserved label "no class" of classifier-free guidance,
-    which training puts in place of a tenth of the labels.
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of a :class:`DiT`.
 
     Parameters
     ----------
     img_size : int, default 32
-        Side of the images.
+        Height and width of the images in pixels.
     patch_size : int, default 2
-        Side of a patch; it divides ``img_size``.
+        Side of a patch in pixels; it divides ``img_size``.
     in_chans : int, default 3
-        Channels C.
+        Channels C of the images.
     num_classes : int, default 0
-        Number of classes; 0 for images without labels.
+        Number of classes K; 0 for images without labels.
     dim : int, default 384
-        Width d, a multiple of ``num_heads`` and of 4.
+        Width d of the tokens, a multiple of ``num_heads`` and of 4.
     depth : int, default 12
-        Blocks L.
+        Number of blocks.
     num_heads : int, default 6
-        Heads.
+        Number of attention heads.
     mlp_ratio : float, default 4.0
-        Hidden width of the MLPs, as a multiple of the width.
+        Hidden width of the MLPs, as a multiple of ``dim``.
     learn_sigma : bool, default True
-        Whether a second half of the output, as many channels again, is the scale of the noise.
+        Whether the network also predicts the variance of the noise, as a second half of the output channels.
     class_dropout : float, default 0.1
-        Probability with which training hides a label.
+        Probability with which training replaces a label by "no class", for classifier-free guidance; below 1.
     timesteps : int, default 1000
-        Number of timesteps T; they are 0 to T - 1.
+        Number of timesteps of the diffusion; they are 0 to ``timesteps - 1``.
+    """
+
+    img_size: int = 32
+    patch_size: int = 2
+    in_chans: int = 3
+    num_classes: int = 0
+    dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    class_dropout: float = 0.1
+    timesteps: int = 1000
+
+    def check(self) -> None:
+        """Refuse sizes that do not fit together.
+
+        Raises
+        ------
+        ConfigError
+            Naming the argument.
+        """
+        check_sizes(
+            img_size=self.img_size, patch_size=self.patch_size, in_chans=self.in_chans, dim=self.dim, depth=self.depth,
+            num_heads=self.num_heads, timesteps=self.timesteps,
+        )  # fmt: skip
+        if self.img_size % self.patch_size:
+            raise ConfigError(f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}")
+        if self.dim % self.num_heads or self.dim % 4:
+            raise ConfigError(f"dim={self.dim} must be a multiple of num_heads={self.num_heads} and of 4")
+        if not 0 <= self.class_dropout < 1 or self.num_classes < 0:
+            raise ConfigError(
+                "class_dropout must be at least 0 and below 1, num_classes at least 0, "
+                f"got {self.class_dropout!r}, {self.num_classes!r}"
+            )
+
+
+class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps", tags=["diffusion"]):
+    """Diffusion transformer on pixels or latents (Peebles and Xie, ICCV 2023).
+
+    Takes the fields of :class:`DiTConfig` as arguments. At initialisation its output is zero (adaLN-Zero). The label
+    ``num_classes`` is "no class", for classifier-free guidance. ``save_pretrained``, ``push_to_hub`` and
+    ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
 
     Raises
     ------
@@ -133,46 +176,26 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="moeapps", tags=["diffus
     torch.Size([3, 2, 8, 8])
     """
 
-    def __init__(
-        self,
-        img_size: int = 32,
-        patch_size: int = 2,
-        in_chans: int = 3,
-        num_classes: int = 0,
-        dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        learn_sigma: bool = True,
-        class_dropout: float = 0.1,
-        timesteps: int = 1000,
-    ) -> None:
+    @takes(DiTConfig)
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        check_sizes(
-            img_size=img_size, patch_size=patch_size, in_chans=in_chans, dim=dim, depth=depth, num_heads=num_heads,
-            timesteps=timesteps,
-        )  # fmt: skip
-        if img_size % patch_size:
-            raise ConfigError(f"img_size={img_size} is not a multiple of patch_size={patch_size}")
-        if dim % num_heads or dim % 4:
-            raise ConfigError(f"dim={dim} must be a multiple of num_heads={num_heads} and of 4")
-        if not 0 <= class_dropout < 1 or num_classes < 0:
-            raise ConfigError(
-                "class_dropout must be at least 0 and below 1, num_classes at least 0, "
-                f"got {class_dropout!r}, {num_classes!r}"
-            )
-        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
-        self.num_classes, self.class_dropout, self.timesteps = num_classes, class_dropout, timesteps
-        self.out_chans = in_chans * (2 if learn_sigma else 1)
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, dim)
-        side = img_size // patch_size
+        config.check()
+        dim = config.dim
+        self.img_size, self.patch_size, self.in_chans = config.img_size, config.patch_size, config.in_chans
+        self.num_classes, self.class_dropout = config.num_classes, config.class_dropout
+        self.timesteps = config.timesteps
+        self.out_chans = config.in_chans * (2 if config.learn_sigma else 1)
+        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
+        side = config.img_size // config.patch_size
         self.register_buffer("pos_embed", build_sincos2d_pos_embed([side, side], dim)[None], persistent=False)
         self.t_embed = TimestepEmbedding(dim)
-        self.y_embed = nn.Embedding(num_classes + 1, dim) if num_classes else None
-        self.blocks = nn.ModuleList(self.make_block(dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.y_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.blocks = nn.ModuleList(
+            self.make_block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
-        self.head = nn.Linear(dim, patch_size**2 * self.out_chans)
+        self.head = nn.Linear(dim, config.patch_size**2 * self.out_chans)
         self.reset_parameters()
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:

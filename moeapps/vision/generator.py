@@ -1,28 +1,28 @@
-"""Drawing images behind scikit-learn's interface."""
+"""Generation of images behind scikit-learn's interface."""
+
+# Shapes: N images, C channels, S = H = W side of an image
 
 from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.checks import check_sizes
+from moeapps.core.config import config_from, field_names
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.labels import labels_from_json, labels_to_json
-from moeapps.vision.data import ImageArrays, ImageDataModule, encode_labels, split_rows
-from moeapps.vision.diffusion_module import DiffusionModule
+from moeapps.vision.diffusion_module import DiffusionModule, DiffusionModuleConfig
+from moeapps.vision.dit import DiTConfig
+from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.images import ImageSpec, as_images
-from moeapps.vision.switch_dit import SwitchDiT
+from moeapps.vision.switch_dit import SwitchDiT, SwitchDiTConfig
 
 __all__ = ["SwitchDiTGenerator"]
 
 
-class SwitchDiTGenerator(LightningEstimator):
+class SwitchDiTGenerator(ImageEstimator):
     """Draws images like those it was fitted on, by class, with Switch-DiT (Park et al., ECCV 2024) or a plain DiT.
 
     Parameters
@@ -184,9 +184,7 @@ class SwitchDiTGenerator(LightningEstimator):
         return self
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
-        check_sizes(batch_size=self.batch_size)
-        if self.validation_fraction != 0:
-            check_fraction(validation_fraction=self.validation_fraction)
+        self._check_settings()
         images = as_images(X)
         shape = tuple(np.shape(X))
         self.layout_ = "HW" if len(shape) == 3 else "CHW" if shape[1:] == tuple(images.shape[1:]) else "HWC"
@@ -199,52 +197,22 @@ class SwitchDiTGenerator(LightningEstimator):
         if y is None:
             self.classes_, codes = None, np.zeros(len(images), dtype=np.int64)
         else:
-            self.classes_, codes = encode_labels(y, len(images))
+            codes = self._encode(y, len(images))
         seed = self._seed()
-        rows, held = split_rows(codes, self.validation_fraction, seed)
         self.spec_ = ImageSpec.of(images, [] if self.classes_ is None else self.classes_)
-        target = torch.from_numpy(codes)
-        parts = [ImageArrays(images[part], target[part]) for part in map(torch.from_numpy, (rows, held))]
-        watched = len(held) > 0
-        data = ImageDataModule(
-            parts[0], parts[1] if watched else None, spec=self.spec_, batch_size=self.batch_size, seed=seed
-        )
-        with isolate_rng():
-            seed_everything(seed)
-            module = self._build_model()
-        self.history_ = self._train(module, data, seed, validate=watched)
-        self.n_iter_ = len(self.history_)
-        self.model_ = module.eval()
+        self._train_on(*self._split(images, codes, seed), seed)
 
     def _build_model(self) -> DiffusionModule:
-        options: dict[str, Any] = {
-            "dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "patch_size": self.patch_size,
-        }
-        if self.model == "switch_dit":
-            options |= {"num_experts": self.num_experts, "top_k": self.top_k}
-        module = DiffusionModule(
-            self.model,
-            options=options,
-            conditional=self.classes_ is not None,
-            timesteps=self.timesteps,
-            schedule=self.schedule,
-            prediction=self.prediction,
-            learn_sigma=self.learn_sigma,
-            snr_gamma=self.snr_gamma,
-            class_dropout=self.class_dropout,
-            prior_weight=self.prior_weight,
-            prior_alpha=self.prior_alpha,
-            match_every=self.match_every,
-            lr=self.lr,
-            warmup=self.warmup,
-            ema_decay=self.ema_decay,
-        )
+        config = config_from(DiffusionModuleConfig, self, options=self._sizes(), conditional=self.classes_ is not None)
+        module = DiffusionModule.from_config(config=config)
         module.attach(self.spec_)
         return module
+
+    def _sizes(self) -> dict[str, Any]:
+        """Arguments of the network that are arguments of the estimator, but not of the module."""
+        experts = field_names(SwitchDiTConfig) if self.model == "switch_dit" else ()
+        own = set(field_names(DiTConfig)) - set(field_names(DiffusionModuleConfig))
+        return {name: getattr(self, name) for name in (*sorted(own), *experts) if hasattr(self, name)}
 
     def sample(
         self,
@@ -353,11 +321,10 @@ class SwitchDiTGenerator(LightningEstimator):
         return torch.from_numpy(np.searchsorted(self.classes_, wanted))
 
     def _draw(self, labels: Tensor | int, seed: int, **options: Any) -> Tensor:
-        module = self.model_.to(resolve_device(self.accelerator))
-        try:
-            return module.sample(labels, seed=int(seed) if isinstance(seed, np.integer) else seed, **options).cpu()
-        finally:
-            self.model_.cpu()
+        with self._on_device() as module:
+            seed = int(seed) if isinstance(seed, np.integer) else seed
+            images: Tensor = module.sample(labels, seed=seed, **options).cpu()
+        return images
 
     def _to_user(self, images: Tensor) -> NDArray[Any]:
         """From [0, 1] and ``(N, C, S, S)`` to what training had."""
@@ -370,14 +337,3 @@ class SwitchDiTGenerator(LightningEstimator):
         else:
             found = array
         return found
-
-    def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, class labels and what the images are like."""
-        state = super().saved_state()
-        classes = None if self.classes_ is None else labels_to_json(self.classes_)
-        return {**state, "classes_": classes, "spec_": self.spec_.state()}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
-        self.spec_ = ImageSpec.from_state(state["spec_"])
-        super()._restore(state)

@@ -1,5 +1,8 @@
 """How image classifiers are trained: cross-entropy, auxiliary losses, AdamW with warm-up and a cosine."""
 
+# Shapes: N images, C channels, H height, W width, K classes
+
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -8,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
+from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
+from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.module import DataDependentModule
@@ -17,10 +21,13 @@ from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
 from moeapps.vision.widenet import ViTMoE, WideNet
 
-__all__ = ["AUGMENTATIONS", "FAMILIES", "ImageModule", "SpecModule", "make_network"]
+__all__ = ["AUGMENTATIONS", "FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
 
 FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "vit": VisionTransformer}
 """Models whose sizes are arguments; any other name is one of timm."""
+
+SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+"""Sizes of those models that :class:`~moeapps.vision.WideNetClassifier` has as arguments."""
 
 AUGMENTATIONS = ("none", "shift", "shift_flip")
 
@@ -47,6 +54,7 @@ def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **op
     sizes: dict[str, Any] = {"in_chans": shape[0], "img_size": shape[1:], "num_classes": num_classes}
     try:
         if model in FAMILIES:
+            _check_sizes(options)
             return FAMILIES[model](**sizes, **options)
         if not timm.is_model(model):
             raise ConfigError(f"model must be one of {', '.join(FAMILIES)} or a model of timm, got {model!r}")
@@ -54,6 +62,14 @@ def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **op
         return network
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"options of model={model!r}: {error}") from None
+
+
+def _check_sizes(options: dict[str, Any]) -> None:
+    """Refuse sizes that timm would refuse without a name, or not at all."""
+    given = {name: options[name] for name in ("embed_dim", "depth", "num_heads") if name in options}
+    check_sizes(**given)
+    if {"embed_dim", "num_heads"} <= set(given) and given["embed_dim"] % given["num_heads"]:
+        raise ConfigError(f"embed_dim={given['embed_dim']} is not a multiple of num_heads={given['num_heads']}")
 
 
 def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
@@ -102,34 +118,64 @@ class SpecModule(DataDependentModule):
         )
 
 
-class ImageModule(SpecModule):
-    """Classifies images, uint8 (divided by 255) or float.
+@dataclass(frozen=True)
+class ImageModuleConfig:
+    """A network that classifies images, and how it is trained.
 
     Parameters
     ----------
     model : str, default "widenet"
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
-    options : dict[str, object], optional
-        Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). Of the three families ``patch_size``
-        is about an eighth of the images' side, 2 to 16 pixels, where it is not given.
-    augment : str, default "none"
-        ``"none"``, ``"shift"`` or ``"shift_flip"``, on the device.
-    lr : float, default 0.001
+    options : dict, optional
+        Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). For the three families
+        ``patch_size`` defaults to an eighth of the images' side, rounded, 2 to 16 pixels.
+    augment : {"none", "shift", "shift_flip"}, default "none"
+        Augmentation of training images, on the device.
+    lr : float, default 1e-3
         Learning rate of AdamW.
     weight_decay : float, default 0.05
-        Its weight decay; none on norms, biases and position embeddings.
+        Weight decay of AdamW; none on norms, biases and position embeddings.
     warmup : float, default 0.1
-        Part of the training over which the rate rises.
+        Fraction of the training over which the learning rate rises, before it falls along a cosine. Below 1.
     label_smoothing : float, default 0.1
-        Of the cross-entropy.
+        Label smoothing of the cross-entropy, below 1.
     compile : bool, default False
-        Whether torch compiles the network.
+        Whether ``torch.compile`` compiles the network.
     grad_checkpointing : bool, default False
-        Whether blocks are computed again in the backward pass, for memory.
+        Whether blocks are computed again in the backward pass, which saves memory.
+    """
+
+    model: str = "widenet"
+    options: dict[str, Any] | None = None
+    augment: str = "none"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    compile: bool = False
+    grad_checkpointing: bool = False
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises
+        ------
+        ConfigError
+            Naming the argument.
+        """
+        check_at_least_zero(lr=self.lr, weight_decay=self.weight_decay)
+        check_below_one(warmup=self.warmup, label_smoothing=self.label_smoothing)
+        check_one_of("augment", self.augment, AUGMENTATIONS)
+
+
+class ImageModule(SpecModule, Configurable):
+    """Trains a network that classifies images, uint8 (divided by 255) or float.
+
+    Takes the fields of :class:`ImageModuleConfig` as arguments.
 
     Attributes
     ----------
-    network
+    network : nn.Module
         Standardised images ``(N, C, H, W)`` to logits ``(N, K)``, once attached.
 
     Raises
@@ -141,28 +187,12 @@ class ImageModule(SpecModule):
     mean: Tensor
     scale: Tensor
 
-    def __init__(
-        self,
-        model: str = "widenet",
-        options: dict[str, Any] | None = None,
-        augment: str = "none",
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        warmup: float = 0.1,
-        label_smoothing: float = 0.1,
-        compile: bool = False,
-        grad_checkpointing: bool = False,
-    ) -> None:
+    @takes(ImageModuleConfig)
+    def __init__(self, config: ImageModuleConfig) -> None:
         super().__init__()
-        check_at_least_zero(lr=lr, weight_decay=weight_decay, warmup=warmup, label_smoothing=label_smoothing)
-        check_one_of("augment", augment, AUGMENTATIONS)
-        for name, value in (("warmup", warmup), ("label_smoothing", label_smoothing)):
-            if value >= 1:
-                raise ConfigError(f"{name} must be below 1, got {value!r}")
-        self.save_hyperparameters()
-        self.model, self.options, self.augment = model, dict(options or {}), augment
-        self.lr, self.weight_decay, self.warmup, self.label_smoothing = lr, weight_decay, warmup, label_smoothing
-        self.compile_network, self.grad_checkpointing = compile, grad_checkpointing
+        config.check()
+        self.config = config
+        self.lr = config.lr  # Lightning's learning rate finder sets it
 
     def attach(self, spec: ImageSpec) -> None:
         """Build the network.
@@ -174,19 +204,19 @@ class ImageModule(SpecModule):
         """
         self.spec = spec
         channels, height, width = spec.shape
-        options = self.options
-        if self.model in FAMILIES:  # images are padded to whole patches
+        model, options = self.config.model, dict(self.config.options or {})
+        if model in FAMILIES:  # images are padded to whole patches
             patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
             check_sizes(patch_size=patch)
             height, width = (-(-side // patch) * patch for side in (height, width))
             options = {**options, "patch_size": patch}
         self.size = (height, width)
-        self.network = make_network(self.model, (channels, height, width), len(spec.classes), **options)
+        self.network = make_network(model, (channels, height, width), len(spec.classes), **options)
         for name, values in (("mean", spec.mean), ("scale", spec.scale)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-        if self.grad_checkpointing:
+        if self.config.grad_checkpointing:
             self.network.set_grad_checkpointing(True)  # type: ignore[operator]
-        if self.compile_network:
+        if self.config.compile:
             self.network.compile()
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -209,9 +239,9 @@ class ImageModule(SpecModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy and auxiliary losses of one batch."""
         images, labels = batch
-        if self.augment != "none":
-            images = shift_and_flip(images, self.augment == "shift_flip")
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        if self.config.augment != "none":
+            images = shift_and_flip(images, self.config.augment == "shift_flip")
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.config.label_smoothing)
         return self.total_loss({"task": loss}, batch_size=len(labels))
 
     def on_validation_epoch_start(self) -> None:
@@ -255,8 +285,8 @@ class ImageModule(SpecModule):
         plain = [p for n, p in self.network.named_parameters() if p.ndim < 2 or n in skipped or n.endswith(_BIASES)]
         chosen = {id(p) for p in plain}
         decayed = [p for p in self.network.parameters() if id(p) not in chosen]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr), self.warmup)
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr), self.config.warmup)
 
 
 _BIASES = ("experts.bias1", "experts.bias2")

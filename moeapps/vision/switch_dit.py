@@ -1,16 +1,20 @@
 """Switch-DiT (Park et al., ECCV 2024): every block of a DiT has experts that the timestep chooses."""
 
+# Shapes: N images, T tokens per image, d width, E experts, k experts per timestep, L blocks, S timesteps
+
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeapps.core.config import as_arguments, takes
 from moeapps.core.layer import RoutedLayer
 from moeapps.core.routers import TopKRouter
-from moeapps.vision.dit import DiT, DiTBlock, modulate
+from moeapps.vision.dit import DiT, DiTBlock, DiTConfig, modulate
 
-__all__ = ["SwitchBlock", "SwitchDiT", "TimestepSwitch"]
+__all__ = ["SwitchBlock", "SwitchDiT", "SwitchDiTConfig", "TimestepSwitch"]
 
 MOST_MATRIX = 8
 """Width at most so many times the tokens of an image, for matrices of each image."""
@@ -99,25 +103,38 @@ class SwitchBlock(DiTBlock):
         return torch.addcmul(x + attended, gate2, passed)
 
 
-class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-experts"]):
-    """DiT whose blocks have experts for the timesteps.
-
-    The gates depend on the timestep alone: in evaluation those of all T timesteps are computed once, and no router runs
-    while images are drawn.
+@dataclass(frozen=True)
+class SwitchDiTConfig:
+    """What a :class:`SwitchDiT` has beside the sizes of a :class:`~moeapps.vision.dit.DiTConfig`.
 
     Parameters
     ----------
     num_experts : int, default 3
         Number of experts E per block.
     top_k : int, default 2
-        Experts per timestep.
-    **dit
-        Arguments of :class:`DiT`.
+        Experts k per timestep and block.
+    """
+
+    num_experts: int = 3
+    top_k: int = 2
+
+
+class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-experts"]):
+    """DiT whose blocks have experts that the timestep chooses (Park et al., ECCV 2024).
+
+    Takes the fields of :class:`SwitchDiTConfig` and of :class:`~moeapps.vision.dit.DiTConfig` as arguments. The gates
+    depend on the timestep alone: in evaluation those of all timesteps are computed once, and no router runs in
+    sampling.
 
     Attributes
     ----------
-    last_gates
+    last_gates : list of Tensor
         Gates ``(N or 1, E)`` of each block in the last forward pass.
+
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit together.
 
     Examples
     --------
@@ -127,15 +144,16 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
     torch.Size([2, 1000, 3])
     """
 
-    def __init__(self, num_experts: int = 3, top_k: int = 2, **dit: Any) -> None:
-        self._sizes = (num_experts, top_k)
-        super().__init__(**dit)
+    @takes(SwitchDiTConfig, DiTConfig)
+    def __init__(self, switch: SwitchDiTConfig, dit: DiTConfig) -> None:
+        self._switch = switch  # before the base's constructor, which calls make_block
+        super().__init__(**as_arguments(dit))
         self._table: Tensor | None = None
         self.last_gates: list[Tensor] = []
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
         """A block with a switch."""
-        return SwitchBlock(dim, num_heads, mlp_ratio, *self._sizes)
+        return SwitchBlock(dim, num_heads, mlp_ratio, self._switch.num_experts, self._switch.top_k)
 
     def gate_table(self) -> Tensor:
         """Gates ``(L, T, E)`` of every block at every timestep; zero for experts that were not chosen."""

@@ -1,7 +1,10 @@
 """WideNet (Xue et al., AAAI 2022) and ViT-MoE as timm models: the transformer of timm with experts of this package."""
 
-from collections.abc import Callable
-from typing import Any
+# Shapes: N images, T tokens (patches, and the class token) per image, d width, E experts, L blocks
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -10,49 +13,55 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
+from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.layer import MoE
 from moeapps.core.routers import Router, TopKRouter
 from moeapps.core.routing import Routing
 
-__all__ = ["SharedMoE", "ViTMoE", "WideBlock", "WideNet"]
+__all__ = ["SharedMoE", "ViTMoE", "VisionMoEConfig", "WideBlock", "WideNet"]
 
 
 class SharedMoE(MoE):
     """An MoE layer that several blocks call one after the other, and that remembers the routing of each call.
 
-    Auxiliary losses are the mean over the calls since :meth:`start`, so that their weight does not depend on the depth.
+    One forward pass of the model goes like this:
+
+    1. The model calls :meth:`start`, which forgets the calls of the pass before.
+    2. Each of the L blocks calls :meth:`forward`; router and experts are the same, the tokens are not, so every call
+       has a routing of its own, which is kept.
+    3. :meth:`auxiliary_losses` computes the losses of every call and returns their mean, so that their weight does not
+       depend on the depth.
 
     Attributes
     ----------
-    routings
-        Routing of each call.
+    routings : sequence of Routing
+        Routing of each call since :meth:`start`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.routings: list[Routing] = []
+    routings: Sequence[Routing] = ()
 
     def start(self) -> None:
         """Forget the calls of the last forward pass."""
-        self.routings = []
+        self.routings = ()
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
-        """As :class:`~moeapps.core.MoE`."""
+        """As :class:`~moeapps.core.MoE`: tokens ``(N, T, d)`` to tokens."""
         out = super().forward(x, ids)
-        assert self.last_routing is not None
-        self.routings.append(self.last_routing)
+        assert self.last_routing is not None, "MoE.forward sets it"
+        self.routings = (*self.routings, self.last_routing)
         return out
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted losses, mean over the calls."""
-        every = []
+        """Weighted losses by name, mean over the calls; empty before the first."""
+        per_call = []
         for routing in self.routings:
             self.last_routing = routing
-            every.append(super().auxiliary_losses(token_weight))
-        return {name: torch.stack([losses[name] for losses in every]).mean() for name in (every[0] if every else {})}
+            per_call.append(super().auxiliary_losses(token_weight))
+        names = per_call[0] if per_call else {}
+        return {name: torch.stack([losses[name] for losses in per_call]).mean() for name in names}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "routings": []}
+        return {**super().__getstate__(), "routings": ()}
 
 
 class WideBlock(nn.Module):
@@ -74,7 +83,7 @@ class WideBlock(nn.Module):
         self, shared: nn.ModuleDict, norm1: nn.Module | None, norm2: nn.Module | None, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self._shared = (shared,)  # in a tuple: the model registers it, once
+        self._shared = (shared,)  # in a tuple, so that torch does not register it here too: the model does, once
         self.norm1, self.norm2 = norm1, norm2
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -87,11 +96,6 @@ class WideBlock(nn.Module):
         return x + self.drop_path(shared["moe"](norm2(x)))
 
 
-def _make_router(router: Router | str, dim: int, num_experts: int, top_k: int) -> Router | str:
-    """V-MoE's and WideNet's router by default: softmax with noise of 1 / E in training."""
-    return TopKRouter(dim, num_experts, top_k, noise_std=1.0 / num_experts) if router == "topk" else router
-
-
 def _init_experts(moe: MoE) -> None:
     """Initialise experts as timm initialises the MLPs of its transformers."""
     for name, parameter in moe.experts.named_parameters():
@@ -101,36 +105,68 @@ def _init_experts(moe: MoE) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
 
 
-class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]):
-    """Vision transformer of L blocks that share one attention and one MoE; only the norms are each block's own.
-
-    Wider instead of deeper: the parameters are those of one block with E experts (and L pairs of norms), the depth is
-    L. Whatever timm's ``VisionTransformer`` can do (feature extraction, other image sizes, ``reset_classifier``), this
-    model can. ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are huggingface_hub's: safetensors and JSON.
+@dataclass(frozen=True)
+class VisionMoEConfig:
+    """Experts of a vision transformer.
 
     Parameters
     ----------
     num_experts : int, default 4
         Number of experts E.
     top_k : int, default 2
-        Experts per token.
-    router : Router or str, default "topk"
-        Name of a router of this package (``"topk"`` has noise of standard deviation 1 / E in training), or a router.
-        ``"soft"`` makes it a Soft MoE.
+        Experts per token, for routers with such an argument.
+    router : str or Router, default "topk"
+        Name of a router, as in ``moeapps list routers``, or a router. ``"topk"`` has noise of standard deviation 1 / E
+        in training, ``"soft"`` makes the model a Soft MoE.
     capacity_factor : float, optional
-        In training an expert takes at most this multiple of its fair share of tokens (1.2 in the paper); None is no
+        Training only: an expert takes at most this multiple of its fair share of tokens (1.2 in the paper). None is no
         limit.
     eval_capacity_factor : float, optional
-        As in :class:`~moeapps.core.MoE`: a saving in evaluation, of the least certain patches (also
-        ``model.moe.eval_capacity_factor``).
+        Evaluation only: caps tokens per expert, as in :class:`~moeapps.core.MoE`. None is no limit.
     balance_weight : float, default 0.01
-        Factor of the balance loss, mean over the blocks.
+        Factor of the balance loss, the mean over the blocks with experts.
     z_weight : float, default 0.0
-        Factor of the router z-loss.
+        Factor of the router z-loss, the mean over the blocks with experts.
+    """
+
+    num_experts: int = 4
+    top_k: int = 2
+    router: Router | str = "topk"
+    capacity_factor: float | None = None
+    eval_capacity_factor: float | None = None
+    balance_weight: float = 0.01
+    z_weight: float = 0.0
+
+
+L = TypeVar("L", bound=MoE)
+
+
+def _make_moe(layer: type[L], dim: int, hidden_dim: int, config: VisionMoEConfig) -> L:
+    """A layer of the given class, with the router's default noise."""
+    router = config.router
+    if router == "topk":  # the noise of V-MoE and WideNet
+        router = TopKRouter(dim, config.num_experts, config.top_k, noise_std=1.0 / config.num_experts)
+    return layer(dim, hidden_dim=hidden_dim, **as_arguments(replace(config, router=router)))
+
+
+class WideNet(
+    VisionTransformer, Configurable, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]
+):
+    """Vision transformer of L blocks that share one attention and one MoE; only the norms are each block's own.
+
+    Wider instead of deeper (Xue et al., AAAI 2022): the parameters are those of one block with E experts, and L pairs
+    of norms; the depth is L. Whatever timm's ``VisionTransformer`` can do (feature extraction, other image sizes,
+    ``reset_classifier``), this model can. ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` are
+    huggingface_hub's: safetensors and JSON.
+
+    Parameters
+    ----------
+    num_experts, top_k, router, capacity_factor, eval_capacity_factor, balance_weight, z_weight
+        Fields of :class:`VisionMoEConfig`, as keyword arguments.
     individual_norms : bool, default True
         Whether every block has norms of its own; False shares them too (the paper's ablation).
     **vit
-        Arguments of timm's ``VisionTransformer``.
+        Arguments of timm's ``VisionTransformer``: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ...
 
     Raises
     ------
@@ -145,21 +181,11 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
     torch.Size([2, 10])
     """
 
-    def __init__(
-        self,
-        *,
-        num_experts: int = 4,
-        top_k: int = 2,
-        router: Router | str = "topk",
-        capacity_factor: float | None = None,
-        eval_capacity_factor: float | None = None,
-        balance_weight: float = 0.01,
-        z_weight: float = 0.0,
-        individual_norms: bool = True,
-        **vit: Any,
-    ) -> None:
+    @takes(VisionMoEConfig)
+    def __init__(self, *, config: VisionMoEConfig, individual_norms: bool = True, **vit: Any) -> None:
         made: list[nn.ModuleDict] = []
 
+        # timm calls this once per block; the first call makes what all blocks share.
         def block(
             dim: int,
             num_heads: int,
@@ -173,27 +199,18 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
             **others: Any,
         ) -> WideBlock:
             if not made:
-                attention = Attention(
-                    dim,
-                    num_heads=num_heads,
-                    qkv_bias=qkv_bias,
-                    qk_norm=qk_norm,
-                    attn_drop=attn_drop,
-                    proj_drop=proj_drop,
-                    norm_layer=norm_layer,  # type: ignore[arg-type]
-                )
-                moe = SharedMoE(
-                    dim,
-                    num_experts,
-                    top_k,
-                    int(dim * mlp_ratio),
-                    router=_make_router(router, dim, num_experts, top_k),
-                    capacity_factor=capacity_factor,
-                    eval_capacity_factor=eval_capacity_factor,
-                    balance_weight=balance_weight,
-                    z_weight=z_weight,
-                )
-                shared: dict[str, nn.Module] = {"attn": attention, "moe": moe}
+                shared: dict[str, nn.Module] = {
+                    "attn": Attention(
+                        dim,
+                        num_heads=num_heads,
+                        qkv_bias=qkv_bias,
+                        qk_norm=qk_norm,
+                        attn_drop=attn_drop,
+                        proj_drop=proj_drop,
+                        norm_layer=norm_layer,  # type: ignore[arg-type]
+                    ),
+                    "moe": _make_moe(SharedMoE, dim, int(dim * mlp_ratio), config),
+                }
                 if not individual_norms:
                     shared |= {"norm1": norm_layer(dim), "norm2": norm_layer(dim)}
                 made.append(nn.ModuleDict(shared))
@@ -201,6 +218,7 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
             return WideBlock(made[0], norms[0], norms[1], drop_path)
 
         check_sizes(depth=vit.get("depth", 12))
+        # Weights are initialised once the shared modules are registered: timm would not find them before.
         super().__init__(block_fn=block, **{**vit, "weight_init": "skip"})  # type: ignore[arg-type]
         self.shared = made[0]
         self.init_weights(vit.get("weight_init", ""))
@@ -208,16 +226,16 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
 
     @property
     def moe(self) -> SharedMoE:
-        """The experts that all blocks share."""
-        found = self.shared["moe"]
-        assert isinstance(found, SharedMoE)
-        return found
+        """The MoE layer that all blocks share."""
+        moe = self.shared["moe"]
+        assert isinstance(moe, SharedMoE), f"the blocks share a {type(moe).__name__}, not a SharedMoE"
+        return moe
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens ``(N, T, d)`` after the last block and norm."""
+        """Images ``(N, C, H, W)`` to tokens ``(N, T, d)`` after the last block and norm."""
         self.moe.start()
-        found: Tensor = super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
-        return found
+        features: Tensor = super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        return features
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """Features of the blocks, as timm's transformer gives them."""
@@ -225,59 +243,38 @@ class WideNet(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", t
         return super().forward_intermediates(*args, **kwargs)
 
 
-class ViTMoE(VisionTransformer, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]):
+class ViTMoE(
+    VisionTransformer, Configurable, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]
+):
     """Vision transformer with an MoE in place of the MLP in some of its blocks (V-MoE, Riquelme et al. 2021).
 
     Parameters
     ----------
-    num_experts : int, default 4
-        Number of experts E.
-    top_k : int, default 2
-        Experts per token.
-    router : str, default "topk"
-        As in :class:`WideNet`.
+    num_experts, top_k, router, capacity_factor, eval_capacity_factor, balance_weight, z_weight
+        Fields of :class:`VisionMoEConfig`, as keyword arguments. A router is given by name, since each of those blocks
+        has its own.
     moe_every : int, default 2
-        Every so manieth block, the last one included, has experts.
-    capacity_factor : float, optional
-        As in :class:`WideNet`.
-    eval_capacity_factor : float, optional
-        As in :class:`WideNet`.
-    balance_weight : float, default 0.01
-        Factor of the balance loss, mean over those blocks.
-    z_weight : float, default 0.0
-        Factor of the router z-loss.
+        Every ``moe_every``-th block, the last one included, has experts.
     **vit
         Arguments of timm's ``VisionTransformer``.
+
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit together.
     """
 
-    def __init__(
-        self,
-        *,
-        num_experts: int = 4,
-        top_k: int = 2,
-        router: str = "topk",
-        moe_every: int = 2,
-        capacity_factor: float | None = None,
-        eval_capacity_factor: float | None = None,
-        balance_weight: float = 0.01,
-        z_weight: float = 0.0,
-        **vit: Any,
-    ) -> None:
+    @takes(VisionMoEConfig)
+    def __init__(self, *, config: VisionMoEConfig, moe_every: int = 2, **vit: Any) -> None:
         check_sizes(moe_every=moe_every)
         super().__init__(**vit)
         depth, dim = len(self.blocks), self.embed_dim
         chosen = [i for i in range(depth) if (depth - 1 - i) % moe_every == 0]
+        # Losses of all layers are added up, those of one layer count 1 / (number of layers).
+        each = replace(
+            config, balance_weight=config.balance_weight / len(chosen), z_weight=config.z_weight / len(chosen)
+        )
         for i in chosen:
-            moe = MoE(
-                dim,
-                num_experts,
-                top_k,
-                int(dim * vit.get("mlp_ratio", 4.0)),
-                router=_make_router(router, dim, num_experts, top_k),
-                capacity_factor=capacity_factor,
-                eval_capacity_factor=eval_capacity_factor,
-                balance_weight=balance_weight / len(chosen),
-                z_weight=z_weight / len(chosen),
-            )
+            moe = _make_moe(MoE, dim, int(dim * vit.get("mlp_ratio", 4.0)), each)
             _init_experts(moe)
             self.blocks[i].mlp = moe

@@ -14,7 +14,7 @@ from PIL import Image
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import ImageFolderData, ImageSpec, PublicImageData, WideNetClassifier, load_images
-from moeapps.vision.data import ImageArrays, make_transform, split_rows
+from moeapps.vision.data import ImageArrays, make_transform
 from moeapps.vision.folders import find_images, open_image, read_images
 from moeapps.vision.images import as_images, channel_statistics, pad_to, to_float
 from moeapps.vision.module import shift_and_flip
@@ -68,15 +68,6 @@ def test_shifts_and_flips_move_pixels_and_change_none():
     centre[:, :, :, 2] = 1  # left of the middle: a flipped one has it right of it
     sides = shift_and_flip(centre, flip=True).sum(dim=(1, 2)).argmax(1)
     assert 50 < int((sides >= 4).sum()) < 150
-
-
-def test_rows_are_held_back_by_class():
-    codes = np.repeat([0, 1], [90, 10])
-    train, held = split_rows(codes, 0.1, seed=0)
-    assert sorted([*train, *held]) == list(range(100))
-    assert np.bincount(codes[held]).tolist() == [9, 1]
-    assert len(split_rows(codes, 0, seed=0)[1]) == 0
-    assert len(split_rows(np.arange(5), 0.2, seed=0)[1]) == 1  # every class once: not by class
 
 
 # ---------------------------------------------------------------------------------------------------------- folders

@@ -1,0 +1,111 @@
+"""What the image estimators share: checks, the split, labels, training, and what a saved file holds."""
+
+# Shapes: N images, C channels, H height, W width, K classes
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from moeapps.core.callbacks import seed_everything
+from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.errors import DataError
+from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.labels import classes_and_codes, labels_from_json, labels_to_json
+from moeapps.core.splits import hold_out
+from moeapps.vision.data import ImageArrays, ImageDataModule
+from moeapps.vision.images import ImageSpec
+from moeapps.vision.module import SpecModule
+
+__all__ = ["ImageEstimator"]
+
+
+class ImageEstimator(LightningEstimator):
+    """Base of the estimators of images.
+
+    A subclass stores these constructor arguments besides those of
+    :class:`~moeapps.core.estimator.LightningEstimator`: ``batch_size`` and ``validation_fraction``.
+
+    Attributes
+    ----------
+    classes_ : array of shape (K,), or None
+        Class labels; None if it was fitted without.
+    spec_ : ImageSpec
+        Shape of the images, names of their classes, and mean and standard deviation of their channels.
+    """
+
+    batch_size: int
+    validation_fraction: float
+    classes_: NDArray[Any] | None
+    spec_: ImageSpec
+    n_iter_: int
+
+    def _check_settings(self) -> None:
+        """Refuse what can be refused before the images are looked at."""
+        check_sizes(batch_size=self.batch_size)
+        if self.validation_fraction != 0:
+            check_fraction(validation_fraction=self.validation_fraction)
+
+    def _encode(self, y: Any, count: int) -> NDArray[np.int64]:
+        """Set ``classes_`` and return the code of each of ``count`` images.
+
+        Raises
+        ------
+        ValueError
+            If the labels are not those of a classification, or not one per image.
+        """
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        if len(labels) != count:
+            raise DataError(f"{count} images and {len(labels)} labels")
+        self.classes_, codes = classes_and_codes(labels)
+        return codes
+
+    def _split(self, images: Tensor, codes: NDArray[np.int64], seed: int) -> tuple[ImageArrays, ImageArrays | None]:
+        """Images ``(N, C, H, W)`` to train on, and those to validate on where ``validation_fraction`` is above 0."""
+        labels = torch.from_numpy(codes)
+        rows = hold_out(len(images), self.validation_fraction, seed, codes)
+        train, held_out = (ImageArrays(images[part], labels[part]) for part in map(torch.from_numpy, rows))
+        return train, held_out if len(held_out) else None
+
+    def _train_on(self, train: ImageArrays, val: ImageArrays | None, seed: int, monitor: str | None = None) -> None:
+        """Build the module and train it; ``monitor`` is the metric of ``val`` for early stopping."""
+        data = ImageDataModule(train, val, spec=self.spec_, batch_size=self.batch_size, seed=seed)
+        with isolate_rng():
+            seed_everything(seed)
+            module = self._build_model()
+        watched = val is not None
+        self.history_ = self._train(module, data, seed, monitor=monitor if watched else None, validate=watched)
+        self.n_iter_ = len(self.history_)
+        self.model_ = module.eval()
+
+    def _build_model(self) -> SpecModule:
+        raise NotImplementedError
+
+    @contextmanager
+    def _on_device(self) -> Iterator[Any]:
+        """The fitted module on the device that ``accelerator`` names; on the CPU again afterwards."""
+        check_is_fitted(self, "model_")
+        try:
+            yield self.model_.to(resolve_device(self.accelerator))
+        finally:
+            self.model_.cpu()
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes, class labels and what the images are like."""
+        state = super().saved_state()
+        classes = None if self.classes_ is None else labels_to_json(self.classes_)
+        return {**state, "classes_": classes, "spec_": self.spec_.state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
+        self.spec_ = ImageSpec.from_state(state["spec_"])
+        super()._restore(state)
