@@ -37,7 +37,7 @@ def tests(device: str, small: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "gpu",
-                   "--junitxml", str(report), str(ROOT / "tests" / "core")]  # fmt: skip
+                   "--junitxml", str(report), str(ROOT / "tests" / "core"), str(ROOT / "tests" / "graph")]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if not report.exists():
             raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])

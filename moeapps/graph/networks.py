@@ -38,7 +38,9 @@ def neighbor_sum(
     if weight is None and rows.dtype != torch.float32:  # PyG's ones are float32
         weight = rows.new_ones(edge_index.shape[1])
     value = None if weight is None else weight.to(rows.dtype)
-    out: Tensor = edge_index.matmul(rows, input_value=value, reduce=reduce, transpose=True)
+    # autocast would hand the sparse product rows in half precision beside float32 values, which CUDA refuses
+    with torch.autocast(rows.device.type, enabled=False):
+        out: Tensor = edge_index.matmul(rows, input_value=value, reduce=reduce, transpose=True)
     return out
 
 

@@ -205,27 +205,6 @@ def test_auto_looks_at_the_load():
     assert choose_backend("auto", counts=torch.tensor([249, 1, 1, 1, 1, 1, 1, 1]), **sizes) == "loop"  # mostly padding
 
 
-@pytest.mark.gpu
-def test_dropless_grouped_dispatch_does_not_wait_for_the_host():
-    layer = make(backend="grouped", dim=16).cuda()
-    x = torch.randn(64, 16, device="cuda")
-    layer(x)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        layer(x).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("router", ["topk", "topp", "null_experts", "shared"])
-def test_cuda_gives_the_same_as_the_cpu(router):
-    layer = make(router, dim=16).eval()
-    x = torch.randn(64, 16)
-    expected = layer(x)
-    torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_capacity_in_evaluation_keeps_the_most_certain_tokens_of_each_sample():
     layer = MoE(8, 4, 2, eval_capacity_factor=0.5).eval()
     x = torch.randn(5, 16, 8)
