@@ -1,5 +1,8 @@
 """Recommendation: schemas, multi-gate experts for several targets, experts activated by behaviour, metrics."""
 
+import warnings
+
+from moeapps.recsys import schema
 from moeapps.recsys.attention import DIN, AWMoE, contrastive_loss
 from moeapps.recsys.aw_moe_ranker import AWMoERanker
 from moeapps.recsys.data import RankingData
@@ -21,8 +24,18 @@ from moeapps.recsys.metrics import auc, calibration, gauc, ndcg_at_k, task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
 from moeapps.recsys.multi_task_ranker import MultiTaskRanker
-from moeapps.recsys.multigate import PLE, AdaTT, MMoE, SharedBottom
-from moeapps.recsys.schema import Dense, Schema, Sequence, Sparse
+from moeapps.recsys.multigate import (
+    PLE,
+    AdaTT,
+    AdaTTConfig,
+    MMoE,
+    MMoEConfig,
+    MultiGateConfig,
+    PLEConfig,
+    SharedBottom,
+)
+from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 
 __all__ = [
     "DIN",
@@ -30,19 +43,24 @@ __all__ = [
     "AWMoE",
     "AWMoERanker",
     "AdaTT",
-    "Dense",
+    "AdaTTConfig",
+    "DenseFeature",
     "Diagnosis",
     "HoME",
     "MMoE",
+    "MMoEConfig",
+    "MultiGateConfig",
     "MultiTaskRanker",
     "OnnxRanker",
+    "PLEConfig",
     "PublicRankingData",
+    "RankingConfig",
     "RankingData",
     "RankingModule",
     "Schema",
-    "Sequence",
+    "SequenceFeature",
     "SharedBottom",
-    "Sparse",
+    "SparseFeature",
     "TableEncoder",
     "add_history",
     "amazon_reviews",
@@ -65,3 +83,12 @@ __all__ = [
     "task_table",
     "time_split",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Names of 0.1: ``Sparse``, ``Dense`` and ``Sequence``."""
+    if name in schema.OLD_NAMES:
+        new = schema.OLD_NAMES[name]
+        warnings.warn(f"moeapps.recsys.{name} is now called {new.__name__}", DeprecationWarning, stacklevel=2)
+        return new
+    raise AttributeError(f"module 'moeapps.recsys' has no attribute {name!r}")

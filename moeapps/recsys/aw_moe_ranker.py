@@ -1,9 +1,12 @@
 """Rank a candidate for a user with a history, behind scikit-learn's interface."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from moeapps.recsys.data import RankingData, Table
+from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.source import Table
+from moeapps.recsys.data import RankingData
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import SEQUENCE_MODELS
 from moeapps.recsys.ranker import Ranker
@@ -13,29 +16,36 @@ __all__ = ["AWMoERanker"]
 
 
 class AWMoERanker(Ranker):
-    """One binary target for a user with a history: AW-MoE, or DIN as its baseline.
+    """One binary target for a user with a history: AW-MoE (ICDE 2023), or DIN (KDD 2018) as its baseline.
 
-    The history is the schema's first :class:`~moeapps.recsys.Sequence` that shares a column's categories; that column
-    is the candidate.
+    The history is the schema's first :class:`~moeapps.recsys.SequenceFeature` that shares a column's categories; that
+    column is the candidate.
 
     Parameters
     ----------
-    model : str
-        ``"aw_moe"`` or ``"din"``.
-    contrastive_weight : float
-        Of the contrastive loss on the gate; 0 for none. Only for ``"aw_moe"``.
+    model : {"aw_moe", "din"}, default "aw_moe"
+        The network.
+    contrastive_weight : float, default 0.05
+        Weight of the contrastive loss on the gate; 0 for none. Not used by ``"din"``.
     user : str, optional
-        Sparse column of the users, whose rows are not each other's negatives in the contrastive loss; without it every
-        row counts as a user of its own.
-    mask_probability : float
-        Of a behaviour, in the other view of the contrastive loss.
-    temperature : float
-        Of the contrastive loss.
-    options, schema, embedding_dim, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
-        As in :class:`MultiTaskRanker`.
-    validation_fraction, patience
-        As in :class:`MultiTaskRanker`.
-    accelerator, verbose, log_dir, random_state
+        Sparse column of the users: rows of one user are not each other's negatives in the contrastive loss. Without
+        it every row counts as a user.
+    mask_probability : float, default 0.2
+        Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
+    temperature : float, default 0.1
+        Temperature of the contrastive loss, above 0.
+    options : dict, optional
+        Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`.
+    embedding_dim : int, default 16
+        Width of a category's embedding.
+    schema, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
+        As in :class:`MultiTaskRanker`, with the same defaults.
+    validation_fraction, patience, accelerator, verbose, log_dir, random_state
+        As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its AUC.
+
+    Attributes
+    ----------
+    model_, encoder_, targets_, history_, n_iter_
         As in :class:`MultiTaskRanker`.
     """
 
@@ -86,19 +96,30 @@ class AWMoERanker(Ranker):
         self.log_dir = log_dir
         self.random_state = random_state
 
-    def fit(self, frame: Table, target: str, *, ignored: Sequence[str] = (), validation: Table | None = None) -> Self:
+    def fit(
+        self,
+        frame: Table,
+        targets: str | Sequence[str] | None = None,
+        *,
+        ignored: Sequence[str] = (),
+        validation: Table | None = None,
+        target: str | None = None,
+    ) -> Self:
         """Learn from a frame.
 
         Parameters
         ----------
         frame : DataFrame or path
-            Rows with features, a history column of lists (oldest first) and the target; or a CSV or Parquet file.
-        target : str
+            Rows with features, a history column of lists (oldest entry first) and the target; or a CSV or Parquet file,
+            which may be larger than memory.
+        targets : str or list of one str
             Binary column to be predicted.
-        ignored : list of str
-            Columns not to look at.
+        ignored : list of str, default ()
+            Columns that are not used.
         validation : DataFrame or path, optional
             Rows to validate on, instead of a part of ``frame``.
+        target : str, optional
+            Deprecated name of ``targets``.
 
         Returns
         -------
@@ -107,19 +128,27 @@ class AWMoERanker(Ranker):
 
         Raises
         ------
-        ValueError
-            Naming the argument, column or target that cannot be used, or that there is no history.
+        ConfigError
+            Naming the argument that cannot be used.
+        DataError
+            Naming the column or target that cannot be used, or that there is no history.
         """
+        if target is not None:
+            if targets is not None:
+                raise ConfigError("targets and target are the same argument: give targets only")
+            warnings.warn("target= of AWMoERanker.fit is now called targets=", DeprecationWarning, stacklevel=2)
+            targets = target
+        names = [targets] if isinstance(targets, str) else list(targets or ())
         with self._all_or_nothing() as fitted:
-            fitted._fit(frame, [target], ignored, {target: "binary"}, validation)
+            fitted._fit(frame, names, ignored, dict.fromkeys(names, "binary"), validation)
         return self
 
     def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
-        """The area under the curve, which is what a ranking is judged by; the loss where there is no area."""
+        """AUC, which measures a ranking; the loss where the validation labels are of one class."""
         labels = data.val_labels()
         both = labels is not None and bool((labels == 0).any() and (labels == 1).any())
         return (f"val/auc/{data.targets.names[0]}", "max") if both else super()._monitor(data)
 
     def _module(self, **changes: Any) -> RankingModule:
-        """DIN has no gate, so that the contrastive loss is left out."""
+        """Without the contrastive loss for DIN, which has no gate."""
         return super()._module(**changes, **({} if self.model == "aw_moe" else {"contrastive_weight": 0.0}))

@@ -1,10 +1,9 @@
 """Batches of encoded rows: from frames, and from files that may be larger than memory."""
 
-import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,13 @@ from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.tabledata.encoded import EncodedTable
-from moeapps.core.tabledata.files import ColumnKind, TableFile
+from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.schema import Schema, as_schema
 from moeapps.recsys.targets import TargetKind, Targets
 
-__all__ = ["RankingData", "Table"]
-
-Table = pd.DataFrame | str | os.PathLike[str]
-"""A frame, or the path of a CSV or Parquet file."""
+__all__ = ["RankingData"]
 
 EVALUATION_ROWS = 8192
 """Rows that are evaluated at once."""
@@ -38,37 +35,63 @@ EVALUATION_ROWS = 8192
 class RankingData(L.LightningDataModule):
     """Training, validation, test and prediction batches of a table.
 
-    A file is read in batches, several times: to learn its targets, categories and numbers, and to encode its training
-    and its validation rows. The encoded rows of a file are written to a folder and mapped into memory, so that a
-    training takes its batches in random order from a table that does not fit in memory, and continues exactly when it
-    was stopped.
+    The encoded rows of a file are written to a folder and mapped into memory, so that a training takes its batches in
+    random order from a table that does not fit in memory, and resumes exactly where it was stopped. ``setup("fit")``:
 
-    Args:
-        train: Frame or file to learn from.
-        val: To validate on; a part of the training rows when None.
-        test: To test on.
-        predict: To predict; its targets need not be there.
-        targets: Columns to be predicted.
-        schema: The features: a Schema, or a list such as ``[{kind: sparse, name: city}, {kind: dense, name: age},
-            {kind: sequence, name: history, shares: item_id}]``; inferred from the first rows when None.
-        ignored: Columns not to look at; of a file, all columns that are not in a given schema are ignored.
-        kinds: ``binary``, ``regression`` or ``count`` by target; inferred for the others.
-        row_id: Column that identifies a row: none may be in two of train, val and test.
-        keep: Columns to copy beside the predictions.
-        batch_size: Rows per step.
-        validation_fraction: Part of the training rows to validate on where there is no ``val``; 0 for none.
-        cache_dir: Folder with room for the encoded rows of a file; the system's temporary one when None. They are
-            removed when training ends.
-        num_workers: Processes that load.
-        seed: Seed of the order and of the validation rows.
+    1. Read the columns' names; infer the schema from the first batch, unless it is given.
+    2. Choose the validation rows.
+    3. Read the targets of all rows, and learn their kinds and classes.
+    4. Read the training rows, and learn categories and the spread of numbers.
+    5. Read and encode the training rows, then the validation rows.
 
-    Attributes:
-        encoder: Learned categories and numbers, after ``setup("fit")``.
-        targets: Kinds and classes of the targets.
+    Parameters
+    ----------
+    train : DataFrame or path, optional
+        Frame or file to learn from.
+    val : DataFrame or path, optional
+        To validate on; a part of the training rows by default.
+    test : DataFrame or path, optional
+        To test on.
+    predict : DataFrame or path, optional
+        To predict; it needs no targets.
+    targets : list of str, default ()
+        Columns to be predicted.
+    schema : Schema or list, optional
+        The features: a Schema, or a list such as ``[{kind: sparse, name: city}, {kind: dense, name: age},
+        {kind: sequence, name: history, shares: item_id}]``; inferred from the first rows by default.
+    ignored : list of str, default ()
+        Columns that are not used; of a file, all columns that a given schema does not name are ignored.
+    kinds : dict, optional
+        ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
+    row_id : str, optional
+        Column that identifies a row: no value may be in two of train, val and test.
+    keep : list of str, default ()
+        Columns to copy beside the predictions.
+    batch_size : int, default 1024
+        Rows per step.
+    validation_fraction : float, default 0.1
+        Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
+    cache_dir : str, optional
+        Folder with room for the encoded rows of a file; the system's temporary folder by default. They are removed when
+        training ends.
+    num_workers : int, default 0
+        Number of loading processes.
+    seed : int, default 0
+        Seed of the order and of the validation rows.
 
-    Raises:
-        ConfigError: If an argument is impossible.
-        DataError: In ``setup``, naming file, record and column, if a table cannot be learned from.
+    Attributes
+    ----------
+    encoder : TableEncoder
+        Learned categories and numbers, after ``setup("fit")``.
+    targets : Targets
+        Kinds and classes of the targets, after ``setup("fit")``.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
+    DataError
+        In ``setup``, naming file, record and column, if a table cannot be learned from.
     """
 
     encoder: TableEncoder
@@ -98,9 +121,9 @@ class RankingData(L.LightningDataModule):
             check_fraction(validation_fraction=validation_fraction)
         if validation_fraction >= 1:
             raise ConfigError(f"validation_fraction must be below 1, got {validation_fraction!r}")
-        self.parts: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         if isinstance(targets, str):
             raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
+        self.parts: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.target_names, self.kinds = list(targets), kinds
         self.schema = as_schema(schema)
         self.ignored, self.row_id, self.keep = list(ignored), row_id, list(keep)
@@ -112,21 +135,29 @@ class RankingData(L.LightningDataModule):
         self._val: EncodedTable | None = None
 
     def load(self, part: str) -> Table | None:
-        """The table of a part; a subclass that knows public data overrides this."""
-        found: Table | None = self.parts[part]
-        return found
+        """The table of a part (train, val, test, predict); a subclass that knows public data overrides this."""
+        table: Table | None = self.parts[part]
+        return table
 
     @property
-    def watched(self) -> bool:
+    def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._val is not None
 
     def val_labels(self) -> Tensor | None:
-        """Labels ``(n, T)`` of the validation rows, where there are any."""
+        """Labels ``(N, T)`` of the validation rows, if there are any."""
         return None if self._val is None else self._val.columns[2]
 
     def setup(self, stage: str | None = None) -> None:
-        """Learn what the table is like and encode it, for training; the other stages need a trained model."""
+        """Learn categories, numbers and targets and encode the rows, for training; other stages need a trained model.
+
+        Raises
+        ------
+        ConfigError
+            If there is no training table or no target.
+        DataError
+            Naming file, record and column, if the table cannot be learned from.
+        """
         if stage != "fit" or self._train is not None:
             return
         if not self.target_names:
@@ -135,70 +166,73 @@ class RankingData(L.LightningDataModule):
         if table is None:
             raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         self._check_rows_differ()
-        source = _Source(table, None if self.schema is None else self.schema.column_kinds())
+        source = _source(table, None if self.schema is None else self.schema.column_kinds())
         count = source.count_rows()
         if count == 0:
-            raise DataError(f"{source.name or 'the frame: '}there is no row to learn from")
+            raise DataError(f"{source.name}: there is no row to learn from")
         schema = self._schema_for(source)
-        held = self._held_out(count)
-        source.check(schema)
+        held_out = self._held_out(count)
+        _check_columns(source, schema)
         targets = Targets(self.target_names, self.kinds)
-        self.targets = source.named(lambda: targets.fit_batches(source.all_batches(self.target_names)))
-        train = source.batches(schema, ~held)
+        self.targets = source.named(lambda: targets.fit_batches(source.batches(self.target_names)))
+        train = _batches(source, schema, ~held_out)
         self.encoder = source.named(lambda: TableEncoder(schema).fit_batches(train))
-        self._train = self._encode(source, schema, ~held, "train")
+        self._train = self._encode(source, schema, ~held_out, "train")
         if (val := self.load("val")) is not None:
-            self._val = self._encode(_Source(val, self.encoder.column_kinds()), schema, None, "val")
-        elif held.any():
-            self._val = self._encode(source, schema, held, "val")
+            self._val = self._encode(_source(val, self.encoder.column_kinds()), schema, None, "val")
+        elif held_out.any():
+            self._val = self._encode(source, schema, held_out, "val")
 
-    def _schema_for(self, source: "_Source") -> Schema:
+    def _schema_for(self, source: TableSource) -> Schema:
         """Schema with this training's targets; columns of a file that it does not name are ignored."""
-        names = source.columns
         if self.schema is None:
-            first = next(source.all_batches())
+            first = next(source.batches())
             return source.named(lambda: Schema.infer(first, self.target_names, self.ignored))
         features = {feature.name for feature in self.schema.features}
         ignored = [*self.schema.ignored, *self.ignored]
-        if source.file is not None:
-            ignored += [name for name in names if name not in features]
+        if source.is_file:
+            ignored += [name for name in source.columns if name not in features]
         ignored = [name for name in dict.fromkeys(ignored) if name not in self.target_names]
         return Schema(self.schema.features, tuple(self.target_names), tuple(ignored))
 
     def _held_out(self, rows: int) -> NDArray[np.bool_]:
-        held = np.zeros(rows, dtype=bool)
+        """Which rows validate. Not `core.splits.hold_out`, which would choose other rows than 0.1 for a seed."""
+        held_out = np.zeros(rows, dtype=bool)
         if self.validation_fraction and self.load("val") is None:
             number = max(1, round(rows * self.validation_fraction))
             if number >= rows:
                 raise DataError(f"validation_fraction leaves no row of {rows} to learn from: set it to 0")
-            held[np.random.default_rng(self.seed).permutation(rows)[:number]] = True
-        return held
+            held_out[np.random.default_rng(self.seed).permutation(rows)[:number]] = True
+        return held_out
 
     def _check_rows_differ(self) -> None:
         if self.row_id is None:
             return
-        seen: dict[str, NDArray[np.uint64]] = {}
+        hashes: dict[str, NDArray[np.uint64]] = {}
         for part in ("train", "val", "test"):
             if (table := self.load(part)) is not None:
-                seen[part] = _Source(table).hashes(self.row_id)
-        names = list(seen)
+                source = TableSource(table)
+                source.require([self.row_id], "row_id")
+                hashes[part] = source.hashes(self.row_id)
+        names = list(hashes)
         for i, first in enumerate(names):
             for second in names[i + 1 :]:
-                common = len(np.intersect1d(seen[first], seen[second]))
+                common = len(np.intersect1d(hashes[first], hashes[second]))
                 if common:
                     raise DataError(f"{common} values of row_id={self.row_id!r} are both in {first} and in {second}")
 
-    def _encode(self, source: "_Source", schema: Schema, chosen: NDArray[np.bool_] | None, name: str) -> EncodedTable:
+    def _encode(self, source: TableSource, schema: Schema, chosen: NDArray[np.bool_] | None, name: str) -> EncodedTable:
+        """Encode the chosen rows into arrays of their final size: on disk for a file, in memory for a frame."""
         count = source.count_rows() if chosen is None else int(chosen.sum())
         if count == 0:
-            raise DataError(f"{source.name or f'{name}: '}there is no row")
+            raise DataError(f"{source.name if source.is_file else name}: there is no row")
         arrays: list[NDArray[Any]] | None = None
         start = 0
-        for frame in source.batches(schema, chosen):
+        for frame in _batches(source, schema, chosen):
             rows, labels = source.named(partial(self._encode_frame, frame))
             parts = [rows.sparse.numpy(), rows.dense.numpy(), labels, *(s.numpy() for s in rows.sequences)]
             if arrays is None:
-                make = self._make_array(name) if source.file is not None else np.empty
+                make = self._make_array(name) if source.is_file else np.empty
                 arrays = [make((count, *part.shape[1:]), part.dtype) for part in parts]
             for array, part in zip(arrays, parts, strict=True):
                 array[start : start + len(part)] = part
@@ -213,17 +247,17 @@ class RankingData(L.LightningDataModule):
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(dir=self.cache_dir, prefix="moeapps-"))
             self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        folder, taken = self._folder, iter(range(1000))
+        folder, numbers = self._folder, iter(range(1000))
 
         def make(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             if 0 in shape:  # an empty file cannot be mapped
                 return np.empty(shape, dtype)
-            return np.memmap(folder / f"{name}-{next(taken)}", dtype=dtype, mode="w+", shape=shape)
+            return np.memmap(folder / f"{name}-{next(numbers)}", dtype=dtype, mode="w+", shape=shape)
 
         return make
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches; an incomplete last one is left out where there is a complete one."""
+        """Shuffled batches; an incomplete last one is dropped if there is a complete one."""
         assert self._train is not None
         return make_loader(
             self._train,
@@ -255,7 +289,10 @@ class RankingData(L.LightningDataModule):
             raise ConfigError(f"{part} is not set: a frame, or the path of a .csv or .parquet file")
         module: Any = self.trainer.lightning_module if self.trainer is not None else self
         if not hasattr(module, "encoder"):
-            raise ConfigError("nothing is known of the table: give the checkpoint of a trained model with --ckpt_path")
+            raise ConfigError(
+                "the table's categories and numbers are not known: give the checkpoint of a trained model with "
+                "--ckpt_path"
+            )
         return DataLoader(
             _Stream(table, module.encoder, module.targets if labeled else None, self.keep), batch_size=None
         )
@@ -268,92 +305,48 @@ class RankingData(L.LightningDataModule):
             self._folder = None
 
 
-class _Source:
-    """A frame or file as batches that have the columns of a schema."""
-
-    def __init__(self, table: Table, kinds: Mapping[str, ColumnKind] | None = None) -> None:
-        self.frame: pd.DataFrame | None = None
-        self.file: TableFile | None = None
-        if isinstance(table, pd.DataFrame):
-            self.frame, self.columns, self.name = table, list(table.columns), ""
-        elif isinstance(table, str | os.PathLike):
-            self.file = TableFile(table, 8 * EVALUATION_ROWS, kinds)
-            self.columns, self.name = self.file.columns, f"{self.file.path}: "
-        else:
-            raise DataError(f"frame must be a pandas DataFrame or the path of a file, got {type(table).__name__}")
-
-    def named(self, work: Callable[[], Any]) -> Any:
-        """Do something, putting the name of the file before what is wrong with its content."""
-        try:
-            return work()
-        except DataError as error:
-            if self.name and not str(error).startswith(str(self.name)[:-2]):
-                raise DataError(f"{self.name}{error}") from None
-            raise
-
-    def check(self, schema: Schema) -> None:
-        """Say which columns are missing or unknown."""
-        self.named(lambda: schema.check_columns(pd.DataFrame(columns=pd.Index(self.columns)), targets=True))
-
-    def count_rows(self) -> int:
-        if self.frame is not None:
-            return len(self.frame)
-        assert self.file is not None
-        return self.file.count_rows()
-
-    def all_batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
-        if self.frame is not None:
-            yield self.frame if columns is None else self.frame[columns]
-        else:
-            assert self.file is not None
-            yield from self.file.batches(columns)
-
-    def batches(self, schema: Schema, chosen: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
-        """Batches with all columns of a frame, and those of a file that matter; of these, the chosen rows."""
-        self.check(schema)
-        wanted = [*(feature.name for feature in schema.features), *schema.targets]
-        start = 0
-        for frame in self.all_batches(None if self.file is None else wanted):
-            stop = start + len(frame)
-            yield frame if chosen is None else frame[chosen[start:stop]]
-            start = stop
-
-    def hashes(self, name: str) -> NDArray[np.uint64]:
-        """Of the values of a column."""
-        if name not in self.columns:
-            raise DataError(f"{self.name}there is no column {name!r}, which row_id names")
-        parts = [
-            pd.util.hash_array(frame[name].astype(str).to_numpy(dtype=object)) for frame in self.all_batches([name])
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
-
-
 class _Stream(IterableDataset):
     """Batches that are encoded as they are read."""
 
     def __init__(self, table: Table, encoder: TableEncoder, targets: Targets | None, keep: Sequence[str]) -> None:
-        self.source, self.encoder, self.targets = _Source(table, encoder.column_kinds()), encoder, targets
+        self.source, self.encoder, self.targets = _source(table, encoder.column_kinds()), encoder, targets
         self.keep = list(keep)
-        for name in self.keep:
-            if name not in self.source.columns:
-                raise DataError(f"{self.source.name}there is no column {name!r}, which keep names")
+        self.source.require(self.keep, "keep")
 
     def __iter__(self) -> Iterator[Any]:
         schema = self.encoder.schema
-        wanted = [feature.name for feature in schema.features]
+        features = [feature.name for feature in schema.features]
         labels = list(schema.targets) if self.targets is not None else []
-        missing = [name for name in [*wanted, *labels] if name not in self.source.columns]
-        if missing:
-            raise DataError(f"{self.source.name}there is no column {', '.join(map(repr, missing))}")
-        names = list(dict.fromkeys([*wanted, *labels, *self.keep]))
-        for whole in self.source.all_batches(names):
+        self.source.require([*features, *labels])
+        names = list(dict.fromkeys([*features, *labels, *self.keep]))
+        for whole in self.source.batches(names):
             for start in range(0, len(whole), EVALUATION_ROWS):
                 frame = whole.iloc[start : start + EVALUATION_ROWS]
-                rows = self.source.named(partial(self.encoder.transform, frame[wanted]))
+                rows = self.source.named(partial(self.encoder.transform, frame[features]))
                 if self.targets is None:
                     yield rows, {name: frame[name].to_numpy() for name in self.keep}
                 else:
                     yield rows, torch.from_numpy(self.targets.encode(frame))
+
+
+def _source(table: Table, kinds: dict[str, ColumnKind] | None) -> TableSource:
+    return TableSource(table, 8 * EVALUATION_ROWS, kinds)
+
+
+def _check_columns(source: TableSource, schema: Schema) -> None:
+    names = pd.DataFrame(columns=pd.Index(source.columns))
+    source.named(lambda: schema.check_columns(names, targets=True))
+
+
+def _batches(source: TableSource, schema: Schema, chosen: NDArray[np.bool_] | None = None) -> Iterator[pd.DataFrame]:
+    """The chosen rows, with all columns of a frame, or those of a file that the schema names."""
+    _check_columns(source, schema)
+    needed = [*(feature.name for feature in schema.features), *schema.targets]
+    start = 0
+    for frame in source.batches(needed if source.is_file else None):
+        stop = start + len(frame)
+        yield frame if chosen is None else frame[chosen[start:stop]]
+        start = stop
 
 
 def _as_rows(batch: Any) -> tuple[Rows, Tensor]:

@@ -13,10 +13,11 @@ import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.files import TableWriter
-from moeapps.recsys.data import RankingData, Table
+from moeapps.core.tabledata.source import Table, require_columns
+from moeapps.recsys.data import RankingData
 from moeapps.recsys.histories import add_history, time_split
 from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
-from moeapps.recsys.schema import Dense, Feature, Schema, Sequence, Sparse
+from moeapps.recsys.schema import DenseFeature, Feature, Schema, SequenceFeature, SparseFeature
 
 __all__ = [
     "PublicRankingData",
@@ -84,7 +85,7 @@ def census_schema() -> Schema:
     features: list[Feature] = []
     for name in _COLUMNS:
         if name not in ("marital_status", "income", "instance_weight"):
-            features.append(Dense(name) if name in _NUMBERS else Sparse(name))
+            features.append(DenseFeature(name) if name in _NUMBERS else SparseFeature(name))
     return Schema(tuple(features), ("income", "never_married"), ("instance_weight",))
 
 
@@ -130,8 +131,11 @@ def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 def kuairand_schema(max_history: int = 50) -> Schema:
     """Schema of :func:`kuairand`."""
     names = ("user_id", "video_id", "tab", "hour", *_USER, *_VIDEO)
-    features: list[Feature] = [Sparse(name) for name in names]
-    features += [Dense("video_duration"), Sequence("video_id_history", shares="video_id", max_len=max_history)]
+    features: list[Feature] = [SparseFeature(name) for name in names]
+    features += [
+        DenseFeature("video_duration"),
+        SequenceFeature("video_id_history", shares="video_id", max_len=max_history),
+    ]
     tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
     return Schema(tuple(features), tuple(tasks), ("time_ms",))
 
@@ -238,10 +242,7 @@ def _ali_features(text: str) -> dict[str, str]:
 def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
-    there = pd.read_csv(path, nrows=0).columns
-    missing = [name for name in columns if name not in there]
-    if missing:
-        raise DataError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
+    require_columns(columns, pd.read_csv(path, nrows=0).columns, str(path))
     return pd.read_csv(path, usecols=columns)[columns]
 
 

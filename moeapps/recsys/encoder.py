@@ -14,7 +14,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.columns import plain_value
 from moeapps.core.tabledata.files import ColumnKind, kind_of
 from moeapps.recsys.moments import column_moments, merge_moments
-from moeapps.recsys.schema import Dense, Schema, Sequence
+from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature
 
 __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
 
@@ -159,11 +159,11 @@ class TableEncoder:
         encoder.values, encoder.mean, encoder.scale = state["values"], state["mean"], state["scale"]
         return encoder
 
-    def _owner(self, sequence: Sequence) -> str:
+    def _owner(self, sequence: SequenceFeature) -> str:
         return sequence.name if sequence.shares is None else sequence.shares
 
     def _buckets(self, owner: str) -> int | None:
-        return next(f.hash for f in self.schema.features if f.name == owner and not isinstance(f, Dense))
+        return next(f.hash for f in self.schema.features if f.name == owner and not isinstance(f, DenseFeature))
 
     def _number(self, owner: str) -> int:
         buckets = self._buckets(owner)
@@ -181,7 +181,7 @@ class TableEncoder:
             codes = np.where(found < 0, UNKNOWN, found + FIRST).astype(np.int32)
         return np.append(codes, np.int32(MISSING))[places]  # a missing value has the place -1
 
-    def _sequence(self, column: pd.Series, sequence: Sequence) -> NDArray[np.int32]:
+    def _sequence(self, column: pd.Series, sequence: SequenceFeature) -> NDArray[np.int32]:
         flat, lengths = _flatten(column, sequence)
         codes = self._codes(self._owner(sequence), flat)
         out = np.full((len(column), sequence.max_len), PAD, dtype=np.int32)
@@ -198,7 +198,7 @@ class TableEncoder:
                 numbers[:, place] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
             except (TypeError, ValueError):
                 raise DataError(
-                    f"column {feature.name!r} is Dense and holds what is not a number: {_example(column)}"
+                    f"column {feature.name!r} is a DenseFeature and holds what is not a number: {_example(column)}"
                 ) from None
             if np.isinf(numbers[:, place]).any():
                 row = int(np.isinf(numbers[:, place]).argmax())
@@ -206,7 +206,7 @@ class TableEncoder:
         return numbers
 
 
-def _flatten(column: pd.Series, sequence: Sequence) -> tuple[pd.Series, NDArray[np.int64]]:
+def _flatten(column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
     """The newest entries of all rows one after the other, and how many each row has."""
     kept: list[Any] = []
     lengths = np.zeros(len(column), dtype=np.int64)
@@ -215,8 +215,8 @@ def _flatten(column: pd.Series, sequence: Sequence) -> tuple[pd.Series, NDArray[
             continue
         if not isinstance(value, list | tuple | np.ndarray):
             raise DataError(
-                f"column {sequence.name!r} is a Sequence and holds {value!r} at row {column.index[place]}, expected "
-                "a list"
+                f"column {sequence.name!r} is a SequenceFeature and holds {value!r} at row {column.index[place]}, "
+                "expected a list"
             )
         newest = list(value[-sequence.max_len :])
         kept += newest
@@ -239,7 +239,7 @@ def _factorize(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any
 
 def _plain(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple | dict | set | np.ndarray):
-        raise DataError(f"column {name!r} holds {value!r}, expected one category a row; lists are for Sequence")
+        raise DataError(f"column {name!r} holds {value!r}, expected one category a row; lists are for SequenceFeature")
     return plain_value(value)
 
 

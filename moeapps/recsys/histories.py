@@ -5,6 +5,7 @@ import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.source import require_columns
 
 __all__ = ["add_history", "leave_last_out", "time_split"]
 
@@ -33,7 +34,7 @@ def add_history(
         DataError: If a column is not there.
     """
     check_sizes(max_history=max_history)
-    _there(frame, user, item, time, *([] if where is None else [where]))
+    require_columns([user, item, time, *([] if where is None else [where])], frame.columns, "the frame")
     frame = frame.sort_values([time, user, item], kind="stable", ignore_index=True)
     histories: list[list[object]] = [[] for _ in range(len(frame))]
     items, times = frame[item].to_numpy(), frame[time].to_numpy()
@@ -57,7 +58,7 @@ def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = 
     Raises:
         DataError: If the column is not there or a part would be empty.
     """
-    _there(frame, time)
+    require_columns([time], frame.columns, "the frame")
     stamps = frame[time].to_numpy()
     first, second = np.quantile(stamps, [fractions[0], sum(fractions)], method="inverted_cdf")
     masks = [stamps <= first, (stamps > first) & (stamps <= second), stamps > second]
@@ -78,19 +79,13 @@ def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFra
     Raises:
         DataError: If a column is not there or a part would be empty.
     """
-    _there(frame, user, time)
+    require_columns([user, time], frame.columns, "the frame")
     ordered = frame[[user, time]].reset_index(drop=True).sort_values(time, kind="stable")
     groups = ordered.groupby(user)[time]
     from_last = groups.cumcount(ascending=False).sort_index().to_numpy()
     long = groups.transform("size").sort_index().to_numpy() >= 3
     test, val = long & (from_last == 0), long & (from_last == 1)
     return _parts(frame, [~(test | val), val, test], "leave_last_out")
-
-
-def _there(frame: pd.DataFrame, *names: str) -> None:
-    for name in names:
-        if name not in frame.columns:
-            raise DataError(f"the frame has no column {name!r}")
 
 
 def _parts(frame: pd.DataFrame, masks: list[np.ndarray], what: str) -> list[pd.DataFrame]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from moeapps.core.errors import DataError
 from moeapps.recsys.histories import add_history
-from moeapps.recsys.schema import Dense, Schema, Sequence, Sparse
+from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 
 __all__ = ["movielens_1m", "movielens_100k", "movielens_schema"]
 
@@ -60,14 +60,14 @@ def movielens_1m(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 def movielens_schema(max_history: int = 50) -> Schema:
     """Schema of :func:`movielens_100k` and :func:`movielens_1m`."""
     features = (
-        Sparse("user_id"),
-        Sparse("item_id"),
-        Dense("user_age"),
-        Sparse("gender"),
-        Sparse("occupation"),
-        Dense("year"),
-        Sparse("genre"),
-        Sequence("item_id_history", shares="item_id", max_len=max_history),
+        SparseFeature("user_id"),
+        SparseFeature("item_id"),
+        DenseFeature("user_age"),
+        SparseFeature("gender"),
+        SparseFeature("occupation"),
+        DenseFeature("year"),
+        SparseFeature("genre"),
+        SequenceFeature("item_id_history", shares="item_id", max_len=max_history),
     )
     return Schema(features, ("liked",), ("rating", "timestamp"))
 

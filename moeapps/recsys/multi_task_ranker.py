@@ -6,7 +6,7 @@ from typing import Any, Self
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from moeapps.recsys.data import Table
+from moeapps.core.tabledata.source import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.network import MULTI_TASK_MODELS
 from moeapps.recsys.ranker import Ranker
@@ -21,58 +21,63 @@ class MultiTaskRanker(Ranker):
 
     Parameters
     ----------
-    model : str
-        ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``.
+    model : {"shared_bottom", "mmoe", "cgc", "ple", "adatt", "home"}, default "home"
+        The network.
     groups : dict, optional
-        For HoME: name of a group to the names of its targets, every target once.
+        For HoME: name of a group to the names of its targets, every target once. One group of all by default.
     products : dict, optional
         Target to the target that it presupposes (``{"buy": "click"}``): the probability of the first is its tower's
         times that of the second (ESMM).
     options : dict, optional
-        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
+        Further arguments of the network (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
     schema : Schema, optional
-        The features; inferred from the frame when None.
+        The features; inferred from the frame by default.
     task_weights : dict, optional
-        Weight of a target's loss; 1 for the others.
+        Weight of a target's loss, at least 0; 1 for the others.
     positive_weight : dict, optional
-        Weight of a binary target's positive rows; 1 for the others.
-    embedding_dim : int
+        Weight of a binary target's positive rows, at least 0; 1 for the others.
+    embedding_dim : int, default 8
         Width of a category's embedding.
-    sparse_gradients : bool
-        Whether the embeddings' gradient holds only the rows that a batch has, for tables of millions of categories;
-        everything is trained by Adagrad then.
-    unknown_rate : float
-        Probability with which training hides a category, so that what an unseen category means is learned too.
-    lr, weight_decay : float
-        Of AdamW (or Adagrad).
-    batch_size : int
+    sparse_gradients : bool, default False
+        Whether the embeddings' gradient holds only the rows of the batch, for tables of millions of categories;
+        everything is then trained by Adagrad.
+    unknown_rate : float, default 0.02
+        Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
+        trained too.
+    lr : float, default 1e-3
+        Learning rate of AdamW (or Adagrad), above 0.
+    weight_decay : float, default 1e-5
+        Weight decay; embeddings, biases and norms have none.
+    batch_size : int, default 1024
         Rows per step.
-    max_epochs : int
+    max_epochs : int, default 20
         Passes over the data, at most.
-    validation_fraction : float
-        Part of the rows to validate on; training stops after ``patience`` epochs without a better loss and keeps the
-        best epoch. 0 trains on everything, for all epochs.
-    patience : int
-        Epochs to wait.
-    accelerator : str
-        Lightning's accelerator for training. Prediction is done on the CPU.
-    verbose : bool
+    validation_fraction : float, default 0.1
+        Part of the rows to validate on, in [0, 1): training stops after ``patience`` epochs without a lower loss and
+        keeps the best epoch. 0 trains on everything, for all epochs.
+    patience : int, default 2
+        Number of epochs without improvement after which training stops.
+    accelerator : str, default "auto"
+        Lightning's accelerator for training. Prediction runs on the CPU.
+    verbose : bool, default False
         Whether to show a progress bar.
     log_dir : str, optional
-        Where to log and write checkpoints; nowhere when None.
-    random_state : int, RandomState or None
-        Seed of everything.
+        Folder for logs and checkpoints; none are written by default.
+    random_state : int, RandomState or None, default None
+        Seed of weights, order, noise and validation rows.
 
     Attributes
     ----------
     model_ : torch.nn.Module
-        Embeddings and model.
+        Embeddings and network.
     encoder_ : TableEncoder
         Categories and numbers.
     targets_ : Targets
         Kinds and classes of the targets.
     history_ : DataFrame
-        What was logged, one row per epoch.
+        Logged values, one row per epoch.
+    n_iter_ : int
+        Number of epochs.
 
     Examples
     --------
@@ -149,12 +154,12 @@ class MultiTaskRanker(Ranker):
         Parameters
         ----------
         frame : DataFrame or path
-            Rows with features and targets, or a CSV or Parquet file, which may be larger than memory. A target that is
-            NaN is not learned from in that row.
+            Rows with features and targets, or a CSV or Parquet file, which may be larger than memory. Where a target is
+            NaN, the row does not count in its loss.
         targets : list of str
             Columns to be predicted.
-        ignored : list of str
-            Columns not to look at (ids for grouping, weights, time stamps).
+        ignored : list of str, default ()
+            Columns that are not used (ids for grouping, weights, time stamps).
         kinds : dict, optional
             ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
         validation : DataFrame or path, optional
@@ -167,15 +172,17 @@ class MultiTaskRanker(Ranker):
 
         Raises
         ------
-        ValueError
-            Naming the argument, column or target that cannot be used.
+        ConfigError
+            Naming the argument that cannot be used.
+        DataError
+            Naming the column or target that cannot be used.
         """
         with self._all_or_nothing() as fitted:
             fitted._fit(frame, targets, ignored, kinds, validation)
         return self
 
     def diagnose(self, frame: pd.DataFrame) -> Diagnosis:
-        """Look for collapse, degradation and underfitting of the experts on some rows.
+        """Measure collapse, degradation and underfitting of the experts on some rows.
 
         Parameters
         ----------
@@ -185,7 +192,14 @@ class MultiTaskRanker(Ranker):
         Returns
         -------
         Diagnosis
-            Frames ``experts`` and ``gates``, ``hints()`` in plain words, ``plot()``.
+            Frames ``experts`` and ``gates``, ``hints()`` in words, ``plot()``.
+
+        Raises
+        ------
+        ConfigError
+            If the network has no gates.
+        sklearn.exceptions.NotFittedError
+            If the ranker is not fitted.
         """
         check_is_fitted(self, "model_")
         return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)

@@ -17,7 +17,8 @@ from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.tabledata.files import ColumnKind
-from moeapps.recsys.data import EVALUATION_ROWS, RankingData, Table
+from moeapps.core.tabledata.source import Table
+from moeapps.recsys.data import EVALUATION_ROWS, RankingData
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
@@ -86,10 +87,10 @@ class Ranker(LightningEstimator):
             with isolate_rng():
                 seed_everything(seed)
                 module.attach(data.encoder, data.targets)
-            watched = data.watched
+            validate = data.has_validation
             monitor, mode = self._monitor(data)
             self.history_ = self._train(
-                module, data, seed, monitor=monitor if watched else None, mode=mode, validate=watched
+                module, data, seed, monitor=monitor if validate else None, mode=mode, validate=validate
             )
         finally:
             data.teardown("fit")

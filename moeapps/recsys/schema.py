@@ -1,5 +1,6 @@
 """What the columns of a recommendation table are: categories, numbers, and sequences of behaviour."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -9,19 +10,24 @@ import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.columns import is_number
 from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.source import listed, require_columns
 
-__all__ = ["Dense", "Feature", "Schema", "Sequence", "Sparse", "as_schema"]
+__all__ = ["DenseFeature", "Feature", "Schema", "SequenceFeature", "SparseFeature", "as_schema"]
 
 
 @dataclass(frozen=True)
-class Sparse:
+class SparseFeature:
     """A column of categories (user, item, city).
 
-    Args:
-        name: Column.
-        hash: Number of buckets for an open vocabulary: nothing is learned, values share buckets by their hash. None
-            keeps every category that training has.
+    Parameters
+    ----------
+    name : str
+        Column.
+    hash : int, optional
+        Number of buckets for an open vocabulary: nothing is learned, and categories share buckets by their hash. By
+        default every category of the training rows is kept.
     """
 
     name: str
@@ -33,21 +39,33 @@ class Sparse:
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A column of numbers; they are standardised, and a missing one is the mean with a flag."""
+class DenseFeature:
+    """A column of numbers. They are standardised; a missing one becomes the mean, with a flag.
+
+    Parameters
+    ----------
+    name : str
+        Column.
+    """
 
     name: str
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """A column of lists, oldest first: what a user has looked at.
+class SequenceFeature:
+    """A column of lists, oldest entry first: what a user has looked at.
 
-    Args:
-        name: Column.
-        shares: Sparse column whose categories and embedding the entries share (items of the history and the candidate).
-        max_len: So many of the newest entries are kept.
-        hash: As in :class:`Sparse`, where nothing is shared.
+    Parameters
+    ----------
+    name : str
+        Column.
+    shares : str, optional
+        Sparse column whose categories and embedding the entries share, as the items of a history share those of the
+        candidate. By default the sequence has its own.
+    max_len : int, default 50
+        Number of newest entries that are kept, at least 1.
+    hash : int, optional
+        As in :class:`SparseFeature`, for a sequence that shares nothing.
     """
 
     name: str
@@ -60,28 +78,46 @@ class Sequence:
         if self.hash is not None:
             check_sizes(hash=self.hash)
             if self.shares is not None:
-                raise ConfigError(f"Sequence {self.name!r}: hash and shares exclude each other")
+                raise ConfigError(f"SequenceFeature {self.name!r}: hash and shares exclude each other")
 
 
-Feature = Sparse | Dense | Sequence
-_KINDS: dict[str, type[Sparse] | type[Dense] | type[Sequence]] = {
-    "sparse": Sparse,
-    "dense": Dense,
-    "sequence": Sequence,
+Feature = SparseFeature | DenseFeature | SequenceFeature
+
+FEATURE_TYPES: dict[str, type[Feature]] = {
+    "sparse": SparseFeature,
+    "dense": DenseFeature,
+    "sequence": SequenceFeature,
 }
+"""Features by the ``kind`` that they have in YAML files and saved models."""
+
+OLD_NAMES: dict[str, type[Feature]] = {"Sparse": SparseFeature, "Dense": DenseFeature, "Sequence": SequenceFeature}
+"""Names of the features in 0.1; ``Sequence`` was also that of ``collections.abc``. To be removed in 0.4."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in OLD_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is now called {OLD_NAMES[name].__name__}", DeprecationWarning, stacklevel=2)
+    return OLD_NAMES[name]
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The features of a table, its targets, and columns that are there for other reasons.
+    """The features of a table, its targets, and columns that are neither.
 
-    Args:
-        features: The features; names must differ.
-        targets: Columns to be predicted.
-        ignored: Columns that may be in a frame and are not looked at (ids for grouping, weights, time stamps).
+    Parameters
+    ----------
+    features : sequence of Feature
+        At least one; all names differ.
+    targets : sequence of str, default ()
+        Columns to be predicted.
+    ignored : sequence of str, default ()
+        Columns that a frame may have and that are not used (ids for grouping, weights, time stamps).
 
-    Raises:
-        ConfigError: If there is no feature, a name stands twice, or a sequence shares what is not a sparse feature.
+    Raises
+    ------
+    ConfigError
+        If there is no feature, a column is named twice, or a sequence shares a column that is not sparse.
     """
 
     features: tuple[Feature, ...]
@@ -92,33 +128,33 @@ class Schema:
         for name in ("features", "targets", "ignored"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.features:
-            raise ConfigError("features is empty, expected at least one of Sparse, Dense, Sequence")
+            raise ConfigError("features is empty: expected at least one SparseFeature, DenseFeature or SequenceFeature")
         names = [*(feature.name for feature in self.features), *self.targets, *self.ignored]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"column {name!r} stands twice in the schema")
+                raise ConfigError(f"the schema names the column {name!r} twice")
         sparse = {feature.name for feature in self.sparse}
         for feature in self.sequences:
             if feature.shares is not None and feature.shares not in sparse:
                 raise ConfigError(
-                    f"Sequence {feature.name!r} shares {feature.shares!r}, which is not a Sparse feature; "
+                    f"SequenceFeature {feature.name!r} shares {feature.shares!r}, which is not a SparseFeature; "
                     f"known are {', '.join(sorted(sparse)) or 'none'}"
                 )
 
     @property
-    def sparse(self) -> list[Sparse]:
+    def sparse(self) -> list[SparseFeature]:
         """Categories."""
-        return [feature for feature in self.features if isinstance(feature, Sparse)]
+        return [feature for feature in self.features if isinstance(feature, SparseFeature)]
 
     @property
-    def dense(self) -> list[Dense]:
+    def dense(self) -> list[DenseFeature]:
         """Numbers."""
-        return [feature for feature in self.features if isinstance(feature, Dense)]
+        return [feature for feature in self.features if isinstance(feature, DenseFeature)]
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[SequenceFeature]:
         """Sequences."""
-        return [feature for feature in self.features if isinstance(feature, Sequence)]
+        return [feature for feature in self.features if isinstance(feature, SequenceFeature)]
 
     @classmethod
     def infer(cls, frame: pd.DataFrame, targets: Iterable[str] = (), ignored: Iterable[str] = ()) -> Self:
@@ -128,62 +164,78 @@ class Schema:
         called ``id``, ``..._id`` or ``...Id``; other numbers are dense. A sequence called ``<sparse>_history`` or
         ``<sparse>_sequence`` shares that column's categories.
 
-        Args:
-            frame: Rows.
-            targets: Columns to be predicted.
-            ignored: Columns not to look at.
+        Parameters
+        ----------
+        frame : DataFrame
+            At least one row.
+        targets : iterable of str, default ()
+            Columns to be predicted.
+        ignored : iterable of str, default ()
+            Columns that are not used.
 
-        Raises:
-            DataError: If there are no rows, or a target or ignored column is not there.
+        Returns
+        -------
+        Schema
+            Features in the order of the columns.
+
+        Raises
+        ------
+        DataError
+            If there are no rows, or the frame lacks a target or ignored column.
         """
         targets, ignored = tuple(targets), tuple(ignored)
         if not isinstance(frame, pd.DataFrame) or len(frame) == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
-        for kind, names in (("targets", targets), ("ignored", ignored)):
-            for name in names:
-                if name not in frame.columns:
-                    raise DataError(f"{kind}: the frame has no column {name!r}; it has {_names(frame.columns)}")
+        for argument, names in (("targets", targets), ("ignored", ignored)):
+            require_columns(names, frame.columns, "the frame", argument)
         features: list[Feature] = []
         columns = [name for name in frame.columns if name not in (*targets, *ignored)]
         kinds = {name: _kind(str(name), frame[name]) for name in columns}
         for name in columns:
             if kinds[name] == "sequence":
                 base = str(name).removesuffix("_history").removesuffix("_sequence")
-                features.append(Sequence(str(name), base if kinds.get(base) == "sparse" else None))
+                features.append(SequenceFeature(str(name), base if kinds.get(base) == "sparse" else None))
             else:
-                features.append(Sparse(str(name)) if kinds[name] == "sparse" else Dense(str(name)))
+                features.append(FEATURE_TYPES[kinds[name]](str(name)))
         return cls(tuple(features), targets, ignored)
 
     def check_columns(self, frame: pd.DataFrame, targets: bool = False) -> None:
-        """Refuse a frame that lacks a column or has one that nobody knows; the order does not matter.
+        """Check that a frame has all columns and no unknown one, in any order.
 
-        Raises:
-            DataError: Naming the columns.
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows; only its columns are read.
+        targets : bool, default False
+            Whether the targets have to be there, too.
+
+        Raises
+        ------
+        DataError
+            Naming the columns that are missing or unknown.
         """
         if not isinstance(frame, pd.DataFrame):
             raise DataError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
-        wanted = [feature.name for feature in self.features] + (list(self.targets) if targets else [])
-        missing = [name for name in wanted if name not in frame.columns]
-        if missing:
-            raise DataError(f"the frame lacks the column{'s' * (len(missing) > 1)} {_names(missing)}")
-        known = {*wanted, *self.targets, *self.ignored}
-        extra = [name for name in frame.columns if name not in known]
-        if extra:
+        needed = [feature.name for feature in self.features] + (list(self.targets) if targets else [])
+        require_columns(needed, frame.columns, "the frame")
+        known = {*needed, *self.targets, *self.ignored}
+        unknown = [name for name in frame.columns if name not in known]
+        if unknown:
             raise DataError(
-                f"the frame has the unknown column{'s' * (len(extra) > 1)} {_names(extra)}: drop them, or name them in "
-                "ignored="
+                f"the frame has the unknown column{'s' * (len(unknown) > 1)} {listed(unknown)}: drop them, or name "
+                "them in ignored="
             )
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """What the columns of a CSV file hold, as far as a schema says so."""
+        """What the columns of a CSV file hold, where the schema alone determines it."""
         kinds: dict[str, ColumnKind] = {dense.name: "number" for dense in self.dense}
         return {**kinds, **{sequence.name: "list" for sequence in self.sequences}}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        names = {kind: name for name, kind in _KINDS.items()}
+        """The schema as JSON values."""
+        kinds = {feature: kind for kind, feature in FEATURE_TYPES.items()}
         return {
-            "features": [{"kind": names[type(feature)], **asdict(feature)} for feature in self.features],
+            "features": [{"kind": kinds[type(feature)], **asdict(feature)} for feature in self.features],
             "targets": list(self.targets),
             "ignored": list(self.ignored),
         }
@@ -194,15 +246,17 @@ class Schema:
         features = []
         for entry in values["features"]:
             arguments = dict(entry)
-            features.append(_KINDS[arguments.pop("kind")](**arguments))
+            features.append(FEATURE_TYPES[arguments.pop("kind")](**arguments))
         return cls(tuple(features), tuple(values["targets"]), tuple(values["ignored"]))
 
 
 def as_schema(given: Any) -> Schema | None:
-    """A schema as it is, or from a list of features as YAML has them: ``{kind: sparse, name: city}``.
+    """A schema, from itself or from a list of features as YAML has them: ``{kind: sparse, name: city}``.
 
-    Raises:
-        ConfigError: If it is neither, or a feature has no such kind or argument.
+    Raises
+    ------
+    ConfigError
+        If it is neither, or a feature has no such kind or argument.
     """
     if given is None or isinstance(given, Schema):
         return given
@@ -210,31 +264,25 @@ def as_schema(given: Any) -> Schema | None:
         raise ConfigError(f"schema must be a Schema, a list of features or None, got {type(given).__name__}")
     features: list[Feature] = []
     for entry in given:
-        if isinstance(entry, Sparse | Dense | Sequence):
+        if isinstance(entry, Feature):
             features.append(entry)
             continue
         arguments = dict(entry) if isinstance(entry, dict) else {}
         kind = arguments.pop("kind", None)
-        if kind not in _KINDS:
-            raise ConfigError(f"schema: {entry!r} must have a kind, one of {', '.join(_KINDS)}, and a name")
+        if kind not in FEATURE_TYPES:
+            raise ConfigError(f"schema: {entry!r} must have a kind, one of {', '.join(FEATURE_TYPES)}, and a name")
         try:
-            features.append(_KINDS[kind](**arguments))
+            features.append(FEATURE_TYPES[kind](**arguments))
         except TypeError as error:
             raise ConfigError(f"schema: {entry!r}: {error}") from None
     return Schema(tuple(features))
 
 
 def _kind(name: str, column: pd.Series) -> str:
-    if column.dtype == object:
-        known = column[column.map(lambda value: isinstance(value, list | tuple | np.ndarray))]
-        if len(known):
-            return "sequence"
-    if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
+    if column.dtype == object and column.map(lambda value: isinstance(value, list | tuple | np.ndarray)).any():
+        return "sequence"
+    if not is_number(column.dtype):
         return "sparse"
+    # A whole number is a quantity (age, price) as often as a category, so that its name decides
     whole = pd.api.types.is_integer_dtype(column)
     return "sparse" if whole and (name == "id" or name.endswith(("_id", "Id"))) else "dense"
-
-
-def _names(names: Iterable[Any]) -> str:
-    listed = [repr(str(name)) for name in names]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

@@ -1,7 +1,7 @@
 """What is predicted: binary, regression and count targets, each with a loss that leaves out unknown labels."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.source import require_columns
 from moeapps.recsys.moments import Moments, column_moments, merge_moments
 
 __all__ = ["TargetKind", "Targets", "task_losses"]
 
 TargetKind = Literal["binary", "regression", "count"]
-KINDS = ("binary", "regression", "count")
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 
 class Targets:
@@ -37,8 +38,8 @@ class Targets:
         for name, kind in kinds.items():
             if name not in names:
                 raise ConfigError(f"kinds: {name!r} is not a target; the targets are {', '.join(names)}")
-            if kind not in KINDS:
-                raise ConfigError(f"kinds: {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
+            if kind not in TARGET_KINDS:
+                raise ConfigError(f"kinds: {name!r} must be one of {', '.join(TARGET_KINDS)}, got {kind!r}")
         self.names, self.kinds = list(names), kinds
         self.classes: dict[str, list[Any]] = {}
         self.mean: list[float] = []
@@ -61,9 +62,8 @@ class Targets:
         values: dict[str, set[Any]] = {name: set() for name in self.names}
         moments: dict[str, Moments] = {}
         for frame in frames:
+            require_columns(self.names, frame.columns, "the frame", "targets")
             for name in self.names:
-                if name not in frame.columns:
-                    raise DataError(f"targets: the frame has no column {name!r}")
                 known = frame[name].dropna()
                 if len(values[name]) <= 2:
                     values[name].update(known.unique().tolist()[:3])
@@ -94,10 +94,9 @@ class Targets:
         Raises:
             DataError: If a column is missing, or holds what its kind cannot hold.
         """
+        require_columns(self.names, frame.columns, "the frame", "targets")
         labels = np.full((len(frame), len(self.names)), np.nan)
         for t, name in enumerate(self.names):
-            if name not in frame.columns:
-                raise DataError(f"targets: the frame has no column {name!r}")
             column = frame[name]
             if name in self.classes:
                 codes = {value: float(i) for i, value in enumerate(self.classes[name])}

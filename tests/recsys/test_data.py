@@ -106,7 +106,7 @@ def test_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
     data.parts["train"] = frame[:590]
     data.schema = Schema(data.schema.features, (), ("row",))
     data.setup("fit")
-    with pytest.raises(DataError, match="no column 'id', which row_id names"):
+    with pytest.raises(DataError, match="lacks the column 'id', which row_id names"):
         RankingData(frame, targets=["click"], schema=SCHEMA, row_id="id").setup("fit")
 
 
@@ -114,7 +114,7 @@ def test_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
     ("change", "message"),
     [
         ({"age": "abc"}, r"train.csv, record 302 .*column 'age': 'abc' is not a number"),
-        ({"item_id_history": "7"}, r"train.csv: column 'item_id_history' is a Sequence and holds 7 at row 300"),
+        ({"item_id_history": "7"}, r"train.csv: column 'item_id_history' is a SequenceFeature and holds 7 at row 300"),
         ({"click": "maybe"}, "train.csv: target 'click'"),
     ],
 )

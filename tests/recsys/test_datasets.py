@@ -57,7 +57,7 @@ def test_a_split_by_time_never_looks_ahead(data_folder):
     assert len(train) + len(val) + len(test) == len(frame)
     assert train["timestamp"].max() < val["timestamp"].min()
     assert val["timestamp"].max() < test["timestamp"].min()
-    with pytest.raises(DataError, match="no column 'when'"):
+    with pytest.raises(DataError, match="lacks the column 'when'"):
         time_split(frame, "when")
     with pytest.raises(DataError, match="leaves no validation row"):
         time_split(frame.assign(timestamp=np.arange(len(frame)) // 99_000), "timestamp")
@@ -93,7 +93,7 @@ def test_a_history_may_remember_only_some_rows():
     assert found["i_history"].tolist() == [[], [5], [5], [], [5, 6, 7]]
     found = add_history(frame, "u", "i", "t", max_history=1, where="click")
     assert found["i_history"].tolist() == [[], [5], [5], [], [7]]
-    with pytest.raises(DataError, match="no column 'when'"):
+    with pytest.raises(DataError, match="lacks the column 'when'"):
         add_history(frame, "u", "i", "when")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.recsys import Dense, Schema, Sequence, Sparse, TableEncoder
+from moeapps.recsys import DenseFeature, Schema, SequenceFeature, SparseFeature, TableEncoder
 from moeapps.recsys.encoder import FIRST, MISSING, PAD, UNKNOWN
 
 
@@ -31,13 +31,13 @@ def frame() -> pd.DataFrame:
 def test_a_schema_is_inferred(frame):
     schema = Schema.infer(frame, targets=["click"])
     assert schema.features == (
-        Sparse("user_id"),
-        Sparse("item_id"),
-        Sparse("city"),
-        Dense("age"),
-        Sparse("member"),
-        Sequence("item_id_history", shares="item_id"),
-        Sequence("tags"),
+        SparseFeature("user_id"),
+        SparseFeature("item_id"),
+        SparseFeature("city"),
+        DenseFeature("age"),
+        SparseFeature("member"),
+        SequenceFeature("item_id_history", shares="item_id"),
+        SequenceFeature("tags"),
     )
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
 
@@ -76,7 +76,7 @@ def test_a_missing_category_has_a_code_of_its_own(frame, value):
 
 
 def test_of_a_long_history_the_newest_entries_are_kept(frame):
-    schema = Schema([Sparse("item_id"), Sequence("item_id_history", "item_id", max_len=2)])
+    schema = Schema([SparseFeature("item_id"), SequenceFeature("item_id_history", "item_id", max_len=2)])
     rows = (
         TableEncoder(schema).fit(frame[["item_id", "item_id_history"]]).transform(frame[["item_id", "item_id_history"]])
     )
@@ -95,7 +95,7 @@ def test_the_order_of_columns_does_not_matter_and_others_are_named(frame):
 
 
 def test_hashed_categories_need_no_vocabulary_and_agree_in_every_process(frame):
-    schema = Schema([Sparse("city", hash=16), Sequence("tags", hash=8)])
+    schema = Schema([SparseFeature("city", hash=16), SequenceFeature("tags", hash=8)])
     part = frame[["city", "tags"]]
     encoder = TableEncoder(schema).fit(part)
     assert encoder.table_sizes == [FIRST + 16, FIRST + 8]
@@ -108,9 +108,9 @@ def test_hashed_categories_need_no_vocabulary_and_agree_in_every_process(frame):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"age": ["young", 1, 2, 3]}, "'age' is Dense and holds what is not a number: 'young'"),
+        ({"age": ["young", 1, 2, 3]}, "'age' is a DenseFeature and holds what is not a number: 'young'"),
         ({"age": [1, np.inf, 2, 3]}, "'age' is infinite at row 1"),
-        ({"item_id_history": ["10", [], [], []]}, "'item_id_history' is a Sequence and holds '10' at row 0"),
+        ({"item_id_history": ["10", [], [], []]}, "'item_id_history' is a SequenceFeature and holds '10' at row 0"),
         ({"city": [["Ulm"], "Bonn", "Bonn", "Bonn"]}, "'city' holds"),
     ],
 )
@@ -124,11 +124,11 @@ def test_what_a_column_cannot_hold_is_named(frame, change, message):
     ("make", "message"),
     [
         (lambda: Schema([]), "features is empty"),
-        (lambda: Schema([Sparse("a"), Dense("a")]), "'a' stands twice"),
-        (lambda: Schema([Sequence("s", shares="item")]), "shares 'item', which is not a Sparse feature"),
-        (lambda: Sequence("s", max_len=0), "max_len"),
-        (lambda: Sequence("s", shares="a", hash=5), "exclude each other"),
-        (lambda: Sparse("a", hash=0), "hash must be a whole number"),
+        (lambda: Schema([SparseFeature("a"), DenseFeature("a")]), "names the column 'a' twice"),
+        (lambda: Schema([SequenceFeature("s", shares="item")]), "shares 'item', which is not a SparseFeature"),
+        (lambda: SequenceFeature("s", max_len=0), "max_len"),
+        (lambda: SequenceFeature("s", shares="a", hash=5), "exclude each other"),
+        (lambda: SparseFeature("a", hash=0), "hash must be a whole number"),
     ],
 )
 def test_impossible_schemas_are_refused(make, message):
@@ -137,7 +137,20 @@ def test_impossible_schemas_are_refused(make, message):
 
 
 def test_infer_names_columns_that_are_not_there(frame):
-    with pytest.raises(DataError, match="no column 'buy'"):
+    with pytest.raises(DataError, match="lacks the column 'buy', which targets names"):
         Schema.infer(frame, targets=["buy"])
     with pytest.raises(DataError, match="at least one row"):
         Schema.infer(frame[:0])
+
+
+def test_old_names_of_features_warn_and_are_the_same_classes():
+    import moeapps.recsys
+    from moeapps.recsys import schema
+
+    for old, new in (("Sparse", SparseFeature), ("Dense", DenseFeature), ("Sequence", SequenceFeature)):
+        for module in (moeapps.recsys, schema):
+            with pytest.warns(DeprecationWarning, match=f"{old} is now called {new.__name__}"):
+                assert getattr(module, old) is new
+            assert old not in module.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Spares'"):
+        _ = moeapps.recsys.Spares

@@ -12,7 +12,15 @@ from sklearn.exceptions import NotFittedError
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.recsys import AWMoERanker, Dense, MultiTaskRanker, Schema, Sequence, Sparse, contrastive_loss
+from moeapps.recsys import (
+    AWMoERanker,
+    DenseFeature,
+    MultiTaskRanker,
+    Schema,
+    SequenceFeature,
+    SparseFeature,
+    contrastive_loss,
+)
 
 QUICK = {"max_epochs": 6, "batch_size": 128, "lr": 5e-3, "random_state": 0, "accelerator": "cpu"}
 
@@ -156,7 +164,7 @@ def test_impossible_targets_are_named(frame):
     model = MultiTaskRanker("mmoe", **QUICK)
     with pytest.raises(ConfigError, match="targets must be a list"):
         model.fit(frame, "click")
-    with pytest.raises(DataError, match="no column 'like'"):
+    with pytest.raises(DataError, match="lacks the column 'like', which targets names"):
         model.fit(frame, ["like"])
     with pytest.raises(DataError, match="'stay' is binary and has"):
         model.fit(frame, ["stay"], kinds={"stay": "binary"})
@@ -183,9 +191,24 @@ def test_a_ranker_with_history_learns_that_users_look_at_what_they_have_looked_a
 def test_a_history_must_be_there(frame):
     with pytest.raises(DataError, match="there is no history"):
         AWMoERanker(**QUICK).fit(frame[["item_id", "age", "click"]], "click")
-    schema = Schema([Sparse("item_id"), Dense("age"), Sequence("item_id_history", shares="item_id", max_len=4)])
+    schema = Schema(
+        [SparseFeature("item_id"), DenseFeature("age"), SequenceFeature("item_id_history", shares="item_id", max_len=4)]
+    )
     part = frame[["item_id", "age", "item_id_history", "click"]]
     assert AWMoERanker(schema=schema, **{**QUICK, "max_epochs": 1}).fit(part, "click").model_.sequence == 0
+
+
+def test_the_target_may_be_given_by_its_old_name(frame):
+    part = frame[["item_id", "item_id_history", "click"]][:200]
+    model = AWMoERanker(**{**QUICK, "max_epochs": 1})
+    expected = model.fit(part, targets="click").predict_proba(part)
+    with pytest.warns(DeprecationWarning, match="target= of AWMoERanker.fit is now called targets="):
+        pd.testing.assert_frame_equal(model.fit(part, target="click").predict_proba(part), expected)
+    pd.testing.assert_frame_equal(model.fit(part, ["click"]).predict_proba(part), expected)
+    with pytest.raises(ConfigError, match="give targets only"):
+        model.fit(part, "click", target="click")
+    with pytest.raises(ConfigError, match="targets must be a list with the name of at least one column"):
+        model.fit(part)
 
 
 @pytest.mark.parametrize(

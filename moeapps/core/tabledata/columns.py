@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.files import ColumnKind, kind_of
 
-__all__ = ["ColumnEncoder", "plain_value"]
+__all__ = ["ColumnEncoder", "is_number", "plain_value"]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Codes: a category not seen in training, a missing value, the first category."""
@@ -109,7 +109,7 @@ class ColumnEncoder:
     def _categorical(self, X: pd.DataFrame | NDArray[Any], wanted: str | Sequence[Any] | None) -> set[int]:
         frame = X if isinstance(X, pd.DataFrame) else None
         if isinstance(wanted, str) and wanted == "auto":
-            return set() if frame is None else {i for i, kind in enumerate(frame.dtypes) if not _is_number(kind)}
+            return set() if frame is None else {i for i, kind in enumerate(frame.dtypes) if not is_number(kind)}
         chosen = set()
         for entry in [] if wanted is None else list(wanted):
             if isinstance(entry, str) and entry in self.names:
@@ -123,7 +123,7 @@ class ColumnEncoder:
                 )
         if frame is not None:
             for i, kind in enumerate(frame.dtypes):
-                if i not in chosen and not _is_number(kind):
+                if i not in chosen and not is_number(kind):
                     raise ConfigError(f"column {self.names[i]!r} is {kind}: add it to categorical_features, or drop it")
         return chosen
 
@@ -154,7 +154,8 @@ class ColumnEncoder:
         return numbers
 
 
-def _is_number(kind: Any) -> bool:
+def is_number(kind: Any) -> bool:
+    """Whether a column of this dtype holds numbers; bool counts as a category."""
     return pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
 
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.files import ColumnKind, TableFile, TableWriter
+from moeapps.core.tabledata.files import ColumnKind, TableWriter
+from moeapps.core.tabledata.source import TableSource
 
 __all__ = ["TableModel", "label_columns", "predict_file", "predict_frame"]
 
@@ -53,11 +54,9 @@ def predict_file(
     kinds = model.column_kinds()
     if os.path.realpath(source) == os.path.realpath(output):
         raise ConfigError(f"{output} is the file to be predicted: name another one to write to")
-    table = TableFile(source, batch_rows, kinds)
+    table = TableSource(source, batch_rows, kinds)
     known = list(kinds) or [name for name in table.columns if name not in keep]
-    missing = [name for name in [*known, *keep] if name not in table.columns]
-    if missing:
-        raise DataError(f"{source} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing[:10]))}")
+    table.require([*known, *keep])
     with TableWriter(output) as writer:
         for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
             try:

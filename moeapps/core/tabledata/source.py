@@ -1,0 +1,128 @@
+"""A table that is learned from or scored, whether a frame or a file: in batches, its columns checked by name."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from moeapps.core.errors import DataError
+from moeapps.core.tabledata.files import ColumnKind, TableFile
+
+__all__ = ["Table", "TableSource", "listed", "require_columns"]
+
+Table = pd.DataFrame | str | os.PathLike[str]
+"""A frame, or the path of a CSV or Parquet file."""
+
+T = TypeVar("T")
+
+
+class TableSource:
+    """A frame or a file as batches of rows.
+
+    Parameters
+    ----------
+    table : DataFrame or path
+        A frame, which is one batch, or a ``.csv`` or ``.parquet`` file.
+    batch_rows : int, default 65,536
+        Rows of a file's batch, at most.
+    kinds : dict, optional
+        What columns of a CSV file hold; see :class:`~moeapps.core.tabledata.files.TableFile`.
+
+    Attributes
+    ----------
+    columns : list of str
+        Names of the columns.
+    is_file : bool
+        Whether it is a file.
+    name : str
+        What an error calls it: the path, or "the frame".
+
+    Raises
+    ------
+    DataError
+        If the table is neither a frame nor a path.
+    FileNotFoundError, FileFormatError
+        If there is no such file, or it is not a table.
+    """
+
+    def __init__(self, table: Table, batch_rows: int = 65_536, kinds: Mapping[str, ColumnKind] | None = None) -> None:
+        self._table: pd.DataFrame | TableFile
+        if isinstance(table, pd.DataFrame):
+            self._table, self.columns, self.name = table, list(table.columns), "the frame"
+        elif isinstance(table, str | os.PathLike):
+            self._table = TableFile(table, batch_rows, kinds)
+            self.columns, self.name = self._table.columns, str(self._table.path)
+        else:
+            raise DataError(f"frame must be a pandas DataFrame or the path of a file, got {type(table).__name__}")
+        self.is_file = isinstance(self._table, TableFile)
+
+    def count_rows(self) -> int:
+        """Number of rows; those of a CSV file are counted."""
+        return len(self._table) if isinstance(self._table, pd.DataFrame) else self._table.count_rows()
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The rows, in batches; all columns, or some of them.
+
+        Raises
+        ------
+        FileFormatError, DataError
+            As :meth:`~moeapps.core.tabledata.files.TableFile.batches`.
+        """
+        if isinstance(self._table, pd.DataFrame):
+            yield self._table if columns is None else self._table[columns]
+        else:
+            yield from self._table.batches(columns)
+
+    def require(self, names: Iterable[str], because: str = "") -> None:
+        """Raise :class:`DataError` if columns are missing; see :func:`require_columns`."""
+        require_columns(names, self.columns, self.name, because)
+
+    def named(self, work: Callable[[], T]) -> T:
+        """Return ``work()``; a :class:`DataError` about the content of a file starts with the file's name."""
+        try:
+            return work()
+        except DataError as error:
+            if self.is_file and not str(error).startswith(self.name):
+                raise DataError(f"{self.name}: {error}") from None
+            raise
+
+    def hashes(self, name: str) -> NDArray[np.uint64]:
+        """A hash of each value of a column, as text."""
+        parts = [pd.util.hash_array(frame[name].astype(str).to_numpy(dtype=object)) for frame in self.batches([name])]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+def require_columns(names: Iterable[str], present: Iterable[str], table: str, because: str = "") -> None:
+    """Check that a table has the columns that are needed.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Columns that are needed.
+    present : iterable of str
+        Columns that are there.
+    table : str
+        What the error calls the table.
+    because : str, optional
+        Where the names come from, such as ``"row_id"``.
+
+    Raises
+    ------
+    DataError
+        Naming up to ten columns that are missing.
+    """
+    there = set(present)
+    missing = [name for name in names if name not in there]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        reason = f", which {because} names" if because else ""
+        raise DataError(f"{table} lacks the column{plural} {listed(missing)}{reason}")
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """Names in quotation marks for an error, and how many more there are."""
+    quoted = [repr(str(name)) for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
