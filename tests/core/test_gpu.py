@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 DIM, EXPERTS = 32, 4
 ROUTERS = [entry.alias for entry in registry.entries("router")]
 BACKENDS = ["loop", "bmm", "grouped", "masked"]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # relative to the largest output
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 8e-3}  # relative to the largest output
 WAITS_NOT = [name for name in ROUTERS if name not in ("soft",)]
 
 
@@ -54,8 +54,9 @@ def test_outputs_and_gradients_are_those_of_the_cpu(router, backend, dtype):
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("router", WAITS_NOT)
 def test_a_dropless_training_step_never_waits_for_the_host(router):
-    layer = MoE(DIM, EXPERTS, router=make_router(router, DIM, EXPERTS, 2), backend="grouped").cuda()
-    x = torch.randn(64, DIM, device="cuda", requires_grad=True)
+    layer = MoE(DIM, EXPERTS, router=make_router(router, DIM, EXPERTS, 2), backend="grouped")
+    layer = layer.to("cuda", torch.bfloat16)
+    x = torch.randn(64, DIM, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def step() -> None:
         loss = layer(x).square().mean() + sum(layer.auxiliary_losses().values())
@@ -70,6 +71,7 @@ def test_a_dropless_training_step_never_waits_for_the_host(router):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch.compile's own look at autograd functions
 @pytest.mark.parametrize("router", ["topk", "topp", "shared", "null_experts"])
 def test_a_compiled_layer_gives_what_the_eager_one_gives(router):
     _, layer, x = layers(router, "grouped", torch.bfloat16)
@@ -86,6 +88,7 @@ def test_autocast_computes_experts_in_bfloat16_and_the_router_in_float32():
     assert_close(actual, reference(x), torch.bfloat16)
 
 
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # the first backward pass ran on another one
 def test_a_captured_graph_replays_forward_and_backward():
     layer = MoE(DIM, EXPERTS, 2, backend="grouped").to("cuda", torch.bfloat16)
     static = torch.randn(64, DIM, device="cuda", dtype=torch.bfloat16)
