@@ -1,7 +1,9 @@
 """The MoE layer: a router, dispatch, and experts."""
 
+import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,11 @@ class RoutedLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last_routing: Routing | None = None
+
+    @property
+    def routings(self) -> Sequence[Routing]:
+        """Routing of each call in the last forward pass: one, unless several blocks share the layer."""
+        return [] if self.last_routing is None else [self.last_routing]
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass, by name; empty before the first.
@@ -117,24 +124,36 @@ class MoE(RoutedLayer):
             hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
             experts = self.router.default_experts(hidden_dim) or ExpertMLP(dim, hidden_dim, num_experts)
         self.experts = experts
-        for name, part in (("router", self.router), ("experts", experts)):
-            if (part.dim, part.num_experts) != (dim, num_experts):
-                raise ConfigError(
-                    f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
-                    f"the layer for dim={dim}, num_experts={num_experts}"
-                )
-        for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
-            if factor is None:
-                continue
-            if not 0 < factor < math.inf:
-                raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
-            if not self.router.token_choice:
-                raise ConfigError(f"{name} has no meaning with {type(self.router).__name__}: leave it None")
         self.dim, self.num_experts = dim, num_experts
         self.backend: Backend = backend
         self.capacity_factor, self.overflow = capacity_factor, overflow
         self.eval_capacity_factor = eval_capacity_factor
         self.balance_weight, self.z_weight, self.penalty_weight = balance_weight, z_weight, penalty_weight
+        self._check_parts()
+
+    def rebuilt(self, *, router: Router | None = None, experts: Experts | None = None) -> Self:
+        """Copy of this layer with another router, other experts, or both.
+
+        Everything else is kept: arguments, the class and what a subclass holds. Surgery is built on it.
+
+        Parameters
+        ----------
+        router : Router, optional
+            Put into the copy as it is; a copy of this layer's router when None.
+        experts : Experts, optional
+            Put into the copy as they are; a copy of this layer's experts when None. Their number is the copy's E.
+
+        Raises
+        ------
+        ConfigError
+            If router and experts do not fit together.
+        """
+        # deepcopy takes what its memo holds as copied already
+        parts = {id(old): new for old, new in ((self.router, router), (self.experts, experts)) if new is not None}
+        layer = copy.deepcopy(self, parts)
+        layer.num_experts = layer.experts.num_experts
+        layer._check_parts()
+        return layer.train(self.training)
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
         """Mix the experts' outputs for tokens ``(..., d)``.
@@ -179,6 +198,23 @@ class MoE(RoutedLayer):
         """Let the router learn what it does not learn by gradient."""
         if self.last_routing is not None:
             self.router.update(self.last_routing, progress)
+
+    def _check_parts(self) -> None:
+        """Refuse a router, experts and capacities that do not fit together."""
+        for name, part in (("router", self.router), ("experts", self.experts)):
+            if (part.dim, part.num_experts) != (self.dim, self.num_experts):
+                raise ConfigError(
+                    f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
+                    f"the layer for dim={self.dim}, num_experts={self.num_experts}"
+                )
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            factor = getattr(self, name)
+            if factor is None:
+                continue
+            if not 0 < factor < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, got {factor!r}")
+            if not self.router.token_choice:
+                raise ConfigError(f"{name} has no meaning with {type(self.router).__name__}: leave it None")
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[-1] != self.dim:

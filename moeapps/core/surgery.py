@@ -18,7 +18,6 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import ExpertMLP, FeedForward, LowRankExpertMLP
 from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.layer import MoE
-from moeapps.core.routers import AutonomyRouter, AvgKRouter
 from moeapps.core.routers.merged import MergedRouter
 
 __all__ = [
@@ -127,12 +126,11 @@ def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 
     def prune(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
         check_top_k(num_experts, layer.num_experts, "num_experts")
-        always = getattr(layer.router, "num_shared", 0)
         score = _use(use, name).weight.clone()
-        score[:always] = torch.inf
+        score[: layer.router.always_on] = torch.inf
         kept = score.topk(num_experts).indices.sort().values.tolist()
         experts = _sliced(layer, [[e] for e in kept], lambda group: _stack_of(layer.experts, group))
-        pruned = _rebuilt(layer, layer.router.subset(kept), experts)
+        pruned = layer.rebuilt(router=layer.router.restricted(kept), experts=experts)
         return pruned, _report(layer, pruned, [(e,) for e in kept])
 
     return _operate(model, prune)
@@ -158,8 +156,6 @@ def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 
     def merge(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
         check_top_k(num_experts, layer.num_experts, "num_experts")
-        if isinstance(layer.router, AvgKRouter | AutonomyRouter):
-            raise ConfigError(f"{type(layer.router).__name__} asks each expert itself: its experts cannot be merged")
         found = _use(use, name)
         heads = found.weight.topk(num_experts).indices.tolist()
         groups = [[head] for head in heads]
@@ -181,8 +177,9 @@ def regroup(layer: MoE, groups: Sequence[Sequence[int]], weight: Tensor | None =
         weight: ``(E,)`` how much each old expert counts; all alike when None.
     """
     use = torch.ones(layer.num_experts, dtype=torch.float64) if weight is None else weight
+    router = MergedRouter(copy.deepcopy(layer.router), groups)
     experts = _sliced(layer, groups, lambda group: _averaged(layer.experts, group, use))
-    return _rebuilt(layer, MergedRouter(copy.deepcopy(layer.router), groups), experts)
+    return layer.rebuilt(router=router, experts=experts)
 
 
 def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerReport]]:
@@ -224,7 +221,7 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
             if e.bias1 is not None and e.bias2 is not None:
                 experts.bias1.copy_(e.bias1)  # type: ignore[union-attr]
                 experts.bias2.copy_(e.bias2)  # type: ignore[union-attr]
-        compressed = _rebuilt(layer, copy.deepcopy(layer.router), experts)
+        compressed = layer.rebuilt(router=layer.router, experts=experts)  # layers that share a router still do
         groups = [(i,) for i in range(layer.num_experts)]
         return compressed, _report(layer, compressed, groups, float(torch.cat(errors).mean()))
 
@@ -339,11 +336,12 @@ def _operate(
     reports = {}
     for name, layer in _layers(result).items():
         new, reports[name] = operation(name, layer)
-        new.train(layer.training)
         if name == "":
             return cast(Model, new), reports
-        parent, _, last = name.rpartition(".")
-        setattr(result.get_submodule(parent), last, new)
+        for parent in list(result.modules()):  # several blocks may share the layer
+            for child, module in parent._modules.items():
+                if module is layer:
+                    setattr(parent, child, new)
     return result, reports
 
 
@@ -414,21 +412,6 @@ def _sliced(layer: MoE, groups: Sequence[Sequence[int]], make: Callable[[Sequenc
     for name in dict(experts.named_parameters()):
         setattr(new, name, nn.Parameter(torch.stack([tensors[name] for tensors in made])))
     return new
-
-
-def _rebuilt(layer: MoE, router: nn.Module, experts: Any) -> MoE:
-    return MoE(
-        layer.dim,
-        experts.num_experts,
-        router=router,  # type: ignore[arg-type]
-        experts=experts,
-        backend=layer.backend,
-        capacity_factor=layer.capacity_factor,
-        overflow=layer.overflow,
-        balance_weight=layer.balance_weight,
-        z_weight=layer.z_weight,
-        penalty_weight=layer.penalty_weight,
-    )
 
 
 def _report(

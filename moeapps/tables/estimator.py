@@ -24,7 +24,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
-from moeapps.core.routers import router_class
+from moeapps.core.routers import Router, make_router, router_class
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
@@ -400,8 +400,8 @@ class TabularEstimator(LightningEstimator):
         """
         pruned = self._operated()
         pruned.model_, _ = prune_experts(self.model_, num_experts, self._use(X))
-        router = next(m.router for m in pruned.model_.modules() if isinstance(m, MoE))
-        return pruned.set_params(num_experts=num_experts, top_k=getattr(router, "top_k", self.top_k))
+        block: MoE = pruned.model_.blocks[0]  # type: ignore[assignment]
+        return pruned.set_params(num_experts=num_experts, **self._router_params(block.router))
 
     def merge(self, num_experts: int, X: Any) -> Self:
         """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
@@ -412,6 +412,15 @@ class TabularEstimator(LightningEstimator):
         merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X))
         merged.merged_ = [[list(group) for group in report.groups] for report in reports.values()]
         return merged
+
+    def _router_params(self, router: Router) -> dict[str, Any]:
+        """``top_k`` and ``router_args`` from which this router would be made again."""
+        now = router.arguments()
+        top_k, args = now.get("top_k", self.top_k), dict(self.router_args or {})
+        plain = make_router(self.router, router.dim, router.num_experts, top_k).arguments()
+        changed = {name for name in now if name != "top_k" and now[name] != plain[name]}
+        args |= {name: now[name] for name in now if name in changed or name in args}
+        return {"top_k": top_k, "router_args": args or self.router_args}
 
     def _operated(self) -> Self:
         check_is_fitted(self, "model_")

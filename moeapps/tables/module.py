@@ -10,7 +10,7 @@ from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
-from moeapps.core.routers import ThorRouter
+from moeapps.core.routers import Router
 from moeapps.tables.network import TabularMoE
 
 __all__ = ["TabularModule"]
@@ -19,7 +19,8 @@ __all__ = ["TabularModule"]
 class TabularModule(MoEModule):
     r"""Weighted cross-entropy or squared error, :math:`\sum_n w_n l_n / \sum_n w_n`, plus the routers' losses.
 
-    With a :class:`~moeapps.core.routers.ThorRouter` every step draws its experts twice and adds their consistency loss.
+    Where a router asks for two draws per step (:class:`~moeapps.core.routers.ThorRouter`), both outputs are trained and
+    their consistency loss is added.
 
     Args:
         model: The network.
@@ -47,16 +48,17 @@ class TabularModule(MoEModule):
         if lr == 0:
             raise ConfigError("lr must be above 0, got 0")
         self.model, self.task, self.lr, self.weight_decay, self.schedule = model, task, lr, weight_decay, schedule
-        routers = [module for module in model.modules() if isinstance(module, ThorRouter)]
+        routers = [module for module in model.modules() if isinstance(module, Router)]
         self.optimizer_state: dict[str, Any] | None = None  # what an earlier training left, for one that goes on
-        self.consistency_weight = max((router.consistency_weight for router in routers), default=0.0)
+        self.draws_per_step = max(router.draws_per_step for router in routers)
+        self.consistency_weight = max(router.consistency_weight for router in routers)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch ``(numbers, codes, target, weight)``."""
         numbers, codes, target, weight = batch
         out = self.model(numbers, codes)
         terms = {"task": self.task_loss(out, target, weight)}
-        if self.consistency_weight > 0:
+        if self.draws_per_step == 2:
             again = self.model(numbers, codes)
             terms["task"] = 0.5 * (terms["task"] + self.task_loss(again, target, weight))
             if self.task == "classification":

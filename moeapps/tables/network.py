@@ -124,7 +124,7 @@ class TabularMoE(nn.Module):
         self.project = nn.Linear(width, dim)
 
         def made() -> Any:
-            return make_router(router, dim, num_experts, top_k, **(router_args or {}))
+            return make_router(router, dim, num_experts, **{"top_k": top_k, **(router_args or {})})
 
         shared = made() if share_router else None
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_blocks))

@@ -24,7 +24,7 @@ from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.folders import find_images, read_images
 from moeapps.vision.images import ImageSpec, as_images, to_float
 from moeapps.vision.module import AUGMENTATIONS, FAMILIES, SIZES, ImageModule, ImageModuleConfig
-from moeapps.vision.widenet import SharedMoE, VisionMoEConfig
+from moeapps.vision.widenet import VisionMoEConfig
 
 __all__ = ["WideNetClassifier"]
 
@@ -332,13 +332,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if not layers:
             raise ConfigError(f"model={self.model!r} has no experts")
         module(images)
-        first = layers[0]
-        routings = first.routings if isinstance(first, SharedMoE) else [found.last_routing for found in layers]
+        routings = [routing for found in layers for routing in found.routings]
         if not -len(routings) <= layer < len(routings):
             raise ConfigError(f"layer must be below the {len(routings)} blocks with experts, got {layer}")
-        routing = routings[layer]
-        assert routing is not None
-        return routing
+        return routings[layer]
 
 
 def _largest(images: Tensor) -> float:

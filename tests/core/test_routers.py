@@ -28,6 +28,7 @@ from moeapps.core import (
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers.topk import sparsemixer
 from moeapps.core.routing import Routing
+from tests.core.dense import ROUTERS
 
 
 def per_token(routing: Routing) -> torch.Tensor:
@@ -353,3 +354,22 @@ def test_losses_see_the_structure_of_the_routing():
         sharp.weight.copy_(50 * torch.eye(4))
     assert float(mutual_information(sharp(torch.eye(4))).detach()) == pytest.approx(torch.tensor(4.0).log().item())
     assert float(mutual_information(one_sided(x)).detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_routers_answer_what_their_callers_need():
+    routers = {name: make_router(name, 8, 4) for name in ROUTERS}
+    unmergeable = {name for name, router in routers.items() if not router.mergeable}
+    assert unmergeable == {"avg_k", "autonomy", "expert_choice", "soft"}
+    assert {name: router.always_on for name, router in routers.items() if router.always_on} == {"shared": 1}
+    assert {name for name, router in routers.items() if router.draws_per_step != 1} == {"thor"}
+    assert make_router("thor", 8, 4, consistency_weight=0.0).draws_per_step == 1
+    for name, router in routers.items():
+        again = make_router(name, 8, 4, **router.arguments())
+        assert again.arguments() == router.arguments()
+
+
+def test_subset_is_a_deprecated_name_of_restricted():
+    router = make_router("topk", 8, 4)
+    with pytest.warns(DeprecationWarning, match=r"use Router\.restricted"):
+        old = router.subset([2, 0])
+    torch.testing.assert_close(old.weight, router.restricted([2, 0]).weight)

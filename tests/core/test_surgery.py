@@ -1,5 +1,7 @@
 """Pruning, merging, compressing, growing: on small layers exactly, and on a classifier trained on real digits."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,17 @@ import moeapps
 from moeapps import MoEClassifier
 from moeapps.core import ExpertList, ExpertMLP, FeedForward, MoE, make_router
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.experts import LowRankExpertMLP
 from moeapps.core.surgery import (
     compress_experts,
     measure_use,
     merge_experts,
     merge_to_dense,
     prune_experts,
+    regroup,
     upcycle,
 )
+from moeapps.vision.widenet import SharedMoE, WideNet
 from tests.core.dense import make
 
 
@@ -95,6 +100,84 @@ def test_dropping_unused_experts_changes_nothing(router):
     if router in ("hash", "topk", "avg_k", "autonomy", "shared"):  # whose weights do not count the experts not chosen
         torch.testing.assert_close(y, expected)
     assert y.shape == expected.shape
+
+
+ARGUMENTS = {
+    "backend": "loop", "capacity_factor": 1.5, "overflow": "next_best", "eval_capacity_factor": 1.25,
+    "balance_weight": 0.02, "z_weight": 0.003, "penalty_weight": 0.4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", [MoE, SharedMoE])
+@pytest.mark.parametrize("operation", ["prune", "merge", "regroup", "compress"])
+def test_surgery_keeps_every_argument_and_the_class_of_a_layer(cls, operation):
+    """A later argument of the constructor is compared too: nothing here names them."""
+    layer = cls(8, 4, 2, 12, **ARGUMENTS).eval()
+    x = torch.randn(2, 5, 8)
+    use = measure_use(layer, [x])
+    new = {
+        "prune": lambda: prune_experts(layer, 3, use)[0],
+        "merge": lambda: merge_experts(layer, 3, use)[0],
+        "regroup": lambda: regroup(layer, [[0, 1], [2], [3]]),
+        "compress": lambda: compress_experts(layer, 2)[0],
+    }[operation]()
+    assert type(new) is cls
+    kept = set(inspect.signature(MoE).parameters) - {"num_experts", "top_k", "hidden_dim", "router", "experts"}
+    assert {name: getattr(new, name) for name in kept} == {name: getattr(layer, name) for name in kept}
+    assert {name: getattr(new, name) for name in ARGUMENTS} == ARGUMENTS
+    assert new.num_experts == new.router.num_experts == new.experts.num_experts == (4 if operation == "compress" else 3)
+    assert not new.training
+    assert new(x).shape == x.shape
+    assert len(new.routings) == 1
+    assert {id(p) for p in new.parameters()}.isdisjoint(id(p) for p in layer.parameters())
+
+
+def test_a_wide_net_runs_after_surgery():
+    torch.manual_seed(0)
+    model = WideNet(img_size=8, patch_size=4, in_chans=1, embed_dim=8, depth=3, num_heads=2, num_classes=3).eval()
+    images = torch.randn(4, 1, 8, 8)
+    use = measure_use(model, [images])
+    for smaller, report in (prune_experts(model, 3, use), merge_experts(model, 2, use), compress_experts(model, 4)):
+        assert smaller(images).shape == (4, 3)
+        assert len(smaller.moe.routings) == 3  # one per block
+        assert set(report) == {"shared.moe"}
+        assert smaller.moe.num_experts == report["shared.moe"].experts_after
+
+
+def test_a_layer_that_two_parents_share_is_replaced_in_both_and_a_shared_router_stays_one():
+    layer, router = MoE(8, 4), make_router("topk", 8, 4)
+    twice = nn.Sequential(nn.Sequential(layer), nn.Sequential(layer))
+    compressed, _ = compress_experts(twice, 2)
+    assert compressed[0][0] is compressed[1][0]
+    assert isinstance(compressed[0][0].experts, LowRankExpertMLP)
+    omni = nn.Sequential(MoE(8, 4, router=router), MoE(8, 4, router=router))
+    compressed, _ = compress_experts(omni, 2)
+    assert compressed[0].router is compressed[1].router
+
+
+def test_a_layer_is_rebuilt_with_parts_that_fit_only():
+    layer = MoE(8, 4, capacity_factor=1.0)
+    router = make_router("topp", 8, 4)
+    assert layer.rebuilt(router=router).router is router
+    assert layer.rebuilt(experts=layer.experts).router is not layer.router
+    with pytest.raises(ConfigError, match="router is built for dim=8, num_experts=3"):
+        layer.rebuilt(router=make_router("topk", 8, 3))
+    with pytest.raises(ConfigError, match="capacity_factor has no meaning with ExpertChoiceRouter"):
+        layer.rebuilt(router=make_router("expert_choice", 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("router", "args"), [("null_experts", None), ("topp", {"max_experts": 6}), ("smoe_dropout", {"end_k": 6})]
+)
+def test_a_pruned_estimator_loads_again_where_arguments_of_its_router_depend_on_the_experts(router, args, tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3))
+    model = MoEClassifier(router=router, router_args=args, dim=8, num_blocks=1, max_epochs=1, random_state=0)
+    pruned = model.fit(X, X[:, 0] > 0).prune(4, X)
+    pruned.save(tmp_path / "model.safetensors")
+    twin = moeapps.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(twin.predict_proba(X), pruned.predict_proba(X))
+    assert model.router_args == args
 
 
 def test_bilevel_experts_are_not_pruned():
@@ -212,7 +295,7 @@ def test_what_cannot_be_operated_on_is_refused(trained, digits):
         measure_use(layer, [])
     asking = make("avg_k")
     use_of_asking = measure_use(asking, [x])
-    with pytest.raises(ConfigError, match="asks each expert itself"):
+    with pytest.raises(ConfigError, match="does not choose by scores of its own"):
         merge_experts(asking, 2, use_of_asking)
     modules = MoE(8, 2, experts=ExpertList([nn.Linear(8, 8), nn.Linear(8, 8)], dim=8))
     their_use = measure_use(modules, [x])
@@ -222,4 +305,4 @@ def test_what_cannot_be_operated_on_is_refused(trained, digits):
     with pytest.raises(ConfigError, match="merged already"):
         merged.merge(4, digits[0])
     with pytest.raises(ConfigError, match="the shared experts"):
-        make_router("shared", 8, 4).subset([2, 3])
+        make_router("shared", 8, 4).restricted([2, 3])

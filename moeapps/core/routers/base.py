@@ -1,6 +1,8 @@
 """What every router is: tokens in, one routing out, computed in float32 or better."""
 
 import copy
+import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -41,8 +43,11 @@ class Router(nn.Module):
         mixes_tokens: Whether, in training, tokens of one batch influence each other's routing. Such a router cannot
             learn from a stream one row at a time.
         token_choice: Whether tokens choose experts, so that a capacity can be set.
-        per_expert: Names of the tensors with one row per expert, for :meth:`subset`; None where experts cannot be
+        scores_itself: Whether the scores come from the tokens and the router alone, not from the experts.
+        per_expert: Names of the tensors with one row per expert, for :meth:`restricted`; None where experts cannot be
             taken out.
+        always_on: Number of experts that take every token. They come first.
+        consistency_weight: Factor of the loss that makes the outputs of several draws agree.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -50,13 +55,35 @@ class Router(nn.Module):
 
     mixes_tokens: ClassVar[bool] = False
     token_choice: ClassVar[bool] = True
+    scores_itself: ClassVar[bool] = True
     per_expert: ClassVar[tuple[str, ...] | None] = None
+    consistency_weight: float = 0.0
 
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
         check_sizes(dim=dim, num_experts=num_experts)
         self.dim = dim
         self.num_experts = num_experts
+
+    @property
+    def always_on(self) -> int:
+        """Number of experts that take every token."""
+        return 0
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether experts can be merged behind this router: it goes on choosing among the old ones."""
+        return self.token_choice and self.scores_itself
+
+    @property
+    def draws_per_step(self) -> int:
+        """Forward passes of a training step: two where the outputs of two random draws are compared."""
+        return 2 if self.consistency_weight > 0 else 1
+
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments beside ``dim`` and ``num_experts``, as they are now; those kept as attributes."""
+        names = set(inspect.signature(type(self)).parameters) - {"dim", "num_experts"}
+        return {name: getattr(self, name) for name in sorted(names) if hasattr(self, name)}
 
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """Score experts: ``(N, d)`` to ``(N, E)`` or more, in the dtype of ``x``.
@@ -122,17 +149,29 @@ class Router(nn.Module):
             progress: Fraction of the training that is done, 0 to 1.
         """
 
-    def subset(self, experts: Sequence[int]) -> Self:
-        """Copy of this router that knows only some of its experts, in the given order.
+    def restricted(self, kept: Sequence[int]) -> Self:
+        """Copy of this router over some of its experts only.
 
-        Raises:
-            ConfigError: If experts cannot be taken out of this kind of router.
+        Parameters
+        ----------
+        kept : sequence of int
+            The experts, in their new order.
+
+        Raises
+        ------
+        ConfigError
+            If experts cannot be taken out of this kind of router.
         """
         if self.per_expert is None:
             raise ConfigError(f"experts cannot be taken out of a {type(self).__name__}")
-        return self._subset({name: list(experts) for name in self.per_expert}, len(experts))
+        return self._with_rows({name: list(kept) for name in self.per_expert}, len(kept))
 
-    def _subset(self, rows: dict[str, list[int]], num_experts: int) -> Self:
+    def subset(self, experts: Sequence[int]) -> Self:
+        """Deprecated name of :meth:`restricted`."""
+        warnings.warn("Router.subset is deprecated: use Router.restricted", DeprecationWarning, stacklevel=2)
+        return self.restricted(experts)
+
+    def _with_rows(self, rows: dict[str, list[int]], num_experts: int) -> Self:
         """Copy with these rows of these tensors, and k no larger than the number of experts."""
         copied = copy.deepcopy(self)
         for name, chosen in rows.items():

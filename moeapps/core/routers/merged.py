@@ -22,7 +22,7 @@ class MergedRouter(Router):
         groups: For each new expert the old ones that it was made of; together they are 0 to E - 1.
 
     Raises:
-        ConfigError: If the groups are not a partition, or the router does not let tokens choose.
+        ConfigError: If the groups are not a partition, or the router is not :attr:`~Router.mergeable`.
     """
 
     group: Tensor
@@ -31,11 +31,13 @@ class MergedRouter(Router):
         super().__init__(router.dim, len(groups))
         if sorted(e for group in groups for e in group) != list(range(router.num_experts)):
             raise ConfigError(f"groups must hold each of the {router.num_experts} experts once, got {groups}")
-        if not router.token_choice:
-            raise ConfigError(f"experts of a {type(router).__name__} cannot be merged: its tokens do not choose")
+        if not router.mergeable:
+            raise ConfigError(
+                f"experts of a {type(router).__name__} cannot be merged: it does not choose by scores of its own"
+            )
         self.router = router
-        place = [next(g for g, group in enumerate(groups) if e in group) for e in range(router.num_experts)]
-        self.register_buffer("group", torch.tensor([*place, len(groups)]))
+        new = [next(g for g, group in enumerate(groups) if e in group) for e in range(router.num_experts)]
+        self.register_buffer("group", torch.tensor([*new, len(groups)]))
 
     def forward(
         self, x: Tensor, *, experts: nn.Module | None = None, ids: Tensor | None = None, sample_size: int = 1
@@ -54,7 +56,3 @@ class MergedRouter(Router):
             dropped=old.dropped,
             details=old.details,
         )
-
-    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of the old router that do not count its experts; balance is over the merged ones."""
-        return super().losses(routing, token_weight)

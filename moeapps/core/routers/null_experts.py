@@ -61,11 +61,11 @@ class NullExpertsRouter(Router):
             details={"every": every, "chosen": expert},
         )
 
-    def subset(self, experts: Sequence[int]) -> Self:
+    def restricted(self, kept: Sequence[int]) -> Self:
         """Copy with some of the real experts and all null experts."""
         null = range(self.num_experts, self.num_experts + self.num_null)
-        copied = self._subset({"weight": [*experts, *null]}, len(experts))
-        copied.top_k = min(self.top_k, len(experts) + self.num_null)
+        copied = self._with_rows({"weight": [*kept, *null]}, len(kept))
+        copied.top_k = min(self.top_k, len(kept) + self.num_null)
         return copied
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ class _SelfScoring(Router):
     """Softmax over the experts' own scores, then the k most probable ones with weights that sum to 1."""
 
     per_expert = ()
+    scores_itself = False
 
     def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
         super().__init__(dim, num_experts)

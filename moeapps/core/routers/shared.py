@@ -82,16 +82,21 @@ class SharedExpertsRouter(Router):
             valid=valid,
         )
 
-    def subset(self, experts: Sequence[int]) -> Self:
+    @property
+    def always_on(self) -> int:
+        """The shared experts."""
+        return self.num_shared
+
+    def restricted(self, kept: Sequence[int]) -> Self:
         """Copy with all shared experts and some of the routed ones.
 
         Raises:
             ConfigError: If a shared expert is left out, or no routed one is left.
         """
-        shared, routed = list(range(self.num_shared)), [e - self.num_shared for e in experts[self.num_shared :]]
-        if list(experts[: self.num_shared]) != shared or not routed:
+        shared, routed = list(range(self.num_shared)), [e - self.num_shared for e in kept[self.num_shared :]]
+        if list(kept[: self.num_shared]) != shared or not routed:
             raise ConfigError(f"the shared experts {shared} and at least one routed expert have to stay")
-        copied = self._subset({"weight": routed, "balance_bias": routed}, len(experts))
+        copied = self._with_rows({"weight": routed, "balance_bias": routed}, len(kept))
         copied.top_k = min(self.top_k, len(routed))
         return copied
 

@@ -111,9 +111,9 @@ class SoftRouter(Router):
                 share=share,
             )
 
-    def subset(self, experts: Sequence[int]) -> Self:
+    def restricted(self, kept: Sequence[int]) -> Self:
         """Copy with the slots of some of the experts."""
-        return self._subset({"weight": [e * self.slots + s for e in experts for s in range(self.slots)]}, len(experts))
+        return self._with_rows({"weight": [e * self.slots + s for e in kept for s in range(self.slots)]}, len(kept))
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """None: every expert gets the same number of slots."""
