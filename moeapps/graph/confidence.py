@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
-from moeapps.graph.dispersion import DISPERSIONS
+from moeapps.graph.dispersion import DISPERSIONS, Dispersion
 
 __all__ = ["CONFIDENCES", "Confidence", "ConfidenceMode", "ConfidenceOutput"]
 
@@ -89,7 +89,7 @@ class Confidence(nn.Module):
     def __init__(
         self,
         mode: ConfidenceMode = "learned",
-        dispersion: Literal["variance", "entropy"] = "variance",
+        dispersion: Dispersion = "variance",
         alpha: float = 1.0,
         hidden_channels: int = 16,
         monotone: bool = False,

@@ -5,13 +5,16 @@ part of [0, 1]; :class:`~moeapps.graph.confidence.Confidence` takes logits and d
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["DISPERSIONS", "entropy_dispersion", "variance_dispersion"]
+__all__ = ["DISPERSIONS", "Dispersion", "entropy_dispersion", "variance_dispersion"]
+
+Dispersion = Literal["variance", "entropy"]
 
 
 def variance_dispersion(probabilities: Tensor) -> Tensor:

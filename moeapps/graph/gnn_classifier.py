@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from moeapps.core.config import config_from
 from moeapps.graph.conditional import run_on_nodes
 from moeapps.graph.measures import Monitor
-from moeapps.graph.networks import make_network
+from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.node_classifier import NodeClassifier
-from moeapps.graph.node_module import GNNModule
+from moeapps.graph.node_module import GNNConfig, GNNModule
 
 __all__ = ["GNNClassifier"]
 
@@ -121,17 +122,11 @@ class GNNClassifier(NodeClassifier):
         self.random_state = random_state
 
     def _make_module(self, class_weight: Any) -> GNNModule:
-        return GNNModule(
-            network=copy.deepcopy(self.network),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            monitor=self.monitor,
-            class_weight=class_weight,
+        network = copy.deepcopy(self.network)
+        module: GNNModule = GNNModule.from_config(
+            config=config_from(GNNConfig, self, network=network, class_weight=class_weight)
         )
+        return module
 
     def _stopping(self) -> dict[str, Any]:
         return {"monitor": "val/score", "mode": "max"}
@@ -144,12 +139,4 @@ class GNNClassifier(NodeClassifier):
         return logits.log_softmax(-1)
 
     def _build_model(self) -> nn.Module:
-        return make_network(
-            self.network,
-            self.n_features_in_,
-            len(self.classes_),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-        )
+        return build_network(self.network, self.n_features_in_, len(self.classes_), config_from(NetworkConfig, self))

@@ -1,6 +1,7 @@
 """The LightningModule of Mowst: what each stage trains, on which nodes, and how it is scored."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -8,22 +9,67 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.config import takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes, run_on_nodes
-from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.dispersion import variance_dispersion
 from moeapps.graph.measures import MONITORS, Monitor, confidence_curves, measure
-from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, MowstOutput, Variant, chain_names
+from moeapps.graph.mowst import INFERENCES, VARIANTS, Inference, Mowst, MowstConfig, MowstOutput, chain_names
 from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
 
-__all__ = ["MowstModule"]
+__all__ = ["GateFit", "MowstModule", "MowstTraining"]
+
+GateFit = Literal["holdout", "train"]
 
 GATE_STEPS = 10
 """Steps per epoch while nothing but the gates is fitted, on logits that do not change."""
+
+
+@dataclass(frozen=True)
+class MowstTraining:
+    """How Mowst is trained, and how it predicts.
+
+    Parameters
+    ----------
+    gate_fit : {"holdout", "train"}, default "holdout"
+        Nodes that the gate is fitted on: validation nodes, or training nodes as in the paper's released code.
+    pretrain : {"both", "weak", "strong", "none"}, default "both"
+        Experts that are first trained alone; ``"both"`` means all.
+    patience : int, default 40
+        Epochs without improvement that end a stage.
+    round_patience : int, default 2
+        Rounds without improvement that end training in turns.
+    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default "accuracy"
+        Validation score that selects; ties are decided by the loss.
+    class_weight : "balanced", list of float or None, default None
+        Weight of each class in the loss: inversely proportional to its frequency, one number per class, or 1.
+    lr : float, default 0.01
+        Learning rate of Adam for the experts.
+    lr_gate : float or None, default None
+        Learning rate for the gate; ``lr`` when None.
+    weight_decay : float, default 5e-4
+        L2 penalty of Adam.
+    inference : {"mix", "cascade", "threshold", "sample"}, default "mix"
+        How the model predicts; see :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
+    threshold : float, default 0.5
+        Confidence at which a node stops, for ``inference="threshold"`` and ``"cascade"``.
+    """
+
+    gate_fit: GateFit = "holdout"
+    pretrain: Pretrain = "both"
+    patience: int = 40
+    round_patience: int = 2
+    monitor: Monitor = "accuracy"
+    class_weight: list[float] | Literal["balanced"] | None = None
+    lr: float = 0.01
+    lr_gate: float | None = None
+    weight_decay: float = 5e-4
+    inference: Inference = "mix"
+    threshold: float = 0.5
 
 
 class MowstModule(NodeModule):
@@ -40,108 +86,54 @@ class MowstModule(NodeModule):
     or alternating weak and strong turns. When it is done it stops the Trainer, with the best state restored.
 
     Args:
-        variant: ``"mowst"`` (in turns) or ``"mowst_star"`` (joint).
-        strong: A name that :func:`~moeapps.graph.networks.make_network` knows (``"gcn"``, ``"sage"``, ``"gat"``, ...),
-            or any module with ``forward(x, edge_index)``.
-        weak: ``"mlp"`` or a module with ``forward(x)``.
-        medium: None, or one or several networks between weak and strong, in the order of their cost.
-        hidden_channels: Width of the hidden layers of all experts.
-        num_layers: Layers of all experts.
-        dropout: Dropout probability of all experts.
-        norm: Norm after each hidden layer, ``"batch_norm"`` or None.
-        confidence: ``"learned"``, ``"learned+x"``, ``"hyper"`` or ``"given"``; see
-            :class:`~moeapps.graph.confidence.Confidence`.
-        dispersion: ``"variance"`` or ``"entropy"``, for the given confidence.
-        alpha: Exponent of the given confidence.
-        gate_channels: Hidden width of the learned confidence.
-        monotone: Whether the learned confidence never falls when the dispersion rises.
-        detach_confidence: Whether the weak expert is kept from feeling the confidence it causes.
-        gate_fit: ``"holdout"`` fits the gate on validation nodes, ``"train"`` on training nodes.
-        pretrain: Which experts are first trained alone: ``"none"``, ``"weak"``, ``"strong"`` or ``"both"`` (all).
-        patience: Epochs without improvement that end a stage.
-        round_patience: Rounds without improvement that end training in turns.
-        monitor: What validation nodes select by: ``"accuracy"``, ``"auc"`` or ``"macro_f1"`` (ties decided by the
-            loss), or ``"loss"``.
-        class_weight: How much a node of each class counts in the loss: ``"balanced"`` (inversely to how often the class
-            occurs), one number per class, or None.
-        lr: Learning rate of Adam for the experts.
-        lr_gate: Learning rate for the gate; ``lr`` when None.
-        weight_decay: L2 penalty.
-        inference: How the model predicts; see :meth:`Mowst.cascade <moeapps.graph.Mowst.cascade>`.
-        threshold: For ``inference="threshold"`` and ``"cascade"``.
         in_channels: Features per node; taken from the data when None.
         out_channels: Classes; taken from the data when None.
+
+    Further arguments are the fields of :class:`~moeapps.graph.mowst.MowstConfig` and :class:`MowstTraining`.
 
     Raises:
         ConfigError: If an argument is impossible.
     """
 
+    @takes(MowstConfig, MowstTraining, first=("variant", "strong", "weak", "medium"))
     def __init__(
         self,
-        variant: Variant = "mowst_star",
-        strong: str | nn.Module = "gcn",
-        weak: str | nn.Module = "mlp",
-        medium: str | nn.Module | list[str] | None = None,
-        hidden_channels: int = 64,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-        norm: str | None = "batch_norm",
-        confidence: ConfidenceMode = "learned",
-        dispersion: Literal["variance", "entropy"] = "variance",
-        alpha: float = 1.0,
-        gate_channels: int = 16,
-        monotone: bool = False,
-        detach_confidence: bool = False,
-        gate_fit: Literal["holdout", "train"] = "holdout",
-        pretrain: Pretrain = "both",
-        patience: int = 40,
-        round_patience: int = 2,
-        monitor: Monitor = "accuracy",
-        class_weight: list[float] | Literal["balanced"] | None = None,
-        lr: float = 0.01,
-        lr_gate: float | None = None,
-        weight_decay: float = 5e-4,
-        inference: Inference = "mix",
-        threshold: float = 0.5,
+        config: MowstConfig,
+        training: MowstTraining,
         in_channels: int | None = None,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        modules = {"strong": strong, "weak": weak, "medium": medium}
-        self.save_hyperparameters(ignore=[name for name, value in modules.items() if isinstance(value, nn.Module)])
-        check_one_of("variant", variant, VARIANTS)
-        check_one_of("gate_fit", gate_fit, ("holdout", "train"))
-        check_one_of("pretrain", pretrain, PRETRAIN)
-        check_one_of("monitor", monitor, MONITORS)
-        check_one_of("inference", inference, INFERENCES)
-        check_rates(lr=lr, lr_gate=lr_gate if lr_gate is not None else lr, weight_decay=weight_decay)
-        check_sizes(patience=patience, round_patience=round_patience)
+        check_one_of("variant", config.variant, VARIANTS)
+        check_one_of("gate_fit", training.gate_fit, ("holdout", "train"))
+        check_one_of("pretrain", training.pretrain, PRETRAIN)
+        check_one_of("monitor", training.monitor, MONITORS)
+        check_one_of("inference", training.inference, INFERENCES)
+        lr_gate = training.lr if training.lr_gate is None else training.lr_gate
+        check_rates(lr=training.lr, lr_gate=lr_gate, weight_decay=training.weight_decay)
+        check_sizes(patience=training.patience, round_patience=training.round_patience)
         self.automatic_optimization = False
+        self.config = config
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.settings: dict[str, Any] = {
-            "hidden_channels": hidden_channels,
-            "num_layers": num_layers,
-            "dropout": dropout,
-            "norm": norm,
-            "weak": weak,
-            "medium": medium,
-            "strong": strong,
-            "variant": variant,
-            "confidence": confidence,
-            "dispersion": dispersion,
-            "alpha": alpha,
-            "gate_channels": gate_channels,
-            "monotone": monotone,
-            "detach_confidence": detach_confidence,
-        }
-        self.names = chain_names(medium)
-        self.monitor, self.class_weight, self.weight_decay = monitor, class_weight, weight_decay
-        gates = [f"{name}_gate" for name in self.names[:-1]] if confidence != "given" else []
-        self.rates = {**dict.fromkeys(self.names, lr), **dict.fromkeys(gates, lr if lr_gate is None else lr_gate)}
-        self.inference: Inference = inference
-        self.threshold = threshold
-        self.gate_on_holdout = bool(gates) and gate_fit == "holdout"
-        self.plan = TrainingPlan(self.names, variant, pretrain, self.gate_on_holdout, patience, round_patience)
+        self.monitor, self.class_weight, self.weight_decay = (
+            training.monitor,
+            training.class_weight,
+            training.weight_decay,
+        )
+        self.inference: Inference = training.inference
+        self.threshold = training.threshold
+        self.names = chain_names(config.medium)
+        gates = [f"{name}_gate" for name in self.names[:-1]] if config.confidence != "given" else []
+        self.rates = {**dict.fromkeys(self.names, training.lr), **dict.fromkeys(gates, lr_gate)}
+        self.gate_on_holdout = bool(gates) and training.gate_fit == "holdout"
+        self.plan = TrainingPlan(
+            self.names,
+            config.variant,
+            training.pretrain,
+            self.gate_on_holdout,
+            training.patience,
+            training.round_patience,
+        )
         self.held_out: dict[str, Tensor] = {}  # what each expert said about the validation nodes, and their labels
         self._held_parts: list[dict[str, Tensor]] = []
         self._seen: NodeBatch | None = None  # the last training batch
@@ -151,7 +143,8 @@ class MowstModule(NodeModule):
 
     def make_model(self, in_channels: int, out_channels: int) -> Mowst:
         """Build Mowst."""
-        return Mowst(in_channels, out_channels, **self.settings)
+        model: Mowst = Mowst.from_config(in_channels, out_channels, config=self.config)
+        return model
 
     def log_probs(self, batch: NodeBatch) -> Tensor:
         """``(B, K)`` log-probabilities of the batch's nodes, by the chosen inference (sampled always the same way)."""

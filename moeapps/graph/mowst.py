@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.layer import RoutedLayer
 from moeapps.core.routing import Routing
 from moeapps.core.saving import SavableModule
 from moeapps.graph.confidence import Confidence, ConfidenceMode
+from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.mixing import chain_log_weights, chain_weights, joint_loss, separate_loss
-from moeapps.graph.networks import make_network, run_network
+from moeapps.graph.networks import NetworkConfig, build_network, run_network
 
-__all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstOutput", "Variant", "chain_names"]
+__all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstConfig", "MowstOutput", "Variant", "chain_names"]
 
 Variant = Literal["mowst", "mowst_star"]
 Inference = Literal["mix", "cascade", "threshold", "sample"]
@@ -67,7 +69,56 @@ class MowstOutput:
         return self.last == self.weights.shape[1] - 1
 
 
-class Mowst(RoutedLayer, SavableModule):
+@dataclass(frozen=True)
+class MowstConfig(NetworkConfig):
+    """Experts, gates and loss of Mowst.
+
+    Parameters
+    ----------
+    hidden_channels : int, default 64
+        Width of the hidden layers of all experts.
+    num_layers : int, default 2
+        Layers of all experts.
+    dropout : float, default 0.5
+        Dropout probability of all experts, in [0, 1).
+    norm : str or None, default "batch_norm"
+        Norm after each hidden layer: ``"batch_norm"`` or None.
+    weak : str or torch.nn.Module, default "mlp"
+        ``"mlp"``, or a module with ``forward(x)``.
+    medium : str, torch.nn.Module, list of str or None, default None
+        Networks between weak and strong, in the order of their cost.
+    strong : str or torch.nn.Module, default "gcn"
+        A name that :func:`~moeapps.graph.networks.make_network` knows (``"gcn"``, ``"sage"``, ``"gat"``, ...), or a
+        module with ``forward(x, edge_index)``.
+    variant : {"mowst_star", "mowst"}, default "mowst_star"
+        Which loss: :func:`joint_loss`, whose parts are trained jointly, or :func:`separate_loss`, in turns.
+    confidence : {"learned", "learned+x", "hyper", "given"}, default "learned"
+        How confidence is computed; see :class:`~moeapps.graph.confidence.Confidence`.
+    dispersion : {"variance", "entropy"}, default "variance"
+        Dispersion of the given confidence.
+    alpha : float, default 1.0
+        Exponent of the given confidence, above 0.
+    gate_channels : int, default 16
+        Hidden width of the learned confidence.
+    monotone : bool, default False
+        Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
+    detach_confidence : bool, default False
+        Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
+    """
+
+    weak: str | nn.Module = "mlp"
+    medium: str | nn.Module | Sequence[str] | None = None
+    strong: str | nn.Module = "gcn"
+    variant: Variant = "mowst_star"
+    confidence: ConfidenceMode = "learned"
+    dispersion: Dispersion = "variance"
+    alpha: float = 1.0
+    gate_channels: int = 16
+    monotone: bool = False
+    detach_confidence: bool = False
+
+
+class Mowst(Configurable, RoutedLayer, SavableModule):
     r"""Mixture of a weak and a strong expert on graphs (Zeng et al., ICLR 2024).
 
     The weak expert sees a node's own features, the strong one the graph. With p and q their predicted distributions
@@ -81,23 +132,6 @@ class Mowst(RoutedLayer, SavableModule):
     Args:
         in_channels: Features per node F.
         out_channels: Classes K, at least 2.
-        hidden_channels: Width of the hidden layers of all experts.
-        num_layers: Layers of all experts.
-        dropout: Dropout probability of all experts.
-        norm: Norm after each hidden layer, ``"batch_norm"`` or None.
-        weak: ``"mlp"`` or any module with ``forward(x)``.
-        medium: None, or one or several networks as ``strong``, in the order of their cost.
-        strong: A name that :func:`~moeapps.graph.networks.make_network` knows, or any module with
-            ``forward(x, edge_index)``.
-        variant: Which loss: ``"mowst"`` or ``"mowst_star"``.
-        confidence: ``"learned"``, ``"learned+x"``, ``"hyper"`` or ``"given"``; see
-            :class:`~moeapps.graph.confidence.Confidence`.
-        dispersion: ``"variance"`` or ``"entropy"``, for the given confidence.
-        alpha: Exponent of the given confidence.
-        gate_channels: Hidden width of the learned confidence.
-        monotone: Whether the learned confidence never falls when the dispersion rises.
-        detach_confidence: Whether the experts are kept from feeling the confidence they cause. False is the paper's
-            theory, True is what its released code does.
 
     Attributes:
         experts: Networks by name, ``weak`` first, ``strong`` last.
@@ -113,70 +147,35 @@ class Mowst(RoutedLayer, SavableModule):
         True
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        hidden_channels: int = 64,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-        norm: str | None = "batch_norm",
-        weak: str | nn.Module = "mlp",
-        medium: str | nn.Module | Sequence[str] | None = None,
-        strong: str | nn.Module = "gcn",
-        variant: Variant = "mowst_star",
-        confidence: ConfidenceMode = "learned",
-        dispersion: Literal["variance", "entropy"] = "variance",
-        alpha: float = 1.0,
-        gate_channels: int = 16,
-        monotone: bool = False,
-        detach_confidence: bool = False,
-    ) -> None:
+    @takes(MowstConfig)
+    def __init__(self, in_channels: int, out_channels: int, config: MowstConfig) -> None:
         super().__init__()
         if out_channels < 2:
             raise ConfigError(f"out_channels must be at least 2 classes, got {out_channels!r}")
-        check_one_of("variant", variant, VARIANTS)
-        self.arguments = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "hidden_channels": hidden_channels,
-            "num_layers": num_layers,
-            "dropout": dropout,
-            "norm": norm,
-            "weak": weak,
-            "medium": medium,
-            "strong": strong,
-            "variant": variant,
-            "confidence": confidence,
-            "dispersion": dispersion,
-            "alpha": alpha,
-            "gate_channels": gate_channels,
-            "monotone": monotone,
-            "detach_confidence": detach_confidence,
-        }
-        if isinstance(weak, str) and weak != "mlp":
-            raise ConfigError(f"weak must be 'mlp' or a torch module with forward(x), got {weak!r}")
+        check_one_of("variant", config.variant, VARIANTS)
+        if isinstance(config.weak, str) and config.weak != "mlp":
+            raise ConfigError(f"weak must be 'mlp' or a torch module with forward(x), got {config.weak!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.variant: Variant = variant
-        self.detach_confidence = detach_confidence
+        self.variant: Variant = config.variant
+        self.detach_confidence = config.detach_confidence
+        networks = [config.weak, *_between(config.medium), config.strong]
         self.experts = nn.ModuleDict(
             {
-                name: make_network(
-                    network,
-                    in_channels,
-                    out_channels,
-                    hidden_channels=hidden_channels,
-                    num_layers=num_layers,
-                    dropout=dropout,
-                    norm=norm,
-                )
-                for name, network in zip(chain_names(medium), [weak, *_between(medium), strong], strict=True)
+                name: build_network(network, in_channels, out_channels, config)
+                for name, network in zip(chain_names(config.medium), networks, strict=True)
             }
         )
         self.names = tuple(self.experts)
         self.gates = nn.ModuleDict(
             {
-                name: Confidence(confidence, dispersion, alpha, gate_channels, monotone, in_channels)
+                name: Confidence(
+                    config.confidence,
+                    config.dispersion,
+                    config.alpha,
+                    config.gate_channels,
+                    config.monotone,
+                    in_channels,
+                )
                 for name in self.names[:-1]
             }
         )

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.conditional import Activation, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
+from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.inputs import encode_labels
 from moeapps.graph.measures import Monitor, measure
-from moeapps.graph.module import MowstModule
-from moeapps.graph.mowst import Inference, Mowst, MowstOutput, Variant
+from moeapps.graph.module import GateFit, MowstModule, MowstTraining
+from moeapps.graph.mowst import Inference, Mowst, MowstConfig, MowstOutput, Variant
 from moeapps.graph.networks import edge_form, num_hops
 from moeapps.graph.node_classifier import NodeClassifier, node_index
 from moeapps.graph.plan import Pretrain
@@ -97,6 +99,14 @@ class MowstClassifier(NodeClassifier):
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
     random_state : int, RandomState or None
         Seed of weights, dropout, validation split and sampled inference.
+    alpha : float
+        Exponent of the given confidence, above 0.
+    gate_channels : int
+        Hidden width of the learned confidence.
+    monotone : bool
+        Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
+    detach_confidence : bool
+        Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
 
     Attributes
     ----------
@@ -155,8 +165,8 @@ class MowstClassifier(NodeClassifier):
         dropout: float = 0.5,
         norm: str | None = "batch_norm",
         confidence: ConfidenceMode = "learned",
-        dispersion: Literal["variance", "entropy"] = "variance",
-        gate_fit: Literal["holdout", "train"] = "holdout",
+        dispersion: Dispersion = "variance",
+        gate_fit: GateFit = "holdout",
         pretrain: Pretrain = "both",
         lr: float = 0.01,
         lr_gate: float | None = None,
@@ -176,6 +186,10 @@ class MowstClassifier(NodeClassifier):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        alpha: float = 1.0,
+        gate_channels: int = 16,
+        monotone: bool = False,
+        detach_confidence: bool = False,
     ) -> None:
         self.strong = strong
         self.weak = weak
@@ -207,6 +221,10 @@ class MowstClassifier(NodeClassifier):
         self.verbose = verbose
         self.log_dir = log_dir
         self.random_state = random_state
+        self.alpha = alpha
+        self.gate_channels = gate_channels
+        self.monotone = monotone
+        self.detach_confidence = detach_confidence
 
     def predict_confidence(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
@@ -327,29 +345,13 @@ class MowstClassifier(NodeClassifier):
             raise ConfigError(f"threshold must be a number or 'auto', got {self.threshold!r}")
         if self.threshold != "auto" and (self.budget is not None or self.tolerance != 0):
             raise ConfigError("budget and tolerance choose a threshold: they need threshold='auto'")
-        return MowstModule(
-            variant=self.variant,
-            strong=copy.deepcopy(self.strong),
-            weak=copy.deepcopy(self.weak),
-            medium=copy.deepcopy(self.medium),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-            confidence=self.confidence,
-            dispersion=self.dispersion,
-            gate_fit=self.gate_fit,
-            pretrain=self.pretrain,
-            patience=self.patience,
-            round_patience=self.round_patience,
-            lr=self.lr,
-            lr_gate=self.lr_gate,
-            weight_decay=self.weight_decay,
-            monitor=self.monitor,
-            class_weight=class_weight,
-            inference=self.inference,
-            threshold=0.5 if self.threshold == "auto" else self.threshold,
+        networks = {name: copy.deepcopy(getattr(self, name)) for name in ("weak", "medium", "strong")}
+        threshold = 0.5 if self.threshold == "auto" else self.threshold
+        training = config_from(MowstTraining, self, class_weight=class_weight, threshold=threshold)
+        module: MowstModule = MowstModule.from_config(
+            config=config_from(MowstConfig, self, **networks), **as_arguments(training)
         )
+        return module
 
     def _after_training(self, module: MowstModule, data: GraphDataModule) -> None:
         self.champion_ = module.plan.champion
@@ -369,17 +371,6 @@ class MowstClassifier(NodeClassifier):
         }
 
     def _build_model(self) -> Mowst:
-        return Mowst(
-            self.n_features_in_,
-            len(self.classes_),
-            hidden_channels=self.hidden_channels,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            norm=self.norm,
-            weak=self.weak,
-            medium=self.medium,
-            strong=self.strong,
-            variant=self.variant,
-            confidence=self.confidence,
-            dispersion=self.dispersion,
-        )
+        config = config_from(MowstConfig, self)
+        model: Mowst = Mowst.from_config(self.n_features_in_, len(self.classes_), config=config)
+        return model

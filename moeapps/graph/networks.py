@@ -7,6 +7,7 @@ next to PyG without its compiled extensions, that is 1.2 to 20 times faster, mos
 features; ``benchmarks/graph_speed.py``). GAT, which needs a row per edge, gains nothing.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,23 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 from torch_geometric.typing import OptPairTensor, OptTensor  # PyG reads these signatures and knows no `X | None`
 
 from moeapps.core.checks import check_sizes
+from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
 from moeapps.registry import nearest
 
-__all__ = ["GNNS", "NETWORKS", "count_multiply_adds", "edge_form", "make_network", "num_hops", "run_network"]
+__all__ = [
+    "GNNS",
+    "NETWORKS",
+    "NetworkConfig",
+    "build_network",
+    "count_multiply_adds",
+    "edge_form",
+    "make_network",
+    "num_hops",
+    "run_network",
+]
 
 
 def neighbor_sum(
@@ -191,6 +203,28 @@ NETWORKS: tuple[str, ...] = ("mlp", *(name + variant for variant in VARIANTS for
 """All names; any module with ``forward(x, edge_index)`` can be given instead of one."""
 
 
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of a network.
+
+    Parameters
+    ----------
+    hidden_channels : int, default 64
+        Width of the hidden layers.
+    num_layers : int, default 2
+        Number of layers.
+    dropout : float, default 0.5
+        Dropout probability, in [0, 1).
+    norm : str or None, default "batch_norm"
+        Norm after each hidden layer: ``"batch_norm"``, another of PyG's norms by name, or None.
+    """
+
+    hidden_channels: int = 64
+    num_layers: int = 2
+    dropout: float = 0.5
+    norm: str | None = "batch_norm"
+
+
 def make_network(
     network: str | nn.Module,
     in_channels: int,
@@ -206,19 +240,34 @@ def make_network(
     Every layer but the last is followed by the norm, the activation (ReLU; ELU for GAT) and dropout; the last one is
     plain. Nothing is cached inside, so a network can be used on any graph.
 
-    Args:
-        network: ``"mlp"``, or ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"``, ``"gin"``, each also with ``_skip`` (every
-            layer adds a linear map of the node's own row) or ``_jk`` (the last layer sees all layers); or a module.
-        in_channels: Features per node F.
-        out_channels: Classes K.
-        hidden_channels: Width of the hidden layers.
-        num_layers: Number of layers.
-        dropout: Dropout probability.
-        norm: ``"batch_norm"``, another of PyG's norms by name, or None.
+    Parameters
+    ----------
+    network : str or torch.nn.Module
+        ``"mlp"``, or ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"``, ``"gin"``, each also with ``_skip`` (every layer
+        adds a linear map of the node's own row) or ``_jk`` (the last layer sees all layers); or a module.
+    in_channels : int
+        Features per node F.
+    out_channels : int
+        Classes K.
+    hidden_channels, num_layers, dropout, norm
+        See :class:`NetworkConfig`.
 
-    Raises:
-        ConfigError: If the name is unknown or a size impossible.
+    Returns
+    -------
+    torch.nn.Module
+        The module that was given, or a new one.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or a size impossible.
     """
+    sizes = NetworkConfig(hidden_channels, num_layers, dropout, norm)
+    return build_network(network, in_channels, out_channels, sizes)
+
+
+def build_network(network: str | nn.Module, in_channels: int, out_channels: int, config: NetworkConfig) -> nn.Module:
+    """As :func:`make_network`, with the sizes in one config."""
     if isinstance(network, nn.Module):
         return network
     if network not in NETWORKS:
@@ -227,22 +276,11 @@ def make_network(
             f"network must be one of {', '.join(NETWORKS)} or a torch module, got {network!r}"
             + (f"; did you mean {guess!r}?" if guess else "")
         )
-    check_sizes(
-        in_channels=in_channels,
-        hidden_channels=hidden_channels,
-        num_layers=num_layers,
-        out_channels=out_channels,
-    )
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout must be in [0, 1), got {dropout!r}")
-    sizes: dict[str, Any] = {
-        "in_channels": in_channels,
-        "hidden_channels": hidden_channels,
-        "num_layers": num_layers,
-        "out_channels": out_channels,
-        "dropout": dropout,
-        "norm": norm,
-    }
+    sizes = as_arguments(config_from(NetworkConfig, config))  # of a config that inherits from it, too
+    sizes |= {"in_channels": in_channels, "out_channels": out_channels}
+    check_sizes(**{name: size for name, size in sizes.items() if name not in ("dropout", "norm")})
+    if not 0 <= config.dropout < 1:
+        raise ConfigError(f"dropout must be in [0, 1), got {config.dropout!r}")
     if network == "mlp":
         return MLP(**sizes)
     name, _, variant = network.partition("_")

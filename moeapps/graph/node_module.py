@@ -1,6 +1,7 @@
 """LightningModules for node classification: the base, and one network alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -9,21 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
+from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import run_on_nodes
 from moeapps.graph.measures import MONITORS, Monitor, measure
-from moeapps.graph.networks import edge_form, make_network, num_hops, run_network
+from moeapps.graph.networks import NetworkConfig, build_network, edge_form, num_hops, run_network
 from moeapps.graph.sampling import check_num_neighbors, sample_neighborhood
 
-__all__ = ["ClassWeight", "GNNModule", "NodeModule", "check_rates"]
+__all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates"]
 
 ClassWeight = Sequence[float] | Literal["balanced"] | None
 
 
-class NodeModule(MoEModule):
+class NodeModule(Configurable, MoEModule):
     """Base of both modules: sizes taken from the data, what is measured, what is predicted.
 
     A subclass has ``in_channels`` and ``out_channels`` (None means: ask the data module) and defines
@@ -148,56 +150,61 @@ class NodeModule(MoEModule):
         return weight
 
 
+@dataclass(frozen=True)
+class GNNConfig(NetworkConfig):
+    """A network alone and its training.
+
+    Parameters
+    ----------
+    hidden_channels : int, default 64
+        Width of the hidden layers.
+    num_layers : int, default 2
+        Number of layers.
+    dropout : float, default 0.5
+        Dropout probability, in [0, 1).
+    norm : str or None, default "batch_norm"
+        Norm after each hidden layer: ``"batch_norm"`` or None.
+    network : str or torch.nn.Module, default "gcn"
+        A name that :func:`~moeapps.graph.networks.make_network` knows (``"mlp"``, ``"gcn"``, ...), or a module with
+        ``forward(x, edge_index)``.
+    lr : float, default 0.01
+        Learning rate of Adam.
+    weight_decay : float, default 5e-4
+        L2 penalty of Adam.
+    class_weight : "balanced", list of float or None, default None
+        Weight of each class in the loss: inversely proportional to its frequency, one number per class, or 1.
+    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default "accuracy"
+        Validation score that selects.
+    """
+
+    network: str | nn.Module = "gcn"
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    class_weight: list[float] | Literal["balanced"] | None = None
+    monitor: Monitor = "accuracy"
+
+
 class GNNModule(NodeModule):
     """One network alone, trained with cross-entropy: the baseline that a mixture has to beat.
 
     Args:
-        network: A name that :func:`~moeapps.graph.networks.make_network` knows (``"mlp"``, ``"gcn"``, ...), or a module
-            with ``forward(x, edge_index)``.
-        hidden_channels: Width of the hidden layers.
-        num_layers: Number of layers.
-        dropout: Dropout probability.
-        norm: Norm after each hidden layer, ``"batch_norm"`` or None.
-        lr: Learning rate of Adam.
-        weight_decay: Its L2 penalty.
-        class_weight: How much a node of each class counts in the loss: ``"balanced"`` (inversely to how often the class
-            occurs), one number per class, or None.
-        monitor: What validation measures to select by: ``"accuracy"``, ``"loss"``, ``"auc"`` or ``"macro_f1"``.
         in_channels: Features per node; taken from the data when None.
         out_channels: Classes; taken from the data when None.
+
+    Further arguments are the fields of :class:`GNNConfig`.
     """
 
-    def __init__(
-        self,
-        network: str | nn.Module = "gcn",
-        hidden_channels: int = 64,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-        norm: str | None = "batch_norm",
-        lr: float = 0.01,
-        weight_decay: float = 5e-4,
-        class_weight: list[float] | Literal["balanced"] | None = None,
-        monitor: Monitor = "accuracy",
-        in_channels: int | None = None,
-        out_channels: int | None = None,
-    ) -> None:
+    @takes(GNNConfig, first=("network",))
+    def __init__(self, config: GNNConfig, in_channels: int | None = None, out_channels: int | None = None) -> None:
         super().__init__()
-        check_rates(lr=lr, weight_decay=weight_decay)
-        check_one_of("monitor", monitor, MONITORS)
-        self.save_hyperparameters(ignore=["network"] if isinstance(network, nn.Module) else None)
-        self.network, self.in_channels, self.out_channels = network, in_channels, out_channels
-        self.settings: dict[str, Any] = {
-            "hidden_channels": hidden_channels,
-            "num_layers": num_layers,
-            "dropout": dropout,
-            "norm": norm,
-        }
-        self.lr, self.weight_decay = lr, weight_decay
-        self.class_weight, self.monitor = class_weight, monitor
+        check_rates(lr=config.lr, weight_decay=config.weight_decay)
+        check_one_of("monitor", config.monitor, MONITORS)
+        self.config, self.in_channels, self.out_channels = config, in_channels, out_channels
+        self.class_weight, self.monitor = config.class_weight, config.monitor
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
-        return make_network(self.network, in_channels, out_channels, **self.settings)
+        return build_network(self.config.network, in_channels, out_channels, self.config)
 
     def log_probs(self, batch: NodeBatch) -> Tensor:
         """``(B, K)`` log-probabilities of the batch's nodes, from all their neighbours."""
@@ -212,7 +219,7 @@ class GNNModule(NodeModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.Adam(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
 
 def check_rates(**rates: float) -> None:

@@ -1,0 +1,55 @@
+"""A setting of a graph model is declared once, in a config: estimators offer every field of it."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import moeapps
+from moeapps.core.config import field_names
+from moeapps.graph import GNNClassifier, GNNModule, Mowst, MowstClassifier, MowstModule
+from moeapps.graph.module import MowstTraining
+from moeapps.graph.mowst import MowstConfig
+from moeapps.graph.node_module import GNNConfig
+
+CONFIGS = [(MowstClassifier, MowstConfig), (MowstClassifier, MowstTraining), (GNNClassifier, GNNConfig)]
+LEFT_OUT: dict[str, str] = {}
+OTHER_DEFAULT: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(("estimator", "config"), CONFIGS, ids=lambda kind: kind.__name__)
+def test_every_field_is_an_argument_of_its_estimator_with_the_same_default(estimator, config):
+    arguments, defaults = inspect.signature(estimator).parameters, config()
+    for name in set(field_names(config)) - set(LEFT_OUT):
+        assert name in arguments, name
+        if name not in OTHER_DEFAULT:
+            assert arguments[name].default == getattr(defaults, name), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        (Mowst, ["in_channels", "out_channels", "hidden_channels", "num_layers", "dropout", "norm", "weak", "medium"]),
+        (MowstModule, ["variant", "strong", "weak", "medium", "hidden_channels", "num_layers", "dropout", "norm"]),
+        (GNNModule, ["network", "hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay"]),
+        (MowstClassifier, ["strong", "weak", "medium", "variant", "hidden_channels", "num_layers", "dropout", "norm"]),
+    ],
+    ids=lambda kind: getattr(kind, "__name__", ""),
+)
+def test_positional_arguments_keep_their_order(kind, first):
+    assert list(inspect.signature(kind).parameters)[: len(first)] == first
+
+
+def test_settings_of_the_gate_reach_the_model_and_its_file(tmp_path):
+    x = np.random.default_rng(0).random((40, 3))
+    gate = {"gate_channels": 5, "monotone": True, "detach_confidence": True}
+    fitted = MowstClassifier(**gate, max_epochs=3, random_state=0).fit(x, (x[:, 0] > 0.5).astype(int))
+    assert fitted.model_.gates["weak"].net[0].out_features == 5
+    assert fitted.model_.detach_confidence
+    assert type(fitted.model_.gates["weak"].net[0]).__name__ == "_MonotoneLinear"
+    fitted.save(tmp_path / "mowst")
+    loaded = moeapps.load(tmp_path / "mowst")
+    assert {name: loaded.get_params()[name] for name in gate} == gate
+    np.testing.assert_array_equal(loaded.predict_proba(x), fitted.predict_proba(x))
+    given = MowstClassifier(confidence="given", alpha=2.5, max_epochs=3, random_state=0).fit(x, x[:, 0] > 0.5)
+    assert given.model_.gates["weak"].alpha == 2.5
