@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.errors import DataError
-from moeapps.stream.compiled.engine import RiverEngine, TreeEngine
 from moeapps.stream.encoding import LabelEncoder, plain
+from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 
 __all__ = ["DriftMoEClassifier"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.stream.compiled.engine import RiverEngine, TreeEngine, tree_arrays
+from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.mixture import (
     EVENTS,
     FIXED,
@@ -28,6 +28,7 @@ from moeapps.stream.compiled.mixture import (
 )
 from moeapps.stream.compiled.network import layers_of
 from moeapps.stream.encoding import FeatureEncoder, NewThings
+from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.river_face import RiverFace
 from moeapps.stream.saving import StreamSaving
 from moeapps.stream.sklearn_face import SklearnFace

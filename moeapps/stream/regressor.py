@@ -11,8 +11,8 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_y, check_consistent_length
 
 from moeapps.core.errors import DataError
-from moeapps.stream.compiled.engine import RiverEngine, TreeEngine
 from moeapps.stream.encoding import plain
+from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 
 __all__ = ["DriftMoERegressor"]

@@ -21,8 +21,8 @@ from moeapps.core.saving import SaveMixin, arguments_to_json, load
 from moeapps.stream.encoding import plain
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.io.delay import PendingLabels, RecentIds
+from moeapps.stream.io.events import Event, Source
 from moeapps.stream.io.sinks import Sink
-from moeapps.stream.io.sources import Event, Source
 from moeapps.stream.scores import ClassScores, NumberScores
 
 __all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun"]

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.stream.io.sources import Event, parse_object
+from moeapps.stream.io.events import Event, parse_object
 
 __all__ = ["KafkaSink", "KafkaSource", "parse_address"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from moeapps.core.errors import ConfigError
+from moeapps.stream.io.kafka import KafkaSink
 
 __all__ = ["CSVSink", "LinesSink", "Sink", "open_sink"]
 
@@ -120,8 +121,6 @@ def open_sink(sink: str, option: str) -> Sink:
         ConfigError: If the kind is unknown.
     """
     if sink.startswith("kafka://"):
-        from moeapps.stream.io.kafka import KafkaSink
-
         return KafkaSink(sink)
     kinds: dict[str, type[CSVSink | LinesSink]] = {".csv": CSVSink, ".ndjson": LinesSink, ".jsonl": LinesSink}
     kind = kinds.get(Path(sink).suffix.lower())

@@ -1,86 +1,26 @@
 """Where events come from: files, standard input, frames. Every source can go back to a position.
 
-A source is anything with ``read(n)`` and ``seek(position)`` (:class:`Source`); a position is a JSON value that stands
-in the checkpoint beside the model, so that a run that was killed goes on with the first event that the model has not
-seen.
+A source is anything with ``read(n)`` and ``seek(position)``, a :class:`~moeapps.stream.io.events.Source`. A position is
+a JSON value that stands in the checkpoint beside the model, so that a run that was killed goes on with the first event
+that the model has not learned.
 """
 
 import csv
-import json
 import math
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.files import existing_file
+from moeapps.stream.io.events import Event, Source, parse_object
+from moeapps.stream.io.kafka import KafkaSource
 
-__all__ = ["CSVSource", "Event", "FrameSource", "LinesSource", "ParquetSource", "Source", "open_source"]
-
-
-@dataclass
-class Event:
-    """One event.
-
-    Attributes:
-        position: Where the source goes on after this event.
-        fields: Its fields by name; None where the event could not be read.
-        error: Why it could not.
-        raw: What was read instead, for the rejects file.
-        where: Place of the event, for messages ("line 17").
-    """
-
-    position: Any
-    fields: dict[str, Any] | None
-    error: str | None = None
-    raw: str | None = None
-    where: str = ""
-
-
-class Source(Protocol):
-    """What a stream run needs of a source."""
-
-    endless: bool
-    """Whether no events now may mean events later."""
-
-    def read(self, n: int) -> list[Event]:
-        """Up to ``n`` events; none at the end, or where none has come for a moment."""
-
-    def seek(self, position: Any) -> None:
-        """Go on after this position."""
-
-    def close(self) -> None:
-        """Give files and connections back."""
-
-
-def open_source(source: str) -> Source:
-    """Source by what a user writes: ``file.csv``, ``file.parquet``, ``file.ndjson``, ``-``, ``kafka://host:port/topic``.
-
-    Raises:
-        ConfigError: If the kind is unknown.
-        FileNotFoundError: If there is no such file.
-    """
-    if source == "-":
-        return LinesSource(sys.stdin.buffer, "standard input")
-    if source.startswith("kafka://"):
-        from moeapps.stream.io.kafka import KafkaSource
-
-        return KafkaSource(source)
-    ending = Path(source).suffix.lower()
-    kinds = {".csv": CSVSource, ".parquet": ParquetSource, ".ndjson": LinesSource, ".jsonl": LinesSource}
-    if re.match(r"^[a-z][a-z0-9+.-]*://", source) or ending not in kinds:
-        raise ConfigError(
-            f"--source {source}: expected a .csv, .parquet, .ndjson or .jsonl file, - for NDJSON on standard input, or "
-            "kafka://host:port/topic"
-        )
-    path = existing_file(source, "a source of events")
-    found: Source = kinds[ending](path)
-    return found
+__all__ = ["OPENERS", "CSVSource", "Event", "FrameSource", "LinesSource", "ParquetSource", "Source", "open_source"]
 
 
 class CSVSource:
@@ -223,18 +163,6 @@ class LinesSource:
         self._file.close()
 
 
-def parse_object(content: bytes | None, position: Any, where: str) -> Event:
-    """Event from the JSON object in ``content``."""
-    try:
-        fields = json.loads(content or b"")
-        if not isinstance(fields, dict):
-            raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
-    except (ValueError, RecursionError) as error:
-        raw = (content or b"").decode("utf-8", errors="replace").rstrip("\n")[:2000]
-        return Event(position, None, f"not a JSON object: {error}", raw, where)
-    return Event(position, fields, where=where)
-
-
 class ParquetSource:
     """A Parquet file, read in row groups; the position is the number of rows read.
 
@@ -322,3 +250,32 @@ class FrameSource:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+OPENERS: dict[str, Callable[[Path], Source]] = {
+    ".csv": CSVSource,
+    ".parquet": ParquetSource,
+    ".ndjson": LinesSource,
+    ".jsonl": LinesSource,
+}
+"""Source of a file, by the ending of its name."""
+
+
+def open_source(source: str) -> Source:
+    """Source by what a user writes: ``file.csv``, ``file.parquet``, ``file.ndjson``, ``-``, ``kafka://host:port/topic``.
+
+    Raises:
+        ConfigError: If the kind is unknown.
+        FileNotFoundError: If there is no such file.
+    """
+    if source == "-":
+        return LinesSource(sys.stdin.buffer, "standard input")
+    if source.startswith("kafka://"):
+        return KafkaSource(source)
+    ending = Path(source).suffix.lower()
+    if re.match(r"^[a-z][a-z0-9+.-]*://", source) or ending not in OPENERS:
+        raise ConfigError(
+            f"--source {source}: expected a .csv, .parquet, .ndjson or .jsonl file, - for NDJSON on standard input, or "
+            "kafka://host:port/topic"
+        )
+    return OPENERS[ending](existing_file(source, "a source of events"))

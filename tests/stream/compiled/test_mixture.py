@@ -6,8 +6,8 @@ import torch
 from river import base
 
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
-from moeapps.stream.compiled.engine import RiverEngine
 from moeapps.stream.compiled.mixture import WAITING
+from moeapps.stream.engine import RiverEngine
 
 LOG: list[tuple[str, int, object]] = []
 

@@ -1,0 +1,147 @@
+"""The engines: compiled trees, or the same steps in Python with clones of a river model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeapps.stream.compiled.engine import GrowingMixture, TreeEngine
+from moeapps.stream.compiled.mixture import (
+    RENEW,
+    WARN,
+    Mixture,
+    MixtureSettings,
+    credit_class,
+    credit_number,
+    decide_class,
+    decide_number,
+    make_work,
+    refer_mixture,
+    refer_work,
+)
+
+__all__ = ["Engine", "RiverEngine", "TreeEngine"]
+
+
+class Engine(Protocol):
+    """What the estimators need of an engine."""
+
+    mixture: Mixture
+    settings: MixtureSettings
+
+    def add_features(self, number: int, nominal: bool) -> None:
+        """Make room for features."""
+
+    def add_values(self, number: int) -> None:
+        """Make room for category codes below this."""
+
+    def add_classes(self, number: int) -> None:
+        """Make room for classes."""
+
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions."""
+
+    def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Class probabilities ``(n, C)`` or numbers ``(n, 1)``, and weights of the experts ``(n, E)``."""
+
+
+class RiverEngine(GrowingMixture):
+    """The flexible one: clones of any river model as experts, with the same mixture.
+
+    Args:
+        settings: Of the mixture.
+        expert: The model to be cloned, one per expert.
+        hidden: Widths of the router's hidden layers.
+        seed: Seed of everything.
+        numbers: Whether the targets are numbers.
+        decode: From a row of the table back to what the model is given: a dict of features.
+    """
+
+    def __init__(
+        self,
+        settings: MixtureSettings,
+        expert: Any,
+        hidden: tuple[int, int],
+        seed: int,
+        numbers: bool,
+        decode: Callable[[NDArray[np.float64]], dict[Any, Any]],
+    ) -> None:
+        super().__init__(settings, hidden, seed, numbers)
+        self._expert, self._decode = expert, decode
+        self.experts: list[Any] = [self._new() for _ in range(settings.experts)]
+        self.background: list[Any] = [None] * settings.experts
+
+    def _new(self) -> Any:
+        return self._expert.clone()
+
+    def add_features(self, number: int, nominal: bool) -> None:
+        """Make room for features."""
+        self._grow(self.n_features + number, self.n_classes)
+
+    def add_values(self, number: int) -> None:
+        """River's models take categories as they are."""
+
+    def add_classes(self, number: int) -> None:
+        """Make room for classes."""
+        self._grow(self.n_features, self.n_classes + number)
+        while len(self.experts) < self.settings.experts:
+            self.experts.append(self._new())
+            self.background.append(None)
+
+    def _vote(self, row: dict[Any, Any], work: Any) -> None:
+        for e, expert in enumerate(self.experts):
+            if self.numbers:
+                work.votes[e, 0] = expert.predict_one(row)
+                continue
+            work.votes[e] = 0.0
+            labels: Sequence[int] = (0, 1) if self.settings.task else range(self.n_classes)
+            said = expert.predict_proba_one(row)
+            for label in labels:
+                work.votes[e, label] = said.get(label, 0.0)
+
+    def _work(self) -> tuple[Any, Any, Any]:
+        """Room for an instance, and references to the mixture and to it."""
+        votes = 1 if self.numbers else 2 if self.settings.task else self.n_classes
+        work = make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+        return work, refer_mixture(self.mixture), refer_work(work)
+
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions."""
+        s = self.settings
+        work, m, w = self._work()
+        said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
+        for i, x in enumerate(X):
+            row = self._decode(x)
+            self._vote(row, work)
+            if self.numbers:
+                said[i] = decide_number(m, s, x, w)
+                credit_number(m, s, x, y[i], w)
+            else:
+                said[i] = decide_class(m, s, x, self.n_classes, w)
+                credit_class(m, s, x, y[i], self.n_classes, w)
+            for e in range(s.experts):
+                label = y[i].item() if not s.task else int(y[i] == e)
+                for learner in (self.experts[e], self.background[e]):
+                    for _ in range(int(work.learn[e]) if learner is not None else 0):
+                        learner.learn_one(row, label)
+                if work.action[e] == WARN:
+                    self.background[e] = self._new()
+                elif work.action[e] == RENEW:
+                    self.experts[e] = self.background[e] or self._new()
+                    self.background[e] = None
+        return said
+
+    def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Class probabilities or numbers, and weights of the experts."""
+        s = self.settings
+        work, m, w = self._work()
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), s.experts))
+        for i, x in enumerate(X):
+            self._vote(self._decode(x), work)
+            if self.numbers:
+                decide_number(m, s, x, w)
+            else:
+                decide_class(m, s, x, self.n_classes, w)
+            out[i], weights[i] = work.mixed, work.weights
+        return out, weights

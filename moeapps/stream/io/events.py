@@ -1,0 +1,54 @@
+"""Events and what delivers them: the types that files, standard input and Kafka share."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["Event", "Source", "parse_object"]
+
+
+@dataclass
+class Event:
+    """One event.
+
+    Attributes:
+        position: Where the source goes on after this event.
+        fields: Its fields by name; None where the event could not be read.
+        error: Why it could not.
+        raw: What was read instead, for the rejects file.
+        where: Place of the event, for messages ("line 17").
+    """
+
+    position: Any
+    fields: dict[str, Any] | None
+    error: str | None = None
+    raw: str | None = None
+    where: str = ""
+
+
+class Source(Protocol):
+    """What a stream run needs of a source."""
+
+    endless: bool
+    """Whether no events now may mean events later."""
+
+    def read(self, n: int) -> list[Event]:
+        """Up to ``n`` events; none at the end, or where none has come for a moment."""
+
+    def seek(self, position: Any) -> None:
+        """Go on after this position."""
+
+    def close(self) -> None:
+        """Give files and connections back."""
+
+
+def parse_object(content: bytes | None, position: Any, where: str) -> Event:
+    """Event from the JSON object in ``content``."""
+    try:
+        fields = json.loads(content or b"")
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
+    except (ValueError, RecursionError) as error:
+        raw = (content or b"").decode("utf-8", errors="replace").rstrip("\n")[:2000]
+        return Event(position, None, f"not a JSON object: {error}", raw, where)
+    return Event(position, fields, where=where)
