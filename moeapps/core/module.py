@@ -14,7 +14,7 @@ from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
 
-__all__ = ["DataDependentModule", "MoEModule"]
+__all__ = ["DataDependentModule", "MoEModule", "sum_of_terms"]
 
 
 class MoEModule(L.LightningModule):
@@ -81,13 +81,34 @@ class MoEModule(L.LightningModule):
                 that saw non-finite tokens; no weight has been changed by this step.
         """
         every = {**terms, **self.auxiliary_losses(token_weight)}
-        loss = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in every.values()]).sum()
-        if not bool(loss.isfinite()):
-            raise NonFiniteError(self._describe_non_finite(every))
-        logged = {f"train/{name}": term.detach() for name, term in every.items()}
-        logged["train/loss"] = loss.detach()
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
+        loss = sum_of_terms(every)
+        self.refuse_non_finite(every, loss)
+        self.log_terms(every, loss, batch_size)
         return loss
+
+    def refuse_non_finite(self, terms: dict[str, Tensor], loss: Tensor) -> None:
+        """Stop the training at a loss that is NaN or infinite.
+
+        Args:
+            terms: Loss terms by name, scalars.
+            loss: Their sum.
+
+        Raises:
+            NonFiniteError: Naming the step, the terms to blame and the layers that saw non-finite tokens.
+        """
+        if not bool(loss.isfinite()):
+            raise NonFiniteError(self._describe_non_finite(terms))
+
+    def log_terms(self, terms: dict[str, Tensor], loss: Tensor, batch_size: int | None = None) -> None:
+        """Log each term as ``train/<term>`` and their sum as ``train/loss``, averaged over the epoch.
+
+        Args:
+            terms: Loss terms by name, scalars.
+            loss: Their sum.
+            batch_size: Rows in the batch, for Lightning's averaging.
+        """
+        logged = {f"train/{name}": term.detach() for name, term in {**terms, "loss": loss}.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
 
     def with_cosine_schedule(
         self, optimizer: torch.optim.Optimizer, warmup: float = 0.0, end: float = 0.1
@@ -143,6 +164,11 @@ class MoEModule(L.LightningModule):
                 layers.append(f"layer {name or type(layer).__name__!r} got {count} non-finite tokens")
         where = f"; {', '.join(layers)}" if layers else ""
         return f"the loss is not finite at step {step}: {', '.join(bad) or 'sum of terms'}{where}. Training stopped"
+
+
+def sum_of_terms(terms: dict[str, Tensor]) -> Tensor:
+    """Sum of scalar loss terms, in float32 or better."""
+    return torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in terms.values()]).sum()
 
 
 class DataDependentModule(MoEModule):

@@ -12,6 +12,7 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.module import sum_of_terms
 from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes, run_on_nodes
@@ -184,7 +185,9 @@ class MowstModule(NodeModule):
             terms["gate"] = self._gate_loss()
         if trained:
             terms["task"] = self._experts_loss(batch, trained)
-        self.total_loss(terms, batch_size=len(batch.chosen("train_mask")))
+        loss = sum_of_terms(terms)
+        self.refuse_non_finite(terms, loss)
+        self.log_terms(terms, loss, batch_size=len(batch.chosen("train_mask")))
         for part in (*gates, *trained):
             optimizers[part].zero_grad()
         if gates:
