@@ -18,6 +18,7 @@ the config from its own attributes (:func:`config_from`)::
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -137,10 +138,18 @@ def takes(*configs: type[Dataclass], first: Sequence[str] = ()) -> Callable[[Ini
                 keep({**kept, **others})
 
         construct.__signature__ = public  # type: ignore[attr-defined]
-        construct.__doc__ = "\n\n".join(filter(None, [init.__doc__, *(config.__doc__ for config in configs)]))
+        construct.__doc__ = _documentation(init.__doc__, configs)
         return construct
 
     return decorate
+
+
+def _documentation(own: str | None, configs: Sequence[type[Dataclass]]) -> str:
+    """Docstring with one section for the parameters of all configs: a parser of docstrings reads no second one."""
+    described = [inspect.cleandoc(config.__doc__ or "") for config in configs]
+    sections = [re.search(r"(?<=Parameters\n----------\n).*?(?=\n\n\w+\n---|\Z)", text, re.S) for text in described]
+    parameters = "\n".join(section.group() for section in sections if section)
+    return f"{inspect.cleandoc(own or 'Construct.')}\n\nParameters\n----------\n{parameters}"
 
 
 def _public_signature(

@@ -129,3 +129,36 @@ def test_a_constructor_without_a_place_for_the_config_is_refused():
         class Wrong:
             @takes(Sizes)
             def __init__(self, width: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+
+    Raises
+    ------
+    ValueError
+        Never.
+    """
+
+    lr: float = 0.1
+
+
+def test_the_command_line_describes_the_fields_of_every_config(capsys):
+    class Trained(nn.Module):
+        @takes(Sizes, Rates)
+        def __init__(self, sizes: Sizes, rates: Rates) -> None:
+            super().__init__()
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Trained, "model")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "Number of hidden units." in shown
+    assert "Learning rate." in shown
