@@ -18,9 +18,12 @@ def _sum_of_rows(y: Tensor, position: Tensor, weight: Tensor | None = None) -> T
     if torch.compiler.is_compiling() or position.numel() == 0:
         rows = y[position]
         return (rows if weight is None else rows * weight[..., None]).sum(dim=1)
-    if y.is_cuda:  # eight times as fast as embedding_bag on an H200, at the price of a copy of the rows
+    if y.is_cuda:  # embedding_bag reads at a fraction of the memory's speed there; sums are float32, as in it
         rows = y[position]
-        return rows.sum(dim=1) if weight is None else torch.bmm(weight[:, None], rows)[:, 0]
+        if weight is None:
+            return rows.sum(dim=1)
+        wide = weight.to(torch.promote_types(y.dtype, torch.float32))
+        return (rows * wide[..., None]).sum(dim=1).to(y.dtype)
     return F.embedding_bag(position, y, mode="sum", per_sample_weights=weight)
 
 
