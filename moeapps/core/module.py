@@ -121,6 +121,8 @@ class MoEModule(L.LightningModule):
             end: What is left of the rate at the end; 1 keeps it.
         """
 
+        # Not torch's SequentialLR: it has to know the number of steps when it is made, and its cosine would begin
+        # after the warm-up, where this one is already on its way down.
         def factor(step: int) -> float:
             if step == 0:  # asked before training: counting the steps now would load the data before a resumed run's
                 return 0.1 if warmup > 0 else 1.0  # checkpoint has said where in the data it was

@@ -156,6 +156,32 @@ def test_dpm_solver_arrives_at_the_image():
     torch.testing.assert_close(found, x0.expand(3, -1, -1, -1), atol=1e-3, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 7), ("ddim", 50)])
+def test_samplers_are_those_of_diffusers_where_they_take_the_same_timesteps(prediction, sampler, steps):
+    diffusers = pytest.importorskip("diffusers")
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    diffusion = Diffusion(50, "cosine", prediction)
+    found = draw(lambda x, t, y: network(x), diffusion, (1, 4, 4), Noise(0, 0, 3), steps=steps, sampler=sampler)
+    cls, options = (
+        (diffusers.DDIMScheduler, {"use_clipped_model_output": True})
+        if sampler == "ddim"
+        else (diffusers.DDPMScheduler, {})
+    )
+    alphas = diffusion.alphas
+    scheduler = cls(
+        num_train_timesteps=50, trained_betas=(1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])).numpy(),
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[prediction], timestep_spacing="linspace",
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    noise = Noise(0, 0, 3)
+    x = noise((1, 4, 4))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x).detach(), t, x, generator=noise.generators, **options).prev_sample
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=0)
+
+
 def small() -> SwitchDiT:
     torch.manual_seed(0)
     model = SwitchDiT(img_size=4, patch_size=2, in_chans=1, num_classes=10, dim=16, depth=2, num_heads=2, timesteps=50)
