@@ -29,67 +29,77 @@ from moeapps.vision.widenet import VisionMoEConfig
 __all__ = ["WideNetClassifier"]
 
 PREDICT_IMAGES = 256
-"""Images that are predicted at once."""
+"""Images per forward pass of a prediction."""
 
 
 class WideNetClassifier(ClassifierMixin, ImageEstimator):
-    """Classifier of small images by WideNet, or by a ViT-MoE or a plain ViT of the same size.
+    """Image classifier with a WideNet (Xue et al., AAAI 2022), a ViT-MoE or a plain ViT.
 
     Parameters
     ----------
-    model : str
-        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model, whose sizes are its own.
-    embed_dim, depth, num_heads : int
-        Width, blocks, and heads.
-    mlp_ratio : float
-        Hidden width of an expert (or MLP), as a multiple of the width.
-    patch_size : int or "auto"
-        Side of a patch in pixels; "auto" gives about eight patches a side, of 2 to 16 pixels. Images are padded to a
-        multiple of it.
+    model : str, default "widenet"
+        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model, which has sizes of its own.
+    embed_dim : int, default 96
+        Width of the tokens, a multiple of ``num_heads``.
+    depth : int, default 6
+        Number of blocks.
+    num_heads : int, default 4
+        Number of attention heads.
+    mlp_ratio : float, default 2.0
+        Hidden width of an expert (or MLP), as a multiple of ``embed_dim``.
+    patch_size : int or "auto", default "auto"
+        Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, rounded, 2 to 16 pixels. Images are
+        padded to a multiple of it.
     image_size : int, optional
-        Side to which the images of a folder are resized and cut; None if they all have one size.
-    num_experts, top_k : int
-        Experts, and how many of them a patch uses. Not for ``"vit"``.
-    router : str
-        As in ``moeapps list routers``.
+        Side to which the images of a folder are resized and cropped; None if all have one size.
+    num_experts : int, default 4
+        Number of experts. Not for ``"vit"``.
+    top_k : int, default 2
+        Experts per patch. Not for ``"vit"``.
+    router : str, default "topk"
+        Name of a router, as in ``moeapps list routers``. Not for ``"vit"``.
     options : dict, optional
         Further arguments of the model (``drop_path_rate``, ``capacity_factor``, ``individual_norms``, ...).
-    augment : str
+    augment : str, default "none"
         ``"none"``, ``"shift"``, ``"shift_flip"``, or for uint8 images a policy of timm (``"rand-m9-mstd0.5"``).
-    lr, weight_decay : float
-        Of AdamW.
-    label_smoothing : float
-        Of the loss.
-    batch_size : int
-        Images per step.
-    max_epochs : int
-        Passes over the images, at most.
-    validation_fraction : float
-        Part of the images to validate on; training stops after ``patience`` epochs without a better accuracy and keeps
-        the best epoch. 0 trains on everything, for all epochs.
-    patience : int
-        Epochs to wait.
-    accelerator : str
+    lr : float, default 3e-3
+        Learning rate of AdamW.
+    weight_decay : float, default 0.05
+        Weight decay of AdamW.
+    label_smoothing : float, default 0.1
+        Label smoothing of the cross-entropy, below 1.
+    batch_size : int, default 32
+        Images per training step.
+    max_epochs : int, default 30
+        Largest number of epochs.
+    validation_fraction : float, default 0.1
+        Fraction of the images that is held out for early stopping. 0 trains on all images for ``max_epochs`` epochs.
+    patience : int, default 8
+        Training stops after this many epochs without a better accuracy on the held-out images; the weights of the best
+        epoch are kept.
+    accelerator : str, default "auto"
         Lightning's accelerator.
-    precision : str
+    precision : str, default "32-true"
         Lightning's precision of the training (``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``).
-    verbose : bool
+    verbose : bool, default False
         Whether to show a progress bar.
     log_dir : str, optional
-        Where to log and write checkpoints; nowhere when None.
-    random_state : int, RandomState or None
-        Seed of everything.
+        Folder for logs and checkpoints; nothing is written when None.
+    random_state : int, RandomState or None, default None
+        Seed of the split, the weights and the order of images.
 
     Attributes
     ----------
-    classes_ : array
+    classes_ : ndarray of shape (K,)
         Class labels.
     spec_ : ImageSpec
-        Shape of the images, and mean and standard deviation of their channels in training.
+        Shape of the images, names of the classes, and mean and standard deviation of each channel in training.
     model_ : ImageModule
-        What was trained; ``model_.network`` is timm's network.
+        The trained module; ``model_.network`` is timm's network.
     history_ : DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
+    n_iter_ : int
+        Number of epochs.
 
     Examples
     --------
@@ -160,7 +170,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
-        """Learn from images.
+        """Train on images.
 
         Parameters
         ----------
@@ -173,7 +183,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Returns
         -------
         self
-            Fitted. If fitting fails, an earlier fit stays as it was.
+            The fitted estimator. If fitting fails, an earlier fit is kept.
 
         Raises
         ------
@@ -235,6 +245,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
             raise DataError(
                 f"images are (C, H, W) = {tuple(images.shape[1:])}, the model was fitted on {self.spec_.shape}"
             )
+        # A scale far from that of training means that the user normalised one of the two and not the other.
         largest = _largest(images)
         if largest > 20 * max(self.largest_, 1e-12) or (20 * largest < self.largest_ and largest > 0):
             raise DataError(
@@ -248,19 +259,24 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
             return torch.cat([function(module, part.to(module.device)).cpu() for part in parts])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``.
+        """Class probabilities.
 
         Parameters
         ----------
         X : array, or list of paths
-            Images of the shape that the model was fitted on.
+            n images of the shape that the model was fitted on.
+
+        Returns
+        -------
+        ndarray of shape (n, K)
+            Columns are in the order of ``classes_``.
         """
         images = self._checked(X)
         probabilities: NDArray[np.float64] = self._run(images, lambda net, part: net(part).double().softmax(1)).numpy()
         return probabilities
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Features of images before the last layer, shape (n, width)."""
+        """Features of n images before the last layer, shape ``(n, embed_dim)``."""
 
         def pooled(module: ImageModule, part: Tensor) -> Tensor:
             network: Any = module.network
@@ -271,27 +287,34 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         return features
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Most probable class of each image."""
+        """Most probable class of each image, shape ``(n,)``."""
         best = self.predict_proba(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def expert_load(self, X: Any, groups: ArrayLike | None = None, layer: int = -1) -> pd.DataFrame:
-        """Which experts the patches of each group of images use: one line per group, each sums to 1.
+        """Fraction of patches that each expert gets, by group of images.
 
         Parameters
         ----------
         X : array, or list of paths
-            Images.
+            n images.
         groups : array of shape (n,), optional
-            What to group images by; what the model predicts when None.
-        layer : int
-            Which block (of those with experts).
+            Group of each image; the predicted class when None.
+        layer : int, default -1
+            Index among the blocks with experts.
+
+        Returns
+        -------
+        DataFrame of shape (number of groups, E)
+            Rows sum to 1.
 
         Raises
         ------
         ConfigError
-            If the model has no experts.
+            If the model has no experts, or no such layer.
+        DataError
+            If there is not one group per image.
         """
         images = self._checked(X)
         names, number = np.unique(self.predict(X) if groups is None else np.asarray(groups), return_inverse=True)
@@ -299,27 +322,17 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
             raise DataError(f"{len(images)} images and {len(number)} groups")
         routing = self._routing(images, layer)
         tokens = len(routing.valid) // len(images)
-        groups_of = torch.from_numpy(number.astype(np.int64)).repeat_interleave(tokens)
+        groups_of = torch.from_numpy(number.astype(np.int64)).repeat_interleave(tokens)  # (N T,)
         load = load_by_group(routing, groups_of, len(names))
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
 
     def patch_experts(self, X: Any, layer: int = -1) -> NDArray[np.int64]:
-        """The most probable expert of each patch, shape (n, rows, columns).
+        """The most probable expert of each patch of n images, shape ``(n, rows, columns)``.
 
-        Parameters
-        ----------
-        X : array, or list of paths
-            Images.
-        layer : int
-            Which block (of those with experts).
-
-        Raises
-        ------
-        ConfigError
-            If the model has no experts.
+        ``X`` and ``layer``, and the errors, are those of :meth:`expert_load`.
         """
         images = self._checked(X)
-        best = self._routing(images, layer).probabilities.argmax(dim=-1).view(len(images), -1)
+        best = self._routing(images, layer).probabilities.argmax(dim=-1).view(len(images), -1)  # (N, T)
         network: Any = self.model_.network
         rows, columns = network.patch_embed.grid_size
         chosen: NDArray[np.int64] = best[:, network.num_prefix_tokens :].view(len(images), rows, columns).numpy()
@@ -327,17 +340,17 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     @torch.no_grad()
     def _routing(self, images: Tensor, layer: int) -> Routing:
-        module = copy.deepcopy(self.model_)
+        module = copy.deepcopy(self.model_)  # the routing of this pass is not to stay in the fitted model
         layers = list(routed_layers(module).values())
         if not layers:
             raise ConfigError(f"model={self.model!r} has no experts")
         module(images)
-        routings = [routing for found in layers for routing in found.routings]
+        routings = [routing for routed in layers for routing in routed.routings]
         if not -len(routings) <= layer < len(routings):
             raise ConfigError(f"layer must be below the {len(routings)} blocks with experts, got {layer}")
         return routings[layer]
 
 
 def _largest(images: Tensor) -> float:
-    """Largest absolute pixel, as the network sees it."""
+    """Largest absolute pixel value, uint8 divided by 255."""
     return float(to_float(torch.stack([images.max(), images.min()])).abs().max())

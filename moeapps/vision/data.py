@@ -1,4 +1,4 @@
-"""Data modules of images: arrays, public sets by name, folders."""
+"""Data modules of images: arrays, public data sets by name, folders of files."""
 
 # Shapes: N images, C channels, H height, W width
 
@@ -31,23 +31,23 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:
-    """A transform of timm: in training random crops, flips and a policy, else resize and crop in the middle.
+    """A transform of timm: in training random crops, flips and a policy, otherwise resizing and a centre crop.
 
     Parameters
     ----------
     size : tuple[int, int, int]
-        Channels, height, width of the result, uint8.
+        Channels, height, width of the result, which is uint8.
     training : bool
-        Which of them.
+        Whether it is for training.
     auto_augment : str, optional
         A policy as timm spells it (``"rand-m9-mstd0.5"``, ``"augmix-m3-w3"``, ...).
 
     Raises
     ------
     ConfigError
-        If there is no such policy.
+        If timm has no such policy.
     """
-    small = min(size[1:]) <= 64
+    small = min(size[1:]) <= 64  # of which ImageNet's crops, down to 8 % of the area, would leave too little
     try:
         made: Transform = create_transform(
             size, is_training=training, auto_augment=auto_augment, interpolation="bicubic", normalize=False,
@@ -61,16 +61,21 @@ def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str
 
 
 class ImageArrays(Dataset):
-    """Images in memory.
+    """Data set of images in memory.
 
     Parameters
     ----------
     images : Tensor
-        ``(N, C, H, W)``.
+        Images ``(N, C, H, W)``.
     labels : Tensor
-        ``(N,)`` int64.
-    transform : Transform, optional
-        Applied to each image as a PIL image (uint8 images only); None for nothing.
+        Codes of their classes ``(N,)``, int64.
+    transform : callable, optional
+        From a PIL image to a tensor ``(C, H, W)``, for uint8 images.
+
+    Raises
+    ------
+    ConfigError
+        If there is a transform and the images are not uint8.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None = None) -> None:
@@ -86,7 +91,7 @@ class ImageArrays(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return a whole batch."""
+        """Images ``(B, C, H, W)`` and labels ``(B,)`` of a batch, by one indexing."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
         if self.transform is not None:
@@ -145,13 +150,13 @@ class ImageDataModule(L.LightningDataModule):
         self.spec = spec
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches; an incomplete last one is left out where there is a complete one."""
+        """Shuffled batches. An incomplete last batch is dropped, unless it is the only one."""
         data = self._part("train")
         whole = len(data) >= self.batch_size  # type: ignore[arg-type]
         return self._loader(data, self.batch_size, shuffle=True, drop_last=whole)
 
     def val_dataloader(self) -> Any:
-        """Batches in order; none where there is nothing to validate on."""
+        """Batches in order; none without validation data."""
         return [] if self.parts["val"] is None else self._loader(self._part("val"), max(self.batch_size, 256))
 
     def test_dataloader(self) -> ResumableLoader:
@@ -163,13 +168,13 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(self._part("predict"), max(self.batch_size, 256))
 
     def _part(self, name: str) -> Dataset:
-        found = self.parts[name]
-        if found is None:
+        data = self.parts[name]
+        if data is None:
             raise ConfigError(f"there is nothing to {name} on: set {name}")
-        return found
+        return data
 
     def _loader(self, data: Dataset, batch_size: int, **options: Any) -> ResumableLoader:
-        whole = identity_collate if isinstance(data, ImageArrays) else None
+        whole = identity_collate if isinstance(data, ImageArrays) else None  # it returns whole batches
         return make_loader(
             data, batch_size, seed=self.seed, num_workers=self.num_workers, collate_fn=whole, **options
         )  # fmt: skip
@@ -217,7 +222,7 @@ class PublicImageData(ImageDataModule):
         self.validation_fraction, self.auto_augment = validation_fraction, auto_augment
 
     def setup(self, stage: str) -> None:
-        """Read the images once."""
+        """Read the images, at the first call."""
         if self.spec is not None:
             return
         train, test = load_images(self.set_name, self.path, self.download, self.seed)
@@ -306,7 +311,7 @@ class ImageFolderData(ImageDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Find the files."""
+        """List the files of the stage."""
         if stage == "predict":
             self.parts["predict"] = self._unlabelled()
         if stage != "fit" and self.folders["train"] is None:
@@ -343,15 +348,16 @@ class ImageFolderData(ImageDataModule):
             raise ConfigError(
                 f"there is nothing to {part} on: set {part} to a folder with one folder of images per class"
             )
-        files, codes, found = find_images(folder)
+        files, codes, names = find_images(folder)
         if classes is None:
+            # Without a training folder the classes are those of the checkpoint, if one was loaded.
             module: Any = self.trainer.lightning_module if self.trainer is not None else None
             spec = getattr(module, "spec", None)
-            classes = list(spec.classes) if spec is not None else found
-        unknown = sorted(set(found) - set(classes))
+            classes = list(spec.classes) if spec is not None else names
+        unknown = sorted(set(names) - set(classes))
         if unknown:
             raise DataError(f"{folder} has classes that training lacks: {', '.join(unknown)}")
-        return self._images(files, [classes.index(found[code]) for code in codes], False)
+        return self._images(files, [classes.index(names[code]) for code in codes], False)
 
     def _unlabelled(self) -> FolderImages:
         folder = self.folders["predict"]

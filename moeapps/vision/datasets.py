@@ -1,4 +1,4 @@
-"""Public sets of images by name."""
+"""Public image data sets by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from moeapps.vision.folders import find_images, read_images, read_tar
 __all__ = ["PUBLIC", "LabelledImages", "load_images"]
 
 PUBLIC = {"digits": "", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-"""Names of the sets, and of their classes in torchvision."""
+"""Names of the data sets, and of their classes in torchvision."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LabelledImages:
         return len(self.images)
 
     def at(self, rows: np.ndarray) -> "LabelledImages":
-        """Some of the images."""
+        """Images of the given rows."""
         chosen = torch.from_numpy(rows)
         return LabelledImages(self.images[chosen], self.labels[chosen], self.classes)
 
@@ -49,7 +49,7 @@ class LabelledImages:
 def load_images(
     name: str, path: str | Path | None = None, download: bool = False, seed: int = 0
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Images to learn from and images to test on.
+    """Load a public data set: images to train on and images to test on.
 
     Parameters
     ----------
@@ -57,19 +57,24 @@ def load_images(
         ``"digits"`` (scikit-learn's 1,797 of 8 x 8 pixels, a fifth for testing), ``"cifar10"``, ``"cifar100"``,
         ``"mnist"`` or ``"fashion_mnist"``.
     path : str or Path, optional
-        Folder in which torchvision keeps the set; or a folder, or a tar archive, with ``train/<class>/<file>`` and
+        Folder in which torchvision keeps the data set; or a folder or tar archive with ``train/<class>/<file>`` and
         ``test/<class>/<file>``. Not for digits.
     download : bool, default False
-        Whether torchvision may download what is not there.
+        Whether torchvision may download missing files.
     seed : int, default 0
-        Of the split of digits.
+        Seed of the split of digits.
+
+    Returns
+    -------
+    train, test : LabelledImages
+        Both with the same classes.
 
     Raises
     ------
     ConfigError
         If the name is unknown, or a path is needed.
     DataError
-        If the files are not there or damaged.
+        If files are missing or damaged.
     """
     check_one_of("name", name, PUBLIC)
     if name == "digits":
@@ -97,11 +102,11 @@ def load_images(
 
 
 def _digits(seed: int) -> tuple[LabelledImages, LabelledImages]:
-    found = load_digits()
-    images = torch.from_numpy(found.images.astype(np.float32) / 16)[:, None]
-    whole = LabelledImages(images, torch.from_numpy(found.target.astype(np.int64)), [str(i) for i in range(10)])
+    digits = load_digits()
+    images = torch.from_numpy(digits.images.astype(np.float32) / 16)[:, None]  # pixels are 0 to 16
+    whole = LabelledImages(images, torch.from_numpy(digits.target.astype(np.int64)), [str(i) for i in range(10)])
     rows = np.arange(len(images))
-    train, test = train_test_split(rows, test_size=0.2, random_state=seed, stratify=found.target)
+    train, test = train_test_split(rows, test_size=0.2, random_state=seed, stratify=digits.target)
     return whole.at(train), whole.at(test)
 
 
@@ -114,9 +119,9 @@ def _torchvision(name: str, root: Path, download: bool, train: bool) -> Labelled
     from torchvision import datasets
 
     try:
-        found = getattr(datasets, PUBLIC[name])(root, train=train, download=download)
+        loaded = getattr(datasets, PUBLIC[name])(root, train=train, download=download)
     except (RuntimeError, OSError) as error:
         raise DataError(f"{name} in {root}: {' '.join(str(error).split())}") from None
-    images = torch.as_tensor(found.data)
+    images = torch.as_tensor(loaded.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return LabelledImages(images.contiguous(), torch.as_tensor(found.targets).long(), [str(c) for c in found.classes])
+    return LabelledImages(images.contiguous(), torch.as_tensor(loaded.targets).long(), [str(c) for c in loaded.classes])

@@ -1,4 +1,4 @@
-r"""Gaussian diffusion (Ho et al. 2020): the forward process, what a network predicts, its losses, its posterior.
+r"""Gaussian diffusion (Ho et al. 2020): the forward process, predictions, losses and the posterior.
 
 :math:`q(x_t | x_0) = N(\sqrt{\bar\alpha_t} x_0, (1 - \bar\alpha_t) I)` for t = 0 to T - 1; t = 0 is the least noisy.
 Images are in [-1, 1].
@@ -23,15 +23,20 @@ PREDICTIONS = ("eps", "v")
 
 
 def alphas_cumprod(schedule: str, timesteps: int) -> Tensor:
-    r""":math:`\bar\alpha_t` of every timestep, float64 ``(T,)``.
+    r"""Cumulative products :math:`\bar\alpha_t` of all timesteps, float64 ``(T,)``.
 
     Parameters
     ----------
     schedule : str
-        ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, as steep at any T) or ``"cosine"`` (Nichol and
+        ``"linear"`` (DDPM: beta from 0.0001 to 0.02 at T = 1000, scaled to other T) or ``"cosine"`` (Nichol and
         Dhariwal 2021, equation 17; beta at most 0.999).
     timesteps : int
-        Number of timesteps T.
+        Number of timesteps T, at least 2.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
     check_one_of("schedule", schedule, SCHEDULES)
     check_sizes(timesteps=timesteps)
@@ -97,8 +102,12 @@ class Diffusion(Configurable):
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def at(self, t: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
-        r""":math:`\bar\alpha`, :math:`1 - \bar\alpha` at timesteps ``(N,)`` (-1: no noise), with more axes of one."""
+        r""":math:`\bar\alpha` and :math:`1 - \bar\alpha` at timesteps ``(N,)``, with ``ndim`` axes.
+
+        Timestep -1 is the image without noise: the last entry of both tables.
+        """
         if t.device not in self._tables:
+            # 1 - alpha is taken in float64: at small t float32 would keep few digits of it
             signal = torch.cat([self.alphas, self.alphas.new_ones(1)])
             noise = torch.cat([1 - self.alphas, self.alphas.new_zeros(1)])
             self._tables[t.device] = (signal.float().to(t.device), noise.float().to(t.device))
@@ -107,38 +116,38 @@ class Diffusion(Configurable):
         return signal[t].view(shape), noise[t].view(shape)
 
     def _roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of image and noise, ``(N, 1, 1, 1)``."""
+        """Factors of image and noise in the noisy image, ``(N, 1, 1, 1)``."""
         if t.is_floating_point() or t.shape != (len(like),):
             raise DataError(f"t must be {len(like)} whole numbers, got {t.dtype} of {tuple(t.shape)}")
         signal, noise = self.at(t.long(), like.ndim)
         return signal.sqrt(), noise.sqrt()
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Noisy images: images ``(N, C, H, W)``, timesteps ``(N,)`` and standard noise."""
+        """Noisy images ``(N, C, H, W)`` of images, at timesteps ``(N,)``, with standard normal noise."""
         signal, sigma = self._roots(t, x0)
         return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network shall predict."""
+        """Noise or velocity ``(N, C, H, W)`` that the network is to predict."""
         if self.prediction == "eps":
             return noise
         signal, sigma = self._roots(t, x0)
         return signal * noise - sigma * x0
 
     def to_x0(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """Image that a prediction means."""
+        """Images that the network's prediction implies."""
         signal, sigma = self._roots(t, x)
         if self.prediction == "eps":
             return (x - sigma * output) / signal
         return signal * x - sigma * output
 
     def to_eps(self, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Noise that stands between an image and its noisy version."""
+        """Noise that leads from an image to its noisy version."""
         signal, sigma = self._roots(t, x)
         return (x - signal * x0) / sigma
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight ``(N,)`` of each timestep in the squared error of the prediction."""
+        """Weight ``(N,)`` of each timestep in the squared error (min-SNR, Hang et al. 2023)."""
         if self.snr_gamma is None:
             return torch.ones(len(t), device=t.device)
         signal, noise = self.at(t)
@@ -148,24 +157,28 @@ class Diffusion(Configurable):
     def losses(self, output: Tensor, x0: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Loss terms, means over the batch.
 
+        1. ``task``: squared error between the prediction and :meth:`target`, per image, times :meth:`weight`.
+        2. With learned sigma also ``vlb``, the variational bound in bits per value (Nichol and Dhariwal 2021): the KL
+           divergence between the true posterior of the step and the network's, and at t = 0 the negative
+           log-likelihood of the 256 levels. The mean is detached, so that only the variance is learned by it.
+
         Parameters
         ----------
         output : Tensor
-            The network's, ``(N, C, H, W)``, or ``(N, 2 C, H, W)`` with learned sigma.
+            Output of the network, ``(N, C, H, W)``, or ``(N, 2 C, H, W)`` with learned sigma.
         x0 : Tensor
-            Images.
+            Images ``(N, C, H, W)`` in [-1, 1].
         x : Tensor
-            Their noisy versions.
+            Noisy images.
         t : Tensor
-            Timesteps.
+            Timesteps ``(N,)``.
         noise : Tensor
             The noise that was added.
 
         Returns
         -------
         dict[str, Tensor]
-            ``task``, the weighted squared error; with learned sigma also ``vlb``, the variational bound of the chosen
-            timesteps in bits per value, through which only sigma is learned (Nichol and Dhariwal 2021).
+            ``task``, and ``vlb`` with learned sigma.
         """
         channels = x0.shape[1]
         predicted = output[:, :channels].float()
@@ -176,6 +189,7 @@ class Diffusion(Configurable):
         return terms
 
     def _bound(self, predicted: Tensor, sigma: Tensor, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Variational bound of single steps in bits per value, ``(N,)``."""
         before = t - 1  # -1: the image itself
         true_mean, low, _ = self.posterior(x0, x, t, before)
         mean, _, high = self.posterior(self.to_x0(x, t, predicted).clamp(-1, 1), x, t, before)
@@ -192,19 +206,21 @@ class Diffusion(Configurable):
         Parameters
         ----------
         x0 : Tensor
-            Images.
+            Images ``(N, C, H, W)``.
         x : Tensor
             Noisy images at t.
         t : Tensor
-            Timesteps.
+            Timesteps ``(N,)``.
         before : Tensor
-            Earlier timesteps s.
+            Earlier timesteps s ``(N,)``.
 
         Returns
         -------
-        tuple[Tensor, Tensor, Tensor]
-            Mean; logarithms of its variance and of the forward step's (the bounds of a learned sigma). Where s is -1
-            the variance is zero: its logarithm is then that of the first step that has one.
+        mean : Tensor
+            ``(N, C, H, W)``.
+        low, high : Tensor
+            Logarithms of the posterior's variance and of the forward step's, ``(N, 1, 1, 1)``: the bounds of a learned
+            variance. Where s is -1 the variance is zero; its logarithm is replaced by that of the step before.
         """
         bar_t, noise_t = self.at(t, x.ndim)
         bar_s, noise_s = self.at(before, x.ndim)
@@ -217,7 +233,7 @@ class Diffusion(Configurable):
 
 
 def between(sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Logarithm of the variance for a network's output in [-1, 1] (beyond it, extrapolated)."""
+    """Log-variance for a network's output: ``low`` at -1, ``high`` at 1, linear between and beyond."""
     part = (sigma + 1) / 2
     return part * high + (1 - part) * low
 
@@ -226,8 +242,10 @@ def discrete_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Te
     """Log-likelihood of values in [-1, 1], rounded to 256 levels, under a Gaussian, in nats."""
     scale = (-0.5 * log_variance).exp()
     away = x - mean
-    above = torch.special.log_ndtr((1 / 255 - away.abs()) * scale)  # both in the tail where they do not run into 1
+    # |away| mirrors both ends of the level into the lower tail, where log_ndtr does not saturate
+    above = torch.special.log_ndtr((1 / 255 - away.abs()) * scale)
     below = torch.special.log_ndtr((-1 / 255 - away.abs()) * scale)
     inside = above + torch.log1p(-(below - above).clamp(max=-1e-7).exp())
+    # the first and the last level also take what lies beyond them
     least, most = (torch.special.log_ndtr(side * scale) for side in (away + 1 / 255, 1 / 255 - away))
     return torch.where(x < -0.999, least, torch.where(x > 0.999, most, inside))

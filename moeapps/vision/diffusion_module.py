@@ -1,4 +1,4 @@
-"""How DiT and Switch-DiT are trained: the diffusion's losses, the prior with its matching, averaged weights."""
+"""Training of DiT and Switch-DiT: the diffusion's losses, the prior and its matching, averaged weights."""
 
 # Shapes: N images, C channels, H height, W width, T timesteps, E experts, L blocks
 
@@ -35,21 +35,21 @@ NETWORKS: dict[str, type[DiT]] = {"switch_dit": SwitchDiT, "dit": DiT}
 
 
 class MovingAverage(EMAWeightAveraging):
-    """Lightning's moving average of the weights: it validates, saves and ends with the averaged ones.
+    """Lightning's moving average of the weights, which is validated, saved, and kept at the end.
 
-    Buffers (which unit is matched to which place) are copied, not averaged.
+    Buffers (the matching of the prior) are copied, not averaged.
 
     Parameters
     ----------
     decay : float, default 0.9999
-        How much of the average stays in each step.
+        Weight of the average in each step; the new weights have the rest.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
         super().__init__(decay=decay, use_buffers=False)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin the average, without Lightning's warning of networks that are built late and then divided."""
+        """Start the average, without Lightning's warning of models with a ``configure_model`` hook."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
             super().setup(trainer, pl_module, stage)
@@ -61,13 +61,13 @@ class SampleImages(L.Callback):
     Parameters
     ----------
     every : int, default 1
-        Validations between two grids.
+        Number of validations from one grid to the next.
     columns : int, default 8
-        Images of each class.
+        Images per class.
     steps : int, default 50
         Evaluations of the network per image.
     guidance : float, default 2.0
-        How far beyond a prediction without a label.
+        Scale of classifier-free guidance, for images with classes.
     """
 
     def __init__(self, every: int = 1, columns: int = 8, steps: int = 50, guidance: float = 2.0) -> None:
@@ -76,7 +76,7 @@ class SampleImages(L.Callback):
         self._seen = 0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, with the weights that are validated (the averaged ones)."""
+        """Sample with the weights that are validated, the averaged ones."""
         self._seen += not trainer.sanity_checking
         if trainer.sanity_checking or self._seen % self.every or trainer.log_dir is None or not trainer.is_global_zero:
             return
@@ -250,12 +250,12 @@ class DiffusionModule(SpecModule, Configurable):
         return [MovingAverage(decay=self.config.ema_decay)] if self.config.ema_decay > 0 else []
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predictions for noisy images."""
+        """Predictions for noisy images ``(N, C, H, W)`` at timesteps ``(N,)``."""
         out: Tensor = self.network(x, t, y)
         return out
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """From time to time, match experts to the prior's places."""
+        """Every ``match_every`` steps, match experts to the prior's units."""
         if self.prior is not None and self.global_step % self.config.match_every == 0:
             assert isinstance(self.network, SwitchDiT)
             with torch.no_grad():
@@ -268,7 +268,7 @@ class DiffusionModule(SpecModule, Configurable):
         return self.diffusion.losses(output, x0, x, t, noise)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Losses at timesteps drawn evenly."""
+        """Losses of one batch at uniformly random timesteps."""
         images, labels = batch
         t = torch.randint(self.diffusion.timesteps, (len(images),), device=images.device)
         terms = self._losses(images, labels, t, torch.randn(images.shape, device=images.device))
@@ -278,7 +278,7 @@ class DiffusionModule(SpecModule, Configurable):
         return self.total_loss(terms, batch_size=len(images))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log ``val/loss``, the squared error with the same timesteps and noise in every epoch."""
+        """Log ``val/loss``, the squared error. Timesteps and noise are the same in every epoch, so epochs compare."""
         images, labels = batch
         generator = torch.Generator().manual_seed(batch_idx)
         count = len(images)
@@ -289,7 +289,7 @@ class DiffusionModule(SpecModule, Configurable):
 
     @torch.no_grad()
     def views(self) -> Views:
-        """Experts by timestep, block by block: the mean weight over a twentieth of the timesteps."""
+        """For each block the weight of its experts, mean over each twentieth of the timesteps."""
         if not isinstance(self.network, SwitchDiT):
             return Views()
         gates = self.network.gate_table().float().cpu()
@@ -308,20 +308,20 @@ class DiffusionModule(SpecModule, Configurable):
     def sample(
         self, y: Tensor | int, *, seed: int = 0, batch_size: int = 128, watch: Watcher | None = None, **options: Any
     ) -> Tensor:
-        """Draw images ``(N, C, H, W)`` in [0, 1], on the device of the module and in the mode of evaluation.
+        """Sample images ``(N, C, H, W)`` in [0, 1], on the module's device, in evaluation mode.
 
         Parameters
         ----------
         y : Tensor or int
-            Codes of their classes ``(N,)``; or how many, without classes.
+            Codes of their classes ``(N,)``; without classes the number of images N.
         seed : int, default 0
-            Image i of a seed is always the same.
+            Seed of the noise, at least 0. Image i of a seed does not depend on the other images.
         batch_size : int, default 128
-            Images at once.
+            Images per forward pass.
         watch : Watcher, optional
             As in :func:`~moeapps.vision.sampling.draw`.
         **options
-            ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip``, as there.
+            ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip`` of that function.
 
         Raises
         ------
@@ -332,7 +332,7 @@ class DiffusionModule(SpecModule, Configurable):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
         if isinstance(y, Tensor) and not self.conditional:
-            raise ConfigError("the module draws without classes: give a number of images, not labels")
+            raise ConfigError("the module has no classes: give a number of images, not labels")
         count = y if isinstance(y, int) else len(y)
         training = self.network.training
         self.network.eval()
@@ -349,7 +349,7 @@ class DiffusionModule(SpecModule, Configurable):
         return (torch.cat(parts) + 1) / 2
 
     def configure_optimizers(self) -> Any:
-        """AdamW, at a constant rate after the warm-up."""
+        """AdamW, with a constant learning rate after the warm-up."""
         config = self.config
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=config.weight_decay)
         return self.with_cosine_schedule(optimizer, config.warmup, end=1.0)

@@ -1,4 +1,4 @@
-"""Diffusion transformer (DiT, Peebles and Xie, ICCV 2023): images and timesteps in, noise and its scale out."""
+"""Diffusion transformer (DiT, Peebles and Xie, ICCV 2023): noisy images and timesteps to noise and its variance."""
 
 # Shapes: N images, C channels, H = W side of an image, T tokens (patches) per image, d width, K classes
 
@@ -27,13 +27,13 @@ SIZES: dict[str, dict[str, int]] = {
     "L": {"dim": 1024, "depth": 24, "num_heads": 16},
     "XL": {"dim": 1152, "depth": 28, "num_heads": 16},
 }
-"""Width, blocks and heads; S to XL are the paper's."""
+"""Width, number of blocks and of heads; S to XL are those of the DiT paper."""
 
 FREQUENCIES = 256
 
 
 class TimestepEmbedding(nn.Module):
-    """Sines and cosines of a timestep, then an MLP.
+    """Sinusoidal embedding of a timestep, followed by an MLP.
 
     Parameters
     ----------
@@ -199,11 +199,11 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
         self.reset_parameters()
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
-        """One block; a subclass makes others."""
+        """Make one block; a subclass overrides it."""
         return DiTBlock(dim, num_heads, mlp_ratio)
 
     def reset_parameters(self) -> None:
-        """Initialise as DiT does: Xavier, and zeros wherever a residual path ends."""
+        """Initialise as DiT does: Xavier-uniform, and zeros at the end of every residual path (adaLN-Zero)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -224,16 +224,21 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
             nn.init.zeros_(end.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Noise (and scale) ``(N, C or 2 C, H, W)`` for noisy images, their timesteps and labels.
+        """Prediction ``(N, C, H, W)``, with learned sigma ``(N, 2 C, H, W)``, for noisy images.
+
+        1. Embed the patches, and add positions: ``(N, T, d)``.
+        2. The condition ``(N, d)`` of a block is the embedded timestep plus the embedded label.
+        3. Run the blocks; each shifts, scales and gates its tokens by the condition.
+        4. Project the tokens to pixels and put the patches together.
 
         Parameters
         ----------
         x : Tensor
-            ``(N, C, H, W)``.
+            Noisy images ``(N, C, H, W)``.
         t : Tensor
-            ``(N,)`` whole numbers, 0 to T - 1.
+            Timesteps ``(N,)``, integers from 0 to ``timesteps - 1``.
         y : Tensor, optional
-            ``(N,)`` labels, 0 to K - 1, or K for none; all none when None.
+            Labels ``(N,)``, integers from 0 to K - 1, or K for "no class"; "no class" for all when None.
 
         Raises
         ------
@@ -249,7 +254,7 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
         return self._unpatchify(self.head(modulate(self.norm(tokens), shift, scale)))
 
     def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
-        """All blocks one after the other."""
+        """Run all blocks on tokens ``(N, T, d)``."""
         for block in self.blocks:
             tokens = block(tokens, condition)
         return tokens
@@ -263,7 +268,7 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         side, patch = self.img_size // self.patch_size, self.patch_size
-        grid = tokens.view(len(tokens), side, side, patch, patch, self.out_chans)
+        grid = tokens.view(len(tokens), side, side, patch, patch, self.out_chans)  # (N, rows, columns, p, p, C)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.out_chans, self.img_size, self.img_size)
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
@@ -276,7 +281,7 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
             if values.shape != (len(x),) or values.is_floating_point():
                 raise DataError(f"{name} must be {len(x)} whole numbers, got {values.dtype} of {tuple(values.shape)}")
             if torch.compiler.is_compiling() or values.is_cuda or len(values) == 0:
-                continue  # looking at values would break the graph, or wait for the device
+                continue  # reading values would break the graph, or synchronise with the device
             if int(values.min()) < 0 or int(values.max()) > largest:
                 raise DataError(f"{name} must be 0 to {largest}, got {int(values.min())} to {int(values.max())}")
         if y is not None and self.y_embed is None:

@@ -1,4 +1,4 @@
-"""An image classifier without this package's code: an ONNX or torch.export program of any batch size."""
+"""Export of image classifiers as ONNX or torch.export programs for any batch size, without this package's code."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ __all__ = ["export_classifier"]
 
 
 class _Program(nn.Module):
-    """Images to probabilities."""
+    """Standardisation, padding, network and softmax."""
 
     def __init__(self, module: ImageModule) -> None:
         super().__init__()
@@ -29,18 +29,18 @@ class _Program(nn.Module):
         self.register_buffer("scale", module.scale)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities ``(N, K)``."""
+        """Images ``(N, C, H, W)`` to class probabilities ``(N, K)``."""
         mean, scale = self.get_buffer("mean"), self.get_buffer("scale")
-        found: Tensor = self.network(pad_to((images - mean) / scale, *self.size)).softmax(1)
-        return found
+        probabilities: Tensor = self.network(pad_to((images - mean) / scale, *self.size)).softmax(1)
+        return probabilities
 
 
 def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, form: Form = "onnx") -> Path:
-    """Write a fitted classifier as a program.
+    """Export a fitted classifier.
 
-    The program takes ``images`` ``(N, C, H, W)`` float32, of the size and the range of those of the training (uint8
-    pixels divided by 255), and gives probabilities ``(N, K)``. The file carries ``spec``, a JSON object with ``shape``,
-    ``classes``, ``mean`` and ``scale``: the standardisation is part of the program.
+    The program maps ``images`` ``(N, C, H, W)``, float32 with the size and range of the training images (uint8 pixels
+    divided by 255), to class probabilities ``(N, K)``. The standardisation is part of it. The file's metadata has
+    ``spec``, a JSON object with ``shape``, ``classes``, ``mean`` and ``scale``.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
         A fitted classifier, or a module that was trained from the command line
         (``ImageModule.load_from_checkpoint(path, weights_only=True)``).
     path : str or Path
-        Where to write, ``.onnx`` or ``.pt2``.
+        File to write, ``.onnx`` or ``.pt2``.
     form : Form, default "onnx"
         ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
 
@@ -62,7 +62,7 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
     ConfigError
         If ONNX is not installed.
     OSError
-        If the disk refuses; what stood there is then unchanged.
+        If the file cannot be written; an existing one is then unchanged.
     """
     check_one_of("form", form, ("onnx", "torch"))
     if isinstance(model, WideNetClassifier):

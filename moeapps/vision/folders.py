@@ -1,4 +1,6 @@
-"""Folders of images: one folder per class."""
+"""Image files: folders with one subfolder per class, and tar archives of them."""
+
+# Shapes: N images, C channels, H height, W width
 
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +28,16 @@ def open_image(source: str | Path | IO[bytes], channels: int = 3, name: str = ""
     Parameters
     ----------
     source : str or Path or IO[bytes]
-        A path or an open file.
+        Path or open file.
     channels : int, default 3
-        What it is converted to: 1 (grey), 3 (RGB) or 4 (RGBA).
+        Number of channels to convert to: 1 (grey), 3 (RGB) or 4 (RGBA).
     name : str, default ""
-        How errors call it; the path when empty.
+        Name of the image in errors; the path when empty.
 
     Raises
     ------
     DataError
-        Naming a file that is not an image, is cut short or too large to be one.
+        If the file is not an image, is truncated, or decompresses to more pixels than Pillow allows.
     """
     try:
         with Image.open(source) as image:
@@ -45,12 +47,12 @@ def open_image(source: str | Path | IO[bytes], channels: int = 3, name: str = ""
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
-    """Files, codes of their classes, and names of the classes (the names of the folders, sorted).
+    """List the files of a folder, the codes of their classes, and the classes (sorted names of its subfolders).
 
     Raises
     ------
     DataError
-        If the folder is not there, has no folders, or one of them has no image.
+        If there is no such folder, it has no subfolders, or one of them has no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -61,11 +63,11 @@ def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
     files: list[Path] = []
     codes: list[int] = []
     for code, name in enumerate(classes):
-        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-        if not found:
+        images = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        if not images:
             raise DataError(f"{root / name} has no image (files that end in {', '.join(ENDINGS)})")
-        files += found
-        codes += [code] * len(found)
+        files += images
+        codes += [code] * len(images)
     return files, codes, classes
 
 
@@ -81,27 +83,28 @@ def read_images(
     channels : int, default 3
         1, 3 or 4.
     size : int, optional
-        The shorter side is resized to this and the middle is cut out; None if all images have one size.
+        The shorter side is resized to this and the centre is cropped; None if all images have one size.
     names : Sequence[str], optional
-        What errors call the files; the paths when None.
+        Names of the files in errors; the paths when None.
 
     Raises
     ------
     DataError
-        Naming the file that cannot be read, or is of another size than the first.
+        If a file cannot be read, or has another size than the first.
     """
-    called = [str(file) for file in files] if names is None else names
-    opened = ((name, open_image(file, channels, name)) for name, file in zip(called, files, strict=True))
+    names = [str(file) for file in files] if names is None else names
+    # a generator: only one decoded image is held beside the result
+    opened = ((name, open_image(file, channels, name)) for name, file in zip(names, files, strict=True))
     return _stack(opened, len(files), size)
 
 
 def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> dict[str, tuple[Tensor, list[str]]]:
-    """Images and class names of a tar archive with ``<part>/<class>/<file>``, by part; nothing is unpacked to disk.
+    """Read the images and class names of a tar archive with ``<part>/<class>/<file>``, by part, in memory.
 
     Raises
     ------
     DataError
-        If it is no such archive, or a file in it cannot be read as an image.
+        If it is not such an archive, or a file in it cannot be read as an image.
     """
     parts: dict[str, tuple[list[tuple[str, Image.Image]], list[str]]] = {}
     try:
@@ -123,23 +126,23 @@ def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> di
 
 
 def _stack(images: Iterator[tuple[str, Image.Image]], count: int, size: int | None) -> Tensor:
-    found: NDArray[np.uint8] | None = None
+    stack: NDArray[np.uint8] | None = None
     for i, (name, image) in enumerate(images):
         array = np.atleast_3d(np.asarray(image if size is None else _fit(image, size))).transpose(2, 0, 1)
-        if found is None:
-            found = np.empty((count, *array.shape), dtype=np.uint8)
-        if array.shape != found.shape[1:]:
+        if stack is None:
+            stack = np.empty((count, *array.shape), dtype=np.uint8)
+        if array.shape != stack.shape[1:]:
             raise DataError(
-                f"{name} is {array.shape[1]} x {array.shape[2]} pixels, the first image {found.shape[2]} x "
-                f"{found.shape[3]}: give image_size to resize them"
+                f"{name} is {array.shape[1]} x {array.shape[2]} pixels, the first image {stack.shape[2]} x "
+                f"{stack.shape[3]}: give image_size to resize them"
             )
-        found[i] = array
-    assert found is not None
-    return torch.from_numpy(found)
+        stack[i] = array
+    assert stack is not None, "there is at least one image"
+    return torch.from_numpy(stack)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side and cut out the middle."""
+    """Resize the shorter side to ``size`` and crop the centre."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -147,7 +150,7 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 
 class FolderImages(Dataset):
-    """Images that are read when they are asked for.
+    """Data set that reads image files on access.
 
     Parameters
     ----------
@@ -156,7 +159,7 @@ class FolderImages(Dataset):
     codes : list[int]
         Codes of their classes.
     transform : Callable[[Image.Image], Tensor]
-        A PIL image to a tensor ``(C, H, W)``.
+        From a PIL image to a tensor ``(C, H, W)``.
     channels : int, default 3
         1, 3 or 4.
     """

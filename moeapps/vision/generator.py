@@ -23,67 +23,79 @@ __all__ = ["SwitchDiTGenerator"]
 
 
 class SwitchDiTGenerator(ImageEstimator):
-    """Draws images like those it was fitted on, by class, with Switch-DiT (Park et al., ECCV 2024) or a plain DiT.
+    """Class-conditional image generator with a Switch-DiT (Park et al., ECCV 2024) or a plain DiT.
 
     Parameters
     ----------
-    model : str
-        ``"switch_dit"`` or ``"dit"``.
-    dim, depth, num_heads : int
-        Width, blocks, and heads.
-    mlp_ratio : float
-        Hidden width of the MLPs, as a multiple of the width.
-    patch_size : int
-        Side of a patch in pixels; it divides that of the images.
-    num_experts, top_k : int
-        Experts per block, and how many of them a timestep uses. Not for ``"dit"``.
-    timesteps : int
-        Timesteps of the diffusion.
-    schedule : str
-        ``"linear"`` or ``"cosine"``.
-    prediction : str
-        What the network predicts: the noise ``"eps"`` or the velocity ``"v"``.
-    learn_sigma : bool
-        Whether the scale of the noise is learned too; DDPM uses it.
+    model : {"switch_dit", "dit"}, default "switch_dit"
+        Network.
+    dim : int, default 64
+        Width of the tokens, a multiple of ``num_heads`` and of 4.
+    depth : int, default 4
+        Number of blocks.
+    num_heads : int, default 4
+        Number of attention heads.
+    mlp_ratio : float, default 4.0
+        Hidden width of the MLPs, as a multiple of ``dim``.
+    patch_size : int, default 2
+        Side of a patch in pixels; it divides the side of the images.
+    num_experts : int, default 3
+        Number of experts per block. Not for ``"dit"``.
+    top_k : int, default 2
+        Experts per timestep and block. Not for ``"dit"``.
+    timesteps : int, default 1000
+        Number of timesteps of the diffusion.
+    schedule : {"cosine", "linear"}, default "cosine"
+        How the noise grows with the timestep.
+    prediction : {"v", "eps"}, default "v"
+        What the network predicts: the velocity or the noise.
+    learn_sigma : bool, default False
+        Whether the network also predicts the variance of the noise, which DDPM sampling uses.
     snr_gamma : float, optional
-        Of the min-SNR weights; None for none.
-    class_dropout : float
-        Probability with which training hides a label, for guidance.
-    prior_weight, prior_alpha : float
-        Weight and exponent of Switch-DiT's prior loss.
-    match_every : int
-        Steps between two matchings of experts to the prior.
-    lr, warmup : float
-        Rate of AdamW, and the part of the training over which it rises.
-    ema_decay : float
-        Of the moving average of the weights; 0 for none.
-    batch_size : int
-        Images per step.
-    max_epochs : int
-        Passes over the images.
-    validation_fraction : float
-        Part of the images whose denoising error is logged as ``val/loss``; no epoch is chosen by it.
-    accelerator : str
+        Gamma of the min-SNR weights; None weights all timesteps alike.
+    class_dropout : float, default 0.1
+        Probability with which training replaces a label by "no class", for classifier-free guidance.
+    prior_weight : float, default 1.0
+        Factor of Switch-DiT's diffusion prior loss; 0 for none.
+    prior_alpha : float, default 4.0
+        Exponent of the prior.
+    match_every : int, default 100
+        Steps between two matchings of experts to the prior's units.
+    lr : float, default 2e-3
+        Learning rate of AdamW.
+    warmup : float, default 0.05
+        Fraction of the training over which the learning rate rises.
+    ema_decay : float, default 0.995
+        Decay of the exponential moving average of the weights; 0 for none.
+    batch_size : int, default 64
+        Images per training step.
+    max_epochs : int, default 100
+        Number of epochs.
+    validation_fraction : float, default 0.0
+        Fraction of the images that is held out; their denoising error is logged as ``val/loss``. It selects no epoch.
+    accelerator : str, default "auto"
         Lightning's accelerator.
-    precision : str
+    precision : str, default "32-true"
         Lightning's precision of the training.
-    verbose : bool
+    verbose : bool, default False
         Whether to show a progress bar.
     log_dir : str, optional
-        Where to log and write checkpoints; nowhere when None.
-    random_state : int, RandomState or None
+        Folder for logs and checkpoints; nothing is written when None.
+    random_state : int, RandomState or None, default None
         Seed of the training.
 
     Attributes
     ----------
-    classes_ : array or None
+    classes_ : ndarray of shape (K,), or None
         Class labels; None if it was fitted without.
     spec_ : ImageSpec
-        What the images are like.
+        Shape of the images, and mean and standard deviation of each channel.
     model_ : DiffusionModule
-        What was trained; ``model_.network`` is the network.
+        The trained module; ``model_.network`` is the network.
     history_ : DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
+    n_iter_ : int
+        Number of epochs.
 
     Examples
     --------
@@ -160,19 +172,19 @@ class SwitchDiTGenerator(ImageEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
-        """Learn to draw.
+        """Train on images.
 
         Parameters
         ----------
         X : array of shape (n, S, S), (n, C, S, S) or (n, S, S, C)
             Square images with 1, 3 or 4 channels, uint8 or float.
         y : array of shape (n,), optional
-            Labels; None to draw without classes.
+            Labels; None for a generator without classes.
 
         Returns
         -------
         self
-            Fitted. If fitting fails, an earlier fit stays as it was.
+            The fitted estimator. If fitting fails, an earlier fit is kept.
 
         Raises
         ------
@@ -225,34 +237,34 @@ class SwitchDiTGenerator(ImageEstimator):
         eta: float = 0.0,
         seed: int = 0,
     ) -> NDArray[Any]:
-        """Draw images.
+        """Sample images.
 
         Parameters
         ----------
-        n : int
-            How many.
+        n : int, default 1
+            Number of images.
         y : label or array of shape (n,), optional
-            Their classes; all classes one after the other when None. Not for a generator without classes.
-        guidance : float
-            How much more of its class an image gets than the network would give it (1: not; usually 1 to 4).
-        steps : int
+            Their classes; when None, all classes in turn. Not for a generator without classes.
+        guidance : float, default 1.0
+            Scale of classifier-free guidance; 1 is without, usual are 1 to 4.
+        steps : int, default 50
             Evaluations of the network per image.
-        sampler : str
-            ``"ddim"``, ``"ddpm"``, or ``"dpm++"`` (needs ``moeapps[diffusers]``).
-        eta : float
-            Of DDIM: 0 draws no noise on the way, 1 as much as DDPM.
-        seed : int
-            Image i of a seed is always the same, whatever n is.
+        sampler : {"ddim", "ddpm", "dpm++"}, default "ddim"
+            ``"dpm++"`` needs ``moeapps[diffusers]``.
+        eta : float, default 0.0
+            Noise of DDIM's steps: 0 is deterministic, 1 has as much noise as DDPM.
+        seed : int, default 0
+            Seed of the noise. Image i of a seed does not depend on ``n``.
 
         Returns
         -------
-        array
-            Images in the layout, the type and the range of those of the training.
+        ndarray of shape (n, ...)
+            Images in the layout, dtype and range of the training images.
 
         Raises
         ------
         ValueError
-            Naming what cannot be.
+            Naming the argument that is impossible.
         """
         labels = self._labels(n, y)
         return self._to_user(self._draw(labels, seed, guidance=guidance, steps=steps, sampler=sampler, eta=eta))
@@ -260,33 +272,38 @@ class SwitchDiTGenerator(ImageEstimator):
     def trajectory(
         self, n: int = 1, y: Any = None, *, frames: int = 8, steps: int = 50, seed: int = 0, **options: Any
     ) -> NDArray[Any]:
-        """Images on their way from noise, of ``frames`` evenly spaced steps: an array ``(n, frames, ...)``.
+        """Noisy images of ``frames`` evenly spaced steps, the last of which is the sample.
 
         Parameters
         ----------
         n, y, steps, seed
             As in :meth:`sample`.
-        frames : int
-            How many; the last one is the image itself.
+        frames : int, default 8
+            Number of steps to return.
         **options
             Further arguments of :meth:`sample`.
+
+        Returns
+        -------
+        ndarray of shape (n, frames, ...)
+            Images in the layout, dtype and range of the training images.
         """
         check_sizes(frames=frames, steps=steps)
         labels = self._labels(n, y)
-        shown = {round(i) for i in np.linspace(0, steps - 1, min(frames, steps))}
-        seen: list[Tensor] = []
+        shown_steps = {round(i) for i in np.linspace(0, steps - 1, min(frames, steps))}
+        seen: list[Tensor] = []  # (N, C, S, S) each
 
         def watch(step: int, x: Tensor, x0: Tensor) -> None:
-            if step in shown:
+            if step in shown_steps:
                 seen.append(x.cpu())
 
         self._draw(labels, seed, steps=steps, watch=watch, batch_size=n, **options)
-        every = torch.stack(seen, dim=1)
-        flat = self._to_user(((every + 1) / 2).clamp(0, 1).flatten(0, 1))
-        return flat.reshape(every.shape[0], every.shape[1], *flat.shape[1:])
+        frames_of = torch.stack(seen, dim=1)  # (N, frames, C, S, S)
+        flat = self._to_user(((frames_of + 1) / 2).clamp(0, 1).flatten(0, 1))
+        return flat.reshape(*frames_of.shape[:2], *flat.shape[1:])
 
     def gate_table(self) -> NDArray[np.float32]:
-        """Gates ``(blocks, timesteps, experts)``: which experts a timestep uses, and how much; 0 for those it does not.
+        """Weight of each expert at each timestep, ``(blocks, timesteps, experts)``; 0 for experts that are not chosen.
 
         Raises
         ------
@@ -302,7 +319,7 @@ class SwitchDiTGenerator(ImageEstimator):
         return table
 
     def _labels(self, n: int, y: Any) -> Tensor | int:
-        """Codes of the classes to draw, or their number where there are no classes."""
+        """Codes of the images' classes, or the number of images where there are no classes."""
         check_is_fitted(self, "model_")
         check_sizes(n=n)
         if self.classes_ is None:
@@ -327,13 +344,8 @@ class SwitchDiTGenerator(ImageEstimator):
         return images
 
     def _to_user(self, images: Tensor) -> NDArray[Any]:
-        """From [0, 1] and ``(N, C, S, S)`` to what training had."""
+        """Images ``(N, C, S, S)`` in [0, 1] to the layout, dtype and range of the training images."""
         values = images.double() * (self.high_ - self.low_) + self.low_
         array = values.round().to(torch.uint8).numpy() if self.whole_ else values.float().numpy()
-        if self.layout_ == "HW":
-            found: NDArray[Any] = array[:, 0]
-        elif self.layout_ == "HWC":
-            found = array.transpose(0, 2, 3, 1)
-        else:
-            found = array
-        return found
+        layouts: dict[str, NDArray[Any]] = {"HW": array[:, 0], "HWC": array.transpose(0, 2, 3, 1), "CHW": array}
+        return layouts[self.layout_]

@@ -1,4 +1,6 @@
-"""From what users have (arrays of any layout) to tensors of images, and everything that is refused."""
+"""Arrays of images in any layout to tensors ``(N, C, H, W)``, and their checks."""
+
+# Shapes: N images, C channels, H height, W width
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +14,12 @@ from moeapps.core.errors import DataError
 __all__ = ["ImageSpec", "as_images", "channel_statistics", "pad_to", "to_float"]
 
 CHANNELS = (1, 3, 4)
-AT_ONCE = 4096
+IMAGES_PER_CHUNK = 4096  # converted to float64 together
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network has to know of its images.
+    """What a network has to know about its images.
 
     Attributes
     ----------
@@ -37,25 +39,25 @@ class ImageSpec:
     scale: tuple[float, ...]
 
     def state(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         return {name: list(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ImageSpec":
-        """The counterpart of :meth:`state`."""
+        """Undo :meth:`state`."""
         shape = tuple(state["shape"])
         return cls((shape[0], shape[1], shape[2]), *(tuple(state[name]) for name in ("classes", "mean", "scale")))
 
     @classmethod
     def of(cls, images: Tensor, classes: Any) -> "ImageSpec":
-        """The spec of images ``(N, C, H, W)`` in memory."""
+        """Spec of images ``(N, C, H, W)``, with their channel statistics."""
         mean, scale = channel_statistics(images)
         shape = tuple(images.shape[1:])
         return cls((shape[0], shape[1], shape[2]), tuple(map(str, classes)), tuple(mean), tuple(scale))
 
 
 def as_images(X: Any) -> Tensor:
-    """Images ``(N, C, H, W)``, uint8 or float32.
+    """Check images and bring them to ``(N, C, H, W)``, uint8 or float32.
 
     Parameters
     ----------
@@ -93,14 +95,14 @@ def as_images(X: Any) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Floating-point images: uint8 is divided by 255, the others are what they are."""
+    """Floating-point images: uint8 is divided by 255, other images are returned as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel (1 where it is constant) over all images and pixels."""
+    """Mean and standard deviation (1 for a constant) of each channel over all pixels of images ``(N, C, H, W)``."""
     total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
-    for part in images.split(AT_ONCE):
+    for part in images.split(IMAGES_PER_CHUNK):
         values = to_float(part).double()
         total = total + values.sum(dim=(0, 2, 3))
         squares = squares + values.square().sum(dim=(0, 2, 3))
@@ -113,7 +115,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def pad_to(images: Tensor, height: int, width: int) -> Tensor:
-    """Images in the middle of a larger frame of zeros."""
+    """Pad images ``(N, C, H, W)`` with zeros on all sides to the given height and width."""
     down, right = height - images.shape[2], width - images.shape[3]
     if not (down or right):
         return images

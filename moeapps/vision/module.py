@@ -1,4 +1,4 @@
-"""How image classifiers are trained: cross-entropy, auxiliary losses, AdamW with warm-up and a cosine."""
+"""Training of image classifiers: cross-entropy, auxiliary losses, AdamW with warm-up and a cosine schedule."""
 
 # Shapes: N images, C channels, H height, W width, K classes
 
@@ -33,7 +33,7 @@ AUGMENTATIONS = ("none", "shift", "shift_flip")
 
 
 def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
-    """A network for images ``(C, H, W)``.
+    """Build a network for images ``(C, H, W)``.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def _check_sizes(options: dict[str, Any]) -> None:
 
 
 def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
-    """Shift each image by up to an eighth of its size, zeros coming in, and mirror every other one."""
+    """Shift each image ``(N, C, H, W)`` by up to an eighth of its size, padding with zeros; mirror half of them."""
     n, _, height, width = images.shape
     reach = max(1, min(height, width) // 8)
     windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
@@ -85,13 +85,16 @@ def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
 
 
 class SpecModule(DataDependentModule):
-    """A module whose network is built once it is known what the images are like."""
+    """Base of modules whose network is built once the :class:`ImageSpec` is known.
+
+    The spec comes from the data module, or from the checkpoint that is loaded.
+    """
 
     entry = "moeapps_images"
     spec: ImageSpec
 
     def attach(self, spec: ImageSpec) -> None:
-        """Build the network for images."""
+        """Build the network for images of a spec."""
         raise NotImplementedError
 
     def attach_data(self, data: Any) -> None:
@@ -108,7 +111,7 @@ class SpecModule(DataDependentModule):
         return self.spec.state()
 
     def difference(self, state: dict[str, Any]) -> str | None:
-        """Other shapes or classes; other statistics of the pixels do not matter."""
+        """Other shapes or classes; other channel statistics are accepted."""
         spec = ImageSpec.from_state(state)
         if (spec.shape, spec.classes) == (self.spec.shape, self.spec.classes):
             return None
@@ -205,7 +208,7 @@ class ImageModule(SpecModule, Configurable):
         self.spec = spec
         channels, height, width = spec.shape
         model, options = self.config.model, dict(self.config.options or {})
-        if model in FAMILIES:  # images are padded to whole patches
+        if model in FAMILIES:  # other models of timm have a patch size of their own; these are padded to whole patches
             patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
             check_sizes(patch_size=patch)
             height, width = (-(-side // patch) * patch for side in (height, width))
@@ -245,7 +248,7 @@ class ImageModule(SpecModule, Configurable):
         return self.total_loss({"task": loss}, batch_size=len(labels))
 
     def on_validation_epoch_start(self) -> None:
-        """Count experts by class anew."""
+        """Reset the counts of experts by class."""
         self._by_class = GroupCounts(self.spec.classes)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -254,7 +257,7 @@ class ImageModule(SpecModule, Configurable):
         self._by_class.update(self, batch[1])
 
     def views(self) -> Views:
-        """Experts by class, over the patches of the last validation."""
+        """Experts by class, over all patches of the last validation."""
         return Views(maps=self._by_class.maps("class") if hasattr(self, "_by_class") else [])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -270,7 +273,7 @@ class ImageModule(SpecModule, Configurable):
         self.log_dict(logged, batch_size=len(labels), sync_dist=world_size() > 1)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
-        """Columns ``image`` (file, or label where there is none), ``prediction``, and ``p_<class>`` for each class."""
+        """Columns ``image`` (file name, or label of images in memory), ``prediction``, and ``p_<class>`` per class."""
         images, names = batch
         probabilities = self(images).float().softmax(1).cpu().numpy()
         best = probabilities.argmax(1)
@@ -280,7 +283,7 @@ class ImageModule(SpecModule, Configurable):
         return {"image": list(names), "prediction": [self.spec.classes[k] for k in best], **columns}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and a cosine."""
+        """AdamW with warm-up and a cosine schedule; no weight decay on norms, biases and position embeddings."""
         skipped: set[str] = getattr(self.network, "no_weight_decay", set)()
         plain = [p for n, p in self.network.named_parameters() if p.ndim < 2 or n in skipped or n.endswith(_BIASES)]
         chosen = {id(p) for p in plain}

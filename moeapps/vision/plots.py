@@ -1,4 +1,4 @@
-"""Pictures: grids of images, the way from noise to an image, which timestep and which patch uses which expert."""
+"""Plots: grids of images, denoising strips, and the experts of timesteps and patches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ __all__ = ["plot_images", "plot_patches", "plot_timesteps", "plot_trajectory"]
 
 
 def plot_images(images: Any, columns: int = 10, titles: Sequence[Any] | None = None) -> Figure:
-    """A grid of images.
+    """Plot a grid of images.
 
     Parameters
     ----------
@@ -49,14 +49,19 @@ def plot_images(images: Any, columns: int = 10, titles: Sequence[Any] | None = N
 
 
 def plot_trajectory(frames: Any, titles: Sequence[Any] | None = None) -> Figure:
-    """One line per image, from noise on the left to the image on the right.
+    """Plot one row per image, from noise on the left to the sample on the right.
 
     Parameters
     ----------
     frames : object
         ``(n, frames, ...)`` as :meth:`~moeapps.vision.SwitchDiTGenerator.trajectory` gives them.
     titles : Sequence[object], optional
-        One per image, at the left.
+        One per image, on the left.
+
+    Returns
+    -------
+    Figure
+        See :func:`plot_images`.
     """
     array = np.asarray(frames)
     if array.ndim < 4:
@@ -71,7 +76,7 @@ def plot_trajectory(frames: Any, titles: Sequence[Any] | None = None) -> Figure:
 
 
 def plot_timesteps(table: ArrayLike) -> Figure:
-    """Weight of each expert at each timestep, one panel per block; experts that are not used are white.
+    """Plot the weight of each expert at each timestep, one panel per block; unused experts are white.
 
     Parameters
     ----------
@@ -98,7 +103,7 @@ def plot_timesteps(table: ArrayLike) -> Figure:
 
 
 def plot_patches(images: Any, experts: ArrayLike, names: Sequence[Any] | None = None) -> Figure:
-    """Images above, and under each the expert of each of its patches in a colour.
+    """Plot images, and below each the experts of its patches as colours.
 
     Parameters
     ----------

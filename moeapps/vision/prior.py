@@ -1,5 +1,8 @@
 """The diffusion prior of Switch-DiT: neighbouring timesteps share experts, distant ones do not."""
 
+# Shapes: N timesteps of a batch, T timesteps of the diffusion, L blocks, E experts per block, k experts per timestep
+# and block, U = L E units (all experts of all blocks)
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -18,34 +21,46 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
+    # 0 log 0 is 0; the clamp keeps the gradient of the masked entries finite
     tiny = torch.finfo(p.dtype).tiny
     return torch.where(p > 0, p * (p.clamp_min(tiny).log() - q.clamp_min(tiny).log()), 0.0).sum(dim=-1)
 
 
 class TimestepPrior(nn.Module):
-    r"""Which of all blocks' experts a timestep should use, and how far its gates are from that.
+    r"""Diffusion prior loss (Park et al., ECCV 2024): which experts a timestep should use, and the distance from that.
 
-    The L E experts of all blocks are units. Timestep t should use a window of k L of them, whose start slides with
-    :math:`(t / T)^\alpha`. Which unit stands at which place of the window is a matching between the units' present use
-    and the places, computed by :meth:`match` from time to time (on the CPU, by scipy), not at every step.
+    1. The experts of all blocks are numbered as U = L E units. The prior of timestep t is a window of k L units, whose
+       start slides from 0 to U - k L with :math:`(t / T)^\alpha`: neighbouring timesteps share most of their window.
+    2. :meth:`match` assigns units to columns of the window matrix such that the experts that are chosen now agree with
+       it as far as possible: a bipartite matching on the CPU, by scipy. It is called every few steps, not at every one,
+       since it makes a GPU wait.
+    3. :meth:`forward` normalises the gates of a batch's timesteps and their windows to sum 1, and returns the mean
+       Jensen-Shannon divergence.
 
     Parameters
     ----------
     depth : int
-        Blocks L.
+        Number of blocks L.
     num_experts : int, default 3
-        Experts per block E.
+        Number of experts E per block.
     top_k : int, default 2
-        Experts per timestep and block k.
+        Experts k per timestep and block.
     timesteps : int, default 1000
         Number of timesteps T.
     alpha : float, default 4.0
-        Exponent of the slide; larger means that the late timesteps differ most.
+        Exponent, above 0; the larger, the more of the slide falls on the noisy timesteps.
 
     Attributes
     ----------
     windows : Tensor
-        ``(T, L E)``, 1 where the window is.
+        ``(T, U)``, 1 inside the window.
+    place : Tensor
+        ``(U,)`` column of ``windows`` of each unit (so called in saved files).
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     place: Tensor
@@ -68,33 +83,39 @@ class TimestepPrior(nn.Module):
 
     @torch.no_grad()
     def match(self, table: Tensor, seed: int = 0) -> None:
-        """Match units to places so that what is used now agrees with the windows as far as possible.
+        """Match units to columns of ``windows`` so that the experts chosen now agree with it as far as possible.
 
         Parameters
         ----------
         table : Tensor
             Gates ``(L, T, E)`` of all timesteps.
         seed : int, default 0
-            Of the order in which equals are taken.
+            Seed of the choice among equal matchings.
+
+        Raises
+        ------
+        DataError
+            If the table has another shape.
         """
         used = (self._units(table) > 0).float().cpu()  # (T, U)
         if used.shape != self.windows.shape:
             raise DataError(f"table must be of {self.windows.shape[0]} timesteps and {self.windows.shape[1]} units")
-        agreement = used.t() @ self.windows.cpu()  # (U units, U places)
+        agreement = used.t() @ self.windows.cpu()  # (U units, U columns): timesteps where both are 1
+        # Shuffled, as scipy's choice among equal matchings depends on the order of rows and columns.
         rng = np.random.default_rng(seed)
         rows, columns = rng.permutation(len(agreement)), rng.permutation(len(agreement))
-        unit, place = linear_sum_assignment(agreement.numpy()[np.ix_(rows, columns)], maximize=True)
-        found = np.empty(len(agreement), dtype=np.int64)
-        found[rows[unit]] = columns[place]
-        self.place.copy_(torch.from_numpy(found))
+        unit, column = linear_sum_assignment(agreement.numpy()[np.ix_(rows, columns)], maximize=True)
+        matched = np.empty(len(agreement), dtype=np.int64)
+        matched[rows[unit]] = columns[column]
+        self.place.copy_(torch.from_numpy(matched))
 
     def forward(self, gates: Tensor, t: Tensor) -> Tensor:
         """Mean divergence between gates ``(L, N, E)`` and the windows of their timesteps ``(N,)``; a scalar."""
-        units = self._units(gates).float()
-        wanted = self.windows[t].index_select(1, self.place)
+        units = self._units(gates).float()  # (N, U)
+        wanted = self.windows[t].index_select(1, self.place)  # (N, U)
         return js_divergence(units / units.sum(1, keepdim=True), wanted / wanted.sum(1, keepdim=True)).mean()
 
     @staticmethod
     def _units(gates: Tensor) -> Tensor:
-        """``(L, N, E)`` to ``(N, L E)``."""
+        """``(L, N, E)`` to ``(N, U)``."""
         return gates.transpose(0, 1).flatten(1)

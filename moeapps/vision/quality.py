@@ -1,4 +1,7 @@
-"""How good drawn images are, in a feature space of your choice (``WideNetClassifier.transform`` gives one)."""
+"""Quality of generated images in a feature space of your choice, for example ``WideNetClassifier.transform``.
+
+The argument ``drawn`` of both functions is the features of generated images.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +18,7 @@ def frechet_distance(real: ArrayLike, drawn: ArrayLike) -> float:
     r"""Fréchet distance between Gaussians fitted to two sets of features (FID, Heusel et al. 2017).
 
     :math:`|\mu_1 - \mu_2|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})`. It depends on the
-    feature space and falls with the number of images: compare only figures of the same space and the same numbers.
+    feature space and falls with the number of images: compare only values of the same space and numbers of images.
 
     Parameters
     ----------
@@ -72,9 +75,11 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
 
 
 def _inside(points: NDArray[np.float64], centres: NDArray[np.float64], k: int) -> float:
-    radius = NearestNeighbors(n_neighbors=k + 1).fit(centres).kneighbors(centres)[0][:, -1]  # the first is itself
-    found = [bool((np.linalg.norm(centres - point, axis=1) <= radius).any()) for point in points]
-    return float(np.mean(found))
+    radius = (
+        NearestNeighbors(n_neighbors=k + 1).fit(centres).kneighbors(centres)[0][:, -1]
+    )  # the first neighbour is the point itself
+    inside = [bool((np.linalg.norm(centres - point, axis=1) <= radius).any()) for point in points]
+    return float(np.mean(inside))
 
 
 def _features(real: ArrayLike, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

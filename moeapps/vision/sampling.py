@@ -25,22 +25,22 @@ __all__ = ["SAMPLERS", "Noise", "Watcher", "draw", "spaced_timesteps"]
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 
 Watcher = Callable[[int, Tensor, Tensor], None]
-"""Number of the step, noisy images, predicted images, both in [-1, 1]."""
+"""Called with the number of the step, the noisy images and the predicted images, both about [-1, 1]."""
 
 
 class Noise:
-    """Standard noise, of each image from a generator of its own: an image does not depend on those beside it.
+    """Standard normal noise with one generator per image, so that an image does not depend on its batch.
 
     Parameters
     ----------
     seed : int
-        Seed of everything.
+        Seed of all images.
     first : int
         Number of the first image.
     count : int
-        How many images.
+        Number of images N.
     device : torch.device or str, default "cpu"
-        Where the noise is needed; it is drawn on the CPU, so that it is the same everywhere.
+        Device of the noise; it is drawn on the CPU, so that it is the same on every device.
     """
 
     def __init__(self, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> None:
@@ -52,12 +52,12 @@ class Noise:
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Noise ``(N, *shape)``."""
-        found = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
-        return found.to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        return noise.to(self.device)
 
 
 def spaced_timesteps(timesteps: int, steps: int) -> list[int]:
-    """``steps`` timesteps from T - 1 down to 0, evenly.
+    """``steps`` evenly spaced timesteps, from T - 1 down to 0.
 
     Raises
     ------

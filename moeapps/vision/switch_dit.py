@@ -1,4 +1,4 @@
-"""Switch-DiT (Park et al., ECCV 2024): every block of a DiT has experts that the timestep chooses."""
+"""Switch-DiT (Park et al., ECCV 2024): a DiT whose blocks have experts that are chosen by the timestep."""
 
 # Shapes: N images, T tokens per image, d width, E experts, k experts per timestep, L blocks, S timesteps
 
@@ -17,28 +17,33 @@ from moeapps.vision.dit import DiT, DiTBlock, DiTConfig, modulate
 __all__ = ["SwitchBlock", "SwitchDiT", "SwitchDiTConfig", "TimestepSwitch"]
 
 MOST_MATRIX = 8
-"""Width at most so many times the tokens of an image, for matrices of each image."""
+"""One matrix per image is used where the width is at most this multiple of the number of tokens."""
 
 
 class TimestepSwitch(RoutedLayer):
-    r"""Tokens of an image under a mask, from linear experts that its timestep chooses.
+    r"""Mask on the tokens of an image, from linear experts that are chosen by its timestep.
 
     .. math::
         x \odot mask(x), \quad mask(x) = 1 + \sum_{e \in top-k} p_e(t)\,(W_e x + b_e), \quad
         p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)))
 
-    with the probabilities of the chosen experts as they are. Experts are linear: those of an image are first mixed into
-    one matrix, and the cost is one linear map per token, whatever k (unless an image has far fewer tokens than they are
-    wide: then such matrices would be large, and every expert sees every token). They begin at zero, the mask at one.
+    where the probabilities of the chosen experts are not renormalised. Experts are initialised to zero, so that the
+    mask is one. Since experts are linear,
+
+    1. the experts of an image are mixed into one matrix ``(d, d)`` by their gates,
+    2. which is applied to its tokens: one linear map per token, whatever k.
+
+    Where an image has far fewer tokens than they are wide, those matrices would cost more than they save; there every
+    expert is applied to every token, and the outputs are mixed.
 
     Parameters
     ----------
     dim : int
-        Width d.
+        Width d of the tokens.
     num_experts : int, default 3
         Number of experts E.
     top_k : int, default 2
-        Experts per timestep.
+        Experts k per timestep.
     """
 
     def __init__(self, dim: int, num_experts: int = 3, top_k: int = 2) -> None:
@@ -48,7 +53,7 @@ class TimestepSwitch(RoutedLayer):
         self.bias = nn.Parameter(torch.zeros(num_experts, dim))
 
     def gates(self, temb: Tensor) -> Tensor:
-        """Weights ``(N, E)`` for embedded timesteps ``(N, d)``; zero for experts that were not chosen."""
+        """Weights ``(N, E)`` of the experts for embedded timesteps ``(N, d)``; zero for experts that are not chosen."""
         routing = self.router(F.silu(temb))
         self.last_routing = routing
         empty = routing.weight.new_zeros(len(temb), routing.num_experts)
@@ -59,21 +64,21 @@ class TimestepSwitch(RoutedLayer):
         gates = gates.to(x.dtype)
         experts, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if len(gates) > 1 and x.shape[2] > MOST_MATRIX * x.shape[1]:
-            every = F.linear(x, experts.transpose(1, 2).flatten(0, 1), bias.flatten()).unflatten(2, bias.shape)
-            return x * (1 + torch.einsum("ntei,ne->nti", every, gates))
-        matrix = (gates @ experts.flatten(1)).view(-1, *experts.shape[1:])
-        one_more = 1 + gates @ bias
+            outputs = F.linear(x, experts.transpose(1, 2).flatten(0, 1), bias.flatten())  # (N, T, E d)
+            return x * (1 + torch.einsum("ntei,ne->nti", outputs.unflatten(2, bias.shape), gates))
+        matrix = (gates @ experts.flatten(1)).view(-1, *experts.shape[1:])  # (N or 1, d, d)
+        bias_and_one = 1 + gates @ bias  # (N or 1, d)
         if len(gates) == 1:
-            return x * F.linear(x, matrix[0].t(), one_more[0])
-        return x * torch.baddbmm(one_more[:, None], x, matrix)
+            return x * F.linear(x, matrix[0].t(), bias_and_one[0])
+        return x * torch.baddbmm(bias_and_one[:, None], x, matrix)
 
 
 class SwitchBlock(DiTBlock):
-    r"""A DiT block on masked tokens: attention and MLP are the path of all timesteps, the mask isolates some.
+    r"""A DiT block on masked tokens: attention and MLP are shared by all timesteps, the mask depends on the timestep.
 
     The paper's :math:`r = x \odot mask`, :math:`r' = r + a(r)`, :math:`r'' = r' + m(r')`,
-    :math:`out = r'' + (1 - mask) \odot x` is :math:`x + a(r) + m(r')`: what the mask takes away comes back, and only
-    what attention and MLP see is masked.
+    :math:`out = r'' + (1 - mask) \odot x` equals :math:`x + a(r) + m(r')`, which is what is computed: only what
+    attention and MLP get is masked.
 
     Parameters
     ----------
@@ -152,32 +157,32 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
         self.last_gates: list[Tensor] = []
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
-        """A block with a switch."""
+        """Make a block with experts."""
         return SwitchBlock(dim, num_heads, mlp_ratio, self._switch.num_experts, self._switch.top_k)
 
     def gate_table(self) -> Tensor:
-        """Gates ``(L, T, E)`` of every block at every timestep; zero for experts that were not chosen."""
+        """Gates ``(L, S, E)`` of every block at every timestep; zero for experts that are not chosen."""
         temb = self.t_embed(torch.arange(self.timesteps, device=self.head.weight.device))
         return torch.stack([switch.gates(temb) for switch in self.switches])
 
     @property
     def switches(self) -> list[TimestepSwitch]:
-        """The switch of each block."""
+        """The experts of each block."""
         return [block.switch for block in self.blocks if isinstance(block, SwitchBlock)]
 
     def train(self, mode: bool = True) -> "SwitchDiT":
-        """Switch the mode; the gates that evaluation remembered are forgotten as training begins or ends."""
+        """Set the mode. Gates that evaluation cached are dropped where training starts or ends."""
         if mode or self.training:
             self._table = None
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; the gates that evaluation remembered are forgotten."""
+        """Load weights, and drop the gates that evaluation cached."""
         self._table = None
         return super().load_state_dict(*args, **kwargs)
 
     def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
-        """All blocks, each with the gates of the timesteps."""
+        """Run all blocks on tokens ``(N, T, d)``, each with its gates of the timesteps."""
         self.last_gates = self._gates(temb, t)
         for block, gates in zip(self.blocks, self.last_gates, strict=True):
             tokens = block(tokens, condition, gates)
@@ -188,7 +193,8 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
             return [switch.gates(temb) for switch in self.switches]
         if self._table is None or self._table.device != t.device:
             self._table = self.gate_table()
-        same = not t.is_cuda and len(t) > 0 and bool((t == t[0]).all())  # as while images are drawn
+        # In sampling all images are at one timestep: one matrix for all. On a GPU the question would synchronise.
+        same = not t.is_cuda and len(t) > 0 and bool((t == t[0]).all())
         return list(self._table[:, t[:1] if same else t])
 
     def __getstate__(self) -> dict[str, Any]:

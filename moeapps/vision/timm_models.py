@@ -19,7 +19,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
 }
-"""Width, blocks and heads; base, large and huge are the paper's."""
+"""Width, number of blocks and of heads; base, large and huge are those of the WideNet paper."""
 
 
 def _cfg() -> dict[str, Any]:
