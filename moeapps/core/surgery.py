@@ -92,14 +92,12 @@ def measure_use(model: nn.Module, batches: Iterable[Any]) -> dict[str, ExpertUse
     for batch in batches:
         probe(*batch) if isinstance(batch, tuple | list) else probe(batch)
         for name, layer in layers.items():
-            routing = layer.last_routing
-            if routing is None:
-                continue
-            ok = routing.valid[routing.token]
-            total = torch.zeros(layer.num_experts + 1, dtype=torch.float64, device=ok.device)
-            total = total.index_add(0, routing.expert[ok], routing.weight[ok].double())
-            weight[name] += total[:-1].cpu()
-            logits[name].append(routing.probabilities[routing.valid].clamp(min=1e-12).log().double().cpu())
+            for routing in layer.routings:  # one per call, where several blocks share the layer
+                ok = routing.valid[routing.token]
+                total = torch.zeros(layer.num_experts + 1, dtype=torch.float64, device=ok.device)
+                total = total.index_add(0, routing.expert[ok], routing.weight[ok].double())
+                weight[name] += total[:-1].cpu()
+                logits[name].append(routing.probabilities[routing.valid].clamp(min=1e-12).log().double().cpu())
     use = {}
     for name in layers:
         every = torch.cat(logits[name]) if logits[name] else torch.zeros(0, 1)

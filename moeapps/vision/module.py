@@ -257,7 +257,7 @@ class ImageModule(SpecModule, Configurable):
         self._by_class.update(self, batch[1])
 
     def views(self) -> Views:
-        """Experts by class, over all patches of the last validation."""
+        """Experts by class, over all patches of the last validation (in a WideNet, those of its last block)."""
         return Views(maps=self._by_class.maps("class") if hasattr(self, "_by_class") else [])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

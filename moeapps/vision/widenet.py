@@ -231,15 +231,19 @@ class WideNet(
         assert isinstance(moe, SharedMoE), f"the blocks share a {type(moe).__name__}, not a SharedMoE"
         return moe
 
+    def _start(self) -> None:
+        if isinstance(self.shared["moe"], SharedMoE):  # surgery may have made it a dense layer
+            self.moe.start()
+
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images ``(N, C, H, W)`` to tokens ``(N, T, d)`` after the last block and norm."""
-        self.moe.start()
+        self._start()
         features: Tensor = super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
         return features
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """Features of the blocks, as timm's transformer gives them."""
-        self.moe.start()
+        self._start()
         return super().forward_intermediates(*args, **kwargs)
 
 
