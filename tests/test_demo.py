@@ -51,16 +51,16 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
 
 def test_the_table_shows_what_has_finished():
     console = Console(force_terminal=True, width=100, record=True)
-    rival, ours = (
-        Row("p", "task", "rival", "accuracy", ours=False),
+    baseline, ours = (
+        Row("p", "task", "baseline", "accuracy", ours=False),
         Row("p", "task", "ours", "error", ours=True, percent=False),
     )
     with Recorder(console, seeds=2) as recorder:
-        recorder.add(rival, ours)
+        recorder.add(baseline, ours)
         for seed, score in enumerate((0.5, 0.7)):
-            with recorder.training(rival, seed):
+            with recorder.training(baseline, seed):
                 pass
-            recorder.score(rival, score, 1234)
+            recorder.score(baseline, score, 1234)
         console.print(recorder.table())
         assert "ours" not in console.export_text(clear=False).split("accuracy and ROC-AUC")[0]
         with recorder.training(ours, 0):

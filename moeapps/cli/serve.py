@@ -1,4 +1,9 @@
-"""``moeapps serve``: from the command line to a server that ends well."""
+"""``moeapps serve``: a saved model behind HTTP, until a signal ends it.
+
+1. The options are checked and the port is taken, so that a wrong one is named before the model is loaded.
+2. A worker process loads the model.
+3. uvicorn answers requests until SIGTERM or SIGINT; then running requests are answered and what was learned is saved.
+"""
 
 import argparse
 import asyncio
@@ -19,11 +24,11 @@ __all__ = ["SUMMARY", "add_arguments", "run"]
 SUMMARY = "answer requests over HTTP with a saved model"
 
 TOKEN = "MOEAPPS_TOKEN"
-"""Environment variable of the token: on the command line everyone on the machine could read it."""
+"""Environment variable of the token. An option would be visible to everyone on the machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``moeapps serve``."""
+    """Declare the options."""
     parser.add_argument("model", help="file that model.save wrote, or the checkpoint folder of a stream run")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one")
@@ -31,22 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learn", metavar="FILE", help="offer /learn, and save what is learned to FILE; if it exists, it is served"
     )
     parser.add_argument("--save-every", type=float, default=30.0, help="seconds between two savings of what is learned")
-    parser.add_argument("--queue", type=int, default=256, help="requests that may wait; more are told to come again")
+    parser.add_argument(
+        "--queue", type=int, default=256, help="requests that may wait; further ones are refused with 503"
+    )
     parser.add_argument("--batch-rows", type=int, default=1024, help="rows that go to the model at once")
     parser.add_argument("--max-body", type=int, default=1_048_576, help="bytes that a request may have")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is given up")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is cancelled with 504")
     parser.add_argument("--token-file", help=f"file with the token that clients must send (or set {TOKEN})")
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal.
 
-    Returns:
+    Returns
+    -------
+    int
         0 after SIGTERM or SIGINT, when running requests were answered and what was learned is saved.
 
-    Raises:
-        ConfigError: If an option is impossible or the extra is not installed.
-        MoEAppsError: If the model cannot be loaded.
+    Raises
+    ------
+    ConfigError
+        If an option has an impossible value or the extra is not installed.
+    MoEAppsError
+        If the model cannot be loaded.
     """
     check_sizes(queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body)
     for name in ("timeout", "save_every"):
@@ -59,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from moeapps.serve.app import make_app
-        from moeapps.serve.batching import Backend, Limits
+        from moeapps.serve.batching import Limits, ModelServer
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'moeapps[serve]'") from None
     from moeapps.serve.worker import WorkerDied, WorkerHung
@@ -75,9 +87,9 @@ def run(options: argparse.Namespace) -> int:
 
     limits = Limits(options.queue, options.batch_rows, options.timeout, options.save_every)
     with _listen(options.host, options.port) as listener:
-        backend = Backend(options.model, options.learn, limits)
+        server = ModelServer(options.model, options.learn, limits)
         try:
-            description = backend.start()
+            description = server.start()
         except (WorkerDied, WorkerHung) as error:
             raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
         listener.listen(1024)  # from here on clients are not refused, only not answered yet
@@ -88,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
                 f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True
             )
         config = uvicorn.Config(
-            make_app(backend, description, options.max_body, token), log_level="warning", access_log=False,
+            make_app(server, description, options.max_body, token), log_level="warning", access_log=False,
             server_header=False, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
         )  # fmt: skip
         asyncio.run(Server(config).serve(sockets=[listener]))
@@ -108,7 +120,7 @@ def _token(path: str | None) -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before the model is loaded, so that a taken one is known at once."""
+    """Bind the port; the socket listens once the model is loaded."""
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

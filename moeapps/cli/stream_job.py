@@ -38,15 +38,28 @@ MODELS: dict[str, Callable[..., StreamEstimator]] = {
     "paper-task": lambda **arguments: DriftMoEClassifier.paper("task", **arguments),
     "driftmoe-regressor": DriftMoERegressor,
 }
+"""Models by the name that ``--model`` takes."""
+
 IN_FOLDER = {"metrics": "metrics.csv", "rejects": "rejects.ndjson"}
-"""What is written into the checkpoint's folder unless it is given another place."""
+"""Files that are written into the checkpoint's folder unless an option names another one."""
 
 
 def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
     """Model by the name of the command line, or from a file.
 
-    Raises:
-        ConfigError: If there is no such model or argument.
+    Parameters
+    ----------
+    name : str
+        One of :data:`MODELS`, or a ``.safetensors`` file.
+    arguments : dict
+        Constructor arguments; empty for a file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model or argument.
+    FileFormatError
+        If the file holds another kind of model.
     """
     if name.endswith(".safetensors"):
         if arguments:
@@ -91,7 +104,9 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> int:
     """Run ``moeapps stream run``.
 
-    Returns:
+    Returns
+    -------
+    int
         Exit status: 0, also after SIGTERM; 130 after Ctrl-C. In both cases the run was saved.
     """
     folder = Path(options.checkpoint) if options.checkpoint else None
@@ -128,7 +143,7 @@ def _check_target(options: argparse.Namespace, columns: list[str] | None) -> Non
 def _run(job: StreamRun, options: argparse.Namespace) -> int:
     begun = job.file is not None and job.file.exists()
     if begun and not options.resume:
-        raise ConfigError(f"{job.file} exists: --resume continues it; for another run name another folder")
+        raise ConfigError(f"{job.file} exists: --resume continues it; name another folder for another run")
     for name in ("metrics", "predictions", "rejects"):
         path = getattr(options, name)
         if path is None and name in IN_FOLDER and job.checkpoint is not None:

@@ -88,7 +88,9 @@ class MoEAppsCLI(LightningCLI):
                 raise own from None
             failure = _readable_error(error)
         # a misspelled option is named as such, also where jsonargparse complains of something else first
-        check_options(args[1:], self._subcommand_parsers[args[0]].loaded)
+        subparser = self._subcommand_parsers[args[0]]
+        assert isinstance(subparser, CheckedParser)
+        check_options(args[1:], subparser.loaded)
         if failure is not None:
             raise failure
 
@@ -108,7 +110,7 @@ class MoEAppsCLI(LightningCLI):
             AtomicCheckpointIO().verify(given["ckpt_path"])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add moeapps' defaults to what the configuration asks for."""
+        """Add moeapps' callbacks, loggers and checkpoint format to those of the configuration."""
         config = self._get(self.config_init, "trainer", default={})
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
         root = Path(config.get("default_root_dir") or RUNS)
@@ -148,25 +150,32 @@ class MoEAppsCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_fit(self) -> None:
-        """Say where the result is."""
+        """Print where the best checkpoint is."""
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
                 print(f"checkpoint: {_relative(callback.best_model_path)}")
 
     def after_predict(self) -> None:
-        """Say where the predictions are."""
+        """Print where the predictions are."""
         print(f"predictions: {self.output}")
 
 
 def run(args: list[str], output: str | None = None) -> None:
     """Run one of Lightning's subcommands.
 
-    Args:
-        args: The command line from the subcommand on.
-        output: Where ``predict`` writes.
+    Parameters
+    ----------
+    args : list of str
+        The command line from the subcommand on.
+    output : str, optional
+        File that ``predict`` writes; ``predictions.csv`` when None.
 
-    Raises:
-        ConfigError: If the configuration is wrong; nothing has been written then.
+    Raises
+    ------
+    ConfigError
+        If the configuration is wrong; nothing has been written then.
+    FileNotFoundError, FileFormatError
+        If the checkpoint does not exist or is damaged; nothing has been written then.
     """
     predicting = args[0] == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
@@ -197,7 +206,7 @@ def _prediction_file(output: str | None) -> Path:
 
 
 def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
-    """CSV and TensorBoard, in a new folder that no other run has."""
+    """CSV and TensorBoard, in a folder of this run alone: ``version_<n>``."""
     root.mkdir(parents=True, exist_ok=True)
     taken = [int(found.group(1)) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
     version = max(taken, default=-1) + 1

@@ -1,7 +1,7 @@
-"""The parts of the demo: each trains a mixture beside its dense rival, on data that is part of the package.
+"""The parts of the demo: each trains a mixture and its dense baselines on data that is part of the package.
 
-Sizes are what fits into five minutes on two cores; the tables of the README are made by the benchmarks, with larger
-ones.
+Every part announces its rows to the recorder, then trains each model once per seed and notes score, history and views.
+Sizes are what fits into five minutes on two cores; the benchmarks train larger models.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from moeapps.demo.record import Recorder, Row
 __all__ = ["graph", "recsys", "stream", "tables", "vision"]
 
 DRIFTING = 3_000
-"""Instances of the synthetic stream."""
+"""Instances of the synthetic stream with drift."""
 
 
 def tables(recorder: Recorder) -> None:
-    """MoEClassifier beside logistic regression: breast cancer (30 numbers), a quarter of the rows for testing."""
+    """MoEClassifier and logistic regression: breast cancer (30 numbers), a quarter of the rows for testing."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
@@ -36,10 +36,10 @@ def tables(recorder: Recorder) -> None:
     recorder.add(linear, mixture)
     for seed in range(recorder.seeds):
         train, test, y_train, y_test = train_test_split(X, names, test_size=0.25, random_state=seed, stratify=names)
-        rival = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        baseline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         with recorder.training(linear, seed):
-            rival.fit(train, y_train)
-        recorder.score(linear, rival.score(test, y_test), X.shape[1] + 1)
+            baseline.fit(train, y_train)
+        recorder.score(linear, baseline.score(test, y_test), X.shape[1] + 1)
         model = MoEClassifier(random_state=seed)
         with recorder.training(mixture, seed):
             model.fit(train, y_train)
@@ -49,7 +49,7 @@ def tables(recorder: Recorder) -> None:
 
 
 def graph(recorder: Recorder) -> None:
-    """Cora: MLP alone, GCN alone, Mowst in turns and Mowst* jointly, with the same sizes and patience."""
+    """Cora: MLP, GCN, Mowst trained in turns and Mowst* trained jointly, with the same sizes and patience."""
     from moeapps.core.plots import plot_training
     from moeapps.graph import GNNClassifier, Mowst, MowstClassifier, PublicGraphData, variance_dispersion
     from moeapps.graph.measures import confidence_curves
@@ -95,7 +95,7 @@ def graph(recorder: Recorder) -> None:
 
 
 def stream(recorder: Recorder) -> None:
-    """DriftMoE beside river's Hoeffding tree and adaptive forest: phishing sites, and a stream that moves."""
+    """DriftMoE and river's Hoeffding tree and adaptive random forest: phishing sites, and a stream with drift."""
     from river import datasets, forest, tree
 
     from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
@@ -129,7 +129,7 @@ def stream(recorder: Recorder) -> None:
 
 
 def stream_views(curve: pd.DataFrame, events: pd.DataFrame) -> Views:
-    """Shares of the experts over time, with the places where one was renewed."""
+    """Shares of the experts over time, with a mark where one was renewed."""
     names = [name for name in curve if str(name).startswith("expert ")]
     if not names:
         return Views()
@@ -137,12 +137,12 @@ def stream_views(curve: pd.DataFrame, events: pd.DataFrame) -> Views:
     lines = {str(name): curve[name].fillna(0.0).tolist() for name in names}
     return Views(
         curves=[Curves.of("share of each expert", curve["instance"].tolist(), lines, "instance", "share",
-                          stacked=True, marks=[float(place) for place in renewed])]
+                          stacked=True, marks=[float(instance) for instance in renewed])]
     )  # fmt: skip
 
 
 def recsys(recorder: Recorder) -> None:
-    """Shared-Bottom beside MMoE and HoME: two targets of a census table, 6,400 rows to learn from, 1,600 to test."""
+    """Shared-Bottom, MMoE and HoME: two targets of a census table, 6,400 rows for training, 1,600 for testing."""
     from moeapps.recsys import MultiTaskRanker, census_income, census_schema
 
     people = census_income()
@@ -167,7 +167,7 @@ def recsys(recorder: Recorder) -> None:
 
 
 def vision(recorder: Recorder) -> None:
-    """ViT beside WideNet, which read digits, and DiT beside Switch-DiT, which draw them."""
+    """ViT and WideNet, which classify digits, and DiT and Switch-DiT, which generate them."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -175,40 +175,42 @@ def vision(recorder: Recorder) -> None:
     from moeapps.vision.plots import plot_images
 
     digits = load_digits()
-    readers = {
+    classifiers = {
         name: Row("vision", "digits classification", title, "accuracy", ours=name == "widenet")
         for name, title in (("vit", "ViT"), ("widenet", "WideNet"))
     }
-    artists = {
+    generators = {
         name: Row("vision", "digits generation", title, "denoising error", ours=name == "switch_dit", percent=False)
         for name, title in (("dit", "DiT"), ("switch_dit", "Switch-DiT"))
     }
-    recorder.add(*readers.values(), *artists.values())
+    recorder.add(*classifiers.values(), *generators.values())
     for seed in range(recorder.seeds):
         train, test, y_train, y_test = train_test_split(
             digits.images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target
         )
-        for name, row in readers.items():
-            reader = WideNetClassifier(
+        for name, row in classifiers.items():
+            classifier = WideNetClassifier(
                 name, embed_dim=64, depth=3, patch_size=2, max_epochs=8, lr=3e-3, validation_fraction=0.0,
                 random_state=seed,
             )  # fmt: skip
             with recorder.training(row, seed):
-                reader.fit(train, y_train)
-            recorder.score(row, reader.score(test, y_test), _count(reader.model_.network))
-            row.history = reader.history_
+                classifier.fit(train, y_train)
+            recorder.score(row, classifier.score(test, y_test), _count(classifier.model_.network))
+            row.history = classifier.history_
             if row.ours:
-                row.views = Views([Map.of("experts by digit, last block", reader.expert_load(test, y_test), "digit")])
-        for name, row in artists.items():
-            artist = SwitchDiTGenerator(name, max_epochs=8, validation_fraction=0.25, random_state=seed)
+                row.views = Views(
+                    [Map.of("experts by digit, last block", classifier.expert_load(test, y_test), "digit")]
+                )
+        for name, row in generators.items():
+            generator = SwitchDiTGenerator(name, max_epochs=8, validation_fraction=0.25, random_state=seed)
             with recorder.training(row, seed):
-                artist.fit(digits.images, digits.target)
-            recorder.score(row, artist.history_["val/loss"].iloc[-1], _count(artist.model_.network))
-            row.history = artist.history_
+                generator.fit(digits.images, digits.target)
+            recorder.score(row, generator.history_["val/loss"].iloc[-1], _count(generator.model_.network))
+            row.history = generator.history_
             if row.ours:
-                row.views = artist.model_.views()
-    drawn = artist.sample(50, y=[digit for digit in range(10) for _ in range(5)], guidance=2.0)
-    recorder.pictures["digits.png"] = plot_images(drawn, columns=10)
+                row.views = generator.model_.views()
+    samples = generator.sample(50, y=[digit for digit in range(10) for _ in range(5)], guidance=2.0)
+    recorder.pictures["digits.png"] = plot_images(samples, columns=10)
 
 
 def _count(network: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What the demo notes down: a row per model, its history and its inside, with a table that grows while it runs."""
+"""Results of the demo: a row per model with its history and views, and a table that grows while the demo runs."""
 
 import time
 from collections.abc import Iterator
@@ -25,19 +25,32 @@ __all__ = ["Recorder", "Row"]
 class Row:
     """One model over all seeds.
 
-    Attributes:
-        package: Which part of the demo.
-        task: What it is scored on.
-        model: What it is called in the table.
-        metric: Name of the score.
-        ours: Whether it is a mixture of this package, or what it is compared to.
-        percent: Whether scores are shown in percent.
-        scores: One per seed.
-        seconds: Of each training.
-        parameters: Of the network; 0 where there is none.
-        notes: Further numbers by name, one per seed.
-        history: Logged metrics of the last training.
-        views: What the last trained model looks like inside.
+    Parameters
+    ----------
+    package : str
+        Part of the demo.
+    task : str
+        Data and what is predicted.
+    model : str
+        Name in the table.
+    metric : str
+        Name of the score.
+    ours : bool
+        Whether it is a mixture of this package, not a baseline.
+    percent : bool, default True
+        Whether scores are shown in percent.
+    scores : list of float
+        One per seed.
+    seconds : list of float
+        Duration of each training.
+    parameters : int
+        Number of parameters of the network; 0 where there is none.
+    notes : dict
+        Further numbers by name, one per seed.
+    history : DataFrame, optional
+        Logged metrics of the last training.
+    views : Views
+        Maps and curves of the last trained model.
     """
 
     package: str
@@ -54,7 +67,7 @@ class Row:
     views: Views = field(default_factory=Views)
 
     def summary(self) -> dict[str, Any]:
-        """Everything that ``results.json`` says about the model."""
+        """The entry of the model in ``results.json``."""
         kept = {name: value for name, value in vars(self).items() if name not in ("history", "views")}
         return {**kept, "mean": float(np.mean(self.scores)), "sd": self.spread}
 
@@ -74,11 +87,14 @@ class Row:
 
 
 class Recorder:
-    """Collects rows and pictures, and shows on the console what is going on.
+    """Collects rows and pictures, and shows progress on the console.
 
-    Args:
-        console: Where to.
-        seeds: How often every model is trained.
+    Parameters
+    ----------
+    console : Console
+        Where to print.
+    seeds : int
+        Number of trainings per model.
     """
 
     def __init__(self, console: Console, seeds: int) -> None:
@@ -102,7 +118,7 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Since the demo began."""
+        """Seconds since the demo began."""
         return time.perf_counter() - self._start
 
     def add(self, *rows: Row) -> None:
@@ -118,7 +134,19 @@ class Recorder:
         row.seconds.append(time.perf_counter() - start)
 
     def score(self, row: Row, value: float, parameters: int = 0, **notes: float) -> None:
-        """Note what the training led to."""
+        """Note the result of the training that was timed last.
+
+        Parameters
+        ----------
+        row : Row
+            The model.
+        value : float
+            Its score.
+        parameters : int, default 0
+            Number of parameters of the network.
+        **notes : float
+            Further numbers for ``results.json``.
+        """
         row.scores.append(float(value))
         row.parameters = parameters
         for name, number in notes.items():

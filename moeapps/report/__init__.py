@@ -1,4 +1,4 @@
-"""Runs as one page: what was trained on what, how well, and what the experts did."""
+"""Runs on one HTML page: data, scores, curves, and what the experts did."""
 
 from moeapps.report.page import render, write_report
 from moeapps.report.runs import Run, Score, find_runs

@@ -1,4 +1,4 @@
-"""Pictures for a page: matplotlib's SVG, in ink that follows the page's theme, with a description in words."""
+"""Pictures for a page: SVG by matplotlib in the text colour of the page, with a description for screen readers."""
 
 import io
 import re
@@ -17,12 +17,14 @@ from moeapps.core.views import Curves
 __all__ = ["Picture", "draw_curves", "draw_lines"]
 
 INK = "#010203"
-"""Stands for the colour of the page's text, which replaces it."""
+"""Placeholder for the colour of the page's text, which replaces it."""
 
 COLORS = ("#4d8ad0", "#ee6677", "#228833", "#b8a11f", "#35a5c7", "#aa3377", "#888888", "#d9822b", "#7a5fc0", "#5b9a8b")
-"""Readable on white and on black."""
+"""Colours with enough contrast on white and on black."""
 
 POINTS = 400
+"""Largest number of points of a line; of more, every n-th is drawn."""
+
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -35,14 +37,20 @@ STYLE: Any = {
 
 
 class Picture(NamedTuple):
-    """What is seen, and the picture itself."""
+    """A picture and its caption."""
 
     title: str
     svg: Markup
 
 
 def draw_curves(curves: Curves) -> Picture:
-    """A picture of curves; shares of a whole are stacked."""
+    """Picture of curves.
+
+    Parameters
+    ----------
+    curves : Curves
+        Lines over one axis; shares of a whole (``stacked``) are drawn as areas.
+    """
     x = np.array(curves.x)
     lines = {name: _array(values) for name, values in curves.lines.items()}
 
@@ -55,8 +63,8 @@ def draw_curves(curves: Curves) -> Picture:
         else:
             for name, values in lines.items():
                 _line(axes, x, values, name)
-        for place in curves.marks:
-            axes.axvline(place, color=INK, linewidth=0.6, alpha=0.5)
+        for mark in curves.marks:
+            axes.axvline(mark, color=INK, linewidth=0.6, alpha=0.5)
         axes.set(xlabel=curves.x_name, ylabel=curves.y_name)
 
     marks = f"; {len(curves.marks)} marks" if curves.marks else ""
@@ -64,7 +72,15 @@ def draw_curves(curves: Curves) -> Picture:
 
 
 def draw_lines(title: str, x_name: str, lines: Mapping[str, tuple[Any, Any]]) -> Picture:
-    """A picture of lines, each with an axis of its own: name to (x, y)."""
+    """Picture of lines, each with its own x.
+
+    Parameters
+    ----------
+    title, x_name : str
+        Caption, and name of the x axis.
+    lines : mapping of str to (x, y)
+        Values by name; None is a gap.
+    """
     arrays = {name: (_array(x), _array(y)) for name, (x, y) in lines.items()}
 
     def draw(axes: Axes) -> None:
@@ -80,19 +96,19 @@ def _array(values: Any) -> Any:
 
 
 def _line(axes: Axes, x: Any, y: Any, name: str) -> None:
-    there = np.isfinite(y)
-    x, y = x[there], y[there]
+    known = np.isfinite(y)
+    x, y = x[known], y[known]
     step = max(1, len(x) // POINTS)
     axes.plot(x[::step], y[::step], label=name, linewidth=1.4, marker="o" if len(x) < 15 else None, markersize=3)
 
 
 def _described(lines: Mapping[str, Any]) -> str:
     """First and last value of the first few lines, in words."""
-    said = []
+    parts = []
     for name, values in list(lines.items())[:6]:
         known = values[np.isfinite(values)]
-        said.append(f"{name}: from {known[0]:.3g} to {known[-1]:.3g}" if len(known) else f"{name}: no values")
-    return "; ".join(said) + ("; ..." if len(lines) > 6 else "")
+        parts.append(f"{name}: from {known[0]:.3g} to {known[-1]:.3g}" if len(known) else f"{name}: no values")
+    return "; ".join(parts) + ("; ..." if len(lines) > 6 else "")
 
 
 def _svg(draw: Any, title: str, description: str, entries: int) -> Picture:

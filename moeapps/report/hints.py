@@ -1,4 +1,8 @@
-"""What looks ill in a run, in plain words, with what to try."""
+"""Warnings about a run, each with what to try.
+
+Warned of are experts without tokens or with most of them, routers that are undecided or certain, dropped assignments,
+a validation loss that rises, and, in streams, unreadable events and idle experts.
+"""
 
 import math
 import re
@@ -11,20 +15,44 @@ from moeapps.report.runs import Run
 
 __all__ = ["Layer", "find_hints", "routing_layers"]
 
-CAPTURED, DROPPED, SURE, UNDECIDED, WORSE = 3.0, 0.05, 0.02, 0.98, 1.1
-"""When to speak: an expert with this many times its fair load; assignments dropped; entropy as a part of log E at or
-below which the router is certain, and at or above which it does not choose; last validation loss over the best one."""
+OVERLOADED = 3.0
+"""Load of an expert over an equal share, above which it is named."""
+
+DROPPED = 0.05
+"""Share of the assignments refused for lack of capacity, above which it is named."""
+
+CERTAIN, UNDECIDED = 0.02, 0.98
+"""Entropy of the router over log E, the largest there is, at or below and at or above which it is named."""
+
+WORSE = 1.1
+"""Last validation loss over the best one, above which the model is said to overfit."""
+
+IDLE = 0.1
+"""Share of a stream's expert over an equal one, below which it is named."""
 
 _LAYER = re.compile(r"^(?P<stage>val/)?moe/(?:(?P<layer>.+)/)?load/0$")
 
 
 class Layer:
-    """The logged routing of one layer.
+    """The logged routing of one layer with E experts.
 
-    Attributes:
-        name: Of the layer.
-        load: ``(epochs, E)`` frame of the experts' loads.
-        values: Other statistics by name (``entropy``, ``dead_experts``, ``dropped``), one value per epoch.
+    Parameters
+    ----------
+    name : str
+        Name of the layer.
+    prefix : str
+        What its columns begin with, such as ``"val/moe/encoder/"``.
+    history : DataFrame
+        Logged metrics, one row per epoch.
+
+    Attributes
+    ----------
+    epochs : Series
+        Epochs with a logged load.
+    load : DataFrame of shape (epochs, E)
+        Share of the assignments of each expert.
+    values : dict of Series
+        Other statistics by name, one value per epoch: ``entropy`` in nats, ``dead_experts``, ``dropped``, ``max_load``.
     """
 
     def __init__(self, name: str, prefix: str, history: pd.DataFrame) -> None:
@@ -47,7 +75,18 @@ class Layer:
 
 
 def routing_layers(history: pd.DataFrame) -> list[Layer]:
-    """The routed layers of a history; what training logged, or validation where training logged nothing."""
+    """The routed layers of a history.
+
+    Parameters
+    ----------
+    history : DataFrame
+        Logged metrics, one row per epoch.
+
+    Returns
+    -------
+    list of Layer
+        With what training logged, or validation where training logged nothing.
+    """
     found: dict[str, tuple[str, str]] = {}
     for column in history:
         match = _LAYER.match(str(column))
@@ -61,7 +100,18 @@ def routing_layers(history: pd.DataFrame) -> list[Layer]:
 
 
 def find_hints(run: Run) -> list[str]:
-    """Everything that looks ill; an empty list where nothing does."""
+    """Warnings about a run.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+
+    Returns
+    -------
+    list of str
+        One sentence each, with what to try; empty for a healthy run.
+    """
     return [*run.views.hints, *_of_layers(run), *_of_stream(run), *_of_training(run)]
 
 
@@ -73,23 +123,23 @@ def _of_layers(run: Run) -> Iterator[str]:
         dead = [str(e) for e in np.flatnonzero(last == 0)]
         if dead:
             yield (
-                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got nothing in the last epoch: raise "
+                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got no token in the last epoch: raise "
                 "the balance weight, use a router with noise (noisy_topk) or a bias that balances (shared), or prune"
             )
         top = int(last.argmax())
-        if last[top] > min(CAPTURED / count, 0.9) and count > 2:
+        if last[top] > min(OVERLOADED / count, 0.9) and count > 2:
             yield (
-                f"{layer.name}: expert {top} gets {100 * last[top]:.0f} % of the load (even would be "
+                f"{layer.name}: expert {top} gets {100 * last[top]:.0f} % of the load (an equal share is "
                 f"{100 / count:.0f} %): raise the balance weight, or try expert_choice"
             )
         if "entropy" in layer.values and (entropy := float(layer.values["entropy"].iloc[-1])) >= 0:
             part = entropy / math.log(count)
             if part >= UNDECIDED:
                 yield (
-                    f"{layer.name}: the router hardly chooses (entropy {part:.0%} of its largest value): the experts "
+                    f"{layer.name}: the router is undecided (entropy {part:.0%} of its largest value): the experts "
                     "are alike; lower the balance weight or train longer"
                 )
-            elif part <= SURE:
+            elif part <= CERTAIN:
                 yield (
                     f"{layer.name}: the router is certain of every token (entropy {part:.0%} of its largest value): "
                     "a z-loss or noise keeps it learning"
@@ -107,16 +157,18 @@ def _of_stream(run: Run) -> Iterator[str]:
     experts = [str(name) for name in history if str(name).startswith("expert ")]
     if len(experts) > 2:
         late = history[experts].tail(max(1, len(history) // 4)).fillna(0.0).mean()
-        idle = [name.removeprefix("expert ") for name in experts if late[name] < 0.1 / len(experts)]
+        idle = [name.removeprefix("expert ") for name in experts if late[name] < IDLE / len(experts)]
         if idle:
-            yield f"experts {', '.join(idle)} had next to no say lately: fewer experts would do"
+            which = f"expert{'s' * (len(idle) > 1)} {', '.join(idle)}"
+            yield f"{which} had almost no weight in the last quarter: try fewer experts"
 
 
 def _of_training(run: Run) -> Iterator[str]:
     if "val/loss" not in run.history:
         return
     losses = run.history["val/loss"].dropna()
-    smooth = losses.rolling(max(3, len(losses) // 10), center=True, min_periods=2).median()  # an epoch is no trend
+    # a running median, since one bad epoch is no trend
+    smooth = losses.rolling(max(3, len(losses) // 10), center=True, min_periods=2).median()
     if len(losses) < 5 or not smooth.min() > 0 or smooth.iloc[-1] <= WORSE * smooth.min():
         return
     epochs = run.history["epoch"] if "epoch" in run.history else pd.Series(range(len(run.history)))

@@ -1,4 +1,10 @@
-"""``moeapps report``: runs as one HTML page that needs no network and no script."""
+"""``moeapps report``: runs on one HTML page that needs no network and no script.
+
+1. The runs are read (:func:`~moeapps.report.runs.find_runs`); those that differ only in their seed become one.
+2. Scores, curves and configurations of several runs are compared (``_scores``, ``_comparisons``, ``_differences``).
+3. Each run becomes a section: facts, warnings, scores, curves of training, curves and maps of experts and routing.
+4. jinja2 fills ``page.html``, and the file is replaced at once.
+"""
 
 import datetime
 import itertools
@@ -21,24 +27,34 @@ from moeapps.report.runs import Run, find_runs
 __all__ = ["render", "write_report"]
 
 MAP_ROWS = 30
-"""Rows of a map that are shown: of more, those that differ most from the mean."""
+"""Largest number of rows of a map that are shown: of more, those that differ most from the mean."""
 
 
 def write_report(paths: list[str], output: str = "moeapps-report.html", title: str = "") -> Path:
-    """Draw runs on one page.
+    """Show runs on one page.
 
-    Args:
-        paths: Folders of runs, or folders with such folders inside.
-        output: The file to write; it replaces an older one when it is complete.
-        title: Headline.
+    Parameters
+    ----------
+    paths : list of str
+        Folders of runs, or folders with such folders inside.
+    output : str, default "moeapps-report.html"
+        The file to write; it replaces an older one when it is complete.
+    title : str, default ""
+        Headline; the name of the run, or "moeapps report" for several, when empty.
 
-    Returns:
+    Returns
+    -------
+    Path
         The file.
 
-    Raises:
-        ConfigError: If the output has another ending than .html.
-        DataError: If there is no run.
-        FileFormatError: If a file of a run is damaged.
+    Raises
+    ------
+    ConfigError
+        If the output has another ending than .html.
+    DataError
+        If there is no run.
+    FileFormatError
+        If a file of a run is damaged.
     """
     if Path(output).suffix not in (".html", ".htm"):
         raise ConfigError(f"--output must be an .html file, got {output!r}")
@@ -49,7 +65,15 @@ def write_report(paths: list[str], output: str = "moeapps-report.html", title: s
 
 
 def render(runs: list[Run], title: str = "") -> str:
-    """The page, as HTML."""
+    """The page, as HTML.
+
+    Parameters
+    ----------
+    runs : list of Run
+        What to show, in this order.
+    title : str, default ""
+        Headline, as in :func:`write_report`.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -117,19 +141,19 @@ def _comparisons(runs: list[Run]) -> list[Any]:
     """Curves of a metric over all the runs that logged it on the same data."""
     pictures = []
     names = dict.fromkeys(str(name) for run in runs for name in run.history if _is_metric(str(name)))
-    places = dict.fromkeys(_place(run) for run in runs)
-    for name, place in itertools.product(names, places):
-        having = [run for run in runs if _place(run) == place and _is_curve(run, name)]
+    grounds = dict.fromkeys(_ground(run) for run in runs)
+    for name, ground in itertools.product(names, grounds):
+        having = [run for run in runs if _ground(run) == ground and _is_curve(run, name)]
         if len(having) > 1:
-            data, axis = place
-            title = f"{name}, {data}" if len(places) > 1 and data else name
+            data, axis = ground
+            title = f"{name}, {data}" if len(grounds) > 1 and data else name
             lines = {run.name: (run.history[axis], run.history[name]) for run in having}
             pictures.append(draw_lines(title, axis, lines))
     return pictures[:24]
 
 
-def _place(run: Run) -> tuple[str, str]:
-    """What has to be alike for curves to compare: the data, and what is counted."""
+def _ground(run: Run) -> tuple[str, str]:
+    """What curves must have in common to be compared: the data, and the axis."""
     return " ".join(run.facts[name] for name in ("data", "set") if name in run.facts), run.axis
 
 
@@ -142,7 +166,7 @@ def _is_metric(name: str) -> bool:
 
 
 def _training(run: Run) -> list[Any]:
-    """Losses together, every other metric alone."""
+    """Pictures of the training: losses together, every other metric alone."""
     history, axis = run.history, run.axis
     if axis not in history:
         return []
@@ -164,7 +188,7 @@ def _of_layers(run: Run) -> list[Curves]:
         Curves.of(f"load: {layer.name}", layer.epochs.tolist(), _lines(layer.load), "epoch", "load", stacked=True)
         for layer in layers[:12]
     ]
-    for statistic, what in (("entropy", "entropy of the router, nats"), ("dead_experts", "experts without a token")):
+    for statistic, what in (("entropy", "entropy of the router, nats"), ("dead_experts", "experts without tokens")):
         lines = {layer.name: layer.values[statistic].tolist() for layer in layers if statistic in layer.values}
         lengths = {len(values) for values in lines.values()}
         if lines and len(lengths) == 1 and any(any(values) for values in lines.values()):
@@ -181,7 +205,7 @@ def _of_stream(run: Run) -> list[Curves]:
     if "renewed" in history:
         more = history["renewed"].diff().fillna(history["renewed"]) > 0
         marks = [float(place) for place in history["instance"][more]]
-    title = "share of each expert, and where experts were renewed"
+    title = "share of each expert; lines: an expert was renewed"
     lines = _lines(history[names].fillna(0.0))
     return [Curves.of(title, history["instance"].tolist(), lines, "instance", "share", stacked=True, marks=marks)]
 

@@ -1,4 +1,4 @@
-"""What runs leave on disk, read into one form: folders of ``moeapps fit``, of ``stream run`` and of the demo."""
+"""Read what runs leave on disk into one form: folders of ``moeapps fit``, of ``stream run`` and of the demo."""
 
 import json
 from collections.abc import Iterator
@@ -15,22 +15,28 @@ from moeapps.core.views import VIEWS, Views
 __all__ = ["RUN", "Run", "Score", "find_runs"]
 
 RUN = "run.json"
-"""Name of the file that says of a run what its metrics do not: ``name``, ``facts`` and ``scores``."""
+"""Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
 
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SEED = "seed_everything"
+"""Key of the configuration in which repeated runs differ."""
+
 _SMALLER = ("loss", "error", "mae", "rmse", "seconds")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of a run: one value per seed.
+    """A metric of a run.
 
-    Attributes:
-        name: Of the metric.
-        values: One per seed.
-        smaller: Whether less of it is better.
+    Parameters
+    ----------
+    name : str
+        Name of the metric.
+    values : list of float
+        One per seed.
+    smaller : bool, default False
+        Whether lower is better.
     """
 
     name: str
@@ -42,14 +48,22 @@ class Score:
 class Run:
     """One run.
 
-    Attributes:
-        name: What it is called on the page.
-        path: Where it is.
-        facts: What was trained on what, by name.
-        config: The configuration, flat (``model.init_args.lr``); empty where there is none.
-        history: Logged metrics over epochs or instances.
-        scores: What it reached.
-        views: What it looks like inside.
+    Parameters
+    ----------
+    name : str
+        Its headline on the page.
+    path : Path
+        Its folder or file.
+    facts : dict
+        Model, data and the like, by name.
+    config : dict
+        The configuration, flat (``model.init_args.lr``); empty where there is none.
+    history : DataFrame
+        Logged metrics over epochs or instances.
+    scores : list of Score
+        Final metrics.
+    views : Views
+        Maps and curves of its experts.
     """
 
     name: str
@@ -62,19 +76,29 @@ class Run:
 
     @property
     def axis(self) -> str:
-        """The column of ``history`` that counts: ``epoch`` or ``instance``."""
+        """Column of ``history`` on the x axis: ``epoch`` or ``instance``."""
         return "instance" if "instance" in self.history else "epoch"
 
 
 def find_runs(paths: list[str]) -> list[Run]:
     """Read runs.
 
-    Args:
-        paths: Folders of runs, folders with such folders inside, or metrics files of ``moeapps stream run``.
+    Parameters
+    ----------
+    paths : list of str
+        Folders of runs, folders with such folders inside, or metrics files of ``moeapps stream run``.
 
-    Raises:
-        DataError: If a path does not exist or holds no run.
-        FileFormatError: If a file of a run is damaged.
+    Returns
+    -------
+    list of Run
+        Each once; runs that differ only in their seed as one.
+
+    Raises
+    ------
+    DataError
+        If a path does not exist or holds no run.
+    FileFormatError
+        If a file of a run is damaged.
     """
     runs: list[Run] = []
     for given in paths:
@@ -133,7 +157,7 @@ def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per epoch of a CSV logger's file, whose rows hold either training's or validation's metrics."""
     if "epoch" not in rows:
         return rows
-    # a run that was continued writes an epoch twice: what came later counts
+    # a resumed run logs an epoch twice: the later row counts
     return rows.groupby("epoch", as_index=False).last()
 
 
@@ -175,7 +199,7 @@ def _named_apart(runs: list[Run]) -> list[Run]:
 
 
 def _with_seeds_joined(runs: list[Run]) -> list[Run]:
-    """Runs that differ in nothing but their seed become one, with a score per seed; the first one is drawn."""
+    """Runs that differ only in their seed become one, with a score per seed and the curves of the first."""
     joined: dict[Any, Run] = {}
     for run in runs:
         key = tuple(sorted((k, v) for k, v in run.config.items() if k != SEED)) or id(run)

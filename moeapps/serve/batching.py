@@ -1,4 +1,4 @@
-"""Requests wait in a bounded queue; whatever waits while the worker is busy becomes its next batch."""
+"""A bounded queue of requests and the worker that answers them, batch by batch."""
 
 import asyncio
 import logging
@@ -10,43 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moeapps.core.errors import DataError, MoEAppsError
+from moeapps.core.errors import MoEAppsError
+from moeapps.serve.refusal import Refusal, no_worker, queue_full, timed_out
 from moeapps.serve.worker import Worker, WorkerDied, WorkerHung
 
-__all__ = ["Backend", "Busy", "Limits", "Refused", "TooSlow", "Unavailable", "WorkFailed"]
+__all__ = ["Limits", "ModelServer"]
 
 log = logging.getLogger("moeapps.serve")
-
-
-class Busy(Exception):
-    """The queue is full."""
-
-
-class Unavailable(Exception):
-    """There is no worker just now."""
-
-
-class TooSlow(Exception):
-    """No answer in time."""
-
-
-class WorkFailed(Exception):
-    """The worker met a fault of its own."""
-
-
-class Refused(DataError):
-    """The model refuses the content of a request."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much the server takes on.
 
-    Attributes:
-        queue: Requests that may wait.
-        batch_rows: Rows that go to the model at once (a larger request goes alone).
-        timeout: Seconds until a request is given up.
-        save_every: Seconds between two savings of what was learned.
+    Parameters
+    ----------
+    queue : int, default 256
+        Requests that may wait.
+    batch_rows : int, default 1024
+        Rows that go to the model at once (a larger request goes alone).
+    timeout : float, default 30
+        Seconds until a request is cancelled.
+    save_every : float, default 30
+        Seconds between two savings of what was learned.
     """
 
     queue: int = 256
@@ -63,20 +49,32 @@ class _Job:
     answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Backend:
+class ModelServer:
     """The queue, the worker, and what happens when the worker dies.
 
-    What was learned since the model was last saved is kept here and told to the next worker, so that the death of a
-    worker loses nothing.
+    1. :meth:`submit` puts a request into the queue, if there is a worker and room, and waits for its answer.
+    2. A task takes the first request and those after it that are of the same operation, up to ``batch_rows``, and hands
+       them to the worker; what arrives meanwhile is the next batch.
+    3. Each request gets its own answer: a value or a :class:`~moeapps.serve.refusal.Refusal`.
+    4. If the worker dies or hangs, the requests it had and those in the queue are refused, and another one is started.
+       Requests learned since the model was last saved are kept here and learned again by the new worker, so that
+       nothing that a client was told of is lost.
 
-    Args:
-        path: File of the model.
-        learn_to: File that what is learned is saved to; None where nothing may be learned.
-        limits: How much is taken on.
-        make_worker: What starts a worker.
+    Parameters
+    ----------
+    path : str
+        File of the model.
+    learn_to : str, optional
+        File that what is learned is saved to; None, the default, where nothing may be learned.
+    limits : Limits, optional
+        How much is taken on.
+    make_worker : callable, default Worker
+        What starts a worker, given a file.
 
-    Attributes:
-        observe: Called with a name and a value when something is to be counted.
+    Attributes
+    ----------
+    observe : callable
+        Called with a name and a value when something is to be counted.
     """
 
     def __init__(
@@ -99,12 +97,16 @@ class Backend:
         self.saved_at: float | None = None
 
     def start(self) -> dict[str, Any]:
-        """Start the first worker, before there is a loop.
+        """Start the first worker, before there is a loop, and return its description of the model.
 
-        Raises:
-            MoEAppsError: Why the model cannot be loaded or does not learn.
-            WorkerDied: If the worker ended while it loaded.
-            WorkerHung: If it takes too long.
+        Raises
+        ------
+        MoEAppsError
+            Why the model cannot be loaded or does not learn.
+        WorkerDied
+            If the worker ended while it loaded.
+        WorkerHung
+            If it takes too long.
         """
         self._worker = self._make_worker(self.source)
         description = self._worker.description
@@ -141,56 +143,70 @@ class Backend:
         if self.learn_to is not None:
             self._tasks.append(asyncio.create_task(self._save_regularly()))
 
-    async def ask(self, operation: str, content: Any, rows: int) -> Any:
+    async def submit(self, operation: str, content: Any, rows: int) -> Any:
         """Queue a request and wait for its answer.
 
-        Raises:
-            Busy: If the queue is full.
-            Unavailable: If there is no worker, or it died before it answered.
-            TooSlow: If there is no answer in time; the request is given up.
-            Refused: If the model refuses the content.
-            WorkFailed: If the worker met a fault of its own.
+        Parameters
+        ----------
+        operation : {"predict", "learn"}
+            Method of the service.
+        content
+            The body, checked.
+        rows : int
+            Number of rows in it.
+
+        Raises
+        ------
+        Refusal
+            If the queue is full, there is no worker, the answer does not come in time, or the model refuses.
         """
         if not self.ready:
-            raise Unavailable
+            raise no_worker()
         if len(self._jobs) >= self.limits.queue:
-            raise Busy
-        job = _Job(operation, content, rows)
-        self._jobs.append(job)
-        self._something.set()
+            raise queue_full()
+        job = self._enqueue(operation, content, rows)
         try:
             return await asyncio.wait_for(job.answer, self.limits.timeout)
         except BaseException as error:  # too slow, or the client went away: what waits no longer takes no room
             if job in self._jobs:
                 self._jobs.remove(job)
             if isinstance(error, TimeoutError):
-                raise TooSlow from None
+                raise timed_out() from None
             raise
+
+    def _enqueue(self, operation: str, content: Any, rows: int) -> _Job:
+        job = _Job(operation, content, rows)
+        self._jobs.append(job)
+        self._something.set()
+        return job
 
     async def close(self) -> None:
         """Save what was learned and end the worker."""
         if self._closing:
             return
         if self.learn_to is not None and self._learned and self._worker is not None:
-            with suppress(Unavailable, TooSlow, WorkFailed):
+            with suppress(Refusal):
                 await self.save()
         self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail_all(Unavailable())
+        self._refuse_all()
         self._unwatch()
         if self._worker is not None:
             await asyncio.to_thread(self._worker.stop)
 
     async def save(self) -> None:
-        """Save what was learned, after everything that waits."""
+        """Save what was learned, after everything in the queue.
+
+        Raises
+        ------
+        Refusal
+            If the disk refuses, or the worker dies.
+        """
         if self.learn_to is None or not self._learned:
             return
-        job = _Job("save", self.learn_to, 0)
-        self._jobs.append(job)
-        self._something.set()
-        await job.answer
+        await self._enqueue("save", self.learn_to, 0).answer
 
     # --- the loop
 
@@ -224,41 +240,39 @@ class Backend:
     async def _answer(self, batch: list[_Job]) -> None:
         operation, worker = batch[0].operation, self._worker
         assert worker is not None
-        content: Any = batch[0].content if operation == "save" else [job.content for job in batch]
         start = time.perf_counter()
         try:
-            answers = await asyncio.to_thread(worker.ask, operation, content, self.limits.timeout)
+            answers = await asyncio.to_thread(
+                worker.call, operation, [job.content for job in batch], self.limits.timeout
+            )
         except (WorkerDied, WorkerHung) as error:
             for job in batch:
-                _set(job, TooSlow() if isinstance(error, WorkerHung) else Unavailable())
+                _set(job, timed_out() if isinstance(error, WorkerHung) else no_worker())
             await self._replace(worker)
             return
-        if operation == "save":
-            self._after_saving(batch[0], answers)
-            return
-        self.observe("batch_rows", sum(job.rows for job in batch))
-        self.observe("batch_seconds", time.perf_counter() - start)
+        if operation != "save":
+            self.observe("batch_rows", sum(job.rows for job in batch))
+            self.observe("batch_seconds", time.perf_counter() - start)
         for job, answer in zip(batch, answers, strict=True):
-            if operation == "learn" and "ok" in answer:
-                self._learned.append(job.content)
-            if "ok" in answer:
-                _set(job, answer["ok"])
+            if isinstance(answer, Refusal):
+                if operation == "save":
+                    log.error("%s", answer)
             else:
-                _set(job, Refused(answer["refused"]) if "refused" in answer else WorkFailed(answer["failed"]))
+                self._note(job)
+            _set(job, answer)
 
-    def _after_saving(self, job: _Job, answer: dict[str, Any]) -> None:
-        if "failed" in answer:
-            log.error("what was learned could not be saved: %s", answer["failed"])
-            _set(job, WorkFailed(answer["failed"]))
-            return
-        self._learned.clear()
-        self.saved_at = time.time()
-        _set(job, None)
+    def _note(self, job: _Job) -> None:
+        """Keep what the worker has learned until it is on disk."""
+        if job.operation == "learn":
+            self._learned.append(job.content)
+        if job.operation == "save":
+            self._learned.clear()
+            self.saved_at = time.time()
 
     async def _save_regularly(self) -> None:
         while True:
             await asyncio.sleep(self.limits.save_every)
-            with suppress(Unavailable, WorkFailed, TooSlow):
+            with suppress(Refusal):
                 await self.save()
 
     # --- the death of a worker
@@ -274,14 +288,17 @@ class Backend:
             asyncio.get_running_loop().remove_reader(self._worker.sentinel)
 
     async def _replace(self, worker: Worker) -> None:
-        """Tell everyone who waits, then start another worker and teach it what is not on disk."""
+        """Refuse all requests in the queue, start another worker, and let it learn what is not on disk.
+
+        A start that fails is tried again after a pause, which doubles from 1 s up to 30 s.
+        """
         if worker is not self._worker or self._closing:
             return
         self._unwatch()
         self._worker = None
         self.restarts += 1
         log.error("the worker died or hung; starting another one")
-        self._fail_all(Unavailable())
+        self._refuse_all()
         await asyncio.to_thread(worker.kill)
         pause = 1.0
         while not self._closing:
@@ -289,7 +306,7 @@ class Backend:
             try:
                 fresh = await asyncio.to_thread(self._make_worker, self.source)
                 if self._learned:
-                    await asyncio.to_thread(fresh.ask, "learn", list(self._learned), 600.0)
+                    await asyncio.to_thread(fresh.call, "learn", list(self._learned), 600.0)
                 break
             except (WorkerDied, WorkerHung, MoEAppsError, OSError) as error:
                 log.error("no worker: %s: %s; trying again in %.0f s", type(error).__name__, error, pause)
@@ -304,9 +321,9 @@ class Backend:
         self._something.set()
         log.warning("a new worker serves")
 
-    def _fail_all(self, error: Exception) -> None:
+    def _refuse_all(self) -> None:
         while self._jobs:
-            _set(self._jobs.popleft(), error)
+            _set(self._jobs.popleft(), no_worker())
 
 
 def _set(job: _Job, result: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pydantic models made of a service's description: what a request has to look like, and what the OpenAPI page shows."""
+"""Pydantic models of the requests, made from a service's description; the OpenAPI page shows them."""
 
 from typing import Annotated, Any
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 __all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of"]
 
 MAX_ROWS = 10_000
-"""Rows of one request."""
+"""Largest number of rows in a request."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -22,7 +22,13 @@ _Value = StrictBool | StrictInt | _Number | StrictStr | None
 
 
 def predict_model(description: dict[str, Any]) -> type[BaseModel]:
-    """The body of ``POST /predict``."""
+    """The body of ``POST /predict``.
+
+    Parameters
+    ----------
+    description : dict
+        From :meth:`moeapps.serve.services.Service.describe`.
+    """
     kind = description["kind"]
     if kind == "table" and description["columns"]:
         fields: dict[str, Any] = {

@@ -1,32 +1,65 @@
-"""What the worker does with each kind of model: say which requests it takes, predict them, learn from them."""
+"""What the worker does with each kind of model: describe the requests it takes, predict them, learn from them.
+
+Every operation takes a list of requests and returns a list with one answer per request: its value, or a
+:class:`~moeapps.serve.refusal.Refusal`. The service of a model is found by the methods that the model has, so that a
+subclass in another package is served like the class it derives from.
+"""
 
 import base64
 import binascii
+import inspect
 import io
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.scoring import label_columns, predict_frame
+from moeapps.core.tabledata.scoring import TableModel, label_columns, predict_frame
+from moeapps.serve.refusal import Refusal, not_saved, refused_data
 
-__all__ = ["Service", "open_service"]
+__all__ = ["SERVICES", "GraphService", "ImageService", "Service", "StreamService", "TableService", "open_service"]
 
 Request = dict[str, Any]
 """A request's body, checked against the description: lists, numbers, text."""
 
 
+@runtime_checkable
+class StreamModel(Protocol):
+    """A model that predicts and learns events, one by one as river's do or many at once."""
+
+    def learn_one(self, x: dict[str, Any], y: Any) -> Any:
+        """Learn an event."""
+
+    def learn_many(self, X: pd.DataFrame, y: Any) -> Any:
+        """Learn events in their order, or none of them."""
+
+    def predict_one(self, x: dict[str, Any]) -> Any:
+        """Predict an event."""
+
+
+@runtime_checkable
+class ImageModel(Protocol):
+    """A classifier that knows the shape of its images (``spec_.shape``)."""
+
+    spec_: Any
+
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities of images."""
+
+
 class Service:
     """A model, and how requests reach it.
 
-    Args:
-        model: The model.
+    Parameters
+    ----------
+    model
+        The model; :meth:`serves` is true of it.
     """
 
     kind = ""
@@ -35,12 +68,17 @@ class Service:
     def __init__(self, model: Any) -> None:
         self.model = model
 
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model has the methods that this service calls."""
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
         """What the server has to know to check requests."""
         return {"kind": self.kind, "model": type(self.model).__name__, "learns": self.learns}
 
     def predict(self, requests: list[Request]) -> list[Any]:
-        """One answer per request: a list of predictions, or a :class:`DataError`."""
+        """One answer per request: a list of predictions, or a refusal."""
         return [_attempt(self.answer, request) for request in requests]
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
@@ -55,29 +93,29 @@ class TableService(Service):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        from moeapps.tables.estimator import TabularEstimator
+        unnamed = hasattr(model, "n_features_in_") and not hasattr(model, "feature_names_in_")
+        self.width = int(model.n_features_in_) if unnamed else 0
+        self.columns = {} if unnamed else {str(name): kind for name, kind in model.column_kinds().items()}
 
-        self.width = 0
-        self.columns: dict[str, str] = {}
-        if isinstance(model, TabularEstimator) and not hasattr(model, "feature_names_in_"):
-            self.width = int(model.n_features_in_)
-        else:
-            self.columns = {str(name): kind for name, kind in model.column_kinds().items()}
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model can say which columns it reads."""
+        return isinstance(model, TableModel)
 
     def describe(self) -> dict[str, Any]:
         """Columns with their kinds, or the number of columns where they have no names."""
         return {**super().describe(), "columns": self.columns, "width": self.width}
 
     def predict(self, requests: list[Request]) -> list[Any]:
-        """All rows at once; where one of them is refused, request by request, so that no other suffers."""
+        """All rows at once; where one of them is refused, request by request, so that the others are answered."""
         rows = [row for request in requests for row in request["rows"]]
         try:
-            found = self.answer({"rows": rows})
+            predictions = self.answer({"rows": rows})
         except DataError:
             return super().predict(requests)
         answers, start = [], 0
         for request in requests:
-            answers.append(found[start : start + len(request["rows"])])
+            answers.append(predictions[start : start + len(request["rows"])])
             start += len(request["rows"])
         return answers
 
@@ -92,8 +130,7 @@ class TableService(Service):
         for name, kind in self.columns.items():
             values = [row[name] for row in request["rows"]]
             columns[name] = np.array(values, dtype=np.float64) if kind == "number" else _objects(values)
-        frame = pd.DataFrame(columns)
-        return _records(predict_frame(self.model, frame))
+        return _records(predict_frame(self.model, pd.DataFrame(columns)))
 
 
 class StreamService(Service):
@@ -101,21 +138,26 @@ class StreamService(Service):
 
     kind, learns = "stream", True
 
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model predicts and learns single events."""
+        return isinstance(model, StreamModel)
+
     def describe(self) -> dict[str, Any]:
-        """With the features seen so far; others are welcome."""
+        """With the features seen so far; requests may have others."""
         features = [str(name) for name in self.model.router_features_]
         return {**super().describe(), "features": features, "learned": self.model.n_seen_}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """The prediction, and of a classifier the probability of every class."""
-        found = []
+        predictions = []
         for row in request["rows"]:
             record: dict[str, Any] = {"prediction": self.model.predict_one(row)}
             if hasattr(self.model, "predict_proba_one"):
                 probabilities = self.model.predict_proba_one(row)
                 record.update({f"probability_{label}": value for label, value in probabilities.items()})
-            found.append(_plain(record))
-        return found
+            predictions.append(_plain(record))
+        return predictions
 
     def learn(self, requests: list[Request]) -> list[Any]:
         """Learn request by request; one of which a row is refused is not learned at all."""
@@ -123,22 +165,33 @@ class StreamService(Service):
 
     def _learn(self, request: Request) -> dict[str, Any]:
         rows, labels = [row["x"] for row in request["rows"]], [row["y"] for row in request["rows"]]
-        frame = pd.DataFrame(
-            {name: [row.get(name) for row in rows] for name in dict.fromkeys(k for r in rows for k in r)}
-        )
+        names = dict.fromkeys(name for row in rows for name in row)
+        frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names})
         frame = frame.astype(object) if len(frame.columns) else pd.DataFrame(index=range(len(rows)))
         self.model.learn_many(frame, labels)
         return {"learned": len(rows), "total": int(self.model.n_seen_)}
 
-    def save(self, path: str) -> None:
-        """Write the model."""
-        self.model.save(path)
+    def save(self, paths: list[str]) -> list[Any]:
+        """Write the model to each path; the answer is None."""
+        return [self._save(path) for path in paths]
+
+    def _save(self, path: str) -> Refusal | None:
+        try:
+            self.model.save(path)
+        except OSError as error:
+            return not_saved(error)
+        return None
 
 
 class ImageService(Service):
     """Classifiers of images; files come as base64."""
 
     kind = "images"
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model classifies images of a known shape."""
+        return isinstance(model, ImageModel)
 
     def describe(self) -> dict[str, Any]:
         """With channels, height and width."""
@@ -165,60 +218,70 @@ class GraphService(Service):
 
     kind = "graph"
 
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether ``predict_proba`` takes edges. A subclass may hide them behind ``*args``, so its bases count too."""
+        methods = [vars(base)["predict_proba"] for base in type(model).__mro__ if "predict_proba" in vars(base)]
+        return any(
+            "edge_index" in inspect.signature(method).parameters for method in methods if inspect.isfunction(method)
+        )
+
     def describe(self) -> dict[str, Any]:
         """With the number of features of a node."""
         return {**super().describe(), "width": int(self.model.n_features_in_)}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
-        """For each node that is asked about: its class, and the probability of every class."""
+        """For each requested node its class, and the probability of every class."""
         x = np.array(request["x"], dtype=np.float32)
         edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
         probabilities = self.model.predict_proba(x, edges, nodes=request.get("nodes"))
         return _records(label_columns(self.model.classes_, probabilities))
 
 
+SERVICES: Sequence[type[Service]] = (StreamService, GraphService, ImageService, TableService)
+"""The services; of several that would do, the first one counts."""
+
+
 def open_service(path: str | os.PathLike[str]) -> Service:
     """Load a model for serving.
 
-    Args:
-        path: A file that ``save`` wrote, or the checkpoint folder of ``moeapps stream run``.
+    Parameters
+    ----------
+    path : path-like
+        A file that ``save`` wrote, or the checkpoint folder of ``moeapps stream run``.
 
-    Raises:
-        ConfigError: If it is a model that does not predict.
-        FileFormatError, FileNotFoundError: As :func:`moeapps.load`.
+    Raises
+    ------
+    ConfigError
+        If it is a model that does not predict.
+    FileFormatError, FileNotFoundError
+        As :func:`moeapps.load`.
     """
     file = Path(path)
     if file.is_dir() and (file / "stream.safetensors").exists():
         file = file / "stream.safetensors"
-    model = moeapps.load(file)
-    if type(model).__name__ == "StreamCheckpoint":
-        model = model.model
-    package = type(model).__module__.split(".")[1]
-    if package == "stream":
-        return StreamService(model)
-    if package == "graph" and hasattr(model, "predict_proba"):
-        return GraphService(model)
-    if package == "vision" and hasattr(model, "predict_proba"):
-        return ImageService(model)
-    if hasattr(model, "column_kinds"):
-        return TableService(model)
+    loaded = moeapps.load(file)
+    for model in (loaded, getattr(loaded, "model", None)):  # the checkpoint of a stream run holds its model
+        for service in SERVICES:
+            if service.serves(model):
+                return service(model)
     raise ConfigError(
-        f"{path} holds a {type(model).__name__}, which does not answer requests: save an estimator that predicts"
+        f"{path} holds a {type(loaded).__name__}, which does not answer requests: save an estimator that predicts"
     )
 
 
 def _objects(values: list[Any]) -> Any:
     """An array of any values, lists among them."""
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
-def _attempt(function: Callable[[Request], Any], request: Request) -> Any:
+def _attempt(operation: Callable[[Any], Any], content: Any) -> Any:
     try:
-        return function(request)
+        return operation(content)
     except DataError as error:
-        return error
+        return refused_data(error)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -226,8 +289,9 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(record: dict[Any, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """JSON values: numpy's scalars become Python's, NaN and infinity None."""
+    plain: dict[str, Any] = {}
     for name, value in record.items():
         value = value.item() if isinstance(value, np.generic) else value
-        found[str(name)] = None if isinstance(value, float) and not math.isfinite(value) else value
-    return found
+        plain[str(name)] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return plain

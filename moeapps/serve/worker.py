@@ -1,4 +1,4 @@
-"""The process that holds the model, and the server's end of the pipe to it. What goes through is JSON, never pickle."""
+"""The process that holds the model, and the server's end of the pipe to it. The pipe carries JSON, never pickle."""
 
 import json
 import multiprocessing
@@ -9,34 +9,44 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from moeapps.core.errors import DataError, MoEAppsError
+from moeapps.core.errors import MoEAppsError
 from moeapps.core.warnings import silence_warnings
+from moeapps.serve.refusal import Refusal, model_failed
 
 __all__ = ["Worker", "WorkerDied", "WorkerHung"]
 
 
 class WorkerDied(Exception):
-    """The process is gone; what it was asked is unanswered."""
+    """The process has ended; the requests it had are unanswered."""
 
 
 class WorkerHung(Exception):
-    """No answer within the time that was given."""
+    """No answer in time."""
 
 
 class Worker:
     """A process with a model.
 
-    Args:
-        path: File of the model.
-        start_timeout: Seconds that loading may take.
+    Parameters
+    ----------
+    path : str
+        File of the model.
+    start_timeout : float, default 120
+        Seconds that loading may take.
 
-    Attributes:
-        description: What the service says of itself.
+    Attributes
+    ----------
+    description : dict
+        What :meth:`moeapps.serve.services.Service.describe` says of the model.
 
-    Raises:
-        MoEAppsError: Why the model cannot be loaded.
-        WorkerDied: If the process ended while it loaded.
-        WorkerHung: If loading takes too long.
+    Raises
+    ------
+    MoEAppsError
+        Why the model cannot be loaded.
+    WorkerDied
+        If the process ended while it loaded.
+    WorkerHung
+        If loading takes too long.
     """
 
     def __init__(self, path: str, start_timeout: float = 120.0) -> None:
@@ -60,18 +70,36 @@ class Worker:
         """File descriptor that becomes readable when the process ends."""
         return self.process.sentinel
 
-    def ask(self, operation: str, content: Any, timeout: float) -> Any:
-        """Send a request and wait for the answer.
+    def call(self, operation: str, contents: list[Any], timeout: float) -> list[Any]:
+        """Send requests and wait for their answers.
 
-        Raises:
-            WorkerDied: If the process ends before it answers.
-            WorkerHung: If it does not answer in time. What it answers later would be taken for another answer: kill it.
+        Parameters
+        ----------
+        operation : {"predict", "learn", "save"}
+            Method of the service.
+        contents : list
+            Requests, or the paths to save to.
+        timeout : float
+            Seconds to wait.
+
+        Returns
+        -------
+        list
+            For each request a value or a :class:`~moeapps.serve.refusal.Refusal`.
+
+        Raises
+        ------
+        WorkerDied
+            If the process ends before it answers.
+        WorkerHung
+            If it does not answer in time. Kill it: a late answer would be taken for that of the next request.
         """
         try:
-            self._pipe.send_bytes(json.dumps([operation, content], allow_nan=False).encode())
+            self._pipe.send_bytes(json.dumps([operation, contents], allow_nan=False).encode())
         except OSError:
             raise WorkerDied from None
-        return self._receive(timeout)["answer"]
+        answers = self._receive(timeout)["answers"]
+        return [Refusal(**answer["refusal"]) if "refusal" in answer else answer["ok"] for answer in answers]
 
     def _receive(self, timeout: float) -> Any:
         try:
@@ -110,23 +138,17 @@ def _work(pipe: Connection, path: str) -> None:
     pipe.send_bytes(json.dumps({"ready": service.describe()}).encode())
     while True:
         try:
-            operation, content = json.loads(pipe.recv_bytes())
+            operation, contents = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
-        pipe.send_bytes(json.dumps({"answer": _answer(service, operation, content)}, allow_nan=False).encode())
+        pipe.send_bytes(json.dumps({"answers": _answers(service, operation, contents)}, allow_nan=False).encode())
 
 
-def _answer(service: Any, operation: str, content: Any) -> Any:
-    """A list with an answer per request, ``{"ok": ...}``, ``{"refused": why}`` or ``{"failed": why}``."""
-    if operation == "save":
-        try:
-            service.save(content)
-        except OSError as error:
-            return {"failed": str(error)}
-        return {"ok": None}
+def _answers(service: Any, operation: str, contents: list[Any]) -> list[dict[str, Any]]:
+    """For each request ``{"ok": value}`` or ``{"refusal": ...}``."""
     try:
-        found = getattr(service, operation)(content)
-    except Exception as error:  # a fault of ours: the worker lives on, the requests and the log are told
+        answers = getattr(service, operation)(contents)
+    except Exception:  # a bug: the worker lives on, the log has the traceback
         traceback.print_exc()
-        return [{"failed": f"{type(error).__name__}: {error}"} for _ in content]
-    return [{"refused": str(f)} if isinstance(f, DataError) else {"ok": f} for f in found]
+        answers = [model_failed() for _ in contents]
+    return [{"refusal": a.to_json()} if isinstance(a, Refusal) else {"ok": a} for a in answers]

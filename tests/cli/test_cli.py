@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own, with right and with wrong input (L1-L7)."""
+"""The command as a user runs it, with right and with wrong input; in a process of its own where signals matter."""
 
 import os
 import re
@@ -286,9 +286,9 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number, status):
+def test_a_signal_saves_and_the_last_line_tells_how_to_go_on(cli, tmp_path, number, status):
     config = toy(tmp_path / "c.yaml", {"slow": 0.05}, max_epochs=4)
-    assert moeapps("fit", "--config", config, cwd=tmp_path).returncode == 0
+    assert cli("fit", "--config", config, "--model.slow", 0).returncode == 0
     process = start(config, tmp_path)
     wait_for(tmp_path / "moeapps-runs/version_1/checkpoints/last.ckpt", process)
     time.sleep(0.12)  # somewhere inside an epoch
@@ -298,25 +298,25 @@ def test_a_signal_saves_and_the_last_line_tells_how_to_go_on(tmp_path, number, s
     last = stderr.strip().splitlines()[-1]
     assert f"stopped by {number.name}; continue with: moeapps fit --config" in last
     command = last.partition("moeapps ")[2].split()
-    assert moeapps(*command, cwd=tmp_path).returncode == 0
+    assert cli(*command, "--model.slow", 0).returncode == 0
     runs = tmp_path / "moeapps-runs"
     assert same(final_weights(runs / "version_0"), final_weights(runs / "version_2"))
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
-    config = toy(tmp_path / "c.yaml", {"slow": 3.0}, {"rows": 8}, max_epochs=9)
+    config = toy(tmp_path / "c.yaml", {"slow": 2.0}, {"rows": 8}, max_epochs=9)
     process = start(config, tmp_path)
     checkpoint = tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt"
     wait_for(checkpoint, process)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
-    assert process.poll() is None  # it would finish its step of three seconds
+    assert process.poll() is None  # it would finish its step of two seconds
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 1.2
     assert AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] >= 1
 
 

@@ -77,16 +77,16 @@ def test_the_page_shows_scores_curves_maps_and_hints_and_needs_nothing_else(fold
     assert not shared & used  # matplotlib numbers its groups anew in every picture; nothing refers to those
 
 
-def test_hints_say_what_is_ill(folder):
+def test_warnings_name_what_is_wrong(folder):
     (run,) = find_runs([str(folder)])
     hints = find_hints(run)
     assert hints[0] == "a word of the <model>"
-    assert any("net.mlp: expert 3 got nothing in the last epoch" in hint for hint in hints)
+    assert any("net.mlp: expert 3 got no token in the last epoch" in hint for hint in hints)
     assert not any("expert 0 gets" in hint for hint in hints)  # 70 % is below three times a fair quarter
-    ill = {"moe/net.mlp/entropy": np.log(4), "moe/net.mlp/dropped": 0.2}
-    found = "\n".join(find_hints(Run("x", folder, history=history([0.8, 0.1, 0.05, 0.05], **ill))))
-    assert "expert 0 gets 80 % of the load (even would be 25 %)" in found
-    assert "the router hardly chooses (entropy 100%" in found
+    wrong = {"moe/net.mlp/entropy": np.log(4), "moe/net.mlp/dropped": 0.2}
+    found = "\n".join(find_hints(Run("x", folder, history=history([0.8, 0.1, 0.05, 0.05], **wrong))))
+    assert "expert 0 gets 80 % of the load (an equal share is 25 %)" in found
+    assert "the router is undecided (entropy 100%" in found
     assert "capacity refused 20% of the assignments" in found
     certain = Run("x", folder, history=history([0.25] * 4, **{"moe/net.mlp/entropy": 0.0}))
     assert "certain of every token" in "\n".join(find_hints(certain))
@@ -129,7 +129,7 @@ def test_different_runs_stand_side_by_side_best_first(folder):
     page = render(find_runs([str(folder), str(other), str(folder)]))
     table = page[page.index("<h3>val/accuracy</h3>") :]
     assert table.index("0.9500") < table.index("0.9000")
-    assert "What their configurations differ in (1)" in page
+    assert "Differences between the configurations (1)" in page
     assert "<code>model.init_args.lr</code></th><td>0.1</td><td>0.5</td>" in page
 
 
@@ -145,7 +145,7 @@ def test_a_run_of_a_stream_is_read_from_its_metrics(tmp_path):
     for path in (run, run / "metrics.csv"):
         page = render(find_runs([str(path)]))
         assert "0.7500" in page
-        assert "experts 2 had next to no say lately" in page
+        assert "expert 2 had almost no weight in the last quarter" in page
         assert "3 events could not be read" in page
         assert "over instance; 1 marks" in page
 
@@ -155,7 +155,7 @@ def test_many_rows_of_a_map_are_cut_to_the_most_telling(tmp_path):
     values[70] = [1.0, 0.0]
     page = render([Run("x", tmp_path, views=Views([Map("m", [f"class {i}" for i in range(100)], ["0", "1"], values)]))])
     assert "class 70" in page
-    assert "70 rows nearer to the mean are left out" in page
+    assert "70 rows closer to the mean are not shown" in page
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""Saved models, a client over a real worker, and a server in a process of its own."""
+"""Saved models, a client of an application in this process, and a server in a process of its own."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,8 +16,14 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from starlette.testclient import TestClient
 
 from moeapps import DriftMoEClassifier, MoEClassifier
+from moeapps.serve.app import make_app
+from moeapps.serve.batching import Limits, ModelServer
+from moeapps.serve.refusal import Refusal
+from moeapps.serve.services import open_service
+from moeapps.serve.worker import _answers
 
 
 def people(n: int = 200) -> pd.DataFrame:
@@ -49,6 +58,40 @@ def stream(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "stream.safetensors"
     model.save(path)
     return path
+
+
+class LocalWorker:
+    """Does in this process what a worker does in its own, JSON included."""
+
+    def __init__(self, path: str) -> None:
+        self.service = open_service(path)
+        self.description = json.loads(json.dumps(self.service.describe()))
+        self.sentinel, self._end = os.pipe()
+
+    def call(self, operation: str, contents: list, timeout: float) -> list:
+        content = json.loads(json.dumps(contents, allow_nan=False))
+        answers = json.loads(json.dumps(_answers(self.service, operation, content), allow_nan=False))
+        return [Refusal(**a["refusal"]) if "refusal" in a else a["ok"] for a in answers]
+
+    def stop(self) -> None:
+        os.close(self._end)
+        os.close(self.sentinel)
+
+
+@contextmanager
+def local(path: object, learn_to: object = None, save_every: float = 30.0, **options: object) -> Iterator[TestClient]:
+    """A client of an application in this process; the model answers in this process too."""
+    target = None if learn_to is None else str(learn_to)
+    server = ModelServer(str(path), target, Limits(save_every=save_every), make_worker=LocalWorker)
+    with TestClient(make_app(server, server.start(), **options), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(table):
+    """A client of the table's model, with a limit of 20,000 bytes."""
+    with local(table, max_body=20000) as found:
+        yield found
 
 
 class Server:
@@ -98,5 +141,5 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(table):
-    with Server(table, "--max-body", 20000) as running:
+    with Server(table) as running:
         yield running

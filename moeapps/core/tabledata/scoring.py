@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -13,6 +13,7 @@ from moeapps.core.tabledata.source import TableSource
 __all__ = ["TableModel", "label_columns", "predict_file", "predict_frame"]
 
 
+@runtime_checkable
 class TableModel(Protocol):
     """A model that predicts the rows of a table."""
 
@@ -30,26 +31,37 @@ def predict_file(
     keep: Sequence[str] = (),
     batch_rows: int = 65_536,
 ) -> int:
-    """Write a model's predictions of a CSV or Parquet file to another one, in memory that does not grow with it.
+    """Predict the rows of a CSV or Parquet file into another file, in memory that does not grow with it.
 
     A classifier gives ``prediction`` and ``probability_<class>``, a regressor ``prediction``, a ranker one column per
-    target. Columns that the model does not know are not looked at.
+    target. Columns that the model does not know are not read.
 
-    Args:
-        model: A fitted model.
-        source: ``.csv`` or ``.parquet`` file with the columns that the model knows.
-        output: ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
-        keep: Columns to copy beside the predictions.
-        batch_rows: Rows that are in memory at once.
+    Parameters
+    ----------
+    model : TableModel
+        A fitted model.
+    source : path-like
+        ``.csv`` or ``.parquet`` file with the columns that the model knows.
+    output : path-like
+        ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
+    keep : sequence of str, default ()
+        Columns to copy next to the predictions.
+    batch_rows : int, default 65536
+        Rows that are in memory at once.
 
-    Returns:
+    Returns
+    -------
+    int
         Number of rows.
 
-    Raises:
-        ConfigError: If the model does not predict tables, or the output has another ending.
-        DataError: Naming file, record and column, if a column is missing or cannot hold what it holds.
+    Raises
+    ------
+    ConfigError
+        If the model does not predict tables, or the output has another ending.
+    DataError
+        Naming file, record and column, if a column is missing or has a value that it cannot have.
     """
-    if not hasattr(model, "column_kinds"):
+    if not isinstance(model, TableModel):
         raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
     kinds = model.column_kinds()
     if os.path.realpath(source) == os.path.realpath(output):
@@ -60,10 +72,10 @@ def predict_file(
     with TableWriter(output) as writer:
         for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
             try:
-                found = predict_frame(model, frame[known])
+                predictions = predict_frame(model, frame[known])
             except DataError as error:
                 raise DataError(f"{source}, rows from {frame.index[0] if len(frame) else 0}: {error}") from None
-            writer.write(pd.concat([frame[list(keep)], found], axis=1))
+            writer.write(pd.concat([frame[list(keep)], predictions], axis=1))
     return writer.rows
 
 
@@ -71,14 +83,24 @@ def predict_frame(model: Any, frame: pd.DataFrame) -> pd.DataFrame:
     """Predictions of a frame as columns: what :func:`predict_file` writes for these rows."""
     if not hasattr(model, "predict_proba"):
         return pd.DataFrame({"prediction": model.predict(frame)}, index=frame.index)
-    found = model.predict_proba(frame)
-    if isinstance(found, pd.DataFrame):
-        return found
-    return label_columns(model.classes_, found, frame.index)
+    probabilities = model.predict_proba(frame)
+    if isinstance(probabilities, pd.DataFrame):  # a ranker: a column per target
+        return probabilities
+    return label_columns(model.classes_, probabilities, frame.index)
 
 
 def label_columns(classes: Any, probabilities: Any, index: Any = None) -> pd.DataFrame:
-    """``prediction`` and ``probability_<class>`` of class probabilities ``(n, K)``."""
+    """Class probabilities as columns ``prediction`` and ``probability_<class>``.
+
+    Parameters
+    ----------
+    classes : array of shape (K,)
+        Class labels.
+    probabilities : array of shape (n, K)
+        Class probabilities.
+    index : optional
+        Index of the frame.
+    """
     best = classes[probabilities.argmax(axis=1)] if len(probabilities) else []
     columns = {f"probability_{label}": probabilities[:, k] for k, label in enumerate(classes)}
     return pd.DataFrame({"prediction": best, **columns}, index=index)
