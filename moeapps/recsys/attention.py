@@ -1,5 +1,8 @@
 """DIN and AW-MoE: rank one candidate for a user with a sequence of behaviour."""
 
+# Shapes: N rows, L entries of a behaviour (padded), dim width of an embedding, P width of the profile, E experts.
+# `present` (N, L) masks the padding; no output depends on padded entries.
+
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +16,18 @@ __all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss", "drop_behaviour
 
 
 class ActivationUnit(nn.Module):
-    """How much each behaviour matters for a candidate (DIN, Zhou et al., KDD 2018).
+    """Weight of each behaviour for a candidate (DIN, Zhou et al., KDD 2018).
 
     An MLP on [behaviour, target, behaviour - target, behaviour * target].
 
-    Args:
-        dim: Width of an embedding.
-        hidden: Hidden widths.
-        out_dim: Numbers per behaviour.
+    Parameters
+    ----------
+    dim : int
+        Width of an embedding.
+    hidden : sequence of int, default (32,)
+        Hidden widths.
+    out_dim : int, default 1
+        Numbers per behaviour.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (32,), out_dim: int = 1) -> None:
@@ -34,20 +41,25 @@ class ActivationUnit(nn.Module):
         return self.mlp(joint.flatten(0, 1))[:, 0].unflatten(0, behaviour.shape[:2])
 
 
-def _attend(unit: ActivationUnit, behaviour: Tensor, target: Tensor, there: Tensor) -> Tensor:
+def _attend(unit: ActivationUnit, behaviour: Tensor, target: Tensor, present: Tensor) -> Tensor:
     """Weighted sum ``(N, dim)``; zero for an empty sequence. The weights are not normalised, as in DIN."""
-    weight = unit(behaviour, target)[..., 0] * there
+    weight = unit(behaviour, target)[..., 0] * present  # (N, L)
     return torch.bmm(weight[:, None], behaviour)[:, 0]
 
 
 class DIN(nn.Module):
     """Deep interest network: attention pools the behaviour, an MLP scores.
 
-    Args:
-        dim: Width of an embedding.
-        profile_dim: Width of everything else that is known (user, context, candidate).
-        hidden: Widths of the scoring MLP.
-        dropout: In it.
+    Parameters
+    ----------
+    dim : int
+        Width of an embedding.
+    profile_dim : int
+        Width P of the other features (user, context, candidate).
+    hidden : sequence of int, default (64, 32)
+        Hidden widths of the scoring MLP.
+    dropout : float, default 0.0
+        Dropout probability in it, in [0, 1).
     """
 
     def __init__(self, dim: int, profile_dim: int, hidden: Sequence[int] = (64, 32), dropout: float = 0.0) -> None:
@@ -55,9 +67,9 @@ class DIN(nn.Module):
         self.unit = ActivationUnit(dim)
         self.score = DenseExperts(dim + profile_dim, [*hidden, 1], 1, last_linear=True, dropout=dropout)
 
-    def forward(self, behaviour: Tensor, target: Tensor, there: Tensor, profile: Tensor) -> Tensor:
+    def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
         """Logits ``(N,)``."""
-        return self.score(torch.cat([_attend(self.unit, behaviour, target, there), profile], dim=1))[:, 0, 0]
+        return self.score(torch.cat([_attend(self.unit, behaviour, target, present), profile], dim=1))[:, 0, 0]
 
 
 class AWMoE(nn.Module):
@@ -65,17 +77,25 @@ class AWMoE(nn.Module):
 
     Every expert scores the user, the candidate and the attention-pooled behaviour. The gate is
     :math:`g = b + \sum_j a_j u_j`: a gate unit maps each behaviour, with the candidate, to a vector :math:`u_j` over
-    the experts, an activation unit to how much it matters, :math:`a_j`. The score is :math:`\sum_e g_e f_e`. An empty
+    the experts, an activation unit to its weight :math:`a_j`. The score is :math:`\sum_e g_e f_e`. An empty
     sequence has the gate b.
 
-    Args:
-        dim: Width of an embedding.
-        profile_dim: Width of everything else that is known.
-        num_experts: Number of experts E.
-        expert: Hidden widths of an expert.
-        gate_hidden: Hidden widths of the gate's units.
-        softmax: Whether the gate is normalised (not in the paper).
-        dropout: In the experts.
+    Parameters
+    ----------
+    dim : int
+        Width of an embedding.
+    profile_dim : int
+        Width P of the other features (user, context, candidate).
+    num_experts : int, default 4
+        Number of experts E, at least 1.
+    expert : sequence of int, default (64, 32)
+        Hidden widths of an expert.
+    gate_hidden : sequence of int, default (32,)
+        Hidden widths of the gate's units.
+    softmax : bool, default False
+        Whether the gate is normalised (not in the paper).
+    dropout : float, default 0.0
+        Dropout probability in the experts, in [0, 1).
     """
 
     def __init__(
@@ -97,32 +117,41 @@ class AWMoE(nn.Module):
         self.gate_activation = ActivationUnit(dim, gate_hidden)
         self.bias = nn.Parameter(torch.full((num_experts,), 1.0 / num_experts))
 
-    def gates(self, behaviour: Tensor, target: Tensor, *there: Tensor) -> list[Tensor]:
-        """Activation of the experts ``(N, E)`` for each view of what is there ``(N, L)``; the rest changes nothing."""
+    def gates(self, behaviour: Tensor, target: Tensor, *present: Tensor) -> list[Tensor]:
+        """Gate vectors ``(N, E)``, one for each mask ``(N, L)`` of the behaviour."""
         weight, units = self.gate_activation(behaviour, target)[..., 0], self.gate_unit(behaviour, target)
-        found = [self.bias + torch.bmm((weight * view)[:, None], units)[:, 0] for view in there]
-        return [gate.softmax(-1) for gate in found] if self.softmax else found
+        gates = [self.bias + torch.bmm((weight * mask)[:, None], units)[:, 0] for mask in present]
+        return [gate.softmax(-1) for gate in gates] if self.softmax else gates
 
-    def score(self, gate: Tensor, behaviour: Tensor, target: Tensor, there: Tensor, profile: Tensor) -> Tensor:
-        """Logits ``(N,)`` of the experts as the gate activates them."""
-        x = torch.cat([_attend(self.pool, behaviour, target, there), profile], dim=1)
+    def score(self, gate: Tensor, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
+        """Logits ``(N,)``: the experts' scores, weighted by a gate ``(N, E)``."""
+        x = torch.cat([_attend(self.pool, behaviour, target, present), profile], dim=1)
         return (gate * self.experts(x)[..., 0]).sum(-1)
 
-    def forward(self, behaviour: Tensor, target: Tensor, there: Tensor, profile: Tensor) -> Tensor:
+    def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
         """Logits ``(N,)``."""
-        (gate,) = self.gates(behaviour, target, there)
-        return self.score(gate, behaviour, target, there, profile)
+        (gate,) = self.gates(behaviour, target, present)
+        return self.score(gate, behaviour, target, present, profile)
 
 
 def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user: Tensor | None = None) -> Tensor:
-    """InfoNCE between gate vectors and those of the same users with masked behaviour; other users are the negatives.
+    """InfoNCE between gate vectors and those of the same rows with masked behaviour; other users are the negatives.
 
-    Args:
-        gate: ``(N, E)``.
-        view: ``(N, E)``, of the masked behaviour.
-        temperature: Divides the cosine similarities.
-        user: ``(N,)`` user of each row: rows of one user are not each other's negatives. Every row is a user of its
-            own when None.
+    Parameters
+    ----------
+    gate : Tensor of shape (N, E)
+        Gate vectors.
+    view : Tensor of shape (N, E)
+        Gate vectors of the masked behaviour.
+    temperature : float, default 0.1
+        Divides the cosine similarities.
+    user : Tensor of shape (N,), optional
+        User of each row: rows of one user are not each other's negatives. Without it every row counts as a user.
+
+    Returns
+    -------
+    Tensor
+        Mean over the rows, a scalar.
     """
     similarity = F.normalize(gate.float(), dim=-1) @ F.normalize(view.float(), dim=-1).t() / temperature
     rows = torch.arange(len(gate), device=gate.device)
@@ -131,6 +160,6 @@ def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user:
     return F.cross_entropy(similarity, rows)
 
 
-def drop_behaviour(there: Tensor, mask_probability: float) -> Tensor:
-    """Drop each behaviour with a probability, for another view of a user."""
-    return there & (torch.rand(there.shape, device=there.device) >= mask_probability)
+def drop_behaviour(present: Tensor, mask_probability: float) -> Tensor:
+    """The mask ``(N, L)`` with each behaviour dropped with a probability: another view of a user."""
+    return present & (torch.rand(present.shape, device=present.device) >= mask_probability)

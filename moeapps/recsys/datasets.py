@@ -53,14 +53,18 @@ def census_income(path: str | Path | None = None) -> pd.DataFrame:
     """Census-Income (KDD), 1994 and 1995: two tasks, as in the MMoE paper.
 
     ``income`` is 1 above 50,000 dollars, ``never_married`` is 1 for "Never married"; the marital status itself is left
-    out, since it would give the second one away. 39 features, and ``instance_weight``, which is not one.
+    out, since it determines the second one. 39 features, and ``instance_weight``, which is not one.
 
-    Args:
-        path: The file ``census-income.test.gz`` or ``census-income.data.gz`` of the UCI repository (comma-separated, no
-            header). The embedded sample of 8,000 rows when None.
+    Parameters
+    ----------
+    path : str or Path, optional
+        The file ``census-income.test.gz`` or ``census-income.data.gz`` of the UCI repository (comma-separated, no
+        header). The embedded sample of 8,000 rows by default.
 
-    Raises:
-        DataError: If the file is not there or does not have 42 columns.
+    Raises
+    ------
+    DataError
+        If the file is missing or does not have 42 columns.
     """
     if path is None:
         with files("moeapps.recsys").joinpath("embedded/census_income_sample.parquet").open("rb") as file:
@@ -103,16 +107,22 @@ _VIDEO = ("author_id", "video_type", "upload_type", "music_type", "tag")
 def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     """KuaiRand-Pure (Gao et al., CIKM 2022), the standard log: six binary tasks of short videos.
 
-    Args:
-        folder: Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and
-            ``video_features_basic_pure.csv``.
-        max_history: So many videos that the user clicked before are kept, none of them later than the row.
+    Parameters
+    ----------
+    folder : str or Path
+        Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``.
+    max_history : int, default 50
+        Number of newest entries of a history, which has the videos that the user clicked before.
 
-    Returns:
+    Returns
+    -------
+    DataFrame
         Rows in order of time, for :func:`kuairand_schema`.
 
-    Raises:
-        DataError: If a file or column is not there.
+    Raises
+    ------
+    DataError
+        If a file or column is missing.
     """
     folder = Path(folder)
     logs = sorted(folder.glob("log_standard_*_pure.csv"))
@@ -143,15 +153,22 @@ def kuairand_schema(max_history: int = 50) -> Schema:
 def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
     """Amazon reviews (McAuley's lab; the editions of 2014, 2018 and 2023): whether the user gives 4 or 5 stars.
 
-    Args:
-        path: ``reviews_<category>_5.json.gz`` or ``<category>.jsonl.gz``: one JSON object a line.
-        max_history: So many of the newest entries are kept.
+    Parameters
+    ----------
+    path : str or Path
+        ``reviews_<category>_5.json.gz`` or ``<category>.jsonl.gz``: one JSON object per line.
+    max_history : int, default 50
+        Number of newest entries of a history.
 
-    Returns:
+    Returns
+    -------
+    DataFrame
         ``user_id``, ``item_id``, ``rating``, ``timestamp``, ``item_id_history``, ``liked`` in order of time.
 
-    Raises:
-        DataError: If the file is not there, or a line is not what it should be.
+    Raises
+    ------
+    DataError
+        If the file is missing, or a line is not a review.
     """
     path = Path(path)
     if not path.is_file():
@@ -185,18 +202,31 @@ def convert_ali_ccp(folder: str | Path, output: str | Path, part: str = "train",
     The features of users are kept in memory, the samples are not: use the result as the file of a
     :class:`~moeapps.recsys.RankingData`.
 
-    Args:
-        folder: Folder with ``sample_skeleton_<part>.csv`` and ``common_features_<part>.csv`` (after a login on
-            https://tianchi.aliyun.com/dataset/408).
-        output: ``.parquet`` or ``.csv`` file to write.
-        part: ``"train"`` or ``"test"``.
-        limit: So many samples; all when None.
+    1. Read the users' features (``common_features``).
+    2. Read a sample (``sample_skeleton``), and add the features of its user.
+    3. Write every 65,536 samples.
 
-    Returns:
+    Parameters
+    ----------
+    folder : str or Path
+        Folder with ``sample_skeleton_<part>.csv`` and ``common_features_<part>.csv`` (after a login on
+        https://tianchi.aliyun.com/dataset/408).
+    output : str or Path
+        ``.parquet`` or ``.csv`` file to write.
+    part : {"train", "test"}, default "train"
+        Part of the set.
+    limit : int, optional
+        Number of samples; all by default.
+
+    Returns
+    -------
+    int
         Number of samples.
 
-    Raises:
-        DataError: If a file is not there or a line is not what it should be.
+    Raises
+    ------
+    DataError
+        If a file is missing or a line has another number of cells.
     """
     folder = Path(folder)
     paths = [folder / f"{kind}_{part}.csv" for kind in ("common_features", "sample_skeleton")]
@@ -248,7 +278,7 @@ def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Public:
-    """How a set is loaded, and where it is."""
+    """How a set is loaded, and where it is published."""
 
     load: Callable[[Path | None], pd.DataFrame]
     schema: Schema
@@ -298,20 +328,31 @@ def _needed(path: Path | None) -> Path:
 class PublicRankingData(RankingData):
     """A public data set, split 80/10/10: in order of time where its rows have one, at random otherwise.
 
-    Args:
-        name: ``"census-income"``, ``"ml-100k"``, ``"ml-1m"`` or ``"kuairand-pure"``.
-        path: Folder of the files (of census-income: the file), as they are distributed. For census-income without a
-            path, the embedded sample of 8,000 rows.
-        download: Whether to download what is not there to ``path`` and to check it against its MD5. By using a set you
-            accept its licence.
-        targets: Columns to be predicted; the set's own when empty.
-        predict: A file to predict, or ``"test"`` for the test rows.
-        keep: Columns to copy beside the predictions.
-        batch_size: Rows per step.
-        seed: Seed of the order, and of a random split.
+    Parameters
+    ----------
+    name : {"census-income", "ml-100k", "ml-1m", "kuairand-pure"}, default "census-income"
+        The set.
+    path : str, optional
+        Folder of the files (of census-income: the file), as they are distributed. For census-income without a path, the
+        embedded sample of 8,000 rows.
+    download : bool, default False
+        Whether to download missing files to ``path`` and to check them against their MD5. By using a set you accept its
+        licence.
+    targets : list of str, optional
+        Columns to be predicted; the set's own by default.
+    predict : str, default "test"
+        A file to predict, or ``"test"`` for the test rows.
+    keep : list of str, optional
+        Columns to copy beside the predictions.
+    batch_size : int, default 1024
+        Rows per step.
+    seed : int, default 0
+        Seed of the order, and of a random split.
 
-    Raises:
-        ConfigError: If the name is unknown, or a path is needed.
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, or a path is needed.
     """
 
     def __init__(
@@ -327,14 +368,14 @@ class PublicRankingData(RankingData):
     ) -> None:
         if name not in PUBLIC:
             raise ConfigError(f"name must be one of {', '.join(PUBLIC)}, got {name!r}")
-        found = PUBLIC[name]
-        if path is None and found.url is not None:
-            raise ConfigError(f"{name} is not part of the package: give its folder as path (download: {found.url})")
+        public = PUBLIC[name]
+        if path is None and public.url is not None:
+            raise ConfigError(f"{name} is not part of the package: give its folder as path (download: {public.url})")
         super().__init__(
-            targets=targets or found.schema.targets,
+            targets=targets or public.schema.targets,
             predict=predict,
-            schema=found.schema,
-            ignored=[target for target in found.schema.targets if targets and target not in targets],
+            schema=public.schema,
+            ignored=[target for target in public.schema.targets if targets and target not in targets],
             keep=keep or [],
             batch_size=batch_size,
             seed=seed,
@@ -343,23 +384,23 @@ class PublicRankingData(RankingData):
         self._frames: dict[str, pd.DataFrame] = {}
 
     def prepare_data(self) -> None:
-        """Download, where that was asked for and the files are not there."""
-        found = PUBLIC[self.set_name]
-        if self.download and found.url is not None and self.path is not None and not _folder(self.path, found.inside):
+        """Download missing files, if ``download`` is set."""
+        public = PUBLIC[self.set_name]
+        if self.download and public.url is not None and self.path is not None and not _folder(self.path, public.inside):
             from torchvision.datasets.utils import download_and_extract_archive
 
-            download_and_extract_archive(found.url, self.path, md5=found.md5)
+            download_and_extract_archive(public.url, self.path, md5=public.md5)
 
     def load(self, part: str) -> Table | None:
         """A part of the set, or the file to predict."""
         if part == "predict" and self.parts["predict"] != "test":
             return super().load(part)
         if not self._frames:
-            found = PUBLIC[self.set_name]
-            where = None if self.path is None else _folder(self.path, found.inside) or Path(self.path)
-            frame = found.load(where)
-            if found.time is not None:
-                parts = time_split(frame, found.time)
+            public = PUBLIC[self.set_name]
+            where = None if self.path is None else _folder(self.path, public.inside) or Path(self.path)
+            frame = public.load(where)
+            if public.time is not None:
+                parts = time_split(frame, public.time)
             else:
                 order = np.random.default_rng(self.seed).permutation(len(frame))
                 cuts = [len(frame) * 8 // 10, len(frame) * 9 // 10]
@@ -369,7 +410,7 @@ class PublicRankingData(RankingData):
 
 
 def _folder(path: str, inside: str) -> Path | None:
-    """Where the files of an archive are: in the folder itself or where it was unpacked; None if it is not there."""
+    """Folder of an archive's files: ``path`` itself or where the archive was unpacked; None if they are missing."""
     for folder in (Path(path) / inside, Path(path)):
         if folder.is_file() or (folder.is_dir() and any(entry.is_file() for entry in folder.glob("*[.]*"))):
             return folder

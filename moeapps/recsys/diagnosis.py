@@ -1,4 +1,6 @@
-"""What goes wrong inside multi-gate models, as HoME's paper shows it: collapse, degradation, underfitting."""
+"""Faults of multi-gate models that HoME's paper describes: collapse, degradation, underfitting."""
+
+# Shapes: N rows, E experts and G gates of a level, h width of an expert's output
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,61 +21,71 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "diagnose", "has_gates"]
 
 ZEROS, DEAD, SPREAD, IGNORED, CAPTURED = 0.9, 0.2, 10.0, 0.05, 0.6
-"""When to speak: share of zeros; of units that are always zero; ratio of largest to smallest variance in a level;
-weight of all own experts; weight of one shared expert."""
+"""Thresholds of the hints: share of zeros; share of units that are always zero; ratio of largest to smallest variance
+in a level; weight of all own experts, below which they are ignored; weight of one shared expert, above which it may be
+captured."""
 
 
 @dataclass
 class Diagnosis:
-    """How experts and gates behave on some rows.
+    """Statistics of experts and gates on some rows.
 
-    Attributes:
-        experts: One row per level and expert: ``mean``, ``variance`` and ``zeros`` (fraction of exact zeros) of its
-            outputs, and ``dead`` (fraction of its units that are zero on every row).
-        gates: One row per level, gate and expert: mean ``weight``. Where a level adds self gates, theirs are included.
+    Parameters
+    ----------
+    experts : DataFrame
+        One row per level and expert: ``mean``, ``variance`` and ``zeros`` (fraction of exact zeros) of its outputs, and
+        ``dead`` (fraction of its units that are zero on every row).
+    gates : DataFrame
+        One row per level, gate and expert: mean ``weight``. Weights of self gates are included.
     """
 
     experts: pd.DataFrame
     gates: pd.DataFrame
 
     def hints(self) -> list[str]:
-        """What looks ill, in plain words; an empty list where nothing does."""
-        found = []
+        """Warnings, one sentence each; an empty list if there is none.
+
+        1. Collapse: an expert's outputs are almost all zero, or many of its units are.
+        2. Collapse: the experts' outputs differ in scale.
+        3. Underfitting: a gate gives its own experts almost no weight.
+        4. Degradation: a shared expert has much weight in one gate and almost none in the others.
+        """
+        hints = []
         for level, part in self.experts.groupby("level", sort=False):
             for _, row in part[part["zeros"] > ZEROS].iterrows():
-                found.append(f"{level}, {row['expert']}: {100 * row['zeros']:.0f} % of its outputs are zero (collapse)")
-            ill = part[(part["dead"] > DEAD) & (part["zeros"] <= ZEROS)]
-            if len(ill):
-                share = f"{100 * ill['dead'].min():.0f} to {100 * ill['dead'].max():.0f} %"
-                found.append(f"{level}: {share} of the units of {len(ill)} experts are zero on every row (collapse)")
+                hints.append(f"{level}, {row['expert']}: {100 * row['zeros']:.0f} % of its outputs are zero (collapse)")
+            dying = part[(part["dead"] > DEAD) & (part["zeros"] <= ZEROS)]
+            if len(dying):
+                share = f"{100 * dying['dead'].min():.0f} to {100 * dying['dead'].max():.0f} %"
+                hints.append(f"{level}: {share} of the units of {len(dying)} experts are zero on every row (collapse)")
             low, high = part["variance"].min(), part["variance"].max()
             if len(part) > 1 and high > SPREAD * max(low, 1e-12):
-                found.append(
+                hints.append(
                     f"{level}: variances of the experts' outputs differ by a factor of {high / max(low, 1e-12):.0f}"
                 )
         for (place, gate), part in self.gates.groupby(["level", "gate"], sort=False):
             own = part[part["expert"].str.startswith(f"{gate}:")]
             if len(own) and own["weight"].sum() < IGNORED:
-                found.append(f"{place}: {gate} hardly uses its own experts ({own['weight'].sum():.3f}; underfitting)")
+                hints.append(f"{place}: {gate} hardly uses its own experts ({own['weight'].sum():.3f}; underfitting)")
             shared = part[part["expert"].str.startswith(("shared", "global")) & (part["weight"] > CAPTURED)]
             for _, row in shared.iterrows():
                 others = self.gates.query("level == @place and expert == @row.expert and gate != @gate")["weight"]
                 if len(others) and others.max() < IGNORED:
-                    found.append(f"{place}: only {gate} uses {row['expert']} (degradation)")
-        return found
+                    hints.append(f"{place}: only {gate} uses {row['expert']} (degradation)")
+        return hints
 
     def metrics(self) -> dict[str, float]:
-        """As numbers to log: zeros and spread of variances of each level, and the weights of the gates."""
-        found = {}
+        """Numbers to log: zeros and ratio of variances of each level, and the weights of the gates."""
+        metrics = {}
         for level, part in self.experts.groupby("level", sort=False):
-            found[f"{level}/zeros"] = float(part["zeros"].max())
-            found[f"{level}/variance_ratio"] = float(part["variance"].max() / max(part["variance"].min(), 1e-12))
+            metrics[f"{level}/zeros"] = float(part["zeros"].max())
+            metrics[f"{level}/variance_ratio"] = float(part["variance"].max() / max(part["variance"].min(), 1e-12))
         for row in self.gates.itertuples():
-            found[f"{row.level}/{row.gate}/{row.expert}"] = float(row.weight)  # type: ignore[arg-type]
-        return found
+            metrics[f"{row.level}/{row.gate}/{row.expert}"] = float(row.weight)  # type: ignore[arg-type]
+        return metrics
 
     def views(self) -> Views:
-        """As maps for a report: what the gates weigh, what the experts put out; and the hints."""
+        """Maps for a report: weights of the gates, statistics of the experts' outputs; and the hints."""
         maps = []
         for level, part in self.gates.groupby("level", sort=False):
             weights = part.pivot_table(index="gate", columns="expert", values="weight", sort=False)
@@ -84,7 +96,18 @@ class Diagnosis:
         return Views(maps, hints=self.hints())
 
     def plot(self, title: str = "") -> "Figure":
-        """Left: zeros and variance of every expert; right: mean weight of every expert in every gate."""
+        """Draw variance, zeros and dead units of each expert (left), and the mean weights of each gate (right).
+
+        Parameters
+        ----------
+        title : str, default ""
+            Title of the figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            One line of two panels per level.
+        """
         from moeapps.core.plots import new_figure
 
         levels = list(dict.fromkeys(self.experts["level"]))
@@ -93,12 +116,12 @@ class Diagnosis:
         panels = figure.subplots(len(levels), 2, squeeze=False, width_ratios=[1, 1.3])
         for (left, right), level in zip(panels, levels, strict=True):
             part = self.experts[self.experts["level"] == level]
-            place = range(len(part))
-            left.barh(place, part["variance"], color="tab:blue", alpha=0.7)
+            positions = range(len(part))
+            left.barh(positions, part["variance"], color="tab:blue", alpha=0.7)
             for y, row in enumerate(part.to_dict("records")):
                 text = f" {100 * row['zeros']:.0f} % zeros, {100 * row['dead']:.0f} % of units dead"
                 left.text(row["variance"], y, text, va="center", fontsize=8)
-            left.set_yticks(place, part["expert"], fontsize=8)
+            left.set_yticks(positions, part["expert"], fontsize=8)
             left.set_xlim(0, float(part["variance"].max()) * 2 + 1e-12)
             left.invert_yaxis()
             left.set_xlabel(f"{level}: variance of an expert's outputs")
@@ -117,25 +140,36 @@ class Diagnosis:
 
 
 def has_gates(network: Any) -> bool:
-    """Whether there is anything to diagnose."""
+    """Whether a network has gates to diagnose."""
     return isinstance(network, MultiTaskNetwork) and not isinstance(network.model, SharedBottom)
 
 
 @torch.no_grad()
 def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> Diagnosis:
-    """Look at experts and gates on some rows.
+    """Measure experts and gates on some rows.
 
-    Args:
-        network: A network with a multi-task model.
-        rows: Encoded rows; a few thousand are enough.
-        task_names: What to call the tasks.
+    Parameters
+    ----------
+    network : MultiTaskNetwork
+        A network with a multi-task model, in evaluation mode.
+    rows : Rows
+        Encoded rows; a few thousand are enough.
+    task_names : list of str, optional
+        Names of the tasks; ``"task 0"`` and so on by default.
 
-    Raises:
-        ConfigError: If the network has no gates (Shared-Bottom, DIN).
+    Returns
+    -------
+    Diagnosis
+        Statistics of experts and gates.
+
+    Raises
+    ------
+    ConfigError
+        If the network has no gates (Shared-Bottom, DIN).
     """
     model = getattr(network, "model", network)
     if not has_gates(network):
-        raise ConfigError(f"{type(model).__name__} has no gates to look at")
+        raise ConfigError(f"{type(model).__name__} has no gates to diagnose")
     model.record = True
     try:
         network(rows)
@@ -146,15 +180,15 @@ def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> D
         outputs, weights = level["outputs"], level["weights"]
         expert_names = [_named(name, task_names) for name in level["experts"]]
         for e, name in enumerate(expert_names):
-            one = outputs[:, e]
+            output = outputs[:, e]  # (N, h)
             experts.append(
                 {
                     "level": level["level"],
                     "expert": name,
-                    "mean": float(one.mean()),
-                    "variance": float(one.var()),
-                    "zeros": float((one == 0).float().mean()),
-                    "dead": float((one == 0).all(dim=0).float().mean()),
+                    "mean": float(output.mean()),
+                    "variance": float(output.var()),
+                    "zeros": float((output == 0).float().mean()),
+                    "dead": float((output == 0).all(dim=0).float().mean()),
                 }
             )
         for g, gate in enumerate(level["gates"]):

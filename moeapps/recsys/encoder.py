@@ -1,5 +1,7 @@
 """From a frame to codes and numbers, the same way in training and prediction."""
 
+# Shapes: N rows, S sparse columns, D dense columns, L entries of a sequence
+
 import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
@@ -19,19 +21,23 @@ from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature
 __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
 
 PAD, UNKNOWN, MISSING, FIRST = range(4)
-"""Codes: no entry (of a sequence), a category not seen in training, a missing value, the first category."""
+"""Codes: padding of a sequence, a category not seen in training, a missing value, the first category."""
 
-LIMIT = 10.0
-"""Standardised numbers are clipped to so many standard deviations, so that one outlier cannot rule a batch."""
+CLIP = 10.0
+"""Number of standard deviations to which standardised numbers are clipped, so that no outlier dominates a batch."""
 
 
 class Rows(NamedTuple):
     """Encoded rows, as tensors.
 
-    Attributes:
-        sparse: ``(N, S)`` codes, int32.
-        dense: ``(N, 2 D)`` standardised numbers, then flags of the missing ones.
-        sequences: One ``(N, L)`` tensor of codes per sequence, newest last, padded in front.
+    Parameters
+    ----------
+    sparse : Tensor of shape (N, S)
+        Codes, int32.
+    dense : Tensor of shape (N, 2 D)
+        Standardised numbers, then flags of the missing ones.
+    sequences : tuple of Tensor of shape (N, L)
+        Codes of each sequence, newest entry last, padded in front.
     """
 
     sparse: Tensor
@@ -43,21 +49,29 @@ class Rows(NamedTuple):
         return self.sparse.shape[0]
 
     def at(self, index: Any) -> "Rows":
-        """Some of the rows."""
+        """The rows of an index, slice or mask."""
         return Rows(self.sparse[index], self.dense[index], tuple(part[index] for part in self.sequences))
 
 
 class TableEncoder:
     """Learns the categories and the spread of the numbers.
 
-    An unseen category is the code UNKNOWN, a missing one (None, NaN) a code of its own; of a sequence that is too long
-    the newest entries are kept, one that is missing is empty.
+    A category that training has not seen has the code UNKNOWN, a missing one (None, NaN) the code MISSING. Of a long
+    sequence the newest entries are kept; a missing sequence is empty.
 
-    Attributes:
-        schema: The schema.
-        values: Categories by the name of the column that owns them; value i has the code i + FIRST.
-        mean: Mean of each number.
-        scale: Its standard deviation, 1 for a constant.
+    Parameters
+    ----------
+    schema : Schema
+        The features.
+
+    Attributes
+    ----------
+    values : dict
+        Categories by the name of the column that owns them; value i has the code i + FIRST.
+    mean : list of float
+        Mean of each dense column.
+    scale : list of float
+        Its standard deviation, 1 for a constant.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -70,18 +84,26 @@ class TableEncoder:
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learn from rows.
 
-        Raises:
-            DataError: If a column is missing or unknown, or holds what it cannot hold, or there are no rows.
+        Raises
+        ------
+        DataError
+            If a column is missing or unknown or holds values of another kind, or there are no rows.
         """
         return self.fit_batches([frame])
 
     def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
         """Learn from rows that come in batches, as those of a file do; the same as from all of them at once.
 
-        Raises:
-            DataError: As in :meth:`fit`.
+        1. Collect each table's categories in order of appearance; a sequence adds to the table that it shares.
+        2. Merge the batches' means and sums of squares.
+        3. A column that is constant up to rounding gets the scale 1.
+
+        Raises
+        ------
+        DataError
+            As in :meth:`fit`.
         """
-        found: dict[str, dict[Any, None]] = {name: {} for name in self.table_names if self._buckets(name) is None}
+        categories: dict[str, dict[Any, None]] = {name: {} for name in self.table_names if self._buckets(name) is None}
         count = mean = squares = np.zeros(len(self.schema.dense))
         rows = 0
         for frame in frames:
@@ -89,16 +111,16 @@ class TableEncoder:
             rows += len(frame)
             for sparse in self.schema.sparse:
                 if sparse.hash is None:
-                    found[sparse.name].update(dict.fromkeys(_factorize(frame[sparse.name], sparse.name)[1]))
+                    categories[sparse.name].update(dict.fromkeys(_factorize(frame[sparse.name], sparse.name)[1]))
             for sequence in self.schema.sequences:
                 owner = self._owner(sequence)
-                if owner in found:
+                if owner in categories:
                     flat, _ = _flatten(frame[sequence.name], sequence)
-                    found[owner].update(dict.fromkeys(_factorize(flat, sequence.name)[1]))
+                    categories[owner].update(dict.fromkeys(_factorize(flat, sequence.name)[1]))
             count, mean, squares = merge_moments((count, mean, squares), column_moments(self._numbers(frame)))
         if rows == 0:
             raise DataError("the frame has no rows")
-        self.values = {name: list(values) for name, values in found.items()}
+        self.values = {name: list(values) for name, values in categories.items()}
         self._index = {}
         self.mean = mean.tolist()
         with np.errstate(all="ignore"):
@@ -109,18 +131,20 @@ class TableEncoder:
     def transform(self, frame: pd.DataFrame) -> Rows:
         """Encode rows; the order of the columns does not matter.
 
-        Raises:
-            DataError: If a column is missing or unknown, or a number is infinite or text.
+        Raises
+        ------
+        DataError
+            If a column is missing or unknown, or a number is infinite or text.
         """
         self.schema.check_columns(frame)
         n = len(frame)
         sparse = np.zeros((n, len(self.schema.sparse)), dtype=np.int32)
-        for place, feature in enumerate(self.schema.sparse):
-            sparse[:, place] = self._codes(feature.name, frame[feature.name])
+        for s, feature in enumerate(self.schema.sparse):
+            sparse[:, s] = self._codes(feature.name, frame[feature.name])
         numbers = self._numbers(frame)
         missing = np.isnan(numbers)
         scaled = np.where(missing, 0.0, (numbers - np.array(self.mean)) / np.array(self.scale))
-        dense = np.concatenate([np.clip(scaled, -LIMIT, LIMIT), missing], axis=1)
+        dense = np.concatenate([np.clip(scaled, -CLIP, CLIP), missing], axis=1)
         return Rows(
             torch.from_numpy(sparse),
             torch.from_numpy(dense.astype(np.float32)),
@@ -140,16 +164,16 @@ class TableEncoder:
 
     @property
     def sequence_tables(self) -> list[int]:
-        """For each sequence, which table its entries are in."""
+        """For each sequence, the number of the table of its entries."""
         return [self.table_names.index(self._owner(sequence)) for sequence in self.schema.sequences]
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """What the columns of a CSV file have to be read as, so that their categories are found again."""
+        """How to read the columns of a CSV file so that their categories are found again."""
         categories = {sparse.name: kind_of(self.values.get(sparse.name, [])) for sparse in self.schema.sparse}
         return {**self.schema.column_kinds(), **categories}
 
     def state(self) -> dict[str, Any]:
-        """Everything that was learned, as JSON values."""
+        """The learned values as JSON values."""
         return {"schema": self.schema.to_json(), "values": self.values, "mean": self.mean, "scale": self.scale}
 
     @classmethod
@@ -170,76 +194,77 @@ class TableEncoder:
         return len(self.values[owner]) if buckets is None else buckets
 
     def _codes(self, owner: str, column: pd.Series) -> NDArray[np.int32]:
-        places, values = _factorize(column, str(column.name))
+        index, values = _factorize(column, str(column.name))
         buckets = self._buckets(owner)
         if buckets is not None:
+            # Not Python's hash, which differs from process to process
             codes = np.array([FIRST + zlib.crc32(str(value).encode()) % buckets for value in values], dtype=np.int32)
         else:
             if owner not in self._index:
                 self._index[owner] = pd.Index(self.values[owner], dtype=object)
-            found = self._index[owner].get_indexer(pd.Index(values, dtype=object))
-            codes = np.where(found < 0, UNKNOWN, found + FIRST).astype(np.int32)
-        return np.append(codes, np.int32(MISSING))[places]  # a missing value has the place -1
+            learned = self._index[owner].get_indexer(pd.Index(values, dtype=object))
+            codes = np.where(learned < 0, UNKNOWN, learned + FIRST).astype(np.int32)
+        return np.append(codes, np.int32(MISSING))[index]  # a missing value has the index -1
 
     def _sequence(self, column: pd.Series, sequence: SequenceFeature) -> NDArray[np.int32]:
         flat, lengths = _flatten(column, sequence)
         codes = self._codes(self._owner(sequence), flat)
         out = np.full((len(column), sequence.max_len), PAD, dtype=np.int32)
         row = np.repeat(np.arange(len(column)), lengths)
-        place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        out[row, sequence.max_len - np.repeat(lengths, lengths) + place] = codes
+        position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # within its sequence
+        out[row, sequence.max_len - np.repeat(lengths, lengths) + position] = codes
         return out
 
     def _numbers(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         numbers = np.zeros((len(frame), len(self.schema.dense)))
-        for place, feature in enumerate(self.schema.dense):
+        for d, feature in enumerate(self.schema.dense):
             column = frame[feature.name]
             try:
-                numbers[:, place] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+                numbers[:, d] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
             except (TypeError, ValueError):
                 raise DataError(
                     f"column {feature.name!r} is a DenseFeature and holds what is not a number: {_example(column)}"
                 ) from None
-            if np.isinf(numbers[:, place]).any():
-                row = int(np.isinf(numbers[:, place]).argmax())
+            if np.isinf(numbers[:, d]).any():
+                row = int(np.isinf(numbers[:, d]).argmax())
                 raise DataError(f"column {feature.name!r} is infinite at row {row}: use a missing value, or clip")
         return numbers
 
 
 def _flatten(column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
-    """The newest entries of all rows one after the other, and how many each row has."""
+    """The newest entries of all rows one after the other, and the number that each row has."""
     kept: list[Any] = []
     lengths = np.zeros(len(column), dtype=np.int64)
-    for place, value in enumerate(column.to_numpy(dtype=object)):
+    for row, value in enumerate(column.to_numpy(dtype=object)):
         if value is None or (isinstance(value, float) and np.isnan(value)):
             continue
         if not isinstance(value, list | tuple | np.ndarray):
             raise DataError(
-                f"column {sequence.name!r} is a SequenceFeature and holds {value!r} at row {column.index[place]}, "
+                f"column {sequence.name!r} is a SequenceFeature and holds {value!r} at row {column.index[row]}, "
                 "expected a list"
             )
         newest = list(value[-sequence.max_len :])
         kept += newest
-        lengths[place] = len(newest)
+        lengths[row] = len(newest)
     return pd.Series(kept, dtype=object, name=sequence.name), lengths
 
 
 def _factorize(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any]]:
-    """Place of every row among the distinct values (-1 where missing), and these as str, int, float or bool.
+    """Index of every row among the distinct values (-1 where missing), and these as str, int, float or bool.
 
-    Distinct values are few, so that what is done with each of them costs little.
+    Python code then runs once per distinct value, not once per row.
     """
     try:
-        places, values = pd.factorize(column)
+        index, values = pd.factorize(column)
         distinct = values.tolist()
-    except TypeError:  # lists, which _plain names
-        places, distinct = np.arange(len(column)), column.tolist()
-    return places, [_plain(value, name) for value in distinct]
+    except TypeError:  # lists, which _plain refuses by name
+        index, distinct = np.arange(len(column)), column.tolist()
+    return index, [_plain(value, name) for value in distinct]
 
 
 def _plain(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple | dict | set | np.ndarray):
-        raise DataError(f"column {name!r} holds {value!r}, expected one category a row; lists are for SequenceFeature")
+        raise DataError(f"column {name!r} holds {value!r}, expected one category per row; lists need a SequenceFeature")
     return plain_value(value)
 
 

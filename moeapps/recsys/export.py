@@ -1,4 +1,6 @@
-"""A ranker without this package's network code: an ONNX or torch.export program, and its encoders as JSON beside it."""
+"""A ranker as an ONNX or torch.export program, with its encoder as JSON beside it."""
+
+# Shapes: N rows, S sparse columns, D dense columns, L entries of a sequence, T tasks
 
 import copy
 import hashlib
@@ -30,7 +32,7 @@ _TABLE = "table.json"
 
 
 class _Program(nn.Module):
-    """Codes and numbers to probabilities, numbers and rates, without a container around the inputs."""
+    """From codes and numbers to probabilities, numbers and rates; plain tensors, since ONNX has no containers."""
 
     mean: Tensor
     scale: Tensor
@@ -58,25 +60,35 @@ class _Program(nn.Module):
 
 
 def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Literal["onnx", "torch"] = "onnx") -> Path:
-    """Write a fitted ranker as a program of any batch size, with what encodes its rows beside it.
+    """Write a fitted ranker as a program of any batch size, with its encoder beside it.
 
     The program takes ``sparse`` ``(N, S)`` int32 codes, ``dense`` ``(N, 2 D)`` float32 and one ``(N, L)`` int32 tensor
     per sequence, as :class:`~moeapps.recsys.TableEncoder` makes them, and gives ``(N, T)`` probabilities, numbers and
     rates. ``table.json`` holds the categories, means and scales, the names of the targets, and the program's SHA-256.
 
-    Args:
-        ranker: A fitted ranker, or a module that was trained from the command line
-            (``RankingModule.load_from_checkpoint(path, weights_only=True)``).
-        folder: Where to write; made if it is not there.
-        form: ``"onnx"`` (needs ``moeapps[onnx]``; :class:`OnnxRanker` runs it) or ``"torch"`` (``torch.export.load``
-            runs it).
+    Parameters
+    ----------
+    ranker : MultiTaskRanker, AWMoERanker or RankingModule
+        A fitted ranker, or a module that was trained from the command line
+        (``RankingModule.load_from_checkpoint(path, weights_only=True)``).
+    folder : str or Path
+        Folder to write to; created if it does not exist.
+    form : {"onnx", "torch"}, default "onnx"
+        ``"onnx"`` needs ``moeapps[onnx]`` and is run by :class:`OnnxRanker`, ``"torch"`` by ``torch.export.load``.
 
-    Returns:
+    Returns
+    -------
+    Path
         The program's path.
 
-    Raises:
-        ConfigError: If ONNX is not installed.
-        OSError: If the disk refuses; what stood there is then unchanged.
+    Raises
+    ------
+    ConfigError
+        If ``form`` is unknown or ONNX is not installed.
+    OSError
+        If the file cannot be written; an older one is then unchanged.
+    sklearn.exceptions.NotFittedError
+        If the ranker is not fitted.
     """
     check_one_of("form", form, _FILES)
     if isinstance(ranker, RankingModule):
@@ -113,13 +125,19 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
 class OnnxRanker:
     """A ranker that :func:`export_ranker` wrote, run by onnxruntime.
 
-    Args:
-        folder: The folder.
+    Parameters
+    ----------
+    folder : str or Path
+        The folder that it was written to.
 
-    Raises:
-        FileNotFoundError: If a file is not there.
-        FileFormatError: If the files are damaged or do not belong together.
-        ConfigError: If onnxruntime is not installed.
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    FileFormatError
+        If the files are damaged or do not belong together.
+    ConfigError
+        If onnxruntime is not installed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -128,10 +146,10 @@ class OnnxRanker:
         path = existing_file(Path(folder) / _FILES["onnx"], "an exported ranker")
         content = path.read_bytes()
         try:
-            found = json.loads(table.read_bytes())
-            self.encoder = TableEncoder.from_state(found["encoder"])
-            self.targets = Targets.from_state(found["targets"])
-            digest = found["sha256"]
+            state = json.loads(table.read_bytes())
+            self.encoder = TableEncoder.from_state(state["encoder"])
+            self.targets = Targets.from_state(state["targets"])
+            digest = state["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise FileFormatError(f"{table} is damaged: {error}") from None
         if hashlib.sha256(content).hexdigest() != digest:
@@ -139,14 +157,21 @@ class OnnxRanker:
         self._session = runtime.InferenceSession(content, providers=runtime.get_available_providers())
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """Columns of the table, and what a CSV file's cells are read as."""
+        """Columns of the table, and how to read them from a CSV file."""
         return self.encoder.column_kinds()
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """A column per target, as the ranker's own ``predict_proba``: probabilities, numbers, rates.
+        """One column per target, as the ranker's own ``predict_proba``: probabilities, numbers, rates.
 
-        Raises:
-            DataError: Naming a column that is missing, unknown, or cannot hold what it holds.
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows with the features of the schema.
+
+        Raises
+        ------
+        DataError
+            Naming a column that is missing or unknown, or whose values are of another kind.
         """
         rows = self.encoder.transform(frame)
         names = [entry.name for entry in self._session.get_inputs()]
@@ -156,7 +181,7 @@ class OnnxRanker:
             given = {"sparse": part.sparse, "dense": part.dense}
             given |= {f"sequences_{i}": sequence for i, sequence in enumerate(part.sequences)}
             parts.append(self._session.run(None, {name: given[name].numpy() for name in names})[0])
-        found = np.concatenate(parts) if parts else np.zeros((0, len(self.targets.names)))
-        return pd.DataFrame(found.astype(float), columns=self.targets.names, index=frame.index)
+        outputs = np.concatenate(parts) if parts else np.zeros((0, len(self.targets.names)))
+        return pd.DataFrame(outputs.astype(float), columns=self.targets.names, index=frame.index)
 
     predict = predict_proba

@@ -1,4 +1,6 @@
-"""Embeddings: encoded rows become the vector that all models read."""
+"""Embeddings: from encoded rows to the vector that all models read."""
+
+# Shapes: N rows, S sparse columns, D dense columns, L entries of a sequence, dim width of an embedding
 
 from collections.abc import Sequence
 
@@ -12,19 +14,28 @@ __all__ = ["FeatureEmbedding", "pool_mean"]
 
 
 class FeatureEmbedding(nn.Module):
-    """All categories in one table, so that a batch is looked up once; numbers and their flags beside them.
+    """All categories in one embedding table, so that a batch is one look-up; numbers and their flags beside them.
 
-    Args:
-        table_sizes: Number of codes of each table: one per sparse column, then one per sequence that shares none.
-        num_sparse: Number of sparse columns, which own the first tables.
-        num_dense: Width of the dense part of the rows.
-        sequence_tables: For each sequence, the table of its entries.
-        dim: Width of an embedding.
-        sparse_gradients: Whether the table's gradient holds only the rows that a batch has, which pays for large
-            tables; the optimiser has to take it.
+    Parameters
+    ----------
+    table_sizes : sequence of int
+        Number of codes of each table: one per sparse column, then one per sequence that shares none.
+    num_sparse : int
+        Number of sparse columns S, which own the first tables.
+    num_dense : int
+        Width 2 D of the dense part of the rows.
+    sequence_tables : sequence of int, default ()
+        For each sequence, the table of its entries.
+    dim : int, default 8
+        Width of an embedding.
+    sparse_gradients : bool, default False
+        Whether the table's gradient holds only the rows of the batch, which is faster for large tables; the optimiser
+        must accept sparse gradients.
 
-    Attributes:
-        out_dim: Width of :meth:`forward`'s result: sparse, pooled sequences, dense.
+    Attributes
+    ----------
+    out_dim : int
+        Width of the result of ``forward``: sparse columns, pooled sequences, dense columns.
     """
 
     starts: Tensor
@@ -49,24 +60,24 @@ class FeatureEmbedding(nn.Module):
         self.out_dim = dim * (num_sparse + len(self.sequence_tables)) + num_dense
 
     def sparse(self, rows: Rows) -> Tensor:
-        """``(N, S, dim)``."""
+        """Embeddings ``(N, S, dim)`` of the sparse columns."""
         return self.table(rows.sparse + self.starts[: self.num_sparse])
 
-    def sequence(self, rows: Rows, place: int) -> tuple[Tensor, Tensor]:
-        """Entries ``(N, L, dim)`` of a sequence and ``(N, L)`` where there are any."""
-        codes = rows.sequences[place]
-        return self.table(codes + self.starts[self.sequence_tables[place]]), codes != PAD
+    def sequence(self, rows: Rows, index: int) -> tuple[Tensor, Tensor]:
+        """Embeddings ``(N, L, dim)`` of a sequence, and the mask ``(N, L)`` of the entries that are no padding."""
+        codes = rows.sequences[index]
+        return self.table(codes + self.starts[self.sequence_tables[index]]), codes != PAD
 
     def forward(self, rows: Rows) -> Tensor:
-        """``(N, out_dim)``; a sequence is the mean of its entries, zero when it is empty."""
+        """Vectors ``(N, out_dim)``; a sequence is the mean of its entries, zero if it is empty."""
         parts = [self.sparse(rows).flatten(1)] if self.num_sparse else []
-        parts += [pool_mean(*self.sequence(rows, place)) for place in range(len(self.sequence_tables))]
+        parts += [pool_mean(*self.sequence(rows, index)) for index in range(len(self.sequence_tables))]
         if self.num_dense:
             parts.append(rows.dense.to(self.table.weight.dtype))
         return torch.cat(parts, dim=1)
 
 
-def pool_mean(entries: Tensor, there: Tensor) -> Tensor:
-    """Mean ``(N, dim)`` over the entries that are there; zero where there is none."""
-    share = there.to(entries.dtype)
-    return torch.bmm(share[:, None], entries)[:, 0] / share.sum(1, keepdim=True).clamp_min(1)
+def pool_mean(entries: Tensor, present: Tensor) -> Tensor:
+    """Mean ``(N, dim)`` of the entries ``(N, L, dim)`` in the mask ``(N, L)``; zero where there is none."""
+    weight = present.to(entries.dtype)
+    return torch.bmm(weight[:, None], entries)[:, 0] / weight.sum(1, keepdim=True).clamp_min(1)

@@ -18,20 +18,34 @@ def add_history(
     max_history: int = 50,
     where: str | None = None,
 ) -> pd.DataFrame:
-    """Rows in order of time, with ``<item>_history``: the items of the user's rows of an earlier time, oldest first.
+    """Rows in order of time, with ``<item>_history``: the items of the user's earlier rows, oldest first.
 
-    Nothing of the row itself, of rows of the same time or of later ones is in a history.
+    A history has nothing of the row itself, of rows of the same time, or of later ones.
 
-    Args:
-        frame: One row per event.
-        user: Column of users.
-        item: Column of items.
-        time: Column of times.
-        max_history: So many of the newest entries are kept.
-        where: Column of 0 and 1 (such as a click): only rows with a 1 are remembered. All when None.
+    Parameters
+    ----------
+    frame : DataFrame
+        One row per event.
+    user : str, default "user_id"
+        Column of users.
+    item : str, default "item_id"
+        Column of items.
+    time : str, default "timestamp"
+        Column of times.
+    max_history : int, default 50
+        Number of newest entries that are kept.
+    where : str, optional
+        Column of 0 and 1 (such as a click): only rows with a 1 are in histories. All rows by default.
 
-    Raises:
-        DataError: If a column is not there.
+    Returns
+    -------
+    DataFrame
+        The rows, sorted by time, user and item, with a new index.
+
+    Raises
+    ------
+    DataError
+        If a column is missing.
     """
     check_sizes(max_history=max_history)
     require_columns([user, item, time, *([] if where is None else [where])], frame.columns, "the frame")
@@ -40,23 +54,36 @@ def add_history(
     items, times = frame[item].to_numpy(), frame[time].to_numpy()
     counts = np.ones(len(frame), dtype=bool) if where is None else frame[where].to_numpy() == 1
     for rows in frame.groupby(user).indices.values():
-        remembered = rows[counts[rows]]
-        seen = items[remembered]
-        for row, before in zip(rows, np.searchsorted(times[remembered], times[rows], side="left"), strict=True):
-            histories[row] = seen[max(0, before - max_history) : before].tolist()
+        kept = rows[counts[rows]]
+        user_items = items[kept]
+        # Number of kept rows that are earlier than each row: a user's rows are in order of time
+        earlier = np.searchsorted(times[kept], times[rows], side="left")
+        for row, stop in zip(rows, earlier, strict=True):
+            histories[row] = user_items[max(0, stop - max_history) : stop].tolist()
     return frame.assign(**{f"{item}_history": pd.Series(histories, dtype=object)})
 
 
 def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = (0.8, 0.1)) -> list[pd.DataFrame]:
     """Training, validation and test rows in order of time; rows of the same time stay together.
 
-    Args:
-        frame: Rows.
-        time: Column of times.
-        fractions: Of the training and validation rows; the rest is for testing.
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows.
+    time : str
+        Column of times.
+    fractions : tuple of two floats, default (0.8, 0.1)
+        Parts of the training and validation rows; the rest is for testing.
 
-    Raises:
-        DataError: If the column is not there or a part would be empty.
+    Returns
+    -------
+    list of DataFrame
+        Training, validation and test rows, each in the order of ``frame``.
+
+    Raises
+    ------
+    DataError
+        If the column is missing or a part would be empty.
     """
     require_columns([time], frame.columns, "the frame")
     stamps = frame[time].to_numpy()
@@ -71,13 +98,24 @@ def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFra
     Users with fewer than three rows are trained on only. A user's histories do not look ahead, but the training rows of
     one user may be later than the test row of another: use :func:`time_split` where that matters.
 
-    Args:
-        frame: Rows.
-        user: Column of users.
-        time: Column of times; among rows of the same time the later one in the frame is the last.
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows.
+    user : str
+        Column of users.
+    time : str
+        Column of times; of rows of the same time the later one in the frame is the last.
 
-    Raises:
-        DataError: If a column is not there or a part would be empty.
+    Returns
+    -------
+    list of DataFrame
+        Training, validation and test rows, each in the order of ``frame``.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or a part would be empty.
     """
     require_columns([user, time], frame.columns, "the frame")
     ordered = frame[[user, time]].reset_index(drop=True).sort_values(time, kind="stable")

@@ -1,4 +1,6 @@
-"""How rankers are trained: masked task losses, AdamW, a cosine schedule, a look at experts and gates every epoch."""
+"""Training of rankers: masked task losses, AdamW, a cosine schedule, experts and gates logged every epoch."""
+
+# Shapes: N rows, T tasks
 
 import math
 import warnings
@@ -63,8 +65,19 @@ class RankingModule(Configurable, DataDependentModule):
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
         """Build the network for a table.
 
-        Raises:
-            ConfigError: If an argument does not fit the table.
+        Parameters
+        ----------
+        encoder : TableEncoder
+            Fitted encoder.
+        targets : Targets
+            Fitted targets.
+
+        Raises
+        ------
+        ConfigError
+            If a setting does not fit the table.
+        DataError
+            If a model of behaviour has no history.
         """
         self.encoder, self.targets = encoder, targets
         sparse, user = [feature.name for feature in encoder.schema.sparse], self.config.user
@@ -94,7 +107,7 @@ class RankingModule(Configurable, DataDependentModule):
         return {"encoder": self.encoder.state(), "targets": self.targets.state()}
 
     def difference(self, state: dict[str, Any]) -> str | None:
-        """Anything at all."""
+        """In what the checkpoint's table differs; None if it is the same."""
         return None if state == self.data_state() else "its categories, numbers or targets differ"
 
     def forward(self, rows: Rows) -> Tensor:
@@ -107,7 +120,12 @@ class RankingModule(Configurable, DataDependentModule):
         return dict(zip(self.targets.names, losses * self.get_buffer("task_weights"), strict=True))
 
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch of rows and labels ``(N, T)``."""
+        """Loss of a batch of rows and labels ``(N, T)``.
+
+        1. Hide some categories, so that the unseen category's embedding is trained.
+        2. Run the network; for AW-MoE with a contrastive loss also on a masked view of the behaviour.
+        3. Sum the tasks' weighted losses and the contrastive loss.
+        """
         rows, labels = batch
         user = None if self._user is None else rows.sparse[:, self._user]
         config = self.config
@@ -124,19 +142,19 @@ class RankingModule(Configurable, DataDependentModule):
         return self.total_loss(terms, batch_size=len(rows))
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
-        """Log ``val/loss`` and each task's; of the first batch also what experts and gates are like."""
+        """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
         self._evaluate("val", *batch)
         if batch_idx == 0 and has_gates(self.network):
             self._diagnosis = diagnose(self.network, batch[0], self.targets.names)
-            found = self._diagnosis.metrics()
-            self.log_dict({f"diagnosis/{name}": value for name, value in found.items()}, batch_size=len(batch[0]))
+            metrics = self._diagnosis.metrics()
+            self.log_dict({f"diagnosis/{name}": value for name, value in metrics.items()}, batch_size=len(batch[0]))
 
     def views(self) -> Views:
-        """What the last validation found out about experts and gates."""
+        """Maps of the last validation's experts and gates."""
         return self._diagnosis.views() if self._diagnosis is not None else Views()
 
     def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
-        """Log ``test/loss`` and each task's."""
+        """Log ``test/loss`` and each task's loss."""
         self._evaluate("test", *batch)
 
     def _evaluate(self, stage: str, rows: Rows, labels: Tensor) -> None:
@@ -148,14 +166,14 @@ class RankingModule(Configurable, DataDependentModule):
         self._collected.append((outputs.float().cpu(), labels.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/auc/<task>`` of the binary tasks; NaN where the rows have one class only."""
-        self._log_areas("val")
+        """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only."""
+        self._log_auc("val")
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/auc/<task>``."""
-        self._log_areas("test")
+        self._log_auc("test")
 
-    def _log_areas(self, stage: str) -> None:
+    def _log_auc(self, stage: str) -> None:
         outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
         self._collected.clear()
         for t, name in enumerate(self.targets.names):
@@ -170,13 +188,13 @@ class RankingModule(Configurable, DataDependentModule):
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
-        """Columns that were kept, then one per target: probabilities, numbers, rates."""
+        """The columns to keep, then one per target: probabilities, numbers, rates."""
         rows, kept = batch
-        found = self.targets.decode(self.network(rows).float().cpu().numpy())
-        return {**kept, **{name: found[:, t] for t, name in enumerate(self.targets.names)}}
+        predictions = self.targets.decode(self.network(rows).float().cpu().numpy())
+        return {**kept, **{name: predictions[:, t] for t, name in enumerate(self.targets.names)}}
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the rate."""
+        """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
         chosen = {id(p) for p in decayed}

@@ -1,4 +1,9 @@
-"""Mean and spread of columns that come in batches."""
+"""Mean and spread of columns that come in batches.
+
+scikit-learn's ``StandardScaler.partial_fit`` gives the same bits for one batch, but other last bits for several. A
+checkpoint of a training from a file is compared with the file's means exactly, so that one of 0.1 could not be resumed;
+and a column without any known value has the mean NaN there, 0 here.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

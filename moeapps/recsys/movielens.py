@@ -1,4 +1,4 @@
-"""MovieLens as a ranking task: what a user has rated before, and whether the next film is liked."""
+"""MovieLens as a ranking task: from what a user has rated before, whether the next film is liked."""
 
 import csv
 from pathlib import Path
@@ -15,15 +15,20 @@ __all__ = ["movielens_1m", "movielens_100k", "movielens_schema"]
 def movielens_100k(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     """MovieLens-100K: whether the user rates this film 4 or 5.
 
-    One row per rating in time order, with the user's and the film's features and ``item_id_history``: what the same
-    user rated at an earlier second, oldest first. Nothing of the row itself or of later ones is in it.
+    One row per rating in time order, with the user's and the film's features and ``item_id_history``: the films that
+    the user rated at an earlier second, oldest first.
 
-    Args:
-        folder: Folder with ``u.data``, ``u.item`` and ``u.user``, as GroupLens distributes them, or with a header line.
-        max_history: So many of the newest entries are kept.
+    Parameters
+    ----------
+    folder : str or Path
+        Folder with ``u.data``, ``u.item`` and ``u.user``, as GroupLens distributes them, or with a header line.
+    max_history : int, default 50
+        Number of newest entries of a history.
 
-    Raises:
-        DataError: If a file is not there or not what it should be.
+    Raises
+    ------
+    DataError
+        If a file is missing or has too few columns.
     """
     folder = Path(folder)
     ratings = _read(folder / "u.data", ["user_id", "item_id", "rating", "timestamp"])
@@ -41,12 +46,17 @@ def movielens_100k(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 def movielens_1m(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     """MovieLens-1M, with the columns of :func:`movielens_100k`.
 
-    Args:
-        folder: Folder with ``ratings.dat``, ``users.dat`` and ``movies.dat``.
-        max_history: So many of the newest entries are kept.
+    Parameters
+    ----------
+    folder : str or Path
+        Folder with ``ratings.dat``, ``users.dat`` and ``movies.dat``.
+    max_history : int, default 50
+        Number of newest entries of a history.
 
-    Raises:
-        DataError: If a file is not there or not what it should be.
+    Raises
+    ------
+    DataError
+        If a file is missing or has too few columns.
     """
     folder = Path(folder)
     ratings = _read(folder / "ratings.dat", ["user_id", "item_id", "rating", "timestamp"])

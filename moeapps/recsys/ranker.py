@@ -1,4 +1,4 @@
-"""What the rankers share: scikit-learn's interface, a frame in, a frame with a column per task out."""
+"""Base of the rankers: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -30,7 +30,7 @@ __all__ = ["Ranker"]
 
 
 class Ranker(LightningEstimator):
-    """What both rankers share: schema, encoder, targets, training, prediction, saving."""
+    """Schema, encoder, targets, training, prediction and saving of both rankers."""
 
     model: str
     schema: Schema | None
@@ -53,7 +53,7 @@ class Ranker(LightningEstimator):
         return RankingModule.from_config(config=RankingConfig(**_plain(as_arguments(config))))
 
     def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
-        """Logged metric to select an epoch by, and whether less or more of it is better."""
+        """Logged metric to select the epoch by, and whether lower or higher is better."""
         return "val/loss", "min"
 
     def _build_model(self) -> nn.Module:
@@ -106,39 +106,50 @@ class Ranker(LightningEstimator):
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.targets_.names)))
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Probabilities of binary targets, numbers of the others.
+        """Probabilities of binary targets, predicted numbers of the others.
 
         Parameters
         ----------
         frame : DataFrame
-            Rows with the features of the schema; targets and ignored columns may be there.
+            Rows with the features of the schema; targets and ignored columns may be there, too.
 
         Returns
         -------
         DataFrame
-            One column per target, the index of the frame.
+            One column per target, with the index of the frame.
 
         Raises
         ------
         DataError
-            Naming a column that is missing, unknown, or cannot hold what it holds.
+            Naming a column that is missing or unknown, or whose values are of another kind.
         """
         outputs = self._outputs(frame)
         return pd.DataFrame(self.targets_.decode(outputs), columns=self.targets_.names, index=frame.index)
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`."""
+        """Columns of the table, and how to read them from a CSV file, for :func:`moeapps.core.predict_file`."""
         check_is_fitted(self, "model_")
         return self.encoder_.column_kinds()
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Likelier value of binary targets, numbers of the others."""
-        found = self.predict_proba(frame)
+        """More probable class of binary targets, predicted numbers of the others.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            As in :meth:`predict_proba`.
+
+        Returns
+        -------
+        DataFrame
+            One column per target, with the index of the frame.
+        """
+        predictions = self.predict_proba(frame)
         for name in self.targets_.names:
             if self.targets_.kinds[name] == "binary":
                 values = np.array(self.targets_.classes.get(name, [0, 1]))
-                found[name] = values[(found[name] > 0.5).to_numpy().astype(int)]
-        return found
+                predictions[name] = values[(predictions[name] > 0.5).to_numpy().astype(int)]
+        return predictions
 
     def evaluate(
         self, frame: pd.DataFrame, group: ArrayLike | None = None, slices: Mapping[str, ArrayLike] | None = None
@@ -149,15 +160,20 @@ class Ranker(LightningEstimator):
         ----------
         frame : DataFrame
             Rows with features and targets.
-        group : array of shape (n,), optional
+        group : array of shape (N,), optional
             User of each row.
         slices : dict, optional
-            Name to mask of rows; they get lines of their own.
+            Name to a mask ``(N,)`` of rows, which are measured separately, too.
+
+        Returns
+        -------
+        DataFrame
+            One row per task and slice; see :func:`~moeapps.recsys.task_table`.
         """
-        found = self.predict_proba(frame)
+        probability = self.predict_proba(frame)
         binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
         truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names)
-        return task_table(truth[binary], found[binary].reset_index(drop=True), group, slices)
+        return task_table(truth[binary], probability[binary].reset_index(drop=True), group, slices)
 
     def rank(
         self,
@@ -174,15 +190,22 @@ class Ranker(LightningEstimator):
             The features that all candidates share.
         items : DataFrame
             One row per candidate, with the other features.
-        n : int
-            How many.
+        n : int, default 10
+            Number of items.
         by : str, optional
-            Target to rank by; the first one when None.
+            Target to rank by; the first one by default.
 
         Returns
         -------
         DataFrame
-            Rows of ``items``, best first, with a column ``score``.
+            Rows of ``items``, highest score first, with a column ``score``.
+
+        Raises
+        ------
+        ConfigError
+            If ``by`` is no target or ``n`` is below 1.
+        DataError
+            If a feature is both in ``user`` and a column of ``items``, or as in :meth:`predict_proba`.
         """
         check_is_fitted(self, "model_")
         check_sizes(n=n)
@@ -199,14 +222,14 @@ class Ranker(LightningEstimator):
         return items.iloc[best].assign(score=score[best])
 
     def saved_arguments(self) -> dict[str, Any]:
-        """Constructor arguments; a schema as JSON."""
+        """Constructor arguments, the schema as JSON values."""
         arguments = super().saved_arguments()
         if arguments["schema"] is not None:
             arguments["schema"] = arguments["schema"].to_json()
         return arguments
 
     def saved_state(self) -> dict[str, Any]:
-        """Encoder and targets beside what every estimator keeps."""
+        """Fitted attributes, encoder and targets."""
         return {**super().saved_state(), "encoder_": self.encoder_.state(), "targets_": self.targets_.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -218,7 +241,7 @@ class Ranker(LightningEstimator):
     def from_saved(
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Any
     ) -> Self:
-        """Build again."""
+        """Construct from a saved file's parts."""
         if arguments.get("schema") is not None:
             arguments = {**arguments, "schema": Schema.from_json(arguments["schema"])}
         return super().from_saved(arguments, state, tensors, source)

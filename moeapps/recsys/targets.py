@@ -1,4 +1,6 @@
-"""What is predicted: binary, regression and count targets, each with a loss that leaves out unknown labels."""
+"""Binary, regression and count targets, each with a loss that leaves out unknown labels."""
+
+# Shapes: N rows, T tasks (targets)
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
@@ -23,14 +25,27 @@ TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 class Targets:
     """Columns of a frame as an array of labels, NaN where a label is not known.
 
-    Args:
-        names: The columns.
-        kinds: Kind by name; inferred for the others: two values are binary, everything else is regression.
+    Parameters
+    ----------
+    names : sequence of str
+        The columns.
+    kinds : dict, optional
+        ``"binary"``, ``"regression"`` or ``"count"`` by name. Inferred for the others: two values are binary, anything
+        else is regression.
 
-    Attributes:
-        classes: For a binary target of other values than 0 and 1: its two values, the second one is the positive class.
-        mean: Mean of a regression target; 0 for the others.
-        scale: Its standard deviation; 1 for the others.
+    Attributes
+    ----------
+    classes : dict
+        For a binary target of other values than 0 and 1: its two values, the second one is the positive class.
+    mean : list of float
+        Mean of a regression target; 0 for the others.
+    scale : list of float
+        Its standard deviation; 1 for the others.
+
+    Raises
+    ------
+    ConfigError
+        If a kind is unknown, or that of a column that is no target.
     """
 
     def __init__(self, names: Sequence[str], kinds: Mapping[str, TargetKind] | None = None) -> None:
@@ -46,18 +61,22 @@ class Targets:
         self.scale: list[float] = []
 
     def fit(self, frame: pd.DataFrame) -> Self:
-        """Learn the kinds and what the numbers are like.
+        """Learn kinds, classes, means and scales.
 
-        Raises:
-            DataError: If a column is missing or has no known label, or a binary target has more than two values.
+        Raises
+        ------
+        DataError
+            If a column is missing or has no known label, or a binary target has more than two values.
         """
         return self.fit_batches([frame])
 
     def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
         """Learn from rows that come in batches.
 
-        Raises:
-            DataError: As in :meth:`fit`.
+        Raises
+        ------
+        DataError
+            As in :meth:`fit`.
         """
         values: dict[str, set[Any]] = {name: set() for name in self.names}
         moments: dict[str, Moments] = {}
@@ -66,11 +85,11 @@ class Targets:
             for name in self.names:
                 known = frame[name].dropna()
                 if len(values[name]) <= 2:
-                    values[name].update(known.unique().tolist()[:3])
+                    values[name].update(known.unique().tolist()[:3])  # three show that it is not binary
                 numbers = pd.to_numeric(known, errors="coerce").dropna().to_numpy(dtype=float)
                 if len(numbers):
-                    found = column_moments(numbers[:, None])
-                    moments[name] = merge_moments(moments[name], found) if name in moments else found
+                    batch = column_moments(numbers[:, None])
+                    moments[name] = merge_moments(moments[name], batch) if name in moments else batch
         for name in self.names:
             distinct = sorted(values[name], key=lambda value: (str(type(value)), value))
             if not distinct:
@@ -89,10 +108,12 @@ class Targets:
         return self
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
-        """Labels ``(n, T)``, standardised where they are numbers.
+        """Labels ``(N, T)``, those of regression targets standardised.
 
-        Raises:
-            DataError: If a column is missing, or holds what its kind cannot hold.
+        Raises
+        ------
+        DataError
+            If a column is missing, or holds values of another kind.
         """
         require_columns(self.names, frame.columns, "the frame", "targets")
         labels = np.full((len(frame), len(self.names)), np.nan)
@@ -116,11 +137,11 @@ class Targets:
         return labels.astype(np.float32)
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        """Outputs of a model as probabilities, numbers and rates."""
-        found = np.asarray(outputs, dtype=np.float64)
-        result = np.empty_like(found)
+        """Outputs ``(N, T)`` of a model as probabilities, numbers and rates."""
+        numbers = np.asarray(outputs, dtype=np.float64)
+        result = np.empty_like(numbers)
         for t, name in enumerate(self.names):
-            column = found[:, t]
+            column = numbers[:, t]
             if self.kinds[name] == "binary":
                 result[:, t] = 1 / (1 + np.exp(-np.clip(column, -700, 700)))
             elif self.kinds[name] == "count":
@@ -132,15 +153,17 @@ class Targets:
     def index(self, name: str, what: str) -> int:
         """Number of a target.
 
-        Raises:
-            ConfigError: Beginning with ``what``, if there is no such target.
+        Raises
+        ------
+        ConfigError
+            Beginning with ``what``, if there is no such target.
         """
         if name not in self.names:
             raise ConfigError(f"{what} {name!r}, which is not among {', '.join(self.names)}")
         return self.names.index(name)
 
     def state(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The learned values as JSON values."""
         return dict(vars(self))
 
     @classmethod
@@ -158,11 +181,16 @@ def task_losses(
 
     Binary: cross-entropy of logits. Regression: squared error. Count: Poisson, the output being the log rate.
 
-    Args:
-        outputs: ``(N, T)``.
-        labels: ``(N, T)``, NaN where not known.
-        kinds: Kind of each task.
-        positive_weight: ``(T,)`` weight of the positive rows of binary tasks.
+    Parameters
+    ----------
+    outputs : Tensor of shape (N, T)
+        Outputs of a model.
+    labels : Tensor of shape (N, T)
+        Labels, NaN where not known.
+    kinds : sequence of {"binary", "regression", "count"}
+        Kind of each task.
+    positive_weight : Tensor of shape (T,), optional
+        Weight of the positive rows of binary tasks.
     """
     known = ~labels.isnan()
     target = labels.nan_to_num(0.0)
