@@ -68,7 +68,7 @@ ABLATION: list[tuple[str, dict[str, Any]]] = [
         "+ smaller, quicker router",
         {"router_hidden": (128, 64), "router_lr": 3e-3, "router_period": 8, "router_dropout": 0.0},
     ),
-    ("+ the router's own word", {"blend": 30.0}),
+    ("+ the router's class probabilities", {"blend": 30.0}),
 ]
 WITHOUT: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -76,7 +76,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "reset instead of background trees": {"drift": "reset"},
     "without bagging": {"bagging": 0.0, "grace_period": 50},
     "recent accuracy instead of the router": {"use_router": False},
-    "without the router's own word": {"blend": 0.0},
+    "without the router's class probabilities": {"blend": 0.0},
     "raw router input": {"router_inputs": "raw"},
     "70 % of the features per leaf": {"feature_share": 0.7},
     "majority leaves": {"leaf_prediction": "mc"},
