@@ -13,7 +13,7 @@ UNKNOWN = -1
 
 
 def encode(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Codes of labels: their places in ``classes``, :data:`UNKNOWN` where they are not among them.
+    """Codes of labels: their indices in ``classes``, :data:`UNKNOWN` where they are not among them.
 
     Parameters
     ----------
@@ -24,8 +24,12 @@ def encode(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
     """
     if not len(classes):
         return np.full(labels.shape, UNKNOWN, dtype=np.int64)
-    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-    return np.where(classes[place] == labels, place, UNKNOWN).astype(np.int64)
+    try:
+        codes = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    except TypeError:  # labels of another type than the classes have no order among them, but may be equal to one
+        known = {label: code for code, label in enumerate(classes.tolist())}
+        return np.array([known.get(label, UNKNOWN) for label in labels.tolist()], dtype=np.int64)
+    return np.where(classes[codes] == labels, codes, UNKNOWN).astype(np.int64)
 
 
 def classes_and_codes(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils import assert_all_finite, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -14,7 +15,7 @@ from sklearn.utils.validation import (
 )
 
 from moeapps.core.errors import DataError
-from moeapps.core.labels import labels_from_json, labels_to_json
+from moeapps.core.labels import UNKNOWN, encode, labels_from_json, labels_to_json
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoEClassifier"]
@@ -137,36 +138,34 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        super().__init__(
-            router,
-            router_args=router_args,
-            num_experts=num_experts,
-            top_k=top_k,
-            dim=dim,
-            hidden_dim=hidden_dim,
-            num_blocks=num_blocks,
-            share_router=share_router,
-            capacity_factor=capacity_factor,
-            embedding_dim=embedding_dim,
-            num_bins=num_bins,
-            dropout=dropout,
-            balance_weight=balance_weight,
-            z_weight=z_weight,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            categorical_features=categorical_features,
-            dtype=dtype,
-            accelerator=accelerator,
-            verbose=verbose,
-            log_dir=log_dir,
-            random_state=random_state,
-        )
+        self.router = router
+        self.router_args = router_args
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.num_blocks = num_blocks
+        self.share_router = share_router
+        self.capacity_factor = capacity_factor
+        self.embedding_dim = embedding_dim
+        self.num_bins = num_bins
+        self.dropout = dropout
+        self.balance_weight = balance_weight
+        self.z_weight = z_weight
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
         self.class_weight = class_weight
+        self.categorical_features = categorical_features
+        self.dtype = dtype
+        self.accelerator = accelerator
+        self.verbose = verbose
+        self.log_dir = log_dir
+        self.random_state = random_state
 
     def partial_fit(  # type: ignore[override]  # the order of arguments is scikit-learn's
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -216,13 +215,14 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         self.n_outputs_ = len(self.classes_)
 
     def _encode_target(self, y: NDArray[Any]) -> NDArray[np.int64]:
-        new = ~np.isin(y, self.classes_)
+        codes = encode(y, self.classes_)
+        new = codes == UNKNOWN
         if new.any():
             raise DataError(
                 f"y has the label {y[new][:1].tolist()[0]!r}, which is not among the classes "
                 f"{self.classes_.tolist()}: name all classes in the first call of partial_fit"
             )
-        return np.searchsorted(self.classes_, y).astype(np.int64)
+        return codes
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Any:
         table, y, weight = super()._validated(X, y, sample_weight, reset)
@@ -232,16 +232,12 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``."""
-        outputs = self._outputs(X)
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+        probabilities: NDArray[np.float64] = softmax(self._outputs(X), axis=1)
         return probabilities
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Logarithms of the class probabilities."""
-        outputs = self._outputs(X)
-        shifted = outputs - outputs.max(axis=1, keepdims=True)
-        logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        logs: NDArray[np.float64] = log_softmax(self._outputs(X), axis=1)
         return logs
 
     def predict(self, X: Any) -> NDArray[Any]:

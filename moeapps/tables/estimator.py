@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -20,18 +19,20 @@ from sklearn.utils.validation import (
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.config import config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
 from moeapps.core.routers import Router, make_router, router_class
+from moeapps.core.splits import hold_out
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.files import ColumnKind
 from moeapps.tables.data import TableDataModule
-from moeapps.tables.module import TabularModule
-from moeapps.tables.network import TabularMoE
+from moeapps.tables.module import TabularModule, TabularTraining
+from moeapps.tables.network import TabularConfig, TabularMoE
 
 __all__ = ["TabularEstimator"]
 
@@ -51,64 +52,16 @@ class TabularEstimator(LightningEstimator):
     merged_: list[list[list[int]]] | None = None
     _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
 
-    def __init__(
-        self,
-        router: str = "topk",
-        *,
-        router_args: Mapping[str, Any] | None = None,
-        num_experts: int = 8,
-        top_k: int = 2,
-        dim: int = 64,
-        hidden_dim: int | None = None,
-        num_blocks: int = 2,
-        share_router: bool = False,
-        capacity_factor: float | None = None,
-        embedding_dim: int = 16,
-        num_bins: int = 32,
-        dropout: float = 0.0,
-        balance_weight: float = 0.01,
-        z_weight: float = 0.001,
-        lr: float = 2e-3,
-        weight_decay: float = 1e-2,
-        batch_size: int | Literal["auto"] = "auto",
-        max_epochs: int = 100,
-        early_stopping: bool | Literal["auto"] = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 10,
-        categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
-        dtype: Literal["auto", "float32", "float64"] = "auto",
-        accelerator: str = "auto",
-        verbose: bool = False,
-        log_dir: str | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.router = router
-        self.router_args = router_args
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.dim = dim
-        self.hidden_dim = hidden_dim
-        self.num_blocks = num_blocks
-        self.share_router = share_router
-        self.capacity_factor = capacity_factor
-        self.embedding_dim = embedding_dim
-        self.num_bins = num_bins
-        self.dropout = dropout
-        self.balance_weight = balance_weight
-        self.z_weight = z_weight
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.categorical_features = categorical_features
-        self.dtype = dtype
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+    batch_size: int | Literal["auto"]
+    early_stopping: bool | Literal["auto"]
+    validation_fraction: float
+    num_bins: int
+    categorical_features: Literal["auto"] | Sequence[Any] | None
+    dtype: Literal["auto", "float32", "float64"]
+    router: str
+    router_args: Mapping[str, Any] | None
+    top_k: int
+    share_router: bool
 
     # ------------------------------------------------------------------ what a task fills in
 
@@ -186,23 +139,26 @@ class TabularEstimator(LightningEstimator):
             seed_everything(seed)
             model = self._build_model()
         rows = (*self.columns_.transform(table), self._encode_target(y), weight)
-        self._run(TabularModule(model, self.task, self.lr, self.weight_decay), rows, seed, passes)
+        self._run(model, rows, seed, passes)
 
     def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
         table, y, weight = self._validated(X, y, sample_weight, reset=False)
         rows = (*self.columns_.transform(table), self._encode_target(y), weight)
-        model = copy.deepcopy(self.model_).train()
-        self._run(TabularModule(model, self.task, self.lr, self.weight_decay), rows, self._seed(), passes=1)
+        self._run(copy.deepcopy(self.model_).train(), rows, self._seed(), passes=1)
 
-    def _run(self, module: TabularModule, rows: tuple[NDArray[Any], ...], seed: int, passes: int | None) -> None:
-        """Train the module on encoded rows and keep what it learned; ``passes`` overrides the number of epochs."""
+    def _run(self, model: TabularMoE, rows: tuple[NDArray[Any], ...], seed: int, passes: int | None) -> None:
+        """Train the network on encoded rows and keep it; ``passes`` overrides the number of epochs."""
+        module = TabularModule.from_config(model, config=config_from(TabularTraining, self))
         n = len(rows[0])
         batch_size = self._batch_size(n)
         dtype = self._training_dtype(n, batch_size)
         module.to(dtype)
         train, val = rows, None
         if passes is None and self._stops_early(n):
-            chosen, held = self._split(rows, seed)
+            if n < 2:
+                raise DataError(f"early_stopping needs at least 2 rows, got {n}: set early_stopping=False")
+            codes = rows[2] if self.task == "classification" else None
+            chosen, held = hold_out(n, self.validation_fraction, seed, codes)
             train, val = tuple(part[chosen] for part in rows), tuple(part[held] for part in rows)
         data = TableDataModule(train, val, batch_size, seed, dtype)
         if passes is not None:
@@ -295,47 +251,20 @@ class TabularEstimator(LightningEstimator):
     def _stops_early(self, n: int) -> bool:
         return n > ONE_BATCH if self.early_stopping == "auto" else bool(self.early_stopping)
 
-    def _split(self, rows: tuple[NDArray[Any], ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows to train and to validate on; classes in proportion where each has enough rows."""
-        target, n = rows[2], len(rows[0])
-        if n < 2:
-            raise DataError(f"early_stopping needs at least 2 rows, got {n}: set early_stopping=False")
-        held = max(1, round(n * self.validation_fraction))
-        stratify = None
-        if self.task == "classification":
-            sizes = np.bincount(target)
-            stratify = target if sizes[sizes > 0].min() >= 2 and min(held, n - held) >= len(sizes) else None
-        chosen, kept = train_test_split(np.arange(n), test_size=held, random_state=seed, stratify=stratify)
-        return chosen, kept
-
     def _build_model(self) -> TabularMoE:
         columns = self.columns_
-        model = TabularMoE(
+        cardinalities = [len(values) + FIRST for values in columns.categories]
+        model: TabularMoE = TabularMoE.from_config(
             columns.mean,
             columns.scale,
             columns.edges,
-            [len(values) + FIRST for values in columns.categories],
-            self._out_dim(),
-            dim=self.dim,
-            num_blocks=self.num_blocks,
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            hidden_dim=self.hidden_dim,
-            router=self.router,
-            router_args=self.router_args,
-            share_router=self.share_router,
-            capacity_factor=self.capacity_factor,
-            embedding_dim=self.embedding_dim,
-            dropout=self.dropout,
-            balance_weight=self.balance_weight,
-            z_weight=self.z_weight,
+            cardinalities,
+            int(self.n_outputs_),
+            config=config_from(TabularConfig, self),
         )
         for index, groups in enumerate(self.merged_ or []):
             model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
         return model
-
-    def _out_dim(self) -> int:
-        return int(self.n_outputs_)
 
     # ------------------------------------------------------------------ predicting
 

@@ -1,5 +1,6 @@
 """How the tabular network is trained: weighted loss, one optimiser, a cosine schedule."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -7,47 +8,67 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
 from moeapps.core.routers import Router
 from moeapps.tables.network import TabularMoE
 
-__all__ = ["TabularModule"]
+__all__ = ["TabularModule", "TabularTraining"]
 
 
-class TabularModule(MoEModule):
+@dataclass(frozen=True)
+class TabularTraining:
+    """Settings of :class:`TabularModule`.
+
+    Parameters
+    ----------
+    task : {"classification", "regression"}, default="classification"
+        Whether targets are class codes or standardised numbers.
+    lr : float, default=0.001
+        Learning rate of AdamW, above 0.
+    weight_decay : float, default=0.01
+        Weight decay of AdamW, on matrices only.
+    schedule : {"cosine", "constant"}, default="cosine"
+        Whether the rate falls along a cosine to a tenth over all epochs.
+    """
+
+    task: Literal["classification", "regression"] = "classification"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class TabularModule(Configurable, MoEModule):
     r"""Weighted cross-entropy or squared error, :math:`\sum_n w_n l_n / \sum_n w_n`, plus the routers' losses.
 
     Where a router asks for two draws per step (:class:`~moeapps.core.routers.ThorRouter`), both outputs are trained and
     their consistency loss is added.
 
-    Args:
-        model: The network.
-        task: ``"classification"`` (integer targets) or ``"regression"`` (standardised targets).
-        lr: Learning rate of AdamW.
-        weight_decay: Its weight decay.
-        schedule: ``"cosine"`` (to a tenth of the rate over all epochs) or ``"constant"``.
+    Parameters
+    ----------
+    model : TabularMoE
+        The network.
+    config : TabularTraining
+        Given as keyword arguments, one per field.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
-    def __init__(
-        self,
-        model: TabularMoE,
-        task: Literal["classification", "regression"] = "classification",
-        lr: float = 1e-3,
-        weight_decay: float = 1e-2,
-        schedule: Literal["cosine", "constant"] = "cosine",
-    ) -> None:
+    @takes(TabularTraining)
+    def __init__(self, model: TabularMoE, config: TabularTraining) -> None:
         super().__init__()
-        check_one_of("task", task, ("classification", "regression"))
-        check_one_of("schedule", schedule, ("cosine", "constant"))
-        check_at_least_zero(lr=lr, weight_decay=weight_decay)
-        if lr == 0:
+        check_one_of("task", config.task, ("classification", "regression"))
+        check_one_of("schedule", config.schedule, ("cosine", "constant"))
+        check_at_least_zero(lr=config.lr, weight_decay=config.weight_decay)
+        if config.lr == 0:
             raise ConfigError("lr must be above 0, got 0")
-        self.model, self.task, self.lr, self.weight_decay, self.schedule = model, task, lr, weight_decay, schedule
+        self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
+        self.schedule = config.schedule
         routers = [module for module in model.modules() if isinstance(module, Router)]
         self.optimizer_state: dict[str, Any] | None = None  # what an earlier training left, for one that goes on
         self.draws_per_step = max(router.draws_per_step for router in routers)

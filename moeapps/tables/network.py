@@ -1,6 +1,10 @@
-"""The network of the tabular estimators: embedded columns, residual MoE blocks, a linear head."""
+"""The network of the tabular estimators: embedded columns, residual MoE blocks, a linear head.
+
+Shapes: n rows, P numeric columns, C categorical columns, d width of the blocks.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -8,23 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_sizes
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
-from moeapps.core.routers import make_router
+from moeapps.core.routers import Router, make_router
 
-__all__ = ["NumericEmbedding", "TabularMoE"]
+__all__ = ["NumericEmbedding", "TabularConfig", "TabularMoE"]
 
 
 class NumericEmbedding(nn.Module):
-    """Numbers as what a linear layer can read: standardised value, missing flag, and place among the quantiles.
+    """Numeric columns as features for a linear layer: standardised value, missing flag, piecewise-linear encoding.
 
-    The place is a piecewise-linear encoding (Gorishniy et al. 2022, section 3.1): one feature per quantile bin, 0
-    below the bin, 1 above it, linear inside.
+    The encoding is that of Gorishniy et al. 2022 (section 3.1): one feature per quantile bin, 0 below the bin, 1 above
+    it, linear inside.
 
-    Args:
-        mean: Mean of each column.
-        scale: Standard deviation of each column.
-        edges: Quantiles of each column; none for a constant.
+    Parameters
+    ----------
+    mean : sequence of float
+        Mean of each column.
+    scale : sequence of float
+        Standard deviation of each column.
+    edges : sequence of sequences of float
+        Quantiles of each column; empty for a constant column.
     """
 
     mean: Tensor
@@ -46,9 +55,9 @@ class NumericEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map float64 numbers ``(n, P)``, NaN where missing, to ``(n, out_dim)`` features."""
         missing = x.isnan()
-        place = ((x[:, self.column] - self.low) / self.width).clamp(0, 1).nan_to_num(0.0)
+        binned = ((x[:, self.column] - self.low) / self.width).clamp(0, 1).nan_to_num(0.0)  # (n, bins of all columns)
         standard = torch.where(missing, 0.0, (x - self.mean) / self.scale)
-        return torch.cat([standard, missing.to(x.dtype), place], dim=1)
+        return torch.cat([standard, missing.to(x.dtype), binned], dim=1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NumericEmbedding":
         """Follow the model to another device, but keep the quantiles in float64: they are compared with raw numbers."""
@@ -59,33 +68,84 @@ class NumericEmbedding(nn.Module):
         return self
 
 
-class TabularMoE(nn.Module):
-    """Columns to outputs: embeddings side by side, a linear layer, residual blocks x + MoE(norm(x)), a linear head.
+@dataclass(frozen=True)
+class TabularConfig:
+    """Settings of :class:`TabularMoE`.
 
-    Args:
-        mean: Mean of each numeric column.
-        scale: Standard deviation of each numeric column.
-        edges: Quantiles of each numeric column.
-        cardinalities: Number of codes of each categorical column.
-        out_dim: Number of outputs (classes or targets).
-        dim: Width d of the blocks.
-        num_blocks: Number of blocks.
-        num_experts: Experts per block E.
-        top_k: Experts per row, for routers with such an argument.
-        hidden_dim: Hidden width of the experts; ``2 * dim`` when None.
-        router: Name of a router, as in ``moeapps list routers``.
-        router_args: Its further arguments.
-        share_router: Whether all blocks use one router (Omni-router).
-        capacity_factor: As in :class:`~moeapps.core.layer.MoE`.
-        embedding_dim: Width of a categorical column's embedding.
-        dropout: Probability of dropping an embedded feature, and an output feature of a block, in training.
-        balance_weight: Factor of the router's balance loss.
-        z_weight: Factor of the router z-loss.
-
-    Raises:
-        ConfigError: If a size is impossible or there is no column at all.
+    Parameters
+    ----------
+    dim : int, default=128
+        Width d of the blocks.
+    num_blocks : int, default=2
+        Number of residual blocks.
+    num_experts : int, default=8
+        Experts per block E.
+    top_k : int, default=2
+        Experts per row, for routers with such an argument.
+    hidden_dim : int, optional
+        Hidden width of the experts; ``2 * dim`` when None.
+    router : str, default="topk"
+        Name of a router, as in ``moeapps list routers``.
+    router_args : mapping, optional
+        Further arguments of the router.
+    share_router : bool, default=False
+        Whether all blocks use one router (Omni-router).
+    capacity_factor : float, optional
+        In training an expert takes at most this multiple of its fair share of rows; no limit when None.
+    embedding_dim : int, default=8
+        Width of the embedding of a categorical column.
+    dropout : float, default=0.0
+        Probability of dropping an embedded feature, and an output feature of a block, in training; below 1.
+    balance_weight : float, default=0.01
+        Factor of the router's balance loss.
+    z_weight : float, default=0.001
+        Factor of the router z-loss.
     """
 
+    dim: int = 128
+    num_blocks: int = 2
+    num_experts: int = 8
+    top_k: int = 2
+    hidden_dim: int | None = None
+    router: str = "topk"
+    router_args: Mapping[str, Any] | None = None
+    share_router: bool = False
+    capacity_factor: float | None = None
+    embedding_dim: int = 8
+    dropout: float = 0.0
+    balance_weight: float = 0.01
+    z_weight: float = 0.001
+
+    def make_router(self) -> Router:
+        """Router of one block."""
+        return make_router(self.router, self.dim, self.num_experts, **{"top_k": self.top_k, **(self.router_args or {})})
+
+
+class TabularMoE(Configurable, nn.Module):
+    """Embedded columns, a linear layer, residual blocks x + MoE(norm(x)), a linear head.
+
+    Parameters
+    ----------
+    mean : sequence of float
+        Mean of each numeric column.
+    scale : sequence of float
+        Standard deviation of each numeric column.
+    edges : sequence of sequences of float
+        Quantiles of each numeric column.
+    cardinalities : sequence of int
+        Number of codes of each categorical column.
+    out_dim : int
+        Number of outputs: classes or targets.
+    config : TabularConfig
+        Given as keyword arguments, one per field.
+
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
+    """
+
+    @takes(TabularConfig)
     def __init__(
         self,
         mean: Sequence[float],
@@ -93,52 +153,37 @@ class TabularMoE(nn.Module):
         edges: Sequence[Sequence[float]],
         cardinalities: Sequence[int],
         out_dim: int,
-        dim: int = 128,
-        num_blocks: int = 2,
-        num_experts: int = 8,
-        top_k: int = 2,
-        hidden_dim: int | None = None,
-        router: str = "topk",
-        router_args: Mapping[str, Any] | None = None,
-        share_router: bool = False,
-        capacity_factor: float | None = None,
-        embedding_dim: int = 8,
-        dropout: float = 0.0,
-        balance_weight: float = 0.01,
-        z_weight: float = 0.001,
+        config: TabularConfig,
     ) -> None:
         super().__init__()
-        check_sizes(dim=dim, num_blocks=num_blocks, num_experts=num_experts, embedding_dim=embedding_dim)
-        check_at_least_zero(dropout=dropout)
-        if dropout >= 1:
-            raise ConfigError(f"dropout must be below 1, got {dropout!r}")
-        hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
+        dim, embedding_dim = config.dim, config.embedding_dim
+        check_sizes(dim=dim, num_blocks=config.num_blocks, num_experts=config.num_experts, embedding_dim=embedding_dim)
+        check_at_least_zero(dropout=config.dropout)
+        if config.dropout >= 1:
+            raise ConfigError(f"dropout must be below 1, got {config.dropout!r}")
         self.numeric = NumericEmbedding(mean, scale, edges)
+        # one embedding table for all columns: the codes of a column start where those of the last one end
         starts = [sum(cardinalities[:i]) for i in range(len(cardinalities))]
         self.start: Tensor
         self.register_buffer("start", torch.tensor(starts, dtype=torch.int64))
         self.embedding = nn.Embedding(max(sum(cardinalities), 1), embedding_dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
         width = self.numeric.out_dim + len(cardinalities) * embedding_dim
-        self.drop = nn.Dropout(dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.project = nn.Linear(width, dim)
-
-        def made() -> Any:
-            return make_router(router, dim, num_experts, **{"top_k": top_k, **(router_args or {})})
-
-        shared = made() if share_router else None
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_blocks))
+        shared = config.make_router() if config.share_router else None
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(config.num_blocks))
         self.blocks = nn.ModuleList(
             MoE(
                 dim,
-                num_experts,
-                hidden_dim=hidden_dim,
-                router=shared if shared is not None else made(),
-                capacity_factor=capacity_factor,
-                balance_weight=balance_weight,
-                z_weight=z_weight,
+                config.num_experts,
+                hidden_dim=2 * dim if config.hidden_dim is None else config.hidden_dim,
+                router=config.make_router() if shared is None else shared,
+                capacity_factor=config.capacity_factor,
+                balance_weight=config.balance_weight,
+                z_weight=config.z_weight,
             )
-            for _ in range(num_blocks)
+            for _ in range(config.num_blocks)
         )
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, out_dim))
 

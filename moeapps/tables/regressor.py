@@ -1,6 +1,7 @@
 """Mixture of experts for regression on tables, behind scikit-learn's interface."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,65 @@ class MoERegressor(RegressorMixin, TabularEstimator):
     target_mean_: NDArray[np.float64]
     target_scale_: NDArray[np.float64]
     _saved_attributes = (*TabularEstimator._saved_attributes, "_one_column")
+
+    def __init__(
+        self,
+        router: str = "topk",
+        *,
+        router_args: Mapping[str, Any] | None = None,
+        num_experts: int = 8,
+        top_k: int = 2,
+        dim: int = 64,
+        hidden_dim: int | None = None,
+        num_blocks: int = 2,
+        share_router: bool = False,
+        capacity_factor: float | None = None,
+        embedding_dim: int = 16,
+        num_bins: int = 32,
+        dropout: float = 0.0,
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int | Literal["auto"] = "auto",
+        max_epochs: int = 100,
+        early_stopping: bool | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
+        dtype: Literal["auto", "float32", "float64"] = "auto",
+        accelerator: str = "auto",
+        verbose: bool = False,
+        log_dir: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.router = router
+        self.router_args = router_args
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.num_blocks = num_blocks
+        self.share_router = share_router
+        self.capacity_factor = capacity_factor
+        self.embedding_dim = embedding_dim
+        self.num_bins = num_bins
+        self.dropout = dropout
+        self.balance_weight = balance_weight
+        self.z_weight = z_weight
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.categorical_features = categorical_features
+        self.dtype = dtype
+        self.accelerator = accelerator
+        self.verbose = verbose
+        self.log_dir = log_dir
+        self.random_state = random_state
 
     def _check_target(self, y: Any) -> NDArray[Any]:
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")

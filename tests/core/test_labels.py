@@ -23,3 +23,14 @@ def test_labels_outside_the_classes_are_unknown():
 
 def test_without_classes_every_label_is_unknown():
     assert encode(np.array(["a"]), np.array([], dtype=str)).tolist() == [UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "codes"),
+    [
+        (np.array(["a", 3], dtype=object), np.array(["a", "b"], dtype=object), [0, UNKNOWN]),
+        (np.array(["1", "2"]), np.array([1, 2]), [UNKNOWN, UNKNOWN]),
+    ],
+)
+def test_labels_of_another_type_than_the_classes_are_unknown(labels, classes, codes):
+    assert encode(labels, classes).tolist() == codes
