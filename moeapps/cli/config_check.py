@@ -187,11 +187,12 @@ def _import(path: Any, key: str) -> type:
         raise ConfigError(f"{key}.class_path: expected the import path of a class, got {path!r}")
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name) if module else None
+        cls = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError):
-        found = None
-    if isinstance(found, type):
-        return found
+        cls = None
+    if isinstance(cls, type):
+        return cls
+    # a short name, a path with a slip, or a short name with a slip
     guess = names.get(path) or registry.nearest(path, known)
     short = registry.nearest(path.rpartition(".")[2], list(names))
     guess = guess or (names[short] if short else None)

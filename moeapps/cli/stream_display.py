@@ -37,7 +37,7 @@ def _name(job: StreamRun) -> str:
 
 
 def display(job: StreamRun) -> Group:
-    """What the terminal shows while a run goes on."""
+    """What the terminal shows during a run: counts, scores, share of each expert, drift."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()

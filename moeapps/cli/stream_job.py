@@ -64,8 +64,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
     if name.endswith(".safetensors"):
         if arguments:
             raise ConfigError(f"--set has no effect on {name}: a saved model has its arguments")
-        found = load(name)
-        model = found.model if isinstance(found, StreamCheckpoint) else found
+        loaded = load(name)
+        model = loaded.model if isinstance(loaded, StreamCheckpoint) else loaded
         if not isinstance(model, StreamEstimator):
             raise FileFormatError(f"{name} holds a {type(model).__name__}, which is not a model of streams")
         return model
@@ -89,16 +89,16 @@ def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    found = {}
+    settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {pair}: expected name=value")
         try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
+            settings[name] = json.loads(value)
+        except ValueError:  # text needs no quotes: --set router=topk
+            settings[name] = value
+    return settings
 
 
 def run(options: argparse.Namespace) -> int:

@@ -208,7 +208,7 @@ def _prediction_file(output: str | None) -> Path:
 def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
     """CSV and TensorBoard, in a folder of this run alone: ``version_<n>``."""
     root.mkdir(parents=True, exist_ok=True)
-    taken = [int(found.group(1)) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
+    taken = [int(match.group(1)) for path in root.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
     version = max(taken, default=-1) + 1
     while getattr(rank_zero_only, "rank", 0) == 0:  # further processes of a distributed run write nothing
         try:
@@ -240,7 +240,7 @@ def _own_error(error: BaseException) -> MoEAppsError | None:
 def _readable_error(error: BaseException) -> ConfigError:
     """One line made of the keys along a chain of jsonargparse's errors, and of the cause at its end."""
     *_, cause = chain = list(_chain(error))
-    keys = [found.group(1) for part in chain if (found := re.match(r'Parser key "([^"]+)"', str(part)))]
+    keys = [match.group(1) for part in chain if (match := re.match(r'Parser key "([^"]+)"', str(part)))]
     text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", str(cause)).replace("typing.", "").split())
     return ConfigError(": ".join([".".join(dict.fromkeys(keys)), text]) if keys else text)
 

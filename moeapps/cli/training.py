@@ -1,4 +1,4 @@
-"""``moeapps fit``, ``validate``, ``test`` and ``predict``: what can be said before Lightning is imported."""
+"""``moeapps fit``, ``validate``, ``test`` and ``predict``: the part that needs no Lightning."""
 
 import shlex
 import signal

@@ -109,7 +109,7 @@ def stream(recorder: Recorder) -> None:
         "adaptive forest (10)": lambda seed: forest.ARFClassifier(n_models=10, seed=seed),
         "DriftMoE": lambda seed: DriftMoEClassifier(seed=seed),
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for task in ("phishing", "moving clusters"):
         rows = [Row("stream", task, name, "accuracy", ours=name == "DriftMoE") for name in makers]
         recorder.add(*rows)
@@ -122,9 +122,9 @@ def stream(recorder: Recorder) -> None:
                 recorder.score(row, result.scores["accuracy"])
                 row.history = result.curve
                 row.views = stream_views(result.curve, result.drift_events)
-                found[row.model] = result
+                results[row.model] = result
     recorder.pictures["stream.png"] = plot_prequential(
-        found, title="moving clusters: every instance predicted, then learned"
+        results, title="moving clusters: each instance is predicted, then learned"
     )
 
 

@@ -87,15 +87,15 @@ def routing_layers(history: pd.DataFrame) -> list[Layer]:
     list of Layer
         With what training logged, or validation where training logged nothing.
     """
-    found: dict[str, tuple[str, str]] = {}
+    prefixes: dict[str, tuple[str, str]] = {}
     for column in history:
         match = _LAYER.match(str(column))
         if match is None:
             continue
         name, stage = match["layer"] or "model", match["stage"] or ""
-        if name not in found or not stage:
-            found[name] = (stage, str(column).removesuffix("load/0"))
-    layers = [Layer(name, prefix, history) for name, (_, prefix) in found.items()]
+        if name not in prefixes or not stage:
+            prefixes[name] = (stage, str(column).removesuffix("load/0"))
+    layers = [Layer(name, prefix, history) for name, (_, prefix) in prefixes.items()]
     return [layer for layer in layers if len(layer.load)]
 
 

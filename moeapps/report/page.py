@@ -98,7 +98,7 @@ def _section(number: int, run: Run) -> dict[str, Any]:
         "hints": find_hints(run),
         "curves": _training(run),
         "inside": [draw_curves(curves) for curves in (*run.views.curves, *_of_layers(run), *_of_stream(run))],
-        "maps": [_map(found) for found in run.views.maps],
+        "maps": [_map(table) for table in run.views.maps],
         "config": run.config,
     }
 
@@ -112,17 +112,17 @@ def _scores(runs: list[Run]) -> list[dict[str, Any]]:
     """One table per metric that several runs have, best first."""
     tables = []
     for name in dict.fromkeys(score.name for run in runs for score in run.scores):
-        found = [(n, run, score) for n, run in enumerate(runs) for score in run.scores if score.name == name]
-        if len(found) < 2:
+        entries = [(n, run, score) for n, run in enumerate(runs) for score in run.scores if score.name == name]
+        if len(entries) < 2:
             continue
-        found.sort(key=lambda entry: float(np.mean(entry[2].values)) * (1 if entry[2].smaller else -1))
-        means = [float(np.mean(score.values)) for _, _, score in found]
-        width = max(abs(mean) for mean in means) or 1.0
+        entries.sort(key=lambda entry: float(np.mean(entry[2].values)) * (1 if entry[2].smaller else -1))
+        means = [float(np.mean(score.values)) for _, _, score in entries]
+        width = max(abs(mean) for mean in means) or 1.0  # the longest bar; scores may be negative (R²)
         rows = [
             {"anchor": f"run-{n}", "name": run.name, "shown": _shown(score.values), "part": 100 * abs(mean) / width}
-            for (n, run, score), mean in zip(found, means, strict=True)
+            for (n, run, score), mean in zip(entries, means, strict=True)
         ]
-        tables.append({"metric": name, "smaller": found[0][2].smaller, "rows": rows})
+        tables.append({"metric": name, "smaller": entries[0][2].smaller, "rows": rows})
     return tables
 
 
@@ -149,7 +149,7 @@ def _comparisons(runs: list[Run]) -> list[Any]:
             title = f"{name}, {data}" if len(grounds) > 1 and data else name
             lines = {run.name: (run.history[axis], run.history[name]) for run in having}
             pictures.append(draw_lines(title, axis, lines))
-    return pictures[:24]
+    return pictures[:24]  # a page of a hundred pictures is no comparison
 
 
 def _ground(run: Run) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def _training(run: Run) -> list[Any]:
 
 def _of_layers(run: Run) -> list[Curves]:
     layers = [layer for layer in routing_layers(run.history) if len(layer.load) > 1]
-    found = [
+    curves = [
         Curves.of(f"load: {layer.name}", layer.epochs.tolist(), _lines(layer.load), "epoch", "load", stacked=True)
         for layer in layers[:12]
     ]
@@ -192,8 +192,8 @@ def _of_layers(run: Run) -> list[Curves]:
         lines = {layer.name: layer.values[statistic].tolist() for layer in layers if statistic in layer.values}
         lengths = {len(values) for values in lines.values()}
         if lines and len(lengths) == 1 and any(any(values) for values in lines.values()):
-            found.append(Curves.of(what, layers[0].epochs.tolist(), lines, "epoch", what))
-    return found
+            curves.append(Curves.of(what, layers[0].epochs.tolist(), lines, "epoch", what))
+    return curves
 
 
 def _of_stream(run: Run) -> list[Curves]:
@@ -214,21 +214,21 @@ def _lines(frame: pd.DataFrame) -> dict[str, list[float]]:
     return {str(name): values.tolist() for name, values in frame.items()}
 
 
-def _map(found: Map) -> dict[str, Any]:
-    values = np.array([[np.nan if v is None else v for v in row] for row in found.values], dtype=float)
-    values = values.reshape(len(found.rows), len(found.columns))
-    order = np.arange(len(found.rows))
+def _map(table: Map) -> dict[str, Any]:
+    values = np.array([[np.nan if v is None else v for v in row] for row in table.values], dtype=float)
+    values = values.reshape(len(table.rows), len(table.columns))
+    order = np.arange(len(table.rows))
     if len(order) > MAP_ROWS:
         apart = np.abs(values - np.nanmean(values, axis=0)).sum(axis=1)
         order = np.sort(np.argsort(-apart)[:MAP_ROWS])
     top = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
     rows = [
-        (found.rows[i], [(_cell(v), 0 if np.isnan(v) else round(85 * abs(v) / (top or 1.0))) for v in values[i]])
+        (table.rows[i], [(_cell(v), 0 if np.isnan(v) else round(85 * abs(v) / (top or 1.0))) for v in values[i]])
         for i in order
     ]
     return {
-        "title": found.title, "columns": found.columns, "rows": rows, "row_name": found.row_name,
-        "column_name": found.column_name, "left_out": len(found.rows) - len(order),
+        "title": table.title, "columns": table.columns, "rows": rows, "row_name": table.row_name,
+        "column_name": table.column_name, "left_out": len(table.rows) - len(order),
     }  # fmt: skip
 
 

@@ -105,11 +105,11 @@ def find_runs(paths: list[str]) -> list[Run]:
         path = Path(given)
         if not path.exists():
             raise DataError(f"{path} does not exist, expected the folder of a run")
-        found = [_read(folder) for folder in _folders(path)] if path.is_dir() else [_stream(path, path)]
-        if not found:
+        read = [_read(folder) for folder in _folders(path)] if path.is_dir() else [_stream(path, path)]
+        if not read:
             early = " (a stream run writes it with its first window)" if any(path.glob("stream.safetensors")) else ""
             raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below{early}")
-        runs += [run for run in found if run.path not in {other.path for other in runs}]
+        runs += [run for run in read if run.path not in {other.path for other in runs}]
     return _with_seeds_joined(_named_apart(runs))
 
 
@@ -125,10 +125,10 @@ def _folders(path: Path) -> Iterator[Path]:
 def _read(folder: Path) -> Run:
     run = Run(_name(folder), folder, views=Views.load(folder))
     if (folder / RUN).is_file():
-        found = _json(folder / RUN)
-        run.name = str(found["name"])
-        run.facts = {str(name): str(value) for name, value in found["facts"].items()}
-        run.scores = [Score(**score) for score in found["scores"]]
+        document = _json(folder / RUN)
+        run.name = str(document["name"])
+        run.facts = {str(name): str(value) for name, value in document["facts"].items()}
+        run.scores = [Score(**score) for score in document["scores"]]
     metrics = folder / METRICS
     if metrics.is_file() and "windowed" in _columns(metrics):
         return _stream(metrics, folder, run)
@@ -228,11 +228,11 @@ def _columns(path: Path) -> list[str]:
 
 def _json(path: Path) -> Any:
     try:
-        found = json.loads(path.read_text())
-        _ = found["name"], found["facts"].items(), [Score(**score) for score in found["scores"]]
+        document = json.loads(path.read_text())
+        _ = document["name"], document["facts"].items(), [Score(**score) for score in document["scores"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{path} is damaged: {error}") from None
-    return found
+    return document
 
 
 def _yaml(path: Path) -> Any:

@@ -58,7 +58,7 @@ class ModelServer:
     3. Each request gets its own answer: a value or a :class:`~moeapps.serve.refusal.Refusal`.
     4. If the worker dies or hangs, the requests it had and those in the queue are refused, and another one is started.
        Requests learned since the model was last saved are kept here and learned again by the new worker, so that
-       nothing that a client was told of is lost.
+       no confirmed request is lost.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ class ModelServer:
             ):
                 break
             self._jobs.popleft()
-            if not job.answer.done():  # given up while it waited
+            if not job.answer.done():  # cancelled while it waited
                 batch.append(job)
                 rows += job.rows
         return batch
