@@ -1,4 +1,4 @@
-"""Images behind scikit-learn's interface: layouts, refusals (V1, V2), saving, and what patches are sent where."""
+"""Images behind scikit-learn's interface: layouts, refusals saving, and what patches are sent where."""
 
 import numpy as np
 import pytest
@@ -10,22 +10,7 @@ from sklearn.exceptions import NotFittedError
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import WideNetClassifier
-
-QUICK = {
-    "embed_dim": 16, "depth": 2, "patch_size": 2, "num_heads": 4, "max_epochs": 2, "augment": "none", "lr": 3e-3,
-    "validation_fraction": 0.0, "random_state": 0, "accelerator": "cpu",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    found = load_digits()
-    return found.images[:160], found.target[:160]
-
-
-@pytest.fixture(scope="module")
-def fitted(digits) -> WideNetClassifier:
-    return WideNetClassifier(**QUICK).fit(*digits)
+from tests.vision.conftest import CLASSIFIER
 
 
 @pytest.mark.slow
@@ -33,20 +18,20 @@ def fitted(digits) -> WideNetClassifier:
 def test_every_family_learns_digits(model):
     X, y = load_digits(return_X_y=True)
     X = X.reshape(-1, 8, 8)
-    found = WideNetClassifier(model, **{**QUICK, "embed_dim": 64, "max_epochs": 25}).fit(X[:1400], y[:1400])
+    found = WideNetClassifier(model, **{**CLASSIFIER, "embed_dim": 64, "max_epochs": 25}).fit(X[:1400], y[:1400])
     assert found.score(X[1400:], y[1400:]) > 0.8  # other writers than those of training; chance is 0.1
     assert found.predict_proba(X).sum(axis=1) == pytest.approx(1)
 
 
-def test_a_saved_classifier_predicts_the_same(fitted, digits, tmp_path):
-    fitted.save(tmp_path / "w.safetensors")
+def test_a_saved_classifier_predicts_the_same(wide, digits, tmp_path):
+    wide.save(tmp_path / "w.safetensors")
     loaded = moeapps.load(tmp_path / "w.safetensors")
-    np.testing.assert_array_equal(loaded.predict_proba(digits[0]), fitted.predict_proba(digits[0]))
-    assert clone(fitted).get_params() == fitted.get_params()
+    np.testing.assert_array_equal(loaded.predict_proba(digits[0]), wide.predict_proba(digits[0]))
+    assert clone(wide).get_params() == wide.get_params()
 
 
 def test_the_same_seed_gives_the_same_classifier_and_early_stopping_keeps_the_best(digits):
-    arguments = {**QUICK, "validation_fraction": 0.2, "augment": "shift", "max_epochs": 3}
+    arguments = {**CLASSIFIER, "validation_fraction": 0.2, "augment": "shift", "max_epochs": 2}
     models = [WideNetClassifier(**{**arguments, "random_state": seed}).fit(*digits) for seed in (1, 1, 2)]
     found = [model.predict_proba(digits[0]) for model in models]
     np.testing.assert_array_equal(found[0], found[1])
@@ -58,18 +43,18 @@ def test_layouts_and_types_of_the_same_images_agree(digits):
     X, y = digits
     colour = np.repeat((X * 15).astype(np.uint8)[:, None], 3, axis=1)
     colour[:, 1] //= 2
-    model = WideNetClassifier(**{**QUICK, "max_epochs": 1}).fit(colour, y)
+    model = WideNetClassifier(**{**CLASSIFIER}).fit(colour, y)
     expected = model.predict_proba(colour)
     np.testing.assert_allclose(model.predict_proba(colour.transpose(0, 2, 3, 1)), expected, atol=1e-6)
     np.testing.assert_allclose(model.predict_proba(torch.from_numpy(colour)), expected, atol=1e-6)
     np.testing.assert_allclose(model.predict_proba(colour / np.float32(255)), expected, atol=1e-5)
     rgba = np.concatenate([colour, colour[:, :1]], axis=1)
-    assert WideNetClassifier(**{**QUICK, "max_epochs": 1}).fit(rgba, y).spec_.shape[0] == 4
+    assert WideNetClassifier(**{**CLASSIFIER}).fit(rgba, y).spec_.shape[0] == 4
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
     X, y = digits
-    model = WideNetClassifier(**{**QUICK, "max_epochs": 1, "patch_size": 3}).fit(X[:, :7], y)
+    model = WideNetClassifier(**{**CLASSIFIER, "max_epochs": 1, "patch_size": 3}).fit(X[:, :7], y)
     assert model.predict(X[:5, :7]).shape == (5,)
     assert model.model_.network.patch_embed.img_size == (9, 9)
 
@@ -85,20 +70,20 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
         (lambda X: X.astype(str), "images must be uint8 or numbers"),
     ],
 )
-def test_v2_what_is_no_image_is_refused(make, message, digits, fitted):
+def test_v2_what_is_no_image_is_refused(make, message, digits, wide):
     X, y = digits
     with pytest.raises(DataError, match=message):
-        WideNetClassifier(**QUICK).fit(make(X), y)
+        WideNetClassifier(**CLASSIFIER).fit(make(X), y)
     with pytest.raises(DataError, match=message):
-        fitted.predict(make(X))
+        wide.predict(make(X))
 
 
-def test_images_unlike_those_of_training_are_refused(fitted, digits):
+def test_images_unlike_those_of_training_are_refused(wide, digits):
     X, _ = digits
     with pytest.raises(DataError, match=r"images are \(C, H, W\) = \(1, 7, 8\), the model was fitted on \(1, 8, 8\)"):
-        fitted.predict(X[:, :7])
+        wide.predict(X[:, :7])
     with pytest.raises(DataError, match="pixels reach 4080, those of training 16"):
-        fitted.predict(X * 255)
+        wide.predict(X * 255)
     with pytest.raises(NotFittedError):
         WideNetClassifier().predict(X)
 
@@ -117,37 +102,36 @@ def test_images_unlike_those_of_training_are_refused(fitted, digits):
         ({"label_smoothing": 1.0}, "label_smoothing must be below 1"),
     ],
 )
-def test_impossible_arguments_are_named_and_a_failed_fit_keeps_the_model(arguments, message, digits, fitted):
+def test_impossible_arguments_are_named_and_a_failed_fit_keeps_the_model(arguments, message, digits, wide):
     with pytest.raises(ConfigError, match=message):
-        WideNetClassifier(**{**QUICK, **arguments}).fit(*digits)
-    before = fitted.predict_proba(digits[0][:5])
+        WideNetClassifier(**{**CLASSIFIER, **arguments}).fit(*digits)
+    before = wide.predict_proba(digits[0][:5])
     with pytest.raises(DataError, match="160 images and 3 labels"):
-        fitted.fit(digits[0], digits[1][:3])
+        wide.fit(digits[0], digits[1][:3])
     with pytest.raises(DataError, match="y has 1 class"):
-        fitted.fit(digits[0], np.zeros(160, dtype=int))
-    np.testing.assert_array_equal(fitted.predict_proba(digits[0][:5]), before)
+        wide.fit(digits[0], np.zeros(160, dtype=int))
+    np.testing.assert_array_equal(wide.predict_proba(digits[0][:5]), before)
 
 
 def test_a_timm_model_by_name(digits):
     X, y = digits
     model = WideNetClassifier(
-        "vit_tiny_patch16_224", options={"patch_size": 4, "depth": 1, "embed_dim": 24}, **{**QUICK, "max_epochs": 1}
+        "vit_tiny_patch16_224", options={"patch_size": 4, "depth": 1, "embed_dim": 24}, **{**CLASSIFIER}
     )
     assert model.fit(X[:64], y[:64]).predict(X[:3]).shape == (3,)
 
 
-@pytest.mark.parametrize("name", ["widenet", "vit_moe"])
-def test_experts_by_class(name, digits, fitted):
-    model = fitted if name == "widenet" else WideNetClassifier(name, **{**QUICK, "max_epochs": 1}).fit(*digits)
-    load = model.expert_load(digits[0], digits[1], layer=0)
-    assert load.shape == (10, 4)
-    assert load.sum(axis=1).to_numpy() == pytest.approx(1)
-    plain = WideNetClassifier("vit", **{**QUICK, "max_epochs": 1}).fit(*digits)
+def test_experts_by_class(digits, wide, vit_moe, vit):
+    for model in (wide, vit_moe):
+        load = model.expert_load(digits[0], digits[1], layer=0)
+        assert load.shape == (10, 4)
+        assert load.sum(axis=1).to_numpy() == pytest.approx(1)
     with pytest.raises(ConfigError, match="has no experts"):
-        plain.expert_load(digits[0])
+        vit.expert_load(digits[0])
 
 
 def test_mixed_precision_trains(digits):
-    model = WideNetClassifier(**{**QUICK, "precision": "bf16-mixed", "max_epochs": 8}).fit(*digits)
+    X, y = (part[:64] for part in digits)
+    model = WideNetClassifier(**{**CLASSIFIER, "precision": "bf16-mixed", "max_epochs": 4}).fit(X, y)
     assert model.history_["train/task"].iloc[-1] < model.history_["train/task"].iloc[0]
     assert model.model_.network.head.weight.dtype == torch.float32

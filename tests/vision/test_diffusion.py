@@ -1,5 +1,6 @@
 """The forward process, its losses and posterior, and the samplers."""
 
+import functools
 import math
 
 import numpy as np
@@ -182,7 +183,9 @@ def test_samplers_are_those_of_diffusers_where_they_take_the_same_timesteps(pred
     torch.testing.assert_close(found, x, atol=1e-4, rtol=0)
 
 
+@functools.cache
 def small() -> SwitchDiT:
+    """A network with random weights, which no test changes."""
     torch.manual_seed(0)
     model = SwitchDiT(img_size=4, patch_size=2, in_chans=1, num_classes=10, dim=16, depth=2, num_heads=2, timesteps=50)
     with torch.no_grad():
@@ -290,6 +293,11 @@ def test_timesteps_of_another_shape_or_type_are_refused():
             diffusion.q_sample(x, t, x)
     whole = torch.tensor([1, 2, 3, 4])
     torch.testing.assert_close(diffusion.q_sample(x, whole.int(), x), diffusion.q_sample(x, whole, x))
+
+
+def test_noise_is_the_same_in_every_process():
+    expected = torch.tensor([[-0.2049609, 0.6136877, 0.7179285], [-0.2398026, -1.6091409, 0.5941709]])
+    torch.testing.assert_close(Noise(9, 0, 2)((3,)), expected, atol=1e-6, rtol=0)
 
 
 def test_noise_of_an_image_is_its_own():

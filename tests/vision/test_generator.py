@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 import moeapps
@@ -19,44 +18,29 @@ from moeapps.core.callbacks import LastCheckpoint, StepSeeding
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.vision import DiffusionModule, ImageModule, PublicImageData, SampleImages, SwitchDiTGenerator
-
-QUICK = {
-    "dim": 16, "depth": 2, "num_heads": 2, "timesteps": 50, "max_epochs": 2, "random_state": 0, "accelerator": "cpu",
-    "batch_size": 32,
-}  # fmt: skip
+from tests.vision.conftest import GENERATOR
 
 
-@pytest.fixture(scope="module")
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    found = load_digits()
-    return found.images[:160], found.target[:160]
-
-
-@pytest.fixture(scope="module")
-def fitted(digits) -> SwitchDiTGenerator:
-    return SwitchDiTGenerator(**QUICK).fit(*digits)
-
-
-def test_images_have_the_range_layout_and_type_of_training(digits, fitted):
+def test_images_have_the_range_layout_and_type_of_training(digits, generator):
     X, y = digits
-    drawn = fitted.sample(7, steps=5)
+    drawn = generator.sample(7, steps=5)
     assert drawn.shape == (7, 8, 8)
     assert drawn.dtype == np.float32
     assert drawn.min() >= 0
     assert drawn.max() <= 16
     whole = (X * 15).astype(np.uint8)
     rgb = np.stack([whole] * 3, axis=-1)
-    found = SwitchDiTGenerator(**{**QUICK, "max_epochs": 1}).fit(rgb, y).sample(3, steps=5)
+    found = SwitchDiTGenerator(**GENERATOR).fit(rgb, y).sample(3, steps=5)
     assert found.shape == (3, 8, 8, 3)
     assert found.dtype == np.uint8
-    first = SwitchDiTGenerator(**{**QUICK, "max_epochs": 1}).fit(rgb.transpose(0, 3, 1, 2), y).sample(3, steps=5)
+    first = SwitchDiTGenerator(**GENERATOR).fit(rgb.transpose(0, 3, 1, 2), y).sample(3, steps=5)
     np.testing.assert_array_equal(first, found.transpose(0, 3, 1, 2))
 
 
-def test_labels_are_drawn_one_after_the_other_or_as_told(digits, fitted):
+def test_labels_are_drawn_one_after_the_other_or_as_told(digits, generator):
     X, y = digits
     names = np.array([f"digit {label}" for label in y])
-    model = SwitchDiTGenerator(**QUICK).fit(X, names)
+    model = SwitchDiTGenerator(**GENERATOR).fit(X, names)
     every = model.sample(12, steps=5)
     np.testing.assert_array_equal(every[:3], model.sample(3, y=["digit 0", "digit 1", "digit 2"], steps=5))
     np.testing.assert_array_equal(model.sample(3, y="digit 4", steps=5), model.sample(3, y=["digit 4"] * 3, steps=5))
@@ -64,17 +48,18 @@ def test_labels_are_drawn_one_after_the_other_or_as_told(digits, fitted):
     assert (model.sample(1, y="digit 4", steps=5, guidance=4.0) - model.sample(1, y="digit 4", steps=5)).any()
 
 
-def test_an_image_depends_on_its_seed_and_number_only(fitted):
-    whole = fitted.sample(6, y=3, steps=10, sampler="ddpm", seed=5)
-    np.testing.assert_allclose(fitted.sample(2, y=3, steps=10, sampler="ddpm", seed=5), whole[:2], atol=1e-3)
-    assert np.abs(fitted.sample(6, y=3, steps=10, seed=6) - fitted.sample(6, y=3, steps=10, seed=5)).max() > 0.1
-    module = fitted.model_
+def test_an_image_depends_on_its_seed_and_number_only(generator):
+    whole = generator.sample(6, y=3, steps=10, sampler="ddpm", seed=5)
+    np.testing.assert_allclose(generator.sample(2, y=3, steps=10, sampler="ddpm", seed=5), whole[:2], atol=1e-3)
+    assert np.abs(generator.sample(6, y=3, steps=10, seed=6) - generator.sample(6, y=3, steps=10, seed=5)).max() > 0.1
+    module = generator.model_
     once = module.sample(torch.arange(6), steps=10, seed=1)
     torch.testing.assert_close(module.sample(torch.arange(6), steps=10, seed=1, batch_size=4), once, atol=1e-4, rtol=0)
 
 
-def test_another_process_draws_the_same_images(fitted, tmp_path):
-    fitted.save(tmp_path / "model.safetensors")
+@pytest.mark.slow  # test_noise_is_the_same_in_every_process and test_saving_keeps_every_bit are its fast twins
+def test_another_process_draws_the_same_images(generator, tmp_path):
+    generator.save(tmp_path / "model.safetensors")
     script = (
         "import sys, numpy, moeapps\n"
         "drawn = moeapps.load(sys.argv[1]).sample(3, steps=5, sampler='ddpm', seed=9)\n"
@@ -85,11 +70,11 @@ def test_another_process_draws_the_same_images(fitted, tmp_path):
         check=True, env={"PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(moeapps.__file__).parent.parent)},
     )  # fmt: skip
     found = np.load(tmp_path / "drawn.npy")
-    np.testing.assert_allclose(found, fitted.sample(3, steps=5, sampler="ddpm", seed=9), atol=1e-3)
+    np.testing.assert_allclose(found, generator.sample(3, steps=5, sampler="ddpm", seed=9), atol=1e-3)
 
 
 def test_without_labels(digits):
-    model = SwitchDiTGenerator(**QUICK).fit(digits[0])
+    model = SwitchDiTGenerator(**GENERATOR).fit(digits[0])
     assert model.classes_ is None
     assert model.sample(4, steps=5).shape == (4, 8, 8)
     with pytest.raises(DataError, match="fitted without labels"):
@@ -98,10 +83,10 @@ def test_without_labels(digits):
         model.sample(2, steps=5, guidance=2.0)
 
 
-def test_the_way_from_noise_ends_in_the_image(fitted):
-    way = fitted.trajectory(3, y=[1, 2, 3], frames=4, steps=10, seed=2)
+def test_the_way_from_noise_ends_in_the_image(generator):
+    way = generator.trajectory(3, y=[1, 2, 3], frames=4, steps=10, seed=2)
     assert way.shape == (3, 4, 8, 8)
-    np.testing.assert_allclose(way[:, -1], fitted.sample(3, y=[1, 2, 3], steps=10, seed=2), atol=1e-4)
+    np.testing.assert_allclose(way[:, -1], generator.sample(3, y=[1, 2, 3], steps=10, seed=2), atol=1e-4)
     assert np.abs(np.diff(way, axis=1)).max(axis=(0, 2, 3)).min() > 0
 
 
@@ -109,7 +94,7 @@ def test_the_way_from_noise_ends_in_the_image(fitted):
     "options", [{}, {"model": "dit", "learn_sigma": True}, {"schedule": "linear", "prediction": "eps"}]
 )
 def test_saving_keeps_every_bit(options, digits, tmp_path):
-    model = SwitchDiTGenerator(**{**QUICK, **options}).fit(*digits)
+    model = SwitchDiTGenerator(**{**GENERATOR, **options}).fit(*digits)
     model.save(tmp_path / "model.safetensors")
     loaded = moeapps.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(loaded.sample(4, steps=5, guidance=2.0), model.sample(4, steps=5, guidance=2.0))
@@ -117,10 +102,10 @@ def test_saving_keeps_every_bit(options, digits, tmp_path):
     assert loaded.history_["train/task"].tolist() == model.history_["train/task"].tolist()
 
 
-def test_the_same_seed_gives_the_same_model_and_the_callers_generators_are_left_alone(digits):
+def test_the_same_seed_gives_the_same_model_and_the_callers_generators_are_left_alone(digits, generator):
     state, own = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second = (SwitchDiTGenerator(**QUICK).fit(*digits) for _ in range(2))
-    first.sample(2, steps=3)
+    first, second = generator, SwitchDiTGenerator(**GENERATOR).fit(*digits)
+    second.sample(2, steps=3)
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], own)  # noqa: NPY002
     np.testing.assert_array_equal(first.sample(2, steps=3), second.sample(2, steps=3))
@@ -129,22 +114,23 @@ def test_the_same_seed_gives_the_same_model_and_the_callers_generators_are_left_
 
 
 def test_the_timestep_chooses_experts_and_the_prior_is_followed(digits):
-    model = SwitchDiTGenerator(**{**QUICK, "max_epochs": 40, "lr": 5e-3, "match_every": 10}).fit(*digits)
+    X, y = (part[:64] for part in digits)
+    model = SwitchDiTGenerator(**{**GENERATOR, "max_epochs": 24, "lr": 2e-2, "match_every": 10}).fit(X, y)
     table = model.gate_table()
     assert table.shape == (2, 50, 3)
     assert ((table > 0).sum(2) == 2).all()
     prior = model.history_["train/prior"]
     assert prior.iloc[-1] < 0.5 * prior.iloc[0]
-    without = SwitchDiTGenerator(**{**QUICK, "prior_weight": 0.0}).fit(*digits)
+    without = SwitchDiTGenerator(**{**GENERATOR, "prior_weight": 0.0}).fit(X, y)
     assert "train/prior" not in without.history_
     with pytest.raises(ConfigError, match="model='dit' has no experts"):
-        SwitchDiTGenerator(**{**QUICK, "model": "dit", "max_epochs": 1}).fit(*digits).gate_table()
+        SwitchDiTGenerator(**{**GENERATOR, "model": "dit"}).fit(X, y).gate_table()
 
 
 def test_validation_is_logged_and_does_not_choose(digits):
-    model = SwitchDiTGenerator(**{**QUICK, "validation_fraction": 0.2, "max_epochs": 3}).fit(*digits)
+    model = SwitchDiTGenerator(**{**GENERATOR, "validation_fraction": 0.2, "max_epochs": 2}).fit(*digits)
     assert model.history_["val/loss"].notna().all()
-    assert model.n_iter_ == 3
+    assert model.n_iter_ == 2
 
 
 @pytest.mark.parametrize(
@@ -158,11 +144,11 @@ def test_validation_is_logged_and_does_not_choose(digits):
         (lambda X, y: (np.where(X > 15, np.nan, X), y), "has a pixel that is NaN"),
     ],
 )
-def test_impossible_images_are_refused_and_the_model_is_kept(change, message, digits, fitted):
-    before = fitted.sample(2, steps=3)
+def test_impossible_images_are_refused_and_the_model_is_kept(change, message, digits, generator):
+    before = generator.sample(2, steps=3)
     with pytest.raises((DataError, ConfigError), match=message):
-        fitted.fit(*change(*digits))
-    np.testing.assert_array_equal(fitted.sample(2, steps=3), before)
+        generator.fit(*change(*digits))
+    np.testing.assert_array_equal(generator.sample(2, steps=3), before)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +167,7 @@ def test_impossible_images_are_refused_and_the_model_is_kept(change, message, di
 )
 def test_impossible_arguments_are_named(arguments, message, digits):
     with pytest.raises(ConfigError, match=message):
-        SwitchDiTGenerator(**{**QUICK, **arguments}).fit(*digits)
+        SwitchDiTGenerator(**{**GENERATOR, **arguments}).fit(*digits)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +182,9 @@ def test_impossible_arguments_are_named(arguments, message, digits):
         ({"n": 2, "sampler": "magic"}, "sampler must be one of"),
     ],
 )
-def test_impossible_samples_are_refused(arguments, message, fitted):
+def test_impossible_samples_are_refused(arguments, message, generator):
     with pytest.raises((DataError, ConfigError), match=message):
-        fitted.sample(**arguments)
+        generator.sample(**arguments)
     with pytest.raises(NotFittedError):
         SwitchDiTGenerator().sample(1)
 
@@ -216,23 +202,23 @@ def trained(
     folder: Path, epochs: int, resume: Path | None = None, callbacks=(), logger=False, **options
 ) -> DiffusionModule:
     found = module(**options)
-    data = PublicImageData("digits", batch_size=256, seed=1)
+    data = PublicImageData("digits", batch_size=64, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
             accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=logger, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[StepSeeding(0), LastCheckpoint(), *callbacks],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO()], limit_train_batches=3, limit_val_batches=1,
         )  # fmt: skip
         trainer.fit(found, datamodule=data, ckpt_path=resume, weights_only=True)
     return found
 
 
 def test_a_training_goes_on_exactly_with_its_averaged_weights(tmp_path):
-    whole = trained(tmp_path / "whole", 4, match_every=3)
-    trained(tmp_path / "part", 2, match_every=3)
+    whole = trained(tmp_path / "whole", 3, match_every=2)
+    trained(tmp_path / "part", 1, match_every=2)
     checkpoint = next((tmp_path / "part").rglob("last.ckpt"))
-    rest = trained(tmp_path / "part", 4, resume=checkpoint, match_every=3)
+    rest = trained(tmp_path / "part", 3, resume=checkpoint, match_every=2)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
 
@@ -285,7 +271,7 @@ def test_grids_are_drawn_during_training(tmp_path):
 
 
 def test_mixed_precision_trains_and_draws_in_float32(digits):
-    model = SwitchDiTGenerator(**{**QUICK, "precision": "bf16-mixed", "learn_sigma": True}).fit(*digits)
+    model = SwitchDiTGenerator(**{**GENERATOR, "precision": "bf16-mixed", "learn_sigma": True}).fit(*digits)
     assert model.model_.network.head.weight.dtype == torch.float32
     assert np.isfinite(model.sample(2, steps=5)).all()
     assert np.isfinite(model.history_["train/loss"]).all()

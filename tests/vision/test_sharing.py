@@ -6,25 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from sklearn.datasets import load_digits
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import SwitchDiT, ViTMoE, WideNet, WideNetClassifier, export_classifier
 from moeapps.vision.plots import plot_images, plot_patches, plot_timesteps, plot_trajectory
 from moeapps.vision.quality import frechet_distance, precision_recall
-
-
-@pytest.fixture(scope="module")
-def digits() -> np.ndarray:
-    return load_digits().images[:300]
-
-
-def fitted(model: str, **options) -> WideNetClassifier:
-    found = load_digits()
-    return WideNetClassifier(
-        model, embed_dim=16, depth=2, patch_size=3, max_epochs=2, validation_fraction=0, random_state=0,
-        accelerator="cpu", options=options,
-    ).fit(found.images[:200], found.target[:200])  # fmt: skip
+from tests.vision.conftest import CLASSIFIER
 
 
 @pytest.mark.parametrize(
@@ -40,28 +27,30 @@ def fitted(model: str, **options) -> WideNetClassifier:
 )
 def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, options, digits, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    classifier = fitted(model, **options)
+    X, y = digits
+    classifier = WideNetClassifier(model, options=options, **{**CLASSIFIER, "depth": 1}).fit(X, y)
     path = export_classifier(classifier, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path)
-    for count in (1, 2, 300):
-        found = session.run(None, {"images": digits[:count, None].astype(np.float32)})[0]
-        np.testing.assert_allclose(found, classifier.predict_proba(digits[:count]), atol=1e-5)
+    for count in (1, 2, 160):
+        probabilities = session.run(None, {"images": X[:count, None].astype(np.float32)})[0]
+        np.testing.assert_allclose(probabilities, classifier.predict_proba(X[:count]), atol=1e-5)
     spec = json.loads(session.get_modelmeta().custom_metadata_map["spec"])
     assert spec["shape"] == [1, 8, 8]
     assert spec["classes"] == [str(i) for i in range(10)]
 
 
-def test_a_torch_program_gives_the_same_probabilities(digits, tmp_path):
-    classifier = fitted("widenet")
-    path = export_classifier(classifier.model_, tmp_path / "model.pt2", "torch")
+def test_a_torch_program_gives_the_same_probabilities(digits, wide, tmp_path):
+    X = digits[0]
+    path = export_classifier(wide.model_, tmp_path / "model.pt2", "torch")
     extra = {"spec": ""}
     program = torch.export.load(path, extra_files=extra).module()
-    with torch.no_grad():
-        found = program(torch.from_numpy(digits[:50, None]).float())
-    np.testing.assert_allclose(found, classifier.predict_proba(digits[:50]), atol=1e-5)
+    for count in (1, 50):
+        with torch.no_grad():
+            probabilities = program(torch.from_numpy(X[:count, None]).float())
+        np.testing.assert_allclose(probabilities, wide.predict_proba(X[:count]), atol=1e-5)
     assert json.loads(extra["spec"])["shape"] == [1, 8, 8]
     with pytest.raises(ConfigError, match="form must be one of onnx, torch"):
-        export_classifier(classifier, tmp_path / "x", "tf")
+        export_classifier(wide, tmp_path / "x", "tf")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +74,7 @@ def test_a_model_is_shared_as_the_hub_wants_it(model, tmp_path):
 
 
 def test_pictures_have_a_panel_for_every_image(digits):
+    digits = digits[0]
     rng = np.random.default_rng(0)
     grid = plot_images(digits[:7], columns=3, titles=range(7))
     assert sum(bool(axes.images) for axes in grid.axes) == 7
@@ -101,7 +91,8 @@ def test_pictures_have_a_panel_for_every_image(digits):
         plot_trajectory(digits[:3])
 
 
-def test_maps_show_which_expert_a_timestep_and_a_patch_uses(digits):
+def test_maps_show_which_expert_a_timestep_and_a_patch_uses(digits, wide, vit):
+    digits = digits[0]
     model = SwitchDiT(img_size=8, patch_size=2, in_chans=1, dim=16, depth=2, num_heads=2, timesteps=20)
     with torch.no_grad():
         table = model.gate_table().numpy()
@@ -109,7 +100,7 @@ def test_maps_show_which_expert_a_timestep_and_a_patch_uses(digits):
     shown = panels[1].images[0].get_array()
     assert shown.shape == (3, 20)
     np.testing.assert_array_equal(shown.mask, table[1].T == 0)
-    classifier = fitted("widenet")
+    classifier = wide
     experts = classifier.patch_experts(digits[:4])
     assert experts.shape == (4, 3, 3)
     load = classifier.expert_load(digits[:4], np.arange(4))
@@ -119,7 +110,7 @@ def test_maps_show_which_expert_a_timestep_and_a_patch_uses(digits):
     with pytest.raises(ConfigError, match="layer must be below the 2 blocks"):
         classifier.patch_experts(digits[:4], layer=2)
     with pytest.raises(ConfigError, match="model='vit' has no experts"):
-        fitted("vit").patch_experts(digits[:4])
+        vit.patch_experts(digits[:4])
 
 
 # ---------------------------------------------------------------------------------------------------------- quality

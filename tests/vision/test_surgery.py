@@ -12,13 +12,12 @@ from moeapps.core.surgery import compress_experts, measure_use, merge_experts, m
 from moeapps.vision import WideNetClassifier
 
 
-@pytest.fixture(scope="module", params=["widenet", "vit_moe"])
+@pytest.fixture(params=["wide", "vit_moe"])
 def fitted(request) -> WideNetClassifier:
-    digits = load_digits()
-    return WideNetClassifier(
-        request.param, embed_dim=16, depth=3, patch_size=4, num_heads=2, max_epochs=1, validation_fraction=0,
-        random_state=0, accelerator="cpu", options={"eval_capacity_factor": 1.5},
-    ).fit(digits.images[:64], digits.target[:64])  # fmt: skip
+    model = copy.deepcopy(request.getfixturevalue(request.param))
+    for layer in routed_layers(model.model_).values():
+        layer.eval_capacity_factor = 1.5
+    return model
 
 
 def images() -> torch.Tensor:
@@ -53,11 +52,10 @@ SURGERY = {
 @pytest.mark.parametrize("operation", SURGERY)
 def test_a_model_predicts_after_surgery(fitted, operation):
     operate, experts = SURGERY[operation]
-    model, module = copy.copy(fitted), copy.deepcopy(fitted.model_)
+    model, module = fitted, fitted.model_
     use = measure_use(module.network, [module.prepare(images())])
     before = sum(parameter.numel() for parameter in module.network.parameters())
     module.network = operate(module.network, use)
-    model.model_ = module.eval()
     probabilities = model.predict_proba(images())
     assert probabilities.shape == (32, 10)
     assert np.isfinite(probabilities).all()
@@ -71,10 +69,8 @@ def test_a_model_predicts_after_surgery(fitted, operation):
         assert len(model.expert_load(images(), layer=0).columns) == experts
 
 
-def test_the_use_of_shared_experts_is_measured_over_all_blocks():
-    digits = load_digits()
-    model = WideNetClassifier(embed_dim=16, depth=3, max_epochs=1, validation_fraction=0, random_state=0)
-    module = model.fit(digits.images[:64], digits.target[:64]).model_
+def test_the_use_of_shared_experts_is_measured_over_all_blocks(wide):
+    module = copy.deepcopy(wide.model_)
     use = measure_use(module.network, [module.prepare(images())])["shared.moe"]
     module(images())
     routings = module.network.moe.routings

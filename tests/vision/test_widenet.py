@@ -128,16 +128,6 @@ def test_timms_interface_works(name):
         timm.create_model(name, pretrained=True)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_traced_program_takes_other_batch_sizes():
-    model = WideNet(**SMALL).eval()
-    program = torch.export.export(
-        model, (torch.randn(3, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim("images")},)
-    ).module()
-    x = torch.randn(5, 3, 16, 16)
-    torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
-
-
 def test_gradient_checkpointing_changes_nothing():
     torch.manual_seed(0)
     model = WideNet(router="topp", **SMALL).train()
