@@ -27,7 +27,7 @@ from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "load"]
+__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "load", "registered_path"]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -70,7 +70,7 @@ class SaveMixin:
             OSError: If the disk refuses; the old file is then unchanged.
             ConfigError: If the class is not registered, or an argument cannot be written as JSON.
         """
-        class_path = _registered_path(type(self))
+        class_path = registered_path(type(self))
         document = {
             "format": FORMAT,
             "class": class_path,
@@ -238,7 +238,14 @@ def _digest_span(content: bytearray) -> tuple[int, int]:
     return found.span(1)
 
 
-def _registered_path(cls: type) -> str:
+def registered_path(cls: type) -> str:
+    """Import path under which the registry knows a class.
+
+    Raises
+    ------
+    ConfigError
+        If it does not know it; the message says how to register it.
+    """
     for entry in registry.entries():
         if entry.name == cls.__name__ and registry.resolve(entry.path) is cls:
             return entry.path

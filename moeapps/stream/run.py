@@ -17,7 +17,7 @@ from torch import Tensor
 from moeapps import registry
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.saving import SaveMixin, arguments_to_json, load
+from moeapps.core.saving import SaveMixin, arguments_to_json, load, registered_path
 from moeapps.stream.encoding import plain
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.io.delay import PendingLabels, RecentIds
@@ -51,7 +51,7 @@ class StreamCheckpoint(SaveMixin):
     def saved_state(self) -> dict[str, Any]:
         """Class, arguments and state of the model, and the run."""
         model = {
-            "class": f"moeapps.stream.{type(self.model).__name__}",
+            "class": registered_path(type(self.model)),
             "arguments": arguments_to_json(self.model.saved_arguments()),
             "state": self.model.saved_state(),
         }

@@ -24,6 +24,7 @@ from moeapps.recsys import MultiTaskRanker
 from moeapps.serve import services
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.services import open_service
+from moeapps.stream import StreamCheckpoint
 from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
 from .conftest import LocalWorker, Server, events, local, people
@@ -474,3 +475,6 @@ def test_a_subclass_that_a_user_has_registered_is_served(tmp_path, monkeypatch):
         service = offline(model, tmp_path / f"{name}.safetensors")
         assert type(service.model) is type(model)
         assert service.kind == ("table" if name == "ranker" else name)
+    (tmp_path / "run").mkdir()
+    StreamCheckpoint(stream, {}).save(tmp_path / "run/stream.safetensors")
+    assert type(open_service(tmp_path / "run").model) is OtherStream
