@@ -177,7 +177,8 @@ def sorted_linear(
 def _per_row(bias: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
     """The bias of each row's expert; rows of nobody read an extra row of zeros, where their gradient ends as well."""
     row = torch.arange(num_rows, device=bias.device)
-    expert = torch.searchsorted(offsets[1:], row, right=True, out_int32=True)  # (A,); E for rows of nobody
+    # not of offsets[1:]: compiled for CUDA, torch 2.11's searchsorted ignores where a slice begins
+    expert = torch.searchsorted(offsets, row, right=True, out_int32=True) - 1  # (A,); E for padding rows
     return F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
 
 
