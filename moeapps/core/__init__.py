@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+from warnings import warn  # the name itself is that of a module here
 
 if TYPE_CHECKING:
     from moeapps.core.estimator import LightningEstimator as LightningEstimator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from moeapps.core.saving import load as load
     from moeapps.core.statistics import RoutingMonitor as RoutingMonitor
     from moeapps.core.statistics import RoutingStatistics as RoutingStatistics
+    from moeapps.core.tabledata.scoring import predict_file as predict_file
 
 _LAZY = {
     "AutonomyRouter": "routers",
@@ -128,7 +130,15 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Routed": "RoutedLayer"}
+"""Public names of 0.1: those of today."""
+
+
 def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warn(f"moeapps.core.{name} is deprecated: use moeapps.core.{new}", DeprecationWarning, stacklevel=2)
+        name = new
     if name in _LAZY:
         return getattr(import_module(f"moeapps.core.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'moeapps.core' has no attribute {name!r}")

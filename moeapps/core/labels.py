@@ -1,12 +1,13 @@
 """Class labels: from whatever the user has to codes 0 .. K-1, back again, and into a saved file."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UNKNOWN", "classes_and_codes", "encode", "labels_from_json", "labels_to_json"]
+__all__ = ["UNKNOWN", "classes_and_codes", "encode", "labels_from_json", "labels_to_json", "probability_columns"]
 
 UNKNOWN = -1
 """Code of a label that is not among the classes."""
@@ -36,6 +37,11 @@ def classes_and_codes(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.in
     """Distinct labels, sorted, and the code of each label."""
     classes, codes = np.unique(labels, return_inverse=True)
     return classes, codes.astype(np.int64)
+
+
+def probability_columns(classes: Iterable[Any]) -> list[str]:
+    """Column names of class probabilities, ``probability_<class>``, in every file and answer that moeapps writes."""
+    return [f"probability_{label}" for label in classes]
 
 
 def labels_to_json(labels: NDArray[Any]) -> dict[str, Any]:

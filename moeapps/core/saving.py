@@ -1,7 +1,7 @@
 """``model.save(path)`` and ``moeapps.load(path)``: one safetensors file, no pickle, checked to the last bit.
 
 The header of a safetensors file may carry text. Ours carries one JSON document (class, constructor arguments, fitted
-state, versions) and the SHA-256 of the whole file (computed with the digest's own place filled with zeros). So a model
+state, versions) and the SHA-256 of the whole file (computed with zeros where the digest itself stands). So a model
 is one file that is either the old one or the new one, and any flipped bit is noticed.
 """
 
@@ -247,7 +247,7 @@ def registered_path(cls: type) -> str:
         If it does not know it; the message says how to register it.
     """
     for entry in registry.entries():
-        if entry.name == cls.__name__ and registry.resolve(entry.path) is cls:
+        if entry.path.rpartition(".")[2] == cls.__name__ and registry.resolve(entry.path) is cls:
             return entry.path
     raise ConfigError(
         f"{cls.__module__}.{cls.__qualname__} is not registered, so moeapps.load could not find it again; "

@@ -13,6 +13,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.labels import probability_columns
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import run_on_nodes
@@ -109,7 +110,7 @@ class NodeModule(Configurable, MoEModule):
         return {
             "node": nodes,
             "prediction": np.asarray(classes)[probabilities.argmax(1)],
-            **{f"probability_{name}": probabilities[:, k] for k, name in enumerate(classes)},
+            **dict(zip(probability_columns(classes), probabilities.T, strict=True)),
         }
 
     def _collect(self, batch: NodeBatch, mask: str) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import TableModel, label_columns, predict_frame
 from moeapps.serve.refusal import Refusal, not_saved, refused_data
 
@@ -155,7 +156,7 @@ class StreamService(Service):
             record: dict[str, Any] = {"prediction": self.model.predict_one(row)}
             if hasattr(self.model, "predict_proba_one"):
                 probabilities = self.model.predict_proba_one(row)
-                record.update({f"probability_{label}": value for label, value in probabilities.items()})
+                record.update(zip(probability_columns(probabilities), probabilities.values(), strict=True))
             predictions.append(_plain(record))
         return predictions
 

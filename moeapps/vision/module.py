@@ -15,6 +15,7 @@ from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.labels import probability_columns
 from moeapps.core.module import DataDependentModule
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
@@ -273,11 +274,11 @@ class ImageModule(SpecModule, Configurable):
         self.log_dict(logged, batch_size=len(labels), sync_dist=world_size() > 1)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
-        """Columns ``image`` (file name, or label of images in memory), ``prediction``, and ``p_<class>`` per class."""
+        """Columns ``image`` (file name, or label of images in memory), ``prediction``, ``probability_<class>`` per class."""
         images, names = batch
         probabilities = self(images).float().softmax(1).cpu().numpy()
         best = probabilities.argmax(1)
-        columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(self.spec.classes)}
+        columns = dict(zip(probability_columns(self.spec.classes), probabilities.T, strict=True))
         if isinstance(names, Tensor):
             names = [self.spec.classes[int(code)] for code in names]
         return {"image": list(names), "prediction": [self.spec.classes[k] for k in best], **columns}

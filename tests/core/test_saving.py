@@ -25,6 +25,12 @@ from moeapps.graph import Mowst
 EDGES = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
 
 
+class Aliased(SavableModule):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.arguments, self.width = {"width": width}, width
+
+
 @pytest.fixture
 def saved(tmp_path) -> Path:
     path = tmp_path / "model.safetensors"
@@ -89,6 +95,14 @@ def test_saving_an_unregistered_class_says_how_to_register_it(tmp_path):
     with pytest.raises(ConfigError, match=r"registry\.register"):
         Unknown().save(tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_registered_under_an_alias_can_be_saved(tmp_path, monkeypatch):
+    path = f"{__name__}.Aliased"
+    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    registry.register("model", path, "for this test", alias="short")
+    Aliased(3).save(tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").width == 3
 
 
 def test_files_with_code_are_refused(tmp_path, saved):

@@ -271,7 +271,7 @@ def test_a_folder_from_training_to_predictions_by_the_command_line(tmp_path, mon
     found = pd.read_csv(tmp_path / "found.csv")
     assert found["image"].tolist() == ["0.png", "1.png", "2.png"]
     assert found["prediction"].tolist() == ["cat", "dog", "dog"]
-    np.testing.assert_allclose(found["p_cat"] + found["p_dog"], 1, atol=1e-6)
+    np.testing.assert_allclose(found["probability_cat"] + found["probability_dog"], 1, atol=1e-6)
     assert main([str(a) for a in ["test", *rest, "--data.test", folder]]) == 0
     (tmp_path / "new" / "9.png").write_bytes(b"no")
     capsys.readouterr()

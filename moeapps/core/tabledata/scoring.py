@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.files import ColumnKind, TableWriter
 from moeapps.core.tabledata.source import TableSource
 
@@ -102,5 +103,5 @@ def label_columns(classes: Any, probabilities: Any, index: Any = None) -> pd.Dat
         Index of the frame.
     """
     best = classes[probabilities.argmax(axis=1)] if len(probabilities) else []
-    columns = {f"probability_{label}": probabilities[:, k] for k, label in enumerate(classes)}
+    columns = dict(zip(probability_columns(classes), probabilities.T, strict=True))
     return pd.DataFrame({"prediction": best, **columns}, index=index)
