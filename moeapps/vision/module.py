@@ -274,7 +274,7 @@ class ImageModule(SpecModule, Configurable):
         self.log_dict(logged, batch_size=len(labels), sync_dist=world_size() > 1)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
-        """Columns ``image`` (file name, or label of images in memory), ``prediction``, ``probability_<class>`` per class."""
+        """Columns ``image`` (file name, or label of images in memory), ``prediction``, ``probability_<class>``."""
         images, names = batch
         probabilities = self(images).float().softmax(1).cpu().numpy()
         best = probabilities.argmax(1)
