@@ -42,6 +42,17 @@ def batches(tasks: int) -> tuple[TableEncoder, list[Rows], list[torch.Tensor]]:
     return encoder, [rows.at(slice(i, i + BATCH)) for i in starts], [labels[i : i + BATCH] for i in starts]
 
 
+def training_step(network: torch.nn.Module, loss: Any, inputs: list[Any], labels: list[torch.Tensor]) -> Step:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+
+    def step(i: int) -> None:
+        optimizer.zero_grad()
+        loss(network(inputs[i % len(inputs)]), labels[i % len(inputs)]).backward()
+        optimizer.step()
+
+    return step
+
+
 def ours(model: str, options: dict[str, Any], tasks: int) -> Step:
     encoder, rows, labels = batches(tasks)
     torch.manual_seed(0)
@@ -49,14 +60,7 @@ def ours(model: str, options: dict[str, Any], tasks: int) -> Step:
     targets.kinds = dict.fromkeys(targets.names, "binary")
     sizes = {"expert": [64], "tower": [32], **options}
     network = build_network(encoder, targets, RankingConfig(model, sizes, embedding_dim=EMBEDDING))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-
-    def step(i: int) -> None:
-        optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(network(rows[i % len(rows)]), labels[i % len(rows)]).backward()
-        optimizer.step()
-
-    return step
+    return training_step(network, F.binary_cross_entropy_with_logits, rows, labels)
 
 
 def rechub(model: str, tasks: int, specific: int, shared: int, levels: int = 1) -> Step:
@@ -80,14 +84,7 @@ def rechub(model: str, tasks: int, specific: int, shared: int, levels: int = 1) 
         "mmoe": lambda: MMOE(features, kinds, 8, mlp, towers),
         "ple": lambda: PLE(features, kinds, levels, specific, shared, mlp, towers),
     }[model]()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-
-    def step(i: int) -> None:
-        network.zero_grad()
-        F.binary_cross_entropy(network(inputs[i % len(rows)]), labels[i % len(rows)]).backward()
-        optimizer.step()
-
-    return step
+    return training_step(network, F.binary_cross_entropy, inputs, labels)
 
 
 def main() -> None:

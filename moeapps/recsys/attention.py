@@ -52,10 +52,8 @@ class DIN(nn.Module):
 
     Parameters
     ----------
-    dim : int
-        Width of an embedding.
-    profile_dim : int
-        Width P of the other features (user, context, candidate).
+    dim, profile_dim : int
+        Width of an embedding, and width P of the other features (user, context, candidate).
     hidden : sequence of int, default (64, 32)
         Hidden widths of the scoring MLP.
     dropout : float, default 0.0
@@ -82,10 +80,8 @@ class AWMoE(nn.Module):
 
     Parameters
     ----------
-    dim : int
-        Width of an embedding.
-    profile_dim : int
-        Width P of the other features (user, context, candidate).
+    dim, profile_dim : int
+        Width of an embedding, and width P of the other features (user, context, candidate).
     num_experts : int, default 4
         Number of experts E, at least 1.
     expert : sequence of int, default (64, 32)

@@ -28,12 +28,9 @@ class AWMoERanker(Ranker):
     contrastive_weight : float, default 0.05
         Weight of the contrastive loss on the gate; 0 for none. Not used by ``"din"``.
     user : str, optional
-        Sparse column of the users: rows of one user are not each other's negatives in the contrastive loss. Without
-        it every row counts as a user.
-    mask_probability : float, default 0.2
-        Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
-    temperature : float, default 0.1
-        Temperature of the contrastive loss, above 0.
+        Sparse column of the users, whose rows are not each other's negatives in the contrastive loss.
+    mask_probability, temperature : float, default 0.2 and 0.1
+        Of the contrastive loss; see :class:`~moeapps.recsys.RankingConfig`.
     options : dict, optional
         Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`.
     embedding_dim : int, default 16

@@ -110,12 +110,7 @@ def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFra
     Returns
     -------
     list of DataFrame
-        Training, validation and test rows, each in the order of ``frame``.
-
-    Raises
-    ------
-    DataError
-        If a column is missing or a part would be empty.
+        As :func:`time_split`, which also has the errors.
     """
     require_columns([user, time], frame.columns, "the frame")
     ordered = frame[[user, time]].reset_index(drop=True).sort_values(time, kind="stable")

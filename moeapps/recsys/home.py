@@ -97,10 +97,8 @@ class HoME(MultiTaskModel):
 
     Parameters
     ----------
-    dim : int
-        Input width d.
-    num_tasks : int
-        Number of tasks T.
+    dim, num_tasks : int
+        Input width d and number of tasks T.
     groups : dict of str to sequence of int, optional
         Name of a group to the numbers of its tasks; every task in exactly one. One group of all by default.
     num_shared : int, default 2

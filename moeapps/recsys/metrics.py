@@ -48,10 +48,8 @@ def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
 
     Parameters
     ----------
-    y : array of shape (N,)
-        Labels 0 and 1, NaN where not known.
-    score : array of shape (N,)
-        Scores; higher means more likely.
+    y, score : array of shape (N,)
+        As in :func:`auc`, which also has the errors.
     group : array of shape (N,)
         User of each row. Users whose labels are of one class are left out.
 
@@ -59,11 +57,6 @@ def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     -------
     float
         NaN if no user has labels of both classes.
-
-    Raises
-    ------
-    DataError
-        If lengths differ or a score is NaN.
     """
     # The area is the Mann-Whitney statistic: with R the sum of the ranks of the P positive rows among all,
     # (R - P (P + 1) / 2) / (P * negative rows). Ties have their mean rank.
@@ -99,11 +92,6 @@ def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> 
     -------
     float
         NaN if no user has a row of relevance above 0.
-
-    Raises
-    ------
-    DataError
-        If lengths differ or a score is NaN.
     """
     check_sizes(k=k)
     truth, scores, users = _known(y, score, group)
@@ -122,20 +110,13 @@ def calibration(y: ArrayLike, probability: ArrayLike) -> float:
 
     Parameters
     ----------
-    y : array of shape (N,)
-        Labels 0 and 1, NaN where not known.
-    probability : array of shape (N,)
-        Predicted probabilities.
+    y, probability : array of shape (N,)
+        Labels as in :func:`auc`, which also has the errors; predicted probabilities.
 
     Returns
     -------
     float
         NaN without positive labels.
-
-    Raises
-    ------
-    DataError
-        If lengths differ or a probability is NaN.
     """
     truth, predicted = _known(y, probability)
     return float(predicted.mean() / truth.mean()) if truth.sum() > 0 else float("nan")

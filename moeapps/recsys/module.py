@@ -63,14 +63,7 @@ class RankingModule(Configurable, DataDependentModule):
         self._diagnosis: Diagnosis | None = None
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
-        """Build the network for a table.
-
-        Parameters
-        ----------
-        encoder : TableEncoder
-            Fitted encoder.
-        targets : Targets
-            Fitted targets.
+        """Build the network for a table, given its fitted encoder and targets.
 
         Raises
         ------

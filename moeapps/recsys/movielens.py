@@ -44,19 +44,14 @@ def movielens_100k(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 
 
 def movielens_1m(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
-    """MovieLens-1M, with the columns of :func:`movielens_100k`.
+    """MovieLens-1M, with the columns and errors of :func:`movielens_100k`.
 
     Parameters
     ----------
     folder : str or Path
         Folder with ``ratings.dat``, ``users.dat`` and ``movies.dat``.
     max_history : int, default 50
-        Number of newest entries of a history.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or has too few columns.
+        As there.
     """
     folder = Path(folder)
     ratings = _read(folder / "ratings.dat", ["user_id", "item_id", "rating", "timestamp"])

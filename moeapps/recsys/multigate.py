@@ -128,10 +128,8 @@ class SharedBottom(MultiTaskModel):
 
     Parameters
     ----------
-    dim : int
-        Input width d.
-    num_tasks : int
-        Number of tasks T.
+    dim, num_tasks : int
+        Input width d and number of tasks T.
     **settings
         The fields of :class:`MultiGateConfig`; the shared MLP is the one expert.
     """
@@ -164,10 +162,8 @@ class MMoE(MultiTaskModel):
 
     Parameters
     ----------
-    dim : int
-        Input width d.
-    num_tasks : int
-        Number of tasks T.
+    dim, num_tasks : int
+        Input width d and number of tasks T.
     **settings
         The fields of :class:`MMoEConfig`, then those of :class:`MultiGateConfig`.
 
@@ -265,10 +261,8 @@ class PLE(_LevelModel):
 
     Parameters
     ----------
-    dim : int
-        Input width d.
-    num_tasks : int
-        Number of tasks T.
+    dim, num_tasks : int
+        Input width d and number of tasks T.
     **settings
         The fields of :class:`PLEConfig`, then those of :class:`MultiGateConfig`.
     """
@@ -319,10 +313,8 @@ class AdaTT(_LevelModel):
 
     Parameters
     ----------
-    dim : int
-        Input width d.
-    num_tasks : int
-        Number of tasks T.
+    dim, num_tasks : int
+        Input width d and number of tasks T.
     **settings
         The fields of :class:`AdaTTConfig`, then those of :class:`MultiGateConfig`.
     """

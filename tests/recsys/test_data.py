@@ -192,6 +192,7 @@ def config(file, frame, tmp_path, monkeypatch) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", ["csv"], indirect=True)
 def test_the_command_line_trains_resumes_exactly_tests_and_predicts(config, frame, capsys):
     assert main(["fit", *config]) == 0
     assert main(["fit", *config, "--ckpt_path", "moeapps-runs/version_0/checkpoints/step=11.ckpt"]) == 0

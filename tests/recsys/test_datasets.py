@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,11 @@ from moeapps.recsys import (
 )
 
 
+@cache
+def ratings(data_folder: Path) -> pd.DataFrame:
+    return movielens_100k(data_folder / "recsys" / "ml-100k")
+
+
 def test_the_embedded_sample_is_that_of_the_file(data_folder):
     sample, whole = census_income(), census_income(data_folder / "recsys" / "census-income.test.gz")
     assert sample.shape == (8000, 42)
@@ -40,7 +45,7 @@ def test_the_embedded_sample_is_that_of_the_file(data_folder):
 
 
 def test_a_history_holds_only_what_was_earlier(data_folder):
-    frame = movielens_100k(data_folder / "recsys" / "ml-100k")
+    frame = ratings(data_folder)
     assert len(frame) == 100_000
     movielens_schema().check_columns(frame, targets=True)
     user = frame[frame["user_id"] == 13]
@@ -52,7 +57,7 @@ def test_a_history_holds_only_what_was_earlier(data_folder):
 
 
 def test_a_split_by_time_never_looks_ahead(data_folder):
-    frame = movielens_100k(data_folder / "recsys" / "ml-100k")
+    frame = ratings(data_folder)
     train, val, test = time_split(frame, "timestamp")
     assert len(train) + len(val) + len(test) == len(frame)
     assert train["timestamp"].max() < val["timestamp"].min()
@@ -74,7 +79,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_last_row_of_each_user_is_left_out(data_folder):
-    frame = movielens_100k(data_folder / "recsys" / "ml-100k")
+    frame = ratings(data_folder)
     train, val, test = leave_last_out(frame, "user_id", "timestamp")
     assert len(train) + len(val) + len(test) == len(frame)
     assert len(test) == len(val) == frame["user_id"].nunique()
@@ -177,17 +182,21 @@ def test_ali_ccp_becomes_a_table(limit, tmp_path):
         convert_ali_ccp(tmp_path, tmp_path / "ali.parquet", "test")
 
 
-def test_what_is_not_there_is_downloaded_checked_and_unpacked_when_asked(tmp_path, monkeypatch, data_folder):
+def test_what_is_not_there_is_downloaded_checked_and_unpacked_when_asked(tmp_path, monkeypatch):
     asked = []
 
     def download(url, root, md5):
         asked.append((url, md5))
-        shutil.copytree(data_folder / "recsys" / "ml-100k", Path(root) / "ml-100k")
+        folder = Path(root) / "ml-100k"
+        folder.mkdir()
+        (folder / "u.data").write_text("".join(f"1\t{i}\t{i % 5 + 1}\t{i}\n" for i in range(1, 21)))
+        (folder / "u.user").write_text("1|24|M|technician|85711\n")
+        (folder / "u.item").write_text("".join(f"{i}|Film|01-Jan-1995||url|1|0\n" for i in range(1, 21)))
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
     data = PublicRankingData("ml-100k", str(tmp_path), download=True)
     data.prepare_data()
-    assert len(data.load("train")) > 79_000
+    assert len(data.load("train")) == 16
     assert asked == [("https://files.grouplens.org/datasets/movielens/ml-100k.zip", "0e33842e24a9c977be4e0107933c0723")]
     data.prepare_data()
     PublicRankingData("ml-100k", str(tmp_path / "nothing")).prepare_data()

@@ -1,4 +1,7 @@
-"""Diagnosis: numbers by hand, illnesses that are made on purpose, a picture."""
+"""Diagnosis: numbers by hand, faults that are made on purpose, a picture."""
+
+import copy
+from functools import cache
 
 import pytest
 import torch
@@ -10,9 +13,15 @@ from moeapps.recsys import MultiTaskRanker, census_income, census_schema
 TARGETS = ["income", "never_married"]
 
 
-def fitted(name: str) -> MultiTaskRanker:
+@cache
+def trained(name: str) -> MultiTaskRanker:
     model = MultiTaskRanker(name, schema=census_schema(), max_epochs=1, batch_size=512, random_state=0)
-    return model.fit(census_income()[:2000], TARGETS)
+    return model.fit(census_income()[:1000], TARGETS)
+
+
+def fitted(name: str) -> MultiTaskRanker:
+    """A copy, which a test may change."""
+    return copy.deepcopy(trained(name))
 
 
 def test_numbers_are_those_of_the_experts_and_gates():
@@ -31,7 +40,7 @@ def test_numbers_are_those_of_the_experts_and_gates():
     assert isinstance(found.plot("MMoE"), Figure)
 
 
-def test_a_collapsed_expert_is_spoken_of():
+def test_a_collapsed_expert_is_reported():
     model = fitted("mmoe")
     with torch.no_grad():
         model.model_.model.experts.biases[-1][2] = -100.0
@@ -50,7 +59,7 @@ def test_dead_units_are_counted():
     assert found.metrics()["experts/income/expert 3"] == found.gates["weight"][3]
 
 
-def test_a_task_that_ignores_its_experts_and_a_captured_shared_one_are_spoken_of():
+def test_a_task_that_ignores_its_experts_and_a_captured_shared_one_are_reported():
     model = fitted("cgc")
     gate = model.model_.model.gates[0]
     x = model.model_.embedding(model.encoder_.transform(census_income()[:1])).detach()[0]
@@ -65,7 +74,7 @@ def test_a_task_that_ignores_its_experts_and_a_captured_shared_one_are_spoken_of
 
 
 @pytest.mark.parametrize("name", ["cgc", "ple", "adatt", "home"])
-def test_every_model_can_be_looked_at(name):
+def test_every_model_can_be_diagnosed(name):
     found = fitted(name).diagnose(census_income()[:200])
     levels = 1 if name == "cgc" else 2
     assert found.gates["level"].nunique() == levels

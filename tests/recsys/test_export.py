@@ -1,7 +1,10 @@
 """Exported programs give what the ranker gives, and files that do not belong together are refused."""
 
 import json
+import shutil
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,54 +17,74 @@ from moeapps.recsys import AWMoERanker, MultiTaskRanker, OnnxRanker, export_rank
 
 pytest.importorskip("onnxruntime")
 QUICK = {"max_epochs": 1, "random_state": 0, "accelerator": "cpu"}
+ROWS = 10_000
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    n = 10_000
-    frame = pd.DataFrame({"user_id": rng.integers(0, 40, n), "item_id": rng.integers(0, 60, n)})
-    frame["age"] = rng.normal(40, 9, n)
-    frame["item_id_history"] = [rng.integers(0, 60, rng.integers(0, 12)).tolist() for _ in range(n)]
+    frame = pd.DataFrame({"user_id": rng.integers(0, 40, ROWS), "item_id": rng.integers(0, 60, ROWS)})
+    frame["age"] = rng.normal(40, 9, ROWS)
+    frame["item_id_history"] = [rng.integers(0, 60, rng.integers(0, 12)).tolist() for _ in range(ROWS)]
     frame["click"] = (frame["item_id"] % 2).astype(int)
     frame["stay"] = frame["age"] / 10
-    frame["views"] = rng.poisson(2, n)
+    frame["views"] = rng.poisson(2, ROWS)
     return frame
 
 
 def multi(name: str, frame: pd.DataFrame) -> MultiTaskRanker:
-    return MultiTaskRanker(name, **QUICK).fit(frame, ["click", "stay", "views"], kinds={"views": "count"})
+    options = {"expert": [16], "tower": [8]}
+    return MultiTaskRanker(name, options=options, **QUICK).fit(
+        frame[:2000], ["click", "stay", "views"], kinds={"views": "count"}
+    )
 
 
+@pytest.fixture(scope="module")
+def model(frame) -> MultiTaskRanker:
+    return multi("mmoe", frame)
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory) -> Path:
+    """Folder of the exported model."""
+    folder = tmp_path_factory.mktemp("exported")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_ranker(model, folder)
+    return folder
+
+
+def test_onnx_agrees_on_ten_thousand_rows(model, exported, frame):
+    part = frame.drop(columns=["stay", "views"])
+    ranker = OnnxRanker(exported)
+    np.testing.assert_allclose(ranker.predict_proba(part), model.predict_proba(part), atol=1e-5)
+    assert len(ranker.predict_proba(part[:0])) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["home", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ple", "aw_moe"))])
-def test_onnx_and_torch_agree_on_ten_thousand_rows(name, frame, tmp_path):
+@pytest.mark.parametrize("name", ["home", "ple", "aw_moe"])
+def test_onnx_agrees_for_every_model(name, frame, tmp_path):
     part = frame.drop(columns=["stay", "views"])
     model = AWMoERanker(**QUICK).fit(part, "click") if name == "aw_moe" else multi(name, frame)
     export_ranker(model, tmp_path)
-    found = OnnxRanker(tmp_path).predict_proba(frame.drop(columns=["stay", "views"]))
-    np.testing.assert_allclose(found, model.predict_proba(part), atol=1e-5)
-    assert len(OnnxRanker(tmp_path).predict_proba(part[:0])) == 0
+    np.testing.assert_allclose(OnnxRanker(tmp_path).predict_proba(part), model.predict_proba(part), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_program_of_torch_export_agrees_too(frame, tmp_path):
-    model = multi("mmoe", frame)
-    path = export_ranker(model, tmp_path, form="torch")
-    program = torch.export.load(path).module()
+def test_a_program_of_torch_export_agrees_too(model, frame, tmp_path):
+    program = torch.export.load(export_ranker(model, tmp_path, form="torch")).module()
     rows = model.encoder_.transform(frame)
-    found = program(rows.sparse, rows.dense, *rows.sequences).detach()
-    np.testing.assert_allclose(found, model.predict_proba(frame), atol=1e-5)
+    outputs = program(rows.sparse, rows.dense, *rows.sequences).detach()
+    np.testing.assert_allclose(outputs, model.predict_proba(frame), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_files_are_scored_and_damaged_or_mixed_ones_refused(frame, tmp_path):
-    model = MultiTaskRanker("mmoe", **QUICK).fit(frame[["user_id", "age", "click"]][:500], ["click"])
-    export_ranker(model, tmp_path / "a")
-    frame[:300].to_csv(tmp_path / "in.csv", index=False)
-    assert predict_file(OnnxRanker(tmp_path / "a"), tmp_path / "in.csv", tmp_path / "out.csv", keep=["item_id"]) == 300
-    found = pd.read_csv(tmp_path / "out.csv")
-    np.testing.assert_allclose(found["click"], model.predict_proba(frame[["user_id", "age"]][:300])["click"], atol=1e-5)
+def test_files_are_scored_and_damaged_or_mixed_ones_refused(model, exported, frame, tmp_path):
+    shutil.copytree(exported, tmp_path / "a")
+    frame[:300].assign(row=range(300)).to_csv(tmp_path / "in.csv", index=False)
+    assert predict_file(OnnxRanker(tmp_path / "a"), tmp_path / "in.csv", tmp_path / "out.csv", keep=["row"]) == 300
+    scores = pd.read_csv(tmp_path / "out.csv")
+    np.testing.assert_allclose(scores["click"], model.predict_proba(frame[:300])["click"], atol=1e-5)
     program, table = tmp_path / "a/model.onnx", tmp_path / "a/table.json"
     program.write_bytes(program.read_bytes() + b"x")
     with pytest.raises(FileFormatError, match="is damaged, or does not belong to"):
@@ -73,8 +96,7 @@ def test_files_are_scored_and_damaged_or_mixed_ones_refused(frame, tmp_path):
         OnnxRanker(tmp_path)
 
 
-def test_without_onnx_the_extra_is_named(frame, tmp_path, monkeypatch):
-    model = MultiTaskRanker("mmoe", **QUICK).fit(frame[["user_id", "age", "click"]][:500], ["click"])
+def test_without_onnx_the_extra_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"moeapps\[onnx\]"):

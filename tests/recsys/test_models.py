@@ -236,19 +236,19 @@ def test_the_contrastive_loss_prefers_the_same_user():
     assert drop_behaviour(there, 0.0).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["ple", "adatt", "home"])  # those that gather each expert's path
 def test_gradients_are_the_same_to_the_bit_with_several_threads(name):
     model = MODELS[name]()
     x = torch.randn(500, 12)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # index_put_ adds up in the order in which threads come
     try:
-        found = []
-        for _ in range(8):
+        gradients = []
+        for _ in range(6):
             model.zero_grad()
             model(x).square().sum().backward()
-            found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+            gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     finally:
         torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(mine, its) for mine, its in zip(gradients[0], other, strict=True))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,13 @@ from moeapps.recsys import (
     contrastive_loss,
 )
 
-QUICK = {"max_epochs": 6, "batch_size": 128, "lr": 5e-3, "random_state": 0, "accelerator": "cpu"}
+QUICK = {"max_epochs": 5, "batch_size": 128, "lr": 1e-2, "random_state": 0, "accelerator": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    n = 1500
+    n = 1000
     frame = pd.DataFrame(
         {
             "user_id": rng.integers(0, 40, n),
@@ -51,15 +52,26 @@ KINDS = {"views": "count"}
 
 
 @pytest.fixture(scope="module")
-def fitted(frame) -> MultiTaskRanker:
-    return MultiTaskRanker("home", groups={"act": ["click", "buy"], "rest": ["stay", "views"]}, **QUICK).fit(
-        frame, TARGETS, kinds=KINDS
-    )
+def ranker(frame):
+    """A fitted ranker by name, trained once."""
+
+    @cache
+    def fit(name: str) -> MultiTaskRanker:
+        groups = {"act": ["click", "buy"], "rest": ["stay", "views"]} if name == "home" else None
+        quick = {**QUICK, "batch_size": 64, "max_epochs": 4}
+        return MultiTaskRanker(name, groups=groups, **quick).fit(frame, TARGETS, kinds=KINDS)
+
+    return fit
 
 
-@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "cgc", "ple", "adatt", "home"])
-def test_every_model_learns_every_kind_of_target(name, frame, tmp_path):
-    model = MultiTaskRanker(name, **QUICK).fit(frame, TARGETS, kinds=KINDS)
+@pytest.fixture
+def fitted(ranker) -> MultiTaskRanker:
+    return ranker("home")
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "adatt", "home"])
+def test_every_model_learns_every_kind_of_target(name, ranker, frame, tmp_path):
+    model = ranker(name)
     table = model.evaluate(frame, group=frame["user_id"])
     assert (table["auc"] > 0.75).all(), table
     assert set(table["task"]) == {"click", "buy"}
@@ -70,6 +82,7 @@ def test_every_model_learns_every_kind_of_target(name, frame, tmp_path):
     pd.testing.assert_frame_equal(moeapps.load(tmp_path / "m.safetensors").predict_proba(frame), found)
 
 
+@pytest.mark.slow  # the fast twin loads in the same process, just above
 def test_a_saved_ranker_predicts_the_same_in_another_process(fitted, frame, tmp_path):
     fitted.save(tmp_path / "m.safetensors")
     frame.to_pickle(tmp_path / "frame.pkl")
@@ -177,14 +190,14 @@ def test_impossible_targets_are_named(frame):
 @pytest.mark.parametrize("name", [pytest.param("din", marks=pytest.mark.slow), "aw_moe"])
 def test_a_ranker_with_history_learns_that_users_look_at_what_they_have_looked_at(name):
     rng = np.random.default_rng(0)
-    n = 2000
+    n = 1500
     history = [rng.integers(0, 30, rng.integers(1, 6)).tolist() for _ in range(n)]
     item = np.array([rng.choice(h) if rng.random() < 0.5 else rng.integers(0, 30) for h in history])
     data = pd.DataFrame({"item_id": item, "item_id_history": history})
     data["click"] = [int(i in h) for i, h in zip(item, history, strict=True)]
-    model = AWMoERanker(name, **{**QUICK, "max_epochs": 20, "lr": 1e-2, "validation_fraction": 0.0})
-    model.fit(data[:1600], "click")
-    assert model.evaluate(data[1600:])["auc"].item() > 0.85
+    model = AWMoERanker(name, **{**QUICK, "max_epochs": 10, "lr": 2e-2, "validation_fraction": 0.0})
+    model.fit(data[:1200], "click")
+    assert model.evaluate(data[1200:])["auc"].item() > 0.85
     assert {"train/contrastive"} <= set(model.history_) or name == "din"
 
 
