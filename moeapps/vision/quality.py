@@ -54,10 +54,8 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
 
     Parameters
     ----------
-    real : array-like
-        Features ``(n, d)``.
-    drawn : array-like
-        Features ``(m, d)``.
+    real, drawn : array-like
+        Features ``(n, d)`` and ``(m, d)``, as for :func:`frechet_distance`; more than k of each.
     k : int, default 3
         Neighbour that sets the radius of the ball around a point.
 

@@ -82,16 +82,10 @@ class SwitchBlock(DiTBlock):
 
     Parameters
     ----------
-    dim : int
-        Width d.
-    num_heads : int
-        Heads.
-    mlp_ratio : float, default 4.0
-        Hidden width of the MLP, as a multiple of the width.
-    num_experts : int, default 3
-        Number of experts E.
-    top_k : int, default 2
-        Experts per timestep.
+    dim, num_heads, mlp_ratio
+        As in :class:`~moeapps.vision.dit.DiTBlock`.
+    num_experts, top_k
+        As in :class:`TimestepSwitch`.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, num_experts: int = 3, top_k: int = 2) -> None:

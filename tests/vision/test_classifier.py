@@ -70,7 +70,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_padded(digits):
         (lambda X: X.astype(str), "images must be uint8 or numbers"),
     ],
 )
-def test_v2_what_is_no_image_is_refused(make, message, digits, wide):
+def test_what_is_no_image_is_refused(make, message, digits, wide):
     X, y = digits
     with pytest.raises(DataError, match=message):
         WideNetClassifier(**CLASSIFIER).fit(make(X), y)

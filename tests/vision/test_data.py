@@ -138,7 +138,7 @@ def test_folder_data_reads_as_needed(tmp_path):
     assert labels.dtype == torch.int64
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 2
     assert torch.cat([labels for _, labels in data.test_dataloader()]).tolist() == [1, 1, 1]
-    for workers in (0, 2):  # D4: the same order with workers
+    for workers in (0, 2):  # the order is the same with workers
         other = ImageFolderData(str(folder), image_size=16, batch_size=5, num_workers=workers)
         other.setup("fit")
         order = [batch[1].tolist() for batch in other.train_dataloader()]

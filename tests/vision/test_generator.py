@@ -174,7 +174,7 @@ def test_impossible_arguments_are_named(arguments, message, digits):
     ("arguments", "message"),
     [
         ({"n": 0}, "n must be"),
-        ({"n": 2, "y": 11}, "y has labels that training lacked: 11"),  # V4: the reserved null class is not a label
+        ({"n": 2, "y": 11}, "y has labels that training lacked: 11"),  # the code of "no class" is not a label
         ({"n": 2, "y": -1}, "y has labels that training lacked: -1"),
         ({"n": 2, "y": [1, 2, 3]}, "y must be one label, or n=2 labels"),
         ({"n": 2, "steps": 51}, "steps must be at most the 50 timesteps"),

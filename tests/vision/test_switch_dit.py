@@ -116,7 +116,7 @@ def test_an_image_does_not_depend_on_its_batch_at_any_timestep():
         ({"x": torch.randn(4, 1, 8, 7)}, r"x must be \(N, 1, 8, 8\), got \(4, 1, 8, 7\)"),
     ],
 )
-def test_v4_impossible_timesteps_labels_and_shapes_are_named(change, message):
+def test_impossible_timesteps_labels_and_shapes_are_named(change, message):
     x, t, y = inputs()
     with pytest.raises(DataError, match=message):
         SwitchDiT(**SMALL)(**{"x": x, "t": t, "y": y, **change})
