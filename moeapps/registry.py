@@ -138,11 +138,16 @@ ENTRIES: dict[str, Entry] = {
 def register(kind: str, path: str, summary: str, alias: str | None = None) -> None:
     """Make a class of your own known to :func:`moeapps.load` and to ``moeapps list``.
 
-    Args:
-        kind: ``"model"``, ``"router"`` or ``"data"``.
-        path: Import path of the class, for example ``"mypackage.models.MyModel"``.
-        summary: What it is, in one line.
-        alias: Short name, where the class's name is not it (routers: ``"topk"``).
+    Parameters
+    ----------
+    kind : str
+        ``"model"``, ``"router"`` or ``"data"``.
+    path : str
+        Import path of the class, for example ``"mypackage.models.MyModel"``.
+    summary : str
+        What it is, in one line.
+    alias : str, optional
+        Short name, where the class's name is not it (routers: ``"topk"``).
     """
     ENTRIES[path] = Entry(kind, path, summary, alias)
 
@@ -161,8 +166,10 @@ def nearest(name: str, known: list[str]) -> str | None:
 def resolve(path: str) -> type:
     """Import the class registered under ``path``, or under the path that it had in 0.1.
 
-    Raises:
-        KeyError: If the path is not registered. Nothing has been imported then.
+    Raises
+    ------
+    KeyError
+        If the path is not registered. Nothing has been imported then.
     """
     path = current_path(path)
     if path not in ENTRIES:

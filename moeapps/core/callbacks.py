@@ -43,8 +43,10 @@ class StepSeeding(L.Callback):
     Then a training that was interrupted draws the same noise from its next step on as one that was not. The seed
     travels in the checkpoint, so a resumed run keeps the first run's seed.
 
-    Args:
-        seed: The seed; torch's initial seed (what ``seed_everything`` was given) when None.
+    Parameters
+    ----------
+    seed : int, optional
+        The seed; torch's initial seed (what ``seed_everything`` was given) when None.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -76,9 +78,12 @@ class StepSeeding(L.Callback):
 class Interrupted(SystemExit):
     """Training stopped on a signal, after saving. As a process exit it gives the status 128 + signal number.
 
-    Attributes:
-        signum: The signal.
-        checkpoint: What to resume from.
+    Attributes
+    ----------
+    signum : int
+        The signal.
+    checkpoint : Path
+        What to resume from.
     """
 
     def __init__(self, signum: int, checkpoint: Path) -> None:
@@ -94,8 +99,10 @@ class StopOnSignal(L.Callback):
     step ends an epoch that is validated, the validation is finished too, because only what is saved after it can be
     continued exactly. With several processes, all stop together when one of them got the signal.
 
-    Args:
-        filename: Name of the checkpoint, in the folder of the run's checkpoints.
+    Parameters
+    ----------
+    filename : str, default="interrupted.ckpt"
+        Name of the checkpoint, in the folder of the run's checkpoints.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -164,13 +171,19 @@ class StopOnSignal(L.Callback):
 class BestWeights(L.Callback):
     """Keep the weights of the best epoch in memory and put them back when training ends.
 
-    Args:
-        monitor: Logged metric to watch.
-        mode: ``"min"`` or ``"max"``.
+    Parameters
+    ----------
+    monitor : str
+        Logged metric to watch.
+    mode : str, default="min"
+        ``"min"`` or ``"max"``.
 
-    Attributes:
-        best_score: Value of the metric in the best epoch.
-        best_epoch: Its number, from 0.
+    Attributes
+    ----------
+    best_score
+        Value of the metric in the best epoch.
+    best_epoch
+        Its number, from 0.
     """
 
     def __init__(self, monitor: str, mode: str = "min") -> None:
@@ -239,11 +252,15 @@ class PredictionWriter(BasePredictionWriter):
 
     The file replaces an older one only when it is complete.
 
-    Args:
-        path: The file; its ending decides the form (``.csv`` or ``.parquet``).
+    Parameters
+    ----------
+    path : str
+        The file; its ending decides the form (``.csv`` or ``.parquet``).
 
-    Raises:
-        ConfigError: If the ending is neither.
+    Raises
+    ------
+    ConfigError
+        If the ending is neither.
     """
 
     def __init__(self, path: str) -> None:
@@ -254,8 +271,10 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the file.
 
-        Raises:
-            ConfigError: If several processes predict, each of which has a part of the rows.
+        Raises
+        ------
+        ConfigError
+            If several processes predict, each of which has a part of the rows.
         """
         if trainer.world_size > 1:
             raise ConfigError(f"predictions are written by one process: set devices to 1, got {trainer.world_size}")

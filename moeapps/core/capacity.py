@@ -33,16 +33,24 @@ def apply_capacity(
     2021, algorithm 1). A refused assignment is dropped (its token keeps its other experts, or gets zero: add a
     residual connection), or with ``"next_best"`` goes to the token's most probable expert that still has room.
 
-    Args:
-        routing: A routing in which tokens choose experts.
-        capacity_factor: Capacity as a multiple of the mean number of rows per expert.
-        overflow: ``"drop"`` or ``"next_best"``.
-        by_weight: Whether tokens with a larger first weight come before others, instead of earlier ones
-            (batch-prioritised routing, Riquelme et al. 2021).
-        sample_size: So many tokens in a row are a sample, and every sample has a capacity of its own: what becomes of
-            it does not depend on the others. All tokens share one when None. Only with ``"drop"``.
+    Parameters
+    ----------
+    routing : Routing
+        A routing in which tokens choose experts.
+    capacity_factor : float
+        Capacity as a multiple of the mean number of rows per expert.
+    overflow : Overflow, default="drop"
+        ``"drop"`` or ``"next_best"``.
+    by_weight : bool, default=False
+        Whether tokens with a larger first weight come before others, instead of earlier ones (batch-prioritised
+        routing, Riquelme et al. 2021).
+    sample_size : int, optional
+        So many tokens in a row are a sample, and every sample has a capacity of its own: what becomes of it does not
+        depend on the others. All tokens share one when None. Only with ``"drop"``.
 
-    Returns:
+    Returns
+    -------
+    Routing
         A routing in which no expert has more rows than its capacity; ``dropped`` counts what found no place.
     """
     expert = routing.choices  # (N, k), E for none

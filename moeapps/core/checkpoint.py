@@ -28,9 +28,11 @@ class AtomicCheckpointIO(CheckpointIO):
     (``torch.load`` reads such a file as usual). It is always read with ``weights_only=True``, spelled out, because an
     environment variable can otherwise turn unpickling back on.
 
-    Args:
-        require_checksum: Whether to refuse files without our footer. False lets checkpoints in that a plain Lightning
-            Trainer wrote; damage inside their tensors then goes unnoticed.
+    Parameters
+    ----------
+    require_checksum : bool, default=True
+        Whether to refuse files without our footer. False lets checkpoints in that a plain Lightning Trainer wrote;
+        damage inside their tensors then goes unnoticed.
     """
 
     def __init__(self, require_checksum: bool = True) -> None:
@@ -55,9 +57,12 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Verify and read a checkpoint.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            FileFormatError: If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        FileFormatError
+            If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
         """
         if weights_only is False:
             raise FileFormatError(f"{path}: weights_only=False would run code from the file; it is never used here")
@@ -81,9 +86,12 @@ class AtomicCheckpointIO(CheckpointIO):
     def verify(self, path: str | Path) -> Path:
         """Check that a file is there and that its content is what was written.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            FileFormatError: If it is a URL, a folder, damaged or incomplete.
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        FileFormatError
+            If it is a URL, a folder, damaged or incomplete.
         """
         file = existing_file(path, "a checkpoint")
         size = file.stat().st_size

@@ -21,24 +21,34 @@ class DenseExperts(nn.Module):
     A layer is :math:`\phi(\mathrm{BN}(x W^e + b^e))`; batch normalisation is optional. Where all experts read the same
     input, the first layer is one matrix product; every other layer is one batched product.
 
-    Args:
-        dim: Input width.
-        widths: Width of each layer; the last one is the output.
-        num_experts: Number of experts E.
-        activation: ``"relu"``, ``"silu"`` (Swish) or ``"gelu"``.
-        norm: Whether every layer is batch-normalised, per expert and unit, before its activation.
-        last_linear: Whether the last layer has neither normalisation nor activation, as in a tower that ends in a
-            logit.
-        dropout: Of the hidden activations, in training.
+    Parameters
+    ----------
+    dim : int
+        Input width.
+    widths : sequence of int
+        Width of each layer; the last one is the output.
+    num_experts : int
+        Number of experts E.
+    activation : str, default="relu"
+        ``"relu"``, ``"silu"`` (Swish) or ``"gelu"``.
+    norm : bool, default=False
+        Whether every layer is batch-normalised, per expert and unit, before its activation.
+    last_linear : bool, default=False
+        Whether the last layer has neither normalisation nor activation, as in a tower that ends in a logit.
+    dropout : float, default=0.0
+        Of the hidden activations, in training.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
 
-    Example:
-        >>> import torch
-        >>> experts = DenseExperts(dim=8, widths=[16, 4], num_experts=3)
-        >>> experts(torch.randn(5, 8)).shape, experts(torch.randn(5, 3, 8)).shape
-        (torch.Size([5, 3, 4]), torch.Size([5, 3, 4]))
+    Examples
+    --------
+    >>> import torch
+    >>> experts = DenseExperts(dim=8, widths=[16, 4], num_experts=3)
+    >>> experts(torch.randn(5, 8)).shape, experts(torch.randn(5, 3, 8)).shape
+    (torch.Size([5, 3, 4]), torch.Size([5, 3, 4]))
     """
 
     def __init__(
@@ -79,8 +89,10 @@ class DenseExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(N, E, out_dim)`` for rows ``(N, dim)`` that all experts read, or ``(N, E, dim)``, a row each.
 
-        Raises:
-            DataError: If the input has another shape.
+        Raises
+        ------
+        DataError
+            If the input has another shape.
         """
         if x.shape[-1] != self.dim or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[1] != self.num_experts):
             raise DataError(f"expected (N, {self.dim}) or (N, {self.num_experts}, {self.dim}), got {tuple(x.shape)}")

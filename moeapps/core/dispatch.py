@@ -73,12 +73,18 @@ class _WeightedSum(torch.autograd.Function):
 def gather_rows(x: Tensor, token: Tensor, position: Tensor | None) -> Tensor:
     """Gather the token of each assignment.
 
-    Args:
-        x: ``(N, d)`` tokens.
-        token: ``(A,)`` the token of each assignment.
-        position: ``(N, k)`` where each token's assignments stand in the list, or None.
+    Parameters
+    ----------
+    x : Tensor
+        ``(N, d)`` tokens.
+    token : Tensor
+        ``(A,)`` the token of each assignment.
+    position : Tensor or None
+        ``(N, k)`` where each token's assignments stand in the list, or None.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(A, d)``.
     """
     if position is None:
@@ -90,14 +96,22 @@ def gather_rows(x: Tensor, token: Tensor, position: Tensor | None) -> Tensor:
 def weighted_sum(y: Tensor, weight: Tensor, token: Tensor, position: Tensor | None, num_tokens: int) -> Tensor:
     """Weight the outputs of all assignments and add them up per token.
 
-    Args:
-        y: ``(A, d_out)`` outputs.
-        weight: ``(A,)`` their weights.
-        token: ``(A,)`` the token of each assignment.
-        position: ``(N, k)`` where each token's assignments stand in the list, or None.
-        num_tokens: N.
+    Parameters
+    ----------
+    y : Tensor
+        ``(A, d_out)`` outputs.
+    weight : Tensor
+        ``(A,)`` their weights.
+    token : Tensor
+        ``(A,)`` the token of each assignment.
+    position : Tensor or None
+        ``(N, k)`` where each token's assignments stand in the list, or None.
+    num_tokens : int
+        N.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(N, d_out)``; zero for a token without any assignment.
     """
     weight = weight.to(y.dtype)

@@ -79,17 +79,27 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     ) -> pd.DataFrame:
         """Fit a module.
 
-        Args:
-            module: What to train; afterwards its weights are the best ones, on the CPU.
-            data: Where the batches come from.
-            seed: Seed of weights, noise and order. The caller's random generators are left as they were.
-            monitor: Logged metric for early stopping, after which the best weights are restored. None when the module
-                decides itself when to stop.
-            mode: Whether less or more of it is better.
-            max_epochs: Number of epochs; the estimator's own when None.
-            validate: Whether the data has a validation part.
+        Parameters
+        ----------
+        module : LightningModule
+            What to train; afterwards its weights are the best ones, on the CPU.
+        data : LightningDataModule
+            Where the batches come from.
+        seed : int
+            Seed of weights, noise and order. The caller's random generators are left as they were.
+        monitor : str, optional
+            Logged metric for early stopping, after which the best weights are restored. None when the module decides
+            itself when to stop.
+        mode : {"min", "max"}, default="max"
+            Whether less or more of it is better.
+        max_epochs : int, optional
+            Number of epochs; the estimator's own when None.
+        validate : bool, default=True
+            Whether the data has a validation part.
 
-        Returns:
+        Returns
+        -------
+        DataFrame
             What was logged, one row per epoch.
         """
         if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
@@ -161,8 +171,10 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes.
 
-        Raises:
-            sklearn.exceptions.NotFittedError: If the estimator is not fitted.
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self, "model_")
         state = {name: getattr(self, name) for name in self._saved_attributes if hasattr(self, name)}

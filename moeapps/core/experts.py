@@ -23,12 +23,18 @@ __all__ = [
 class Experts(nn.Module):
     """Base of all experts: ``forward(rows, offsets, backend)`` maps ``(A, d)`` sorted rows to ``(A, d_out)``.
 
-    Attributes:
-        dim: Input width d.
-        out_dim: Output width.
-        num_experts: Number of experts E.
-        sizes: Size of each expert, where they differ, for the parameter penalty; None when all are alike.
-        dtype: Parameter type, or None if there are no parameters.
+    Attributes
+    ----------
+    dim : int
+        Input width d.
+    out_dim : int
+        Output width.
+    num_experts : int
+        Number of experts E.
+    sizes : tuple[int, ...], optional
+        Size of each expert, where they differ, for the parameter penalty; None when all are alike.
+    dtype : dtype or None
+        Parameter type, or None if there are no parameters.
     """
 
     dim: int
@@ -71,22 +77,32 @@ class ExpertMLP(Experts):
     With ``activation="swiglu"``: :math:`f_e(x) = (\mathrm{silu}(x W_g^e) \cdot x W_v^e) W_2^e` (Shazeer 2020), the
     two halves of the first layer stored side by side.
 
-    Args:
-        dim: Input width d.
-        hidden_dim: Hidden width h.
-        num_experts: Number of experts E.
-        out_dim: Output width; ``dim`` when None.
-        activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"swiglu"``.
-        bias: Whether the layers have biases.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    hidden_dim : int
+        Hidden width h.
+    num_experts : int
+        Number of experts E.
+    out_dim : int, optional
+        Output width; ``dim`` when None.
+    activation : str, default="gelu"
+        ``"gelu"``, ``"relu"``, ``"silu"`` or ``"swiglu"``.
+    bias : bool, default=True
+        Whether the layers have biases.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
 
-    Example:
-        >>> import torch
-        >>> experts = ExpertMLP(dim=4, hidden_dim=8, num_experts=2)
-        >>> experts(torch.randn(3, 4), torch.tensor([0, 1, 3], dtype=torch.int32)).shape
-        torch.Size([3, 4])
+    Examples
+    --------
+    >>> import torch
+    >>> experts = ExpertMLP(dim=4, hidden_dim=8, num_experts=2)
+    >>> experts(torch.randn(3, 4), torch.tensor([0, 1, 3], dtype=torch.int32)).shape
+    torch.Size([3, 4])
     """
 
     def __init__(
@@ -157,17 +173,27 @@ class FactoredExpertMLP(ExpertMLP):
     :class:`~moeapps.core.routers.AutonomyRouter` compares. Experts that were chosen compute theirs again, on their own
     rows: k r d more multiply-adds per token, and no (N, E, r) tensor to keep.
 
-    Args:
-        dim: Input width d.
-        hidden_dim: Hidden width h.
-        num_experts: Number of experts E.
-        rank: Width r of the first factor.
-        out_dim: Output width; ``dim`` when None.
-        activation: As in :class:`ExpertMLP`.
-        bias: Whether the layers have biases.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    hidden_dim : int
+        Hidden width h.
+    num_experts : int
+        Number of experts E.
+    rank : int
+        Width r of the first factor.
+    out_dim : int, optional
+        Output width; ``dim`` when None.
+    activation : str, default="gelu"
+        As in :class:`ExpertMLP`.
+    bias : bool, default=True
+        Whether the layers have biases.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
     """
 
     def __init__(
@@ -210,17 +236,27 @@ class FactoredExpertMLP(ExpertMLP):
 class LowRankExpertMLP(FactoredExpertMLP):
     r"""Experts whose two layers are both products of narrow ones, as compression leaves them.
 
-    Args:
-        dim: Input width d.
-        hidden_dim: Hidden width h.
-        num_experts: Number of experts E.
-        rank: Width r of both factors.
-        out_dim: Output width; ``dim`` when None.
-        activation: As in :class:`ExpertMLP`.
-        bias: Whether the layers have biases.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    hidden_dim : int
+        Hidden width h.
+    num_experts : int
+        Number of experts E.
+    rank : int
+        Width r of both factors.
+    out_dim : int, optional
+        Output width; ``dim`` when None.
+    activation : str, default="gelu"
+        As in :class:`ExpertMLP`.
+    bias : bool, default=True
+        Whether the layers have biases.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
     """
 
     def __init__(
@@ -264,13 +300,19 @@ class LowRankExpertMLP(FactoredExpertMLP):
 class ExpertList(Experts):
     """Any modules as experts: each maps ``(n, d)`` to ``(n, d_out)``. They are called one after the other.
 
-    Args:
-        experts: The modules, at least one.
-        dim: Input width d that all of them take.
-        out_dim: Output width that all of them give; ``dim`` when None.
+    Parameters
+    ----------
+    experts : iterable of Module
+        The modules, at least one.
+    dim : int
+        Input width d that all of them take.
+    out_dim : int, optional
+        Output width that all of them give; ``dim`` when None.
 
-    Raises:
-        ConfigError: If there is no expert or an expert answers with another shape.
+    Raises
+    ------
+    ConfigError
+        If there is no expert or an expert answers with another shape.
     """
 
     def __init__(self, experts: Iterable[nn.Module], dim: int, out_dim: int | None = None) -> None:
@@ -304,14 +346,21 @@ class ExpertList(Experts):
 class FeedForward(nn.Module):
     """One two-layer network d -> h -> d_out: an expert by itself, or the dense layer that an MoE replaces.
 
-    Args:
-        dim: Input width d.
-        hidden_dim: Hidden width h.
-        out_dim: Output width; ``dim`` when None.
-        activation: ``"gelu"``, ``"relu"`` or ``"silu"``.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    hidden_dim : int
+        Hidden width h.
+    out_dim : int, optional
+        Output width; ``dim`` when None.
+    activation : str, default="gelu"
+        ``"gelu"``, ``"relu"`` or ``"silu"``.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
     """
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None, activation: str = "gelu") -> None:
@@ -334,14 +383,21 @@ class HeterogeneousExperts(ExpertList):
 
     The layer adds the parameter-penalty loss, by which small experts are preferred where they suffice.
 
-    Args:
-        dim: Input width d.
-        hidden_dims: Hidden width of each expert, E numbers.
-        out_dim: Output width; ``dim`` when None.
-        activation: ``"gelu"``, ``"relu"`` or ``"silu"``.
+    Parameters
+    ----------
+    dim : int
+        Input width d.
+    hidden_dims : sequence of int
+        Hidden width of each expert, E numbers.
+    out_dim : int, optional
+        Output width; ``dim`` when None.
+    activation : str, default="gelu"
+        ``"gelu"``, ``"relu"`` or ``"silu"``.
 
-    Raises:
-        ConfigError: If a size is below 1 or the activation is unknown.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1 or the activation is unknown.
     """
 
     def __init__(

@@ -45,14 +45,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The temporary file is in the target's own folder, because a move between file systems is a copy and can be cut
     short. If anything fails, the temporary file is removed and what stood at ``path`` stays as it was.
 
-    Args:
-        path: Where the file shall be. Missing parent folders are made.
+    Parameters
+    ----------
+    path : str or path
+        Where the file shall be. Missing parent folders are made.
 
-    Yields:
+    Yields
+    ------
+    BinaryIO
         The open binary file.
 
-    Raises:
-        OSError: If writing fails, with the path and the free space in its message.
+    Raises
+    ------
+    OSError
+        If writing fails, with the path and the free space in its message.
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,13 +117,19 @@ class HashingWriter:
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """Return ``path`` as a Path if it is a local file, or say what is wrong with it.
 
-    Args:
-        path: What the user gave.
-        what: What it should be, for the message (``"a saved model"``).
+    Parameters
+    ----------
+    path : str or path
+        What the user gave.
+    what : str
+        What it should be, for the message (``"a saved model"``).
 
-    Raises:
-        FileNotFoundError: If there is nothing.
-        FileFormatError: If it is a URL or a folder.
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    FileFormatError
+        If it is a URL or a folder.
     """
     if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", str(path)):
         raise FileFormatError(f"{path} is a URL: download the file first, {what} is only read from a local path")

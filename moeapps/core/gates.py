@@ -20,21 +20,29 @@ class MultiGate(nn.Module):
     With ``allowed`` a task mixes some of the experts only: its own and the shared ones, as in CGC and PLE (Tang et al.
     2020). Shapes: ``(N, d)``, or ``(N, T, d)`` with an input per task, to weights ``(N, T, E)``.
 
-    Args:
-        dim: Width d of the gates' input.
-        num_experts: Number of experts E.
-        num_tasks: Number of tasks T.
-        allowed: ``T`` rows of ``E`` booleans, which experts each task may use; all of them when None.
+    Parameters
+    ----------
+    dim : int
+        Width d of the gates' input.
+    num_experts : int
+        Number of experts E.
+    num_tasks : int
+        Number of tasks T.
+    allowed : Sequence[sequence of bool], optional
+        ``T`` rows of ``E`` booleans, which experts each task may use; all of them when None.
 
-    Raises:
-        ConfigError: If a size is below 1, the mask has another shape, or a task may use no expert.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1, the mask has another shape, or a task may use no expert.
 
-    Example:
-        >>> import torch
-        >>> gate = MultiGate(dim=8, num_experts=3, num_tasks=2, allowed=[[True, True, False], [False, True, True]])
-        >>> weights = gate(torch.randn(5, 8))
-        >>> mix_experts(weights, torch.randn(5, 3, 16)).shape, bool((weights[:, 0, 2] == 0).all())
-        (torch.Size([5, 2, 16]), True)
+    Examples
+    --------
+    >>> import torch
+    >>> gate = MultiGate(dim=8, num_experts=3, num_tasks=2, allowed=[[True, True, False], [False, True, True]])
+    >>> weights = gate(torch.randn(5, 8))
+    >>> mix_experts(weights, torch.randn(5, 3, 16)).shape, bool((weights[:, 0, 2] == 0).all())
+    (torch.Size([5, 2, 16]), True)
     """
 
     allowed: Tensor
@@ -58,8 +66,10 @@ class MultiGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Weights of all experts for every task: ``(N, d)`` or ``(N, T, d)`` to ``(N, T, E)``, in float32 or better.
 
-        Raises:
-            DataError: If the input has another shape.
+        Raises
+        ------
+        DataError
+            If the input has another shape.
         """
         per_task = x.ndim == 3
         if x.shape[-1] != self.dim or x.ndim not in (2, 3) or (per_task and x.shape[1] != self.num_tasks):

@@ -98,15 +98,23 @@ def choose_backend(
     enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
     at: ``grouped`` where possible, else ``masked``, whatever was asked for.
 
-    Args:
-        backend: What the user asked for.
-        device: Where the tokens are.
-        dtype: In which type the products are computed.
-        counts: ``(E,)`` rows of each expert, or None where looking at them is impossible or costly (tracing, CUDA).
-        widths: Lengths of the rows that take part (input, hidden, output).
+    Parameters
+    ----------
+    backend : Backend
+        What the user asked for.
+    device : torch.device
+        Where the tokens are.
+    dtype : dtype
+        In which type the products are computed.
+    counts : Tensor or None
+        ``(E,)`` rows of each expert, or None where looking at them is impossible or costly (tracing, CUDA).
+    widths : tuple[int, ...]
+        Lengths of the rows that take part (input, hidden, output).
 
-    Raises:
-        ConfigError: If the name is unknown.
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -134,15 +142,23 @@ def sorted_mlp(
 ) -> Tensor:
     """Apply expert e's network ``act(x W1 + b1) W2 + b2`` to ``rows[offsets[e]:offsets[e + 1]]``, for every e.
 
-    Args:
-        rows: ``(A, d)`` sorted by expert. Rows beyond ``offsets[E]`` belong to nobody.
-        offsets: ``(E + 1,)`` int32, on the device of the rows.
-        weights: ``(E, d, h)``, ``(E, h)`` or None, ``(E, h, d_out)``, ``(E, d_out)`` or None. With a gated activation
-            the first two are twice as wide.
-        activation: A name in ``ACTIVATIONS``.
-        backend: ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``, as :func:`choose_backend` answered.
+    Parameters
+    ----------
+    rows : Tensor
+        ``(A, d)`` sorted by expert. Rows beyond ``offsets[E]`` belong to nobody.
+    offsets : Tensor
+        ``(E + 1,)`` int32, on the device of the rows.
+    weights : tuple[Tensor, Tensor or None, Tensor, Tensor or None]
+        ``(E, d, h)``, ``(E, h)`` or None, ``(E, h, d_out)``, ``(E, d_out)`` or None. With a gated activation the first
+        two are twice as wide.
+    activation : str
+        A name in ``ACTIVATIONS``.
+    backend : Backend
+        ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``, as :func:`choose_backend` answered.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(A, d_out)``. Rows beyond ``offsets[E]`` are zero.
     """
     if backend == "grouped":

@@ -40,16 +40,20 @@ class RoutedLayer(nn.Module):
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass, by name; empty before the first.
 
-        Args:
-            token_weight: ``(N,)`` how much each token counts; one each when None.
+        Parameters
+        ----------
+        token_weight : Tensor, optional
+            ``(N,)`` how much each token counts; one each when None.
         """
         return {}
 
     def update(self, progress: float) -> None:
         """Learn what is not learned by gradient; called once after every optimiser step.
 
-        Args:
-            progress: Fraction of the training that is done, 0 to 1.
+        Parameters
+        ----------
+        progress : float
+            Fraction of the training that is done, 0 to 1.
         """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,38 +67,55 @@ class MoE(RoutedLayer):
     batch (with ``eval_capacity_factor`` it depends on those of its sample). Shapes: ``(..., d)`` to ``(..., d_out)``,
     with at least one leading dimension.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token, for a router that is made by name and has such an argument.
-        hidden_dim: Hidden width of the default experts; ``4 * dim`` when None.
-        router: A router, or the name of one (``"topk"``, ``"topp"``, ... as in ``moeapps list routers``). One router
-            may serve several layers (Omni-router): pass the same object.
-        experts: Any experts; those that the router needs, else an :class:`~moeapps.core.experts.ExpertMLP`, when None.
-        backend: ``"auto"``, ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``.
-        capacity_factor: In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the
-            default, is dropless.
-        overflow: What becomes of the others: ``"drop"`` or ``"next_best"``
-            (see :func:`~moeapps.core.capacity.apply_capacity`).
-        eval_capacity_factor: A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes
-            so many tokens, those with the largest weights first (batch-prioritised routing of V-MoE, per sample); the
-            others keep what their other experts give. None, the default, computes everything, as is always done for
-            tokens ``(N, d)``, which are not of a sample.
-        balance_weight: Factor of the router's balance loss.
-        z_weight: Factor of the router z-loss.
-        penalty_weight: Factor of the parameter penalty, for experts of different sizes.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=2
+        Experts per token, for a router that is made by name and has such an argument.
+    hidden_dim : int, optional
+        Hidden width of the default experts; ``4 * dim`` when None.
+    router : Router or str, default="topk"
+        A router, or the name of one (``"topk"``, ``"topp"``, ... as in ``moeapps list routers``). One router may serve
+        several layers (Omni-router): pass the same object.
+    experts : Experts, optional
+        Any experts; those that the router needs, else an :class:`~moeapps.core.experts.ExpertMLP`, when None.
+    backend : Backend, default="auto"
+        ``"auto"``, ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``.
+    capacity_factor : float, optional
+        In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the default, is
+        dropless.
+    overflow : Overflow, default="drop"
+        What becomes of the others: ``"drop"`` or ``"next_best"`` (see :func:`~moeapps.core.capacity.apply_capacity`).
+    eval_capacity_factor : float, optional
+        A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes so many tokens, those
+        with the largest weights first (batch-prioritised routing of V-MoE, per sample); the others keep what their
+        other experts give. None, the default, computes everything, as is always done for tokens ``(N, d)``, which are
+        not of a sample.
+    balance_weight : float, default=0.01
+        Factor of the router's balance loss.
+    z_weight : float, default=0.001
+        Factor of the router z-loss.
+    penalty_weight : float, default=0.1
+        Factor of the parameter penalty, for experts of different sizes.
 
-    Raises:
-        ConfigError: At construction, if sizes do not fit together.
-        DataError: In forward, if the tokens have another width or dtype than the layer.
+    Raises
+    ------
+    ConfigError
+        At construction, if sizes do not fit together.
+    DataError
+        In forward, if the tokens have another width or dtype than the layer.
 
-    Example:
-        >>> import torch
-        >>> layer = MoE(dim=16, num_experts=4, top_k=2)
-        >>> layer(torch.randn(3, 5, 16)).shape
-        torch.Size([3, 5, 16])
-        >>> sorted(layer.auxiliary_losses())
-        ['balance', 'z']
+    Examples
+    --------
+    >>> import torch
+    >>> layer = MoE(dim=16, num_experts=4, top_k=2)
+    >>> layer(torch.randn(3, 5, 16)).shape
+    torch.Size([3, 5, 16])
+    >>> sorted(layer.auxiliary_losses())
+    ['balance', 'z']
     """
 
     def __init__(
@@ -158,9 +179,12 @@ class MoE(RoutedLayer):
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
         """Mix the experts' outputs for tokens ``(..., d)``.
 
-        Args:
-            x: Tokens. Where soft routing is used, the second to last axis is a sample.
-            ids: ``(...)`` int64 token ids, for the hash router.
+        Parameters
+        ----------
+        x : Tensor
+            Tokens. Where soft routing is used, the second to last axis is a sample.
+        ids : Tensor, optional
+            ``(...)`` int64 token ids, for the hash router.
         """
         self._check(x)
         tokens = x.reshape(-1, self.dim)  # (N, d)
@@ -181,8 +205,10 @@ class MoE(RoutedLayer):
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass: what the router asks for, and the experts' parameter penalty.
 
-        Args:
-            token_weight: ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
+        Parameters
+        ----------
+        token_weight : Tensor, optional
+            ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
         """
         routing = self.last_routing
         if routing is None:

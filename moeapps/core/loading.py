@@ -21,10 +21,14 @@ class EpochSampler(DistributedSampler[int]):
     processes together are what one process would get with a batch W times as large. Where n does not divide, the
     order is continued from its beginning. (A ``DistributedSampler``, so that Lightning leaves it in its place.)
 
-    Args:
-        length: Number of rows n.
-        shuffle: Whether to shuffle.
-        seed: Seed of the order.
+    Parameters
+    ----------
+    length : int
+        Number of rows n.
+    shuffle : bool, default=True
+        Whether to shuffle.
+    seed : int, default=0
+        Seed of the order.
     """
 
     def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
@@ -109,18 +113,29 @@ def make_loader(
 ) -> ResumableLoader:
     """Make a loader that resumes exactly.
 
-    Args:
-        dataset: Map-style data with a length.
-        batch_size: Rows per batch.
-        shuffle: Whether to shuffle in each epoch.
-        seed: Seed of the order.
-        num_workers: Processes that load; the order does not depend on it.
-        drop_last: Whether to leave out an incomplete last batch.
-        collate_fn: As in torch.
+    Parameters
+    ----------
+    dataset : Dataset
+        Map-style data with a length.
+    batch_size : int
+        Rows per batch.
+    shuffle : bool, default=False
+        Whether to shuffle in each epoch.
+    seed : int, default=0
+        Seed of the order.
+    num_workers : int, default=0
+        Processes that load; the order does not depend on it.
+    drop_last : bool, default=False
+        Whether to leave out an incomplete last batch.
+    collate_fn : Callable[[list of Any], Any], optional
+        As in torch.
 
-    Raises:
-        ConfigError: If ``batch_size`` or ``num_workers`` is impossible.
-        DataError: If there would not be a single batch.
+    Raises
+    ------
+    ConfigError
+        If ``batch_size`` or ``num_workers`` is impossible.
+    DataError
+        If there would not be a single batch.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")

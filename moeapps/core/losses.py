@@ -57,7 +57,9 @@ def load_balance_loss(routing: Routing, token_weight: Tensor | None = None) -> T
     over the valid tokens. It is 1 at uniform routing and E when one expert takes all tokens with probability 1. Only P
     carries a gradient.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Scalar in the dtype of the probabilities.
     """
     mean_probability = _mean(routing.probabilities, routing.token_weight(token_weight))
@@ -104,10 +106,14 @@ def parameter_penalty_loss(routing: Routing, sizes: Sequence[int], token_weight:
 
     The load-balance loss with each expert weighted by its size, so that small experts are preferred.
 
-    Args:
-        routing: Where the tokens went.
-        sizes: Size D of each expert (its hidden width or its parameter count), E numbers.
-        token_weight: ``(N,)`` how much each token counts.
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    sizes : sequence of int
+        Size D of each expert (its hidden width or its parameter count), E numbers.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts.
     """
     size = torch.as_tensor(sizes, dtype=routing.probabilities.dtype, device=routing.probabilities.device)
     mean_probability = _mean(routing.probabilities, routing.token_weight(token_weight))
@@ -117,12 +123,18 @@ def parameter_penalty_loss(routing: Routing, sizes: Sequence[int], token_weight:
 def consistency_loss(first: Tensor, second: Tensor, token_weight: Tensor | None = None) -> Tensor:
     r"""Consistency of two random draws of experts (THOR, Zuo et al. 2022, eq. 5): their symmetric KL divergence.
 
-    Args:
-        first: ``(N, K)`` class logits of the first draw.
-        second: ``(N, K)`` class logits of the second draw.
-        token_weight: ``(N,)`` how much each row counts.
+    Parameters
+    ----------
+    first : Tensor
+        ``(N, K)`` class logits of the first draw.
+    second : Tensor
+        ``(N, K)`` class logits of the second draw.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each row counts.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Scalar: mean over rows of :math:`\frac12 (KL(p_1, p_2) + KL(p_2, p_1))`.
     """
     p, q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)

@@ -37,8 +37,10 @@ class MoEModule(L.LightningModule):
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
 
-        Args:
-            token_weight: ``(N,)`` how much each token counts; one each when None.
+        Parameters
+        ----------
+        token_weight : Tensor, optional
+            ``(N,)`` how much each token counts; one each when None.
         """
         return {
             f"{name}/{kind}": value
@@ -68,17 +70,25 @@ class MoEModule(L.LightningModule):
     ) -> Tensor:
         """Add up task terms and auxiliary losses, log each as ``train/<term>``, and refuse a non-finite sum.
 
-        Args:
-            terms: The task's own loss terms by name, scalars.
-            batch_size: Rows in the batch, for Lightning's averaging.
-            token_weight: ``(N,)`` how much each routed token counts in auxiliary losses; one each when None.
+        Parameters
+        ----------
+        terms : dict of str to Tensor
+            The task's own loss terms by name, scalars.
+        batch_size : int, optional
+            Rows in the batch, for Lightning's averaging.
+        token_weight : Tensor, optional
+            ``(N,)`` how much each routed token counts in auxiliary losses; one each when None.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             Scalar to call ``backward`` on.
 
-        Raises:
-            NonFiniteError: If the sum is NaN or infinite. The error names the step, the terms to blame and the layers
-                that saw non-finite tokens; no weight has been changed by this step.
+        Raises
+        ------
+        NonFiniteError
+            If the sum is NaN or infinite. The error names the step, the terms to blame and the layers that saw
+            non-finite tokens; no weight has been changed by this step.
         """
         every = {**terms, **self.auxiliary_losses(token_weight)}
         loss = sum_of_terms(every)
@@ -89,12 +99,17 @@ class MoEModule(L.LightningModule):
     def refuse_non_finite(self, terms: dict[str, Tensor], loss: Tensor) -> None:
         """Stop the training at a loss that is NaN or infinite.
 
-        Args:
-            terms: Loss terms by name, scalars.
-            loss: Their sum.
+        Parameters
+        ----------
+        terms : dict of str to Tensor
+            Loss terms by name, scalars.
+        loss : Tensor
+            Their sum.
 
-        Raises:
-            NonFiniteError: Naming the step, the terms to blame and the layers that saw non-finite tokens.
+        Raises
+        ------
+        NonFiniteError
+            Naming the step, the terms to blame and the layers that saw non-finite tokens.
         """
         if not bool(loss.isfinite()):
             raise NonFiniteError(self._describe_non_finite(terms))
@@ -102,10 +117,14 @@ class MoEModule(L.LightningModule):
     def log_terms(self, terms: dict[str, Tensor], loss: Tensor, batch_size: int | None = None) -> None:
         """Log each term as ``train/<term>`` and their sum as ``train/loss``, averaged over the epoch.
 
-        Args:
-            terms: Loss terms by name, scalars.
-            loss: Their sum.
-            batch_size: Rows in the batch, for Lightning's averaging.
+        Parameters
+        ----------
+        terms : dict of str to Tensor
+            Loss terms by name, scalars.
+        loss : Tensor
+            Their sum.
+        batch_size : int, optional
+            Rows in the batch, for Lightning's averaging.
         """
         logged = {f"train/{name}": term.detach() for name, term in {**terms, "loss": loss}.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
@@ -115,10 +134,14 @@ class MoEModule(L.LightningModule):
     ) -> dict[str, Any]:
         """For ``configure_optimizers``: the rate falls along a cosine, over all steps of the training.
 
-        Args:
-            optimizer: The optimiser.
-            warmup: Part of the steps over which the rate first rises from a tenth.
-            end: What is left of the rate at the end; 1 keeps it.
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            The optimiser.
+        warmup : float, default=0.0
+            Part of the steps over which the rate first rises from a tenth.
+        end : float, default=0.1
+            What is left of the rate at the end; 1 keeps it.
         """
 
         # Not torch's SequentialLR: it has to know the number of steps when it is made, and its cosine would begin
@@ -150,8 +173,10 @@ class MoEModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which weights do not fit, before Lightning tries to load them.
 
-        Raises:
-            FileFormatError: Naming the first missing, unexpected and mismatched weights, with both shapes.
+        Raises
+        ------
+        FileFormatError
+            Naming the first missing, unexpected and mismatched weights, with both shapes.
         """
         if self.strict_loading:
             check_state_dict(self, checkpoint["state_dict"], "the checkpoint")
@@ -178,9 +203,12 @@ class DataDependentModule(MoEModule):
 
     That comes from the data module, or from the checkpoint that is loaded, which remembers it.
 
-    Attributes:
-        entry: Name of what a checkpoint remembers.
-        network: The network, once it is built.
+    Attributes
+    ----------
+    entry : str
+        Name of what a checkpoint remembers.
+    network : Module
+        The network, once it is built.
     """
 
     entry: ClassVar[str]
@@ -221,8 +249,10 @@ class DataDependentModule(MoEModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network for the checkpoint's data, unless the data module has said what it is like.
 
-        Raises:
-            FileFormatError: If it is not such a checkpoint, or one of other data.
+        Raises
+        ------
+        FileFormatError
+            If it is not such a checkpoint, or one of other data.
         """
         state = checkpoint.get(self.entry)
         if state is None:

@@ -37,12 +37,17 @@ class ExpertParallel(Experts):
     Gradients of the experts are those of the mean loss over processes, as distributed training gives them for the
     replicated parameters.
 
-    Args:
-        experts: All experts, initialised alike in every process (the same seed does it).
-        group: Processes; all of them when None.
+    Parameters
+    ----------
+    experts : ExpertMLP
+        All experts, initialised alike in every process (the same seed does it).
+    group : object, optional
+        Processes; all of them when None.
 
-    Raises:
-        ConfigError: If the experts do not divide among the processes.
+    Raises
+    ------
+    ConfigError
+        If the experts do not divide among the processes.
     """
 
     def __init__(self, experts: ExpertMLP, group: Any = None) -> None:
@@ -153,9 +158,12 @@ def gather_optimizer_states(module: Any, checkpoint: dict[str, Any]) -> None:
 
     Every process has to call it.
 
-    Args:
-        module: The LightningModule.
-        checkpoint: What will be saved.
+    Parameters
+    ----------
+    module : object
+        The LightningModule.
+    checkpoint : dict of str to Any
+        What will be saved.
     """
     groups = {id(p): part.group for part in _parallel_parts(module).values() for p in part.local.parameters()}
     if not groups or "optimizer_states" not in checkpoint or world_size() == 1:

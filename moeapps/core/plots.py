@@ -23,12 +23,18 @@ def plot_training(
 ) -> Figure:
     """One curve per model over epochs; where a history has a ``stage`` column, its last curve is shaded by stage.
 
-    Args:
-        histories: ``history_`` frames by model name.
-        metric: Column to draw; a model without it is left out.
-        stages: Names of the stage numbers.
+    Parameters
+    ----------
+    histories : mapping of str to DataFrame
+        ``history_`` frames by model name.
+    metric : str, default="val/accuracy"
+        Column to draw; a model without it is left out.
+    stages : sequence of str, default=()
+        Names of the stage numbers.
 
-    Returns:
+    Returns
+    -------
+    Figure
         The figure; save it with ``figure.savefig(path)``.
     """
     figure = new_figure(width=8.0)
@@ -48,11 +54,15 @@ def plot_training(
 def plot_load(load: pd.DataFrame) -> Figure:
     """Heat map of experts by class, time, task or timestep.
 
-    Args:
-        load: One line per group, one column per expert, values in [0, 1], as
-            :func:`~moeapps.core.statistics.load_by_group` gives them.
+    Parameters
+    ----------
+    load : DataFrame
+        One line per group, one column per expert, values in [0, 1], as :func:`~moeapps.core.statistics.load_by_group`
+        gives them.
 
-    Returns:
+    Returns
+    -------
+    Figure
         The figure.
     """
     groups, experts = load.shape

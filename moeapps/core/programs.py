@@ -20,13 +20,19 @@ def program_bytes(
 ) -> bytes:
     """A program as the content of a file.
 
-    Args:
-        program: What ``torch.export.export`` gave.
-        form: ``"onnx"`` (needs ``moeapps[onnx]``) or ``"torch"`` (``torch.export.load`` reads it).
-        metadata: Texts that the file shall carry: ONNX's ``metadata_props``, or torch's ``extra_files``.
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        What ``torch.export.export`` gave.
+    form : Form
+        ``"onnx"`` (needs ``moeapps[onnx]``) or ``"torch"`` (``torch.export.load`` reads it).
+    metadata : mapping of str to str, optional
+        Texts that the file shall carry: ONNX's ``metadata_props``, or torch's ``extra_files``.
 
-    Raises:
-        ConfigError: If ONNX is not installed.
+    Raises
+    ------
+    ConfigError
+        If ONNX is not installed.
     """
     return _onnx(program, metadata or {}) if form == "onnx" else _pt2(program, metadata or {})
 
@@ -76,8 +82,10 @@ def _pt2(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> 
 def onnx_runtime() -> Any:
     """The package onnxruntime.
 
-    Raises:
-        ConfigError: If it is not installed.
+    Raises
+    ------
+    ConfigError
+        If it is not installed.
     """
     try:
         import onnxruntime

@@ -20,20 +20,30 @@ class Routing:
     ``offsets[e]:offsets[e + 1]``. Assignments beyond ``offsets[E]`` belong to no expert (a null expert, a token that
     wanted fewer than k, one that capacity refused): they keep the shapes constant, and cost and add nothing.
 
-    Attributes:
-        token: ``(A,)`` int64, the token of each assignment.
-        expert: ``(A,)`` int64, its expert, never decreasing; E for no expert.
-        weight: ``(A,)`` float32 or better, what the expert's output is multiplied by.
-        offsets: ``(E + 1,)`` int32, where each expert begins; stays on the device.
-        logits: ``(N, E)`` router scores, float32 or better (``(N, E + m)`` with m null experts); rows of invalid
-            tokens are zero.
-        probabilities: ``(N, E)`` what the router makes of them, usually a softmax.
-        valid: ``(N,)`` bool, False for tokens with NaN or infinite scores. They get an output of NaN and count in no
-            loss and no statistic.
-        position: ``(N, k)`` int64, where in the list the assignments of each token stand; None when experts choose
-            tokens.
-        dropped: ``()`` int64, assignments that capacity refused (always 0 when dropless).
-        details: What a router's own losses need besides, by name.
+    Attributes
+    ----------
+    token : Tensor
+        ``(A,)`` int64, the token of each assignment.
+    expert : Tensor
+        ``(A,)`` int64, its expert, never decreasing; E for no expert.
+    weight : Tensor
+        ``(A,)`` float32 or better, what the expert's output is multiplied by.
+    offsets : Tensor
+        ``(E + 1,)`` int32, where each expert begins; stays on the device.
+    logits : Tensor
+        ``(N, E)`` router scores, float32 or better (``(N, E + m)`` with m null experts); rows of invalid tokens are
+        zero.
+    probabilities : Tensor
+        ``(N, E)`` what the router makes of them, usually a softmax.
+    valid : Tensor
+        ``(N,)`` bool, False for tokens with NaN or infinite scores. They get an output of NaN and count in no loss and
+        no statistic.
+    position : Tensor or None
+        ``(N, k)`` int64, where in the list the assignments of each token stand; None when experts choose tokens.
+    dropped : Tensor
+        ``()`` int64, assignments that capacity refused (always 0 when dropless).
+    details : mapping of str to Tensor, default=field(default_factory=dict)
+        What a router's own losses need besides, by name.
     """
 
     token: Tensor
@@ -71,8 +81,10 @@ class Routing:
     def valid_counts(self, token_weight: Tensor | None = None) -> Tensor:
         """``(E,)`` assignments of each expert from valid tokens, in the dtype of the probabilities.
 
-        Args:
-            token_weight: ``(N,)`` how much each token counts; one each when None.
+        Parameters
+        ----------
+        token_weight : Tensor, optional
+            ``(N,)`` how much each token counts; one each when None.
         """
         weight = self.token_weight(token_weight)
         counts = weight.new_zeros(self.num_experts + 1)
@@ -95,7 +107,9 @@ class Routing:
     def combine(self, y: Tensor) -> Tensor:
         """Weight the experts' outputs ``(A, d_out)`` and add them up per token.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             ``(N, d_out)``: zero for a token without any expert, NaN for an invalid one.
         """
         out = weighted_sum(y, self.weight, self.token, self.position, self.num_tokens)
@@ -117,17 +131,28 @@ class Routing:
     ) -> "Routing":
         """Build the routing in which every token takes up to k experts.
 
-        Args:
-            expert: ``(N, k)`` int64, the experts of each token, best first.
-            weight: ``(N, k)`` their weights; NaN for invalid tokens.
-            logits: ``(N, E)`` or more router scores.
-            probabilities: ``(N, E)`` router probabilities.
-            valid: ``(N,)`` bool; all valid when None.
-            keep: ``(N, k)`` bool, which of these assignments are meant; all when None.
-            dropped: Number of assignments that capacity refused; 0 when None.
-            details: What the router's own losses need.
+        Parameters
+        ----------
+        expert : Tensor
+            ``(N, k)`` int64, the experts of each token, best first.
+        weight : Tensor
+            ``(N, k)`` their weights; NaN for invalid tokens.
+        logits : Tensor
+            ``(N, E)`` or more router scores.
+        probabilities : Tensor
+            ``(N, E)`` router probabilities.
+        valid : Tensor, optional
+            ``(N,)`` bool; all valid when None.
+        keep : Tensor, optional
+            ``(N, k)`` bool, which of these assignments are meant; all when None.
+        dropped : Tensor, optional
+            Number of assignments that capacity refused; 0 when None.
+        details : mapping of str to Tensor, optional
+            What the router's own losses need.
 
-        Returns:
+        Returns
+        -------
+        Routing
             The routing. Nothing is moved to the host: it works without a synchronisation on CUDA.
         """
         num_tokens, k = expert.shape

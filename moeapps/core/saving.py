@@ -63,12 +63,17 @@ class SaveMixin:
     def save(self: Savable, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file that :func:`moeapps.load` reads.
 
-        Args:
-            path: Where to; an existing file is replaced only once the new one is safely on disk.
+        Parameters
+        ----------
+        path : str or path
+            Where to; an existing file is replaced only once the new one is safely on disk.
 
-        Raises:
-            OSError: If the disk refuses; the old file is then unchanged.
-            ConfigError: If the class is not registered, or an argument cannot be written as JSON.
+        Raises
+        ------
+        OSError
+            If the disk refuses; the old file is then unchanged.
+        ConfigError
+            If the class is not registered, or an argument cannot be written as JSON.
         """
         class_path = registered_path(type(self))
         document = {
@@ -130,25 +135,34 @@ class SavableModule(SaveMixin, nn.Module):
 def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
     """Load a model or estimator that ``save`` wrote. No code from the file is run and nothing is unpickled.
 
-    Args:
-        path: The file.
-        **modules: Modules of your own that were constructor arguments (``strong=MyGNN(...)``): the file has their
-            weights but not their code.
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    **modules
+        Modules of your own that were constructor arguments (``strong=MyGNN(...)``): the file has their weights but not
+        their code.
 
-    Returns:
+    Returns
+    -------
+    object
         The object, ready to predict.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        FileFormatError: If it is damaged, incomplete, of a newer format, of an unregistered class, or does not fit.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is damaged, incomplete, of a newer format, of an unregistered class, or does not fit.
 
-    Example:
-        >>> import tempfile, torch
-        >>> from moeapps.graph import Mowst
-        >>> path = tempfile.mkdtemp() + "/model.safetensors"
-        >>> Mowst(in_channels=4, out_channels=2).save(path)
-        >>> type(load(path)).__name__
-        'Mowst'
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from moeapps.graph import Mowst
+    >>> path = tempfile.mkdtemp() + "/model.safetensors"
+    >>> Mowst(in_channels=4, out_channels=2).save(path)
+    >>> type(load(path)).__name__
+    'Mowst'
     """
     file = existing_file(path, "a model saved by moeapps")
     document, tensors = _read(file)
@@ -258,8 +272,10 @@ def registered_path(cls: type) -> str:
 def arguments_to_json(arguments: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments as JSON values.
 
-    Raises:
-        ConfigError: Naming the argument that has none.
+    Raises
+    ------
+    ConfigError
+        Naming the argument that has none.
     """
     return {name: _to_json(name, value) for name, value in arguments.items()}
 

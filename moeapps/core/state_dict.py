@@ -14,8 +14,10 @@ def check_state_dict(
 ) -> None:
     """Compare names and shapes of a state dict with a model before loading it.
 
-    Raises:
-        FileFormatError: Naming the first missing, unexpected and mismatched entries, with both shapes.
+    Raises
+    ------
+    FileFormatError
+        Naming the first missing, unexpected and mismatched entries, with both shapes.
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}

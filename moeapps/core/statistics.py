@@ -32,16 +32,19 @@ class RoutingStatistics(Metric):
 
     Before the first update all of them are zero, except ``dead_experts``, which is E.
 
-    Args:
-        num_experts: Number of experts E.
+    Parameters
+    ----------
+    num_experts : int
+        Number of experts E.
 
-    Example:
-        >>> import torch
-        >>> from moeapps.core import TopKRouter
-        >>> statistics = RoutingStatistics(num_experts=4)
-        >>> statistics.update(TopKRouter(dim=8, num_experts=4)(torch.randn(100, 8)))
-        >>> round(float(statistics.compute()["load"].sum()), 5)
-        1.0
+    Examples
+    --------
+    >>> import torch
+    >>> from moeapps.core import TopKRouter
+    >>> statistics = RoutingStatistics(num_experts=4)
+    >>> statistics.update(TopKRouter(dim=8, num_experts=4)(torch.randn(100, 8)))
+    >>> round(float(statistics.compute()["load"].sum()), 5)
+    1.0
     """
 
     full_state_update = False
@@ -97,12 +100,18 @@ class RoutingStatistics(Metric):
 def load_by_group(routing: Routing, groups: Tensor, num_groups: int) -> Tensor:
     """Which experts each group of tokens (a class, a time, a task) uses.
 
-    Args:
-        routing: A routing of N tokens.
-        groups: ``(N,)`` int64, the group of each token, 0 to G - 1.
-        num_groups: Number of groups G.
+    Parameters
+    ----------
+    routing : Routing
+        A routing of N tokens.
+    groups : Tensor
+        ``(N,)`` int64, the group of each token, 0 to G - 1.
+    num_groups : int
+        Number of groups G.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(G, E)`` fraction of each group's assignments that each expert got; zero for a group without any.
     """
     counts = _count_by_group(routing, groups, num_groups)
@@ -118,8 +127,10 @@ def _count_by_group(routing: Routing, groups: Tensor, num_groups: int) -> Tensor
 class GroupCounts:
     """Assignments of every routed layer by group of samples and expert, added up over batches.
 
-    Args:
-        names: Names of the groups.
+    Parameters
+    ----------
+    names : sequence of Any
+        Names of the groups.
     """
 
     def __init__(self, names: Sequence[Any]) -> None:
@@ -159,8 +170,10 @@ class RoutingMonitor(L.Callback):
     per expert for ``load`` and ``importance`` (``.../load/3``). Only totals are logged, never the choice of a single
     sample, which would reveal its content.
 
-    Args:
-        per_expert: Whether load and importance of each expert are logged too.
+    Parameters
+    ----------
+    per_expert : bool, default=True
+        Whether load and importance of each expert are logged too.
     """
 
     def __init__(self, per_expert: bool = True) -> None:

@@ -40,10 +40,13 @@ Model = TypeVar("Model", bound=nn.Module)
 class ExpertUse:
     """How the tokens of some data use the experts of one layer.
 
-    Attributes:
-        weight: ``(E,)`` sum of the weights that tokens gave each expert, divided by the number of tokens. On the data
-            of one task it is the task-conditioned score of PreMoe (2025).
-        similarity: ``(E, E)`` correlation of the router's logits over tokens: experts wanted by the same tokens.
+    Attributes
+    ----------
+    weight : Tensor
+        ``(E,)`` sum of the weights that tokens gave each expert, divided by the number of tokens. On the data of one
+        task it is the task-conditioned score of PreMoe (2025).
+    similarity : Tensor
+        ``(E, E)`` correlation of the router's logits over tokens: experts wanted by the same tokens.
     """
 
     weight: Tensor
@@ -54,13 +57,20 @@ class ExpertUse:
 class LayerReport:
     """What surgery changed in one layer.
 
-    Attributes:
-        experts_before: Number of experts before.
-        experts_after: Number of experts after.
-        parameters_before: Number of parameters of the layer before.
-        parameters_after: Number of parameters of the layer after.
-        groups: For each new expert, the old ones it was made of.
-        error: Mean relative error of the expert weights, where they were approximated; else 0.
+    Attributes
+    ----------
+    experts_before : int
+        Number of experts before.
+    experts_after : int
+        Number of experts after.
+    parameters_before : int
+        Number of parameters of the layer before.
+    parameters_after : int
+        Number of parameters of the layer after.
+    groups : tuple[tuple[int, ...], ...]
+        For each new expert, the old ones it was made of.
+    error : float, default=0.0
+        Mean relative error of the expert weights, where they were approximated; else 0.
     """
 
     experts_before: int
@@ -75,15 +85,22 @@ class LayerReport:
 def measure_use(model: nn.Module, batches: Iterable[Any]) -> dict[str, ExpertUse]:
     """Measure how data uses the experts.
 
-    Args:
-        model: A layer or a model with :class:`~moeapps.core.layer.MoE` layers.
-        batches: Inputs; a tuple is passed as several arguments.
+    Parameters
+    ----------
+    model : Module
+        A layer or a model with :class:`~moeapps.core.layer.MoE` layers.
+    batches : iterable of Any
+        Inputs; a tuple is passed as several arguments.
 
-    Returns:
+    Returns
+    -------
+    dict of str to ExpertUse
         The use of each layer, by its name in the model (``""`` for the layer itself).
 
-    Raises:
-        DataError: If there is not a single valid token.
+    Raises
+    ------
+    DataError
+        If there is not a single valid token.
     """
     probe = copy.deepcopy(model).eval()
     layers = _layers(probe)
@@ -110,16 +127,24 @@ def measure_use(model: nn.Module, batches: Iterable[Any]) -> dict[str, ExpertUse
 def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) -> tuple[Model, dict[str, LayerReport]]:
     """Keep the experts that are used most (UNCURL, Sarkar et al. 2024; PreMoe 2025) and drop the others.
 
-    Args:
-        model: A layer or a model.
-        num_experts: How many to keep in each layer.
-        use: What :func:`measure_use` found, on the data that matters.
+    Parameters
+    ----------
+    model : Model
+        A layer or a model.
+    num_experts : int
+        How many to keep in each layer.
+    use : mapping of str to ExpertUse
+        What :func:`measure_use` found, on the data that matters.
 
-    Returns:
+    Returns
+    -------
+    tuple[Model, dict of str to LayerReport]
         The pruned copy and a report per layer. Shared experts always stay.
 
-    Raises:
-        ConfigError: If there are not that many experts, or they cannot be taken out of this kind of router.
+    Raises
+    ------
+    ConfigError
+        If there are not that many experts, or they cannot be taken out of this kind of router.
     """
 
     def prune(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
@@ -140,16 +165,24 @@ def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
     The most used experts are the heads of groups; each of the others joins the head whose router logits its own
     resemble most. The router stays and sends the tokens of an old expert to the one it was merged into.
 
-    Args:
-        model: A layer or a model.
-        num_experts: How many experts are left in each layer.
-        use: What :func:`measure_use` found.
+    Parameters
+    ----------
+    model : Model
+        A layer or a model.
+    num_experts : int
+        How many experts are left in each layer.
+    use : mapping of str to ExpertUse
+        What :func:`measure_use` found.
 
-    Returns:
+    Returns
+    -------
+    tuple[Model, dict of str to LayerReport]
         The merged copy and a report per layer.
 
-    Raises:
-        ConfigError: If there are not that many experts, or tokens do not choose experts in this kind of router.
+    Raises
+    ------
+    ConfigError
+        If there are not that many experts, or tokens do not choose experts in this kind of router.
     """
 
     def merge(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
@@ -169,10 +202,14 @@ def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 def regroup(layer: MoE, groups: Sequence[Sequence[int]], weight: Tensor | None = None) -> MoE:
     """Merge the experts of a layer into given groups.
 
-    Args:
-        layer: The layer.
-        groups: For each new expert the old ones it is made of, the one that the others are aligned to first.
-        weight: ``(E,)`` how much each old expert counts; all alike when None.
+    Parameters
+    ----------
+    layer : MoE
+        The layer.
+    groups : Sequence[sequence of int]
+        For each new expert the old ones it is made of, the one that the others are aligned to first.
+    weight : Tensor, optional
+        ``(E,)`` how much each old expert counts; all alike when None.
     """
     use = torch.ones(layer.num_experts, dtype=torch.float64) if weight is None else weight
     router = MergedRouter(copy.deepcopy(layer.router), groups)
@@ -186,15 +223,22 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
     The low-rank part of MC-SMoE (Li et al. 2024, section 3.3), best applied to merged experts, whose weights have a
     low rank; its sparse remainder is left out.
 
-    Args:
-        model: A layer or a model.
-        rank: Rank of every matrix that is left, below its width.
+    Parameters
+    ----------
+    model : Model
+        A layer or a model.
+    rank : int
+        Rank of every matrix that is left, below its width.
 
-    Returns:
+    Returns
+    -------
+    tuple[Model, dict of str to LayerReport]
         The compressed copy and a report per layer, whose ``error`` is the relative error of the weights.
 
-    Raises:
-        ConfigError: If the rank is not below the widths.
+    Raises
+    ------
+    ConfigError
+        If the rank is not below the widths.
     """
     check_sizes(rank=rank)
 
@@ -229,15 +273,22 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
 def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForward, LayerReport]:
     """Merge all experts of a layer into one dense network (MEO, He et al. 2023, with one weight per expert).
 
-    Args:
-        layer: The layer; its experts are an :class:`~moeapps.core.experts.ExpertMLP` with a plain activation.
-        use: Weights of the experts; all alike when None.
+    Parameters
+    ----------
+    layer : MoE
+        The layer; its experts are an :class:`~moeapps.core.experts.ExpertMLP` with a plain activation.
+    use : ExpertUse, optional
+        Weights of the experts; all alike when None.
 
-    Returns:
+    Returns
+    -------
+    tuple[FeedForward, LayerReport]
         The dense network and a report.
 
-    Raises:
-        ConfigError: If the experts are of another kind.
+    Raises
+    ------
+    ConfigError
+        If the experts are of another kind.
     """
     e = _stacked(layer)
     if ACTIVATIONS[e.activation].gated:
@@ -270,20 +321,31 @@ def upcycle(
     experts in turn (BAM, Zhang et al. 2024). ``split=True`` divides the hidden units among the experts (FactorLLM,
     Zhao et al. 2024): no parameter is added, and with all experts chosen alike the answer is the network's.
 
-    Args:
-        dense: One network, or several of the same shape.
-        num_experts: Number of experts E.
-        top_k: Experts per token.
-        split: Whether to divide the network instead of copying it.
-        noise_std: Standard deviation of Gaussian noise on the copies, relative to each matrix's own, so that experts
-            can grow apart even before the router has told them apart.
-        **arguments: Further arguments of :class:`~moeapps.core.layer.MoE`.
+    Parameters
+    ----------
+    dense : FeedForward or sequence of FeedForward
+        One network, or several of the same shape.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=2
+        Experts per token.
+    split : bool, default=False
+        Whether to divide the network instead of copying it.
+    noise_std : float, default=0.0
+        Standard deviation of Gaussian noise on the copies, relative to each matrix's own, so that experts can grow
+        apart even before the router has told them apart.
+    **arguments
+        Further arguments of :class:`~moeapps.core.layer.MoE`.
 
-    Returns:
+    Returns
+    -------
+    tuple[MoE, LayerReport]
         The layer, with a fresh router, and a report.
 
-    Raises:
-        ConfigError: If the networks differ in shape, or their hidden units do not divide among the experts.
+    Raises
+    ------
+    ConfigError
+        If the networks differ in shape, or their hidden units do not divide among the experts.
     """
     sources = [dense] if isinstance(dense, FeedForward) else list(dense)
     if not sources:

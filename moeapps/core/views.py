@@ -26,13 +26,20 @@ VIEWS = "views.json"
 class Map:
     """A table of numbers that is coloured by its values: experts by class, by task, by timestep.
 
-    Attributes:
-        title: What is seen.
-        rows: Names of the rows.
-        columns: Names of the columns.
-        values: One list per row; None where there is no number.
-        row_name: What a row is.
-        column_name: What a column is.
+    Attributes
+    ----------
+    title : str
+        What is seen.
+    rows : list of str
+        Names of the rows.
+    columns : list of str
+        Names of the columns.
+    values : list[list[float or None]]
+        One list per row; None where there is no number.
+    row_name : str, default=""
+        What a row is.
+    column_name : str, default="expert"
+        What a column is.
     """
 
     title: str
@@ -53,14 +60,22 @@ class Map:
 class Curves:
     """Lines over a common axis: load over time, confidence by dispersion.
 
-    Attributes:
-        title: What is seen.
-        x: Where the values are.
-        lines: Values by name, as many as ``x`` has; None where there is none.
-        x_name: What the axis is.
-        y_name: What the values are.
-        stacked: Whether the lines are shares of a whole, drawn one upon the other.
-        marks: Places on the axis to mark (where experts were renewed).
+    Attributes
+    ----------
+    title : str
+        What is seen.
+    x : list of float
+        Where the values are.
+    lines : dict[str, list[float or None]]
+        Values by name, as many as ``x`` has; None where there is none.
+    x_name : str
+        What the axis is.
+    y_name : str
+        What the values are.
+    stacked : bool, default=False
+        Whether the lines are shares of a whole, drawn one upon the other.
+    marks : list of float, default=field(default_factory=list)
+        Places on the axis to mark (where experts were renewed).
     """
 
     title: str
@@ -84,10 +99,14 @@ class Curves:
 class Views:
     """Everything that is worth seeing of one run.
 
-    Attributes:
-        maps: Maps.
-        curves: Curves.
-        hints: What looks ill, in plain words.
+    Attributes
+    ----------
+    maps : list of Map, default=field(default_factory=list)
+        Maps.
+    curves : list of Curves, default=field(default_factory=list)
+        Curves.
+    hints : list of str, default=field(default_factory=list)
+        What looks ill, in plain words.
     """
 
     maps: list[Map] = field(default_factory=list)
@@ -103,8 +122,10 @@ class Views:
     def load(cls, folder: Path) -> "Views":
         """Read what :meth:`save` wrote; no views where there is no file.
 
-        Raises:
-            FileFormatError: If the file is not one of ours.
+        Raises
+        ------
+        FileFormatError
+            If the file is not one of ours.
         """
         path = folder / VIEWS
         if not path.exists():

@@ -13,12 +13,18 @@ __all__ = ["TableDataModule"]
 class TableDataModule(L.LightningDataModule):
     """Training and validation batches ``(numbers, codes, target, weight)``.
 
-    Args:
-        train: The four arrays of the training rows.
-        val: The four arrays of the validation rows; None for no validation.
-        batch_size: Rows per batch.
-        seed: Seed of the order.
-        dtype: Type of targets and weights (numbers stay float64 until they are encoded).
+    Parameters
+    ----------
+    train : tuple[array, ...]
+        The four arrays of the training rows.
+    val : tuple[array, ...] or None
+        The four arrays of the validation rows; None for no validation.
+    batch_size : int
+        Rows per batch.
+    seed : int
+        Seed of the order.
+    dtype : dtype, default=torch.float32
+        Type of targets and weights (numbers stay float64 until they are encoded).
     """
 
     def __init__(

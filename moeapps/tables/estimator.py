@@ -228,8 +228,10 @@ class TabularEstimator(LightningEstimator):
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`.
 
-        Raises:
-            DataError: If the model was fitted on an array, whose columns have no names.
+        Raises
+        ------
+        DataError
+            If the model was fitted on an array, whose columns have no names.
         """
         check_is_fitted(self, "model_")
         if not hasattr(self, "feature_names_in_"):

@@ -45,8 +45,10 @@ __all__ = [
 def router_class(name: str) -> type[Router]:
     """Class of a router by its short name (``moeapps list routers``) or registered import path.
 
-    Raises:
-        ConfigError: If there is none of that name; the nearest name is suggested.
+    Raises
+    ------
+    ConfigError
+        If there is none of that name; the nearest name is suggested.
     """
     known = {entry.name: entry.path for entry in registry.entries("router")}
     path = known.get(name, name)
@@ -65,19 +67,28 @@ def router_class(name: str) -> type[Router]:
 def make_router(name: str, dim: int, num_experts: int, top_k: int | None = None, **arguments: Any) -> Router:
     """Make a router by name.
 
-    Args:
-        name: Short name (``"topk"``, ``"topp"``, ...) or registered import path.
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token, for routers that have such an argument; their default when None.
-        **arguments: Further arguments of that router.
+    Parameters
+    ----------
+    name : str
+        Short name (``"topk"``, ``"topp"``, ...) or registered import path.
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, optional
+        Experts per token, for routers that have such an argument; their default when None.
+    **arguments
+        Further arguments of that router.
 
-    Raises:
-        ConfigError: If the name or an argument is not known to it, or a value is impossible.
+    Raises
+    ------
+    ConfigError
+        If the name or an argument is not known to it, or a value is impossible.
 
-    Example:
-        >>> make_router("topp", dim=8, num_experts=4, p=0.6)
-        TopPRouter(dim=8, num_experts=4, p=0.6, entropy_weight=0.0001, renormalize=False, max_experts=4)
+    Examples
+    --------
+    >>> make_router("topp", dim=8, num_experts=4, p=0.6)
+    TopPRouter(dim=8, num_experts=4, p=0.6, entropy_weight=0.0001, renormalize=False, max_experts=4)
     """
     cls = router_class(name)
     takes = inspect.signature(cls).parameters

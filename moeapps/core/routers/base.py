@@ -35,22 +35,33 @@ class Router(nn.Module):
     A router of your own writes :meth:`scores` and :meth:`choose`; the base takes care of precision, of shapes and of
     tokens that are not finite. In evaluation the choice for a token depends on nothing but the token.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
 
-    Attributes:
-        mixes_tokens: Whether, in training, tokens of one batch influence each other's routing. Such a router cannot
-            learn from a stream one row at a time.
-        token_choice: Whether tokens choose experts, so that a capacity can be set.
-        scores_itself: Whether the scores come from the tokens and the router alone, not from the experts.
-        per_expert: Names of the tensors with one row per expert, for :meth:`restricted`; None where experts cannot be
-            taken out.
-        always_on: Number of experts that take every token. They come first.
-        consistency_weight: Factor of the loss that makes the outputs of several draws agree.
+    Attributes
+    ----------
+    mixes_tokens : bool, default=False
+        Whether, in training, tokens of one batch influence each other's routing. Such a router cannot learn from a
+        stream one row at a time.
+    token_choice : bool, default=True
+        Whether tokens choose experts, so that a capacity can be set.
+    scores_itself : bool, default=True
+        Whether the scores come from the tokens and the router alone, not from the experts.
+    per_expert : tuple[str, ...], optional
+        Names of the tensors with one row per expert, for :meth:`restricted`; None where experts cannot be taken out.
+    always_on : int
+        Number of experts that take every token. They come first.
+    consistency_weight : float, default=0.0
+        Factor of the loss that makes the outputs of several draws agree.
 
-    Raises:
-        ConfigError: If a size is below 1.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1.
     """
 
     mixes_tokens: ClassVar[bool] = False
@@ -88,10 +99,14 @@ class Router(nn.Module):
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """Score experts: ``(N, d)`` to ``(N, E)`` or more, in the dtype of ``x``.
 
-        Args:
-            x: Tokens, in float32 or better.
-            experts: The layer's experts, for routers that ask them.
-            ids: ``(N,)`` int64 token ids, for routers that use them.
+        Parameters
+        ----------
+        x : Tensor
+            Tokens, in float32 or better.
+        experts : Module or None
+            The layer's experts, for routers that ask them.
+        ids : Tensor or None
+            ``(N,)`` int64 token ids, for routers that use them.
         """
         raise NotImplementedError
 
@@ -109,13 +124,20 @@ class Router(nn.Module):
     ) -> Routing:
         """Route tokens.
 
-        Args:
-            x: ``(N, d)`` tokens. One with a NaN or infinite score is marked invalid and gets weight NaN.
-            experts: The layer's experts; only routers that ask them need it (average keys, autonomy).
-            ids: ``(N,)`` int64 token ids; only the hash router looks at them.
-            sample_size: Tokens per sample; only soft routing, which mixes the tokens of a sample, looks at it.
+        Parameters
+        ----------
+        x : Tensor
+            ``(N, d)`` tokens. One with a NaN or infinite score is marked invalid and gets weight NaN.
+        experts : Module, optional
+            The layer's experts; only routers that ask them need it (average keys, autonomy).
+        ids : Tensor, optional
+            ``(N,)`` int64 token ids; only the hash router looks at them.
+        sample_size : int, default=1
+            Tokens per sample; only soft routing, which mixes the tokens of a sample, looks at it.
 
-        Returns:
+        Returns
+        -------
+        Routing
             The routing.
         """
         self.check_tokens(x)
@@ -144,9 +166,12 @@ class Router(nn.Module):
         :class:`~moeapps.core.module.MoEModule` does it. In a training loop of your own call
         ``layer.update(progress)`` yourself if the router has such a rule (growing k, balancing by bias).
 
-        Args:
-            routing: The step's last routing.
-            progress: Fraction of the training that is done, 0 to 1.
+        Parameters
+        ----------
+        routing : Routing
+            The step's last routing.
+        progress : float
+            Fraction of the training that is done, 0 to 1.
         """
 
     def restricted(self, kept: Sequence[int]) -> Self:

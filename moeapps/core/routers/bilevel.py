@@ -18,16 +18,23 @@ class BilevelRouter(Router):
     Only the ``top_groups`` most probable groups are looked into; inside them the k most probable experts are taken.
     Where each group lives on one machine, a token then travels to few machines.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        num_groups: Number of groups, a divisor of E; the largest divisor up to the square root of E when None.
-        top_groups: Groups per token.
-        top_k: Experts per token, from all chosen groups together; the smaller of 2 and what these groups have when
-            None.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    num_groups : int, optional
+        Number of groups, a divisor of E; the largest divisor up to the square root of E when None.
+    top_groups : int, default=1
+        Groups per token.
+    top_k : int, optional
+        Experts per token, from all chosen groups together; the smaller of 2 and what these groups have when None.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     def __init__(

@@ -21,13 +21,19 @@ class ExpertChoiceRouter(Router):
     the other tokens of its batch. Hence it is refused where rows arrive one at a time, and evaluation falls back to
     choosing per token: the c most probable experts with the same weights.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        capacity_factor: Mean number of experts per token c, above 0 and at most E.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    capacity_factor : float, default=2.0
+        Mean number of experts per token c, above 0 and at most E.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     mixes_tokens = True

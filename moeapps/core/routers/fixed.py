@@ -20,13 +20,19 @@ class HashRouter(Router):
     With token ids (``layer(x, ids=...)``) the expert is a hash of the id; for continuous tokens it is the argmax of a
     fixed random projection, which sends similar tokens to the same expert. The weight is always 1.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        seed: Which hash; the same seed gives the same assignment everywhere.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    seed : int, default=0
+        Which hash; the same seed gives the same assignment everywhere.
 
-    Raises:
-        ConfigError: If a size is below 1.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1.
     """
 
     per_expert = ("projection",)
@@ -77,14 +83,21 @@ class ThorRouter(Router):
     module draws twice and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times
     ``consistency_weight``, as :class:`moeapps.tables.TabularModule` does.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts drawn per batch.
-        consistency_weight: Factor of the consistency loss; 0 for a single draw.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=1
+        Experts drawn per batch.
+    consistency_weight : float, default=1.0
+        Factor of the consistency loss; 0 for a single draw.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     per_expert = ()
@@ -119,17 +132,26 @@ class SMoEDropoutRouter(Router):
     At inference any number of experts may be used (``router.top_k = 3``): more experts, better output
     ("Sparse MoE as the New Dropout", Chen et al. 2023, section 3).
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        start_k: Experts per token at the beginning of training.
-        end_k: Experts per token at its end; E when None.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    start_k : int, default=1
+        Experts per token at the beginning of training.
+    end_k : int, optional
+        Experts per token at its end; E when None.
 
-    Attributes:
-        top_k: Experts per token now. Grows linearly with the training's progress and is part of the saved state.
+    Attributes
+    ----------
+    top_k : int
+        Experts per token now. Grows linearly with the training's progress and is part of the saved state.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     per_expert = ("projection",)

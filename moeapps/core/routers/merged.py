@@ -17,12 +17,17 @@ class MergedRouter(Router):
 
     The weights of a token stay what they were (M-SMoE, Li et al. 2024, section 3.2).
 
-    Args:
-        router: The old router, over E experts.
-        groups: For each new expert the old ones that it was made of; together they are 0 to E - 1.
+    Parameters
+    ----------
+    router : Router
+        The old router, over E experts.
+    groups : Sequence[sequence of int]
+        For each new expert the old ones that it was made of; together they are 0 to E - 1.
 
-    Raises:
-        ConfigError: If the groups are not a partition, or the router is not :attr:`~Router.mergeable`.
+    Raises
+    ------
+    ConfigError
+        If the groups are not a partition, or the router is not :attr:`~Router.mergeable`.
     """
 
     group: Tensor

@@ -23,14 +23,21 @@ class NullExpertsRouter(Router):
     of zero (add a residual connection). The balance loss treats all null experts as one pooled expert, so that at
     balance a token uses k E / (E + m) real experts on average, and each as many as it needs.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of real experts E.
-        num_null: Number of null experts m; E when None.
-        top_k: Experts per token k among all E + m; the smaller of 4 and E + m when None.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of real experts E.
+    num_null : int, optional
+        Number of null experts m; E when None.
+    top_k : int, optional
+        Experts per token k among all E + m; the smaller of 4 and E + m when None.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     def __init__(self, dim: int, num_experts: int, num_null: int | None = None, top_k: int | None = None) -> None:

@@ -36,13 +36,19 @@ class AvgKRouter(_SelfScoring):
     No router weights (Liu et al. 2023, "Towards a Unified View of Sparse Feed-Forward Network", section 5.2). The
     keys are the columns of the first layer of :class:`~moeapps.core.experts.ExpertMLP`.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token.
+    Parameters
+    ----------
+    dim
+        Width d of a token.
+    num_experts
+        Number of experts E.
+    top_k
+        Experts per token.
 
-    Raises:
-        ConfigError: If a size is impossible, or (in forward) the experts have no keys.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible, or (in forward) the experts have no keys.
     """
 
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
@@ -58,14 +64,21 @@ class AutonomyRouter(_SelfScoring):
     The experts have to be :class:`~moeapps.core.experts.FactoredExpertMLP`, which
     :class:`~moeapps.core.layer.MoE` makes by itself for this router.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token.
-        rank: Width of the experts' first factor, for the experts that the layer makes; d / 4 when None.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=2
+        Experts per token.
+    rank : int, optional
+        Width of the experts' first factor, for the experts that the layer makes; d / 4 when None.
 
-    Raises:
-        ConfigError: If a size is impossible, or (in forward) the experts have no such factor.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible, or (in forward) the experts have no such factor.
     """
 
     def __init__(self, dim: int, num_experts: int, top_k: int = 2, rank: int | None = None) -> None:

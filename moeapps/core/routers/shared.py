@@ -24,16 +24,25 @@ class SharedExpertsRouter(Router):
     optimiser step the bias of an overloaded expert falls by ``bias_rate`` and that of an underloaded one rises:
     balance without an auxiliary loss (Wang et al. 2024; DeepSeek-V3, section 2.1.2).
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E, shared ones included.
-        top_k: Routed experts per token, 1 to E - num_shared.
-        num_shared: Number of always-on experts, 0 to E - 1.
-        score: ``"sigmoid"`` (DeepSeek-V3) or ``"softmax"`` (DeepSeekMoE).
-        bias_rate: Step u of the balancing bias; 0 turns it off.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E, shared ones included.
+    top_k : int, default=2
+        Routed experts per token, 1 to E - num_shared.
+    num_shared : int, default=1
+        Number of always-on experts, 0 to E - 1.
+    score : {"sigmoid", "softmax"}, default="sigmoid"
+        ``"sigmoid"`` (DeepSeek-V3) or ``"softmax"`` (DeepSeekMoE).
+    bias_rate : float, default=0.001
+        Step u of the balancing bias; 0 turns it off.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     balance_bias: Tensor
@@ -90,8 +99,10 @@ class SharedExpertsRouter(Router):
     def restricted(self, kept: Sequence[int]) -> Self:
         """Copy with all shared experts and some of the routed ones.
 
-        Raises:
-            ConfigError: If a shared expert is left out, or no routed one is left.
+        Raises
+        ------
+        ConfigError
+            If a shared expert is left out, or no routed one is left.
         """
         shared, routed = list(range(self.num_shared)), [e - self.num_shared for e in kept[self.num_shared :]]
         if list(kept[: self.num_shared]) != shared or not routed:

@@ -22,9 +22,12 @@ class SoftRouting(Routing):
 
     ``token``, ``expert`` and ``weight`` list all N E pairs, for losses and statistics; ``offsets`` counts slots.
 
-    Attributes:
-        mix: ``(B, T, E, S)`` share of each token in each slot; sums to 1 over the tokens of a sample.
-        share: ``(B, T, E, S)`` share of each slot in each token's output; sums to 1 over the slots.
+    Attributes
+    ----------
+    mix : Tensor, optional
+        ``(B, T, E, S)`` share of each token in each slot; sums to 1 over the tokens of a sample.
+    share : Tensor, optional
+        ``(B, T, E, S)`` share of each slot in each token's output; sums to 1 over the slots.
     """
 
     mix: Tensor | None = None
@@ -52,13 +55,19 @@ class SoftRouter(Router):
     A sample is the second to last axis of the layer's input ``(B, T, d)``; the samples of a batch never mix. For
     ``(N, d)`` input each row is a sample of its own, and the layer is a dense mixture of all experts.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        slots: Slots per expert S.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    slots : int, default=1
+        Slots per expert S.
 
-    Raises:
-        ConfigError: If a size is below 1.
+    Raises
+    ------
+    ConfigError
+        If a size is below 1.
     """
 
     token_choice = False

@@ -31,25 +31,36 @@ class TopKRouter(Router):
     that is not the best one is scaled by 1/3 three times out of four, where the gradient of the weight then equals
     Heun's third-order estimate of what the whole expert contributes. For ``top_k`` 1 or 2; evaluation takes the best.
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token k, 1 to E.
-        noise_std: Standard deviation of the Gaussian noise on the logits in training; 0 for none.
-        jitter: Half width of the uniform factor on the router's input in training; 0 for none.
-        renormalize: Whether the k weights are scaled to sum to 1. None means: yes for k > 1, no for k = 1 (where a
-            weight of constantly 1 would leave the router without a gradient), and no with sparsemixer.
-        gradient: ``"softmax"`` or ``"sparsemixer"``.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=2
+        Experts per token k, 1 to E.
+    noise_std : float, default=0.0
+        Standard deviation of the Gaussian noise on the logits in training; 0 for none.
+    jitter : float, default=0.0
+        Half width of the uniform factor on the router's input in training; 0 for none.
+    renormalize : bool, optional
+        Whether the k weights are scaled to sum to 1. None means: yes for k > 1, no for k = 1 (where a weight of
+        constantly 1 would leave the router without a gradient), and no with sparsemixer.
+    gradient : {"softmax", "sparsemixer"}, default="softmax"
+        ``"softmax"`` or ``"sparsemixer"``.
 
-    Raises:
-        ConfigError: If a size is impossible (``top_k`` outside 1..E, negative noise), or sparsemixer is asked for more
-            than two experts per token.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible (``top_k`` outside 1..E, negative noise), or sparsemixer is asked for more than two
+        experts per token.
 
-    Example:
-        >>> import torch
-        >>> routing = TopKRouter(dim=8, num_experts=4, top_k=2)(torch.randn(5, 8))
-        >>> routing.counts.sum().item(), routing.weight.shape
-        (10, torch.Size([10]))
+    Examples
+    --------
+    >>> import torch
+    >>> routing = TopKRouter(dim=8, num_experts=4, top_k=2)(torch.randn(5, 8))
+    >>> routing.counts.sum().item(), routing.weight.shape
+    (10, torch.Size([10]))
     """
 
     per_expert = ("weight",)
@@ -100,14 +111,21 @@ class TopKRouter(Router):
 def sparsemixer(logits: Tensor, top_k: int, tolerance: float, training: bool) -> tuple[Tensor, Tensor]:
     """Draw experts one after the other, with the weights whose gradient is the mid-point estimate.
 
-    Args:
-        logits: ``(N, E)`` scores.
-        top_k: How many to draw, without putting back.
-        tolerance: An expert takes part only if its score is within 2 * tolerance of the best, relative to the larger
-            of the two magnitudes.
-        training: Draw (True) or take the best (False).
+    Parameters
+    ----------
+    logits : Tensor
+        ``(N, E)`` scores.
+    top_k : int
+        How many to draw, without putting back.
+    tolerance : float
+        An expert takes part only if its score is within 2 * tolerance of the best, relative to the larger of the two
+        magnitudes.
+    training : bool
+        Draw (True) or take the best (False).
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, Tensor]
         Weights ``(N, k)`` and experts ``(N, k)``.
     """
     weights, experts = [], []
@@ -138,13 +156,19 @@ class NoisyTopKRouter(Router):
     In training only. The balance loss is the paper's: squared variation of importance plus that of the smooth load
     (its appendix A, eq. 8-11).
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        top_k: Experts per token k, 1 to E.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    top_k : int, default=2
+        Experts per token k, 1 to E.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
     """
 
     per_expert = ("weight", "noise_weight")

@@ -18,16 +18,25 @@ class TopPRouter(Router):
     At least one, at most ``max_experts``. The entropy of the router is minimised along, since a router that is unsure
     about everything would take every expert. ("Harder Tasks Need More Experts", Huang et al. 2024, eq. 3-6.)
 
-    Args:
-        dim: Width d of a token.
-        num_experts: Number of experts E.
-        p: Probability to reach, above 0 and at most 1.
-        max_experts: Most experts per token; E when None.
-        entropy_weight: Factor of the entropy loss.
-        renormalize: Whether the weights are scaled to sum to 1; the paper leaves them as they are.
+    Parameters
+    ----------
+    dim : int
+        Width d of a token.
+    num_experts : int
+        Number of experts E.
+    p : float, default=0.4
+        Probability to reach, above 0 and at most 1.
+    max_experts : int, optional
+        Most experts per token; E when None.
+    entropy_weight : float, default=0.0001
+        Factor of the entropy loss.
+    renormalize : bool, default=False
+        Whether the weights are scaled to sum to 1; the paper leaves them as they are.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
     """
 
     per_expert = ("weight",)

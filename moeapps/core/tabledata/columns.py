@@ -24,14 +24,22 @@ class ColumnEncoder:
     A missing value (NaN, None, NA) is information: numbers get a flag, categories a code of their own. A category that
     training has not seen gets the code 0, to which the network has learned nothing.
 
-    Attributes:
-        names: Names of all columns, in order.
-        numeric: Positions of the numeric columns.
-        categorical: Positions of the categorical columns.
-        categories: For each categorical column its values in order of appearance; value i has the code i + 2.
-        mean: Weighted mean of each numeric column.
-        scale: Its weighted standard deviation (1 for a constant).
-        edges: Quantiles of each numeric column, increasing, at least two, or none for a constant.
+    Attributes
+    ----------
+    names : list of str
+        Names of all columns, in order.
+    numeric : list of int
+        Positions of the numeric columns.
+    categorical : list of int
+        Positions of the categorical columns.
+    categories : list[list of Any]
+        For each categorical column its values in order of appearance; value i has the code i + 2.
+    mean : list of float
+        Weighted mean of each numeric column.
+    scale : list of float
+        Its weighted standard deviation (1 for a constant).
+    edges : list[list of float]
+        Quantiles of each numeric column, increasing, at least two, or none for a constant.
     """
 
     names: list[str]
@@ -51,16 +59,24 @@ class ColumnEncoder:
     ) -> Self:
         """Learn from a table.
 
-        Args:
-            X: ``(n, P)`` frame or float array.
-            sample_weight: ``(n,)`` non-negative weights.
-            categorical_features: ``"auto"`` (columns that are text, bool, category or object), None, or the names or
-                positions of the categorical columns.
-            num_bins: Quantile bins per numeric column, at most; fewer for very wide tables.
+        Parameters
+        ----------
+        X : DataFrame or array
+            ``(n, P)`` frame or float array.
+        sample_weight : array
+            ``(n,)`` non-negative weights.
+        categorical_features : str or sequence of Any or None, default="auto"
+            ``"auto"`` (columns that are text, bool, category or object), None, or the names or positions of the
+            categorical columns.
+        num_bins : int, default=32
+            Quantile bins per numeric column, at most; fewer for very wide tables.
 
-        Raises:
-            ConfigError: If ``categorical_features`` names a column that is not there.
-            DataError: If a number is infinite or too large, naming row and column.
+        Raises
+        ------
+        ConfigError
+            If ``categorical_features`` names a column that is not there.
+        DataError
+            If a number is infinite or too large, naming row and column.
         """
         self.names = [str(name) for name in X.columns] if isinstance(X, pd.DataFrame) else [
             f"column {i}" for i in range(X.shape[1])

@@ -54,18 +54,27 @@ class TableFile:
     ``"number"`` if all are numbers, ``"list"`` if all are JSON lists, and ``"text"`` otherwise. An empty cell is
     missing; ``NA`` and the like are missing among numbers, and text among text. ``"bool"`` is never guessed.
 
-    Args:
-        path: The file; a CSV file is UTF-8, with a header.
-        batch_rows: Rows of a batch, at most.
-        kinds: What columns of a CSV file hold. A cell of a whole, bool or list column that is something else stays
-            text; a cell of a number column that is none is an error.
+    Parameters
+    ----------
+    path : str or path
+        The file; a CSV file is UTF-8, with a header.
+    batch_rows : int, default=65536
+        Rows of a batch, at most.
+    kinds : mapping of str to ColumnKind, optional
+        What columns of a CSV file hold. A cell of a whole, bool or list column that is something else stays text; a
+        cell of a number column that is none is an error.
 
-    Attributes:
-        columns: Names of the columns.
+    Attributes
+    ----------
+    columns
+        Names of the columns.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        FileFormatError: If it is neither, empty, or its header has a name twice.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is neither, empty, or its header has a name twice.
     """
 
     def __init__(
@@ -90,13 +99,17 @@ class TableFile:
     def batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """The rows, some at a time; the index counts them from 0. Without any rows, one empty frame.
 
-        Args:
-            columns: Only these.
+        Parameters
+        ----------
+        columns : list of str, optional
+            Only these.
 
-        Raises:
-            FileFormatError: Naming file and record, if a record has another number of cells than the header, or is not
-                UTF-8.
-            DataError: Naming file, record and column, if a cell of a number column is none.
+        Raises
+        ------
+        FileFormatError
+            Naming file and record, if a record has another number of cells than the header, or is not UTF-8.
+        DataError
+            Naming file, record and column, if a cell of a number column is none.
         """
         start = 0
         names = self.columns if columns is None else columns
@@ -222,11 +235,15 @@ class TableWriter:
 
     Use it in a ``with`` block; where that fails, what stood at the path before is left as it was.
 
-    Args:
-        path: The file; its ending decides the form.
+    Parameters
+    ----------
+    path : str or path
+        The file; its ending decides the form.
 
-    Raises:
-        ConfigError: If the ending is neither.
+    Raises
+    ------
+    ConfigError
+        If the ending is neither.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
