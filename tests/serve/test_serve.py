@@ -453,6 +453,7 @@ class OtherRanker(MultiTaskRanker):
     """A user's own class."""
 
 
+@pytest.mark.xdist_group("stream")
 def test_a_subclass_that_a_user_has_registered_is_served(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
     for kind in (OtherTable, OtherGraph, OtherStream, OtherImages, OtherRanker):
