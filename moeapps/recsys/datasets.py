@@ -4,7 +4,6 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.files import TableWriter
-from moeapps.core.tabledata.source import Table, require_columns
+from moeapps.core.tabledata.source import Table
+from moeapps.recsys.census import census_income, census_schema
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.histories import add_history, time_split
+from moeapps.recsys.kuaishou import kuairand, kuairand_schema
 from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
-from moeapps.recsys.schema import DenseFeature, Feature, Schema, SequenceFeature, SparseFeature
+from moeapps.recsys.schema import Schema
 
 __all__ = [
     "PublicRankingData",
@@ -28,126 +29,6 @@ __all__ = [
     "kuairand",
     "kuairand_schema",
 ]
-
-_COLUMNS = (
-    "age", "class_worker", "industry_code", "occupation_code", "education", "wage_per_hour", "enrolled",
-    "marital_status", "industry", "occupation", "race", "hispanic_origin", "sex", "union_member",
-    "unemployment_reason", "employment_status", "capital_gains", "capital_losses", "dividends", "tax_filer",
-    "previous_region", "previous_state", "household_detail", "household_summary", "instance_weight",
-    "migration_msa", "migration_region", "migration_move", "same_house_last_year", "previous_sunbelt",
-    "persons_worked_for", "family_under_18", "father_birth_country", "mother_birth_country", "birth_country",
-    "citizenship", "own_business", "veteran_questionnaire", "veteran_benefits", "weeks_worked", "year", "income",
-)  # fmt: skip
-_NUMBERS = (
-    "age",
-    "wage_per_hour",
-    "capital_gains",
-    "capital_losses",
-    "dividends",
-    "persons_worked_for",
-    "weeks_worked",
-)
-
-
-def census_income(path: str | Path | None = None) -> pd.DataFrame:
-    """Census-Income (KDD), 1994 and 1995: two tasks, as in the MMoE paper.
-
-    ``income`` is 1 above 50,000 dollars, ``never_married`` is 1 for "Never married"; the marital status itself is left
-    out, since it determines the second one. 39 features, and ``instance_weight``, which is not one.
-
-    Parameters
-    ----------
-    path : str or Path, optional
-        The file ``census-income.test.gz`` or ``census-income.data.gz`` of the UCI repository (comma-separated, no
-        header). The embedded sample of 8,000 rows by default.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or does not have 42 columns.
-    """
-    if path is None:
-        with files("moeapps.recsys").joinpath("embedded/census_income_sample.parquet").open("rb") as file:
-            return pd.read_parquet(file)
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist, expected census-income.test.gz or census-income.data.gz")
-    raw = pd.read_csv(path, header=None, skipinitialspace=True, keep_default_na=False, na_values=["?"], dtype=str)
-    if raw.shape[1] != len(_COLUMNS):
-        raise DataError(f"{path} has {raw.shape[1]} columns, expected {len(_COLUMNS)}")
-    raw.columns = pd.Index(_COLUMNS)
-    frame = raw.drop(columns=["marital_status", "income"])
-    for name in (*_NUMBERS, "instance_weight"):
-        frame[name] = pd.to_numeric(frame[name])
-    frame["income"] = raw["income"].str.startswith("50000+").astype(int)
-    frame["never_married"] = (raw["marital_status"] == "Never married").astype(int)
-    return frame
-
-
-def census_schema() -> Schema:
-    """Schema of :func:`census_income`."""
-    features: list[Feature] = []
-    for name in _COLUMNS:
-        if name not in ("marital_status", "income", "instance_weight"):
-            features.append(DenseFeature(name) if name in _NUMBERS else SparseFeature(name))
-    return Schema(tuple(features), ("income", "never_married"), ("instance_weight",))
-
-
-KUAIRAND_GROUPS = {
-    "watch": ["is_click", "long_view"],
-    "interact": ["is_like", "is_follow", "is_comment", "is_forward"],
-}
-"""Tasks of :func:`kuairand` in HoME's groups."""
-
-_USER = ("user_active_degree", "follow_user_num_range", "fans_user_num_range", "friend_user_num_range",
-         "register_days_range", *(f"onehot_feat{i}" for i in range(18)))  # fmt: skip
-_VIDEO = ("author_id", "video_type", "upload_type", "music_type", "tag")
-
-
-def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
-    """KuaiRand-Pure (Gao et al., CIKM 2022), the standard log: six binary tasks of short videos.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``.
-    max_history : int, default 50
-        Number of newest entries of a history, which has the videos that the user clicked before.
-
-    Returns
-    -------
-    DataFrame
-        Rows in order of time, for :func:`kuairand_schema`.
-
-    Raises
-    ------
-    DataError
-        If a file or column is missing.
-    """
-    folder = Path(folder)
-    logs = sorted(folder.glob("log_standard_*_pure.csv"))
-    if not logs:
-        raise DataError(f"{folder} has no log_standard_*_pure.csv, expected the folder data of KuaiRand-Pure")
-    tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
-    columns = ["user_id", "video_id", "time_ms", "hourmin", "tab", *tasks]
-    log = pd.concat([_csv(path, columns) for path in logs], ignore_index=True)
-    log["hour"] = log.pop("hourmin") // 100
-    frame = add_history(log, "user_id", "video_id", "time_ms", max_history, where="is_click")
-    users = _csv(folder / "user_features_pure.csv", ["user_id", *_USER])
-    videos = _csv(folder / "video_features_basic_pure.csv", ["video_id", *_VIDEO, "video_duration"])
-    return frame.merge(users, on="user_id", how="left").merge(videos, on="video_id", how="left")
-
-
-def kuairand_schema(max_history: int = 50) -> Schema:
-    """Schema of :func:`kuairand`."""
-    names = ("user_id", "video_id", "tab", "hour", *_USER, *_VIDEO)
-    features: list[Feature] = [SparseFeature(name) for name in names]
-    features += [
-        DenseFeature("video_duration"),
-        SequenceFeature("video_id_history", shares="video_id", max_len=max_history),
-    ]
-    tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
-    return Schema(tuple(features), tuple(tasks), ("time_ms",))
 
 
 def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
@@ -253,27 +134,20 @@ def convert_ali_ccp(folder: str | Path, output: str | Path, part: str = "train",
 def _ali_lines(path: Path, cells: int) -> Iterator[list[str]]:
     with path.open() as file:
         for number, line in enumerate(file, 1):
-            found = line.rstrip("\n").split(",")
-            if len(found) != cells:
-                raise DataError(f"{path}, line {number}: {len(found)} cells, expected {cells}")
-            yield found
+            row = line.rstrip("\n").split(",")
+            if len(row) != cells:
+                raise DataError(f"{path}, line {number}: {len(row)} cells, expected {cells}")
+            yield row
 
 
 def _ali_features(text: str) -> dict[str, str]:
     """The last value of every single-valued field of ``field 2 id 3 value 1 field ...`` (control characters)."""
-    found = {}
+    features = {}
     for entry in text.split("\x01"):
         field, _, rest = entry.partition("\x02")
         if field in _ALI_FIELDS:
-            found[f"field_{field}"] = rest.partition("\x03")[0]
-    return found
-
-
-def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
-    require_columns(columns, pd.read_csv(path, nrows=0).columns, str(path))
-    return pd.read_csv(path, usecols=columns)[columns]
+            features[f"field_{field}"] = rest.partition("\x03")[0]
+    return features
 
 
 @dataclass(frozen=True)
