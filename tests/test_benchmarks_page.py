@@ -27,7 +27,8 @@ def summary(values: Any, digits: int = 4, scale: float = 1.0) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_result_has_a_script(path):
-    assert (ROOT / f"benchmarks/{path.stem}.py").exists() or path.stem == "stream_ablation"
+    scripts = {"stream_ablation": "stream_accuracy", "gpu": "gpu/run"}
+    assert (ROOT / f"benchmarks/{scripts.get(path.stem, path.stem)}.py").exists()
 
 
 def test_every_script_that_the_page_names_exists():
@@ -212,3 +213,24 @@ def test_the_page_of_papers_quotes_our_benchmarks():
     runs = results("stream_accuracy")["runs"]
     for column in ("paper, data", "paper, task", "DriftMoE"):
         assert summary([runs[f"elec, {seed}"][column]["accuracy"] for seed in range(3)], 2, 100) in page, column
+
+
+def test_gpu():
+    gpu = results("gpu")
+    assert f"one {gpu['machine']} with torch {gpu['torch']}, {gpu['date']}" in PAGE
+    tests = gpu["tests"]["result"]
+    assert f"{tests['passed']} tests marked `gpu` passed, {len(tests['failed'])} failed" in PAGE
+    for r in gpu["dispatch"]["result"]:
+        assert (
+            f"| {r['d']:,} | {r['h']:,} | {r['experts']} | {r['dense_ms']:.2f} | {r['dense_tflops']:.0f} | "
+            f"{r['moe_ms']:.2f} | {r['moe_tflops']:.0f} | {r['share_of_dense']:.2f} | "
+            f"{r['compiled_share_of_dense']:.2f} | {r['moe_mib']:,.0f} | {r['dense_mib']:,.0f} |"
+        ) in PAGE
+    for r in gpu["models"]["result"]:
+        assert (
+            f"| {r['model']} | {r['batch']:,} | {r['ms']:.2f} | {r['per_second']:,.0f} | {r['times_dense']:.2f} | "
+            f"{r['kernel_share']:.0%} | {r['peak_mib']:,.0f} |"
+        ) in PAGE
+    configurations = gpu["configurations"]["result"]
+    assert all(run["status"] == 0 for run in configurations.values())
+    assert f"All {len(configurations)} example configurations" in PAGE

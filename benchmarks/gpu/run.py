@@ -92,7 +92,18 @@ def show(name: str, result: Any) -> None:
         print(json.dumps(result["result"], indent=1))
 
 
-def main() -> None:
+def failures(report: dict[str, Any]) -> list[str]:
+    """Names of what failed: parts, tests, models, configurations."""
+    names = [part for part in PARTS if "error" in report.get(part, {})]
+    results = {part: report[part]["result"] for part in PARTS if "result" in report.get(part, {})}
+    names += list(results.get("tests", {}).get("failed", {}))
+    names += [row["model"] for row in results.get("models", []) if "error" in row]
+    names += [name for name, run in results.get("configurations", {}).items() if run["status"]]
+    return names
+
+
+def main() -> int:
+    """Run the parts; exit status 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="sizes for a rehearsal")
@@ -102,8 +113,15 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: --device cpu --small rehearses the steps without one")
     machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    report: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "cuda": torch.version.cuda,
-                              "command": "python benchmarks/gpu/run.py " + " ".join(sys.argv[1:])}  # fmt: skip
+    report: dict[str, Any] = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "command": "python benchmarks/gpu/run.py"
+        + (" --device cpu" if options.device == "cpu" else "")
+        + (" --small" if options.small else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
     print(f"{machine}, torch {torch.__version__}")
     for name in options.parts:
         began = time.perf_counter()
@@ -115,7 +133,10 @@ def main() -> None:
         show(name, report[name])
         Path(options.output).write_text(json.dumps(report, indent=1) + "\n")  # what is done is safe
     print(f"\nwritten: {options.output}")
+    for name in (failed := failures(report)):
+        print(f"FAILED: {name}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
