@@ -45,13 +45,13 @@ def apply_capacity(
         Whether tokens with a larger first weight come before others, instead of earlier ones (batch-prioritised
         routing, Riquelme et al. 2021).
     sample_size : int, optional
-        So many tokens in a row are a sample, and every sample has a capacity of its own: what becomes of it does not
-        depend on the others. All tokens share one when None. Only with ``"drop"``.
+        Number of consecutive tokens per sample. Every sample has a capacity of its own, so that its result does not
+        depend on the others; all tokens share one capacity when None. Only with ``"drop"``.
 
     Returns
     -------
     Routing
-        A routing in which no expert has more rows than its capacity; ``dropped`` counts what found no place.
+        A routing in which no expert has more rows than its capacity; ``dropped`` counts the refused assignments.
     """
     expert = routing.choices  # (N, k), E for none
     weight = routing.weight[routing.position]

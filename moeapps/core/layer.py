@@ -90,10 +90,10 @@ class MoE(RoutedLayer):
     overflow : Overflow, default="drop"
         What becomes of the others: ``"drop"`` or ``"next_best"`` (see :func:`~moeapps.core.capacity.apply_capacity`).
     eval_capacity_factor : float, optional
-        A saving in evaluation: of each sample (images ``(N, T, d)`` of T patches) an expert takes so many tokens, those
-        with the largest weights first (batch-prioritised routing of V-MoE, per sample); the others keep what their
-        other experts give. None, the default, computes everything, as is always done for tokens ``(N, d)``, which are
-        not of a sample.
+        Evaluation only: caps tokens per expert. Of each sample (images ``(N, T, d)`` have samples of T patches) an
+        expert takes at most this multiple of its fair share, tokens with the largest weights first (batch-prioritised
+        routing of V-MoE, per sample); the other tokens keep the outputs of their other experts. None is no cap. Tokens
+        ``(N, d)`` have no samples and no cap.
     balance_weight : float, default=0.01
         Factor of the router's balance loss.
     z_weight : float, default=0.001
