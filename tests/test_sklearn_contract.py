@@ -7,15 +7,15 @@ from moeapps import MoEClassifier, MoERegressor
 from moeapps.graph import GNNClassifier, MowstClassifier
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
 
-TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "batch_size": 1000, "max_epochs": 30, "lr": 0.05}
+TABULAR = {"num_experts": 2, "dim": 8, "num_blocks": 1, "batch_size": 1000, "max_epochs": 12, "lr": 0.1}
 ESTIMATORS = [
     MoEClassifier(accelerator="cpu", **TABULAR),
-    MoERegressor(accelerator="cpu", **TABULAR),
-    GNNClassifier(max_epochs=12, patience=4, accelerator="cpu"),
-    MowstClassifier(max_epochs=10, patience=4, accelerator="cpu"),
-    DriftMoEClassifier(seed=0),
-    DriftMoEClassifier("task", seed=0),
-    DriftMoERegressor(seed=0),
+    MoERegressor(accelerator="cpu", **{**TABULAR, "max_epochs": 25, "lr": 0.05}),
+    GNNClassifier(lr=0.03, max_epochs=8, patience=4, accelerator="cpu"),
+    MowstClassifier(lr=0.03, max_epochs=6, patience=3, accelerator="cpu"),
+    DriftMoEClassifier(n_experts=3, seed=0),
+    DriftMoEClassifier("task", n_experts=3, seed=0),
+    DriftMoERegressor(n_experts=3, seed=0),
 ]
 
 
