@@ -8,6 +8,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fast", max_examples=10, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)  # pytest --hypothesis-profile thorough
+settings.load_profile("fast")
 
 collect_ignore = ["data"]
 
@@ -19,7 +24,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "stream" in item.path.parts or "DriftMoE" in item.name:
             item.add_marker(pytest.mark.xdist_group("stream"))
-    # The stream loops are compiled once, by the one worker that has their tests; it starts with them.
+    # The stream loops are compiled by the worker that has this group, which comes first; all others find them on disk.
+    # Tests without a group go to whichever worker is free, so the last ones should be short: the doctests are.
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 

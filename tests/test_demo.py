@@ -21,7 +21,6 @@ MODELS = {
 }
 
 
-@pytest.mark.xdist_group("stream")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", MODELS)
 def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(

@@ -145,7 +145,6 @@ def run_page(page: Path, short: bool) -> None:
             assert language == "sh"  # the two commands of the README, which CI runs word for word
 
 
-@pytest.mark.xdist_group("stream")  # it compiles the loops of streams
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_runs(page, empty_folder):

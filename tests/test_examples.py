@@ -48,7 +48,6 @@ def test_no_script_is_forgotten():
     assert {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py")} == set(SCRIPTS)
 
 
-@pytest.mark.xdist_group("stream")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_runs(script, short_trainings, tmp_path, monkeypatch, capsys):

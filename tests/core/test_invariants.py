@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moeapps.core import MoE, make_router
@@ -29,7 +29,6 @@ def gradients(out: torch.Tensor, sources: list[torch.Tensor]) -> list[torch.Tens
 
 
 @everything
-@settings(max_examples=12, deadline=None)
 @given(
     tokens=st.integers(0, 40),
     dim=st.sampled_from([4, 7, 8]),
@@ -141,7 +140,6 @@ def test_one_expert_is_the_plain_expert(router, backend):
 
 @token_choice
 @pytest.mark.parametrize("overflow", ["drop", "next_best"])
-@settings(max_examples=20, deadline=None)
 @given(tokens=st.integers(0, 30), factor=st.sampled_from([1e-9, 0.3, 1.0, 1.25, 4.0]), seed=st.integers(0, 999))
 def test_capacity_is_never_exceeded_and_every_assignment_is_accounted_for(router, overflow, tokens, factor, seed):
     torch.manual_seed(seed)

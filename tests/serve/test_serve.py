@@ -267,7 +267,6 @@ def same_as_offline(found, model, asked) -> None:
         assert [answer[f"probability_{label}"] for label in (False, True)] == [expected[False], expected[True]]
 
 
-@pytest.mark.xdist_group("stream")
 def test_learning_equals_learning_offline_and_survives_the_death_of_the_worker_and_the_end_of_the_server(
     stream, tmp_path
 ):
@@ -301,7 +300,6 @@ def test_learning_equals_learning_offline_and_survives_the_death_of_the_worker_a
         assert [again.predict_proba_one(x) for x in asked] == [offline.predict_proba_one(x) for x in asked]
 
 
-@pytest.mark.xdist_group("stream")
 def test_predicting_while_learning_is_safe(stream, tmp_path):
     with local(stream, tmp_path / "learned.safetensors") as client:
         stop = threading.Event()
@@ -453,7 +451,6 @@ class OtherRanker(MultiTaskRanker):
     """A user's own class."""
 
 
-@pytest.mark.xdist_group("stream")
 def test_a_subclass_that_a_user_has_registered_is_served(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
     for kind in (OtherTable, OtherGraph, OtherStream, OtherImages, OtherRanker):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moeapps.core.errors import ConfigError, DataError
@@ -62,7 +62,6 @@ def test_the_state_is_json_and_comes_back():
         np.testing.assert_array_equal(ours, theirs)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.integers(-5, 5), min_size=1, max_size=30),
     weight=st.integers(0, 2**20),
