@@ -13,7 +13,7 @@ from moeapps.core.errors import MoEAppsError
 from moeapps.core.warnings import silence_warnings
 from moeapps.serve.refusal import Refusal, model_failed
 
-__all__ = ["Worker", "WorkerDied", "WorkerHung"]
+__all__ = ["Worker", "WorkerDied", "WorkerHung", "answer_all"]
 
 
 class WorkerDied(Exception):
@@ -141,10 +141,10 @@ def _work(pipe: Connection, path: str) -> None:
             operation, contents = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
-        pipe.send_bytes(json.dumps({"answers": _answers(service, operation, contents)}, allow_nan=False).encode())
+        pipe.send_bytes(json.dumps({"answers": answer_all(service, operation, contents)}, allow_nan=False).encode())
 
 
-def _answers(service: Any, operation: str, contents: list[Any]) -> list[dict[str, Any]]:
+def answer_all(service: Any, operation: str, contents: list[Any]) -> list[dict[str, Any]]:
     """For each request ``{"ok": value}`` or ``{"refusal": ...}``."""
     try:
         answers = getattr(service, operation)(contents)

@@ -23,7 +23,10 @@ from moeapps.serve.app import make_app
 from moeapps.serve.batching import Limits, ModelServer
 from moeapps.serve.refusal import Refusal
 from moeapps.serve.services import open_service
-from moeapps.serve.worker import _answers
+from moeapps.serve.worker import answer_all
+
+ROW = {"age of": 30, "city": "Rome", "visits": 2}
+"""A row that the table's model takes."""
 
 
 def people(n: int = 200) -> pd.DataFrame:
@@ -70,7 +73,7 @@ class LocalWorker:
 
     def call(self, operation: str, contents: list, timeout: float) -> list:
         content = json.loads(json.dumps(contents, allow_nan=False))
-        answers = json.loads(json.dumps(_answers(self.service, operation, content), allow_nan=False))
+        answers = json.loads(json.dumps(answer_all(self.service, operation, content), allow_nan=False))
         return [Refusal(**a["refusal"]) if "refusal" in a else a["ok"] for a in answers]
 
     def stop(self) -> None:
