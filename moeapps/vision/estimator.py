@@ -100,7 +100,7 @@ class ImageEstimator(LightningEstimator):
             self.model_.cpu()
 
     def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, class labels and what the images are like."""
+        """Fitted attributes, class labels and the spec of the images."""
         state = super().saved_state()
         classes = None if self.classes_ is None else labels_to_json(self.classes_)
         return {**state, "classes_": classes, "spec_": self.spec_.state()}

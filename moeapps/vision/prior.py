@@ -33,7 +33,7 @@ class TimestepPrior(nn.Module):
        start slides from 0 to U - k L with :math:`(t / T)^\alpha`: neighbouring timesteps share most of their window.
     2. :meth:`match` assigns units to columns of the window matrix such that the experts that are chosen now agree with
        it as far as possible: a bipartite matching on the CPU, by scipy. It is called every few steps, not at every one,
-       since it makes a GPU wait.
+       since it synchronises with the device.
     3. :meth:`forward` normalises the gates of a batch's timesteps and their windows to sum 1, and returns the mean
        Jensen-Shannon divergence.
 

@@ -57,13 +57,13 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
     real, drawn : array-like
         Features ``(n, d)`` and ``(m, d)``, as for :func:`frechet_distance`; more than k of each.
     k : int, default 3
-        Neighbour that sets the radius of the ball around a point.
+        The ball around a point reaches to its k-th nearest neighbour of the same set.
 
     Returns
     -------
     tuple[float, float]
-        The part of the drawn that lies in a ball around a real one (they look real), and the part of the real that lies
-        in a ball around a drawn one (everything real is drawn).
+        Precision, the fraction of generated images inside a ball around a real one, and recall, the fraction of real
+        images inside a ball around a generated one.
     """
     first, second = _features(real, drawn)
     check_sizes(k=k)

@@ -77,8 +77,8 @@ class SwitchBlock(DiTBlock):
     r"""A DiT block on masked tokens: attention and MLP are shared by all timesteps, the mask depends on the timestep.
 
     The paper's :math:`r = x \odot mask`, :math:`r' = r + a(r)`, :math:`r'' = r' + m(r')`,
-    :math:`out = r'' + (1 - mask) \odot x` equals :math:`x + a(r) + m(r')`, which is what is computed: only what
-    attention and MLP get is masked.
+    :math:`out = r'' + (1 - mask) \odot x` equals :math:`x + a(r) + m(r')`, which is what is computed: only the
+    inputs of attention and MLP are masked.
 
     Parameters
     ----------

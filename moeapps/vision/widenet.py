@@ -22,11 +22,11 @@ __all__ = ["SharedMoE", "ViTMoE", "VisionMoEConfig", "WideBlock", "WideNet"]
 
 
 class SharedMoE(MoE):
-    """An MoE layer that several blocks call one after the other, and that remembers the routing of each call.
+    """An MoE layer that several blocks share, with the routing of each call.
 
     One forward pass of the model goes like this:
 
-    1. The model calls :meth:`start`, which forgets the calls of the pass before.
+    1. The model calls :meth:`start`, which drops the routings of the pass before.
     2. Each of the L blocks calls :meth:`forward`; router and experts are the same, the tokens are not, so every call
        has a routing of its own, which is kept.
     3. :meth:`auxiliary_losses` computes the losses of every call and returns their mean, so that their weight does not
@@ -41,7 +41,7 @@ class SharedMoE(MoE):
     routings: Sequence[Routing] = ()
 
     def start(self) -> None:
-        """Forget the calls of the last forward pass."""
+        """Drop the routings of the last forward pass."""
         self.routings = ()
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class SharedMoE(MoE):
 
 
 class WideBlock(nn.Module):
-    """A block whose attention and experts belong to the model; only its two norms are its own.
+    """A transformer block that shares attention and experts with the other blocks, and has two norms of its own.
 
     Parameters
     ----------

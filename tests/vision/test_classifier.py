@@ -1,4 +1,4 @@
-"""Images behind scikit-learn's interface: layouts, refusals saving, and what patches are sent where."""
+"""WideNetClassifier: layouts of images, refused input, saving, and the experts of patches."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SwitchDiTGenerator and DiffusionModule: drawing, layouts, refusals, saving, averaged weights, going on exactly."""
+"""SwitchDiTGenerator and DiffusionModule: sampling, layouts, refused input, saving, averaged weights, resuming."""
 
 import subprocess
 import sys

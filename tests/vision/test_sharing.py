@@ -1,4 +1,4 @@
-"""What leaves the package: exported programs, files for the Hugging Face hub, pictures, measures of quality."""
+"""Exported programs, files for the Hugging Face hub, plots, and measures of quality."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""DiT and Switch-DiT: what they are at initialisation, whom the timestep sends where, and the prior."""
+"""DiT and Switch-DiT: initialisation, the experts that a timestep chooses, and the prior."""
 
 import copy
 
