@@ -149,6 +149,7 @@ def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user:
     Tensor
         Mean over the rows, a scalar.
     """
+    # (N, N): row i's own view is on the diagonal
     similarity = F.normalize(gate.float(), dim=-1) @ F.normalize(view.float(), dim=-1).t() / temperature
     rows = torch.arange(len(gate), device=gate.device)
     if user is not None:

@@ -114,6 +114,7 @@ def convert_ali_ccp(folder: str | Path, output: str | Path, part: str = "train",
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} does not exist; Ali-CCP is at https://tianchi.aliyun.com/dataset/408")
+    # The features of a user stand once, in a file of their own, and are shared by the user's samples
     common = {cells[0]: _ali_features(cells[2]) for cells in _ali_lines(paths[0], 3)}
     rows: list[dict[str, Any]] = []
     columns = ["click", "purchase", *(f"field_{field}" for field in _ALI_FIELDS)]
@@ -276,6 +277,7 @@ class PublicRankingData(RankingData):
             if public.time is not None:
                 parts = time_split(frame, public.time)
             else:
+                # Not `core.splits.hold_out`, which would choose other rows than 0.1 for a seed
                 order = np.random.default_rng(self.seed).permutation(len(frame))
                 cuts = [len(frame) * 8 // 10, len(frame) * 9 // 10]
                 parts = [frame.iloc[rows] for rows in np.split(order, cuts)]

@@ -64,10 +64,12 @@ class Diagnosis:
                     f"{level}: variances of the experts' outputs differ by a factor of {high / max(low, 1e-12):.0f}"
                 )
         for (place, gate), part in self.gates.groupby(["level", "gate"], sort=False):
+            # A task's experts are called "<task>: <number>"; MMoE's experts belong to no task
             own = part[part["expert"].str.startswith(f"{gate}:")]
             if len(own) and own["weight"].sum() < IGNORED:
                 hints.append(f"{place}: {gate} hardly uses its own experts ({own['weight'].sum():.3f}; underfitting)")
-            shared = part[part["expert"].str.startswith(("shared", "global")) & (part["weight"] > CAPTURED)]
+            # "shared 0", "shared: 0" or "global: 0", but not "shared_posts: 0" of a task with that name
+            shared = part[part["expert"].str.fullmatch(r"(shared|global):? \d+") & (part["weight"] > CAPTURED)]
             for _, row in shared.iterrows():
                 others = self.gates.query("level == @place and expert == @row.expert and gate != @gate")["weight"]
                 if len(others) and others.max() < IGNORED:

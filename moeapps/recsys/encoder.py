@@ -79,7 +79,7 @@ class TableEncoder:
         self.values: dict[str, list[Any]] = {}
         self.mean: list[float] = []
         self.scale: list[float] = []
-        self._index: dict[str, pd.Index] = {}
+        self._index: dict[str, pd.Index] = {}  # categories as a hash table, built when first needed
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learn from rows.
@@ -123,6 +123,7 @@ class TableEncoder:
         self.values = {name: list(values) for name, values in categories.items()}
         self._index = {}
         self.mean = mean.tolist()
+        # Rounding leaves a constant column a tiny spread, which must not blow up its noise
         with np.errstate(all="ignore"):
             scale = np.sqrt(squares / np.maximum(count, 1))
         self.scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0).tolist()
@@ -143,6 +144,7 @@ class TableEncoder:
             sparse[:, s] = self._codes(feature.name, frame[feature.name])
         numbers = self._numbers(frame)
         missing = np.isnan(numbers)
+        # A missing number becomes the mean, and its flag says so
         scaled = np.where(missing, 0.0, (numbers - np.array(self.mean)) / np.array(self.scale))
         dense = np.concatenate([np.clip(scaled, -CLIP, CLIP), missing], axis=1)
         return Rows(

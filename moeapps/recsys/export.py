@@ -98,6 +98,7 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
         network, encoder, targets = ranker.model_, ranker.encoder_, ranker.targets_
     program = _Program(copy.deepcopy(network).cpu(), targets).eval()
     schema = encoder.schema
+    # Three rows: torch.export would take one row, or none, for a constant
     inputs = (
         torch.zeros(3, len(schema.sparse), dtype=torch.int32),
         torch.zeros(3, 2 * len(schema.dense)),
@@ -176,6 +177,7 @@ class OnnxRanker:
         rows = self.encoder.transform(frame)
         names = [entry.name for entry in self._session.get_inputs()]
         parts = []
+        # By name: the exporter drops inputs that the network does not use, such as `dense` without dense columns
         for start in range(0, len(rows), EVALUATION_ROWS):
             part = rows.at(slice(start, start + EVALUATION_ROWS))
             given = {"sparse": part.sparse, "dense": part.dense}

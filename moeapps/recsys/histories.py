@@ -49,6 +49,7 @@ def add_history(
     """
     check_sizes(max_history=max_history)
     require_columns([user, item, time, *([] if where is None else [where])], frame.columns, "the frame")
+    # By user and item within a time, so that the order of the given rows does not matter
     frame = frame.sort_values([time, user, item], kind="stable", ignore_index=True)
     histories: list[list[object]] = [[] for _ in range(len(frame))]
     items, times = frame[item].to_numpy(), frame[time].to_numpy()
@@ -87,6 +88,7 @@ def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = 
     """
     require_columns([time], frame.columns, "the frame")
     stamps = frame[time].to_numpy()
+    # inverted_cdf gives times that are there, which keeps rows of one time together
     first, second = np.quantile(stamps, [fractions[0], sum(fractions)], method="inverted_cdf")
     masks = [stamps <= first, (stamps > first) & (stamps <= second), stamps > second]
     return _parts(frame, masks, f"fractions={fractions}")

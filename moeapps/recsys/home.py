@@ -153,14 +153,14 @@ class HoME(MultiTaskModel):
     ) -> None:
         super().__init__(num_tasks, expert, tower, dropout)
         check_sizes(num_shared=num_shared, num_group=num_group, num_specific=num_specific)
-        self.groups = (
-            {"all": list(range(num_tasks))} if groups is None else {name: list(of) for name, of in groups.items()}
-        )
+        every = list(range(num_tasks))
+        self.groups = {"all": every} if groups is None else {name: list(members) for name, members in groups.items()}
         _check_groups(self.groups, num_tasks)
         count = len(self.groups)
-        group_of = [next(c for c, of in enumerate(self.groups.values()) if t in of) for t in range(num_tasks)]
+        group_of = [next(c for c, members in enumerate(self.groups.values()) if t in members) for t in every]
         self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
-        # Paths 0 .. C-1 of the meta level are the groups', path C is the shared one
+
+        # Meta level. Paths 0 .. C-1 are the groups', path C is the shared one; an expert belongs to one path.
         path_names = [*(f"group {name}" for name in self.groups), "shared"]
         owners = [count] * num_shared + [c for c in range(count) for _ in range(num_group)]
 
@@ -172,17 +172,18 @@ class HoME(MultiTaskModel):
         own = [[owner == path for owner in owners] for path in range(count + 1)]
         self.meta_self = SelfGate(dim, own) if self_gate else None
 
-        # Of each expert of the task level: the path it reads, the tasks that may use it, its name
-        reads = [*owners, *(group_of[t] for t in range(num_tasks) for _ in range(num_specific))]
-        users: list[list[int]] = [list(range(num_tasks))] * num_shared
-        users += [of for of in self.groups.values() for _ in range(num_group)]
-        users += [[t] for t in range(num_tasks) for _ in range(num_specific)]
+        # Task level: global experts, those of each group, those of each task. Of each expert the path of the meta level
+        # that it reads, the tasks whose gates may use it, and its name.
+        reads = [*owners, *(group_of[t] for t in every for _ in range(num_specific))]
+        users = [every] * num_shared
+        users += [members for members in self.groups.values() for _ in range(num_group)]
+        users += [[t] for t in every for _ in range(num_specific)]
         names = ["global"] * num_shared + [path_names[owner] for owner in owners[num_shared:]]
         names += [name for name in task_names(num_tasks) for _ in range(num_specific)]
         self.task_names = _number(names)
         self.register_buffer("reads", torch.tensor(reads), persistent=False)
         self.task_experts = DenseExperts(self.width, expert, len(reads), "silu", norm=True, dropout=dropout)
-        usable = [[t in of for of in users] for t in range(num_tasks)]
+        usable = [[t in tasks for tasks in users] for t in every]
         self.task_gate = MultiGate(2 * self.width, len(reads), num_tasks, usable)
         mine = [[name == task for name in names] for task in task_names(num_tasks)]
         self.task_self = SelfGate(2 * self.width, mine) if self_gate else None
@@ -192,12 +193,15 @@ class HoME(MultiTaskModel):
         views = x if self.feature_gate is None else self.feature_gate(x)
         outputs, weights = self.meta_experts(views), self.meta_gate(x)  # (N, E, h), (N, C + 1, E)
         if self.meta_self is not None:
+            # One product mixes by both gates: the sum of two mixtures of the same outputs
             weights = weights + self.meta_self(x)
         gates = [*(f"group {name}" for name in self.groups), "shared"]
         self.note("meta", outputs, weights, self.meta_names, gates)
         paths = mix_experts(weights, outputs)  # (N, C + 1, h)
 
+        # index_select, not indexing, whose gradient adds up in an order that differs from run to run
         outputs = self.task_experts(paths.index_select(1, self.reads))
+        # A task's gate reads its group's path and the shared one
         both = torch.cat([paths.index_select(1, self.group_of), paths[:, -1:].expand(-1, self.num_tasks, -1)], dim=-1)
         weights = self.task_gate(both)  # (N, T, E) from (N, T, 2 h)
         if self.task_self is not None:
@@ -214,7 +218,7 @@ def _check_groups(groups: dict[str, list[int]], num_tasks: int) -> None:
     for task in range(num_tasks):
         if listed.count(task) != 1:
             raise ConfigError(
-                f"groups must have every task exactly once, but task {task} stands {listed.count(task)} times"
+                f"groups must name every task exactly once, but task {task} is named {listed.count(task)} times"
             )
     if len(listed) != num_tasks:
         raise ConfigError(

@@ -78,6 +78,7 @@ class RankingModule(Configurable, DataDependentModule):
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
         self._user = None if user is None else sparse.index(user)
         self.network = build_network(encoder, targets, self.config)
+        # Buffers, so that they move to the device; not saved, since they are settings
         for argument in ("task_weights", "positive_weight"):
             given = getattr(self.config, argument) or {}
             for name in given:
@@ -137,6 +138,7 @@ class RankingModule(Configurable, DataDependentModule):
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
         self._evaluate("val", *batch)
+        # One batch is enough for the diagnosis, and keeps no more rows in memory than that
         if batch_idx == 0 and has_gates(self.network):
             self._diagnosis = diagnose(self.network, batch[0], self.targets.names)
             metrics = self._diagnosis.metrics()
@@ -156,7 +158,7 @@ class RankingModule(Configurable, DataDependentModule):
         logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
         logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
         self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
-        self._collected.append((outputs.float().cpu(), labels.cpu()))
+        self._collected.append((outputs.float().cpu(), labels.cpu()))  # an AUC is no mean over batches
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only."""
@@ -188,6 +190,7 @@ class RankingModule(Configurable, DataDependentModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
+        # Weight decay would shrink the embeddings of rare categories with every step that does not see them
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
         chosen = {id(p) for p in decayed}

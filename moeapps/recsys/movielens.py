@@ -94,10 +94,12 @@ def _read(path: Path, names: list[str]) -> pd.DataFrame:
     with path.open(encoding="latin-1") as file:
         first = file.readline()
     separator = next((mark for mark in ("::", "|") if mark in first), "\t")
+    # pandas' fast parser has separators of one character only
     engine = "python" if separator == "::" else "c"
     table = pd.read_csv(
         path, sep=separator, header=None, encoding="latin-1", dtype=str, quoting=csv.QUOTE_NONE, engine=engine
     )  # type: ignore[call-overload]
+    # GroupLens' files have no header
     if not str(table.iloc[0, 0]).isdigit():  # a copy with a header line
         table.columns = pd.Index(table.iloc[0])
         table = table.iloc[1:].reset_index(drop=True)

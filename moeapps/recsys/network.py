@@ -134,6 +134,7 @@ class MultiTaskNetwork(nn.Module):
         r"""Logit of :math:`\sigma(a) \sigma(b)`, which is :math:`-\log(e^{-a} + e^{-b} + e^{-a-b})`."""
         if task not in self.products:
             return logits[task]
+        # In logits, not probabilities, whose product would underflow and whose loss would need another form
         a, b = logits[task], self._product(logits, self.products[task])
         return -torch.stack([-a, -b, -a - b]).logsumexp(0)
 
@@ -207,6 +208,7 @@ def _multi_task(encoder: TableEncoder, targets: Targets, config: RankingConfig) 
     if config.groups is not None:
         if config.model != "home":
             raise ConfigError(f"groups are for model='home', got model={config.model!r}")
+        # HoME knows tasks by number
         options["groups"] = {
             group: [targets.index(name, f"groups: {group!r} has") for name in members]
             for group, members in config.groups.items()
@@ -263,6 +265,7 @@ def _make(models: dict[str, Any], name: str, options: Mapping[str, Any] | None, 
 def _check_products(products: Mapping[int, int], targets: Targets) -> None:
     for task in products:
         name, seen = targets.names[task], [task]
+        # Follow the chain of presupposed tasks until it ends, or comes back to a task
         while seen[-1] in products:
             seen.append(products[seen[-1]])
             if seen.count(seen[-1]) > 1:

@@ -69,7 +69,7 @@ class Ranker(LightningEstimator):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
         if isinstance(frame, pd.DataFrame) and len(frame) == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
-        seed = self._seed()
+        seed = self._seed()  # one seed for validation rows, weights, order and noise
         data = RankingData(
             frame,
             validation,
@@ -84,6 +84,7 @@ class Ranker(LightningEstimator):
         module = self._module()
         try:
             data.setup("fit")
+            # Lightning finds the network attached, so that its weights do not depend on what the trainer draws first
             with isolate_rng():
                 seed_everything(seed)
                 module.attach(data.encoder, data.targets)
@@ -102,6 +103,7 @@ class Ranker(LightningEstimator):
     def _outputs(self, frame: pd.DataFrame) -> NDArray[Any]:
         check_is_fitted(self, "model_")
         rows = self.encoder_.transform(frame)
+        # In parts: the experts' hidden layers need far more memory than the rows
         parts = [self.model_(rows.at(slice(i, i + EVALUATION_ROWS))) for i in range(0, len(rows), EVALUATION_ROWS)]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.targets_.names)))
 
@@ -216,6 +218,7 @@ class Ranker(LightningEstimator):
         for name, value in user.items():
             if name in items.columns:
                 raise DataError(f"{name!r} is a feature of the user and a column of the items")
+            # As objects first: a history is one list per row, which a frame would spread over rows
             joint[name] = pd.Series([value] * len(items), index=items.index, dtype=object)
         score = self.predict_proba(joint.infer_objects())[by].to_numpy()
         best = np.argsort(-score, kind="stable")[:n]

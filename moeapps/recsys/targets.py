@@ -91,6 +91,7 @@ class Targets:
                     batch = column_moments(numbers[:, None])
                     moments[name] = merge_moments(moments[name], batch) if name in moments else batch
         for name in self.names:
+            # By type first: values of one column may be of types that do not compare
             distinct = sorted(values[name], key=lambda value: (str(type(value)), value))
             if not distinct:
                 raise DataError(f"target {name!r} has no known label")
@@ -204,5 +205,6 @@ def task_losses(
             loss = F.poisson_nll_loss(out, y, log_input=True, reduction="none")
         else:
             loss = F.mse_loss(out, y, reduction="none")
+        # where, not a product with the mask: infinity times zero is NaN
         losses.append(torch.where(known[:, t], loss, 0.0).sum() / known[:, t].sum().clamp_min(1))
     return torch.stack(losses)

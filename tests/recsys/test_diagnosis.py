@@ -3,12 +3,13 @@
 import copy
 from functools import cache
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from moeapps.core.errors import ConfigError
-from moeapps.recsys import MultiTaskRanker, census_income, census_schema
+from moeapps.recsys import Diagnosis, MultiTaskRanker, census_income, census_schema
 
 TARGETS = ["income", "never_married"]
 
@@ -79,6 +80,14 @@ def test_every_model_can_be_diagnosed(name):
     levels = 1 if name == "cgc" else 2
     assert found.gates["level"].nunique() == levels
     assert found.experts.notna().all().all()
+
+
+def test_a_task_that_is_called_shared_something_has_no_shared_experts():
+    weights = {("shared_posts", "shared_posts: 0"): 0.9, ("shared_posts", "shared 0"): 0.1,
+               ("likes", "shared_posts: 0"): 0.0, ("likes", "shared 0"): 1.0}  # fmt: skip
+    rows = [{"level": "0", "gate": gate, "expert": e, "weight": w} for (gate, e), w in weights.items()]
+    experts = {"level": "0", "expert": ["shared_posts: 0", "shared 0"], "variance": 1.0, "zeros": 0.0, "dead": 0.0}
+    assert Diagnosis(pd.DataFrame(experts), pd.DataFrame(rows)).hints() == []
 
 
 def test_a_model_without_gates_says_so():

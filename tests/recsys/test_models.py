@@ -158,8 +158,8 @@ def test_feature_gates_begin_as_the_input_and_give_every_expert_a_view():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({"a": [0, 1]}, "task 2 stands 0 times"),
-        ({"a": [0, 1], "b": [1, 2]}, "task 1 stands 2 times"),
+        ({"a": [0, 1]}, "task 2 is named 0 times"),
+        ({"a": [0, 1], "b": [1, 2]}, "task 1 is named 2 times"),
         ({"a": [0, 1, 2], "b": []}, "'b' has no task"),
         ({"a": [0, 1, 2, 7]}, r"groups name \[7\]"),
     ],
