@@ -1,4 +1,4 @@
-"""Mixture-of-experts models for graphs, data streams, recommendation and images.
+"""Mixture-of-experts models for tables, graphs, data streams, recommendation and images.
 
 Importing this package loads no framework: every public name is resolved when it is first used (PEP 562).
 
