@@ -23,10 +23,10 @@ def main() -> None:
         )
         model.fit(frame[:cut], targets=["income", "never_married"])
         print(name, model.evaluate(frame[cut:]).round(4).to_string(index=False), sep="\n")
-        found = model.diagnose(frame[cut : cut + 2000])
-        for hint in found.hints() or ["experts and gates look healthy"]:
+        diagnosis = model.diagnose(frame[cut : cut + 2000])
+        for hint in diagnosis.hints() or ["experts and gates look healthy"]:
             print("  ", hint)
-        found.plot(f"{name}, census-income").savefig(options.picture_folder / f"census-{name}.png", dpi=100)
+        diagnosis.plot(f"{name}, census-income").savefig(options.picture_folder / f"census-{name}.png", dpi=100)
 
 
 if __name__ == "__main__":

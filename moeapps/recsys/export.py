@@ -177,7 +177,6 @@ class OnnxRanker:
         rows = self.encoder.transform(frame)
         names = [entry.name for entry in self._session.get_inputs()]
         parts = []
-        # By name: the exporter drops inputs that the network does not use, such as `dense` without dense columns
         for start in range(0, len(rows), EVALUATION_ROWS):
             part = rows.at(slice(start, start + EVALUATION_ROWS))
             given = {"sparse": part.sparse, "dense": part.dense}
