@@ -125,10 +125,8 @@ class AWMoERanker(Ranker):
 
         Raises
         ------
-        ConfigError
-            Naming the argument that cannot be used.
-        DataError
-            Naming the column or target that cannot be used, or that there is no history.
+        ConfigError, DataError
+            Naming the argument, column or target that cannot be used, or if there is no history.
         """
         if target is not None:
             if targets is not None:

@@ -172,10 +172,8 @@ class MultiTaskRanker(Ranker):
 
         Raises
         ------
-        ConfigError
-            Naming the argument that cannot be used.
-        DataError
-            Naming the column or target that cannot be used.
+        ConfigError, DataError
+            Naming the argument, column or target that cannot be used.
         """
         with self._all_or_nothing() as fitted:
             fitted._fit(frame, targets, ignored, kinds, validation)
