@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moeapps.graph import Edges, MowstClassifier, PublicGraphData, predict_nodes
-from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.experts import node_expert
 from moeapps.graph.plots import plot_confidence_by_neighborhood, plot_cost_curve
 
 TOLERANCE = 0.002
@@ -82,7 +82,7 @@ def measure(name: str, backbone: str, root: str | None, pictures: Path) -> dict[
                 predict_nodes(model, x, edges, mode="cascade", threshold=threshold, batch_size=size)  # type: ignore[arg-type]
 
             def gnn_alone(size: int | None = size) -> None:
-                run_on_nodes(strong, x, edges, None, batch_size=size)  # type: ignore[arg-type]
+                node_expert(strong).on_nodes(x, edges, None, batch_size=size)
 
             medians = median_seconds(conditional, gnn_alone, repeats=15 if size is None else 5)
             seconds[f"{reference}, {regime}"] = {"conditional": medians[0], "GNN alone": medians[1]}

@@ -5,7 +5,7 @@
 
 First table: milliseconds of a forward and backward pass with the same weights; PyG is used as pip installs it, without
 its compiled extensions. Second table: seconds of a prediction for a random share of the nodes by cutting out a piece,
-divided by those for the whole graph; where it is below 1, cutting pays (``CUT_SHARE`` in moeapps.graph.conditional is
+divided by those for the whole graph; where it is below 1, cutting pays (``cut_share`` in moeapps.graph.experts is
 read off it).
 """
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 
 from moeapps.graph import Edges, PublicGraphData, make_network
-from moeapps.graph.networks import edge_form, run_network
+from moeapps.graph.experts import node_expert
 
 PYG: dict[str, tuple[Any, dict[str, Any]]] = {
     "gcn": (GCN, {}),
@@ -59,7 +59,7 @@ def measure(name: str, root: str | None, repeats: int) -> dict[str, Any]:
         theirs = kind(**sizes, norm="batch_norm", **options)
         theirs.load_state_dict(ours.state_dict())
         ms = median_ms(
-            lambda ours=ours: run_network(ours, graph.x, edges).sum().backward(),
+            lambda ours=ours: node_expert(ours).run(graph.x, edges).sum().backward(),
             lambda theirs=theirs: theirs(graph.x, graph.edge_index).sum().backward(),
             repeats=repeats,
         )
@@ -70,14 +70,14 @@ def measure(name: str, root: str | None, repeats: int) -> dict[str, Any]:
 
             @torch.no_grad()
             def piece(nodes: torch.Tensor = nodes, ours: Any = ours) -> tuple[int, int]:
-                cut = edges.neighborhood(nodes, [-1, -1], edge_form(ours))
+                cut = edges.neighborhood(nodes, [-1, -1], node_expert(ours).edge_form)
                 assert cut is not None
-                run_network(ours, graph.x[cut.nodes], cut)
-                return cut.edges_touched, 2 * edges.count(edge_form(ours))
+                node_expert(ours).run(graph.x[cut.nodes], cut)
+                return cut.edges_touched, 2 * edges.count(node_expert(ours).edge_form)
 
             @torch.no_grad()
             def whole(ours: Any = ours) -> None:
-                run_network(ours, graph.x, edges)
+                node_expert(ours).run(graph.x, edges)
 
             touched, every = piece()
             cut_ms, whole_ms = median_ms(piece, whole, repeats=repeats)

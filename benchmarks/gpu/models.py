@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moeapps.graph import Mowst
 from moeapps.graph.edges import Edges
-from moeapps.graph.networks import make_network, run_network
+from moeapps.graph.experts import node_expert
+from moeapps.graph.networks import make_network
 from moeapps.recsys import HoME, MMoE
 from moeapps.vision import DiT, SwitchDiT
 
@@ -74,7 +75,7 @@ def graphs(device: str, small: bool) -> Iterator[tuple[str, nn.Module, Callable[
     alone = make_network("gcn", 100, 40, hidden_channels=hidden, num_layers=2, dropout=0.5, norm="batch_norm").to(
         device
     )
-    yield "GCN", alone, lambda: F.cross_entropy(run_network(alone, x, edges).float(), y), nodes
+    yield "GCN", alone, lambda: F.cross_entropy(node_expert(alone).run(x, edges).float(), y), nodes
     mixed = Mowst(100, 40, hidden_channels=hidden).to(device)
     yield "Mowst (MLP + GCN)", mixed, lambda: F.nll_loss(mixed(x, edges).log_probs.float(), y), nodes
 

@@ -1,9 +1,9 @@
 """Mowst: mixture of weak and strong experts on graphs."""
 
-from moeapps.graph.conditional import Activation, predict_nodes
+from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import Confidence
-from moeapps.graph.data import GraphDataModule, load_cora
-from moeapps.graph.datasets import PublicGraphData
+from moeapps.graph.data import GraphDataModule
+from moeapps.graph.datasets import PublicGraphData, load_cora
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.gnn_classifier import GNNClassifier
@@ -16,7 +16,6 @@ from moeapps.graph.node_module import GNNModule
 from moeapps.graph.thresholds import choose_threshold
 
 __all__ = [
-    "Activation",
     "Confidence",
     "Edges",
     "GNNClassifier",
@@ -27,6 +26,7 @@ __all__ = [
     "MowstModule",
     "MowstOutput",
     "Neighborhood",
+    "PredictionCost",
     "PublicGraphData",
     "choose_threshold",
     "entropy_dispersion",
@@ -37,3 +37,11 @@ __all__ = [
     "separate_loss",
     "variance_dispersion",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("__"):  # the import system asks for __path__
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moeapps.graph.deprecated import old_name
+
+    return old_name(__name__, name)

@@ -1,56 +1,43 @@
-"""Prediction that runs each expert only on the nodes that ask for it, and says how much work that was.
+"""Prediction that runs each expert only on the nodes that reach it, and reports how much work that was."""
 
-A graph network's output at a node depends on the node's neighbourhood alone, so it can be computed on a piece of the
-graph that was cut out around the nodes (:meth:`~moeapps.graph.edges.Edges.neighborhood`), with the same result.
-Cutting has a cost of its own: where the piece would be large, the whole graph is computed instead.
-"""
+# N nodes of the graph, B of them predicted, F features, K classes
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch_geometric.nn import MLP
+from torch import Tensor
 
-from moeapps.core.errors import ConfigError
 from moeapps.graph.edges import Edges
+from moeapps.graph.experts import Work
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput
-from moeapps.graph.networks import GAT, GraphNetwork, count_multiply_adds, edge_form, num_hops, run_network
 
-__all__ = ["Activation", "predict_nodes", "run_on_nodes"]
-
-CUT_SHARE = {"product": 0.1, "messages": 0.5}
-"""Share of the edges (over all layers) up to which cutting out a piece is cheaper than computing the whole graph: for
-networks that are sparse products, and for those that write one row per edge (``benchmarks/graph_speed.py``)."""
-
-
-@dataclass
-class _Work:
-    """What one expert did."""
-
-    nodes: int = 0
-    edges: int = 0
-    multiply_adds: int = 0
-
-    def add(self, network: nn.Module, nodes: list[int], edges: list[int]) -> None:
-        self.edges += sum(edges)
-        self.multiply_adds += count_multiply_adds(network, nodes, edges)
+__all__ = ["PredictionCost", "predict_nodes"]
 
 
 @dataclass(frozen=True)
-class Activation:
-    """How much work a prediction was.
+class PredictionCost:
+    """Work of a prediction.
 
-    Attributes:
-        nodes: Nodes that were predicted.
-        asked: By expert, the fraction of them that it was asked about.
-        edges: Edges that were used, over all layers and experts.
-        edges_alone: Edges that the strong expert alone uses for the whole graph.
-        multiply_adds: Estimate of the multiply-adds of all experts and layers.
-        multiply_adds_alone: The same for the strong expert alone, on the whole graph.
+    Parameters
+    ----------
+    nodes : int
+        Number of nodes that were predicted.
+    share : mapping of str to float
+        By expert, the fraction of these nodes on which it ran.
+    edges : int
+        Edges that were used, summed over layers and experts.
+    edges_alone : int
+        Edges that the strong expert alone uses on the whole graph.
+    multiply_adds : int
+        Estimate of the multiply-adds of all experts and layers.
+    multiply_adds_alone : int
+        The same for the strong expert alone on the whole graph.
     """
 
     nodes: int
-    asked: dict[str, float] = field(default_factory=dict)
+    share: Mapping[str, float] = field(default_factory=dict)
     edges: int = 0
     edges_alone: int = 0
     multiply_adds: int = 0
@@ -58,8 +45,14 @@ class Activation:
 
     @property
     def strong(self) -> float:
-        """Fraction of the nodes that needed the strong expert."""
-        return self.asked["strong"]
+        """Fraction of the nodes on which the strong expert ran."""
+        return self.share["strong"]
+
+    @property
+    def asked(self) -> Mapping[str, float]:
+        """Old name of ``share``."""
+        warnings.warn("asked is now called share", DeprecationWarning, stacklevel=2)
+        return self.share
 
 
 @torch.no_grad()
@@ -73,51 +66,57 @@ def predict_nodes(
     threshold: float = 0.5,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
-) -> tuple[MowstOutput, Activation]:
-    """Predict nodes with :meth:`Mowst.cascade`, each expert running only where it is asked.
+) -> tuple[MowstOutput, PredictionCost]:
+    """Predict nodes with :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`, each expert running only where it is needed.
 
     The result is that of ``model(x, edges, mode=...)`` at these nodes, up to rounding.
 
-    Args:
-        model: In evaluation mode.
-        x: ``(N, F)`` features of the whole graph.
-        edges: Its edges.
-        nodes: ``(B,)`` distinct node numbers; all when None.
-        mode: As in :meth:`Mowst.cascade`.
-        threshold: As there.
-        generator: As there; drawn for the nodes in their order.
-        batch_size: Most nodes around which a piece is cut out at a time, which bounds the memory; None decides by the
-            size of the piece.
+    Parameters
+    ----------
+    model : Mowst
+        In evaluation mode.
+    x : Tensor of shape (N, F)
+        Features of the whole graph.
+    edges : Edges
+        Its edges.
+    nodes : Tensor of shape (B,), optional
+        Distinct node numbers; all when None.
+    mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+        As in :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
+    threshold : float, default 0.5
+        As there.
+    generator : torch.Generator, optional
+        As there; one number is drawn for each node, in their order.
+    batch_size : int, optional
+        Number of nodes around which one piece of the graph is cut out, which bounds the memory. None decides by the
+        size of the piece.
+
+    Returns
+    -------
+    MowstOutput, PredictionCost
+
+    Raises
+    ------
+    ConfigError
+        If the mode is unknown, or ``batch_size`` is given and the number of hops that an expert sees is unknown.
     """
-    work = {name: _Work() for name in model.names}
-    by_threshold = mode in ("cascade", "threshold")
-    # with a threshold that all or none reach, even an expert whose weight was fixed at 0 can have the last word
-    decides = (by_threshold and threshold <= 0) or (mode == "threshold" and threshold > 1)
-    ignored = {name: model.is_ignored(name) and not decides for name in model.names}
+    work = {name: Work() for name in model.names}
+    unused = model.unused_experts(mode, threshold)
 
     def run(name: str, rows: Tensor | None) -> Tensor:
-        asked = nodes if rows is None else rows if nodes is None else nodes[rows]
-        count = x.shape[0] if asked is None else asked.numel()
-        if ignored[name]:  # whatever it says would get the weight 0
+        chosen = nodes if rows is None else rows if nodes is None else nodes[rows]
+        count = x.shape[0] if chosen is None else chosen.numel()
+        if name in unused:  # its logits get the weight 0
             return x.new_zeros(count, model.out_channels)
         work[name].nodes = count
-        network = model.experts[name]
-        if name == "weak" and not isinstance(network, MLP):  # a module of the user's that takes x alone
-            work[name].add(network, [count], [])
-            rows_of_x = x if asked is None else x[asked]
-            return torch.cat([network(part) for part in rows_of_x.split(batch_size or max(count, 1))])
-        return run_on_nodes(network, x, edges, asked, batch_size=batch_size, work=work[name])
+        return model.expert(name).on_nodes(x, edges, chosen, batch_size=batch_size, work=work[name])
 
-    seen = x if nodes is None else x[nodes]
-    output = model.cascade(run, seen, mode=mode, threshold=threshold, generator=generator)
-    strong = model.experts["strong"]
-    alone = _Work()
-    layers = _layers(strong)
-    alone.add(strong, [x.shape[0]] * layers, [edges.count(edge_form(strong))] * layers)
-    total = max(len(seen), 1)
-    return output, Activation(
-        nodes=len(seen),
-        asked={name: done.nodes / total for name, done in work.items()},
+    rows = x if nodes is None else x[nodes]
+    output = model.infer(run, rows, mode=mode, threshold=threshold, generator=generator)
+    alone = model.expert("strong").work_on_whole_graph(edges)
+    return output, PredictionCost(
+        nodes=len(rows),
+        share={name: done.nodes / max(len(rows), 1) for name, done in work.items()},
         edges=sum(done.edges for done in work.values()),
         edges_alone=alone.edges,
         multiply_adds=sum(done.multiply_adds for done in work.values()),
@@ -125,76 +124,9 @@ def predict_nodes(
     )
 
 
-def run_on_nodes(
-    network: nn.Module,
-    x: Tensor,
-    edges: Edges,
-    nodes: Tensor | None,
-    *,
-    batch_size: int | None = None,
-    work: _Work | None = None,
-) -> Tensor:
-    """Logits of a graph network for some nodes, from all the neighbours that it can see.
+def __getattr__(name: str) -> object:
+    if name.startswith("__"):  # the import system asks for __path__
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moeapps.graph.deprecated import old_name
 
-    Args:
-        network: In evaluation mode.
-        x: ``(N, F)`` features of the whole graph.
-        edges: Its edges.
-        nodes: ``(B,)`` distinct node numbers; all when None.
-        batch_size: Most nodes around which a piece is cut out at a time; None decides by the size of the piece.
-        work: Where to note what was done.
-
-    Returns:
-        ``(B, K)``.
-
-    Raises:
-        ConfigError: If ``batch_size`` is given and how far the network sees is unknown.
-    """
-    work = _Work() if work is None else work
-    if isinstance(network, MLP):
-        rows = x if nodes is None else x[nodes]
-        work.add(network, [len(rows)], [])
-        return torch.cat([network(part) for part in rows.split(batch_size or max(len(rows), 1))])
-    if batch_size is None and (nodes is None or not _can_be_cut(network)):
-        return _whole(network, x, edges, nodes, work)
-    hops, form = num_hops(network), edge_form(network)
-    nodes = torch.arange(x.shape[0], device=x.device) if nodes is None else nodes
-    if batch_size is None:
-        share = CUT_SHARE[
-            "product" if isinstance(network, GraphNetwork) and not isinstance(network, GAT) else "messages"
-        ]
-        limit = int(share * hops * edges.count(form))
-        parts = [nodes]
-    else:
-        limit = None
-        parts = list(nodes.split(batch_size)) or [nodes]
-    found = []
-    for part in parts:
-        piece = edges.neighborhood(part, [-1] * hops, form, max_edges=limit)
-        if piece is None:
-            return _whole(network, x, edges, nodes, work)
-        found.append(run_network(network, x[piece.nodes], piece))
-        ends = [sum(piece.nodes_per_hop[: hop + 1]) for hop in range(hops + 1)]
-        counts = [sum(piece.edges_per_hop[: hop + 1]) for hop in range(hops)]
-        work.add(network, ends[:0:-1], counts[::-1])
-    return torch.cat(found)
-
-
-def _whole(network: nn.Module, x: Tensor, edges: Edges, nodes: Tensor | None, work: _Work) -> Tensor:
-    layers = _layers(network)
-    work.add(network, [x.shape[0]] * layers, [edges.count(edge_form(network))] * layers)
-    out = run_network(network, x, edges)
-    return out if nodes is None else out[nodes]
-
-
-def _can_be_cut(network: nn.Module) -> bool:
-    try:
-        return num_hops(network) > 0
-    except ConfigError:
-        return False
-
-
-def _layers(network: nn.Module) -> int:
-    if isinstance(network, GraphNetwork):
-        return network.num_layers
-    return max(num_hops(network) - 1, 0) if _can_be_cut(network) else 1
+    return old_name(__name__, name)

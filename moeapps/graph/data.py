@@ -2,40 +2,27 @@
 
 import os
 import zipfile
-from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_geometric.data import Data
+from torch_geometric.utils import index_to_mask, to_undirected
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import existing_file
 from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.splits import hold_out
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, check_training_masks, class_names, encode_labels
 
-__all__ = ["GraphDataModule", "load_cora", "read_npz", "split_nodes"]
-
-
-class _Nodes(Dataset):
-    """Node numbers; the loader's batches of them become :class:`NodeBatch`."""
-
-    def __init__(self, nodes: Tensor) -> None:
-        self.nodes = nodes
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def __getitem__(self, index: int) -> int:
-        return int(self.nodes[index])
+__all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
 
 class GraphDataModule(L.LightningDataModule):
@@ -88,7 +75,7 @@ class GraphDataModule(L.LightningDataModule):
             raise ConfigError("num_neighbors is for mini-batches: give batch_size too")
         self.batch_size = batch_size
         self.num_neighbors = None if num_neighbors is None else tuple(num_neighbors)
-        self._here: NodeBatch | None = None  # the whole graph on the device where it was last needed
+        self._on_device: NodeBatch | None = None  # the whole graph, on the device of the last batch
         self.source = source
         self.split = split
         self.undirected = undirected
@@ -113,6 +100,7 @@ class GraphDataModule(L.LightningDataModule):
             raise DataError(f"y has {len(self.classes)} class: at least two are needed")
         graph.y = encode_labels(graph.y, self.classes)
         if self.normalize_features:
+            # not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph
             graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
         if "train_mask" not in graph:
             graph.train_mask = _rest(graph)
@@ -131,10 +119,14 @@ class GraphDataModule(L.LightningDataModule):
 
     def _loader(self, mask: str | None, shuffle: bool = False) -> ResumableLoader:
         if self.batch_size is None:
-            return make_loader(_Nodes(torch.zeros(1, dtype=torch.int64)), batch_size=1, collate_fn=torch.tensor)
+            whole: Any = [NodeBatch(self.graph, self.edges)]
+            return make_loader(whole, batch_size=1, collate_fn=itemgetter(0))
         chosen = torch.ones(self.graph.num_nodes, dtype=torch.bool) if mask is None else self.graph[mask]
-        nodes = _Nodes(chosen.nonzero().flatten())
-        return make_loader(nodes, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=torch.tensor)
+        nodes: Any = chosen.nonzero().flatten().tolist()
+        return make_loader(nodes, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=self._batch)
+
+    def _batch(self, nodes: list[int]) -> NodeBatch:
+        return NodeBatch(self.graph, self.edges, torch.tensor(nodes), self.num_neighbors)
 
     def train_dataloader(self) -> ResumableLoader:
         """The whole graph once per epoch, or mini-batches of training nodes in random order."""
@@ -158,56 +150,28 @@ class GraphDataModule(L.LightningDataModule):
         """The whole graph, or batches of all its nodes."""
         return self._loader(None)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> NodeBatch:
-        """Add the graph to the batch's node numbers; it is moved to the device once, not with every batch."""
-        if self._here is None or self._here.edges.device != device:
-            self._here = NodeBatch(self.graph, self.edges).to(device)
-        nodes = None if self.batch_size is None else batch.to(device)
-        return NodeBatch(self._here.graph, self._here.edges, nodes, self.num_neighbors)
-
-
-def load_cora() -> Data:
-    """Cora, embedded: 2,708 papers, 1,433 words, 7 topics, 10,556 directed edges, the public Planetoid split.
-
-    Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/embedded/NOTICE``).
-
-    Example:
-        >>> load_cora()
-        Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
-    """
-    with files("moeapps.graph").joinpath("embedded/cora.npz").open("rb") as file, np.load(file) as arrays:
-        nodes, features = (int(n) for n in arrays["shape"])
-        x = torch.zeros(nodes, features)
-        x[
-            torch.from_numpy(arrays["word_of"][0].astype(np.int64)),
-            torch.from_numpy(arrays["word_of"][1].astype(np.int64)),
-        ] = 1
-        graph = Data(
-            x=x,
-            edge_index=torch.from_numpy(arrays["edge_index"].astype(np.int64)),
-            y=torch.from_numpy(arrays["y"].astype(np.int64)),
-        )
-        for number, name in enumerate(("train_mask", "val_mask", "test_mask"), start=1):
-            graph[name] = torch.from_numpy(arrays["split"] == number)
-    return graph
+    def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
+        """Move the batch's node numbers; the graph is moved to the device once, not with every batch."""
+        if self._on_device is None or self._on_device.edges.device != device:
+            self._on_device = NodeBatch(self.graph, self.edges).to(device)
+        nodes = None if batch.nodes is None else batch.nodes.to(device)
+        return NodeBatch(self._on_device.graph, self._on_device.edges, nodes, batch.num_neighbors)
 
 
 def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     """Take ``fraction`` of the labeled training nodes out of ``train_mask`` into ``val_mask``, stratified by class.
 
-    Raises:
-        DataError: If fewer than two labeled nodes are there to be split.
+    Raises
+    ------
+    DataError
+        If fewer than two labeled nodes are there to be split.
     """
-    nodes = (graph.train_mask & (graph.y >= 0)).nonzero().flatten().numpy()
+    nodes = (graph.train_mask & (graph.y >= 0)).nonzero().flatten()
     if len(nodes) < 2:
         raise DataError(f"train_mask has {len(nodes)} labeled nodes: at least 2 are needed to set one aside")
-    labels = graph.y[nodes].numpy()
-    held_out = max(1, round(fraction * len(nodes)))
-    possible = np.unique(labels, return_counts=True)[1].min() >= 2 and held_out >= len(np.unique(labels))
-    train, val = train_test_split(nodes, test_size=held_out, random_state=seed, stratify=labels if possible else None)
+    train, val = hold_out(len(nodes), fraction, seed, graph.y[nodes].numpy())
     for name, chosen in (("train_mask", train), ("val_mask", val)):
-        graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        graph[name][torch.from_numpy(chosen)] = True
+        graph[name] = index_to_mask(nodes[torch.from_numpy(chosen)], graph.num_nodes)
 
 
 def _rest(graph: Data) -> Tensor:
@@ -233,8 +197,6 @@ def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     )
     checked = as_graph(graph).edge_index  # before to_undirected, which cannot say what is wrong with an edge
     if undirected:
-        from torch_geometric.utils import to_undirected
-
         graph.edge_index = to_undirected(checked, num_nodes=graph.num_nodes)
     for name in ("train_mask", "val_mask", "test_mask"):
         mask: Any = arrays.get(f"{name}s")
@@ -253,3 +215,11 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         if name not in arrays:
             raise DataError(f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'}")
     return arrays
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("__"):  # the import system asks for __path__
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moeapps.graph.deprecated import old_name
+
+    return old_name(__name__, name)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch_geometric.data import Data
-from torch_geometric.utils import to_undirected
+from torch_geometric.utils import index_to_mask, to_undirected
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph.data import GraphDataModule, load_cora, read_npz
+from moeapps.graph.data import GraphDataModule, read_npz
 from moeapps.registry import nearest
 
-__all__ = ["PUBLIC_GRAPHS", "PublicGraphData", "split_randomly"]
+__all__ = ["PUBLIC_GRAPHS", "PublicGraphData", "load_cora", "split_randomly"]
 
 Load = Callable[[str, str], Data]
 
@@ -168,8 +170,37 @@ class PublicGraphData(GraphDataModule):
         return graph
 
 
+def load_cora() -> Data:
+    """Cora, embedded: 2,708 papers, 1,433 words, 7 topics, 10,556 directed edges, the public Planetoid split.
+
+    Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/embedded/NOTICE``).
+
+    Example:
+        >>> load_cora()
+        Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
+    """
+    with files("moeapps.graph").joinpath("embedded/cora.npz").open("rb") as file, np.load(file) as arrays:
+        nodes, features = (int(n) for n in arrays["shape"])
+        x = torch.zeros(nodes, features)
+        x[
+            torch.from_numpy(arrays["word_of"][0].astype(np.int64)),
+            torch.from_numpy(arrays["word_of"][1].astype(np.int64)),
+        ] = 1
+        graph = Data(
+            x=x,
+            edge_index=torch.from_numpy(arrays["edge_index"].astype(np.int64)),
+            y=torch.from_numpy(arrays["y"].astype(np.int64)),
+        )
+        for number, name in enumerate(("train_mask", "val_mask", "test_mask"), start=1):
+            graph[name] = torch.from_numpy(arrays["split"] == number)
+    return graph
+
+
 def split_randomly(graph: Data, seed: int, train: float = 0.5, val: float = 0.25) -> None:
-    """Set masks: of the labeled nodes (y >= 0), in random order, the first are for training, the next to validate."""
+    """Set masks: of the labeled nodes (y >= 0), in random order, the first are for training, the next to validate.
+
+    Not PyG's RandomNodeSplit, which draws from torch's global generator: a seed must go on giving the same split.
+    """
     labeled = (torch.as_tensor(graph.y).flatten() >= 0).nonzero().flatten()
     order = labeled[torch.randperm(len(labeled), generator=torch.Generator().manual_seed(seed))]
     first, second = round(train * len(order)), round((train + val) * len(order))
@@ -179,5 +210,4 @@ def split_randomly(graph: Data, seed: int, train: float = 0.5, val: float = 0.25
         "test_mask": order[second:],
     }
     for name, nodes in parts.items():
-        graph[name] = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        graph[name][nodes] = True
+        graph[name] = index_to_mask(nodes, graph.num_nodes)

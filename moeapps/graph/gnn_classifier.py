@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.config import config_from
-from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.experts import node_expert
 from moeapps.graph.measures import Monitor
 from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.node_classifier import NodeClassifier
@@ -135,7 +135,7 @@ class GNNClassifier(NodeClassifier):
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
         x, edges, device = self._place(graph)
         chosen = None if nodes is None else nodes.to(device)
-        logits = run_on_nodes(self.model_.to(device), x, edges, chosen, batch_size=self.batch_size)
+        logits = node_expert(self.model_.to(device)).on_nodes(x, edges, chosen, batch_size=self.batch_size)
         return logits.log_softmax(-1)
 
     def _build_model(self) -> nn.Module:

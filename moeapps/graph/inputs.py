@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from moeapps.core.errors import DataError, DataTypeError
+from moeapps.core.labels import UNKNOWN, encode
 
 __all__ = ["as_graph", "as_labels", "check_training_masks", "class_names", "encode_labels", "labeled"]
 
@@ -98,10 +99,8 @@ def labeled(labels: np.ndarray) -> np.ndarray:
 def encode_labels(labels: np.ndarray, classes: np.ndarray) -> Tensor:
     """Class numbers ``(N,)`` int64; -1 for unlabeled nodes and for labels that are not in ``classes``."""
     known = labeled(labels)
-    codes = np.full(labels.shape, -1, dtype=np.int64)
-    if len(classes):
-        place = np.searchsorted(classes, labels[known]).clip(max=len(classes) - 1)
-        codes[known] = np.where(classes[place] == labels[known], place, -1)
+    codes = np.full(labels.shape, UNKNOWN, dtype=np.int64)
+    codes[known] = encode(labels[known], classes)
     return torch.from_numpy(codes)
 
 

@@ -1,72 +1,42 @@
 """Mowst: a mixture of a weak expert (MLP) and a strong expert (GNN), weighted per node by the weak one's confidence."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.layer import RoutedLayer
-from moeapps.core.routing import Routing
 from moeapps.core.saving import SavableModule
-from moeapps.graph.confidence import Confidence, ConfidenceMode
+from moeapps.graph.confidence import Confidence, ConfidenceMode, ConfidenceOutput
 from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.edges import Edges, Neighborhood
+from moeapps.graph.experts import FeatureExpert, NodeExpert, node_expert
+from moeapps.graph.inference import (
+    INFERENCES,
+    Inference,
+    MowstOutput,
+    Run,
+    last_expert,
+    mixture,
+    pass_on,
+    routing_of,
+    run_all,
+)
 from moeapps.graph.mixing import chain_log_weights, chain_weights, joint_loss, separate_loss
-from moeapps.graph.networks import NetworkConfig, build_network, run_network
+from moeapps.graph.networks import NetworkConfig, build_network
 
 __all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstConfig", "MowstOutput", "Variant", "chain_names"]
 
+# N nodes, M nodes of a piece of the graph, F features, K classes, n experts in the order weak to strong
+
 Variant = Literal["mowst", "mowst_star"]
-Inference = Literal["mix", "cascade", "threshold", "sample"]
 VARIANTS = ("mowst", "mowst_star")
-INFERENCES = ("mix", "cascade", "threshold", "sample")
-
-Run = Callable[[str, Tensor | None], Tensor]
-"""Logits of the named expert for these rows, ``(A,)`` row numbers, or for all of them when None."""
-
-
-@dataclass(frozen=True, eq=False)
-class MowstOutput:
-    """What Mowst says about N nodes and K classes, with n experts in the order weak to strong.
-
-    Attributes:
-        log_probs: ``(N, K)`` logarithm of the predicted distribution.
-        logits: By expert, ``(N, K)``; NaN for nodes that the expert was not asked about, None if it was asked nothing.
-        confidence: ``(N,)`` confidence c of the weak expert.
-        weights: ``(N, n)`` weight of each expert in the prediction.
-        last: ``(N,)`` int64, number of the last (strongest) expert that was asked about a node.
-        routing: The same as a routing over n experts, for core's statistics.
-    """
-
-    log_probs: Tensor
-    logits: Mapping[str, Tensor | None]
-    confidence: Tensor
-    weights: Tensor
-    last: Tensor
-    routing: Routing
-
-    @property
-    def weak_logits(self) -> Tensor:
-        """``(N, K)`` logits of the weak expert."""
-        logits = self.logits["weak"]
-        assert logits is not None
-        return logits
-
-    @property
-    def strong_logits(self) -> Tensor | None:
-        """``(N, K)`` logits of the strong expert; None when no node needed it."""
-        return self.logits["strong"]
-
-    @property
-    def used_strong(self) -> Tensor:
-        """``(N,)`` bool, nodes whose prediction uses the strong expert."""
-        return self.last == self.weights.shape[1] - 1
 
 
 @dataclass(frozen=True)
@@ -129,22 +99,33 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
     With ``medium`` experts between the two it is a chain: each expert has a confidence of its own and passes on only
     what it is unsure of (:func:`chain_weights`).
 
-    Args:
-        in_channels: Features per node F.
-        out_channels: Classes K, at least 2.
+    Parameters
+    ----------
+    in_channels : int
+        Features per node F.
+    out_channels : int
+        Classes K, at least 2.
+    **settings
+        The fields of :class:`MowstConfig`, by name or in their order.
 
-    Attributes:
-        experts: Networks by name, ``weak`` first, ``strong`` last.
-        gates: Confidence of each expert but the last, by the expert's name.
+    Attributes
+    ----------
+    experts : torch.nn.ModuleDict
+        Networks by name, ``weak`` first, ``strong`` last.
+    gates : torch.nn.ModuleDict
+        Confidence of each expert but the last, by the expert's name.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
 
-    Example:
-        >>> x, edge_index = torch.randn(4, 8), torch.tensor([[0, 1, 2], [1, 0, 3]])
-        >>> output = Mowst(in_channels=8, out_channels=3).eval()(x, edge_index)
-        >>> output.log_probs.exp().sum(1).allclose(torch.ones(4))
-        True
+    Examples
+    --------
+    >>> x, edge_index = torch.randn(4, 8), torch.tensor([[0, 1, 2], [1, 0, 3]])
+    >>> output = Mowst(in_channels=8, out_channels=3).eval()(x, edge_index)
+    >>> output.log_probs.exp().sum(1).allclose(torch.ones(4))
+    True
     """
 
     @takes(MowstConfig)
@@ -192,21 +173,34 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
     ) -> MowstOutput:
         """Predict all nodes of a graph, or the seeds of a neighbourhood.
 
-        An expert that no node asks for does not run. One that some ask for runs on the whole graph here;
-        :func:`~moeapps.graph.conditional.predict_nodes` runs it only where it is asked for.
+        An expert that no node reaches does not run. One that some nodes reach runs on the whole graph here;
+        :func:`~moeapps.graph.conditional.predict_nodes` runs it only where it is needed.
 
-        Args:
-            x: ``(N, F)`` node features.
-            edges: ``(2, E)`` int64, source and target of each edge; or prepared edges; or a neighbourhood, and ``x``
-                then holds its nodes.
-            edge_weight: ``(E,)`` or None, with plain edges.
-            mode: See :meth:`cascade`.
-            threshold: For ``"threshold"`` and ``"cascade"``.
-            generator: Source of randomness for ``"sample"``.
+        Parameters
+        ----------
+        x : Tensor of shape (N, F), or (M, F) for a piece of the graph
+            Features.
+        edges : int64 Tensor of shape (2, E), Edges or Neighborhood
+            Source and target of each edge; or prepared edges; or a piece of the graph.
+        edge_weight : Tensor of shape (E,), optional
+            Edge weights, with plain edges.
+        mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+            See :meth:`infer`.
+        threshold : float, default 0.5
+            For ``"threshold"`` and ``"cascade"``.
+        generator : torch.Generator, optional
+            Source of randomness for ``"sample"``.
 
-        Raises:
-            ConfigError: If the mode is unknown.
-            DataError: If the features have another width.
+        Returns
+        -------
+        MowstOutput
+
+        Raises
+        ------
+        ConfigError
+            If the mode is unknown.
+        DataError
+            If the features have another width.
         """
         if x.ndim != 2 or x.shape[1] != self.in_channels:
             raise DataError(f"x must have shape (N, {self.in_channels}), got {tuple(x.shape)}")
@@ -218,27 +212,45 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             logits = self.run_expert(name, x, edges)
             return logits if rows is None else logits[rows]
 
-        output = self.cascade(run, seeds, mode=mode, threshold=threshold, generator=generator)
+        output = self.infer(run, seeds, mode=mode, threshold=threshold, generator=generator)
         self.last_routing = output.routing
         return output
 
+    def expert(self, name: str) -> NodeExpert:
+        """How one expert is run; the weak one sees no edges."""
+        network = self.experts[name]
+        return FeatureExpert(network) if name == "weak" else node_expert(network)
+
     def run_expert(self, name: str, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
-        """``(N, K)`` logits of one expert; the weak one sees no edges."""
-        if name == "weak":
-            return self.experts["weak"](x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x)
-        return run_network(self.experts[name], x, edges)
+        """``(N, K)`` logits of one expert; see :meth:`NodeExpert.run <moeapps.graph.experts.NodeExpert.run>`."""
+        return self.expert(name).run(x, edges)
+
+    def part(self, name: str) -> nn.Module:
+        """An expert by its name, or the gate of one by ``<name>_gate``."""
+        return self.experts[name] if name in self.names else self.gates[name.removesuffix("_gate")]
 
     def is_ignored(self, name: str) -> bool:
-        """Whether an expert has no say because another one alone was kept; waits for the device."""
+        """Whether an expert's weight is fixed at 0 because another one alone was kept; synchronises with the device."""
         forced = {gate: float(module.forced) for gate, module in self.gates.items()}  # type: ignore[arg-type]
         earlier = self.names[: self.names.index(name)]
         return forced.get(name) == 0.0 or any(forced[gate] == 1.0 for gate in earlier)
 
-    def confidence_of(self, name: str, logits: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Confidence c ``(N,)`` of an expert and its logit, from its logits ``(N, K)`` and the features ``(N, F)``."""
-        return self.gates[name](logits.detach() if self.detach_confidence else logits, x)
+    def unused_experts(self, mode: Inference = "mix", threshold: float = 0.5) -> set[str]:
+        """Experts whose logits cannot change a prediction; synchronises with the device.
 
-    def cascade(
+        They are those whose weight is fixed at 0, unless the threshold is one that all confidences reach or none does:
+        then such an expert can be the one at which a node stops.
+        """
+        all_stop = mode in ("cascade", "threshold") and threshold <= 0
+        none_stops = mode == "threshold" and threshold > 1
+        return set() if all_stop or none_stops else {name for name in self.names if self.is_ignored(name)}
+
+    def confidence_of(self, name: str, logits: Tensor, x: Tensor | None = None) -> ConfidenceOutput:
+        """Confidence c ``(N,)`` of an expert and its logit, from its logits ``(N, K)`` and the features ``(N, F)``."""
+        output: ConfidenceOutput = self.gates[name](logits.detach() if self.detach_confidence else logits, x)
+        return output
+
+    def infer(
         self,
         run: Run,
         x: Tensor,
@@ -247,81 +259,74 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         threshold: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> MowstOutput:
-        """Ask the experts one after another, each about the nodes that the ones before it passed on.
+        """Predict nodes from the logits that ``run`` computes.
 
-        - ``"mix"``: every node passes through; the prediction is the mixture of all experts.
-        - ``"cascade"``: a node stops at the first expert with c >= ``threshold``; the prediction is the mixture of
-          those that were asked, the last of them getting what weight is left.
-        - ``"threshold"``: the same, but the prediction is that of the last one alone.
-        - ``"sample"``: a node stops with probability c, and gets the prediction of the expert where it stopped
+        - ``"mix"``: all experts run on every node; the prediction is their mixture.
+        - ``"cascade"``: a node stops at the first expert with c >= ``threshold``; the prediction is the mixture of the
+          experts up to it, the last of them getting the remaining weight.
+        - ``"threshold"``: as ``"cascade"``, but the prediction is that of the expert where the node stops.
+        - ``"sample"``: a node stops with probability c, and the prediction is that of the expert where it stops
           (Algorithm 1 of the paper).
 
-        Args:
-            run: Computes the logits of an expert for some of the rows.
-            x: ``(N, F)`` features of the rows, for the confidences that look at them.
-            mode: One of the four.
-            threshold: For ``"threshold"`` and ``"cascade"``.
-            generator: Source of randomness for ``"sample"``; drawn before any expert runs.
+        Parameters
+        ----------
+        run : callable
+            Computes the logits of an expert, by its name, for some of the rows.
+        x : Tensor of shape (N, F)
+            Features of the rows, for the confidences that look at them.
+        mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+            One of the four.
+        threshold : float, default 0.5
+            For ``"threshold"`` and ``"cascade"``. No confidence is above 1.
+        generator : torch.Generator, optional
+            Source of randomness for ``"sample"``; drawn before any expert runs.
+
+        Raises
+        ------
+        ConfigError
+            If the mode is unknown.
         """
         if mode not in INFERENCES:
             raise ConfigError(f"inference must be one of {', '.join(INFERENCES)}, got {mode!r}")
-        count, mixing = x.shape[0], mode in ("mix", "cascade")
-        drawn = torch.rand(count, len(self.gates), generator=generator).to(x.device) if mode == "sample" else None
-        logits: dict[str, Tensor | None] = dict.fromkeys(self.names)
-        asked = torch.ones(count, dtype=torch.bool, device=x.device)
-        last = torch.zeros(count, dtype=torch.int64, device=x.device)
-        rows: Tensor | None = None  # the same as numbers; None for all, so that nothing is copied
-        left = torch.zeros((), device=x.device)  # log of the weight that is not yet given away, (N,) after the first
-        sum_so_far = log_probs = confidence = None
-        weights = []
-        for i, name in enumerate(self.names):
-            if i > 0 and mode != "mix":
-                rows = asked.nonzero().flatten()
-                if rows.numel() == 0:
-                    break
-            z = run(name, rows)
-            z = z if rows is None else z.new_full((count, z.shape[1]), torch.nan).index_copy(0, rows, z)
-            logits[name], own = z, z.log_softmax(-1)
-            here = _add(sum_so_far, own + left[..., None]) if mixing else own  # the prediction of those who stop here
-            if name not in self.gates:
-                log_probs = here if log_probs is None else torch.where(asked[:, None], here, log_probs)
-                weights.append(torch.where(asked, left.exp() if mixing else 1.0, 0.0))
-                last = torch.where(asked, i, last)
-                break
-            c, g = self.confidence_of(name, z, x)
-            confidence = c if confidence is None else confidence
-            share = left + F.logsigmoid(g)
-            if mode == "mix":
-                weights.append(share.exp())
-            else:
-                stops = asked & (c >= threshold if drawn is None else drawn[:, i] < c)
-                log_probs = here if log_probs is None else torch.where(asked[:, None], here, log_probs)
-                weight = torch.where(stops, left.exp(), share.exp()) if mixing else stops.to(c.dtype)
-                weights.append(torch.where(asked, weight, 0.0))
-                last = torch.where(asked, i, last)
-                asked = asked & ~stops
-            sum_so_far, left = _add(sum_so_far, own + share[:, None]), left + F.logsigmoid(-g)
-        assert log_probs is not None
-        assert confidence is not None
-        weights += [torch.zeros_like(confidence)] * (len(self.names) - len(weights))
-        table = torch.stack(weights, dim=-1)
-        return MowstOutput(log_probs, logits, confidence, table, last, _routing(table, last, mode))
+
+        def gate(name: str, logits: Tensor) -> ConfidenceOutput:
+            return self.confidence_of(name, logits, x)
+
+        if mode == "mix":
+            chain = run_all(self.names, run, gate)
+        elif mode == "sample":
+            drawn = torch.rand(x.shape[0], len(self.gates), generator=generator).to(x.device)
+            chain = pass_on(self.names, run, gate, lambda i, c: drawn[:, i] < c, last_expert)
+        else:
+            combine = mixture if mode == "cascade" else last_expert
+            chain = pass_on(self.names, run, gate, lambda i, c: c >= threshold, combine)
+        return MowstOutput(*chain, routing=routing_of(chain, mode))
+
+    def cascade(self, run: Run, x: Tensor, **options: Any) -> MowstOutput:
+        """Old name of :meth:`infer`."""
+        warnings.warn("Mowst.cascade is now called Mowst.infer", DeprecationWarning, stacklevel=2)
+        return self.infer(run, x, **options)
 
     def loss(
         self, logits: Sequence[Tensor], y: Tensor, x: Tensor | None = None, class_weight: Tensor | None = None
     ) -> Tensor:
         """Loss of the variant.
 
-        Args:
-            logits: ``(N, K)`` of every expert, weak first.
-            y: ``(N,)`` int64 labels, all >= 0.
-            x: ``(N, F)`` features, for the confidences that look at them.
-            class_weight: ``(K,)`` how much a node of each class counts.
+        Parameters
+        ----------
+        logits : sequence of n Tensors of shape (N, K)
+            Of every expert, weak first.
+        y : int64 Tensor of shape (N,)
+            Labels, all >= 0.
+        x : Tensor of shape (N, F), optional
+            Features, for the confidences that look at them.
+        class_weight : Tensor of shape (K,), optional
+            Weight of each class; 1 when None.
         """
-        found = [self.confidence_of(name, z, x) for name, z in zip(self.gates, logits, strict=False)]
+        confidences = [self.confidence_of(name, z, x) for name, z in zip(self.gates, logits, strict=False)]
         if self.variant == "mowst":
-            return separate_loss(logits, chain_weights([c for c, _ in found]), y, class_weight)
-        return joint_loss(logits, chain_log_weights([g for _, g in found]), y, class_weight)
+            return separate_loss(logits, chain_weights([c for c, _ in confidences]), y, class_weight)
+        return joint_loss(logits, chain_log_weights([g for _, g in confidences]), y, class_weight)
 
 
 def chain_names(medium: str | nn.Module | Sequence[str] | None) -> tuple[str, ...]:
@@ -335,19 +340,3 @@ def _between(medium: str | nn.Module | Sequence[str] | None) -> list[str | nn.Mo
     if medium is None:
         return []
     return [medium] if isinstance(medium, str | nn.Module) else list(medium)
-
-
-def _add(log_sum: Tensor | None, log_term: Tensor) -> Tensor:
-    return log_term if log_sum is None else torch.logaddexp(log_sum, log_term)
-
-
-@torch.no_grad()
-def _routing(weights: Tensor, last: Tensor, mode: Inference) -> Routing:
-    """Who was asked about whom, as core's routing: the experts up to the last one, or the last one alone."""
-    n = weights.shape[1]
-    logits = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
-    if mode in ("threshold", "sample"):
-        return Routing.from_topk(last[:, None], torch.ones_like(weights[:, :1]), logits=logits, probabilities=weights)
-    expert = torch.arange(n, device=weights.device).expand(weights.shape[0], n)
-    keep = None if mode == "mix" else expert <= last[:, None]
-    return Routing.from_topk(expert, weights, logits=logits, probabilities=weights, keep=keep)

@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -11,19 +12,20 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.config import as_arguments, config_from
-from moeapps.core.errors import ConfigError, DataError
-from moeapps.graph.conditional import Activation, predict_nodes
+from moeapps.core.errors import ConfigError
+from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.dispersion import Dispersion
+from moeapps.graph.experts import node_expert
+from moeapps.graph.inference import Inference, MowstOutput
 from moeapps.graph.inputs import encode_labels
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.module import GateFit, MowstModule, MowstTraining
-from moeapps.graph.mowst import Inference, Mowst, MowstConfig, MowstOutput, Variant
-from moeapps.graph.networks import edge_form, num_hops
+from moeapps.graph.mowst import Mowst, MowstConfig, Variant
 from moeapps.graph.node_classifier import NodeClassifier, node_index
 from moeapps.graph.plan import Pretrain
-from moeapps.graph.thresholds import choose_threshold
+from moeapps.graph.thresholds import UNREACHABLE, check_choice, choose_threshold
 
 __all__ = ["MowstClassifier"]
 
@@ -31,8 +33,8 @@ __all__ = ["MowstClassifier"]
 class MowstClassifier(NodeClassifier):
     """Mixture of a weak expert (MLP) and a strong expert (GNN) as a node classifier.
 
-    The weak expert looks at a node alone; the strong one is trusted where the weak one is unsure. Validation nodes
-    fit the gate and choose what is kept (see :class:`~moeapps.graph.MowstModule`), so the result never validates
+    The weak expert sees a node's own features; where its confidence is low, the strong one gets the larger weight.
+    Validation nodes fit the gate and select the result (see :class:`~moeapps.graph.MowstModule`), so it never validates
     worse than either expert alone.
 
     Parameters
@@ -43,7 +45,7 @@ class MowstClassifier(NodeClassifier):
     weak : str or torch.nn.Module
         ``"mlp"``, or a module with ``forward(x)``.
     medium : str, list of str, torch.nn.Module or None
-        Networks between the two, in the order of their cost: a chain in which each passes on what it is unsure of.
+        Networks between the two, in the order of their cost: a chain of experts, each with a confidence.
     variant : {"mowst_star", "mowst"}
         Joint training, or training in turns.
     hidden_channels, num_layers : int
@@ -81,9 +83,9 @@ class MowstClassifier(NodeClassifier):
     num_neighbors : list of int or None
         One number per layer, -1 for all; 10 each when None. For mini-batches.
     inference : {"mix", "cascade", "threshold", "sample"}
-        How to predict. ``"mix"`` asks all experts about every node. ``"cascade"`` asks the strong expert only where
-        the confidence is below ``threshold`` and mixes there; ``"threshold"`` does not mix but takes the strong one's
-        word; ``"sample"`` takes the weak one's with the confidence as probability (Algorithm 1 of the paper).
+        How to predict. ``"mix"`` runs all experts on every node. ``"cascade"`` runs the strong expert only where the
+        confidence is below ``threshold``, and mixes there; ``"threshold"`` uses the strong expert's prediction there
+        instead; ``"sample"`` uses the weak one's with the confidence as probability (Algorithm 1 of the paper).
     threshold : float or "auto"
         For ``"cascade"`` and ``"threshold"``. ``"auto"`` chooses it on the validation nodes after training, by
         ``monitor``, ``budget`` and ``tolerance``; see :func:`~moeapps.graph.choose_threshold`.
@@ -115,13 +117,13 @@ class MowstClassifier(NodeClassifier):
     model_ : Mowst
         The trained model.
     champion_ : str
-        What validated best and is predicted with: ``"mix"``, ``"strong"`` or ``"weak"``.
+        Candidate with the best validation score, used to predict: ``"mix"``, ``"strong"`` or ``"weak"``.
     confidence_ : dict
         Mean confidence on training and on validation nodes.
     threshold_ : float
         ``threshold``, or what was chosen.
-    activation_ : Activation
-        How much work predicting the training graph is; :meth:`activation` tells it for others.
+    cost_ : PredictionCost
+        Work of predicting the training graph; :meth:`cost` computes it for others.
     n_rounds_ : int
         Rounds of turns begun (1 for joint training).
     history_ : pandas.DataFrame
@@ -230,27 +232,43 @@ class MowstClassifier(NodeClassifier):
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
     ) -> np.ndarray:
         """Confidence of the weak expert in [0, 1] for each node; parameters as in :meth:`predict_proba`."""
-        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
-        # with this threshold nobody is passed on: the weak expert is enough
-        confidence: np.ndarray = self._output(graph, chosen, "threshold", -1.0)[0].confidence.cpu().numpy()
+        graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
+        x, edges, device = self._place(graph)
+        chosen = None if chosen is None else chosen.to(device)
+        model: Any = self.model_.to(device)
+        with torch.no_grad():
+            logits = model.expert("weak").on_nodes(x, edges, chosen, batch_size=self.batch_size)
+            c, _ = model.confidence_of("weak", logits, x if chosen is None else x[chosen])
+        confidence: np.ndarray = c.cpu().numpy()
         return confidence
 
     def route(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
         """Which nodes' predictions use the strong expert, as a bool array; parameters as in :meth:`predict_proba`.
 
-        With ``inference="mix"`` these are the nodes that a threshold would send there.
+        With ``inference="mix"``, which uses it for all, these are the nodes whose confidence is below ``threshold_``.
         """
-        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
+        graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
         mode: Inference = "threshold" if self.inference == "mix" else self.inference
         used: np.ndarray = self._output(graph, chosen, mode)[0].used_strong.cpu().numpy()
         return used
 
-    def activation(
+    def cost(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
-    ) -> Activation:
-        """How much work a prediction is: nodes and edges of each expert; parameters as in :meth:`predict_proba`."""
-        graph, chosen = self._asked(X, edge_index, edge_weight, nodes)
+    ) -> PredictionCost:
+        """Work of a prediction: nodes and edges of each expert; parameters as in :meth:`predict_proba`."""
+        graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
         return self._output(graph, chosen, self.inference)[1]
+
+    def activation(self, *args: Any, **options: Any) -> PredictionCost:
+        """Old name of :meth:`cost`."""
+        warnings.warn("MowstClassifier.activation is now called cost", DeprecationWarning, stacklevel=2)
+        return self.cost(*args, **options)
+
+    @property
+    def activation_(self) -> PredictionCost:
+        """Old name of ``cost_``."""
+        warnings.warn("MowstClassifier.activation_ is now called cost_", DeprecationWarning, stacklevel=2)
+        return self.cost_
 
     def cost_curve(
         self,
@@ -263,22 +281,22 @@ class MowstClassifier(NodeClassifier):
         thresholds: Any = None,
         mode: Literal["cascade", "threshold"] = "cascade",
     ) -> pd.DataFrame:
-        """Score and work at several thresholds: what is lost when fewer nodes ask the strong expert.
+        """Score and work at several thresholds: what is lost when the strong expert runs on fewer nodes.
 
         Parameters
         ----------
         X, y, edge_index, edge_weight, nodes
             As in :meth:`score`. All nodes of the graph are predicted; ``nodes`` are those that are scored.
         thresholds : sequence of float, optional
-            By default 0, the confidences of a tenth, two tenths, ... of the nodes, and 2 (nobody is sure enough).
+            By default 0, the deciles of the confidence, and 2, which no confidence reaches.
         mode : {"cascade", "threshold"}
-            Whether nodes that ask the strong expert get the mixture or its own prediction.
+            Whether nodes below the threshold get the mixture or the strong expert's prediction.
 
         Returns
         -------
         pandas.DataFrame
             ``threshold``; ``score`` (by ``monitor``, accuracy when that is the loss); ``strong`` and ``edges``, the
-            fractions of the nodes that ask the strong expert and of the edges that it has to see for them;
+            fractions of the nodes on which the strong expert runs and of the edges that it uses for them;
             ``multiply_adds`` done, and ``seconds`` taken, where the latter may mean computing the whole graph because
             that is cheaper than cutting out a large piece.
         """
@@ -287,7 +305,7 @@ class MowstClassifier(NodeClassifier):
         metric = "accuracy" if self.monitor == "loss" else self.monitor
         if thresholds is None:
             confidence = self.predict_confidence(graph)
-            thresholds = [0.0, *np.quantile(confidence, np.linspace(0.1, 1, 10)).tolist(), 2.0]
+            thresholds = [0.0, *np.quantile(confidence, np.linspace(0.1, 1, 10)).tolist(), UNREACHABLE]
         rows = []
         for threshold in thresholds:
             start = time.perf_counter()
@@ -306,23 +324,22 @@ class MowstClassifier(NodeClassifier):
             )
         return pd.DataFrame(rows)
 
-    def _edges_needed(self, graph: Data, asking: Tensor) -> float:
-        """Edges that the strong expert has to see for these nodes, as a fraction of those it sees for all."""
-        strong = self.model_.get_submodule("experts.strong")
-        try:
-            form, hops = edge_form(strong), num_hops(strong)
-        except ConfigError:  # how far it sees is unknown: it runs on all or nothing
-            return float(asking.any())
-        piece = graph.edges.neighborhood(asking.nonzero().flatten(), [-1] * hops, form)
-        return float(piece.edges_touched / max(hops * graph.edges.count(form), 1))
+    def _edges_needed(self, graph: Data, passed_on: Tensor) -> float:
+        """Edges that the strong expert uses for these nodes, as a fraction of those that it uses for all."""
+        strong = node_expert(self.model_.get_submodule("experts.strong"))
+        if strong.hops is None:  # it runs on the whole graph or not at all
+            return float(passed_on.any())
+        nodes, form = passed_on.nonzero().flatten(), strong.edge_form
+        piece = graph.edges.neighborhood(nodes, [-1] * strong.hops, form)
+        return float(piece.edges_touched / max(strong.hops * graph.edges.count(form), 1))
 
-    def _asked(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
+    def _requested(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         return graph, None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
 
     def _output(
         self, graph: Data, nodes: Tensor | None, mode: Inference, threshold: float | None = None
-    ) -> tuple[MowstOutput, Activation]:
+    ) -> tuple[MowstOutput, PredictionCost]:
         x, edges, device = self._place(graph)
         return predict_nodes(
             self.model_.to(device),  # type: ignore[arg-type]
@@ -336,7 +353,8 @@ class MowstClassifier(NodeClassifier):
         )
 
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
-        if self.inference == "sample" and nodes is not None:  # drawn for the whole graph, so that a node keeps its luck
+        if self.inference == "sample" and nodes is not None:
+            # drawn for all nodes, so that a node's draw does not depend on which nodes are requested
             return self._output(graph, None, "sample")[0].log_probs[nodes]
         return self._output(graph, nodes, self.inference)[0].log_probs
 
@@ -345,6 +363,10 @@ class MowstClassifier(NodeClassifier):
             raise ConfigError(f"threshold must be a number or 'auto', got {self.threshold!r}")
         if self.threshold != "auto" and (self.budget is not None or self.tolerance != 0):
             raise ConfigError("budget and tolerance choose a threshold: they need threshold='auto'")
+        if self.threshold == "auto":
+            if self.inference == "sample":
+                raise ConfigError("inference='sample' has no threshold to choose")
+            check_choice(self.budget, self.tolerance)
         networks = {name: copy.deepcopy(getattr(self, name)) for name in ("weak", "medium", "strong")}
         threshold = 0.5 if self.threshold == "auto" else self.threshold
         training = config_from(MowstTraining, self, class_weight=class_weight, threshold=threshold)
@@ -359,12 +381,10 @@ class MowstClassifier(NodeClassifier):
         self.sampling_seed_ = data.seed
         if self.threshold == "auto":
             mode: Inference = "cascade" if self.inference == "mix" else self.inference
-            if mode == "sample":
-                raise DataError("inference='sample' has no threshold to choose")
             self.threshold_ = choose_threshold(module, mode, self.budget, self.tolerance)
         else:
             self.threshold_ = float(self.threshold)
-        output, self.activation_ = self._output(self.graph_, None, self.inference)
+        output, self.cost_ = self._output(self.graph_, None, self.inference)
         self.confidence_ = {
             name: float(output.confidence.cpu()[data.graph[mask]].mean())
             for name, mask in (("train", "train_mask"), ("val", "val_mask"))

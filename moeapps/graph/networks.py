@@ -1,4 +1,4 @@
-"""The networks that serve as experts, by name, and how any network is called on a graph or a part of it.
+"""The networks that serve as experts, by name; :mod:`moeapps.graph.experts` says how any network is run on a graph.
 
 The graph networks are PyG's, with two differences that change no result. They take prepared edges
 (:class:`~moeapps.graph.edges.Edges`), so that self-loops and degrees are computed once per graph, not in each layer of
@@ -17,29 +17,21 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn import GAT as PyGGAT
 from torch_geometric.nn import GCN as PyGGCN
 from torch_geometric.nn import GIN as PyGGIN
-from torch_geometric.nn import MLP, GCNConv, GINConv, MessagePassing, SAGEConv
+from torch_geometric.nn import MLP, GCNConv, GINConv, SAGEConv
 from torch_geometric.nn import GraphSAGE as PyGSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 from torch_geometric.typing import OptPairTensor, OptTensor  # PyG reads these signatures and knows no `X | None`
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import as_arguments, config_from
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
 from moeapps.registry import nearest
 
-__all__ = [
-    "GNNS",
-    "NETWORKS",
-    "NetworkConfig",
-    "build_network",
-    "count_multiply_adds",
-    "edge_form",
-    "make_network",
-    "num_hops",
-    "run_network",
-]
+__all__ = ["GNNS", "NETWORKS", "GraphNetwork", "NetworkConfig", "build_network", "make_network"]
+
+# N nodes of the graph, M nodes of a piece of it, S seeds of the piece, E edges, F features, K classes, d hidden width
 
 
 def neighbor_sum(
@@ -108,6 +100,7 @@ class GraphNetwork(BasicGNN):
     """
 
     edge_form: EdgeForm = "plain"
+    cut_share = 0.1  # see NodeExpert.cut_share: a layer is a sparse product
 
     def __init__(self, *args: Any, skip: bool = False, **kwargs: Any) -> None:
         self._skip = skip
@@ -172,6 +165,7 @@ class GAT(GraphNetwork, PyGGAT):
     """Veličković et al. 2018, and v2 (Brody et al. 2022); the self-loops are part of the edges."""
 
     edge_form: EdgeForm = "looped"
+    cut_share = 0.5  # a layer writes one row per edge
 
     def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
         """A convolution that adds no self-loops of its own."""
@@ -288,74 +282,9 @@ def build_network(network: str | nn.Module, in_channels: int, out_channels: int,
     return kind(**sizes, **options, **VARIANTS[f"_{variant}" if variant else ""])
 
 
-def run_network(network: nn.Module, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
-    """Call a network as its kind wants to be called.
+def __getattr__(name: str) -> object:
+    if name.startswith("__"):  # the import system asks for __path__
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moeapps.graph.deprecated import old_name
 
-    Args:
-        network: What :func:`make_network` returned, or another module.
-        x: ``(N, F)``, or ``(M, F)`` for a neighbourhood.
-        edges: The graph's edges, or a neighbourhood.
-
-    Returns:
-        ``(N, K)``, or ``(S, K)`` for the seeds of a neighbourhood.
-
-    Raises:
-        DataError: If there are edge weights and the network has no use for them.
-    """
-    if isinstance(network, MLP):  # the one that takes no edges
-        return network(x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x)
-    weight = edges.edge_weight if isinstance(edges, Neighborhood) else edges.weight
-    if weight is not None and not getattr(network, "supports_edge_weight", True):
-        raise DataError(f"edge_weight was given, but {type(network).__name__} does not use edge weights")
-    if isinstance(network, GraphNetwork):
-        return network(x, edges)
-    index = edges.edge_index if isinstance(edges, Neighborhood) else edges.index
-    out = network(x, index) if weight is None else network(x, index, weight)
-    return out[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else out
-
-
-def edge_form(network: nn.Module) -> EdgeForm:
-    """Which form of the edges a network computes on."""
-    return network.edge_form if isinstance(network, GraphNetwork) else "plain"
-
-
-def num_hops(network: nn.Module) -> int:
-    """How far from a node its prediction can see, at most.
-
-    For a module of a user this is the number of its PyG convolutions and one more, because a convolution may normalise
-    by the degree of a neighbour.
-
-    Raises:
-        ConfigError: If the module has no PyG convolution, so that nothing is known about it.
-    """
-    if isinstance(network, MLP):
-        return 0
-    if isinstance(network, GraphNetwork):
-        return network.num_layers
-    layers = sum(isinstance(module, MessagePassing) for module in network.modules())
-    if layers == 0:
-        raise ConfigError(
-            f"{type(network).__name__} has no torch_geometric.nn.MessagePassing layer: how many hops it sees is "
-            "unknown, so it cannot be run on a part of the graph"
-        )
-    return layers + 1
-
-
-def count_multiply_adds(network: nn.Module, nodes: list[int], edges: list[int]) -> int:
-    """Estimate the multiply-adds of one pass: weight matrices times rows, and one per edge and hidden channel.
-
-    Args:
-        network: Any network.
-        nodes: Rows that each layer computes, first layer first.
-        edges: Edges that each layer uses, first layer first; empty for a network without edges.
-    """
-    if not isinstance(network, GraphNetwork):
-        return max(nodes, default=0) * _weights(network)
-    layers = zip(network.convs, nodes, edges, strict=True)
-    in_convs = sum(_weights(conv) for conv in network.convs)
-    sums = sum(rows * _weights(conv) + used * network.hidden_channels for conv, rows, used in layers)
-    return sums + nodes[-1] * (_weights(network) - in_convs)
-
-
-def _weights(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters() if p.ndim == 2)
+    return old_name(__name__, name)

@@ -16,10 +16,9 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.labels import probability_columns
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
-from moeapps.graph.conditional import run_on_nodes
+from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure
-from moeapps.graph.networks import NetworkConfig, build_network, edge_form, num_hops, run_network
-from moeapps.graph.sampling import check_num_neighbors, sample_neighborhood
+from moeapps.graph.networks import NetworkConfig, build_network
 
 __all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates"]
 
@@ -66,19 +65,14 @@ class NodeModule(Configurable, MoEModule):
         # not saved: it is a property of the training data
         self.register_buffer("_class_weight", self._weights_of_classes(data), persistent=False)
 
-    def train_logits(self, network: nn.Module, batch: NodeBatch) -> Tensor:
-        """``(B, K)`` logits of the batch's training nodes, of a graph network in its present mode.
+    def train_logits(self, expert: NodeExpert, batch: NodeBatch) -> Tensor:
+        """``(B, K)`` logits of the batch's training nodes, in the network's present mode.
 
         In a mini-batch they come from a random choice of neighbours, drawn anew at each call.
         """
         if batch.nodes is None:
-            return run_network(network, batch.graph.x, batch.edges)[batch.chosen("train_mask")]
-        hops = num_hops(network)
-        if hops == 0:
-            return run_network(network, batch.graph.x[batch.nodes], batch.edges)
-        limits = check_num_neighbors(batch.num_neighbors, hops)
-        drawn = sample_neighborhood(batch.edges, batch.nodes, limits, edge_form(network))
-        return run_network(network, batch.graph.x[drawn.nodes], drawn)
+            return expert.run(batch.graph.x, batch.edges)[batch.chosen("train_mask")]
+        return expert.on_drawn(batch.graph.x, batch.edges, batch.nodes, batch.num_neighbors)
 
     def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Collect the predictions of the validation nodes."""
@@ -209,13 +203,14 @@ class GNNModule(NodeModule):
 
     def log_probs(self, batch: NodeBatch) -> Tensor:
         """``(B, K)`` log-probabilities of the batch's nodes, from all their neighbours."""
-        logits = run_on_nodes(self.model, batch.graph.x, batch.edges, batch.nodes, batch_size=batch.batch_size)
+        expert = node_expert(self.model)
+        logits = expert.on_nodes(batch.graph.x, batch.edges, batch.nodes, batch_size=batch.batch_size)
         return logits.log_softmax(-1)
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Cross-entropy over the training nodes."""
         y = batch.graph.y[batch.chosen("train_mask")]
-        loss = F.cross_entropy(self.train_logits(self.model, batch), y, weight=self._class_weight)
+        loss = F.cross_entropy(self.train_logits(node_expert(self.model), batch), y, weight=self._class_weight)
         return self.total_loss({"task": loss}, batch_size=len(y))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

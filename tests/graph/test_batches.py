@@ -9,7 +9,8 @@ from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import GNNClassifier, GNNModule, GraphDataModule, MowstClassifier, MowstModule, load_cora
 from moeapps.graph.edges import Edges
-from moeapps.graph.networks import edge_form, make_network, run_network
+from moeapps.graph.experts import node_expert
+from moeapps.graph.networks import make_network
 from moeapps.graph.sampling import COMPILED, sample_neighborhood
 
 SAMPLERS = [
@@ -68,12 +69,12 @@ def test_a_weighted_sum_over_drawn_neighbours_has_the_right_mean(compiled):
     edges = Edges(star(20).index, torch.rand(40) + 0.5, 21)
     x = torch.randn(21, 3)
     network = make_network("gcn", 3, 2, num_layers=1).eval()
-    whole = run_network(network, x, edges)[0].detach()
+    whole = node_expert(network).run(x, edges)[0].detach()
     torch.manual_seed(0)
     sums = []
     for _ in range(1500):
-        drawn = sample_neighborhood(edges, torch.tensor([0]), [5], edge_form(network), compiled=compiled)
-        sums.append(run_network(network, x[drawn.nodes], drawn)[0].detach())
+        drawn = sample_neighborhood(edges, torch.tensor([0]), [5], node_expert(network).edge_form, compiled=compiled)
+        sums.append(node_expert(network).run(x[drawn.nodes], drawn)[0].detach())
     found = torch.stack(sums)
     error = (found.mean(0) - whole).abs() / (found.std(0) / 1500**0.5)
     assert float(error.max()) < 4
@@ -85,9 +86,9 @@ def test_drawing_all_neighbours_gives_the_whole_graph(name, compiled):
     edges = Edges(torch.randint(0, 40, (2, 150)), None, 40)
     x, seeds = torch.randn(40, 6), torch.randperm(40)[:9]
     network = make_network(name, 6, 3, hidden_channels=8).eval()
-    drawn = sample_neighborhood(edges, seeds, [1000, 1000], edge_form(network), compiled=compiled)
-    expected = run_network(network, x, edges)[seeds]
-    torch.testing.assert_close(run_network(network, x[drawn.nodes], drawn), expected, atol=1e-5, rtol=1e-5)
+    drawn = sample_neighborhood(edges, seeds, [1000, 1000], node_expert(network).edge_form, compiled=compiled)
+    expected = node_expert(network).run(x, edges)[seeds]
+    torch.testing.assert_close(node_expert(network).run(x[drawn.nodes], drawn), expected, atol=1e-5, rtol=1e-5)
 
 
 def small() -> GraphDataModule:

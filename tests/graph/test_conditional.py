@@ -7,8 +7,8 @@ from torch_geometric.nn import GCNConv
 
 from moeapps.core.errors import ConfigError
 from moeapps.graph import Edges, Mowst, MowstModule, choose_threshold, predict_nodes
-from moeapps.graph import conditional as conditional_module
 from moeapps.graph.measures import measure
+from moeapps.graph.networks import GAT
 
 
 def untrained(strong="gcn", **kwargs) -> Mowst:
@@ -53,7 +53,7 @@ def test_some_nodes_of_a_chain(medium, batch_size):
         dense = model(x, edges, mode="cascade", threshold=0.3)
     found, activation = predict_nodes(model, x, edges, nodes, mode="cascade", threshold=0.3, batch_size=batch_size)
     torch.testing.assert_close(found.log_probs, dense.log_probs[nodes], atol=1e-5, rtol=1e-5)
-    shares = [activation.asked[name] for name in model.names]
+    shares = [activation.share[name] for name in model.names]
     assert shares[0] == 1
     assert shares == sorted(shares, reverse=True)
 
@@ -72,7 +72,7 @@ def test_who_is_sure_of_everything_costs_no_edges_and_who_is_sure_of_nothing_all
 
 
 def test_work_grows_with_the_threshold(monkeypatch):
-    monkeypatch.setattr(conditional_module, "CUT_SHARE", {"product": 1.0, "messages": 1.0})
+    monkeypatch.setattr(GAT, "cut_share", 1.0)
     model = untrained("gat", num_layers=1)
     x, edge_index = sparse_graph()
     edges = Edges(edge_index, None, 400)
@@ -106,7 +106,7 @@ def test_an_expert_that_has_no_say_does_not_run(champion, silent):
     model.experts[silent].register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
     found, activation = predict_nodes(model, x, edges)
     torch.testing.assert_close(found.log_probs, expected)
-    assert activation.asked == {champion: 1.0, silent: 0.0}
+    assert activation.share == {champion: 1.0, silent: 0.0}
 
 
 @pytest.mark.parametrize("mode", ["cascade", "threshold", "sample", "mix"])
@@ -168,14 +168,16 @@ def held_out():
     weak = torch.where(
         sure[:, None], truth * torch.linspace(3, 5, 200)[:, None], -truth * torch.linspace(0.1, 0.5, 200)[:, None]
     )
-    module.held_out = {"y": y, "weak": weak, "strong": truth * 10}
+    module.held_out.values = {"y": y, "weak": weak, "strong": truth * 10}
     return module
 
 
 def test_a_threshold_is_as_cheap_as_the_score_and_the_budget_allow(held_out):
     def quality(threshold, mode="threshold"):
         output = held_out.predict_held_out(mode, threshold)
-        return measure(output.log_probs, held_out.held_out["y"])["accuracy"], float(output.used_strong.float().mean())
+        return measure(output.log_probs, held_out.held_out.values["y"])["accuracy"], float(
+            output.used_strong.float().mean()
+        )
 
     best = choose_threshold(held_out, "threshold")
     assert quality(best) == (1.0, 0.5)  # all right, and nobody passed on in vain
@@ -185,7 +187,7 @@ def test_a_threshold_is_as_cheap_as_the_score_and_the_budget_allow(held_out):
     assert passed < 0.5
     assert quality(choose_threshold(held_out, "threshold", budget=0.3))[1] <= 0.3 + 1e-6
     held_out.model.gates["weak"].forced.fill_(0.0)
-    with pytest.warns(UserWarning, match="every node is left to the weak expert"):
+    with pytest.warns(UserWarning, match="the weak expert predicts every node"):
         assert choose_threshold(held_out, "threshold", budget=0.3) == 0.0
     with pytest.raises(ConfigError, match="budget must be"):
         choose_threshold(held_out, budget=1.5)

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import Edges, Mowst, joint_loss, separate_loss, variance_dispersion
+from moeapps.graph.inference import INFERENCES
 from moeapps.graph.mixing import chain_log_weights, chain_weights
-from moeapps.graph.mowst import INFERENCES
 from moeapps.graph.networks import make_network
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]], dtype=torch.float64)

@@ -8,9 +8,9 @@ from torch import nn
 from torch_geometric.nn import GAT, GCN, GIN, GCNConv, GraphSAGE
 
 from moeapps.core.errors import ConfigError
-from moeapps.graph.conditional import run_on_nodes
 from moeapps.graph.edges import Edges
-from moeapps.graph.networks import NETWORKS, edge_form, make_network, num_hops, run_network
+from moeapps.graph.experts import node_expert
+from moeapps.graph.networks import NETWORKS, make_network
 
 PYG = {"gcn": GCN, "sage": GraphSAGE, "gat": GAT, "gatv2": GAT, "gin": GIN}
 OPTIONS = {"gat": {"act": "elu"}, "gatv2": {"act": "elu", "v2": True}}
@@ -51,12 +51,12 @@ def test_edge_weights_mean_what_they_mean_to_pyg():
 def test_a_piece_gives_what_the_whole_graph_gives(name, layers):
     x, edge_index = untidy_graph()
     network, edges = make_network(name, 20, 5, hidden_channels=8, num_layers=layers).eval(), Edges(edge_index, None, 60)
-    whole = run_network(network, x, edges)
+    whole = node_expert(network).run(x, edges)
     for nodes in (torch.tensor([59]), torch.tensor([7, 3]), torch.randperm(60)[:20], torch.arange(60)):
-        piece = edges.neighborhood(nodes, [-1] * layers, edge_form(network))
-        torch.testing.assert_close(run_network(network, x[piece.nodes], piece), whole[nodes], atol=1e-5, rtol=1e-5)
-    nothing = edges.neighborhood(torch.zeros(0, dtype=torch.long), [-1] * layers, edge_form(network))
-    assert run_network(network, x[nothing.nodes], nothing).shape == (0, 5)
+        piece = edges.neighborhood(nodes, [-1] * layers, node_expert(network).edge_form)
+        torch.testing.assert_close(node_expert(network).run(x[piece.nodes], piece), whole[nodes], atol=1e-5, rtol=1e-5)
+    nothing = edges.neighborhood(torch.zeros(0, dtype=torch.long), [-1] * layers, node_expert(network).edge_form)
+    assert node_expert(network).run(x[nothing.nodes], nothing).shape == (0, 5)
 
 
 def test_fewer_nodes_touch_fewer_edges():
@@ -93,11 +93,11 @@ def test_a_module_of_the_users_is_cut_far_enough_to_be_exact():
     network, edges = Mine().eval(), Edges(edge_index, None, 60)
     nodes = torch.tensor([2, 40, 11])
     whole = network(x, edge_index)
-    assert num_hops(network) == 3  # two layers, and the degrees of the outermost neighbours
-    torch.testing.assert_close(run_on_nodes(network, x, edges, nodes, batch_size=2), whole[nodes])
+    assert node_expert(network).hops == 3  # two layers, and the degrees of the outermost neighbours
+    torch.testing.assert_close(node_expert(network).on_nodes(x, edges, nodes, batch_size=2), whole[nodes])
     linear = nn.Linear(20, 5)
     with pytest.raises(ConfigError, match="has no torch_geometric"):
-        num_hops(linear)
+        node_expert(linear).known_hops()
 
 
 def test_a_network_can_be_copied_after_use_and_used_on_another_graph():
