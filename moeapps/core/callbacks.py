@@ -237,7 +237,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class ViewWriter(L.Callback):
-    """Leave ``views.json`` in the folder of the run when training ends: what the module says is worth seeing inside."""
+    """Leave ``views.json`` in the folder of the run when training ends: the module's maps, curves and warnings."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask the module and write."""
@@ -295,10 +295,10 @@ class PredictionWriter(BasePredictionWriter):
         self._writer.write(pd.DataFrame(prediction))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the file into its place."""
+        """Move the file to its name."""
         self._writer.__exit__(None, None, None)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave what stood in its place."""
+        """Keep the old file."""
         if trainer.state.fn == "predict":
             self._writer.__exit__(type(exception), exception, exception.__traceback__)

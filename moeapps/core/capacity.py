@@ -1,4 +1,7 @@
-"""Capacity: the most tokens that one expert takes in a training batch, and what becomes of the others."""
+"""Capacity: the most tokens that one expert takes in a training batch, and what becomes of the others.
+
+Shapes: N tokens, E experts, k choices per token.
+"""
 
 import math
 from typing import Literal
@@ -32,6 +35,11 @@ def apply_capacity(
     All first choices come before all second choices, and earlier tokens before later ones (GShard, Lepikhin et al.
     2021, algorithm 1). A refused assignment is dropped (its token keeps its other experts, or gets zero: add a
     residual connection), or with ``"next_best"`` goes to the token's most probable expert that still has room.
+
+    1. Compute the capacity from the number of tokens (of a sample, where ``sample_size`` is given).
+    2. Number the assignments of each expert in their order of precedence; those beyond the capacity are refused.
+    3. With ``"next_best"``, move refused assignments to other experts.
+    4. Build a routing of what is left, and count what is not.
 
     Parameters
     ----------
@@ -107,14 +115,14 @@ def _next_best(
     used.scatter_(1, torch.where(keep, expert, experts), True)
     for column in range(expert.shape[1]):
         for _ in range(experts):
-            homeless = wanted[:, column] & ~keep[:, column] & routing.valid
-            open_ = ~used[:, :experts] & (load < room) & homeless[:, None]
-            found = open_.any(dim=-1)
-            if not bool(found.any()):
+            refused = wanted[:, column] & ~keep[:, column] & routing.valid
+            open_ = ~used[:, :experts] & (load < room) & refused[:, None]
+            has_room = open_.any(dim=-1)
+            if not bool(has_room.any()):
                 break
             target = torch.where(open_, probabilities, -1).argmax(dim=-1)
-            target = torch.where(found, target, experts)
-            taken = found & _fits(target[:, None], experts, room - load)[:, 0]
+            target = torch.where(has_room, target, experts)
+            taken = has_room & _fits(target[:, None], experts, room - load)[:, 0]
             rows = taken.nonzero()[:, 0]
             old, new = expert[rows, column], target[rows]
             p = routing.probabilities

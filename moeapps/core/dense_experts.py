@@ -1,4 +1,7 @@
-"""Experts that all see every token, computed as one batched product per layer."""
+"""Experts that all process every token, computed as one batched product per layer.
+
+Shapes: N rows, E experts.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -36,7 +39,7 @@ class DenseExperts(nn.Module):
     last_linear : bool, default=False
         Whether the last layer has neither normalisation nor activation, as in a tower that ends in a logit.
     dropout : float, default=0.0
-        Of the hidden activations, in training.
+        Probability of dropping a hidden unit, in training.
 
     Raises
     ------

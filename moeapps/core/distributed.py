@@ -20,7 +20,7 @@ def rank(group: Any = None) -> int:
 
 
 class _AllReduce(torch.autograd.Function):
-    """Sum over processes; what flows back is the sum over processes of what each one's loss asks for."""
+    """Sum over processes; its gradient is the sum over processes of each one's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Experts: what tokens are routed to."""
+"""Experts: the networks that tokens are routed to.
+
+Shapes: A assignments (rows, sorted by expert), d width, h hidden width, r rank, E experts.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -67,7 +70,7 @@ def _compute_dtype(rows: Tensor) -> torch.dtype:
 
 
 def _counts(offsets: Tensor) -> Tensor | None:
-    """Rows of each expert, where they may be looked at: not while tracing, and not on CUDA, which would wait."""
+    """Rows of each expert; None while tracing, and on CUDA, where reading them synchronises with the device."""
     return None if torch.compiler.is_compiling() or offsets.is_cuda else offsets.diff()
 
 
@@ -305,14 +308,14 @@ class ExpertList(Experts):
     experts : iterable of Module
         The modules, at least one.
     dim : int
-        Input width d that all of them take.
+        Input width d of every expert.
     out_dim : int, optional
-        Output width that all of them give; ``dim`` when None.
+        Output width of every expert; ``dim`` when None.
 
     Raises
     ------
     ConfigError
-        If there is no expert or an expert answers with another shape.
+        If there is no expert or an expert returns another shape.
     """
 
     def __init__(self, experts: Iterable[nn.Module], dim: int, out_dim: int | None = None) -> None:
@@ -329,13 +332,13 @@ class ExpertList(Experts):
         for index, chunk in enumerate(chunks):
             expert = self.experts[index]
             if chunk.shape[0] == 0:
-                # its parameters still take part, with gradient zero: distributed training waits for all of them
+                # its parameters still take part, with gradient zero: distributed training expects a gradient of each
                 idle = idle + sum(p.sum() * 0 for p in expert.parameters() if p.requires_grad)
                 continue
             out = expert(chunk)
             if out.shape != (chunk.shape[0], self.out_dim):
                 raise ConfigError(
-                    f"expert {index} ({type(expert).__name__}) answered {tuple(out.shape)} to rows of shape "
+                    f"expert {index} ({type(expert).__name__}) returned {tuple(out.shape)} for rows of shape "
                     f"{tuple(chunk.shape)}, expected {(chunk.shape[0], self.out_dim)}"
                 )
             outputs.append(out)

@@ -1,4 +1,7 @@
-"""Dense gates: every task mixes the outputs of all experts that it may use."""
+"""Dense gates: every task mixes the outputs of all experts that it may use.
+
+Shapes: N rows, T tasks, E experts, d width.
+"""
 
 from collections.abc import Sequence
 

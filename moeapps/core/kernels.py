@@ -5,6 +5,9 @@ product, ``grouped`` hands the sorted rows to ``torch.nn.functional.grouped_mm``
 gradients of all experts into one buffer each. Left to autograd, each expert's weight gradient would be a tensor of its
 own, stacked afterwards: as many bytes again as the layer has weights, in every step. ``masked`` computes every expert
 on every row and keeps the owner's answer: E times the work, for graphs traced where grouped products cannot be.
+
+Shapes: A assignments (rows), d width, h hidden width, E experts; ``offsets`` (E + 1,) holds the first row of
+each expert.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +74,7 @@ ACTIVATIONS: dict[str, Activation] = {
 def grouped_is_possible(dtype: torch.dtype, *widths: int) -> bool:
     """Whether ``torch.nn.functional.grouped_mm`` takes this dtype and these row widths.
 
-    It wants float32 (see ``GROUPED_TRACES_FLOAT32``), bfloat16 or float16, and rows whose length is a multiple of 16
+    It takes float32 (see ``GROUPED_TRACES_FLOAT32``), bfloat16 or float16, and rows whose length is a multiple of 16
     bytes.
     """
     if dtype == torch.float32:
@@ -93,8 +96,8 @@ def choose_backend(
     """Turn ``auto`` into a backend, and ``grouped`` into another where grouped products cannot be computed.
 
     The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
-    always ``grouped``: bfloat16 never waits for the host; for other dtypes torch falls back to one product per expert,
-    which does (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
+    always ``grouped``: bfloat16 never synchronises with the host; for other dtypes torch falls back to one product per
+    expert, which does (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
     enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
     at: ``grouped`` where possible, else ``masked``, whatever was asked for.
 
@@ -145,7 +148,7 @@ def sorted_mlp(
     Parameters
     ----------
     rows : Tensor
-        ``(A, d)`` sorted by expert. Rows beyond ``offsets[E]`` belong to nobody.
+        ``(A, d)`` sorted by expert. Rows beyond ``offsets[E]`` are padding.
     offsets : Tensor
         ``(E + 1,)`` int32, on the device of the rows.
     weights : tuple[Tensor, Tensor or None, Tensor, Tensor or None]
@@ -191,7 +194,7 @@ def sorted_linear(
 
 
 def _per_row(bias: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
-    """The bias of each row's expert; rows of nobody read an extra row of zeros, where their gradient ends as well."""
+    """The bias of each row's expert; padding rows read an extra row of zeros, which takes their gradient as well."""
     row = torch.arange(num_rows, device=bias.device)
     # not of offsets[1:]: compiled for CUDA, torch 2.11's searchsorted ignores where a slice begins
     expert = torch.searchsorted(offsets, row, right=True, out_int32=True) - 1  # (A,); E for padding rows
@@ -213,7 +216,7 @@ class _AddBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (offsets,), grad = ctx.saved_tensors, grads[0].contiguous()
-        ones = grad.new_ones(grad.shape[0], 16 // grad.dtype.itemsize)  # grouped_mm wants rows of 16 bytes
+        ones = grad.new_ones(grad.shape[0], 16 // grad.dtype.itemsize)  # grouped_mm takes rows of 16 bytes
         return grad, F.grouped_mm(ones.t(), grad, offs=offsets[1:])[:, 0], None  # (E, 8, h): sums, eight times
 
 
@@ -305,7 +308,7 @@ class _TwoLayer(torch.autograd.Function):
 
 
 class _Loop(_TwoLayer):
-    """One product per expert and layer, each written into its place of a common buffer.
+    """One product per expert and layer, each written into its part of a common buffer.
 
     An expert's hidden activations live only while it is their turn: they stay in the cache, and are computed again
     from the first layer's outputs when the gradient needs them.
@@ -394,7 +397,7 @@ class _Padded(_TwoLayer):
 
 
 def _split_counts(rows: Tensor, offsets: Tensor) -> list[int]:
-    """Rows of each expert and, last, of nobody."""
+    """Number of rows of each expert and, last, of padding rows."""
     counts: list[int] = offsets.diff().tolist()
     return [*counts, rows.shape[0] - sum(counts)]
 

@@ -1,4 +1,7 @@
-"""The MoE layer: a router, dispatch, and experts."""
+"""The MoE layer: a router, dispatch, and experts.
+
+Shapes: N tokens, d width, E experts, k experts per token, A assignments (N k without drops).
+"""
 
 import copy
 import math
@@ -21,7 +24,7 @@ __all__ = ["MoE", "RoutedLayer"]
 
 
 class RoutedLayer(nn.Module):
-    """Base of every module that routes: it remembers its last routing and knows its auxiliary losses.
+    """Base of every module that routes: it keeps its last routing and computes its auxiliary losses.
 
     :class:`~moeapps.core.module.MoEModule` adds up the losses of all of them, and
     :class:`~moeapps.core.statistics.RoutingMonitor` watches their routing. The routing belongs to one forward pass:
@@ -48,7 +51,7 @@ class RoutedLayer(nn.Module):
         return {}
 
     def update(self, progress: float) -> None:
-        """Learn what is not learned by gradient; called once after every optimiser step.
+        """Update what is learned without gradients; called once after every optimiser step.
 
         Parameters
         ----------
@@ -160,9 +163,9 @@ class MoE(RoutedLayer):
         Parameters
         ----------
         router : Router, optional
-            Put into the copy as it is; a copy of this layer's router when None.
+            Used without copying; a copy of this layer's router when None.
         experts : Experts, optional
-            Put into the copy as they are; a copy of this layer's experts when None. Their number is the copy's E.
+            Used without copying; a copy of this layer's experts when None. Their number becomes E.
 
         Raises
         ------
@@ -203,7 +206,7 @@ class MoE(RoutedLayer):
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted losses of the last forward pass: what the router asks for, and the experts' parameter penalty.
+        """Weighted losses of the last forward pass: those of the router, and the experts' parameter penalty.
 
         Parameters
         ----------
@@ -221,7 +224,7 @@ class MoE(RoutedLayer):
         return losses
 
     def update(self, progress: float) -> None:
-        """Let the router learn what it does not learn by gradient."""
+        """Update what the router learns without gradients."""
         if self.last_routing is not None:
             self.router.update(self.last_routing, progress)
 

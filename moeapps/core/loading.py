@@ -32,7 +32,7 @@ class EpochSampler(DistributedSampler[int]):
     """
 
     def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
-        # not the base's constructor: it would want torch.distributed to run already
+        # not the base's constructor: it expects torch.distributed to run already
         self.length, self.shuffle, self.seed = length, shuffle, seed
         self.epoch = 0
         self.start = 0

@@ -3,7 +3,9 @@
 Every loss is made of sums over tokens, and these run over all processes of a distributed training: each process gets
 the value of the whole batch (and, averaged over processes, its gradient). An empty batch gives exactly 0.
 
-``token_weight`` ``(N,)``, where it is given, says how much each token counts; invalid tokens never do.
+``token_weight`` ``(N,)``, where it is given, weighs each token; invalid tokens never count.
+
+Shapes: N tokens, E experts.
 """
 
 from collections.abc import Sequence

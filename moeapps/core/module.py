@@ -49,7 +49,7 @@ class MoEModule(L.LightningModule):
         }
 
     def optimizer_step(self, epoch: int, batch_idx: int, *args: Any, **kwargs: Any) -> None:
-        """After the optimiser's step, let routers learn what is not learned by gradient (growing k, balancing bias).
+        """After the optimiser's step, update what routers learn without gradients (growing k, balancing bias).
 
         Here and not in ``on_train_batch_end``, where a callback may already have saved the step.
         """
@@ -158,12 +158,12 @@ class MoEModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def views(self) -> Views:
-        """What is worth seeing inside after training, for a report; a subclass adds what it knows."""
+        """Maps, curves and warnings for a report, after training; a subclass adds its own."""
         return Views()
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What DistributedDataParallel asks the model for: parameters that differ between processes on purpose."""
+        """Parameters that differ between processes on purpose; DistributedDataParallel reads this attribute."""
         return sharded_parameters(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class DataDependentModule(MoEModule):
     network: nn.Module
 
     def attach_data(self, data: Any) -> None:
-        """Build the network, if the data module knows what is needed."""
+        """Build the network, if the data module has what it depends on."""
         raise NotImplementedError
 
     def attach_state(self, state: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class DataDependentModule(MoEModule):
         state = checkpoint.get(self.entry)
         if state is None:
             raise FileFormatError(
-                f"the checkpoint is not one of a {type(self).__name__}: it does not know what its data is like"
+                f"the checkpoint is not one of a {type(self).__name__}: it has no description of its data"
             )
         if not self.attached:
             self.attach_state(state)

@@ -74,7 +74,7 @@ class ExpertParallel(Experts):
         dist.all_to_all_single(got, sent, group=self.group)
         send, receive = sent.sum(1).tolist(), got.sum(1).tolist()
         arrived = _Exchange.apply(rows[: sum(send)], send, receive, self.group)
-        # by sender and expert, as they arrived; the experts want them by expert
+        # by sender and expert, as they arrived; the experts take them by expert
         expert = torch.arange(got.shape[1], device=rows.device).repeat(processes).repeat_interleave(got.view(-1))
         order = torch.argsort(expert, stable=True)
         ends = got.sum(0).cumsum(0)

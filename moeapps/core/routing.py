@@ -1,4 +1,7 @@
-"""What a router answers: which token goes to which expert, with which weight."""
+"""The result of routing: which token goes to which expert, with which weight.
+
+Shapes: N tokens, d width, E experts, k experts per token, A assignments.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ class Routing:
     """The list of assignments, sorted by expert, and everything that losses and statistics need.
 
     ``N`` tokens, ``E`` experts, ``A`` assignments (``A = N k`` when every token may take ``k`` experts). One form
-    covers every routing method, and it is the one that grouped matrix products want: the rows of expert ``e`` are
+    covers every routing method, and it is the layout of grouped matrix products: the rows of expert ``e`` are
     ``offsets[e]:offsets[e + 1]``. Assignments beyond ``offsets[E]`` belong to no expert (a null expert, a token that
     wanted fewer than k, one that capacity refused): they keep the shapes constant, and cost and add nothing.
 
@@ -159,7 +162,7 @@ class Routing:
         num_experts = probabilities.shape[1]
         if keep is not None:
             expert = torch.where(keep, expert, num_experts)
-            weight = torch.where(keep | weight.isnan(), weight, 0)  # NaN marks an invalid token: let it through
+            weight = torch.where(keep | weight.isnan(), weight, 0)  # NaN marks an invalid token: it is kept
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
         position = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
         boundaries = torch.arange(num_experts + 1, device=expert.device)

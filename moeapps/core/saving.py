@@ -253,12 +253,12 @@ def _digest_span(content: bytearray) -> tuple[int, int]:
 
 
 def registered_path(cls: type) -> str:
-    """Import path under which the registry knows a class.
+    """Import path under which a class is registered.
 
     Raises
     ------
     ConfigError
-        If it does not know it; the message says how to register it.
+        If it is not registered; the message says how to register it.
     """
     for entry in registry.entries():
         if entry.path.rpartition(".")[2] == cls.__name__ and registry.resolve(entry.path) is cls:

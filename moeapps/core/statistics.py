@@ -1,4 +1,7 @@
-"""Routing statistics: whether every expert is used, and how sure the router is."""
+"""Routing statistics: whether every expert is used, and how sure the router is.
+
+Shapes: N tokens, E experts, G groups.
+"""
 
 from collections.abc import Sequence
 from typing import Any

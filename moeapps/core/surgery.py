@@ -1,7 +1,9 @@
 """Surgery on trained mixtures: prune, merge and compress experts, turn them into a dense layer, or grow them from one.
 
-Every function leaves its input as it was and returns something new together with a report. Those that take a model
+Every function leaves its input unchanged and returns a new model or layer with a report. Those that take a model
 work on every :class:`~moeapps.core.layer.MoE` inside it (or on the layer itself).
+
+Shapes: E experts, d width, h hidden width.
 """
 
 import copy
@@ -46,7 +48,7 @@ class ExpertUse:
         ``(E,)`` sum of the weights that tokens gave each expert, divided by the number of tokens. On the data of one
         task it is the task-conditioned score of PreMoe (2025).
     similarity : Tensor
-        ``(E, E)`` correlation of the router's logits over tokens: experts wanted by the same tokens.
+        ``(E, E)`` correlation of the router's logits over tokens: experts that the same tokens prefer.
     """
 
     weight: Tensor
@@ -134,7 +136,7 @@ def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
     num_experts : int
         How many to keep in each layer.
     use : mapping of str to ExpertUse
-        What :func:`measure_use` found, on the data that matters.
+        Result of :func:`measure_use` on the data that matters.
 
     Returns
     -------
@@ -162,8 +164,10 @@ def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) -> tuple[Model, dict[str, LayerReport]]:
     """Merge similar experts after aligning their hidden units, weighted by use (M-SMoE, Li et al. 2024, section 3).
 
-    The most used experts are the heads of groups; each of the others joins the head whose router logits its own
-    resemble most. The router stays and sends the tokens of an old expert to the one it was merged into.
+    1. The most used experts are the heads of groups.
+    2. Each of the others joins the head whose router logits correlate most with its own.
+    3. The hidden units of a group are aligned to those of its head, and the weights averaged by use.
+    4. The router stays and sends the tokens of an old expert to the one it was merged into.
 
     Parameters
     ----------
@@ -172,7 +176,7 @@ def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
     num_experts : int
         How many experts are left in each layer.
     use : mapping of str to ExpertUse
-        What :func:`measure_use` found.
+        Result of :func:`measure_use`.
 
     Returns
     -------
@@ -187,13 +191,13 @@ def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 
     def merge(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
         check_top_k(num_experts, layer.num_experts, "num_experts")
-        found = _use(use, name)
-        heads = found.weight.topk(num_experts).indices.tolist()
+        measured = _use(use, name)
+        heads = measured.weight.topk(num_experts).indices.tolist()
         groups = [[head] for head in heads]
         for e in range(layer.num_experts):
             if e not in heads:
-                groups[int(found.similarity[e, heads].argmax())].append(e)
-        merged = regroup(layer, groups, found.weight)
+                groups[int(measured.similarity[e, heads].argmax())].append(e)
+        merged = regroup(layer, groups, measured.weight)
         return merged, _report(layer, merged, groups)
 
     return _operate(model, merge)
@@ -316,8 +320,8 @@ def upcycle(
 ) -> tuple[MoE, LayerReport]:
     """Grow a mixture from trained dense networks.
 
-    Copies of one network are sparse upcycling (Komatsuzaki et al. 2023): the mixture begins by answering exactly what
-    the network answers, as the weights of a token sum to 1. Several networks, trained on different data, become
+    Copies of one network are sparse upcycling (Komatsuzaki et al. 2023): its output at first equals
+    the network's, as the weights of a token sum to 1. Several networks, trained on different data, become
     experts in turn (BAM, Zhang et al. 2024). ``split=True`` divides the hidden units among the experts (FactorLLM,
     Zhao et al. 2024): no parameter is added, and with all experts chosen alike the answer is the network's.
 
@@ -382,10 +386,10 @@ def upcycle(
 
 
 def _layers(model: nn.Module) -> dict[str, MoE]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
-    if not found:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
+    if not layers:
         raise ConfigError(f"there is no MoE layer in this {type(model).__name__}")
-    return found
+    return layers
 
 
 def _operate(

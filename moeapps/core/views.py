@@ -1,7 +1,7 @@
-"""What a mixture looks like inside, as numbers in a file: maps, curves and plain words that a report draws.
+"""Maps, curves and warnings about a trained mixture, as numbers in a file that a report draws.
 
-A run leaves a ``views.json`` beside its metrics. Whoever trains knows what is worth seeing (experts by class, gates by
-task, confidence by dispersion), whoever draws need not know the model.
+A run leaves a ``views.json`` beside its metrics. The module decides what to show (experts by class, gates
+by task, confidence by dispersion); drawing does not depend on the model.
 """
 
 import json
@@ -106,7 +106,7 @@ class Views:
     curves : list of Curves, default=field(default_factory=list)
         Curves.
     hints : list of str, default=field(default_factory=list)
-        What looks ill, in plain words.
+        Warnings, one sentence each.
     """
 
     maps: list[Map] = field(default_factory=list)

@@ -26,58 +26,62 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
 
     Parameters
     ----------
-    router : str
+    router : str, default="topk"
         Name of the routing method, as in ``moeapps list routers``.
     router_args : dict, optional
         Further arguments of that router.
-    num_experts : int
+    num_experts : int, default=8
         Experts per block.
-    top_k : int
+    top_k : int, default=2
         Experts per row, for routers with such an argument.
-    dim : int
+    dim : int, default=64
         Width of the network.
     hidden_dim : int, optional
         Hidden width of an expert; ``2 * dim`` when None.
-    num_blocks : int
+    num_blocks : int, default=2
         Number of residual MoE blocks.
-    share_router : bool
+    share_router : bool, default=False
         Whether all blocks use one router (Omni-router).
     capacity_factor : float, optional
         In training an expert takes at most this multiple of its fair share of rows; None means no limit.
-    embedding_dim : int
+    embedding_dim : int, default=16
         Width of a categorical column's embedding.
-    num_bins : int
+    num_bins : int, default=32
         Quantile bins of a numeric column's piecewise-linear encoding, at most.
-    dropout : float
+    dropout : float, default=0.0
         Probability of dropping a feature in training.
-    balance_weight, z_weight : float
-        Factors of the router's losses.
-    lr, weight_decay : float
-        Of AdamW.
-    batch_size : int or "auto"
+    balance_weight : float, default=0.01
+        Factor of the router's balance loss.
+    z_weight : float, default=0.001
+        Factor of the router z-loss.
+    lr : float, default=0.002
+        Learning rate of AdamW, above 0.
+    weight_decay : float, default=0.01
+        Weight decay of AdamW.
+    batch_size : int or "auto", default="auto"
         Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
-    max_epochs : int
+    max_epochs : int, default=100
         Passes over the data, at most.
-    early_stopping : bool or "auto"
+    early_stopping : bool or "auto", default="auto"
         Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
         and keep the best epoch; "auto" does for more than 200 rows.
-    validation_fraction : float
+    validation_fraction : float, default=0.1
         Part of the rows that is set aside.
-    patience : int
-        Epochs to wait.
-    class_weight : dict, "balanced" or None
+    patience : int, default=10
+        Epochs without a better validation loss before training stops.
+    class_weight : dict or "balanced", optional
         Weights of the classes.
-    categorical_features : "auto", list of names or positions, or None
+    categorical_features : "auto", list of names or positions, or None, default="auto"
         Which columns are categories; "auto" means text, bool, category and object columns of a DataFrame.
-    dtype : "auto", "float32" or "float64"
+    dtype : "auto", "float32" or "float64", default="auto"
         Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
-    accelerator : str
+    accelerator : str, default="auto"
         Lightning's accelerator for training. Prediction is done on the CPU.
-    verbose : bool
+    verbose : bool, default=False
         Whether to show a progress bar.
     log_dir : str, optional
         Where to log and write checkpoints; nowhere when None.
-    random_state : int, RandomState or None
+    random_state : int or RandomState, optional
         Seed of everything.
 
     Attributes
@@ -177,8 +181,8 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         X, y, sample_weight
             As in :meth:`fit`.
         classes : array, optional
-            All classes that will ever come. The first call needs them unless its rows have them all; a label that is
-            not among them is refused later, and nothing is changed.
+            All classes of the stream. Required in the first call unless its rows contain every class; a later label
+            that is not among them raises an error and changes nothing.
         """
         self._refuse_mixing()
         with self._all_or_nothing() as fitted:

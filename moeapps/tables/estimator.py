@@ -1,4 +1,4 @@
-"""What the tabular estimators share: reading a table, building the network, training, predicting, surgery."""
+"""Base of the tabular estimators: reading a table, building the network, training, predicting, surgery."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ from moeapps.tables.network import TabularConfig, TabularMoE
 __all__ = ["TabularEstimator"]
 
 ONE_BATCH = 200
-"""Up to so many rows, "auto" means: all rows in one batch, in float64, and none set aside for early stopping."""
+"""Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
 
 PREDICT_ROWS = 4096
-"""Rows that are predicted at once."""
+"""Rows per forward pass in prediction."""
 
 
 class TabularEstimator(LightningEstimator):
-    """What both estimators share: reading a table, building the network, training, predicting."""
+    """Base of :class:`MoEClassifier` and :class:`MoERegressor`, each of which declares its own constructor."""
 
     task: Literal["classification", "regression"]
     model_: TabularMoE
@@ -70,7 +70,7 @@ class TabularEstimator(LightningEstimator):
         raise NotImplementedError
 
     def _encode_target(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Targets as the loss wants them."""
+        """Targets as the loss takes them."""
         raise NotImplementedError
 
     def _check_target(self, y: Any) -> NDArray[Any]:
@@ -110,8 +110,8 @@ class TabularEstimator(LightningEstimator):
         """Learn one pass over these rows, on top of what was learned before.
 
         The first call learns the columns (categories, quantiles) and targets; later calls keep them. Parameters,
-        errors and what is returned are as in :meth:`fit`. Routers that let the rows of a batch compete
-        (``expert_choice``) are refused: their batches are the caller's here.
+        errors and what is returned are as in :meth:`fit`. Routers that mix the rows of a batch (``expert_choice``)
+        are refused, since their predictions would depend on how the caller batches the rows.
         """
         self._refuse_mixing()
         with self._all_or_nothing() as fitted:
@@ -124,7 +124,7 @@ class TabularEstimator(LightningEstimator):
     def _refuse_mixing(self) -> None:
         if router_class(self.router).mixes_tokens:
             raise ConfigError(
-                f"router={self.router!r} lets the rows of a batch compete and cannot learn from a stream of batches: "
+                f"router={self.router!r} mixes the rows of a batch and cannot learn from a stream of batches: "
                 "use fit, or another router"
             )
 
@@ -403,7 +403,7 @@ class TabularEstimator(LightningEstimator):
 
 
 def _refuse_holes(array: NDArray[np.float64]) -> None:
-    """Refuse NaN and what float32 cannot hold, saying where."""
+    """Raise an error that names the first NaN or number beyond float32."""
     with np.errstate(invalid="ignore"):
         bad = ~(np.abs(array) <= np.finfo(np.float32).max)
     if bad.any():

@@ -1,4 +1,4 @@
-"""How the tabular network is trained: weighted loss, one optimiser, a cosine schedule."""
+"""Training of the tabular network: weighted loss, AdamW, a cosine schedule."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +43,7 @@ class TabularTraining:
 class TabularModule(Configurable, MoEModule):
     r"""Weighted cross-entropy or squared error, :math:`\sum_n w_n l_n / \sum_n w_n`, plus the routers' losses.
 
-    Where a router asks for two draws per step (:class:`~moeapps.core.routers.ThorRouter`), both outputs are trained and
+    Where a router makes two draws per step (:class:`~moeapps.core.routers.ThorRouter`), both outputs are trained and
     their consistency loss is added.
 
     Parameters
@@ -70,7 +70,7 @@ class TabularModule(Configurable, MoEModule):
         self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
         self.schedule = config.schedule
         routers = [module for module in model.modules() if isinstance(module, Router)]
-        self.optimizer_state: dict[str, Any] | None = None  # what an earlier training left, for one that goes on
+        self.optimizer_state: dict[str, Any] | None = None  # of the last call of partial_fit
         self.draws_per_step = max(router.draws_per_step for router in routers)
         self.consistency_weight = max(router.consistency_weight for router in routers)
 
@@ -113,7 +113,7 @@ class TabularModule(Configurable, MoEModule):
         return self.with_cosine_schedule(optimizer)
 
     def on_train_end(self) -> None:
-        """Keep the optimiser's state for a training that goes on."""
+        """Keep the optimiser's state for the next call of ``partial_fit``."""
         if self.schedule == "constant":
             optimizer = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, torch.optim.Optimizer)

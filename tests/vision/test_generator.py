@@ -239,7 +239,7 @@ def test_a_checkpoint_holds_the_average_and_draws_by_itself(tmp_path):
     assert drawn.max() <= 1
     content.pop("moeapps_images")
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / "other.ckpt")
-    with pytest.raises(FileFormatError, match="does not know what its data is like"):
+    with pytest.raises(FileFormatError, match="has no description of its data"):
         ImageModule.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
 
 

@@ -1,4 +1,7 @@
-"""What every router is: tokens in, one routing out, computed in float32 or better."""
+"""Base of all routers: tokens in, one routing out, computed in float32 or better.
+
+Shapes: N tokens, d width, E experts, k experts per token.
+"""
 
 import copy
 import inspect
@@ -32,8 +35,8 @@ def linear_scores(dim: int, num_scores: int) -> nn.Parameter:
 class Router(nn.Module):
     """Base of all routers: ``forward`` maps tokens ``(N, d)`` to a routing over ``num_experts`` experts.
 
-    A router of your own writes :meth:`scores` and :meth:`choose`; the base takes care of precision, of shapes and of
-    tokens that are not finite. In evaluation the choice for a token depends on nothing but the token.
+    A router of your own writes :meth:`scores` and :meth:`choose`; the base handles precision, shapes and tokens
+    that are not finite. In evaluation the choice for a token depends on nothing but the token.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ class Router(nn.Module):
         x : Tensor
             Tokens, in float32 or better.
         experts : Module or None
-            The layer's experts, for routers that ask them.
+            The layer's experts, for routers that score with them.
         ids : Tensor or None
             ``(N,)`` int64 token ids, for routers that use them.
         """
@@ -129,11 +132,11 @@ class Router(nn.Module):
         x : Tensor
             ``(N, d)`` tokens. One with a NaN or infinite score is marked invalid and gets weight NaN.
         experts : Module, optional
-            The layer's experts; only routers that ask them need it (average keys, autonomy).
+            The layer's experts; required by routers that score with them (average keys, autonomy).
         ids : Tensor, optional
-            ``(N,)`` int64 token ids; only the hash router looks at them.
+            ``(N,)`` int64 token ids; used by the hash router only.
         sample_size : int, default=1
-            Tokens per sample; only soft routing, which mixes the tokens of a sample, looks at it.
+            Tokens per sample; used by soft routing only, which mixes the tokens of a sample.
 
         Returns
         -------
@@ -151,7 +154,7 @@ class Router(nn.Module):
             return replace(routing, weight=torch.where(valid[routing.token], routing.weight, torch.nan))
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """What this router asks to be minimised, by name: ``balance`` and ``z``, unless it needs neither.
+        """Auxiliary losses by name: ``balance`` and ``z`` unless a subclass has others.
 
         The layer multiplies ``balance`` and ``z`` by its own weights and takes every other entry as it is.
         """
@@ -161,7 +164,7 @@ class Router(nn.Module):
         }
 
     def update(self, routing: Routing, progress: float) -> None:
-        """Learn what is not learned by gradient; called once after every optimiser step.
+        """Update what is learned without gradients; called once after every optimiser step.
 
         :class:`~moeapps.core.module.MoEModule` does it. In a training loop of your own call
         ``layer.update(progress)`` yourself if the router has such a rule (growing k, balancing by bias).
@@ -209,7 +212,7 @@ class Router(nn.Module):
         return copied
 
     def default_experts(self, hidden_dim: int) -> Experts | None:
-        """Experts that this router needs, or None when any will do."""
+        """Experts that this router requires; None where it works with any."""
         return None
 
     def check_tokens(self, x: Tensor) -> None:
@@ -234,11 +237,11 @@ def normalized(weight: Tensor) -> Tensor:
 
 
 def require_method(experts: nn.Module | None, method: str, router: nn.Module) -> Any:
-    """Return the experts' method that a router needs, or say what is missing."""
+    """Return a method of the experts, or raise an error that says what is missing."""
     found = getattr(experts, method, None)
     if found is None:
         raise ConfigError(
-            f"{type(router).__name__} asks the experts for {method}(), which "
+            f"{type(router).__name__} needs experts with {method}(), which "
             f"{'no experts were given' if experts is None else type(experts).__name__ + ' does not offer'}"
         )
     return found

@@ -1,4 +1,4 @@
-"""Expert choice: experts take tokens, not tokens experts."""
+"""Expert choice: experts choose tokens instead of tokens choosing experts."""
 
 import math
 
@@ -15,7 +15,7 @@ __all__ = ["ExpertChoiceRouter"]
 
 
 class ExpertChoiceRouter(Router):
-    """In training every expert takes the C = N c / E tokens that want it most (Zhou et al. 2022, section 3.2).
+    """In training every expert takes its C = N c / E most probable tokens (Zhou et al. 2022, section 3.2).
 
     Load is perfectly balanced by construction. A token may get no expert, or all of them; which it gets depends on
     the other tokens of its batch. Hence it is refused where rows arrive one at a time, and evaluation falls back to
@@ -28,7 +28,8 @@ class ExpertChoiceRouter(Router):
     num_experts : int
         Number of experts E.
     capacity_factor : float, default=2.0
-        Mean number of experts per token c, above 0 and at most E.
+        Mean number of experts per token c, above 0 and at most E. Unlike the ``capacity_factor`` of a
+        layer, which caps what tokens chose, it is the number of experts that choose a token.
 
     Raises
     ------

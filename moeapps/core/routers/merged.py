@@ -1,4 +1,4 @@
-"""A router whose experts were merged: it still tells the old ones apart."""
+"""A router over merged experts: it chooses among the experts there were before."""
 
 from collections.abc import Sequence
 

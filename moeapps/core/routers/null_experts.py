@@ -1,4 +1,4 @@
-"""Null experts: a token may choose to be processed less."""
+"""Null experts: a token may use fewer real experts."""
 
 from collections.abc import Sequence
 from typing import Self

@@ -1,4 +1,4 @@
-"""Routers without weights of their own: the experts say how much a token concerns them."""
+"""Routers without weights of their own: scores come from the experts' first layers."""
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class AvgKRouter(_SelfScoring):
 
 
 class AutonomyRouter(_SelfScoring):
-    r"""Autonomy of experts: every expert looks at every token through a narrow first factor, the strongest go on.
+    r"""Autonomy of experts: each expert's narrow first factor scores every token; the largest norms win.
 
     The score is the norm :math:`\lVert x W_{down}^e \rVert_2` (Lv et al. 2025, "Autonomy-of-Experts Models", eq. 5-6).
     The experts have to be :class:`~moeapps.core.experts.FactoredExpertMLP`, which

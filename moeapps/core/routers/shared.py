@@ -112,7 +112,7 @@ class SharedExpertsRouter(Router):
         return copied
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """``z`` only: balance is the bias's work."""
+        """``z`` only: the bias balances the load."""
         return {"z": router_z_loss(routing, token_weight)}
 
     @torch.no_grad()

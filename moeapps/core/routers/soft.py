@@ -1,4 +1,7 @@
-"""Soft MoE: no token is sent anywhere; every slot of an expert gets a mix of the sample's tokens."""
+"""Soft MoE: every slot of an expert processes a mix of the sample's tokens.
+
+Shapes: B samples of T tokens, N = B T, d width, E experts, S slots per expert.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

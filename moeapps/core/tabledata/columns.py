@@ -99,11 +99,11 @@ class ColumnEncoder:
     def transform(self, X: pd.DataFrame | NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Numbers ``(n, P)`` with NaN where missing, and category codes ``(n, C)``."""
         codes = np.zeros((len(X), len(self.categorical)), dtype=np.int64)
-        for place, (index, values) in enumerate(zip(self.categorical, self.categories, strict=True)):
+        for position, (index, values) in enumerate(zip(self.categorical, self.categories, strict=True)):
             column = _column(X, index)
             lookup = {value: FIRST + i for i, value in enumerate(values)}
             code = column.map(lookup).to_numpy(dtype=float, na_value=UNKNOWN)
-            codes[:, place] = np.where(column.isna(), MISSING, np.nan_to_num(code, nan=UNKNOWN))
+            codes[:, position] = np.where(column.isna(), MISSING, np.nan_to_num(code, nan=UNKNOWN))
         return self._numbers(X), codes
 
     def column_kinds(self) -> dict[str, ColumnKind]:
@@ -162,10 +162,10 @@ class ColumnEncoder:
         with np.errstate(invalid="ignore"):
             bad = np.abs(numbers) > _LARGEST
         if bad.any():
-            row, place = np.argwhere(bad)[0]
+            row, position = np.argwhere(bad)[0]
             raise DataError(
-                f"X has {numbers[row, place]} at row {row}, column {self.names[self.numeric[place]]!r}: infinite, or "
-                f"too large for float32. Use a missing value or a clipped one"
+                f"X has {numbers[row, position]} at row {row}, column {self.names[self.numeric[position]]!r}: infinite, "
+                "or too large for float32. Use a missing value or a clipped one"
             )
         return numbers
 

@@ -20,6 +20,6 @@ class EncodedTable(Dataset[tuple[Tensor, ...]]):
         return tuple(column[index] for column in self.columns)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """Return a whole batch; torch's loader asks for it this way when it can."""
+        """Return a whole batch; torch's loader calls it where it exists."""
         chosen = torch.as_tensor(indices)
         return tuple(column.index_select(0, chosen) for column in self.columns)

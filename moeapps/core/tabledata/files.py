@@ -49,7 +49,7 @@ def kind_of(categories: Sequence[Any]) -> ColumnKind:
 class TableFile:
     """A ``.csv`` or ``.parquet`` file whose rows come in batches, so that it may be larger than memory.
 
-    A Parquet file says what its columns hold. A CSV file does not: where ``kinds`` says nothing either, the file is
+    A Parquet file declares the types of its columns. A CSV file does not: where ``kinds`` does not either, the file is
     read once to find out. A column is ``"whole"`` if all its cells are whole numbers without leading zeros,
     ``"number"`` if all are numbers, ``"list"`` if all are JSON lists, and ``"text"`` otherwise. An empty cell is
     missing; ``NA`` and the like are missing among numbers, and text among text. ``"bool"`` is never guessed.
