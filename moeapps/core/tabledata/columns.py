@@ -163,9 +163,10 @@ class ColumnEncoder:
             bad = np.abs(numbers) > _LARGEST
         if bad.any():
             row, position = np.argwhere(bad)[0]
+            name = self.names[self.numeric[position]]
             raise DataError(
-                f"X has {numbers[row, position]} at row {row}, column {self.names[self.numeric[position]]!r}: infinite, "
-                "or too large for float32. Use a missing value or a clipped one"
+                f"X has {numbers[row, position]} at row {row}, column {name!r}: infinite, or too large for float32. "
+                "Use a missing value or a clipped one"
             )
         return numbers
 
