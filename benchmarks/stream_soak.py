@@ -37,9 +37,9 @@ def main() -> None:
             y = (np.cos(angle) * X[:, 0] + np.sin(angle) * X[:, 1] > 0).astype(int).tolist()
             instances = [dict(enumerate(row)) for row in X.tolist()]
             begin = time.perf_counter()
-            said, _ = model.test_then_train(instances, y)
+            predictions, _ = model.test_then_train(instances, y)
             seconds += time.perf_counter() - begin
-            hits += sum(guess == truth for guess, truth in zip(said, y, strict=True))
+            hits += sum(guess == truth for guess, truth in zip(predictions, y, strict=True))
         rows.append(
             {
                 "instance": start + BLOCK,

@@ -23,10 +23,22 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "stream" in item.path.parts or "DriftMoE" in item.name:
-            item.add_marker(pytest.mark.xdist_group("stream"))
-    # The stream loops are compiled by the worker that has this group, which comes first; all others find them on disk.
+            late = item.path.name in ("test_run.py", "test_kafka.py", "test_soak.py")
+            item.add_marker(pytest.mark.xdist_group("stream runs" if late else "stream"))
+    items.sort(key=_turn)
+
+
+def _turn(item) -> int:
+    """The first worker begins with the tests of streams, the first of which compiles the loops (about a minute).
+
+    Those that run `moeapps stream run` as a process are a group of their own. They come after other tests, when the
+    machine code is on disk; before, each process would compile it once more. numba writes its cache atomically.
+    """
     # Tests without a group go to whichever worker is free, so the last ones should be short: the doctests are.
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    group = item.get_closest_marker("xdist_group")
+    if group is not None:
+        return 0 if group.args[0] == "stream" else 2
+    return 1 if item.path.parent.name in ("cli", "core", "graph") else 3
 
 
 @pytest.fixture(autouse=True)

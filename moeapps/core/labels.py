@@ -5,9 +5,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["UNKNOWN", "classes_and_codes", "encode", "labels_from_json", "labels_to_json", "probability_columns"]
+from moeapps.core.errors import DataError
+
+__all__ = [
+    "UNKNOWN",
+    "classes_and_codes",
+    "encode",
+    "is_missing",
+    "label_kind",
+    "labels_from_json",
+    "labels_to_json",
+    "plain",
+    "probability_columns",
+    "value_from_json",
+    "value_to_json",
+]
 
 UNKNOWN = -1
 """Code of a label that is not among the classes."""
@@ -60,3 +75,50 @@ def labels_from_json(saved: dict[str, Any]) -> NDArray[Any]:
     if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
         raise ValueError(f"unknown label dtype {saved['dtype']!r}")
     return np.array(saved["values"], dtype=saved["dtype"])
+
+
+# Labels that come one by one (streams) have no common dtype: each is written with a tag of its type.
+
+_TAGS: dict[str, type] = {"s": str, "i": int, "f": float, "b": bool}
+
+
+def plain(value: Any) -> Any:
+    """A Python value in place of a numpy scalar."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a single value is None, NaN, NA or NaT."""
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def label_kind(label: Any) -> str:
+    """Kind of a label, for messages: "numbers", "text" or "of type ..."; labels of one model have one kind."""
+    if isinstance(label, bool | int | float | np.number | np.bool_):
+        return "numbers"
+    return "text" if isinstance(label, str) else f"of type {type(label).__name__}"
+
+
+def value_to_json(value: Any) -> list[Any]:
+    """Write a single label, name or category as JSON values, so that it comes back with the same type.
+
+    Raises
+    ------
+    DataError
+        If it is neither text, a number, a bool nor a tuple of these.
+    """
+    value = plain(value)
+    for tag, kind in _TAGS.items():
+        if type(value) is kind:
+            return [tag, value]
+    if isinstance(value, tuple):
+        return ["t", [value_to_json(part) for part in value]]
+    raise DataError(f"{value!r} ({type(value).__name__}) cannot be written to a file: use text, numbers or bools")
+
+
+def value_from_json(pair: Any) -> Any:
+    """Undo :func:`value_to_json`."""
+    tag, value = pair
+    if tag == "t":
+        return tuple(value_from_json(part) for part in value)
+    return _TAGS[tag](value)

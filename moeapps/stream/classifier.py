@@ -11,9 +11,10 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.errors import DataError
-from moeapps.stream.encoding import LabelEncoder, plain
+from moeapps.core.labels import plain
+from moeapps.stream.compiled.mixture_state import TASK
+from moeapps.stream.encoding import LabelEncoder, OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 
@@ -22,65 +23,76 @@ __all__ = ["DriftMoEClassifier"]
 
 @MiniBatchClassifier.register
 class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
-    """Mixture of Hoeffding trees under a neural router that learns with them, instance by instance.
+    """Mixture of Hoeffding trees and a neural router that are trained together, one instance at a time.
 
-    A router (an MLP) learns which trees are right where, from the multi-hot mask of those that predicted the label; the
-    prediction mixes the trees by what it believes. ``DriftMoEClassifier.paper("data")`` and ``.paper("task")`` are the
-    algorithms of the paper. The defaults are stronger: every tree learns every instance with a Poisson weight (online
-    bagging), all trees speak, a tree whose error rises is replaced by one grown since the warning, the router sees
-    standardised features and the trees' recent accuracy, and its own word as a classifier counts as much as it
-    has been right of late. It is river's classifier and scikit-learn's at once.
+    The router (an MLP) is trained on the multi-hot mask of the trees that predicted the label, so it learns which trees
+    are right where. The prediction mixes the trees by the router's estimates. ``DriftMoEClassifier.paper("data")`` and
+    ``.paper("task")`` are the algorithms of the paper. The defaults are stronger: every tree learns every instance with
+    a Poisson weight (online bagging), all trees are mixed, a tree whose error rises is replaced by one grown since the
+    warning, the router's inputs are standardised features and the trees' recent accuracies, and the router's own class
+    probabilities are averaged with those of the trees, weighted by recent accuracy. It is an estimator of river and of
+    scikit-learn.
 
     Parameters
     ----------
-    variant : "data" or "task"
-        ``"data"``: ``n_experts`` trees that know all classes. ``"task"``: one binary tree per class ("is it this?"),
-        and the router predicts the class.
-    n_experts : int
+    variant : {"data", "task"}, default "data"
+        "data": ``n_experts`` trees that know all classes. "task": one binary tree per class, and the router predicts
+        the class.
+    n_experts : int, default 12
         Number of trees of the data variant.
-    top_k : int
-        Experts that learn each instance, where ``learn_with="top_k"``.
+    top_k : int, default 3
+        Experts that learn each instance where ``learn_with="top_k"``.
     expert : river classifier, optional
-        Cloned once per expert in place of the built-in trees; slower, and such a model can be pickled, not saved.
-    predict_with : "mixture" or "top"
+        Cloned once per expert in place of the built-in trees. Slower; such a model can be pickled, but not saved.
+    predict_with : {"mixture", "top"}, default "mixture"
         All experts by weight, or the one with the largest (in the task variant: the router alone).
-    learn_with : "all" or "top_k"
+    learn_with : {"all", "top_k"}, default "all"
         Which experts learn an instance.
-    bagging : float
-        Rate of the Poisson weights of online bagging; 0 gives every instance weight 1.
-    drift : "replace", "reset" or None
-        When ADWIN sees an expert's error rise: put in the background tree grown since the warning, start it anew, or
-        nothing.
-    drift_delta, warning_delta : float
+    bagging : float, default 6.0
+        Rate of the Poisson weights of online bagging, at most 50; 0 gives every instance weight 1.
+    drift : {"replace", "reset"} or None, default "replace"
+        What follows when ADWIN finds that an expert's error rises: the background tree grown since the warning replaces
+        it, it starts anew, or nothing.
+    drift_delta, warning_delta : float, default 0.01 and 0.05
         Confidences of the two ADWIN windows of each expert.
-    window : int
-        Instances over which recent accuracies are counted.
-    blend : float
-        How sharply the pool and the router's own word are weighed by their recent accuracies; 0 leaves the router's
-        word out.
-    leaf_prediction : "mc", "nb" or "nba"
-        Leaves predict by majority, naive Bayes, or the better of the two.
-    grace_period, delta, tie_threshold, feature_share, max_nodes
-        Of the trees, see :class:`HoeffdingPool`.
-    use_router : bool
-        Whether the router weighs the experts; else their recent accuracy does.
-    router_inputs : "enriched" or "raw"
+    window : int, default 100
+        Instances over which recent accuracies are averaged.
+    blend : float, default 30.0
+        How sharply trees and router are weighted by their recent accuracies; 0 leaves the router's own class
+        probabilities out.
+    leaf_prediction : {"mc", "nb", "nba"}, default "nba"
+        Leaves predict by majority class, naive Bayes, or the better of the two.
+    grace_period : int, default 100
+        Weight that a leaf sees between two attempts to split.
+    delta : float, default 0.01
+        Confidence of the Hoeffding bound.
+    tie_threshold : float, default 0.05
+        A split is made without a clear winner once the bound is below this.
+    feature_share : float or list of float, default 1.0
+        Share of the features that each leaf observes; a list is cycled through by the trees.
+    max_nodes : int, default 1023
+        Largest number of nodes per tree.
+    use_router : bool, default True
+        Whether the router weights the experts; else their recent accuracy does.
+    router_inputs : {"enriched", "raw"}, default "enriched"
         Standardised features and the experts' recent accuracies, or the features as they are.
-    router_hidden : pair of int
+    router_hidden : pair of int, default (128, 64)
         Widths of the router's hidden layers.
-    router_lr, router_dropout : float
-        Of its Adam, and after its first layer.
-    router_period : int
+    router_lr : float, default 0.003
+        Learning rate of the router's Adam.
+    router_dropout : float, default 0.0
+        Dropout after the router's first layer, in training.
+    router_period : int, default 8
         Instances per step of the router.
-    temperature : float
+    temperature : float, default 0.8
         Of the softmax over the experts, with ``predict_with="top"``.
-    max_features, max_categories : int
-        Names, and values per category, that are remembered; see ``n_ignored_``.
-    on_bad : "raise", "skip" or "impute"
-        What to do with an instance with a bad value (text in a numeric feature, infinity): refuse it, leave it out, or
-        take the value for missing.
+    max_features, max_categories : int, default 1000 and 256
+        Largest number of feature names, and of codes per categorical feature; see ``n_ignored_``.
+    on_bad : {"raise", "skip", "impute"}, default "raise"
+        What to do with an instance with a bad value (text in a numeric feature, infinity): refuse it, skip it, or take
+        the value for missing.
     seed : int, optional
-        Seed of everything.
+        Seed of everything; drawn anew for each model when None.
 
     Attributes
     ----------
@@ -89,9 +101,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     drift_events_ : DataFrame
         Warnings and renewals of experts.
     activation_ : array
-        How much each expert has counted.
+        Sum of each expert's weights in the predictions of all learned instances.
     n_seen_, n_skipped_, n_bad_, n_ignored_ : int
-        Instances learned, instances left out, bad values, ignored values.
+        Instances learned, instances skipped, bad values imputed, values ignored.
 
     References
     ----------
@@ -137,7 +149,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         temperature: float = 0.8,
         max_features: int = 1000,
         max_categories: int = 256,
-        on_bad: Literal["raise", "skip", "impute"] = "raise",
+        on_bad: OnBad = "raise",
         seed: int | None = None,
     ) -> None:
         self.variant = variant
@@ -169,11 +181,11 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         self.max_categories = max_categories
         self.on_bad = on_bad
         self.seed = seed
-        self._forget()
+        self._reset()
 
     @classmethod
     def paper(cls, variant: Literal["data", "task"] = "data", *, n_experts: int = 12, seed: int | None = None) -> Self:
-        """The algorithm of the DriftMoE paper, without anything added.
+        """The algorithm of the DriftMoE paper, without additions.
 
         Router MLP of 256 and 128 units on the raw features, dropout 0.2, Adam 2e-3; Hoeffding trees with grace period
         50 and delta 1e-7. ``"data"``: the tree with the largest softmax(logits / 0.8) predicts, the 3 with the largest
@@ -186,21 +198,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
             router_dropout=0.2, router_period=256 if variant == "data" else 1, temperature=0.8, seed=seed,
         )  # fmt: skip
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        super()._reset()
         self._labels = LabelEncoder()
-
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        check_one_of("variant", self.variant, ("data", "task"))
-        check_at_least_zero(blend=self.blend)
-
-    @property
-    def _blend(self) -> float:  # type: ignore[override]
-        return float(self.blend)
-
-    def _pool_arguments(self) -> dict[str, Any]:
-        return {"leaf_prediction": self.leaf_prediction}
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         return self._labels.check(targets)
@@ -270,11 +270,10 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         X, y
             As in :meth:`fit`.
         classes : array, optional
-            All labels that will come. Then one that is not among them is refused; without, new ones are welcome.
+            All labels that will occur; any other is refused. When None, new labels may appear at any time.
         """
         first = self._width is None
-        width, names = self._width, self._names
-        try:
+        with self._columns_kept_on_error():
             table = self._table(X, reset=first)
             y = column_or_1d(y, warn=True)
             check_consistent_length(table, y)
@@ -285,10 +284,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
             elif first and not self._labels.codes:
                 self._labels.check(labels)
                 self._announce(sorted(set(labels)))
-            self._learn_many(table, labels)
-        except BaseException:
-            self._width, self._names = width, names
-            raise
+            self.learn_many(table, labels)
         return self
 
     def _expect(self, classes: list[Any], labels: list[Any]) -> None:
@@ -328,6 +324,6 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     def _resize(self, engine: TreeEngine) -> None:
         super()._resize(engine)
         engine.n_classes = len(self._labels.codes)
-        if engine.settings.task:
-            engine.settings = engine.settings._replace(experts=engine.n_classes)
+        if engine.settings.variant == TASK:
+            engine.settings = engine.settings._replace(n_experts=engine.n_classes)
             engine.pool = engine._new_pool()

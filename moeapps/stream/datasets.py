@@ -27,16 +27,22 @@ def electricity(folder: str | Path | None = None) -> tuple[pd.DataFrame, pd.Seri
 
     The label says whether the price rises above its mean of the last 24 hours: 1 for up, 0 for down.
 
-    Args:
-        folder: Folder with ``elec2_data.dat`` and ``elec2_label.dat`` (space-separated, as in the repository
-            vlosing/driftDatasets, where label 0 is up). Without one, river's copy is used, which it downloads at the
-            first use.
+    Parameters
+    ----------
+    folder : str or Path, optional
+        Folder with ``elec2_data.dat`` and ``elec2_label.dat`` (space-separated, as in the repository
+        vlosing/driftDatasets, where label 0 is up). Without one, river's copy is used, which it downloads at the
+        first use.
 
-    Raises:
-        DataError: If the files are not there, do not have 8 columns and as many labels, or river cannot download.
+    Raises
+    ------
+    DataError
+        If the files are not there, do not have 8 columns and as many labels, or river cannot download.
 
-    Returns:
-        Features ``(45312, 8)`` and labels.
+    Returns
+    -------
+    features : DataFrame of shape (45312, 8)
+    labels : Series of shape (45312,)
     """
     if folder is None:
         source = datasets.Elec2()
@@ -71,11 +77,16 @@ _SEA_FUNCTIONS = (0, 1, 3, 0)  # functions 1, 2, 4, 1 of Street and Kim, counted
 class SyntheticStream:
     """A stream of a fixed length that knows where its drifts are; iterating it again gives the same instances.
 
-    Attributes:
-        name: Name of the stream.
-        n: Number of instances.
-        drifts: Positions of its drifts, in instances; empty where it drifts all the time.
-        n_classes: Number of classes.
+    Attributes
+    ----------
+    name : str
+        Name of the stream.
+    n : int
+        Number of instances.
+    drifts : tuple[int, ...]
+        Positions of its drifts, in instances; empty where it drifts all the time.
+    n_classes : int
+        Number of classes.
     """
 
     def __init__(self, name: str, source: Iterable[Any], n: int, drifts: tuple[int, ...], n_classes: int) -> None:
@@ -106,18 +117,25 @@ def synthetic_stream(
     places. ``sea_*``: 3 features, 2 classes, 10 % noise; functions 1, 2, 4, 1. ``rbf_*``: 10 features, 5 classes, 50
     centroids that all move, by 0.0001 ("moderate") or 0.001 ("fast") an instance.
 
-    Args:
-        name: Which one.
-        n: Number of instances; the positions and widths of the drifts scale with it (the paper has 1,000,000).
-        seed: Seed of concept and sample.
+    Parameters
+    ----------
+    name : {"led_abrupt", "led_gradual", "sea_abrupt", "sea_gradual", "rbf_moderate", "rbf_fast"}
+        Which one.
+    n : int, default 1000000
+        Number of instances; the positions and widths of the drifts scale with it (the paper has 1,000,000).
+    seed : int, default 0
+        Seed of concept and sample.
 
-    Raises:
-        ConfigError: If the name is not one of these, or ``n`` is not a whole number of at least 1.
+    Raises
+    ------
+    ConfigError
+        If the name is not one of these, or ``n`` is not a whole number of at least 1.
 
-    Example:
-        >>> stream = synthetic_stream("sea_abrupt", n=1000, seed=1)
-        >>> len(list(stream)), stream.drifts
-        (1000, (250, 500, 750))
+    Examples
+    --------
+    >>> stream = synthetic_stream("sea_abrupt", n=1000, seed=1)
+    >>> len(list(stream)), stream.drifts
+    (1000, (250, 500, 750))
     """
     check_one_of("name", name, SYNTHETIC_STREAMS)
     check_sizes(n=n)

@@ -7,18 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.engine import GrowingMixture, TreeEngine
-from moeapps.stream.compiled.mixture import (
+from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
+from moeapps.stream.compiled.mixture_state import (
     RENEW,
+    TASK,
     WARN,
     Mixture,
     MixtureSettings,
-    credit_class,
-    credit_number,
-    decide_class,
-    decide_number,
     make_work,
-    refer_mixture,
-    refer_work,
+    mixture_as_structref,
+    work_as_structref,
 )
 
 __all__ = ["Engine", "RiverEngine", "TreeEngine"]
@@ -49,13 +47,20 @@ class Engine(Protocol):
 class RiverEngine(GrowingMixture):
     """The flexible one: clones of any river model as experts, with the same mixture.
 
-    Args:
-        settings: Of the mixture.
-        expert: The model to be cloned, one per expert.
-        hidden: Widths of the router's hidden layers.
-        seed: Seed of everything.
-        numbers: Whether the targets are numbers.
-        decode: From a row of the table back to what the model is given: a dict of features.
+    Parameters
+    ----------
+    settings : MixtureSettings
+        Of the mixture.
+    expert : object
+        The model to be cloned, one per expert.
+    hidden : tuple[int, int]
+        Widths of the router's hidden layers.
+    seed : int
+        Seed of everything.
+    numbers : bool
+        Whether the targets are numbers.
+    decode : Callable[[array], dict[Any, Any]]
+        From a row of the table back to what the model is given: a dict of features.
     """
 
     def __init__(
@@ -69,8 +74,8 @@ class RiverEngine(GrowingMixture):
     ) -> None:
         super().__init__(settings, hidden, seed, numbers)
         self._expert, self._decode = expert, decode
-        self.experts: list[Any] = [self._new() for _ in range(settings.experts)]
-        self.background: list[Any] = [None] * settings.experts
+        self.experts: list[Any] = [self._new() for _ in range(settings.n_experts)]
+        self.background: list[Any] = [None] * settings.n_experts
 
     def _new(self) -> Any:
         return self._expert.clone()
@@ -85,7 +90,7 @@ class RiverEngine(GrowingMixture):
     def add_classes(self, number: int) -> None:
         """Make room for classes."""
         self._grow(self.n_features, self.n_classes + number)
-        while len(self.experts) < self.settings.experts:
+        while len(self.experts) < self.settings.n_experts:
             self.experts.append(self._new())
             self.background.append(None)
 
@@ -95,33 +100,33 @@ class RiverEngine(GrowingMixture):
                 work.votes[e, 0] = expert.predict_one(row)
                 continue
             work.votes[e] = 0.0
-            labels: Sequence[int] = (0, 1) if self.settings.task else range(self.n_classes)
-            said = expert.predict_proba_one(row)
+            labels: Sequence[int] = (0, 1) if self.settings.variant == TASK else range(self.n_classes)
+            probabilities = expert.predict_proba_one(row)
             for label in labels:
-                work.votes[e, label] = said.get(label, 0.0)
+                work.votes[e, label] = probabilities.get(label, 0.0)
 
     def _work(self) -> tuple[Any, Any, Any]:
         """Room for an instance, and references to the mixture and to it."""
-        votes = 1 if self.numbers else 2 if self.settings.task else self.n_classes
-        work = make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
-        return work, refer_mixture(self.mixture), refer_work(work)
+        votes = 1 if self.numbers else 2 if self.settings.variant == TASK else self.n_classes
+        work = make_work(mixture_as_structref(self.mixture), self.settings, votes, self.n_classes)
+        return work, mixture_as_structref(self.mixture), work_as_structref(work)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
         s = self.settings
         work, m, w = self._work()
-        said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
+        predictions = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         for i, x in enumerate(X):
             row = self._decode(x)
             self._vote(row, work)
             if self.numbers:
-                said[i] = decide_number(m, s, x, w)
-                credit_number(m, s, x, y[i], w)
+                predictions[i] = decide_number(m, s, x, w)
+                score_experts_numeric(m, s, x, y[i], w)
             else:
-                said[i] = decide_class(m, s, x, self.n_classes, w)
-                credit_class(m, s, x, y[i], self.n_classes, w)
-            for e in range(s.experts):
-                label = y[i].item() if not s.task else int(y[i] == e)
+                predictions[i] = decide_class(m, s, x, self.n_classes, w)
+                score_experts(m, s, x, y[i], self.n_classes, w)
+            for e in range(s.n_experts):
+                label = int(y[i] == e) if s.variant == TASK else y[i].item()
                 for learner in (self.experts[e], self.background[e]):
                     for _ in range(int(work.learn[e]) if learner is not None else 0):
                         learner.learn_one(row, label)
@@ -130,13 +135,13 @@ class RiverEngine(GrowingMixture):
                 elif work.action[e] == RENEW:
                     self.experts[e] = self.background[e] or self._new()
                     self.background[e] = None
-        return said
+        return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities or numbers, and weights of the experts."""
         s = self.settings
         work, m, w = self._work()
-        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), s.experts))
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), s.n_experts))
         for i, x in enumerate(X):
             self._vote(self._decode(x), work)
             if self.numbers:

@@ -1,4 +1,4 @@
-"""Prequential evaluation: every instance is predicted, then learned. Scores, curves, plots."""
+"""Prequential evaluation: every instance is predicted before it is learned. Scores, curves, plots."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from river.base import Regressor
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.stream.encoding import plain
+from moeapps.core.labels import plain
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.scores import ClassScores, NumberScores
 
@@ -23,20 +23,26 @@ if TYPE_CHECKING:
 __all__ = ["PrequentialResult", "plot_prequential", "prequential"]
 
 CHUNK = 256
-"""Instances that are handed to a model of ours at once; the result does not depend on it."""
+"""Instances per call of ``test_then_train``; the result does not depend on it."""
 
 
 @dataclass
 class PrequentialResult:
-    """What a prequential evaluation found.
+    """Result of a prequential evaluation.
 
-    Attributes:
-        scores: Accuracy, kappa, kappa-M and kappa-T; or MAE, RMSE and R2.
-        curve: One row per window: ``instance``, ``windowed``, ``total``, ``seconds``, ``bytes`` of the learned arrays,
-            and for a DriftMoE ``expert 0``, ...: the mean weight of each expert in the window.
-        drift_events: ``drift_events_`` of the model, where it has them.
-        n: Instances evaluated.
-        seconds: Time spent in the model.
+    Attributes
+    ----------
+    scores : dict[str, float]
+        Accuracy, kappa, kappa-M and kappa-T; or MAE, RMSE and R2.
+    curve : DataFrame
+        One row per window: ``instance``, ``windowed``, ``total``, ``seconds``, ``bytes`` of the learned arrays,
+        and for a DriftMoE ``expert 0``, ...: the mean weight of each expert in the window.
+    drift_events : DataFrame
+        ``drift_events_`` of the model, where it has them.
+    n : int
+        Instances evaluated.
+    seconds : float
+        Time spent in the model.
     """
 
     scores: dict[str, float]
@@ -62,22 +68,32 @@ def prequential(
 ) -> PrequentialResult:
     """Test a model on every instance before it learns it.
 
-    Args:
-        model: A model of this package, or any river classifier or regressor.
-        stream: Pairs of features and target, or a frame and its targets.
-        n: Instances, at most; the whole stream when None.
-        window: Instances of a row of the curve, and of the windowed score.
-        delay: Instances after which a label arrives; each is learned then, with its own features.
-        progress: Whether to show a progress bar.
+    Parameters
+    ----------
+    model : object
+        A model of this package, or any river classifier or regressor.
+    stream : Iterable[tuple[dict[Any, Any], Any]] or tuple[DataFrame, Any]
+        Pairs of features and target, or a frame and its targets.
+    n : int, optional
+        Largest number of instances; the whole stream when None.
+    window : int, default 1000
+        Instances per row of the curve and in the windowed score.
+    delay : int, default 0
+        Number of instances by which labels are late; each is learned with its own features when it arrives.
+    progress : bool, default False
+        Whether to show a progress bar.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
 
-    Example:
-        >>> from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
-        >>> found = prequential(DriftMoEClassifier(seed=1), synthetic_stream("sea_abrupt", n=3000), window=1000)
-        >>> found.scores["accuracy"] > 0.8, len(found.curve)
-        (True, 3)
+    Examples
+    --------
+    >>> from moeapps.stream import DriftMoEClassifier, prequential, synthetic_stream
+    >>> found = prequential(DriftMoEClassifier(seed=1), synthetic_stream("sea_abrupt", n=3000), window=1000)
+    >>> found.scores["accuracy"] > 0.8, len(found.curve)
+    (True, 3)
     """
     check_sizes(window=window)
     if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
@@ -97,9 +113,9 @@ def prequential(
     while batch := list(islice(instances, min(CHUNK, window - done % window))):
         features, targets = [x for x, _ in batch], [y for _, y in batch]
         start = time.perf_counter()
-        said = learner.step(features, targets)
+        predictions = learner.step(features, targets)
         seconds += time.perf_counter() - start
-        for truth, prediction in zip(targets, said, strict=True):
+        for truth, prediction in zip(targets, predictions, strict=True):
             scores.update(truth, prediction)
         done += len(batch)
         if bar is not None:
@@ -133,23 +149,23 @@ def _pairs(stream: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
 
 
 class _Direct:
-    """Every label is there at once."""
+    """Every label is known at once."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
         if isinstance(self.model, StreamEstimator):
-            said, refused = self.model.test_then_train(rows, targets)
+            predictions, refused = self.model.test_then_train(rows, targets)
             for error in refused.values():
                 if self.model.on_bad != "skip":
                     raise error
-            return said
-        said = []
+            return predictions
+        predictions = []
         for x, y in zip(rows, targets, strict=True):
-            said.append(self.model.predict_one(x))
+            predictions.append(self.model.predict_one(x))
             self.model.learn_one(x, y)
-        return said
+        return predictions
 
 
 class _Delayed:
@@ -160,13 +176,13 @@ class _Delayed:
         self.waiting: deque[tuple[dict[Any, Any], Any]] = deque()
 
     def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
-        said = []
+        predictions = []
         for x, y in zip(rows, targets, strict=True):
-            said.append(self.model.predict_one(x))
+            predictions.append(self.model.predict_one(x))
             self.waiting.append((x, y))
             if len(self.waiting) > self.delay:
                 self.model.learn_one(*self.waiting.popleft())
-        return said
+        return predictions
 
 
 def _bar(total: int | None) -> Any:
@@ -183,14 +199,21 @@ def plot_prequential(
 ) -> "Figure":
     """Windowed score over time, with the experts' shares and drift marks of the last result that has experts.
 
-    Args:
-        results: Results by model name.
-        drifts: Known positions of drifts, dashed.
-        title: Above the picture.
-        score: What the windowed score is.
+    Parameters
+    ----------
+    results : dict[str, PrequentialResult]
+        Results by model name.
+    drifts : Iterable[int], default ()
+        Known positions of drifts, dashed.
+    title : str, default ""
+        Title of the figure.
+    score : str, default "accuracy"
+        Name of the windowed score.
 
-    Returns:
-        The figure; save it with ``figure.savefig(path)``.
+    Returns
+    -------
+    Figure
+        Save it with ``figure.savefig(path)``.
     """
     from moeapps.core.plots import new_figure  # matplotlib takes a second, which a running stream need not wait for
 
@@ -215,7 +238,7 @@ def plot_prequential(
         low -= 0.08 * (high - low)
         panels[0].set_ylim(low, high)
         height = np.full(len(renewed), low + 0.03 * (high - low))
-        panels[0].plot(renewed, height, "|", color="tab:red", markersize=8, label="an expert was renewed")
+        panels[0].plot(renewed, height, "|", color="tab:red", markersize=8, label="an expert was replaced")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
     )

@@ -10,8 +10,11 @@ from river.base import MiniBatchRegressor
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_y, check_consistent_length
 
+from moeapps.core.config import config_from
 from moeapps.core.errors import DataError
-from moeapps.stream.encoding import plain
+from moeapps.core.labels import plain
+from moeapps.stream.config import DriftMoEConfig
+from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 
@@ -20,19 +23,25 @@ __all__ = ["DriftMoERegressor"]
 
 @MiniBatchRegressor.register
 class DriftMoERegressor(RegressorMixin, StreamEstimator):
-    """Mixture of incremental regression trees (FIMT) under a router that learns with them.
+    """Mixture of incremental regression trees (FIMT) and a router that are trained together.
 
-    As :class:`DriftMoEClassifier` with ``variant="data"``; an expert counts as right where its absolute error is at
-    most the running median of all experts' errors, and drift is seen by the error in units of three standard deviations
-    of the target. Leaves predict the mean of what they saw.
+    As :class:`DriftMoEClassifier` with ``variant="data"``. An expert counts as right if its absolute error is at most
+    the running median of all experts' errors. Drift detection receives the error in units of three standard deviations
+    of the target, cut off at 1. Leaves predict the mean of their targets.
 
     Parameters
     ----------
-    n_experts, top_k, expert, predict_with, learn_with, bagging, drift, drift_delta, warning_delta, window
-        As for :class:`DriftMoEClassifier`.
+    n_experts, top_k, expert, predict_with, learn_with, bagging, drift, window
+        As for :class:`DriftMoEClassifier`; ``expert`` is a river regressor.
+    drift_delta, warning_delta : float, default 0.001 and 0.01
+        Confidences of the two ADWIN windows of each expert.
     grace_period, delta, tie_threshold, feature_share, max_nodes
-        Of the trees, see :class:`HoeffdingPool`.
-    use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
+        Of the trees, as for :class:`DriftMoEClassifier`.
+    router_hidden : pair of int, default (64, 32)
+        Widths of the router's hidden layers.
+    router_period : int, default 32
+        Instances per step of the router.
+    use_router, router_inputs, router_lr, router_dropout, temperature
         Of the router, as for :class:`DriftMoEClassifier`.
     max_features, max_categories, on_bad, seed
         As for :class:`DriftMoEClassifier`.
@@ -75,7 +84,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         temperature: float = 0.8,
         max_features: int = 1000,
         max_categories: int = 256,
-        on_bad: Literal["raise", "skip", "impute"] = "raise",
+        on_bad: OnBad = "raise",
         seed: int | None = None,
     ) -> None:
         self.n_experts = n_experts
@@ -104,7 +113,10 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         self.max_categories = max_categories
         self.on_bad = on_bad
         self.seed = seed
-        self._forget()
+        self._reset()
+
+    def _config(self) -> DriftMoEConfig:
+        return config_from(DriftMoEConfig, self, blend=0.0)  # the router has no outputs of its own for numbers
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         for target in targets:
@@ -141,15 +153,11 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn rows on top of what was learned before; arguments as in :meth:`fit`."""
-        width, names = self._width, self._names
-        try:
-            table = self._table(X, reset=width is None)
+        with self._columns_kept_on_error():
+            table = self._table(X, reset=self._width is None)
             y = _check_y(y, y_numeric=True, estimator=self)
             check_consistent_length(table, y)
-            self._learn_many(table, [plain(number) for number in y])
-        except BaseException:
-            self._width, self._names = width, names
-            raise
+            self.learn_many(table, [plain(number) for number in y])
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:

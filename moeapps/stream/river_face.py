@@ -6,11 +6,11 @@ __all__ = ["RiverFace"]
 
 
 class RiverFace(Base):
-    """What river's ``Estimator`` gives, without being derived from it.
+    """The methods of river's ``Estimator``, without deriving from it.
 
     scikit-learn's ``check_estimator_tags_renamed`` refuses every class with an ancestor that has a ``_more_tags`` of
     its own, which river's Estimator has. So the estimators are registered as virtual subclasses of river's classes:
-    ``isinstance`` says yes, and the methods stand here.
+    ``isinstance`` is true, and the methods are defined here.
     """
 
     @property

@@ -18,22 +18,32 @@ __all__ = ["StreamRouter"]
 class StreamRouter(Router):
     r"""MLP router of DriftMoE: ReLU layers of ``hidden`` units, softmax(logits / temperature), the k largest.
 
-    Args:
-        dim: Width R of the input.
-        num_experts: Number of outputs E.
-        top_k: Experts per instance.
-        hidden: Widths of the two hidden layers.
-        dropout: Probability of dropping a unit of the first, in training.
-        temperature: Divides the logits before the softmax.
+    Parameters
+    ----------
+    dim : int
+        Width R of the input.
+    num_experts : int
+        Number of outputs E.
+    top_k : int, default 3
+        Experts per instance.
+    hidden : tuple[int, int], default (256, 128)
+        Widths of the two hidden layers.
+    dropout : float, default 0.2
+        Probability of dropping a unit of the first, in training.
+    temperature : float, default 0.8
+        Divides the logits before the softmax.
 
-    Raises:
-        ConfigError: If a size is impossible.
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
 
-    Example:
-        >>> import torch
-        >>> router = StreamRouter(8, 12).eval()
-        >>> router(torch.randn(5, 8)).choices.shape
-        torch.Size([5, 3])
+    Examples
+    --------
+    >>> import torch
+    >>> router = StreamRouter(8, 12).eval()
+    >>> router(torch.randn(5, 8)).choices.shape
+    torch.Size([5, 3])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``moeapps stream run``: test, then train, on an endless stream; killed at any moment, it goes on where it was.
+"""``moeapps stream run``: test, then train, on an endless stream; after a kill at any moment it resumes exactly.
 
 Model, position of the source, scores and sizes of the output files stand in one checkpoint, written atomically. After a
 crash the source goes back to the position, the files are cut back to their sizes, and every event is learned
@@ -17,8 +17,8 @@ from torch import Tensor
 from moeapps import registry
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.labels import plain
 from moeapps.core.saving import SaveMixin, arguments_to_json, load, registered_path
-from moeapps.stream.encoding import plain
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.io.delay import PendingLabels, RecentIds
 from moeapps.stream.io.events import Event, Source
@@ -36,9 +36,12 @@ class StreamCheckpoint(SaveMixin):
 
     ``moeapps.load("folder/stream.safetensors").model`` is the model.
 
-    Args:
-        model: The model.
-        run: Where the run stands, as JSON values.
+    Parameters
+    ----------
+    model : StreamEstimator
+        The model.
+    run : dict[str, Any]
+        Where the run stands, as JSON values.
     """
 
     def __init__(self, model: StreamEstimator, run: dict[str, Any]) -> None:
@@ -75,7 +78,7 @@ class StreamCheckpoint(SaveMixin):
 
 @dataclass
 class Counts:
-    """Events by what became of them."""
+    """Numbers of events by outcome."""
 
     events: int = 0
     learned: int = 0
@@ -88,23 +91,39 @@ class Counts:
 class StreamRun:
     """One run over a source.
 
-    Args:
-        model: What predicts and learns.
-        source: Where events come from.
-        target: Field that holds the label. An event without it is predicted only.
-        checkpoint: Folder of the checkpoint; none is written when None.
-        every: Events between two checkpoints.
-        every_seconds: Seconds between two checkpoints, whichever comes first.
-        metrics: Takes a record per window: instance, windowed and total score, rejects, drifts, shares of the experts.
-        predictions: Takes a record per predicted event.
-        rejects: Takes events that could not be read or learned, with the reason.
-        batch: Events handled at once; the result does not depend on it.
-        window: Instances of a window.
-        id_field: Field that identifies an event: what comes twice is learned once, and an event that has only this
-            field and the target is the late label of an earlier one. It is not a feature.
-        id_window: Ids that are remembered.
-        pending: Predicted events that wait for their label, at most.
-        limit: Events after which the run ends.
+    Parameters
+    ----------
+    model : StreamEstimator
+        The model.
+    source : Source
+        Where events come from.
+    target : str
+        Field that holds the label. An event without it is predicted only.
+    checkpoint : Path, optional
+        Folder of the checkpoint; none is written when None.
+    every : int, default 10000
+        Events between two checkpoints.
+    every_seconds : float, default 30.0
+        Seconds between two checkpoints, whichever comes first.
+    metrics : Sink, optional
+        Takes a record per window: instance, windowed and total score, rejects, drifts, shares of the experts.
+    predictions : Sink, optional
+        Takes a record per predicted event.
+    rejects : Sink, optional
+        Takes events that could not be read or learned, with the reason.
+    batch : int, default 256
+        Events handled at once; the result does not depend on it.
+    window : int, default 1000
+        Instances of a window.
+    id_field : str, optional
+        Field that identifies an event: a repeated event is learned once, and an event that has only this field and the
+        target is the late label of an earlier one. It is not a feature.
+    id_window : int, default 10000
+        Number of ids that are remembered.
+    pending : int, default 10000
+        Largest number of predicted events that wait for their label.
+    limit : int, optional
+        Events after which the run ends.
     """
 
     model: StreamEstimator
@@ -147,14 +166,16 @@ class StreamRun:
         return None if self.checkpoint is None else self.checkpoint / CHECKPOINT
 
     def stop(self) -> None:
-        """End after the micro-batch that is being worked on; may be called from a signal handler."""
+        """End after the present micro-batch; may be called from a signal handler."""
         self._stopping = True
 
     def resume(self) -> bool:
         """Take over model, position and scores from the checkpoint; False if there is none yet.
 
-        Raises:
-            FileFormatError: If the checkpoint is damaged, or of another target.
+        Raises
+        ------
+        FileFormatError
+            If the checkpoint is damaged, or of another target.
         """
         if self.file is None or not self.file.exists():
             return False
@@ -213,8 +234,10 @@ class StreamRun:
     def run(self, watch: Callable[["StreamRun"], None] = lambda run: None) -> None:
         """Work until the source ends, the limit is reached, or :meth:`stop` was called; then save.
 
-        Args:
-            watch: Called after every micro-batch.
+        Parameters
+        ----------
+        watch : Callable[[StreamRun], None], default lambda run: None
+            Called after every micro-batch.
         """
         saved_at, saved_time = self.counts.events, time.monotonic()
         started, first, batches = time.monotonic(), self.counts.events, 0
@@ -271,42 +294,42 @@ class StreamRun:
     def _learn(self, rows: list[dict[Any, Any]], labels: list[Any], keys: list[tuple[Event, Any]]) -> None:
         if not rows:
             return
-        said, refused = self.model.test_then_train(rows, labels)
+        predictions, refused = self.model.test_then_train(rows, labels)
         for place, (event, key) in enumerate(keys):
             if place in refused:
                 self._reject(event, str(refused[place]))
                 continue
-            self._count(labels[place], said[place])
-            self._tell(event, key, said[place], labels[place])
+            self._count(labels[place], predictions[place])
+            self._write_prediction(event, key, predictions[place], labels[place])
         for waiting in (rows, labels, keys):
             waiting.clear()
 
     def _predict(self, event: Event, key: Any, fields: dict[Any, Any]) -> None:
         self.counts.unlabeled += 1
         try:
-            said = self.waiting.predict(key, fields) if key is not None else self.model.predict_one(fields)
+            prediction = self.waiting.predict(key, fields) if key is not None else self.model.predict_one(fields)
         except DataError as error:
             self._reject(event, str(error))
             return
-        self._tell(event, key, said, None)
+        self._write_prediction(event, key, prediction, None)
 
     def _late_label(self, event: Event, key: Any, label: Any) -> None:
         found = self.waiting.take(key)
         if found is None:
-            self._reject(event, f"a label for {key!r}, of which no features are waiting")
+            self._reject(event, f"a label for {key!r}, for which no features are waiting")
             return
-        fields, said = found
+        fields, prediction = found
         try:
             self.model.learn_one(fields, label)
         except DataError as error:
             self._reject(event, str(error))
             return
-        self._count(label, said)
+        self._count(label, prediction)
 
-    def _count(self, label: Any, said: Any) -> None:
+    def _count(self, label: Any, prediction: Any) -> None:
         self.counts.learned += 1
         before = self.scores.n
-        self.scores.update(label, said)
+        self.scores.update(label, prediction)
         if self.metrics is not None and self.scores.n > before and self.scores.n % self.window == 0:
             self.metrics.write(self._record())
 
@@ -327,9 +350,9 @@ class StreamRun:
             **{f"expert {e}": share / total for e, share in enumerate(shares)},
         }
 
-    def _tell(self, event: Event, key: Any, said: Any, label: Any) -> None:
+    def _write_prediction(self, event: Event, key: Any, prediction: Any, label: Any) -> None:
         if self.predictions is not None:
-            self.predictions.write({"event": event.where, "id": key, "prediction": plain(said), "target": label})
+            self.predictions.write({"event": event.where, "id": key, "prediction": plain(prediction), "target": label})
 
     def _reject(self, event: Event, reason: str) -> None:
         self.counts.rejected += 1

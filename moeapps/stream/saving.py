@@ -20,7 +20,7 @@ class StreamSaving(SaveMixin):
 
     expert: Any
     _engine: Any
-    _encoder: FeatureEncoder
+    _features: FeatureEncoder
     _skipped: int
     _real_seed: int | None
     _names: list[str] | None
@@ -48,7 +48,7 @@ class StreamSaving(SaveMixin):
         started = self._engine is not None
         return {
             "started": started,
-            "features": self._encoder.state(),
+            "features": self._features.state(),
             "skipped": self._skipped,
             "real_seed": self._real_seed,
             "names": self._names,
@@ -70,9 +70,9 @@ class StreamSaving(SaveMixin):
     def from_saved(
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
-        """Construct, then put names and arrays back."""
+        """Construct, then restore names and arrays."""
         model = cls(**arguments)
-        model._encoder.restore(state["features"])
+        model._features.restore(state["features"])
         model._skipped, model._real_seed = int(state["skipped"]), state["real_seed"]
         model._names, model._width = state["names"], state["width"]
         model._restore(state)
@@ -89,8 +89,8 @@ class StreamSaving(SaveMixin):
         return model
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Put back what a subclass has saved."""
+        """Restore what a subclass has saved."""
 
     def _resize(self, engine: TreeEngine) -> None:
         """Tell a new engine how many features and classes there are."""
-        engine.n_features = len(self._encoder.columns)
+        engine.n_features = len(self._features.columns)

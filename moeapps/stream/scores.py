@@ -3,30 +3,72 @@
 import math
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["ClassScores", "NumberScores"]
 
 
-class ClassScores:
+class _Scores:
+    """Sums over everything, and the last values in a window.
+
+    Parameters
+    ----------
+    window : int, default 1000
+        Instances in the window.
+    """
+
+    SUMS: ClassVar[dict[str, type]]
+    """Names of the sums, with the types that they have in a file."""
+
+    n: int
+
+    def __init__(self, window: int = 1000) -> None:
+        self.window = window
+        self._recent: deque[float] = deque(maxlen=window)
+        for name, kind in self.SUMS.items():
+            setattr(self, name, kind())
+
+    @property
+    def windowed(self) -> float:
+        """Mean over the window (accuracy, or absolute error); NaN before any instance."""
+        return sum(self._recent) / len(self._recent) if self._recent else math.nan
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {**{name: getattr(self, name) for name in self.SUMS}, "recent": list(self._recent)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        for name, kind in self.SUMS.items():
+            setattr(self, name, kind(state[name]))
+        self._recent = deque(state["recent"], maxlen=self.window)
+
+
+class ClassScores(_Scores):
     r"""Accuracy, kappa, kappa-M and kappa-T, of everything and of a window.
 
     With the accuracy :math:`p_0`: Cohen's :math:`\kappa = (p_0 - p_c) / (1 - p_c)` compares with chance,
     :math:`\kappa_M` with a classifier that predicts the most frequent label so far, :math:`\kappa_T` with one that
     predicts the last label (Bifet et al. 2015, "Efficient online evaluation of big data stream classifiers").
 
-    Args:
-        window: Instances in the window.
+    Parameters
+    ----------
+    window : int, default 1000
+        Instances in the window.
     """
 
+    SUMS: ClassVar[dict[str, type]] = {"n": int, "hits": int, "majority_hits": int, "repeat_hits": int}
+
+    hits: int
+    majority_hits: int
+    repeat_hits: int
+
     def __init__(self, window: int = 1000) -> None:
-        self.window = window
-        self.n = self.hits = self.majority_hits = self.repeat_hits = 0
+        super().__init__(window)
         self.seen: dict[Hashable, int] = {}
-        self.said: dict[Hashable, int] = {}
+        self.predicted: dict[Hashable, int] = {}
         self._last: Any = None
         self._majority: Any = None
-        self._recent: deque[bool] = deque(maxlen=window)
 
     def update(self, truth: Any, prediction: Any) -> None:
         """Count one instance; a prediction of None is wrong."""
@@ -37,16 +79,11 @@ class ClassScores:
         self.repeat_hits += bool(self._last == truth)
         self.seen[truth] = self.seen.get(truth, 0) + 1
         if prediction is not None:
-            self.said[prediction] = self.said.get(prediction, 0) + 1
+            self.predicted[prediction] = self.predicted.get(prediction, 0) + 1
         if self._majority is None or self.seen[truth] > self.seen[self._majority]:
             self._majority = truth
         self._last = truth
-        self._recent.append(hit)
-
-    @property
-    def windowed(self) -> float:
-        """Accuracy over the window; NaN before any instance."""
-        return sum(self._recent) / len(self._recent) if self._recent else math.nan
+        self._recent.append(int(hit))
 
     @property
     def total(self) -> float:
@@ -55,7 +92,7 @@ class ClassScores:
 
     def as_dict(self) -> dict[str, float]:
         """All scores by name."""
-        chance = sum(count * self.said.get(label, 0) for label, count in self.seen.items()) / max(self.n, 1) ** 2
+        chance = sum(count * self.predicted.get(label, 0) for label, count in self.seen.items()) / max(self.n, 1) ** 2
         return {
             "accuracy": self.total,
             "kappa": _above(self.total, chance),
@@ -66,42 +103,41 @@ class ClassScores:
     def state(self) -> dict[str, Any]:
         """Everything, as JSON values (labels have to be text, numbers or bools)."""
         return {
-            "n": self.n,
-            "hits": self.hits,
-            "majority_hits": self.majority_hits,
-            "repeat_hits": self.repeat_hits,
+            **super().state(),
             "seen": list(self.seen.items()),
-            "said": list(self.said.items()),
+            "said": list(self.predicted.items()),
             "last": self._last,
             "majority": self._majority,
-            "recent": [int(hit) for hit in self._recent],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
-        for name in ("n", "hits", "majority_hits", "repeat_hits"):
-            setattr(self, name, int(state[name]))
+        super().restore(state)
         self.seen = {label: int(count) for label, count in state["seen"]}
-        self.said = {label: int(count) for label, count in state["said"]}
+        self.predicted = {label: int(count) for label, count in state["said"]}
         self._last, self._majority = state["last"], state["majority"]
-        self._recent = deque((bool(hit) for hit in state["recent"]), maxlen=self.window)
 
 
-class NumberScores:
+class NumberScores(_Scores):
     """Mean absolute and root mean squared error, of everything and of a window, and R2 of everything.
 
-    Args:
-        window: Instances in the window.
+    Parameters
+    ----------
+    window : int, default 1000
+        Instances in the window.
     """
 
-    def __init__(self, window: int = 1000) -> None:
-        self.window = window
-        self.n = 0
-        self.absolute = self.squared = self.mean = self.deviations = 0.0
-        self._recent: deque[float] = deque(maxlen=window)
+    SUMS: ClassVar[dict[str, type]] = {
+        "n": int, "absolute": float, "squared": float, "mean": float, "deviations": float,
+    }  # fmt: skip
+
+    absolute: float
+    squared: float
+    mean: float
+    deviations: float
 
     def update(self, truth: Any, prediction: Any) -> None:
-        """Count one instance; one without a prediction counts in nothing."""
+        """Count one instance; one without a prediction is ignored."""
         if prediction is None or math.isnan(prediction):
             return
         error = abs(float(truth) - float(prediction))
@@ -112,11 +148,6 @@ class NumberScores:
         self.mean += gap / self.n
         self.deviations += gap * (truth - self.mean)
         self._recent.append(error)
-
-    @property
-    def windowed(self) -> float:
-        """Mean absolute error over the window."""
-        return sum(self._recent) / len(self._recent) if self._recent else math.nan
 
     @property
     def total(self) -> float:
@@ -130,18 +161,6 @@ class NumberScores:
             "rmse": math.sqrt(self.squared / self.n) if self.n else math.nan,
             "r2": 1.0 - self.squared / self.deviations if self.deviations > 0 else math.nan,
         }
-
-    def state(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        names = ("n", "absolute", "squared", "mean", "deviations")
-        return {**{name: getattr(self, name) for name in names}, "recent": list(self._recent)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state`."""
-        self.n = int(state["n"])
-        for name in ("absolute", "squared", "mean", "deviations"):
-            setattr(self, name, float(state[name]))
-        self._recent = deque(state["recent"], maxlen=self.window)
 
 
 def _above(accuracy: float, reference: float) -> float:

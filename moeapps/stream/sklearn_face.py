@@ -1,5 +1,7 @@
 """scikit-learn's side of the stream estimators: fit, tags, names and numbers of columns."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -14,14 +16,14 @@ __all__ = ["SklearnFace"]
 
 
 class SklearnFace(BaseEstimator):
-    """Mixed into the stream estimators, which are in ``_engine`` what they have learned."""
+    """Mixed into the stream estimators, which have learned something once ``_engine`` is set."""
 
     _engine: Any
     _names: list[str] | None
     _width: int | None
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Forget everything and learn the rows once, in their order.
+        """Learn the rows once, in their order, from a fresh start.
 
         Parameters
         ----------
@@ -38,6 +40,16 @@ class SklearnFace(BaseEstimator):
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn rows on top of what was learned before."""
         raise NotImplementedError
+
+    @contextmanager
+    def _columns_kept_on_error(self) -> Iterator[None]:
+        """Undo what a failed ``partial_fit`` has noted of names and number of columns."""
+        width, names = self._width, self._names
+        try:
+            yield
+        except BaseException:
+            self._width, self._names = width, names
+            raise
 
     def __sklearn_is_fitted__(self) -> bool:
         return self._engine is not None

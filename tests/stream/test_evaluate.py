@@ -23,22 +23,22 @@ from moeapps.stream.scores import ClassScores, NumberScores
 def test_scores_are_those_of_their_definitions():
     rng = np.random.default_rng(0)
     truth = rng.choice(3, 500, p=[0.6, 0.3, 0.1])
-    said = np.where(rng.random(500) < 0.7, truth, rng.choice(3, 500))
+    predictions = np.where(rng.random(500) < 0.7, truth, rng.choice(3, 500))
     scores = ClassScores(window=100)
     majority, repeat = dummy.PriorClassifier(), dummy.NoChangeClassifier()
     better = [0, 0]
-    for y, prediction in zip(truth.tolist(), said.tolist(), strict=True):
+    for y, prediction in zip(truth.tolist(), predictions.tolist(), strict=True):
         scores.update(y, prediction)
         for place, rival in enumerate((majority, repeat)):
             better[place] += rival.predict_one({}) == y
             rival.learn_one({}, y)
     found = scores.as_dict()
-    accuracy = (truth == said).mean()
+    accuracy = (truth == predictions).mean()
     assert found["accuracy"] == pytest.approx(accuracy)
-    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, said))
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, predictions))
     assert found["kappa_m"] == pytest.approx((accuracy - better[0] / 500) / (1 - better[0] / 500), abs=0.01)
     assert found["kappa_t"] == pytest.approx((accuracy - better[1] / 500) / (1 - better[1] / 500))
-    assert scores.windowed == pytest.approx((truth == said)[-100:].mean())
+    assert scores.windowed == pytest.approx((truth == predictions)[-100:].mean())
     again = ClassScores(window=100)
     again.restore(json.loads(json.dumps(scores.state())))
     assert again.as_dict() == found
@@ -46,8 +46,8 @@ def test_scores_are_those_of_their_definitions():
 
 def test_number_scores():
     scores = NumberScores(window=2)
-    for truth, said in ((1.0, 1.5), (2.0, 2.0), (4.0, None), (3.0, 1.0)):
-        scores.update(truth, said)
+    for truth, predictions in ((1.0, 1.5), (2.0, 2.0), (4.0, None), (3.0, 1.0)):
+        scores.update(truth, predictions)
     assert scores.as_dict() == pytest.approx({"mae": 2.5 / 3, "rmse": np.sqrt(4.25 / 3), "r2": 1 - 4.25 / 2})
     assert scores.windowed == 1.0
 

@@ -85,8 +85,8 @@ def kill_often(folder: Path, kills: int, n: int, seconds: float) -> None:
     assert not list((folder / "killed").glob(".*moeapps-tmp"))
 
 
-def test_killed_twice_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
-    kill_often(tmp_path, kills=2, n=20_000, seconds=0.1)
+def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
+    kill_often(tmp_path, kills=1, n=10_000, seconds=0.1)
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def run_over(frame: pd.DataFrame, tmp_path: Path, **arguments) -> StreamRun:
 
 
 def test_the_size_of_the_batches_does_not_matter(tmp_path):
-    frame = make_csv(tmp_path / "data.csv", 3000)
+    frame = make_csv(tmp_path / "data.csv", 800)
     jobs = [run_over(frame, tmp_path, batch=batch) for batch in (1, 256)]
     arrays, others = (tree_arrays(job.model._engine) for job in jobs)
     assert all(np.array_equal(arrays[name], others[name], equal_nan=True) for name in arrays)
@@ -208,9 +208,9 @@ def test_a_line_without_a_label_is_predicted_only(tmp_path):
     frame.loc[150:, "y"] = None
     job = run_over(frame, tmp_path, predictions=LinesSink(tmp_path / "p.ndjson"))
     assert (job.counts.learned, job.counts.unlabeled) == (150, 50)
-    said = [json.loads(line)["prediction"] for line in (tmp_path / "p.ndjson").read_text().splitlines()]
-    assert len(said) == 200
-    assert set(said[150:]) <= {"up", "down"}
+    predictions = [json.loads(line)["prediction"] for line in (tmp_path / "p.ndjson").read_text().splitlines()]
+    assert len(predictions) == 200
+    assert set(predictions[150:]) <= {"up", "down"}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,28 @@
-"""ADWIN in compiled code: a window of the recent past that is cut where its mean has changed.
+"""ADWIN in compiled code: a window of the recent past that is cut where its mean has changed (Bifet and Gavalda 2007).
 
-river has ADWIN too, and it is what this one is tested against; but a detector per expert that is asked at every
-instance has to live inside the compiled loop.
+It is written by hand, and tested against river's, because two detectors per expert receive a value at every instance,
+inside the compiled loop.
+
+:func:`update_window` adds one value:
+
+1. The value becomes a bucket of row 0; number, sum and squared deviations of the window are updated.
+2. A row with more than 5 buckets merges its two oldest into one of the next row (an exponential histogram), so a window
+   of n values takes O(log n) memory.
+3. At every 32nd value: for each split of the window between two buckets, compare the means of the older and the newer
+   part. Where they differ by more than the paper's bound, with the variance of the window, drop the oldest bucket and
+   compare again.
 """
+
+# D windows
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, reference
+from moeapps.stream.compiled.jit import kernel, structref_class
 
-__all__ = ["Windows", "WindowsRef", "allocate_windows", "reset_window", "update_window"]
+__all__ = ["Windows", "allocate_windows", "reset_window", "update_window", "windows_as_structref"]
 
 ROWS, BUCKETS = 32, 5
 CLOCK, MIN_WINDOW, GRACE = 32, 5, 10
@@ -27,7 +38,13 @@ class Windows(NamedTuple):
     whole: NDArray[np.float64]  # (D, 4) of the window: number, sum, sum of squared deviations, updates so far
 
 
-WindowsRef = reference(Windows)
+WindowsRef = structref_class(Windows)
+
+
+@kernel
+def windows_as_structref(w):  # type: ignore[no-untyped-def]
+    """The same arrays behind one pointer."""
+    return WindowsRef(*w)
 
 
 def allocate_windows(number: int) -> Windows:
@@ -42,14 +59,14 @@ def allocate_windows(number: int) -> Windows:
 
 @kernel
 def reset_window(w, d):  # type: ignore[no-untyped-def]
-    """Forget everything."""
+    """Empty a window."""
     w.filled[d, :] = 0
     w.whole[d, :] = 0.0
 
 
 @kernel
 def update_window(w, d, value, delta):  # type: ignore[no-untyped-def]
-    """Add a value; True if the mean has changed, and then the older part is gone (Bifet and Gavalda 2007)."""
+    """Add a value. Returns whether the mean has changed; the older part of the window is dropped then."""
     whole = w.whole[d]
     if whole[COUNT] > 0.0:
         gap = value - whole[SUM] / whole[COUNT]
@@ -72,6 +89,7 @@ def update_window(w, d, value, delta):  # type: ignore[no-untyped-def]
 
 @kernel
 def _compress(w, d):  # type: ignore[no-untyped-def]
+    """Step 2: merge the two oldest buckets of rows that are full."""
     for row in range(ROWS - 1):
         if w.filled[d, row] <= BUCKETS:
             return
@@ -90,6 +108,7 @@ def _compress(w, d):  # type: ignore[no-untyped-def]
 
 @kernel
 def _has_changed(w, d, delta):  # type: ignore[no-untyped-def]
+    """Step 3: whether the means of some older and newer part differ by more than the bound."""
     n, total = w.whole[d, COUNT], w.whole[d, SUM]
     variance = w.whole[d, VARIATION] / n
     confidence = np.log(2.0 * np.log(n) / delta)
@@ -112,6 +131,7 @@ def _has_changed(w, d, delta):  # type: ignore[no-untyped-def]
 
 @kernel
 def _drop_oldest(w, d):  # type: ignore[no-untyped-def]
+    """Remove the oldest bucket and its share of the window's statistics."""
     whole = w.whole[d]
     for row in range(ROWS - 1, -1, -1):
         if w.filled[d, row] == 0:

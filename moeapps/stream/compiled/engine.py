@@ -10,30 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import regression_trees, trees
-from moeapps.stream.compiled.jit import is_compiled, kernel, reference
-from moeapps.stream.compiled.mixture import (
+from moeapps.stream.compiled.arena import TreeSettings
+from moeapps.stream.compiled.jit import is_compiled, kernel, structref_class
+from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
+from moeapps.stream.compiled.mixture_state import (
     KEEP,
     REPLACE,
+    TASK,
     WARN,
     Mixture,
     MixtureSettings,
     Work,
-    credit_class,
-    credit_number,
-    decide_class,
-    decide_number,
     grow_mixture,
     make_work,
+    mixture_as_structref,
     new_mixture,
-    refer_mixture,
-    refer_work,
+    work_as_structref,
 )
-from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, needs_room, refer_pool
-from moeapps.stream.compiled.trees import TreeSettings
+from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room, pool_as_structref
 
 __all__ = ["GrowingMixture", "TreeEngine", "restore_arrays", "tree_arrays"]
 
 logger = logging.getLogger(__name__)
+
+FILE_NAMES = {"pool.trees.sizes": "pool.trees.used", "mixture.pool_and_router_accuracy": "mixture.rivals"}
+"""Arrays that have another name in saved files: those of 0.1 load, and 0.1 loads ours."""
 
 
 class EngineState(NamedTuple):
@@ -46,17 +47,17 @@ class EngineState(NamedTuple):
     work: Work  # room that calls share: a compiled call holds the interpreter's lock, so no two run at once
 
 
-EngineStateRef = reference(EngineState)
+EngineStateRef = structref_class(EngineState)
 
 
 @kernel
-def _refer(state):  # type: ignore[no-untyped-def]
+def _as_structref(state):  # type: ignore[no-untyped-def]
     return EngineStateRef(
-        refer_pool(state.pool),
+        pool_as_structref(state.pool),
         state.tree_settings,
-        refer_mixture(state.mixture),
+        mixture_as_structref(state.mixture),
         state.settings,
-        refer_work(state.work),
+        work_as_structref(state.work),
     )
 
 
@@ -70,32 +71,38 @@ class GrowingMixture:
 
     def _grow(self, features: int, classes: int) -> None:
         self.n_features, self.n_classes = features, classes
-        if self.settings.task:
-            self.settings = self.settings._replace(experts=classes)
+        if self.settings.variant == TASK:
+            self.settings = self.settings._replace(n_experts=classes)
         self.mixture = grow_mixture(self.mixture, self.settings, features, classes, self.seed)
 
 
 class TreeEngine(GrowingMixture):
     """The fast one: a :class:`~moeapps.stream.compiled.pool.HoeffdingPool` and the mixture in one compiled loop.
 
-    Args:
-        settings: Of the mixture.
-        pool_arguments: Of the pool, without the number of trees.
-        hidden: Widths of the router's hidden layers.
-        seed: Seed of everything.
-        numbers: Whether the targets are numbers.
+    Parameters
+    ----------
+    settings : MixtureSettings
+        Of the mixture.
+    tree_config : TreeConfig
+        Of the trees.
+    hidden : tuple[int, int]
+        Widths of the router's hidden layers.
+    seed : int
+        Seed of everything.
+    numbers : bool, default False
+        Whether the targets are numbers.
     """
 
     def __init__(
         self,
         settings: MixtureSettings,
-        pool_arguments: dict[str, Any],
+        tree_config: TreeConfig,
         hidden: tuple[int, int],
         seed: int,
         numbers: bool = False,
     ) -> None:
         super().__init__(settings, hidden, seed, numbers)
-        self._pool_arguments = pool_arguments
+        self.tree_config = tree_config
         self.pool = self._new_pool()
         self._packed: tuple[EngineState, Any] | None = None
 
@@ -114,20 +121,21 @@ class TreeEngine(GrowingMixture):
         if self._packed is None or any(old is not new for old, new in zip(self._packed[0], parts, strict=False)):
             votes = 1 if self.numbers else self.pool.state.trees.counts.shape[1]
             state = EngineState(
-                *parts, work=make_work(refer_mixture(self.mixture), self.settings, votes, self.n_classes)
+                *parts, work=make_work(mixture_as_structref(self.mixture), self.settings, votes, self.n_classes)
             )
-            self._packed = state, _refer(state)
+            self._packed = state, _as_structref(state)
         return self._packed[1]
 
     def _new_pool(self) -> HoeffdingPool:
-        number = self.settings.experts * (2 if self.settings.drift == REPLACE else 1)
-        pool = HoeffdingPool(max(number, 1), **self._pool_arguments, regression=self.numbers, seed=self.seed)
-        if (
-            self.settings.drift == REPLACE and number > 0
-        ):  # the expert and its background tree observe the same share of the features
-            half = self.settings.experts
+        number = self.settings.n_experts * (2 if self.settings.drift == REPLACE else 1)
+        pool: HoeffdingPool = HoeffdingPool.from_config(
+            max(number, 1), config=self.tree_config, regression=self.numbers, seed=self.seed
+        )
+        if self.settings.drift == REPLACE and number > 0:
+            # the expert and its background tree observe the same share of the features
+            half = self.settings.n_experts
             pool.state.trees.features[half:] = pool.state.trees.features[:half]
-        if self.settings.task:
+        if self.settings.variant == TASK:
             pool.add_classes(2)
         return pool
 
@@ -146,7 +154,7 @@ class TreeEngine(GrowingMixture):
     def add_classes(self, number: int) -> None:
         """Make room for classes; in the task variant each brings an expert."""
         self._grow(self.n_features, self.n_classes + number)
-        if self.settings.task:
+        if self.settings.variant == TASK:
             self._more_experts()
         else:
             self.pool.add_classes(number)
@@ -158,29 +166,29 @@ class TreeEngine(GrowingMixture):
         self.pool = self._new_pool()
         if self.n_features == 0:
             return
-        self.pool.adopt(old, before, self.settings.experts)
+        self.pool.adopt(old, before, self.settings.n_experts)
 
     def _retire_background(self) -> None:
         """Background trees begin at a warning, not with the stream."""
         if self.settings.drift == REPLACE:
-            _remove(refer_pool(self.pool.state), self.settings.experts, self.pool.n_trees)
+            _remove(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
-        said = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
+        predictions = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         run = _learn_numbers if self.numbers else _learn_classes
         if not is_compiled(run):
             logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
         start = 0
         while start < len(X):
             self.pool.reserve()
-            start = run(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, said)
-        return said
+            start = run(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, predictions)
+        return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities or numbers, and weights of the experts; nothing is changed."""
         run = _predict_numbers if self.numbers else _predict_classes
-        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.settings.experts))
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.settings.n_experts))
         run(self._reference(), X, self.n_classes, out, weights)
         return out, weights
 
@@ -193,13 +201,13 @@ def _remove(p, first, last):  # type: ignore[no-untyped-def]
 
 @kernel
 def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
-    for e in range(s.experts):
+    for e in range(s.n_experts):
         leaf = trees.leaf_of(p.trees, p.place[e], x)
-        work.belief[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
+        work.naive_bayes[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
 
 
 @kernel
-def _learn_classes(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+def _learn_classes(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t, scratch = p.trees, work.scratch
     for i in range(start, X.shape[0]):
@@ -207,19 +215,19 @@ def _learn_classes(state, may_grow, X, y, classes, start, said):  # type: ignore
             return i
         x = X[i]
         _vote(p, ts, s, x, work)
-        said[i] = decide_class(m, s, x, classes, work)
-        credit_class(m, s, x, y[i], classes, work)
-        for e in range(s.experts):
+        predictions[i] = decide_class(m, s, x, classes, work)
+        score_experts(m, s, x, y[i], classes, work)
+        for e in range(s.n_experts):
             label = y[i]
-            if s.task:
+            if s.variant == TASK:
                 label = 1 if y[i] == e else 0
             weight = work.learn[e]
             if weight > 0.0:
-                trees.learn(t, ts, p.place[e], x, label, weight, work.belief[e], scratch, p.rng)
-                if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
-                    behind = p.place[s.experts + e]
-                    thinks = trees.predict(t, ts, trees.leaf_of(t, behind, x), x, scratch[0])
-                    trees.learn(t, ts, behind, x, label, weight, thinks, scratch, p.rng)
+                trees.learn(t, ts, p.place[e], x, label, weight, work.naive_bayes[e], scratch, p.rng)
+                if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
+                    background_tree = p.place[s.n_experts + e]
+                    naive_bayes = trees.predict(t, ts, trees.leaf_of(t, background_tree, x), x, scratch[0])
+                    trees.learn(t, ts, background_tree, x, label, weight, naive_bayes, scratch, p.rng)
             if work.action[e] != KEEP:
                 _act(p, s, e, work.action[e])
     return X.shape[0]
@@ -230,16 +238,16 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
     """Start a background tree, or let it (or an empty tree) take the place of the expert."""
     t = p.trees
     if action == WARN:
-        behind = p.place[s.experts + e]
-        if t.root[behind] >= 0:
-            trees.remove_tree(t, behind)
-        trees.new_tree(t, behind, p.rng)
+        background_tree = p.place[s.n_experts + e]
+        if t.root[background_tree] >= 0:
+            trees.remove_tree(t, background_tree)
+        trees.new_tree(t, background_tree, p.rng)
         return
     trees.remove_tree(t, p.place[e])
-    if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
-        gone = p.place[e]
-        p.place[e] = p.place[s.experts + e]
-        p.place[s.experts + e] = gone
+    if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
+        replaced = p.place[e]
+        p.place[e] = p.place[s.n_experts + e]
+        p.place[s.n_experts + e] = replaced
     else:
         trees.new_tree(t, p.place[e], p.rng)
 
@@ -256,12 +264,12 @@ def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untype
 
 @kernel
 def _vote_numbers(p, s, x, work):  # type: ignore[no-untyped-def]
-    for e in range(s.experts):
+    for e in range(s.n_experts):
         work.votes[e, 0] = regression_trees.predict(p.trees, trees.leaf_of(p.trees, p.place[e], x), x)
 
 
 @kernel
-def _learn_numbers(state, may_grow, X, y, classes, start, said):  # type: ignore[no-untyped-def]
+def _learn_numbers(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t = p.trees
     for i in range(start, X.shape[0]):
@@ -269,14 +277,14 @@ def _learn_numbers(state, may_grow, X, y, classes, start, said):  # type: ignore
             return i
         x = X[i]
         _vote_numbers(p, s, x, work)
-        said[i] = decide_number(m, s, x, work)
-        credit_number(m, s, x, y[i], work)
-        for e in range(s.experts):
+        predictions[i] = decide_number(m, s, x, work)
+        score_experts_numeric(m, s, x, y[i], work)
+        for e in range(s.n_experts):
             weight = work.learn[e]
             if weight > 0.0:
                 regression_trees.learn(t, ts, p.place[e], x, y[i], weight, p.rng)
-                if s.drift == REPLACE and t.root[p.place[s.experts + e]] >= 0:
-                    regression_trees.learn(t, ts, p.place[s.experts + e], x, y[i], weight, p.rng)
+                if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
+                    regression_trees.learn(t, ts, p.place[s.n_experts + e], x, y[i], weight, p.rng)
             if work.action[e] != KEEP:
                 _act(p, s, e, work.action[e])
     return X.shape[0]
@@ -293,12 +301,12 @@ def _predict_numbers(state, X, classes, out, weights):  # type: ignore[no-untype
 
 
 def tree_arrays(engine: TreeEngine) -> dict[str, NDArray[Any]]:
-    """Every array of an engine by name, for saving."""
+    """Every array of an engine by its name in a saved file."""
     found: dict[str, NDArray[Any]] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, np.ndarray):
-            found[prefix] = value
+            found[FILE_NAMES.get(prefix, prefix)] = value
             return
         for name, part in zip(value._fields, value, strict=True):
             walk(f"{prefix}.{name}", part)
@@ -313,7 +321,7 @@ def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
 
     def build(prefix: str, like: Any) -> Any:
         if isinstance(like, np.ndarray):
-            given = arrays[prefix]
+            given = arrays[FILE_NAMES.get(prefix, prefix)]
             if given.dtype != like.dtype or given.ndim != like.ndim:
                 raise ValueError(f"{prefix} is {given.dtype} with {given.ndim} dimensions, expected {like.dtype}")
             return np.ascontiguousarray(given)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.experimental import structref
 
-__all__ = ["is_compiled", "kernel", "poisson", "random_seed", "reference", "uniform"]
+__all__ = ["is_compiled", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,9 +23,9 @@ _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = np.uint64(30), np.uint64(27), np.ui
 def kernel(function: F) -> F:
     """Compile a function when it is first called, and keep the machine code on disk where that is possible.
 
-    numba refuses to cache where it may write neither beside the source nor in the user's cache folder; then the
-    function is compiled anew in every process. And it looks only at the file that a function stands in, not at those
-    of the functions that were compiled into it: here machine code is valid for one state of all files of the package.
+    numba does not cache where it can write neither beside the source nor to the user's cache folder; then the function
+    is compiled again in every process. numba's cache also checks only the file of the function itself, not those of the
+    functions that were inlined into it. So the stamp of its file is replaced by a digest of all files of this package.
     """
     try:
         compiled: Any = njit(function, cache=True, error_model="numpy")
@@ -52,11 +52,11 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def reference(fields: type) -> Any:
+def structref_class(fields: type) -> Any:
     """Class of references to the content of a NamedTuple, for compiled code.
 
     Compiled code hands a tuple of arrays on by value, and counts a reference to each array in every call; a reference
-    to all of them is one pointer, which made these loops two to three times faster. ``reference(State)(*state)``,
+    to all of them is one pointer, which made these loops two to three times faster. ``structref_class(State)(*state)``,
     inside a kernel, makes one; its attributes have the names of the tuple, and its arrays are shared with it.
     """
     name = f"{fields.__name__}Ref"

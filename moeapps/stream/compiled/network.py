@@ -2,8 +2,11 @@
 
 It is the MLP of the DriftMoE paper, R -> H1 -> H2 -> E with ReLU, dropout after the first layer in training,
 Xavier-uniform weights, binary cross-entropy with logits and Adam. :class:`~moeapps.stream.router.StreamRouter` is the
-same in torch: the reference that it is tested against, and the way out of this format.
+same in torch: the reference that it is tested against, and the way out of this format. Written by hand because one
+instance at a time is too little work for a framework: the overhead of a torch call is larger than the whole step.
 """
+
+# R inputs, H1 and H2 hidden units, E outputs, P parameters, B rows of a batch
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, reference, uniform
+from moeapps.stream.compiled.jit import kernel, structref_class, uniform
 
 __all__ = [
     "Network",
-    "NetworkRef",
     "forward",
     "layers_of",
     "make_room",
+    "network_as_structref",
     "new_network",
     "resize",
     "train_batch",
@@ -31,7 +34,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Network(NamedTuple):
-    """All parameters in one vector, which is one long loop for Adam: W1 ``(R, H1)``, b1, W2, b2, W3, b3."""
+    """All parameters in one vector, so that Adam is one loop: W1 (R, H1), b1 (H1,), W2 (H1, H2), b2, W3 (H2, E), b3."""
 
     parameters: Float  # (P,)
     first: Float  # (P,) moments of Adam
@@ -40,7 +43,13 @@ class Network(NamedTuple):
     steps: NDArray[np.int64]  # (1,) steps of Adam so far
 
 
-NetworkRef = reference(Network)
+NetworkRef = structref_class(Network)
+
+
+@kernel
+def network_as_structref(net):  # type: ignore[no-untyped-def]
+    """The same arrays behind one pointer."""
+    return NetworkRef(*net)
 
 
 def new_network(inputs: int, hidden: tuple[int, int], outputs: int, rng: np.random.Generator) -> Network:
@@ -88,7 +97,7 @@ def layers_of(flat, sizes):  # type: ignore[no-untyped-def]
 
 @kernel
 def make_room(net):  # type: ignore[no-untyped-def]
-    """Room for the hidden layers, the places of what is not zero, and a gradient."""
+    """Buffers: both hidden layers, the indices of units that are not zero, and a gradient."""
     sizes = net.sizes
     h1, h2 = np.empty(sizes[1], dtype=np.float32), np.empty(sizes[2], dtype=np.float32)
     return h1, h2, np.empty(sizes.max(), dtype=np.int64), np.empty_like(net.parameters)
@@ -96,17 +105,17 @@ def make_room(net):  # type: ignore[no-untyped-def]
 
 @kernel
 def _layer(x, w, b, active, out, relu):  # type: ignore[no-untyped-def]
-    """One row through a layer. The order of additions does not depend on anything else, so neither does the result."""
+    """One row through a layer. The order of the additions is fixed, so equal inputs give equal bits."""
     n = out.shape[0]
     for j in range(n):
         out[j] = b[j]
     count = 0
     for i in range(x.shape[0]):
-        if x[i] != 0.0:  # half of the units behind a ReLU are
+        if x[i] != 0.0:  # about half of the units after a ReLU are zero
             active[count] = i
             count += 1
     k = 0
-    while k + 4 <= count:  # four rows at a time: a quarter of the traffic of the sums
+    while k + 4 <= count:  # four rows at a time: out[j] is read and written a quarter as often
         i0, i1, i2, i3 = active[k], active[k + 1], active[k + 2], active[k + 3]
         v0, v1, v2, v3 = x[i0], x[i1], x[i2], x[i3]
         r0, r1, r2, r3 = w[i0], w[i1], w[i2], w[i3]
@@ -164,7 +173,7 @@ def _add_bias(values, bias, relu):  # type: ignore[no-untyped-def]
 
 @kernel
 def _weight_gradient(rows, gaps, weight, bias):  # type: ignore[no-untyped-def]
-    """Gradients of a layer: rows' gaps and the sum of the gaps."""
+    """Gradients of a layer's weight, rows^T gaps, and of its bias, the sum of the gaps."""
     np.dot(np.ascontiguousarray(rows.T), gaps, weight)
     bias[:] = np.float32(0.0)
     for i in range(gaps.shape[0]):
@@ -223,9 +232,9 @@ def _outer(left, right, out):  # type: ignore[no-untyped-def]
 def _back(w, gap, hidden, scale, out):  # type: ignore[no-untyped-def]
     """Gradient by the units of a ReLU layer: W gap where a unit is on.
 
-    Four sums side by side fill vector instructions. Leave to add up in another order would fill them as well, but then
-    the last bits depend on what the compiler inlines where, and a process that finds the machine code on disk would
-    not go on as the one that compiled it would have.
+    Four separate sums allow vector instructions. So would ``fastmath``, but then the last bits depend on what the
+    compiler inlines where, and a process that loads the machine code from disk would not continue bit for bit as the
+    one that compiled it.
     """
     n, zero = gap.shape[0], np.float32(0.0)
     for i in range(hidden.shape[0]):

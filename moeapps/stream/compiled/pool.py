@@ -1,20 +1,35 @@
 """Pools of experts: Hoeffding trees in compiled code."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream.compiled import regression_trees, trees
-from moeapps.stream.compiled.jit import kernel, random_seed, reference
-from moeapps.stream.compiled.trees import Trees, TreeSettings, TreesRef, allocate, grow
+from moeapps.stream.compiled.arena import (
+    ADAPTIVE,
+    FREE_NODES_LEFT,
+    FREE_SLOTS_LEFT,
+    MAJORITY,
+    N_CLASSES,
+    N_FEATURES,
+    NAIVE_BAYES,
+    Trees,
+    TreeSettings,
+    TreesRef,
+    allocate,
+    grow,
+)
+from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
 
-__all__ = ["HoeffdingPool", "PoolState"]
+__all__ = ["HoeffdingPool", "PoolState", "TreeConfig"]
 
-LEAVES = {"mc": trees.MAJORITY, "nb": trees.NAIVE_BAYES, "nba": trees.ADAPTIVE}
+LEAVES = {"mc": MAJORITY, "nb": NAIVE_BAYES, "nba": ADAPTIVE}
 _START_NODES = 64
 """Nodes that an arena begins with, per tree."""
 
@@ -27,74 +42,103 @@ class PoolState(NamedTuple):
     rng: NDArray[np.uint64]
 
 
-PoolRef = reference(PoolState)
+PoolRef = structref_class(PoolState)
 
 
 @kernel
-def refer_pool(state):  # type: ignore[no-untyped-def]
-    """Reference to a pool."""
+def pool_as_structref(state):  # type: ignore[no-untyped-def]
+    """The same arrays behind one pointer."""
     return PoolRef(TreesRef(*state.trees), state.place, state.rng)
 
 
-class HoeffdingPool:
-    """Incremental Hoeffding trees in flat arrays, all of which predict and learn in one compiled call.
+@dataclass(frozen=True)
+class TreeConfig:
+    """Settings of the trees.
+
+    Parameters
+    ----------
+    grace_period : int, default 50
+        Weight that a leaf sees between two attempts to split.
+    delta : float in (0, 1], default 1e-7
+        Confidence of the Hoeffding bound.
+    tie_threshold : float in (0, 1], default 0.05
+        A split is made without a clear winner once the bound is below this.
+    leaf_prediction : {"mc", "nb", "nba"}, default "nba"
+        Leaves predict by majority class, naive Bayes, or whichever of the two was right more often.
+    feature_share : float or list of float, default 1.0
+        Share of the features that each leaf observes, drawn anew for each leaf; a list is cycled through by the trees.
+    max_nodes : int, default 1023
+        Largest number of nodes per tree.
+    """
+
+    grace_period: int = 50
+    delta: float = 1e-7
+    tie_threshold: float = 0.05
+    leaf_prediction: Literal["mc", "nb", "nba"] = "nba"
+    feature_share: float | list[float] = 1.0
+    max_nodes: int = 1023
+
+
+class HoeffdingPool(Configurable):
+    """Incremental Hoeffding trees in flat arrays; all of them predict and learn in one compiled call.
 
     The algorithm is that of MOA's and river's Hoeffding tree (VFDT, Domingos and Hulten 2000): information gain,
     Hoeffding bound, tie threshold, Gaussian observers for numbers, counts for categories with binary splits, leaves
     that predict by majority, naive Bayes or the better of the two. Memory is bounded: a tree has at most ``max_nodes``
-    nodes, and at most ``max_active_leaves`` leaves of all trees together keep statistics; the one that promises least
-    is deactivated where another needs its place.
+    nodes, and at most ``max_active_leaves`` leaves of all trees together keep statistics; the least promising one
+    is deactivated where another needs its slot.
 
     With ``regression=True`` the trees are of the FIMT kind (Ikonomovska et al. 2011): variance reduction over equal
     bins of each feature, and leaves that predict the mean.
 
-    Args:
-        n_trees: Number of trees T.
-        grace_period: Weight that a leaf sees between two attempts to split.
-        delta: Confidence of the Hoeffding bound, in (0, 1).
-        tie_threshold: A split is made without a clear winner once the bound is below this.
-        leaf_prediction: ``"mc"`` (majority), ``"nb"`` (naive Bayes) or ``"nba"`` (whichever was right more often).
-        feature_share: Share of the features that each leaf observes, drawn anew for each leaf: one number for all
-            trees, or a list that the trees go through in turn.
-        max_nodes: Nodes per tree, at most.
-        max_active_leaves: Leaves of all trees that learn, at most; all of them when None.
-        max_depth: Depth at which a leaf is no longer split.
-        regression: Whether the targets are numbers.
-        seed: Seed of the feature subsets.
+    Parameters
+    ----------
+    n_trees : int, default 12
+        Number of trees T.
+    grace_period, delta, tie_threshold, leaf_prediction, feature_share, max_nodes
+        See :class:`TreeConfig`; defaults 50, 1e-7, 0.05, "nba", 1.0 and 1023.
+    max_active_leaves : int, optional
+        Largest number of leaves of all trees that learn; all of them when None.
+    max_depth : int, default 1000
+        Depth at which a leaf is no longer split.
+    regression : bool, default False
+        Whether the targets are numbers.
+    seed : int, default 0
+        Seed of the feature subsets.
 
-    Raises:
-        ConfigError: If an argument is impossible.
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
 
-    Example:
-        >>> import numpy as np
-        >>> X = np.random.default_rng(0).normal(size=(2000, 3))
-        >>> pool = HoeffdingPool(n_trees=2)
-        >>> pool.add_features(3)
-        >>> pool.add_classes(2)
-        >>> pool.learn_many(X, (X[:, 1] > 0).astype(int))
-        >>> pool.predict_proba_many(X[:5]).shape
-        (5, 2, 2)
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(2000, 3))
+    >>> pool = HoeffdingPool(n_trees=2)
+    >>> pool.add_features(3)
+    >>> pool.add_classes(2)
+    >>> pool.learn_many(X, (X[:, 1] > 0).astype(int))
+    >>> pool.predict_proba_many(X[:5]).shape
+    (5, 2, 2)
     """
 
+    @takes(TreeConfig)
     def __init__(
         self,
         n_trees: int = 12,
         *,
-        grace_period: int = 50,
-        delta: float = 1e-7,
-        tie_threshold: float = 0.05,
-        leaf_prediction: Literal["mc", "nb", "nba"] = "nba",
-        feature_share: float | list[float] = 1.0,
-        max_nodes: int = 1023,
+        config: TreeConfig,
         max_active_leaves: int | None = None,
         max_depth: int = 1000,
         regression: bool = False,
         seed: int = 0,
     ) -> None:
-        check_sizes(n_trees=n_trees, grace_period=grace_period, max_nodes=max_nodes, max_depth=max_depth)
-        check_fraction(delta=delta, tie_threshold=tie_threshold)
-        check_one_of("leaf_prediction", leaf_prediction, LEAVES)
-        shares = [feature_share] if isinstance(feature_share, int | float) else list(feature_share)
+        check_sizes(n_trees=n_trees, grace_period=config.grace_period, max_nodes=config.max_nodes, max_depth=max_depth)
+        check_fraction(delta=config.delta, tie_threshold=config.tie_threshold)
+        check_one_of("leaf_prediction", config.leaf_prediction, LEAVES)
+        share = config.feature_share
+        shares = [share] if isinstance(share, int | float) else list(share)
         if not shares:
             raise ConfigError("feature_share must be a number or a list of numbers, got an empty list")
         for share in shares:
@@ -109,29 +153,32 @@ class HoeffdingPool:
                     f"the number of experts), got {max_active_leaves}"
                 )
         self.n_trees, self.regression = n_trees, regression
-        self.settings = TreeSettings(tie_threshold, LEAVES[leaf_prediction], 10, 0.01, 0.99, max_nodes, max_depth)
-        self._node_cap = n_trees * (max_nodes + 2)
-        self._slot_cap = n_trees * ((max_nodes + 1) // 2 + 1) if max_active_leaves is None else max_active_leaves
+        self.settings = TreeSettings(
+            tie_threshold=config.tie_threshold, leaf_prediction=LEAVES[config.leaf_prediction], num_splits=10,
+            min_branch_fraction=0.01, max_share=0.99, max_nodes=config.max_nodes, max_depth=max_depth,
+        )  # fmt: skip
+        self._node_cap = n_trees * (config.max_nodes + 2)
+        self._slot_cap = n_trees * ((config.max_nodes + 1) // 2 + 1) if max_active_leaves is None else max_active_leaves
         nodes, slots = min(self._node_cap, n_trees * _START_NODES), min(self._slot_cap, n_trees * _START_NODES // 2)
         rows, width = (4, regression_trees.BINS) if regression else (7, 1)
         self.state = PoolState(
             allocate(n_trees, nodes, slots, 1, 0, 0, width, rows), np.arange(n_trees), random_seed(seed)
         )
-        self.state.trees.grace[:] = grace_period
-        self.state.trees.delta[:] = delta
+        self.state.trees.grace[:] = config.grace_period
+        self.state.trees.delta[:] = config.delta
         self.state.trees.features[:] = np.resize(shares, n_trees)
         if regression:
-            self.state.trees.used[3] = width
+            self.state.trees.sizes[N_CLASSES] = width
 
     @property
     def n_features(self) -> int:
         """Number of features F."""
-        return int(self.state.trees.used[2])
+        return int(self.state.trees.sizes[N_FEATURES])
 
     @property
     def n_classes(self) -> int:
         """Number of classes C."""
-        return int(self.state.trees.used[3])
+        return int(self.state.trees.sizes[N_CLASSES])
 
     @property
     def n_nodes(self) -> NDArray[np.int32]:
@@ -146,9 +193,12 @@ class HoeffdingPool:
     def add_features(self, number: int, *, nominal: bool = False) -> None:
         """Make room for features that come now for the first time; leaves that observe all will observe them too.
 
-        Args:
-            number: How many.
-            nominal: Whether they are categories; their values are codes 0, 1, ... (see :meth:`add_values`).
+        Parameters
+        ----------
+        number : int
+            How many.
+        nominal : bool, default False
+            Whether they are categories; their values are codes 0, 1, ... (see :meth:`add_values`).
         """
         t = self.state.trees
         known = self.n_features
@@ -163,10 +213,10 @@ class HoeffdingPool:
         for feature in range(known, total):
             t.subset[full, t.subset_size[full]] = feature
             t.subset_size[full] += 1
-        t.used[2] = total
+        t.sizes[N_FEATURES] = total
         self.state = self.state._replace(trees=t)
         if known == 0:
-            plant(refer_pool(self.state), 0, self.n_trees)
+            plant(pool_as_structref(self.state), 0, self.n_trees)
 
     def adopt(self, other: "HoeffdingPool", before: int, now: int) -> None:
         """Take over the trees of a pool with fewer experts: first ``before`` experts, then as many background trees."""
@@ -181,8 +231,8 @@ class HoeffdingPool:
             classes=old.counts.shape[1],
         )
         moved = grow(old, nodes=len(t.feature), slots=len(t.leaf))
-        behind = [now + e for e in range(other.n_trees - before)]
-        target = np.array([*range(before), *behind])
+        background_trees = [now + e for e in range(other.n_trees - before)]
+        target = np.array([*range(before), *background_trees])
         for name in Trees._fields:
             new, given = getattr(t, name), getattr(moved, name)
             if name in ("root", "nodes", "splits"):
@@ -194,7 +244,7 @@ class HoeffdingPool:
         place = np.arange(self.n_trees)
         place[target] = target[other.state.place]
         self.state = PoolState(t, place, other.state.rng)
-        plant(refer_pool(self.state), before, now)
+        plant(pool_as_structref(self.state), before, now)
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below ``number``."""
@@ -208,16 +258,16 @@ class HoeffdingPool:
         total = self.n_classes + number
         if total > t.counts.shape[1]:
             t = grow(t, classes=max(total, math.ceil(1.5 * self.n_classes)))
-        t.used[3] = total
+        t.sizes[N_CLASSES] = total
         self.state = self.state._replace(trees=t)
 
     def reserve(self) -> None:
-        """Double the arena where it is nearly full and the caps allow it."""
+        """Double the arena where it is nearly full and the caps allow it. An arena does not shrink."""
         t = self.state.trees
         nodes, slots = len(t.feature), len(t.leaf)
-        if t.used[0] < 4 * self.n_trees and nodes < self._node_cap:
+        if t.sizes[FREE_NODES_LEFT] < 4 * self.n_trees and nodes < self._node_cap:
             t = grow(t, nodes=min(2 * nodes, self._node_cap))
-        if t.used[1] < 2 * self.n_trees and slots < self._slot_cap:
+        if t.sizes[FREE_SLOTS_LEFT] < 2 * self.n_trees and slots < self._slot_cap:
             t = grow(t, slots=min(2 * slots, self._slot_cap))
         if t is not self.state.trees:
             self.state = self.state._replace(trees=t)
@@ -233,10 +283,14 @@ class HoeffdingPool:
     ) -> None:
         """Let every tree learn every row.
 
-        Args:
-            X: ``(n, F)`` float64: numbers, or codes of categories; NaN where missing.
-            y: ``(n,)`` classes 0, ..., C - 1, or numbers.
-            weight: ``(n, T)`` weights; 0 leaves a row out, 1 when None.
+        Parameters
+        ----------
+        X : array of shape (n, F)
+            Numbers, or codes of categories; NaN where missing.
+        y : array of shape (n,)
+            Classes 0, ..., C - 1, or numbers.
+        weight : array of shape (n, T), optional
+            Weights; 0 leaves a row out. All 1 when None.
         """
         X, y = self._checked(X), np.ascontiguousarray(y, dtype=np.float64 if self.regression else np.int64)
         weight = np.ones((len(X), self.n_trees)) if weight is None else np.ascontiguousarray(weight, dtype=np.float64)
@@ -244,14 +298,14 @@ class HoeffdingPool:
         while start < len(X):
             self.reserve()
             run = _learn_numbers if self.regression else _learn_classes
-            start = run(refer_pool(self.state), self.settings, self.may_grow, X, y, weight, start)
+            start = run(pool_as_structref(self.state), self.settings, self.may_grow, X, y, weight, start)
 
     def predict_proba_many(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of every tree, ``(n, T, C)``, zero where one has seen nothing; or numbers ``(n, T)``."""
         X = self._checked(X)
         if self.regression:
-            return _predict_numbers(refer_pool(self.state), X)
-        return _predict_classes(refer_pool(self.state), self.settings, X)
+            return _predict_numbers(pool_as_structref(self.state), X)
+        return _predict_classes(pool_as_structref(self.state), self.settings, X)
 
     def _checked(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         X = np.ascontiguousarray(X, dtype=np.float64)
@@ -264,7 +318,9 @@ class HoeffdingPool:
 def needs_room(t, may_grow):  # type: ignore[no-untyped-def]
     """Whether the next instance could need more nodes or slots than are free, and there could be more."""
     number = t.root.shape[0]
-    return (may_grow[0] and t.used[0] < 4 * number) or (may_grow[1] and t.used[1] < 2 * number)
+    return (may_grow[0] and t.sizes[FREE_NODES_LEFT] < 4 * number) or (
+        may_grow[1] and t.sizes[FREE_SLOTS_LEFT] < 2 * number
+    )
 
 
 @kernel
@@ -285,15 +341,15 @@ def _learn_classes(p, settings, may_grow, X, y, weight, start):  # type: ignore[
         for e in range(p.place.shape[0]):
             if weight[i, e] > 0.0:
                 leaf = trees.leaf_of(t, p.place[e], X[i])
-                belief = trees.predict(t, settings, leaf, X[i], scratch[0])
-                trees.learn(t, settings, p.place[e], X[i], y[i], weight[i, e], belief, scratch, p.rng)
+                naive_bayes = trees.predict(t, settings, leaf, X[i], scratch[0])
+                trees.learn(t, settings, p.place[e], X[i], y[i], weight[i, e], naive_bayes, scratch, p.rng)
     return X.shape[0]
 
 
 @kernel
 def _predict_classes(p, settings, X):  # type: ignore[no-untyped-def]
     t = p.trees
-    out = np.zeros((X.shape[0], p.place.shape[0], t.used[3]))
+    out = np.zeros((X.shape[0], p.place.shape[0], t.sizes[N_CLASSES]))
     for i in range(X.shape[0]):
         for e in range(p.place.shape[0]):
             trees.predict(t, settings, trees.leaf_of(t, p.place[e], X[i]), X[i], out[i, e])

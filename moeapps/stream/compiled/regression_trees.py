@@ -2,14 +2,23 @@
 
 A leaf keeps number, mean and squared deviations of its targets in the first three places of ``counts``. The observer of
 a feature is a histogram of equal bins whose range doubles when a value falls outside, so that its size is fixed and
-no range has to be known beforehand; each bin holds weight, sum and sum of squares of the targets, measured from the
-first target of the leaf. Candidate splits are the edges of bins.
+no range has to be known in advance; each bin holds weight, sum and sum of squares of the targets, measured from the
+first target of the leaf (numbers far from 0 would cancel in the sum of squares). Candidate splits are the bin edges.
+
+:func:`learn` grows a tree by one instance (x, y, weight):
+
+1. Descend to the leaf; update the mean and the squared deviations of its targets (Welford).
+2. If the leaf has a slot, add the target to the bin, or category, of each observed feature.
+3. After each ``grace_period`` of weight: for each observed feature, the split that removes most of the variance.
+4. Split on the best feature if the ratio of the second best reduction to the best is below 1 minus the Hoeffding bound,
+   or if the bound is below the tie threshold (FIMT, Ikonomovska et al. 2011, section 4).
 """
 
 import numpy as np
 
+from moeapps.stream.compiled.arena import FREE_NODES_LEFT, FREE_SLOTS_LEFT
 from moeapps.stream.compiled.jit import kernel
-from moeapps.stream.compiled.trees import _child, _new_leaf
+from moeapps.stream.compiled.trees import _child, close_split, new_child
 
 __all__ = ["BINS", "learn", "predict"]
 
@@ -23,13 +32,13 @@ N, MEAN, DEVIATIONS, ORIGIN = range(4)
 
 @kernel
 def predict(t, node, x):  # type: ignore[no-untyped-def]
-    """Mean target of a leaf; NaN where it knows none."""
+    """Mean target of a leaf; NaN where it has seen none."""
     return t.counts[node, MEAN] if t.counts[node, N] > 0.0 else np.nan
 
 
 @kernel
 def learn(t, settings, tree, x, y, weight, rng):  # type: ignore[no-untyped-def]
-    """Learn one instance. True if the tree has split."""
+    """Learn one instance. Returns whether the tree has split."""
     node = t.root[tree]
     while t.feature[node] >= 0:
         t.weight[node] += weight
@@ -67,6 +76,7 @@ def learn(t, settings, tree, x, y, weight, rng):  # type: ignore[no-untyped-def]
 
 @kernel
 def _observe(seen, value, d, weight):  # type: ignore[no-untyped-def]
+    """Add a target ``d`` to the bin of a value; the width of the bins is set by the first two different values."""
     frame = seen[FRAME]
     if seen[WEIGHT].sum() == 0.0:
         frame[2] = value
@@ -132,7 +142,7 @@ def _reduction(whole, left, min_fraction):  # type: ignore[no-untyped-def]
 
 @kernel
 def _best_value(t, settings, slot, feature, side):  # type: ignore[no-untyped-def]
-    """Best reduction of a feature and its split value; ``side`` becomes what would go left, and all."""
+    """Best reduction of a feature and its split value; ``side`` receives what goes left, and the whole."""
     best, value = -np.inf, 0.0
     whole, left = np.zeros(3), np.zeros(3)
     place = t.kind[feature]
@@ -166,9 +176,9 @@ def _best_value(t, settings, slot, feature, side):  # type: ignore[no-untyped-de
 
 @kernel
 def _attempt_split(t, settings, tree, node, rng):  # type: ignore[no-untyped-def]
-    """Split where the second best merit is below the best by more than the bound (ratio of merits, FIMT, section 4)."""
+    """Steps 3 and 4 of the module's list. Returns whether the leaf was split."""
     slot = t.slot[node]
-    full = t.nodes[tree] + 2 > settings.max_nodes or t.used[0] < 2 or t.used[1] < 1
+    full = t.nodes[tree] + 2 > settings.max_nodes or t.sizes[FREE_NODES_LEFT] < 2 or t.sizes[FREE_SLOTS_LEFT] < 1
     if t.depth[node] >= settings.max_depth or full or t.counts[node, DEVIATIONS] <= 0.0:
         return False
     best, second, feature, threshold = 0.0, 0.0, -1, 0.0
@@ -189,7 +199,7 @@ def _attempt_split(t, settings, tree, node, rng):  # type: ignore[no-untyped-def
         return False
     origin = t.counts[node, ORIGIN]
     for branch in range(2):
-        child = _new_leaf(t, tree, t.depth[node] + 1, rng)
+        child = new_child(t, tree, node, branch, rng)
         n = chosen[0, 0] if branch == 0 else chosen[1, 0] - chosen[0, 0]
         total = chosen[0, 1] if branch == 0 else chosen[1, 1] - chosen[0, 1]
         squares = chosen[0, 2] if branch == 0 else chosen[1, 2] - chosen[0, 2]
@@ -199,12 +209,5 @@ def _attempt_split(t, settings, tree, node, rng):  # type: ignore[no-untyped-def
         t.counts[child, ORIGIN] = origin + total / n
         t.weight[child] = n
         t.attempted[child] = n
-        t.children[node, branch] = child
-        if branch == 0:  # the second child takes over the slot of the parent
-            t.free_slots[t.used[1]] = slot
-            t.used[1] += 1
-            t.slot[node] = -1
-    t.feature[node] = feature
-    t.threshold[node] = threshold
-    t.splits[tree] += 1
+    close_split(t, tree, node, feature, threshold)
     return True

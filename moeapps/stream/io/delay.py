@@ -1,4 +1,4 @@
-"""Labels that come late, twice, or never."""
+"""Labels that arrive late, twice, or never."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -12,22 +12,29 @@ __all__ = ["PendingLabels", "RecentIds"]
 class PendingLabels:
     """Keeps the features of predicted instances until their labels arrive, in bounded memory.
 
-    Args:
-        model: Any model with ``predict_one`` and ``learn_one``.
-        capacity: Instances that wait, at most; beyond that the oldest is dropped and counted.
+    Parameters
+    ----------
+    model : object
+        Any model with ``predict_one`` and ``learn_one``.
+    capacity : int, default 10000
+        Largest number of waiting instances; beyond that the oldest is dropped and counted.
 
-    Attributes:
-        dropped: Instances whose label never came before their place was needed.
-        unknown: Labels that came for no waiting instance.
+    Attributes
+    ----------
+    dropped : int
+        Instances that were dropped before their label arrived.
+    unknown : int
+        Labels that matched no waiting instance.
 
-    Example:
-        >>> from moeapps.stream import DriftMoEClassifier
-        >>> waiting = PendingLabels(DriftMoEClassifier(seed=0), capacity=100)
-        >>> waiting.predict("order-1", {"price": 3.0})
-        >>> waiting.label("order-1", "paid")
-        True
-        >>> waiting.predict("order-2", {"price": 2.0})
-        'paid'
+    Examples
+    --------
+    >>> from moeapps.stream import DriftMoEClassifier
+    >>> waiting = PendingLabels(DriftMoEClassifier(seed=0), capacity=100)
+    >>> waiting.predict("order-1", {"price": 3.0})
+    >>> waiting.label("order-1", "paid")
+    True
+    >>> waiting.predict("order-2", {"price": 2.0})
+    'paid'
     """
 
     def __init__(self, model: Any, capacity: int = 10_000) -> None:
@@ -50,7 +57,7 @@ class PendingLabels:
         return prediction
 
     def take(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
-        """Features and prediction of a waiting instance, which then waits no more; None if there is none."""
+        """Remove a waiting instance and return its features and prediction; None if there is none."""
         found = self._waiting.pop(key, None)
         if found is None:
             self.unknown += 1
@@ -59,8 +66,10 @@ class PendingLabels:
     def label(self, key: Hashable, y: Any) -> bool:
         """Learn the label of a waiting instance, with the features that it was predicted from.
 
-        Returns:
-            Whether there was one. A label that the model refuses raises, and the instance goes on waiting.
+        Returns
+        -------
+        bool
+            Whether there was one. A label that the model refuses raises, and the instance keeps waiting.
         """
         if key not in self._waiting:
             self.unknown += 1
@@ -83,8 +92,10 @@ class PendingLabels:
 class RecentIds:
     """Remembers the last ids, so that an event that is delivered twice is learned once.
 
-    Args:
-        size: How many ids; an event that comes again later than that is taken for new.
+    Parameters
+    ----------
+    size : int, default 10000
+        Number of ids that are remembered; an event repeated later than that counts as new.
     """
 
     def __init__(self, size: int = 10_000) -> None:

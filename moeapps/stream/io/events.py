@@ -1,4 +1,4 @@
-"""Events and what delivers them: the types that files, standard input and Kafka share."""
+"""Events and sources: the types that files, standard input and Kafka share."""
 
 import json
 from dataclasses import dataclass
@@ -11,12 +11,18 @@ __all__ = ["Event", "Source", "parse_object"]
 class Event:
     """One event.
 
-    Attributes:
-        position: Where the source goes on after this event.
-        fields: Its fields by name; None where the event could not be read.
-        error: Why it could not.
-        raw: What was read instead, for the rejects file.
-        where: Place of the event, for messages ("line 17").
+    Attributes
+    ----------
+    position : JSON value
+        Position of the source after this event.
+    fields : dict[str, Any] or None
+        Its fields by name; None where the event could not be read.
+    error : str, optional
+        Why it could not.
+    raw : str, optional
+        The text that could not be read, for the rejects file.
+    where : str, default ''
+        Place of the event, for messages ("line 17").
     """
 
     position: Any
@@ -30,16 +36,16 @@ class Source(Protocol):
     """What a stream run needs of a source."""
 
     endless: bool
-    """Whether no events now may mean events later."""
+    """Whether more events may come after none has."""
 
     def read(self, n: int) -> list[Event]:
-        """Up to ``n`` events; none at the end, or where none has come for a moment."""
+        """Up to ``n`` events; an empty list at the end, or where none has come for a moment."""
 
     def seek(self, position: Any) -> None:
         """Go on after this position."""
 
     def close(self) -> None:
-        """Give files and connections back."""
+        """Close files and connections."""
 
 
 def parse_object(content: bytes | None, position: Any, where: str) -> Event:

@@ -1,8 +1,8 @@
 """Kafka as source and sink, through confluent-kafka (``pip install "moeapps[kafka]"``).
 
-confluent-kafka is the maintained binding of librdkafka; quixstreams, the alternative, is a framework that wants to own
-the loop, the state and the commits, all of which are ours here: the offsets stand in the model's own checkpoint, and
-what the broker has committed for the group is for its dashboards only.
+confluent-kafka is the maintained binding of librdkafka. The alternative, quixstreams, is a framework with its own loop,
+state and commits. Here the offsets are part of the model's checkpoint; what is committed to the broker for the group
+only serves its dashboards.
 """
 
 import json
@@ -15,7 +15,7 @@ from moeapps.stream.io.events import Event, parse_object
 __all__ = ["KafkaSink", "KafkaSource", "parse_address"]
 
 WAIT = 10.0
-"""Seconds in which a broker has to answer."""
+"""Seconds that a broker has to answer."""
 
 
 def _client() -> Any:
@@ -29,8 +29,10 @@ def _client() -> Any:
 def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
     """Broker, topic and options of ``kafka://host:port/topic?partition=0&stop=end``.
 
-    Raises:
-        ConfigError: If a part is missing or an option unknown.
+    Raises
+    ------
+    ConfigError
+        If a part is missing or an option unknown.
     """
     parts = urlsplit(address)
     topic = parts.path.strip("/")
@@ -54,12 +56,17 @@ class KafkaSource:
     ended when it began; else it waits for more. ``group=NAME`` commits the offsets of each checkpoint under that name,
     so that the broker's tools show the lag; they are never read back.
 
-    Args:
-        address: ``kafka://host:port/topic?partition=0``; several brokers are separated by commas.
-        settings: Further settings of librdkafka (security, timeouts).
+    Parameters
+    ----------
+    address : str
+        ``kafka://host:port/topic?partition=0``; several brokers are separated by commas.
+    settings : dict[str, Any], optional
+        Further settings of librdkafka (security, timeouts).
 
-    Raises:
-        ConfigError: If confluent-kafka is missing, the broker does not answer, or there is no such topic or partition.
+    Raises
+    ------
+    ConfigError
+        If confluent-kafka is missing, the broker does not answer, or there is no such topic or partition.
     """
 
     def __init__(self, address: str, settings: dict[str, Any] | None = None) -> None:
@@ -136,7 +143,7 @@ class KafkaSource:
         )
 
     def committed(self, position: Any) -> None:
-        """Tell the broker how far the checkpoint is, for its tools; a failure does not matter."""
+        """Commit the offsets of the checkpoint, for the broker's tools; a failure is ignored."""
         if self._group is None or not position:
             return
         offsets = [self._client.TopicPartition(self.topic, int(p), int(o)) for p, o in position.items()]
@@ -153,9 +160,12 @@ class KafkaSource:
 class KafkaSink:
     """JSON objects to a topic, at least once: after a crash, what followed the last checkpoint is sent again.
 
-    Args:
-        address: ``kafka://host:port/topic``.
-        settings: Further settings of librdkafka.
+    Parameters
+    ----------
+    address : str
+        ``kafka://host:port/topic``.
+    settings : dict[str, Any], optional
+        Further settings of librdkafka.
     """
 
     def __init__(self, address: str, settings: dict[str, Any] | None = None) -> None:
@@ -177,15 +187,17 @@ class KafkaSink:
     def flush(self) -> None:
         """Wait until the broker has everything.
 
-        Raises:
-            DataError: If it does not take it.
+        Raises
+        ------
+        DataError
+            If it does not accept all records in time.
         """
         left = self._producer.flush(WAIT)
         if left:
             raise DataError(f"Kafka topic {self.topic!r}: {left} predictions could not be delivered in {WAIT:.0f} s")
 
     def resume(self, size: int | None) -> None:
-        """What is sent cannot be taken back."""
+        """Do nothing: sent records cannot be withdrawn."""
 
     def close(self) -> None:
         """Send what is left."""

@@ -17,16 +17,16 @@ class Sink(Protocol):
     """What a stream run needs of a sink."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take a record; it may stay in memory until :meth:`flush`."""
+        """Write a record; it may stay in memory until :meth:`flush`."""
 
     def flush(self) -> int | None:
-        """Bring everything to safety; the size that :meth:`resume` wants, where there is one."""
+        """Make everything durable; returns the size for :meth:`resume`, where there is one."""
 
     def resume(self, size: int | None) -> None:
-        """Forget what was written after a checkpoint; None for everything."""
+        """Drop what was written after a checkpoint; None drops everything."""
 
     def close(self) -> None:
-        """Give files and connections back."""
+        """Close files and connections."""
 
 
 class _FileSink:
@@ -36,7 +36,7 @@ class _FileSink:
 
     @property
     def _file(self) -> BinaryIO:
-        """The file, opened when it is first needed: what never begins leaves nothing behind."""
+        """The file, opened at the first record, so that a run that fails before leaves no empty file."""
         if self._opened is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._opened = open(self.path, "ab")  # noqa: SIM115 - closed by close()
@@ -66,8 +66,10 @@ class _FileSink:
 class LinesSink(_FileSink):
     """One JSON object a line.
 
-    Args:
-        path: The file; records are appended.
+    Parameters
+    ----------
+    path
+        The file; records are appended.
     """
 
     def write(self, record: dict[str, Any]) -> None:
@@ -78,8 +80,10 @@ class LinesSink(_FileSink):
 class CSVSink(_FileSink):
     """A CSV file whose header is the names of the first record; names that come later are left out.
 
-    Args:
-        path: The file; records are appended.
+    Parameters
+    ----------
+    path : str or Path
+        The file; records are appended.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -117,8 +121,10 @@ def _csv_line(cells: list[Any]) -> bytes:
 def open_sink(sink: str, option: str) -> Sink:
     """Sink by what a user writes: ``file.csv``, ``file.ndjson``, ``kafka://host:port/topic``.
 
-    Raises:
-        ConfigError: If the kind is unknown.
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown.
     """
     if sink.startswith("kafka://"):
         return KafkaSink(sink)

@@ -30,11 +30,15 @@ class CSVSource:
     breaks, a byte order mark is skipped. A record with another number of cells than the header is an error of that
     record alone.
 
-    Args:
-        path: The file, in UTF-8.
+    Parameters
+    ----------
+    path : str or Path
+        The file, in UTF-8.
 
-    Raises:
-        FileFormatError: If the file is empty, or its header has a name twice.
+    Raises
+    ------
+    FileFormatError
+        If the file is empty, or its header has a name twice.
     """
 
     endless = False
@@ -91,7 +95,7 @@ class CSVSource:
         return found
 
     def _broken(self, start: int, error: str) -> Event:
-        """Put the first line of a bad record aside, and go on behind it: a stray quote must not swallow the rest."""
+        """Report the first line of a bad record and continue after it: a stray quote must not consume the rest."""
         self._file.seek(start)
         line = self._file.readline()
         self._offset = start + len(line)
@@ -128,9 +132,12 @@ class LinesSource:
     The position is the number of lines read. Standard input cannot go back: to resume, the same lines have to be sent
     again, and those that were read before are skipped.
 
-    Args:
-        source: A file name, or an open binary stream.
-        name: What it is called in messages.
+    Parameters
+    ----------
+    source : str or Path or BinaryIO
+        A file name, or an open binary stream.
+    name : str, optional
+        What it is called in messages.
     """
 
     endless = False
@@ -166,11 +173,15 @@ class LinesSource:
 class ParquetSource:
     """A Parquet file, read in row groups; the position is the number of rows read.
 
-    Args:
-        path: The file.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
 
-    Raises:
-        FileFormatError: If it is not a Parquet file.
+    Raises
+    ------
+    FileFormatError
+        If it is not a Parquet file.
     """
 
     endless = False
@@ -222,8 +233,10 @@ class ParquetSource:
 class FrameSource:
     """The rows of a frame, what is missing as None; the position is the number of rows read.
 
-    Args:
-        frame: The frame; columns are fields.
+    Parameters
+    ----------
+    frame : DataFrame
+        The frame; columns are fields.
     """
 
     endless = False
@@ -264,9 +277,12 @@ OPENERS: dict[str, Callable[[Path], Source]] = {
 def open_source(source: str) -> Source:
     """Source by what a user writes: ``file.csv``, ``file.parquet``, ``file.ndjson``, ``-``, ``kafka://host:port/topic``.
 
-    Raises:
-        ConfigError: If the kind is unknown.
-        FileNotFoundError: If there is no such file.
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown.
+    FileNotFoundError
+        If there is no such file.
     """
     if source == "-":
         return LinesSource(sys.stdin.buffer, "standard input")

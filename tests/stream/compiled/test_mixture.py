@@ -6,7 +6,7 @@ import torch
 from river import base
 
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
-from moeapps.stream.compiled.mixture import WAITING
+from moeapps.stream.compiled.mixture_state import WAITING
 from moeapps.stream.engine import RiverEngine
 
 LOG: list[tuple[str, int, object]] = []

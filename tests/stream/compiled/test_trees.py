@@ -6,7 +6,7 @@ from river import tree
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import HoeffdingPool, synthetic_stream
-from moeapps.stream.compiled.trees import LEAF
+from moeapps.stream.compiled.arena import LEAF
 
 
 def make(features: int, classes: int, **arguments) -> HoeffdingPool:
@@ -132,16 +132,16 @@ def test_memory_stays_below_the_caps_and_poor_leaves_are_deactivated():
 
 def test_a_removed_tree_gives_its_rows_back():
     from moeapps.stream.compiled.engine import _remove
-    from moeapps.stream.compiled.pool import plant, refer_pool
+    from moeapps.stream.compiled.pool import plant, pool_as_structref
 
     X, y = synthetic_stream("sea_abrupt", 3000, seed=5).arrays()
     pool = make(3, 2, n_trees=2)
     pool.learn_many(X, y)
-    used = pool.state.trees.used.copy()
+    used = pool.state.trees.sizes.copy()
     nodes = pool.n_nodes.copy()
-    _remove(refer_pool(pool.state), 1, 2)
-    assert pool.state.trees.used[0] == used[0] + nodes[1]
-    plant(refer_pool(pool.state), 0, 2)
+    _remove(pool_as_structref(pool.state), 1, 2)
+    assert pool.state.trees.sizes[0] == used[0] + nodes[1]
+    plant(pool_as_structref(pool.state), 0, 2)
     assert pool.n_nodes.tolist() == [nodes[0], 1]
     assert not pool.predict_proba_many(X[:1])[0, 1].any()
 
@@ -156,8 +156,8 @@ def test_regression_trees_find_a_step_and_predict_its_means():
     root = pool.state.trees.root[0]
     assert pool.state.trees.feature[root] == 1
     assert pool.state.trees.threshold[root] == pytest.approx(1.0, abs=0.4)
-    said = pool.predict_proba_many(np.array([[0.0, 4.0], [0.0, -4.0]]))[:, 0]
-    assert said == pytest.approx([10, -10], abs=0.5)
+    predictions = pool.predict_proba_many(np.array([[0.0, 4.0], [0.0, -4.0]]))[:, 0]
+    assert predictions == pytest.approx([10, -10], abs=0.5)
 
 
 def test_a_regression_observer_holds_everything_however_the_range_grows():

@@ -1,0 +1,73 @@
+"""The settings of DriftMoE are declared once."""
+
+import inspect
+from dataclasses import fields
+
+import pytest
+
+from moeapps.core.errors import ConfigError
+from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, HoeffdingPool
+from moeapps.stream.compiled.mixture_state import MixtureSettings
+from moeapps.stream.compiled.pool import TreeConfig
+from moeapps.stream.config import DriftMoEConfig
+
+LEFT_OUT = {
+    DriftMoERegressor: {
+        "variant": "numbers have no classes that an expert could be for",
+        "blend": "the router has no outputs of its own for numbers",
+        "leaf_prediction": "leaves of regression trees predict their mean",
+    },
+    HoeffdingPool: {},
+    DriftMoEClassifier: {},
+}
+OTHER_DEFAULT = {
+    DriftMoERegressor: {
+        "drift_delta": "tuned on streams of numbers",
+        "warning_delta": "tuned on streams of numbers",
+        "router_hidden": "tuned on streams of numbers",
+        "router_period": "tuned on streams of numbers",
+    },
+    HoeffdingPool: {},
+    DriftMoEClassifier: {},
+}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "config"),
+    [(DriftMoEClassifier, DriftMoEConfig), (DriftMoERegressor, DriftMoEConfig), (HoeffdingPool, TreeConfig)],
+    ids=lambda cls: cls.__name__,
+)
+def test_every_setting_is_an_argument_with_the_same_default(estimator, config):
+    parameters = inspect.signature(estimator).parameters
+    for field in fields(config):
+        if field.name in LEFT_OUT[estimator]:
+            assert field.name not in parameters
+            continue
+        same = parameters[field.name].default == field.default
+        assert same != (field.name in OTHER_DEFAULT[estimator]), field.name
+    if config is DriftMoEConfig:
+        assert set(parameters) <= {field.name for field in fields(config)}
+
+
+def test_the_settings_of_trees_are_among_those_of_the_mixture():
+    assert {field.name for field in fields(TreeConfig)} <= {field.name for field in fields(DriftMoEConfig)}
+
+
+def test_settings_keep_the_constructors_names_down_to_the_kernels():
+    derived = {"blend_window"}
+    assert set(MixtureSettings._fields) - derived <= {field.name for field in fields(DriftMoEConfig)}
+
+
+def test_a_setting_reaches_the_loops():
+    settings = DriftMoEConfig(window=40, drift=None, router_lr=0.1, router_inputs="raw").mixture
+    assert (settings.window, settings.blend_window, settings.router_lr) == (40, 200, 0.1)
+    model = DriftMoERegressor(window=7, grace_period=11, delta=0.5, seed=0)
+    model.learn_one({"a": 1.0}, 2.0)
+    assert model._engine.settings.window == 7
+    assert model._engine.pool.state.trees.grace[0] == 11
+    assert model._engine.pool.state.trees.delta[0] == 0.5
+
+
+def test_an_impossible_setting_is_named():
+    with pytest.raises(ConfigError, match="temperature must be above 0, got -1"):
+        DriftMoEConfig(temperature=-1)
