@@ -84,7 +84,7 @@ def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
                 + (f"; did you mean {guess!r}?" if guess else "")
             )
     model = MODELS[name](**arguments)
-    model._check_arguments()
+    model._config()
     return model
 
 

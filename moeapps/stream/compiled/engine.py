@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moeapps.stream.compiled import regression_trees, trees
 from moeapps.stream.compiled.arena import TreeSettings
-from moeapps.stream.compiled.jit import is_compiled, kernel, structref_class
+from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, structref_class
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
     KEEP,
@@ -258,8 +258,8 @@ def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untype
     for i in range(X.shape[0]):
         _vote(p, ts, s, X[i], work)
         decide_class(m, s, X[i], classes, work)
-        out[i] = work.mixed
-        weights[i] = work.weights
+        copy_row(work.mixed, out[i], classes)
+        copy_row(work.weights, weights[i], s.n_experts)
 
 
 @kernel
@@ -296,8 +296,8 @@ def _predict_numbers(state, X, classes, out, weights):  # type: ignore[no-untype
     for i in range(X.shape[0]):
         _vote_numbers(p, s, X[i], work)
         decide_number(m, s, X[i], work)
-        out[i] = work.mixed
-        weights[i] = work.weights
+        copy_row(work.mixed, out[i], classes)
+        copy_row(work.weights, weights[i], s.n_experts)
 
 
 def tree_arrays(engine: TreeEngine) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.experimental import structref
 
-__all__ = ["is_compiled", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
+__all__ = ["copy_row", "is_compiled", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +77,13 @@ def _plain_fields(self: Any, fields: Any) -> Any:
 def random_seed(seed: int) -> np.ndarray:
     """State of a generator: one uint64, which the kernels advance."""
     return np.array([np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]], dtype=np.uint64)
+
+
+@kernel
+def copy_row(source, target, n):  # type: ignore[no-untyped-def]
+    """Copy n numbers. ``target[:n] = source[:n]`` takes seconds to compile: numba adds broadcasting and its errors."""
+    for i in range(n):
+        target[i] = source[i]
 
 
 @kernel

@@ -25,7 +25,7 @@ For every instance (x, y), in this order (algorithm 1 of "DriftMoE", 2025; steps
 import numpy as np
 
 from moeapps.stream.compiled.adwin import COUNT, SUM, reset_window, update_window
-from moeapps.stream.compiled.jit import kernel, poisson
+from moeapps.stream.compiled.jit import copy_row, kernel, poisson
 from moeapps.stream.compiled.mixture_state import (
     DATA,
     ENRICHED,
@@ -116,7 +116,7 @@ def decide_class(m, s, x, classes, work):  # type: ignore[no-untyped-def]
     if s.predict_with == TOP:
         _softmax_weights(m, s, work)
         chosen = argmax(work.weights, s.n_experts)
-        work.mixed[:classes] = work.votes[chosen, :classes]
+        copy_row(work.votes[chosen], work.mixed, classes)
         return argmax(work.mixed, classes)
     _log_odds_weights(m, s, max(classes, 2), work)
     work.mixed[:classes] = 0.0
@@ -164,7 +164,7 @@ def _blend(m, s, classes, work):  # type: ignore[no-untyped-def]
 def _decide_task(m, s, classes, work):  # type: ignore[no-untyped-def]
     """One binary expert per class: the router's logits are those of the classes."""
     _softmax(work.logits, 0, classes, work.own)
-    work.weights[:classes] = work.own[:classes]
+    copy_row(work.own, work.weights, classes)
     work.predictions[1] = argmax(work.own, classes)
     total = 0.0
     for c in range(classes):
@@ -175,7 +175,7 @@ def _decide_task(m, s, classes, work):  # type: ignore[no-untyped-def]
         work.mixed[c] = work.mixed[c] / total if total > 0.0 else work.own[c]
     work.predictions[0] = argmax(work.mixed, classes)
     if s.predict_with == ROUTER:
-        work.mixed[:classes] = work.own[:classes]
+        copy_row(work.own, work.mixed, classes)
     elif s.blend > 0.0:
         _blend(m, s, classes, work)
     return argmax(work.mixed, classes)
@@ -314,7 +314,7 @@ def _train_router(m, s, work):  # type: ignore[no-untyped-def]
     if s.router_period == 1:
         train_one(m.network, work.inputs, m.batch_y[0], s.router_dropout, s.router_lr, work.room, m.rng)
         return
-    m.batch_x[row] = work.inputs
+    copy_row(work.inputs, m.batch_x[row], work.inputs.shape[0])
     m.counters[WAITING] += 1
     if m.counters[WAITING] == s.router_period:
         train_batch(m.network, m.batch_x, m.batch_y, s.router_dropout, s.router_lr, m.rng)

@@ -100,7 +100,7 @@ def make_room(net):  # type: ignore[no-untyped-def]
     """Buffers: both hidden layers, the indices of units that are not zero, and a gradient."""
     sizes = net.sizes
     h1, h2 = np.empty(sizes[1], dtype=np.float32), np.empty(sizes[2], dtype=np.float32)
-    return h1, h2, np.empty(sizes.max(), dtype=np.int64), np.empty_like(net.parameters)
+    return h1, h2, np.empty(max(sizes[0], sizes[1], sizes[2], sizes[3]), dtype=np.int64), np.empty_like(net.parameters)
 
 
 @kernel

@@ -17,7 +17,7 @@ first target of the leaf (numbers far from 0 would cancel in the sum of squares)
 import numpy as np
 
 from moeapps.stream.compiled.arena import FREE_NODES_LEFT, FREE_SLOTS_LEFT
-from moeapps.stream.compiled.jit import kernel
+from moeapps.stream.compiled.jit import copy_row, kernel
 from moeapps.stream.compiled.trees import _child, close_split, new_child
 
 __all__ = ["BINS", "learn", "predict"]
@@ -157,7 +157,8 @@ def _best_value(t, settings, slot, feature, side):  # type: ignore[no-untyped-de
             merit = _reduction(whole, left, settings.min_branch_fraction)
             if merit > best:
                 best, value = merit, float(code)
-                side[0], side[1] = left, whole
+                copy_row(left, side[0], 3)
+                copy_row(whole, side[1], 3)
         return best, value
     seen = t.numeric[slot, feature]
     if seen[FRAME, 1] == 0.0:
@@ -170,7 +171,8 @@ def _best_value(t, settings, slot, feature, side):  # type: ignore[no-untyped-de
         merit = _reduction(whole, left, settings.min_branch_fraction)
         if merit > best:
             best, value = merit, seen[FRAME, 0] + (i + 1) * seen[FRAME, 1]
-            side[0], side[1] = left, whole
+            copy_row(left, side[0], 3)
+            copy_row(whole, side[1], 3)
     return best, value
 
 
@@ -189,7 +191,8 @@ def _attempt_split(t, settings, tree, node, rng):  # type: ignore[no-untyped-def
         if merit > best:
             second = best
             best, feature, threshold = merit, candidate, value
-            chosen[:] = side
+            copy_row(side[0], chosen[0], 3)
+            copy_row(side[1], chosen[1], 3)
         elif merit > second:
             second = merit
     if feature < 0:

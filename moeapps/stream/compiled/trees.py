@@ -259,7 +259,7 @@ def learn(t, settings, tree, x, y, weight, naive_bayes, scratch, rng):  # type: 
     t.weight[node] += weight
     slot = t.slot[node]
     if slot >= 0 and settings.leaf_prediction == ADAPTIVE:
-        if argmax(t.counts[node], t.sizes[N_CLASSES]) == y or t.counts[node].sum() == 0.0:
+        if argmax(t.counts[node], t.sizes[N_CLASSES]) == y or _total_weight(t, node) == 0.0:
             t.right[node, 0] += weight
         if naive_bayes == y:
             t.right[node, 1] += weight
