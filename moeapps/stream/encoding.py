@@ -70,10 +70,12 @@ class Encoded:
 
     @property
     def table(self) -> NDArray[np.float64]:
-        """The rows as an array of shape (n, F + U)."""
-        if isinstance(self.rows, np.ndarray):
-            return self.rows
-        return np.array(self.rows, dtype=np.float64).reshape(len(self.rows), -1)
+        """The rows as an array of shape (n, F + U): float64, also where all values are integers.
+
+        The loops would be compiled once more for an array of another type.
+        """
+        table = np.asarray(self.rows, dtype=np.float64)
+        return table if table.ndim == 2 else table.reshape(len(self.rows), -1)
 
 
 class FeatureEncoder:
@@ -118,10 +120,13 @@ class FeatureEncoder:
             If a value is bad and ``on_bad`` is not "impute", or ``x`` is not a mapping.
         """
         row, unknown, added, bad = self._row(x, self.on_bad == "impute", True)
-        encoded = Encoded([row], bad=bad)
-        if added:
+        encoded = Encoded([row])
+        if unknown is None and added is None and not bad:
+            return encoded
+        encoded.bad = bad
+        if added is not None:
             encoded.unseen = UnseenFeatures(values=added)
-        for name in unknown:
+        for name in unknown or ():
             self._encode_unknown(name, x[name], encoded)
         if encoded.unseen is not None:
             for name in encoded.unseen.order:
@@ -140,25 +145,27 @@ class FeatureEncoder:
 
     def _row(
         self, x: Mapping[Hashable, Any], forgive: bool, learning: bool
-    ) -> tuple[list[float], list[Hashable], dict[Hashable, dict[Hashable, int]], int]:
+    ) -> tuple[list[float], list[Hashable] | None, dict[Hashable, dict[Hashable, int]] | None, int]:
         """Values of the known columns, names without a column, new categories by name, number of bad values."""
         if not isinstance(x, Mapping):
             raise DataError(f"x must be a dict of features, got {type(x).__name__}")
         columns, nominal = self.columns, self.nominal
         row = [math.nan] * len(columns)
-        unknown: list[Hashable] = []
-        added: dict[Hashable, dict[Hashable, int]] = {}
+        unknown: list[Hashable] | None = None
+        added: dict[Hashable, dict[Hashable, int]] | None = None
         bad = 0
         for name, value in x.items():
             column = columns.get(name)
             if column is None:
+                if unknown is None:
+                    unknown = []
                 unknown.append(name)
                 continue
             if nominal[column]:
                 new: dict[Hashable, int] | None = {} if learning else None
                 number = self._code(name, value, forgive, self.codes[name], new)
                 if new:
-                    added[name] = new
+                    added = {name: new} if added is None else {**added, name: new}
             else:
                 kind = type(value)
                 if (kind is float or kind is int) and (-_LARGEST < value < _LARGEST or value != value):

@@ -117,7 +117,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         encoder = self._features
         table = encoded.table
         if encoded.unseen is None and not added and self._engine is not None:
-            encoder.count(encoded)
+            if encoded.bad or encoded.ignored:
+                encoder.count(encoded)
             return self._engine.learn(table, self._codes(targets))
         engine = self._engine or self._start()
         predictions = np.empty(len(table), dtype=np.float64 if self._numbers else np.int64)
@@ -236,17 +237,19 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
             for index, code in zip(indices, codes.tolist(), strict=True):
                 predictions[index] = self._label_of(code)
 
+        encoder = self._encoder
         for index, (x, y) in enumerate(zip(rows, targets, strict=True)):
             try:
                 added = self._check_targets([y])
-                encoded = self._encoder.encode(x)
+                encoded = encoder.encode(x)
             except DataError as error:
                 if self.on_bad == "skip":
                     self._skipped += 1
                 refused[index] = error
                 continue
             if encoded.unseen is None and not added and self._engine is not None:
-                self._features.count(encoded)
+                if encoded.bad or encoded.ignored:
+                    encoder.count(encoded)
                 waiting.extend(encoded.rows)
                 indices.append(index)
                 continue
