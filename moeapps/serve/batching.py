@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moeapps.core.errors import MoEAppsError
-from moeapps.serve.refusal import Refusal, no_worker, queue_full, timed_out
+from moeapps.serve.refusal import Refusal, model_failed, no_worker, queue_full, timed_out
 from moeapps.serve.worker import Worker, WorkerDied, WorkerHung
 
 __all__ = ["Limits", "ModelServer"]
@@ -217,7 +217,12 @@ class ModelServer:
             if not batch:
                 self._something.clear()
                 continue
-            await self._answer(batch)
+            try:
+                await self._answer(batch)
+            except Exception:  # a bug: without this the task would end, and every later request would time out
+                log.exception("a batch could not be answered")
+                for job in batch:
+                    _set(job, model_failed())
 
     def _next_batch(self) -> list[_Job]:
         """The first request and those behind it that can go with it, in their order."""

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -50,6 +51,7 @@ class Worker:
     """
 
     def __init__(self, path: str, start_timeout: float = 120.0) -> None:
+        self._calling = threading.Lock()
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_work, args=(child, path), daemon=True)
@@ -94,11 +96,12 @@ class Worker:
         WorkerHung
             If it does not answer in time. Kill it: a late answer would be taken for that of the next request.
         """
-        try:
-            self._pipe.send_bytes(json.dumps([operation, contents], allow_nan=False).encode())
-        except OSError:
-            raise WorkerDied from None
-        answers = self._receive(timeout)["answers"]
+        with self._calling:
+            try:
+                self._pipe.send_bytes(json.dumps([operation, contents], allow_nan=False).encode())
+            except OSError:
+                raise WorkerDied from None
+            answers = self._receive(timeout)["answers"]
         return [Refusal(**answer["refusal"]) if "refusal" in answer else answer["ok"] for answer in answers]
 
     def _receive(self, timeout: float) -> Any:
@@ -113,12 +116,17 @@ class Worker:
         """End the process at once."""
         self.process.kill()
         self.process.join(5)
-        self._pipe.close()
+        # A call in another thread sees the end of the pipe and returns. Closed under its hands, the pipe's descriptor
+        # could belong to the next worker's pipe by the time it is read.
+        with self._calling:
+            self._pipe.close()
 
     def stop(self, timeout: float = 5.0) -> None:
         """Let the process end."""
-        self._pipe.close()
-        self.process.join(timeout)
+        if self._calling.acquire(timeout=timeout):
+            self._pipe.close()
+            self._calling.release()
+            self.process.join(timeout)
         if self.process.is_alive():
             self.kill()
 

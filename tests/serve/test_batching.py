@@ -37,6 +37,8 @@ class FakeWorker:
         self.calls.append((operation, content))
         if self.fate == "die":
             raise WorkerDied
+        if self.fate == "bug":
+            raise TypeError("no one expects it")
         if operation == "save":
             return [Refusal(500, "not_saved", "disk full")] if self.fate == "full" else [None]
         if operation == "learn":
@@ -219,3 +221,15 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_forgotten(made, caplog):
         assert server.unsaved == 0
 
     run(scenario, learn_to="learned")
+
+
+def test_an_unexpected_error_fails_its_batch_and_not_the_server(made, caplog):
+    async def scenario(server):
+        made[0].fate = "bug"
+        with refusal("model_failed"):
+            await server.submit("predict", 1, 1)
+        assert "no one expects it" in caplog.text
+        made[0].fate = ""
+        assert await server.submit("predict", 1, 1) == 2
+
+    run(scenario)
