@@ -133,7 +133,7 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
     Raises
     ------
     ConfigError
-        If sizes do not fit together.
+        If sizes do not fit together, as in :class:`~moeapps.vision.DiT`, or ``top_k`` exceeds ``num_experts``.
 
     Examples
     --------

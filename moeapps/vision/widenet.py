@@ -171,7 +171,7 @@ class WideNet(
     Raises
     ------
     ConfigError
-        If sizes do not fit together.
+        If ``depth`` is not a positive integer, or router, experts and capacity do not fit together.
 
     Examples
     --------
