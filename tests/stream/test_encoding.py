@@ -30,6 +30,12 @@ def test_encoding_changes_nothing_until_commit():
     assert again.table.tolist() == encoded.table.tolist()
 
 
+def test_rows_of_integers_are_floats_since_the_loops_would_be_compiled_once_more():
+    one = FeatureEncoder(5, 4)
+    assert one.encode({"a": 1, "b": True}).table.dtype == np.float64
+    assert one.encode_frame(pd.DataFrame({"a": [1], "b": [2]})).table.dtype == np.float64
+
+
 def test_a_row_and_a_table_are_encoded_alike():
     rows = [{"a": 1.0, "city": "Kiel"}, {"b": 4}, {"city": "Kiel", "c": "z", "a": None}, {"city": "Ulm", "b": True}]
     one, many = encoder(), encoder()
