@@ -26,6 +26,8 @@ from moeapps.core.surgery import (
 from moeapps.vision.widenet import SharedMoE, WideNet
 from tests.core.dense import make
 
+pytestmark = pytest.mark.xdist_group("surgery")  # one trained classifier
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -36,7 +38,7 @@ def digits():
 @pytest.fixture(scope="module")
 def trained(digits):
     X, _, y, _ = digits
-    return MoEClassifier(num_experts=16, dim=32, max_epochs=15, lr=0.003, random_state=0).fit(X, y)
+    return MoEClassifier(num_experts=16, dim=32, max_epochs=8, lr=0.004, random_state=0).fit(X, y)
 
 
 def test_pruning_to_half_and_merging_to_a_quarter_keep_a_trained_classifier_useful(digits, trained, tmp_path):
@@ -57,7 +59,7 @@ def test_pruning_to_half_and_merging_to_a_quarter_keep_a_trained_classifier_usef
 
 def test_training_goes_on_after_surgery(digits, trained):
     X, X_test, y, y_test = digits
-    merged = trained.merge(4, X)
+    merged = trained.merge(1, X)
     before = merged.score(X_test, y_test)
     for _ in range(3):
         merged.partial_fit(X, y)

@@ -22,6 +22,8 @@ from moeapps.core import (
 )
 from moeapps.core.parallel import ExpertParallel
 
+pytestmark = pytest.mark.xdist_group("two_processes")  # which are started once
+
 TOKENS, DIM, EXPERTS = 24, 8, 4
 LOSSES = {
     "balance": load_balance_loss,

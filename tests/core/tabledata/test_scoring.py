@@ -9,6 +9,8 @@ from moeapps.cli.main import main
 from moeapps.core import predict_file
 from moeapps.core.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.xdist_group("scoring")  # one trained classifier
+
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
