@@ -1,4 +1,6 @@
-"""What a training step is given: a graph, and which of its nodes it is about."""
+"""Batches: a graph, and the nodes of it that a step uses."""
+
+# N nodes of the graph, B of them in the batch, F features
 
 import copy
 from dataclasses import dataclass
@@ -16,11 +18,16 @@ __all__ = ["NodeBatch"]
 class NodeBatch:
     """The whole graph with its masks, or some nodes of it.
 
-    Attributes:
-        graph: Features ``x`` ``(N, F)``, labels ``y`` ``(N,)``, masks ``(N,)``.
-        edges: Its edges.
-        nodes: ``(B,)`` node numbers; None for the whole graph.
-        num_neighbors: In a mini-batch, how many neighbours training draws at each hop; None leaves it to the default.
+    Parameters
+    ----------
+    graph : Data
+        Features ``x`` ``(N, F)``, labels ``y`` ``(N,)``, masks ``(N,)``.
+    edges : Edges
+        Its edges.
+    nodes : Tensor of shape (B,), optional
+        Node numbers; None for the whole graph.
+    num_neighbors : tuple of int, optional
+        In a mini-batch, number of neighbours that training draws at each hop; 10 each when None.
     """
 
     graph: Data
@@ -29,14 +36,14 @@ class NodeBatch:
     num_neighbors: tuple[int, ...] | None = None
 
     def chosen(self, mask: str) -> Tensor:
-        """Node numbers that the step is about: the batch's, or those of the graph's mask."""
+        """Node numbers that the step uses: the batch's, or those of the graph's mask."""
         if self.nodes is not None:
             return self.nodes
         name = f"{mask}_nodes"
-        if name not in self.graph:  # once per graph: finding them would make a device wait in every step
+        if name not in self.graph:  # once per graph: ``nonzero`` synchronises with the device
             self.graph[name] = self.graph[mask].nonzero().flatten()
-        found: Tensor = self.graph[name]
-        return found
+        nodes: Tensor = self.graph[name]
+        return nodes
 
     @property
     def batch_size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+# N nodes, K classes, F features, h hidden units of the gate
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +32,7 @@ class _MonotoneLinear(nn.Linear):
 
 
 class _HyperGate(nn.Module):
-    r""":math:`(d\,W_1(x) + b_1(x))\,W_2(x) + b_2(x)`: affine in d, with coefficients that four networks make of x."""
+    r""":math:`(d\,W_1(x) + b_1(x))\,W_2(x) + b_2(x)`: affine in d; four networks compute the coefficients from x."""
 
     def __init__(self, in_channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -58,30 +59,40 @@ class Confidence(nn.Module):
 
     - ``"given"``: :math:`c = D(p)^\alpha` with one dispersion and no parameters,
     - ``"learned"``: :math:`c = \sigma(\mathrm{MLP}([D_{var}(p), D_{ent}(p)]))` with one hidden layer,
-    - ``"learned+x"``: the same network sees the node's features too,
-    - ``"hyper"``: affine in the dispersions, with coefficients that networks make of the node's features.
+    - ``"learned+x"``: the same network with the node's features as further inputs,
+    - ``"hyper"``: affine in the dispersions, with coefficients computed from the node's features by networks.
 
-    The last bias of a learned form starts at -3, that is, c near 0.05: the mixture begins as the strong expert and the
-    weak one has to earn its share.
+    The last bias of a learned form starts at -3, that is, c near 0.05: training begins close to
+    the strong expert alone.
 
-    The buffer ``forced`` overrides the result: 0 means never this expert, 1 always, NaN not at all. It is how "one
-    expert alone is better" is kept when a model is saved.
+    The buffer ``forced`` overrides the result where it is not NaN: 0 never uses this expert, 1 always. It is part of
+    a saved model, for which validation may have kept one expert alone.
 
-    Args:
-        mode: One of the four.
-        dispersion: ``"variance"`` or ``"entropy"``, for ``given``.
-        alpha: Exponent, for ``given``; above 0.
-        hidden_channels: Width of the hidden layer of a learned form.
-        monotone: Whether ``learned`` is kept non-decreasing in both dispersions.
-        in_channels: Features per node F, for ``learned+x`` and ``hyper``.
+    Parameters
+    ----------
+    mode : ConfidenceMode, default "learned"
+        One of the four.
+    dispersion : Dispersion, default "variance"
+        ``"variance"`` or ``"entropy"``, for ``given``.
+    alpha : float, default 1.0
+        Exponent, for ``given``; above 0.
+    hidden_channels : int, default 16
+        Width of the hidden layer of a learned form.
+    monotone : bool, default False
+        Whether ``learned`` is kept non-decreasing in both dispersions.
+    in_channels : int, optional
+        Features per node F, for ``learned+x`` and ``hyper``.
 
-    Raises:
-        ConfigError: If an argument is out of range.
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range.
 
-    Example:
-        >>> c, g = Confidence(mode="given")(torch.tensor([[0.0, 0.0], [9.0, -9.0]]))
-        >>> tuple(round(float(v), 3) for v in c)
-        (0.0, 1.0)
+    Examples
+    --------
+    >>> c, g = Confidence(mode="given")(torch.tensor([[0.0, 0.0], [9.0, -9.0]]))
+    >>> tuple(round(float(v), 3) for v in c)
+    (0.0, 1.0)
     """
 
     forced: Tensor
@@ -106,7 +117,7 @@ class Confidence(nn.Module):
             raise ConfigError(f"hidden_channels must be at least 1, got {hidden_channels!r}")
         self.sees_x = mode in ("learned+x", "hyper")
         if self.sees_x and in_channels is None:
-            raise ConfigError(f"confidence={mode!r} looks at the node's features: in_channels must be given")
+            raise ConfigError(f"confidence={mode!r} uses the node's features: in_channels must be given")
         if monotone and self.sees_x:
             raise ConfigError(f"monotone in the dispersion is for confidence='learned', got confidence={mode!r}")
         self.mode, self.dispersion, self.alpha = mode, dispersion, alpha
@@ -138,20 +149,25 @@ class Confidence(nn.Module):
     def forward(self, logits: Tensor, x: Tensor | None = None) -> ConfidenceOutput:
         """Confidence of each row, in float32 or better.
 
-        Args:
-            logits: ``(N, K)`` of the expert.
-            x: ``(N, F)`` features, for ``learned+x`` and ``hyper``.
+        Parameters
+        ----------
+        logits : Tensor of shape (N, K)
+            Of the expert.
+        x : Tensor of shape (N, F), optional
+            Features, for ``learned+x`` and ``hyper``.
 
-        Raises:
-            DataError: If the features are needed and missing.
+        Raises
+        ------
+        DataError
+            If the features are needed and missing.
         """
         if self.sees_x and x is None:
-            raise DataError(f"confidence={self.mode!r} looks at the node's features: x is missing")
+            raise DataError(f"confidence={self.mode!r} uses the node's features: x is missing")
         with torch.autocast(logits.device.type, enabled=False):
             p = logits.to(router_dtype(logits)).softmax(-1)
             c, logit = self._given(p) if self.net is None else self._learned(p, x)
             forced = self.forced.to(p.dtype)
-            free = forced.isnan()  # decided on the device: no waiting for it, and nothing that stops an export
+            free = forced.isnan()  # decided on the device: it neither synchronises with it nor stops an export
             return ConfidenceOutput(torch.where(free, c, forced), torch.where(free, logit, torch.logit(forced)))
 
     def _given(self, p: Tensor) -> tuple[Tensor, Tensor]:

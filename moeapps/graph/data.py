@@ -33,22 +33,31 @@ class GraphDataModule(L.LightningDataModule):
     no other mask are trained on. Without a ``val_mask``, a fifth of the training nodes (stratified, chosen by
     ``seed``) is set aside for validation.
 
-    Args:
-        source: A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``,
-            ``node_labels`` ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), and ``train_masks``, ``val_masks``,
-            ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs benchmark).
-        split: Which of several splits to use.
-        undirected: Whether to add the reverse of every edge of an ``.npz`` file.
-        normalize_features: Whether to scale each node's features to sum to 1.
-        batch_size: Training nodes in a mini-batch, each with randomly drawn neighbours; validation, test and prediction
-            go through the nodes in batches of the same size, with all neighbours. None takes the whole graph in each
-            step. The weights that come of it do not depend on which was chosen: a checkpoint fits both.
-        num_neighbors: Neighbours to draw at each hop in training, one number per layer of the network, -1 for all; 10
-            each when None.
-        seed: Seed of the validation split and of the order of mini-batches.
+    Parameters
+    ----------
+    source : Data or str
+        A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``, ``node_labels``
+        ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), and ``train_masks``, ``val_masks``, ``test_masks`` ``(splits,
+        N)`` (the layout of the heterophilous-graphs benchmark).
+    split : int, default 0
+        Which of several splits to use.
+    undirected : bool, default True
+        Whether to add the reverse of every edge of an ``.npz`` file.
+    normalize_features : bool, default False
+        Whether to scale each node's features to sum to 1.
+    batch_size : int, optional
+        Training nodes in a mini-batch, each with randomly drawn neighbours; validation, test and prediction go through
+        the nodes in batches of the same size, with all neighbours. None takes the whole graph in each step. A
+        checkpoint of either kind of training fits the other.
+    num_neighbors : list of int, optional
+        Neighbours to draw at each hop in training, one number per layer of the network, -1 for all; 10 each when None.
+    seed : int, default 0
+        Seed of the validation split and of the order of mini-batches.
 
-    Raises:
-        DataError: In ``setup``, if the graph cannot be learned from; the message names the culprit.
+    Raises
+    ------
+    DataError
+        In ``setup``, if the graph cannot be trained on; the message names the reason.
     """
 
     graph: Data
@@ -83,7 +92,7 @@ class GraphDataModule(L.LightningDataModule):
         self.seed = seed
 
     def load(self) -> Data:
-        """Return the raw graph; a subclass that knows another source overrides this."""
+        """Return the raw graph; override this to read another source."""
         if isinstance(self.source, Data):
             return self.source
         return read_npz(self.source, self.undirected)
@@ -94,7 +103,7 @@ class GraphDataModule(L.LightningDataModule):
             return
         graph = as_graph(self.load(), split=self.split)
         if graph.y is None:
-            raise DataError("the graph has no labels y: there is nothing to learn")
+            raise DataError("the graph has no labels y: they are needed for training")
         self.classes = class_names(graph.y)
         if len(self.classes) < 2:
             raise DataError(f"y has {len(self.classes)} class: at least two are needed")
@@ -113,7 +122,7 @@ class GraphDataModule(L.LightningDataModule):
         self.graph = graph
 
     def prepared(self) -> Data:
-        """Return the graph as training sees it: checked, normalised if asked for, with integer labels and masks."""
+        """Return the graph that training uses: checked, with integer labels and masks, normalised on request."""
         self.setup()
         return self.graph
 
@@ -133,14 +142,16 @@ class GraphDataModule(L.LightningDataModule):
         return self._loader("train_mask", shuffle=True)
 
     def val_dataloader(self) -> ResumableLoader:
-        """The whole graph (``val_mask`` says which nodes count), or batches of validation nodes."""
+        """The whole graph (nodes of ``val_mask``), or batches of validation nodes."""
         return self._loader("val_mask")
 
     def test_dataloader(self) -> ResumableLoader:
-        """The whole graph (``test_mask`` says which nodes count), or batches of test nodes.
+        """The whole graph (nodes of ``test_mask``), or batches of test nodes.
 
-        Raises:
-            DataError: If there are no test nodes to make batches of.
+        Raises
+        ------
+        DataError
+            If there are no test nodes to make batches of.
         """
         if self.batch_size is not None and ("test_mask" not in self.graph or not bool(self.graph.test_mask.any())):
             raise DataError("the data has no labeled node in test_mask: there is nothing to test on")
@@ -175,7 +186,7 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
 
 
 def _rest(graph: Data) -> Tensor:
-    """Labeled nodes that no other mask claims: what is trained on when nobody said."""
+    """Labeled nodes in no other mask: the training nodes of a graph without ``train_mask``."""
     rest: Tensor = graph.y >= 0
     for name in ("val_mask", "test_mask"):
         if name in graph:
@@ -195,7 +206,7 @@ def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
         edge_index=edges,
         y=torch.from_numpy(arrays["node_labels"]),
     )
-    checked = as_graph(graph).edge_index  # before to_undirected, which cannot say what is wrong with an edge
+    checked = as_graph(graph).edge_index  # before to_undirected, whose errors name no edge
     if undirected:
         graph.edge_index = to_undirected(checked, num_nodes=graph.num_nodes)
     for name in ("train_mask", "val_mask", "test_mask"):

@@ -22,7 +22,7 @@ Load = Callable[[str, str], Data]
 
 @dataclass(frozen=True)
 class _Source:
-    """How a graph is loaded, and what is usual with it."""
+    """How a graph is loaded, and the usual practice for it."""
 
     load: Load
     normalize_features: bool = False
@@ -95,7 +95,7 @@ PUBLIC_GRAPHS: dict[str, _Source] = {
     **dict.fromkeys(("ogbn-arxiv", "ogbn-products"), _Source(_ogb)),
     **dict.fromkeys(("twitch-gamers", "pokec"), _Source(_missing)),
 }
-"""Names that :class:`PublicGraphData` knows."""
+"""Public graphs by name."""
 
 
 class PublicGraphData(GraphDataModule):
@@ -105,21 +105,32 @@ class PublicGraphData(GraphDataModule):
     the labeled nodes, chosen by ``split`` as the seed, are for training, a quarter for validation and a quarter for
     the test.
 
-    Args:
-        name: One of ``PUBLIC_GRAPHS``: Cora, CiteSeer, PubMed, tolokers, minesweeper, questions, roman-empire,
-            amazon-ratings, chameleon_filtered, squirrel_filtered, amherst41, johnshopkins55, reed98, cornell5, Penn94,
-            Flickr, ogbn-arxiv, ogbn-products.
-        root: Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded
-            copy, which exists for Cora only.
-        split: Which of several splits.
-        normalize_features: Whether to scale each node's features to sum to 1; None does what is usual with the graph.
-        batch_size: As in :class:`GraphDataModule`.
-        num_neighbors: As in :class:`GraphDataModule`.
-        seed: Seed of the order of mini-batches.
+    Parameters
+    ----------
+    name : str, default "Cora"
+        One of ``PUBLIC_GRAPHS``: Cora, CiteSeer, PubMed, tolokers, minesweeper, questions, roman-empire,
+        amazon-ratings, chameleon_filtered, squirrel_filtered, amherst41, johnshopkins55, reed98, cornell5, Penn94,
+        Flickr, ogbn-arxiv, ogbn-products.
+    root : str, optional
+        Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded copy,
+        which exists for Cora only.
+    split : int, default 0
+        Which of several splits.
+    normalize_features : bool, optional
+        Whether to scale each node's features to sum to 1; None follows the usual practice for this graph.
+    batch_size : int, optional
+        As in :class:`GraphDataModule`.
+    num_neighbors : list of int, optional
+        As in :class:`GraphDataModule`.
+    seed : int, default 0
+        Seed of the order of mini-batches.
 
-    Raises:
-        ConfigError: If the name is unknown, or ``root`` is missing for a graph that is not embedded.
-        DataError: In ``setup``, if the graph is neither in ``root`` nor can be downloaded.
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, or ``root`` is missing for a graph that is not embedded.
+    DataError
+        In ``setup``, if the graph is neither in ``root`` nor can be downloaded.
     """
 
     def __init__(
@@ -175,9 +186,10 @@ def load_cora() -> Data:
 
     Source: Sen et al. 2008, as committed by kimiyoung/planetoid (MIT; see ``moeapps/graph/embedded/NOTICE``).
 
-    Example:
-        >>> load_cora()
-        Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
+    Examples
+    --------
+    >>> load_cora()
+    Data(x=[2708, 1433], edge_index=[2, 10556], y=[2708], train_mask=[2708], val_mask=[2708], test_mask=[2708])
     """
     with files("moeapps.graph").joinpath("embedded/cora.npz").open("rb") as file, np.load(file) as arrays:
         nodes, features = (int(n) for n in arrays["shape"])

@@ -22,18 +22,25 @@ def variance_dispersion(probabilities: Tensor) -> Tensor:
 
     The variance of the K probabilities divided by its largest value :math:`(K-1)/K^2`. Convex in p.
 
-    Args:
-        probabilities: ``(..., K)`` with K >= 2, each row summing to 1.
+    Parameters
+    ----------
+    probabilities : Tensor of shape (..., K)
+        With K >= 2, each row summing to 1.
 
-    Returns:
-        ``(...)`` in [0, 1].
+    Returns
+    -------
+    Tensor of shape (...)
+        In [0, 1].
 
-    Raises:
-        ConfigError: If K is 1.
+    Raises
+    ------
+    ConfigError
+        If K is 1.
 
-    Example:
-        >>> round(float(variance_dispersion(torch.tensor([0.8, 0.2]))), 4)
-        0.36
+    Examples
+    --------
+    >>> round(float(variance_dispersion(torch.tensor([0.8, 0.2]))), 4)
+    0.36
     """
     k = _classes(probabilities)
     return ((k * probabilities.square().sum(-1) - 1) / (k - 1)).clamp(0, 1)
@@ -44,18 +51,25 @@ def entropy_dispersion(probabilities: Tensor) -> Tensor:
 
     Convex in p; exactly 1 at a one-hot distribution (0 ln 0 counts as 0).
 
-    Args:
-        probabilities: ``(..., K)`` with K >= 2, each row summing to 1.
+    Parameters
+    ----------
+    probabilities : Tensor of shape (..., K)
+        With K >= 2, each row summing to 1.
 
-    Returns:
-        ``(...)`` in [0, 1].
+    Returns
+    -------
+    Tensor of shape (...)
+        In [0, 1].
 
-    Raises:
-        ConfigError: If K is 1.
+    Raises
+    ------
+    ConfigError
+        If K is 1.
 
-    Example:
-        >>> round(float(entropy_dispersion(torch.tensor([0.8, 0.2]))), 6)
-        0.278072
+    Examples
+    --------
+    >>> round(float(entropy_dispersion(torch.tensor([0.8, 0.2]))), 6)
+    0.278072
     """
     k = _classes(probabilities)
     smallest = torch.finfo(probabilities.dtype).tiny

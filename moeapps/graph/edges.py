@@ -1,13 +1,15 @@
-"""Edges in the forms that graph networks want, each computed once, and the neighbourhoods that a prediction needs.
+"""Edges in the forms that graph networks use, each computed once, and the neighbourhoods that a prediction needs.
 
-A graph convolution may want the edges as they are, with a self-loop at every node, or with self-loops and the weights
-of Kipf and Welling (2017), and it wants them sorted by target, so that a layer is one sparse product. :class:`Edges`
+A graph convolution uses the edges as they are, with a self-loop at every node, or with self-loops and the weights of
+Kipf and Welling (2017). They are sorted by target, so that a layer is one sparse product. :class:`Edges`
 keeps these forms beside the graph, not inside the network: a network then holds weights only and can be used on any
 graph.
 
 :meth:`Edges.neighborhood` cuts out what L layers need for some nodes. The normalisation has been done on the whole
 graph before the cut, so that a network computes on the piece exactly what it computes on the whole.
 """
+
+# N nodes, E edges, M nodes and E' edges of a neighbourhood, S seeds, L layers
 
 import warnings
 from collections.abc import Sequence
@@ -27,14 +29,20 @@ EdgeForm = Literal["plain", "looped", "normalized"]
 
 @dataclass(frozen=True, eq=False)
 class Neighborhood:
-    """What L layers need to know for some seed nodes, in the layout of PyG's neighbour loader.
+    """The part of a graph that L layers use for some seed nodes, in the layout of PyG's neighbour loader.
 
-    Attributes:
-        nodes: ``(M,)`` numbers of the nodes in the whole graph, by hop, the seeds first.
-        edge_index: ``(2, E')`` edges among them by hop, in local numbers.
-        edge_weight: ``(E',)`` or None.
-        nodes_per_hop: Number of nodes first reached at each hop, the seeds first; L + 1 numbers.
-        edges_per_hop: Number of edges that lead to each hop's nodes; L numbers.
+    Parameters
+    ----------
+    nodes : Tensor of shape (M,)
+        Numbers of the nodes in the whole graph, by hop, the seeds first.
+    edge_index : Tensor of shape (2, E')
+        Edges among them by hop, in local numbers.
+    edge_weight : Tensor of shape (E',) or None
+        Weights of these edges.
+    nodes_per_hop : list of int
+        Number of nodes first reached at each hop, the seeds first; L + 1 numbers.
+    edges_per_hop : list of int
+        Number of edges that lead to each hop's nodes; L numbers.
     """
 
     nodes: Tensor
@@ -45,22 +53,27 @@ class Neighborhood:
 
     @property
     def edges_touched(self) -> int:
-        """Edges used, summed over layers: the last layer needs the first hop only, the first layer all of them."""
+        """Edges used, summed over layers: the last layer uses the first hop, the first layer all hops."""
         return sum(sum(self.edges_per_hop[: hop + 1]) for hop in range(len(self.edges_per_hop)))
 
 
 class Edges:
     """The edges of one graph and what is computed from them.
 
-    Args:
-        index: ``(2, E)`` int64, source and target of each edge.
-        weight: ``(E,)`` or None.
-        num_nodes: Number of nodes N.
+    Parameters
+    ----------
+    index : int64 Tensor of shape (2, E)
+        Source and target of each edge.
+    weight : Tensor of shape (E,) or None
+        Weight of each edge.
+    num_nodes : int
+        Number of nodes N.
 
-    Example:
-        >>> edges = Edges(torch.tensor([[0, 1, 2], [1, 2, 3]]), None, num_nodes=4)
-        >>> edges.neighborhood(torch.tensor([3]), [-1, -1]).nodes
-        tensor([3, 2, 1])
+    Examples
+    --------
+    >>> edges = Edges(torch.tensor([[0, 1, 2], [1, 2, 3]]), None, num_nodes=4)
+    >>> edges.neighborhood(torch.tensor([3]), [-1, -1]).nodes
+    tensor([3, 2, 1])
     """
 
     def __init__(self, index: Tensor, weight: Tensor | None, num_nodes: int) -> None:
@@ -122,16 +135,27 @@ class Edges:
         Where edges have weights and only k of a node's d in-edges are drawn, their weights are multiplied by d / k: the
         weighted sum over neighbours keeps its expectation.
 
-        Args:
-            seeds: ``(S,)`` distinct node numbers.
-            num_neighbors: For each hop, how many in-neighbours of a node to take at most, drawn without replacement
-                from torch's global generator; -1 for all.
-            form: Which edges.
-            max_edges: Give up when the layers together would touch more edges.
+        Parameters
+        ----------
+        seeds : Tensor of shape (S,)
+            Distinct node numbers.
+        num_neighbors : sequence of int
+            For each hop, the largest number of in-neighbours to take for a node, drawn without replacement from torch's
+            global generator; -1 for all.
+        form : EdgeForm, default "plain"
+            Which edges.
+        max_edges : int, optional
+            Return None when the layers together would use more edges.
 
-        Returns:
-            The neighbourhood; None if it would touch more than ``max_edges``.
+        Returns
+        -------
+        Neighborhood or None
+            The neighbourhood; None if it would use more than ``max_edges``.
         """
+        # 1. The seeds are the first frontier.
+        # 2. Per hop: take all in-edges of the frontier, or draw some; scale their weights by degree / taken.
+        # 3. Their sources that were not reached before are the next frontier, numbered after all nodes so far.
+        # 4. Put nodes and edges of all hops together, in local numbers.
         pointer, source = self.incoming(form)
         weight = self.form(form)[1]
         local = torch.full((self.num_nodes,), -1, dtype=torch.int64, device=seeds.device)
@@ -176,7 +200,7 @@ def sorted_edge_index(index: Tensor, num_nodes: int) -> EdgeIndex:
 
 
 def _use_sparse_products_once() -> None:
-    """Take note of torch's remarks, given once per process, that its sparse matrices are young."""
+    """Use up torch's warnings, given once per process, that sparse matrices are in beta state."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nothing = torch.zeros(2, dtype=torch.int64)
@@ -189,9 +213,10 @@ _use_sparse_products_once()
 def expand(start: Tensor, length: Tensor) -> Tensor:
     """Concatenate the ranges ``start[i], ..., start[i] + length[i] - 1``.
 
-    Example:
-        >>> expand(torch.tensor([5, 0]), torch.tensor([2, 3]))
-        tensor([5, 6, 0, 1, 2])
+    Examples
+    --------
+    >>> expand(torch.tensor([5, 0]), torch.tensor([2, 3]))
+    tensor([5, 6, 0, 1, 2])
     """
     ends = length.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0

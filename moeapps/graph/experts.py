@@ -1,4 +1,4 @@
-"""What the graph code asks of any network: how far it sees, what it costs, and its logits for some nodes.
+"""Any network as an expert: its number of hops, its cost, and its logits for some nodes.
 
 A graph network's output at a node depends on the node's neighbourhood alone, so it can be computed on a piece of the
 graph that was cut out around the nodes (:meth:`~moeapps.graph.edges.Edges.neighborhood`), with the same result.

@@ -1,4 +1,4 @@
-"""What training remembers about the validation nodes: logits of the experts, on which gates are fitted and scored."""
+"""Logits of the experts at the validation nodes, on which gates are fitted and all is scored."""
 
 # V validation nodes, F features, K classes
 

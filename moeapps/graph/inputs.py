@@ -1,7 +1,7 @@
 """From what users have (PyG Data, arrays, a sparse adjacency, edge lists, networkx) to one checked PyG ``Data``.
 
-Edges are used as they are given: self-loops and duplicates are kept, nothing is made symmetric (a warning says so when
-edges point one way only). Nodes with a label below 0 or NaN are unlabeled: they take part in message passing and in
+Edges are used as they are given: self-loops and duplicates are kept, nothing is made symmetric (directed edges give a
+warning). Nodes with a label below 0 or NaN are unlabeled: they take part in message passing and in
 nothing else.
 """
 
@@ -37,23 +37,34 @@ def as_graph(
 ) -> Data:
     """Make a checked graph.
 
-    Args:
-        x: A PyG ``Data`` (the other arguments then override its parts), or ``(N, F)`` features.
-        y: ``(N,)`` labels of any kind; None when there are none.
-        edge_index: ``(2, E)`` integers, an ``(N, N)`` scipy sparse adjacency, a pandas frame with one row per edge
-            (source, target and, if there is a third column, weight), a networkx graph, or None for no edges. Frames and
-            networkx graphs name nodes as the index of ``x`` does when that is a frame, else by their position.
-        edge_weight: ``(E,)`` or None.
-        split: Which column to take of masks that are ``(N, splits)``.
-        **masks: ``train_mask``, ``val_mask``, ``test_mask``: ``(N,)`` bool, node numbers, or ``(N, splits)`` bool.
+    Parameters
+    ----------
+    x
+        A PyG ``Data`` (the other arguments then override its parts), or ``(N, F)`` features.
+    y
+        ``(N,)`` labels of any kind; None when there are none.
+    edge_index
+        ``(2, E)`` integers, an ``(N, N)`` scipy sparse adjacency, a pandas frame with one row per edge (source, target
+        and, if there is a third column, weight), a networkx graph, or None for no edges. Frames and networkx graphs
+        name nodes as the index of ``x`` does when that is a frame, else by their position.
+    edge_weight
+        ``(E,)`` or None.
+    split : int, default 0
+        Which column to take of masks that are ``(N, splits)``.
+    **masks
+        ``train_mask``, ``val_mask``, ``test_mask``: ``(N,)`` bool, node numbers, or ``(N, splits)`` bool.
 
-    Returns:
+    Returns
+    -------
+    Data
         ``Data`` with float32 ``x``, int64 ``edge_index``, ``edge_weight`` or None, the masks that were given as
         ``(N,)`` bool, and the labels as they were in ``y`` (a NumPy array, or None). Going through twice changes
         nothing.
 
-    Raises:
-        DataError: Naming the argument, what it got, and what would work.
+    Raises
+    ------
+    DataError
+        Naming the argument, what it got, and what would work.
     """
     if isinstance(x, Data):
         data = x
@@ -107,8 +118,10 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> Tensor:
 def check_training_masks(graph: Data) -> None:
     """Check the masks of a graph whose ``y`` is set; unlabeled nodes are taken out of all of them.
 
-    Raises:
-        DataError: If a mask is missing or empty, or two of them overlap.
+    Raises
+    ------
+    DataError
+        If a mask is missing or empty, or two of them overlap.
     """
     for name in MASKS:
         if name in graph:
@@ -258,8 +271,10 @@ def _edge_weight(edge_weight: Any, num_edges: int) -> Tensor | None:
 def as_labels(y: Any, num_nodes: int) -> np.ndarray:
     """Labels of any kind as an ``(N,)`` array.
 
-    Raises:
-        DataError: If there is not one per node, or they are infinite or not whole numbers.
+    Raises
+    ------
+    DataError
+        If there is not one per node, or they are infinite or not whole numbers.
     """
     labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""What predictions of nodes are measured by."""
+"""Scores of predictions."""
 
 from typing import Literal
 
@@ -20,12 +20,17 @@ def measure(
 ) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood; with ``everything`` also the macro-F1 and the ROC-AUC.
 
-    Args:
-        log_probs: ``(N, K)``.
-        y: ``(N,)`` int64 labels.
-        class_weight: ``(K,)`` how much a node of each class counts in accuracy and likelihood; 1 when None.
-        everything: Whether to sort for the slower two. With more than two classes the AUC is the mean over one class
-            against the rest; it is NaN where a class is missing.
+    Parameters
+    ----------
+    log_probs : Tensor of shape (N, K)
+        Log-probabilities.
+    y : int64 Tensor of shape (N,)
+        Labels.
+    class_weight : Tensor of shape (K,), optional
+        Weight of each class in accuracy and likelihood; 1 when None.
+    everything : bool, default False
+        Whether to compute the slower two. With more than two classes the AUC is the mean over one class against the
+        rest; it is NaN where a class is missing.
     """
     best = log_probs.argmax(-1)
     right = (best == y).float()
@@ -46,11 +51,16 @@ def measure(
 def confidence_curves(dispersion: Tensor, confidence: Tensor, right: Tensor, where: str) -> Curves:
     """Mean confidence in the weak expert, and how often it is right, over ten bins of its dispersion.
 
-    Args:
-        dispersion: ``(N,)`` in [0, 1].
-        confidence: ``(N,)`` in [0, 1].
-        right: ``(N,)`` bool, whether the weak expert is right.
-        where: Which nodes these are.
+    Parameters
+    ----------
+    dispersion : Tensor of shape (N,)
+        In [0, 1].
+    confidence : Tensor of shape (N,)
+        In [0, 1].
+    right : bool Tensor of shape (N,)
+        Whether the weak expert is right.
+    where : str
+        Which nodes these are.
     """
     places = (dispersion * 10).long().clamp(0, 9)
     count = torch.bincount(places, minlength=10)

@@ -1,5 +1,7 @@
 """Weights and losses of a chain of experts, from weak to strong (Zeng et al., ICLR 2024, sections 2 and 3)."""
 
+# N nodes, K classes, n experts
+
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +12,17 @@ __all__ = ["chain_log_weights", "chain_weights", "joint_loss", "mix_log_probs", 
 
 
 def chain_weights(confidences: Sequence[Tensor]) -> Tensor:
-    r"""Weights of n experts: each takes its confidence of what is left, :math:`w_i = c_i \prod_{j<i} (1 - c_j)`.
+    r"""Weights of n experts: each takes its confidence of the rest, :math:`w_i = c_i \prod_{j<i} (1 - c_j)`.
 
-    Args:
-        confidences: n - 1 tensors ``(N,)``, of all experts but the last.
+    Parameters
+    ----------
+    confidences : sequence of Tensor
+        n - 1 tensors ``(N,)``, of all experts but the last.
 
-    Returns:
-        ``(N, n)``; rows sum to 1.
+    Returns
+    -------
+    Tensor of shape (N, n)
+        Rows sum to 1.
     """
     left, weights = torch.ones_like(confidences[0]), []
     for confidence in confidences:
@@ -37,13 +43,20 @@ def chain_log_weights(gate_logits: Sequence[Tensor]) -> Tensor:
 def separate_loss(logits: Sequence[Tensor], weights: Tensor, y: Tensor, class_weight: Tensor | None = None) -> Tensor:
     r"""Mowst's loss :math:`L = \frac1N \sum_v \sum_i w_{vi}\,\ell(p_{vi}, y_v)`, with p the softmax of the logits.
 
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        weights: ``(N, n)``, see :func:`chain_weights`.
-        y: ``(N,)`` int64 labels, all >= 0.
-        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
+    Parameters
+    ----------
+    logits : sequence of Tensor
+        Of each of the n experts, ``(N, K)``.
+    weights : Tensor of shape (N, n)
+        See :func:`chain_weights`.
+    y : int64 Tensor of shape (N,)
+        Labels, all >= 0.
+    class_weight : Tensor of shape (K,), optional
+        Weight of each class; 1 when None.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Scalar; 0 for no nodes.
     """
     losses = torch.stack([F.cross_entropy(z, y, reduction="none") for z in logits], dim=-1)  # (N, n)
@@ -55,13 +68,20 @@ def joint_loss(logits: Sequence[Tensor], log_weights: Tensor, y: Tensor, class_w
 
     Computed from logarithms (:func:`mix_log_probs`), so that a confident gate does not underflow.
 
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        log_weights: ``(N, n)``, see :func:`chain_log_weights`.
-        y: ``(N,)`` int64 labels, all >= 0.
-        class_weight: ``(K,)`` how much a node of each class counts; 1 when None.
+    Parameters
+    ----------
+    logits : sequence of Tensor
+        Of each of the n experts, ``(N, K)``.
+    log_weights : Tensor of shape (N, n)
+        See :func:`chain_log_weights`.
+    y : int64 Tensor of shape (N,)
+        Labels, all >= 0.
+    class_weight : Tensor of shape (K,), optional
+        Weight of each class; 1 when None.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Scalar; 0 for no nodes.
     """
     return _mean(F.nll_loss(mix_log_probs(logits, log_weights), y, reduction="none"), y, class_weight)
@@ -70,12 +90,17 @@ def joint_loss(logits: Sequence[Tensor], log_weights: Tensor, y: Tensor, class_w
 def mix_log_probs(logits: Sequence[Tensor], log_weights: Tensor) -> Tensor:
     r"""Logarithm of the mixture :math:`\sum_i w_i p_i`, without leaving log space.
 
-    Args:
-        logits: Of each of the n experts, ``(N, K)``.
-        log_weights: ``(N, n)``.
+    Parameters
+    ----------
+    logits : sequence of Tensor
+        Of each of the n experts, ``(N, K)``.
+    log_weights : Tensor of shape (N, n)
+        See :func:`chain_log_weights`.
 
-    Returns:
-        ``(N, K)`` log-probabilities.
+    Returns
+    -------
+    Tensor of shape (N, K)
+        Log-probabilities.
     """
     mixed = logits[0].log_softmax(-1) + log_weights[:, :1]
     for i in range(1, len(logits)):

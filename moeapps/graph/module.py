@@ -1,4 +1,4 @@
-"""The LightningModule of Mowst: what each stage trains, on which nodes, and how it is scored."""
+"""The LightningModule of Mowst: the parts that each stage trains, its nodes, and its scores."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +27,7 @@ __all__ = ["GateFit", "MowstModule", "MowstTraining"]
 GateFit = Literal["holdout", "train"]
 
 GATE_STEPS = 10
-"""Steps per epoch while nothing but the gates is fitted, on logits that do not change."""
+"""Steps per epoch while only the gates are fitted, on constant logits."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ class MowstTraining:
 class MowstModule(NodeModule):
     """Trains :class:`~moeapps.graph.mowst.Mowst` on one graph, in turns or jointly, with the safeguards it needs.
 
-    The weak expert memorises its training nodes and is confident exactly there. A gate fitted to the same nodes shuts
-    the strong expert out. Hence, by default: the gate is fitted on validation nodes (``gate_fit="holdout"``), starts
-    biased to the strong expert, and "strong expert alone" and "weak expert alone" stay candidates until the end. With
-    ``gate_fit="train"`` and ``detach_confidence=True`` the training is that of the paper's released code. Validation
-    nodes serve to fit the gate's few parameters *and* to select (one half each where the gate looks at the features and
-    has many); test nodes serve nothing but the test.
+    The weak expert memorises its training nodes and is confident exactly there. A gate fitted on the same nodes
+    gives the strong expert no weight. Hence, by default: the gate is fitted on validation nodes
+    (``gate_fit="holdout"``), starts biased to the strong expert, and "strong expert alone" and "weak expert alone" stay
+    candidates until the end. With ``gate_fit="train"`` and ``detach_confidence=True`` the training is that of the
+    paper's released code. Validation
+    nodes fit the gate's few parameters *and* select (one half each where the gate uses the features and has many);
+    test nodes are used for the test only.
 
     Stages (see :class:`~moeapps.graph.plan.TrainingPlan`): pretraining, fitting the gate, then either one joint stage
     or alternating weak and strong turns. When it is done it stops the Trainer, with the best state restored.
@@ -171,7 +172,7 @@ class MowstModule(NodeModule):
         ]
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
-        """One step of the current stage; where only gates are fitted, which costs next to nothing, several at once."""
+        """One step of the current stage; several where only gates are fitted, which is cheap."""
         self._last_batch = batch
         parts = [part for part in self.plan.stage.parts if part in self.rates] if not self.plan.finished else []
         gates = [part for part in parts if part not in self.names] if self.gate_on_holdout else []
@@ -180,7 +181,7 @@ class MowstModule(NodeModule):
             self._step(batch, gates, trained)
 
     def _step(self, batch: NodeBatch, gates: list[str], trained: list[str]) -> None:
-        """Gates learn from held-out nodes (unless ``gate_fit="train"``), all else from the batch."""
+        """Gates are fitted on held-out nodes (unless ``gate_fit="train"``), all else on the batch."""
         optimizers = dict(zip(self.rates, self.optimizers(), strict=True))
         terms: dict[str, Tensor] = {}
         if gates:
@@ -236,7 +237,7 @@ class MowstModule(NodeModule):
         return Views(curves=[self.held_out.curves(self.model)] if self.held_out.values else [])
 
     def on_fit_start(self) -> None:
-        """Forget the logits of an earlier fit: the weights may be others now."""
+        """Drop the logits of an earlier fit, since the weights may have changed."""
         self._logits.forget()
         if world_size() > 1:
             raise ConfigError("Mowst trains in one process: its stages change by the score on all validation nodes")

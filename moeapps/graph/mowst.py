@@ -96,8 +96,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
     :func:`separate_loss` for ``variant="mowst"`` (trained in turns) and :func:`joint_loss` for ``"mowst_star"``
     (trained jointly); see :class:`~moeapps.graph.module.MowstModule` for the training.
 
-    With ``medium`` experts between the two it is a chain: each expert has a confidence of its own and passes on only
-    what it is unsure of (:func:`chain_weights`).
+    With ``medium`` experts between the two it is a chain: each expert but the last has a confidence, and the next one
+    gets the remaining weight (:func:`chain_weights`).
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""The networks that serve as experts, by name; :mod:`moeapps.graph.experts` says how any network is run on a graph.
+"""The networks that serve as experts, by name; :mod:`moeapps.graph.experts` runs them on a graph.
 
 The graph networks are PyG's, with two differences that change no result. They take prepared edges
 (:class:`~moeapps.graph.edges.Edges`), so that self-loops and degrees are computed once per graph, not in each layer of
 each step; and messages are summed by one sparse product instead of one row per edge in memory (on two CPU cores,
 next to PyG without its compiled extensions, that is 1.2 to 20 times faster, most where nodes have many neighbours or
-features; ``benchmarks/graph_speed.py``). GAT, which needs a row per edge, gains nothing.
+features; ``benchmarks/graph_speed.py``). GAT, which needs a row per edge, is not faster.
 """
 
 from dataclasses import dataclass
@@ -93,10 +93,14 @@ class _Skip(nn.Module):
 class GraphNetwork(BasicGNN):
     """A PyG model that takes prepared edges; base of the networks by name.
 
-    Args:
-        *args: As PyG's model.
-        skip: Whether every layer adds a linear map of the node's own row.
-        **kwargs: As PyG's model.
+    Parameters
+    ----------
+    *args
+        As PyG's model.
+    skip : bool, default False
+        Whether every layer adds a linear map of the node's own row.
+    **kwargs
+        As PyG's model.
     """
 
     edge_form: EdgeForm = "plain"
@@ -118,13 +122,19 @@ class GraphNetwork(BasicGNN):
     def forward(self, x: Tensor, edges: Tensor | Edges | Neighborhood, edge_weight: Tensor | None = None) -> Tensor:
         """Run all layers.
 
-        Args:
-            x: ``(N, F)`` features of the graph's nodes, or ``(M, F)`` of a neighbourhood's.
-            edges: The whole graph's edges, prepared or as a plain ``(2, E)`` index; or a neighbourhood.
-            edge_weight: ``(E,)``, with a plain index.
+        Parameters
+        ----------
+        x : Tensor of shape (N, F)
+            Features of the graph's nodes, or ``(M, F)`` of a neighbourhood's.
+        edges : Tensor or Edges or Neighborhood
+            The whole graph's edges, prepared or as a plain ``(2, E)`` index; or a neighbourhood.
+        edge_weight : Tensor of shape (E,), optional
+            With a plain index.
 
-        Returns:
-            ``(N, K)``, or ``(S, K)`` for the seeds of a neighbourhood.
+        Returns
+        -------
+        Tensor of shape (N, K)
+            Or ``(S, K)`` for the seeds of a neighbourhood.
         """
         more: dict[str, Any] = {}
         if isinstance(edges, Neighborhood):

@@ -1,4 +1,4 @@
-"""What all node classifiers share behind scikit-learn's interface: inputs, labels, masks, prediction, scoring."""
+"""Base of the node classifiers: inputs, labels, masks, prediction, scores."""
 
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ __all__ = ["NodeClassifier", "node_index"]
 
 
 class NodeClassifier(ClassifierMixin, LightningEstimator):
-    """What both classifiers share: inputs, labels, masks, prediction."""
+    """Base of the node classifiers: inputs, labels, masks, prediction. Subclasses have the constructor."""
 
     classes_: np.ndarray
     batch_size: int | None
@@ -220,7 +220,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         raise NotImplementedError
 
     def _class_weight(self, classes: np.ndarray) -> Any:
-        """``class_weight`` as the module wants it: a dict by label becomes a list in the order of the classes."""
+        """``class_weight`` for the module: a dict by label becomes a list in the order of the classes."""
         if not isinstance(self.class_weight, dict):
             return self.class_weight
         unknown = set(self.class_weight) - set(classes.tolist())
@@ -229,7 +229,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         return [float(self.class_weight.get(label, 1.0)) for label in classes.tolist()]
 
     def _stopping(self) -> dict[str, Any]:
-        """What :meth:`_train` has to watch."""
+        """Early-stopping arguments of :meth:`_train`."""
         return {}
 
     def _after_training(self, module: Any, data: GraphDataModule) -> None:
@@ -252,8 +252,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
 def node_index(nodes: Any, num_nodes: int) -> np.ndarray:
     """Node numbers from node numbers or a bool mask.
 
-    Raises:
-        DataError: If a mask has another length, or a number is outside the graph.
+    Raises
+    ------
+    DataError
+        If a mask has another length, or a number is outside the graph.
     """
     chosen = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else np.asarray(nodes)
     if chosen.dtype == bool:

@@ -26,9 +26,9 @@ ClassWeight = Sequence[float] | Literal["balanced"] | None
 
 
 class NodeModule(Configurable, MoEModule):
-    """Base of both modules: sizes taken from the data, what is measured, what is predicted.
+    """Base of both modules: sizes taken from the data, scores, predictions.
 
-    A subclass has ``in_channels`` and ``out_channels`` (None means: ask the data module) and defines
+    A subclass has ``in_channels`` and ``out_channels`` (None: taken from the data module) and defines
     :meth:`make_model` and :meth:`log_probs`. Batches are :class:`~moeapps.graph.batches.NodeBatch`: the whole graph, or
     some of its nodes.
     """
@@ -85,8 +85,10 @@ class NodeModule(Configurable, MoEModule):
     def test_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Collect the predictions of the test nodes.
 
-        Raises:
-            ConfigError: If the graph has no test nodes.
+        Raises
+        ------
+        ConfigError
+            If the graph has no test nodes.
         """
         if "test_mask" not in batch.graph or not bool(batch.graph.test_mask.any()):
             raise ConfigError("the data has no labeled node in test_mask: there is nothing to test on")
@@ -118,7 +120,7 @@ class NodeModule(Configurable, MoEModule):
         everything = stage == "test" or self.monitor in ("auc", "macro_f1")
         # what training selects by weighs classes as its loss does; what a test reports does not
         found = measure(log_probs, y, everything, self._class_weight if stage == "val" else None)
-        if stage == "val":  # what training selects by; equals are told apart by their loss
+        if stage == "val":  # what training selects by; the loss decides ties
             found["score"] = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
         logged = {f"{stage}/{name}": value for name, value in found.items()}
         self.log_dict(logged, batch_size=len(y), prog_bar=stage == "val", sync_dist=world_size() > 1)
@@ -132,7 +134,7 @@ class NodeModule(Configurable, MoEModule):
             return None
         if self.class_weight == "balanced":
             if data is None:
-                raise ConfigError("class_weight='balanced' needs a data module that knows the training labels")
+                raise ConfigError("class_weight='balanced' needs a data module, for the training labels")
             counts = torch.as_tensor(data.class_counts, dtype=torch.float32)
             present = counts > 0  # as in scikit-learn, over the classes that occur
             return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
@@ -182,9 +184,12 @@ class GNNConfig(NetworkConfig):
 class GNNModule(NodeModule):
     """One network alone, trained with cross-entropy: the baseline that a mixture has to beat.
 
-    Args:
-        in_channels: Features per node; taken from the data when None.
-        out_channels: Classes; taken from the data when None.
+    Parameters
+    ----------
+    in_channels : int, optional
+        Features per node; taken from the data when None.
+    out_channels : int, optional
+        Classes; taken from the data when None.
 
     Further arguments are the fields of :class:`GNNConfig`.
     """

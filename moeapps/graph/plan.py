@@ -1,9 +1,9 @@
 """The order in which Mowst's parts are trained, and when each stage ends: a small state machine without torch loops.
 
 Each stage trains some of the parts (experts and gates) until its validation score stops improving, and then goes back
-to the best state it has seen, the one before it included. Across stages a *champion* is kept: one expert alone, or the
-mixture, whatever validated best; it is what training ends with. Everything is in ``state_dict``, so that an interrupted
-training continues in the middle of a stage.
+to the best state it has seen, the one before it included. Across stages a *champion* is kept: the candidate (one expert
+alone, or the mixture) with the best validation score; training ends with it. Everything is in ``state_dict``, so an
+interrupted training continues in the middle of a stage.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Scores = dict[str, Score]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage trains (experts by name, their gates as ``<name>_gate``), and whose score says when it ends."""
+    """What a stage trains (experts by name, their gates as ``<name>_gate``), and the score that ends it."""
 
     parts: tuple[str, ...]
     watch: str
@@ -45,18 +45,29 @@ def stages_of(names: tuple[str, ...]) -> dict[str, Stage]:
 class TrainingPlan:
     """Decides after each validation whether to go on, to begin another stage, or to finish.
 
-    Args:
-        names: Names of the experts, weak first, strong last.
-        variant: ``"mowst"`` gives each expert its turn, in rounds; ``"mowst_star"`` has one joint stage.
-        pretrain: Which experts are first trained alone; ``"both"`` means all of them.
-        warm_gate: Whether the gates are fitted to the pretrained experts before anything else moves.
-        patience: Epochs without improvement that end a stage.
-        round_patience: Rounds (one turn each) without improvement that end the training.
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the experts, weak first, strong last.
+    variant : Variant
+        ``"mowst"`` gives each expert its turn, in rounds; ``"mowst_star"`` has one joint stage.
+    pretrain : Pretrain
+        Which experts are first trained alone; ``"both"`` means all of them.
+    warm_gate : bool
+        Whether the gates are fitted to the pretrained experts before anything else moves.
+    patience : int
+        Epochs without improvement that end a stage.
+    round_patience : int
+        Rounds (one turn each) without improvement that end the training.
 
-    Attributes:
-        stage_name: Current stage, or ``"finished"``.
-        round: Number of the current round, from 0.
-        champion: Name of an expert or ``"mix"``: what the trained model predicts with.
+    Attributes
+    ----------
+    stage_name
+        Current stage, or ``"finished"``.
+    round
+        Number of the current round, from 0.
+    champion
+        Name of an expert or ``"mix"``: the candidate used to predict.
     """
 
     def __init__(
@@ -102,7 +113,7 @@ class TrainingPlan:
         return self.stage_name == "finished"
 
     def start(self, scores: Scores, model: Mowst) -> None:
-        """Take note of the state before the first step, so that training never ends below it."""
+        """Record the state before the first step, so that training never ends below it."""
         self._started = True
         if not self.pretraining:
             self._note((*reversed(self.names), "mix"), scores, model)
@@ -111,12 +122,18 @@ class TrainingPlan:
     def update(self, scores: Scores, model: Mowst, last: bool = False) -> bool:
         """Take the scores of an epoch; restore, move on or finish as needed.
 
-        Args:
-            scores: Validation scores of the model as it is now.
-            model: The model; its state is replaced when a stage ends.
-            last: Whether no epoch will follow: then the champion is restored now.
+        Parameters
+        ----------
+        scores : Scores
+            Validation scores of the model as it is now.
+        model : Mowst
+            The model; its state is replaced when a stage ends.
+        last : bool, default False
+            Whether no epoch will follow: then the champion is restored now.
 
-        Returns:
+        Returns
+        -------
+        bool
             Whether the model's state was replaced.
         """
         watch = self.stage.watch
@@ -156,6 +173,9 @@ class TrainingPlan:
         self._best_scores, self._best_state, self._wait = scores, _copy(model), 0
 
     def _end_stage(self, model: Mowst) -> None:
+        # 1. Pretraining: one expert after another; then all candidates compete, and the next stage begins.
+        # 2. Fitting the gates, then the joint stage (Mowst*), which ends the training, or the turns (Mowst).
+        # 3. After the last turn of a round: another round, unless `round_patience` rounds brought no improvement.
         scores, name = self._best_scores, self.stage_name
         if name in self.pretraining and name != self.pretraining[-1]:
             return self._enter(self.pretraining[self.pretraining.index(name) + 1], scores, model)
@@ -179,7 +199,7 @@ class TrainingPlan:
         return self._enter(self.turns[0], scores, model)
 
     def _note(self, candidates: tuple[str, ...], scores: Scores, model: Mowst) -> None:
-        """Let the model as it is now compete to be the champion, in each of these forms."""
+        """Make the present model the champion in one of these forms, if its score is the best so far."""
         for name in candidates:
             if self._champion_score is None or scores[name] > self._champion_score:
                 self.champion, self._champion_score = name, scores[name]

@@ -13,19 +13,26 @@ __all__ = ["plot_confidence", "plot_confidence_by_neighborhood", "plot_cost_curv
 
 
 def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: np.ndarray, title: str = "") -> Figure:
-    """How sure the weak expert is, whether rightly so, and what the gate made of it.
+    """Confidence in the weak expert, and whether its predictions are right, by their dispersion.
 
     Left: histogram of the dispersion of the weak expert's prediction, coloured by whether it was right. Where
-    dispersion tells something, the right ones lie further to the right. Right: the confidence (the weight the weak
+    dispersion is informative, right predictions lie further to the right. Right: the confidence (the weight the weak
     expert gets) at each dispersion.
 
-    Args:
-        dispersion: ``(N,)`` in [0, 1], for example :func:`~moeapps.graph.variance_dispersion`.
-        confidence: ``(N,)`` in [0, 1].
-        weak_right: ``(N,)`` bool.
-        title: What the nodes are.
+    Parameters
+    ----------
+    dispersion : array of shape (N,)
+        In [0, 1], for example :func:`~moeapps.graph.variance_dispersion`.
+    confidence : array of shape (N,)
+        In [0, 1].
+    weak_right : bool array of shape (N,)
+        Whether the weak expert's prediction is right.
+    title : str, default ""
+        What the nodes are.
 
-    Returns:
+    Returns
+    -------
+    Figure
         The figure; save it with ``figure.savefig(path)``.
     """
     figure = new_figure(columns=2, width=4.6)
@@ -57,16 +64,24 @@ def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: 
 def plot_confidence_by_neighborhood(
     confidence: np.ndarray, weak_right: np.ndarray, degree: np.ndarray, homophily: np.ndarray, title: str = ""
 ) -> Figure:
-    """Confidence of the weak expert, and how often it is right, by how a node lives: its degree and its homophily.
+    """Confidence of the weak expert, and how often it is right, by a node's degree and homophily.
 
-    Args:
-        confidence: ``(N,)`` in [0, 1].
-        weak_right: ``(N,)`` bool.
-        degree: ``(N,)`` in-degree.
-        homophily: ``(N,)`` fraction of the neighbours with the node's own label; NaN for a node without neighbours.
-        title: What the nodes are.
+    Parameters
+    ----------
+    confidence : array of shape (N,)
+        In [0, 1].
+    weak_right : bool array of shape (N,)
+        Whether the weak expert's prediction is right.
+    degree : array of shape (N,)
+        In-degree.
+    homophily : array of shape (N,)
+        Fraction of the neighbours with the node's own label; NaN for a node without neighbours.
+    title : str, default ""
+        What the nodes are.
 
-    Returns:
+    Returns
+    -------
+    Figure
         The figure.
     """
     figure = new_figure(columns=2, width=4.6)
@@ -98,24 +113,30 @@ def plot_confidence_by_neighborhood(
 
 
 def plot_cost_curve(curves: Mapping[str, pd.DataFrame], alone: Mapping[str, float], title: str = "") -> Figure:
-    """Score against work: what is lost when fewer nodes ask the strong expert.
+    """Score against work: what is lost when the strong expert runs on fewer nodes.
 
-    Args:
-        curves: By name, what :meth:`~moeapps.graph.MowstClassifier.cost_curve` returned.
-        alone: Scores to compare with, by name; drawn as level lines.
-        title: Which graph.
+    Parameters
+    ----------
+    curves : Mapping[str, pd.DataFrame]
+        By name, what :meth:`~moeapps.graph.MowstClassifier.cost_curve` returned.
+    alone : Mapping[str, float]
+        Scores to compare with, by name; drawn as level lines.
+    title : str, default ""
+        Which graph.
 
-    Returns:
-        The figure. Left: by the fraction of nodes that ask the strong expert; right: by the fraction of the
-        edges that it has to see for them.
+    Returns
+    -------
+    Figure
+        The figure. Left: by the fraction of nodes on which the strong expert runs; right: by the fraction of the
+        edges that it uses for them.
     """
     figure = new_figure(columns=2, width=4.6)
     colors = ["#2a7f9e", "#e08a3c", "#6b8f3a", "#8a5a9e"]
     for axes, (column, label) in zip(
         figure.axes,
         (
-            ("strong", "fraction of nodes that ask the strong expert"),
-            ("edges", "fraction of the edges that it has to see"),
+            ("strong", "fraction of nodes that use the strong expert"),
+            ("edges", "fraction of the edges that it uses"),
         ),
         strict=True,
     ):

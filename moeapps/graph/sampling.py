@@ -1,5 +1,7 @@
 """Random neighbourhoods for training on large graphs: by PyG's compiled sampler where it is there, or plain torch."""
 
+# N nodes, S seeds, M drawn nodes, E' drawn edges
+
 import warnings
 from collections.abc import Sequence
 
@@ -23,16 +25,22 @@ def sample_neighborhood(
     form: EdgeForm = "plain",
     compiled: bool | None = None,
 ) -> Neighborhood:
-    """Draw up to so many in-neighbours of each node, hop by hop, without replacement.
+    """Draw at most ``num_neighbors`` in-neighbours of each node, hop by hop, without replacement.
 
     Both samplers draw from torch's global generator and give the same distribution, not the same draws.
 
-    Args:
-        edges: Edges of the whole graph.
-        seeds: ``(S,)`` distinct node numbers.
-        num_neighbors: Most neighbours at each hop; -1 for all.
-        form: Which edges.
-        compiled: Whether to use PyG's compiled sampler; None uses it where it is there and the graph is on the CPU.
+    Parameters
+    ----------
+    edges : Edges
+        Edges of the whole graph.
+    seeds : Tensor of shape (S,)
+        Distinct node numbers.
+    num_neighbors : sequence of int
+        Most neighbours at each hop; -1 for all.
+    form : EdgeForm, default "plain"
+        Which edges.
+    compiled : bool, optional
+        Whether to use PyG's compiled sampler; None uses it where it is there and the graph is on the CPU.
     """
     if compiled is None:
         compiled = COMPILED and not seeds.is_cuda
@@ -46,8 +54,10 @@ def sample_neighborhood(
 def check_num_neighbors(num_neighbors: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
     """One limit per layer; 10 each when None.
 
-    Raises:
-        ConfigError: If there is not one per layer, or one is neither positive nor -1.
+    Raises
+    ------
+    ConfigError
+        If there is not one per layer, or one is neither positive nor -1.
     """
     limits = tuple(num_neighbors) if num_neighbors is not None else (10,) * num_layers
     if len(limits) != num_layers or any(
@@ -68,7 +78,7 @@ def _sample_compiled(edges: Edges, seeds: Tensor, num_neighbors: list[int], form
     sampler = edges.samplers.get((form, tuple(num_neighbors)))
     if sampler is None:
         graph = Data(edge_index=index.as_tensor(), num_nodes=edges.num_nodes)
-        with warnings.catch_warnings():  # that torch-sparse's sampler will be given up in favour of pyg-lib's
+        with warnings.catch_warnings():  # of the deprecation of torch-sparse's sampler
             warnings.simplefilter("ignore")
             sampler = NeighborSampler(graph, num_neighbors, is_sorted=True)
         edges.samplers[form, tuple(num_neighbors)] = sampler
@@ -81,7 +91,7 @@ def _sample_compiled(edges: Edges, seeds: Tensor, num_neighbors: list[int], form
         degree = (pointer[1:] - pointer[:-1])[drawn.node]
         taken = torch.bincount(target, minlength=len(drawn.node)).clamp(min=1)
         weight = weight[edge] * (degree / taken).to(weight.dtype)[target]
-    hop = torch.full_like(drawn.node, -1)  # pyg-lib would tell, torch-sparse does not
+    hop = torch.full_like(drawn.node, -1)  # pyg-lib returns the hops, torch-sparse does not
     hop[: seeds.numel()] = 0
     edges_per_hop = []
     for number in range(len(num_neighbors)):

@@ -4,14 +4,13 @@ import lightning as L
 import pytest
 import torch
 
-from moeapps.core.callbacks import LastCheckpoint, StepSeeding
-from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import GNNClassifier, GNNModule, GraphDataModule, MowstClassifier, MowstModule, load_cora
 from moeapps.graph.edges import Edges
 from moeapps.graph.experts import node_expert
 from moeapps.graph.networks import make_network
 from moeapps.graph.sampling import COMPILED, sample_neighborhood
+from tests.graph.helpers import small_graph, trainer
 
 SAMPLERS = [
     pytest.param(False, id="plain torch"),
@@ -72,11 +71,11 @@ def test_a_weighted_sum_over_drawn_neighbours_has_the_right_mean(compiled):
     whole = node_expert(network).run(x, edges)[0].detach()
     torch.manual_seed(0)
     sums = []
-    for _ in range(1500):
+    for _ in range(400):
         drawn = sample_neighborhood(edges, torch.tensor([0]), [5], node_expert(network).edge_form, compiled=compiled)
         sums.append(node_expert(network).run(x[drawn.nodes], drawn)[0].detach())
     found = torch.stack(sums)
-    error = (found.mean(0) - whole).abs() / (found.std(0) / 1500**0.5)
+    error = (found.mean(0) - whole).abs() / (found.std(0) / 400**0.5)
     assert float(error.max()) < 4
 
 
@@ -92,16 +91,7 @@ def test_drawing_all_neighbours_gives_the_whole_graph(name, compiled):
 
 
 def small() -> GraphDataModule:
-    graph = load_cora()
-    return GraphDataModule(graph, batch_size=32, num_neighbors=[5, 5], seed=1)
-
-
-def trainer(folder, *callbacks, epochs=12):
-    return L.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
-        callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
-    )  # fmt: skip
+    return GraphDataModule(small_graph(), batch_size=6, num_neighbors=[2, 2], seed=1)
 
 
 def mowst(**kwargs):
@@ -112,7 +102,7 @@ def mowst(**kwargs):
 def test_a_training_in_mini_batches_that_was_killed_resumes_to_the_same_bits(tmp_path, make):
     whole = make()
     torch.manual_seed(0)
-    trainer(tmp_path / "whole").fit(whole, small())
+    trainer(tmp_path / "whole", epochs=12).fit(whole, small())
 
     class Kill(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -122,10 +112,10 @@ def test_a_training_in_mini_batches_that_was_killed_resumes_to_the_same_bits(tmp
 
     torch.manual_seed(0)
     with pytest.raises(KeyError):
-        trainer(tmp_path / "cut", Kill()).fit(make(), small())
+        trainer(tmp_path / "cut", Kill(), epochs=12).fit(make(), small())
     torch.manual_seed(99)
     rest = make()
-    trainer(tmp_path / "rest").fit(rest, small(), ckpt_path=tmp_path / "middle.ckpt")
+    trainer(tmp_path / "rest", epochs=12).fit(rest, small(), ckpt_path=tmp_path / "middle.ckpt")
     for (name, ours), reference in zip(rest.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(ours.nan_to_num(), reference.nan_to_num()), name
 
@@ -134,8 +124,10 @@ def test_one_checkpoint_fits_mini_batches_and_the_whole_graph(tmp_path):
     learned = mowst()
     trainer(tmp_path, epochs=6).fit(learned, small())
     results = []
-    for data in (small(), GraphDataModule(load_cora())):
-        found = trainer(tmp_path / "test").test(mowst(), data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    for data in (small(), GraphDataModule(small_graph())):
+        found = trainer(tmp_path / "test", epochs=1).test(
+            mowst(), data, ckpt_path=tmp_path / "last.ckpt", verbose=False
+        )
         results.append(found[0])
     assert results[0]["test/accuracy"] == pytest.approx(results[1]["test/accuracy"])
     assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-4)
@@ -145,7 +137,7 @@ def test_one_checkpoint_fits_mini_batches_and_the_whole_graph(tmp_path):
 @pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
 def test_mini_batches_learn_cora(kind):
     cora = load_cora()
-    model = kind(batch_size=70, num_neighbors=[5, 5], norm=None, max_epochs=25, patience=5, random_state=0).fit(cora)
+    model = kind(batch_size=70, num_neighbors=[5, 5], norm=None, max_epochs=15, patience=5, random_state=0).fit(cora)
     assert model.score(cora) > 0.7
     whole = model.predict_proba(cora)
     model.batch_size = None
@@ -160,7 +152,7 @@ def test_wrong_settings_of_mini_batches_are_named(tmp_path):
         GraphDataModule(cora, num_neighbors=[5, 5])
     for wrong in ([5], [5, 0], [5, 2.5]):
         with pytest.raises(ConfigError, match="num_neighbors must be one whole number per layer"):
-            trainer(tmp_path).fit(GNNModule(), GraphDataModule(cora, batch_size=64, num_neighbors=wrong))
+            trainer(tmp_path, epochs=1).fit(GNNModule(), GraphDataModule(cora, batch_size=64, num_neighbors=wrong))
     del cora.test_mask
     with pytest.raises(DataError, match="nothing to test on"):
-        trainer(tmp_path).test(GNNModule(), GraphDataModule(cora, batch_size=64), verbose=False)
+        trainer(tmp_path, epochs=1).test(GNNModule(), GraphDataModule(cora, batch_size=64), verbose=False)

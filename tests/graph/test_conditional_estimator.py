@@ -34,7 +34,9 @@ def test_a_chosen_threshold_spares_the_strong_expert_and_keeps_the_score(fitted,
     assert fitted.champion_ == "mix"
     assert 0 < fitted.cost_.strong < 0.9
     assert fitted.score(halves) > full.score(halves) - 0.02
-    budget = MowstClassifier(inference="cascade", threshold="auto", budget=0.3, **QUICK).fit(halves)
+    budget = MowstClassifier(inference="cascade", threshold="auto", budget=0.3, **{**QUICK, "max_epochs": 40}).fit(
+        halves
+    )
     assert float(np.mean(budget.predict_confidence(halves)[halves.val_mask] < budget.threshold_)) <= 0.3
     assert budget.cost(halves).strong == pytest.approx(float(budget.route(halves).mean()))
 
@@ -80,31 +82,32 @@ def test_evaluate_agrees_with_scikit_learn(fitted, halves):
 
 
 def test_a_chain_of_three_experts_learns(halves):
-    model = MowstClassifier(medium="sage", strong="gat", inference="cascade", **{**QUICK, "max_epochs": 90}).fit(halves)
+    model = MowstClassifier(medium="sage", strong="gat", inference="cascade", **{**QUICK, "max_epochs": 50}).fit(halves)
     assert list(model.cost_.share) == ["weak", "medium", "strong"]
-    weak = GNNClassifier("mlp", **QUICK).fit(halves)
+    weak = GNNClassifier("mlp", **{**QUICK, "max_epochs": 50}).fit(halves)
     assert model.score(halves) > weak.score(halves)
 
 
 @pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
 def test_balanced_weights_find_a_rare_class(kind):
+    quick = {**QUICK, "max_epochs": 25}
     rng = np.random.default_rng(0)
-    y = np.where(rng.random(600) < 0.06, "rare", "common")
-    x = rng.normal(size=(600, 3)) + np.where(y == "rare", 1.2, 0.0)[:, None]
-    plain = kind(**QUICK).fit(x, y)
+    y = np.where(rng.random(300) < 0.06, "rare", "common")
+    x = rng.normal(size=(300, 3)) + np.where(y == "rare", 1.2, 0.0)[:, None]
+    plain = kind(**quick).fit(x, y)
     weights = ("balanced", {"rare": 15.0, "common": 1.0}, [1.0, 15.0])
     for weight in weights if kind is GNNClassifier else weights[:1]:
-        model = kind(class_weight=weight, **QUICK).fit(x, y)
+        model = kind(class_weight=weight, **quick).fit(x, y)
         assert (model.predict(x) == "rare").sum() > (plain.predict(x) == "rare").sum()
     with pytest.raises(DataError, match=r"does not have: \['rar'\]"):
-        kind(class_weight={"rar": 2.0}, **QUICK).fit(x, y)
+        kind(class_weight={"rar": 2.0}, **quick).fit(x, y)
     with pytest.raises(ConfigError, match="class_weight must be"):
-        kind(class_weight=[1.0, 2.0, 3.0], **QUICK).fit(x, y)
+        kind(class_weight=[1.0, 2.0, 3.0], **quick).fit(x, y)
 
 
 @pytest.mark.parametrize("monitor", ["auc", "macro_f1", "loss"])
 def test_other_measures_can_select(halves, monitor):
-    model = MowstClassifier(monitor=monitor, **{**QUICK, "max_epochs": 60}).fit(halves)
+    model = MowstClassifier(monitor=monitor, **{**QUICK, "max_epochs": 25}).fit(halves)
     assert model.score(halves) > 0.6
     assert f"val/{monitor}" in model.history_
 
@@ -144,7 +147,7 @@ def test_conditional_equals_dense_on_every_public_graph(name, strong, tmp_path, 
     (tmp_path / name / "raw").symlink_to(data_folder / "graph" / name / "raw")
     graph = PublicGraphData(name, str(tmp_path)).prepared()
     # a short training: the confidences have to differ, not to be good
-    model = MowstClassifier(strong=strong, confidence="given", max_epochs=8, random_state=0).fit(graph)
+    model = MowstClassifier(strong=strong, confidence="given", max_epochs=2, random_state=0).fit(graph)
     network, edges = model.model_, Edges(graph.edge_index, None, graph.num_nodes)
     network.gates["weak"].forced.fill_(float("nan"))
     with torch.no_grad():
@@ -163,6 +166,6 @@ def test_conditional_equals_dense_on_every_public_graph(name, strong, tmp_path, 
 
 def test_the_training_graph_is_what_nothing_else_means():
     cora = load_cora()
-    model = MowstClassifier(norm=None, max_epochs=12, random_state=0).fit(cora)
+    model = MowstClassifier(norm=None, max_epochs=3, random_state=0).fit(cora)
     np.testing.assert_allclose(model.predict_proba(), model.predict_proba(cora), atol=1e-6)
     np.testing.assert_allclose(model.predict_proba(nodes=[3, 1]), model.predict_proba(cora)[[3, 1]], atol=1e-5)

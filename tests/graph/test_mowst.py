@@ -99,13 +99,15 @@ def golden_minimum(mu: float) -> tuple[float, float, float]:
     y = torch.tensor([0] * 7 + [1] * 3)
     right = torch.tensor(-mu, dtype=torch.float64)
     strong = torch.where(torch.eye(2, dtype=torch.bool)[y], right, torch.log1p(-right.exp()))  # (10, 2)
-    best = (0.0, 0.0, float("inf"))
-    for p in torch.arange(0.5, 0.99, 2e-4, dtype=torch.float64):
-        weak = torch.stack([p, 1 - p]).log().expand(10, 2)
-        loss = float(model.loss([weak, strong], y))
-        if loss < best[2]:
-            best = float(p), float(model.confidence_of("weak", weak)[0][0]), loss
-    return best
+
+    def lowest(candidates):
+        weak = [torch.stack([p, 1 - p]).log().expand(10, 2) for p in candidates]
+        losses = torch.stack([model.loss([z, strong], y) for z in weak])
+        best = int(losses.argmin())
+        return float(candidates[best]), float(model.confidence_of("weak", weak[best])[0][0]), float(losses[best])
+
+    near, _, _ = lowest(torch.arange(0.5, 0.99, 5e-3, dtype=torch.float64))
+    return lowest(torch.arange(max(near - 5e-3, 0.5), near + 5e-3, 2e-4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +201,8 @@ def test_sampled_routing_repeats_with_its_seed_and_averages_to_the_closed_form()
         return model(x, edge_index, mode="sample", generator=torch.Generator().manual_seed(seed))
 
     assert torch.equal(sample(5).used_strong, sample(5).used_strong)
-    draws = torch.stack([(sample(seed).log_probs.argmax(-1) == y).float().mean() for seed in range(300)])
-    assert float(draws.mean()) == pytest.approx(float(expected.detach()), abs=4 * 0.5 / (300 * 200) ** 0.5)
+    draws = torch.stack([(sample(seed).log_probs.argmax(-1) == y).float().mean() for seed in range(100)])
+    assert float(draws.mean()) == pytest.approx(float(expected.detach()), abs=4 * 0.5 / (100 * 200) ** 0.5)
 
 
 def test_isolated_nodes_no_edges_and_a_single_node_are_finite():

@@ -146,7 +146,7 @@ def test_nothing_is_written_and_no_network_is_used(cora, tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    MowstClassifier(**QUICK).fit(cora).predict(cora)
+    MowstClassifier(**{**QUICK, "max_epochs": 4}).fit(cora).predict(cora)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +206,7 @@ def test_grid_search_over_variant_and_gate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).random((60, 4))
     search = GridSearchCV(
-        MowstClassifier(max_epochs=12, patience=3, random_state=0),
+        MowstClassifier(max_epochs=4, patience=1, random_state=0),
         {"variant": ["mowst", "mowst_star"], "confidence": ["learned", "given"]},
         cv=2,
     )

@@ -1,44 +1,21 @@
 """Training Mowst: what moves when, safeguards, stages, exact resume, and what it can learn."""
 
 import copy
+import shutil
 
 import lightning as L
 import pytest
 import torch
-from torch_geometric.data import Data
 
 from benchmarks.graph_two_halves import compare
-from moeapps.core.callbacks import LastCheckpoint, StepSeeding
-from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstModule
 from moeapps.graph.plan import TrainingPlan
-
-
-def small_graph(nodes=60) -> Data:
-    generator = torch.Generator().manual_seed(2)
-    y = torch.arange(nodes) % 3
-    x = torch.randn(nodes, 5, generator=generator) + torch.nn.functional.one_hot(y, 5) * 1.5
-    source = torch.randint(0, nodes, (200,), generator=generator)
-    target = torch.randint(0, nodes, (200,), generator=generator)
-    keep = y[source] == y[target]
-    edge_index = torch.stack([torch.cat([source[keep], target[keep]]), torch.cat([target[keep], source[keep]])])
-    data = Data(x=x, edge_index=edge_index, y=y)
-    part = torch.arange(nodes) // 3 % 3
-    data.train_mask, data.val_mask, data.test_mask = part == 0, part == 1, part == 2
-    return data
+from tests.graph.helpers import small_graph, trainer
 
 
 def module(**kwargs) -> MowstModule:
-    return MowstModule(**{"hidden_channels": 8, "patience": 4, "round_patience": 1, "norm": None, **kwargs})
-
-
-def trainer(folder, *callbacks, epochs=60) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
-        callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
-    )  # fmt: skip
+    return MowstModule(**{"hidden_channels": 8, "patience": 2, "round_patience": 1, "norm": None, **kwargs})
 
 
 class Watch(L.Callback):
@@ -81,7 +58,7 @@ def test_each_stage_moves_its_own_parts_bit_for_bit(tmp_path, variant, norm):
 
 @pytest.mark.parametrize("variant", [pytest.param("mowst", marks=pytest.mark.slow), "mowst_star"])
 def test_the_result_never_validates_worse_than_an_expert_alone(tmp_path, variant):
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         learned = module(variant=variant)
         seen: list[float] = []
@@ -139,27 +116,21 @@ def test_rounds_end_when_they_stop_helping():
 
 
 @pytest.mark.parametrize("variant", ["mowst", "mowst_star"])
-@pytest.mark.parametrize(
-    "cut", [pytest.param(cut, marks=pytest.mark.slow) if cut != 33 else cut for cut in (1, 9, 26, 33)]
-)
+@pytest.mark.parametrize("cut", [pytest.param(cut, marks=pytest.mark.slow) if cut != 16 else cut for cut in (1, 9, 16)])
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, variant, cut):
-    whole = module(variant=variant)
-    torch.manual_seed(0)
-    trainer(tmp_path / "whole", epochs=400).fit(whole, GraphDataModule(small_graph()))
+    class Keep(L.Callback):
+        """Keep the checkpoint that a training leaves which is killed in this epoch."""
 
-    class Kill(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
+        def on_train_batch_end(self, trainer, *args):
             if trainer.current_epoch == cut:
-                raise KeyError("killed")
+                shutil.copy(tmp_path / "last.ckpt", tmp_path / "cut.ckpt")
 
     torch.manual_seed(0)
-    with pytest.raises(KeyError):
-        trainer(tmp_path / "cut", Kill(), epochs=400).fit(module(variant=variant), GraphDataModule(small_graph()))
+    whole = module(variant=variant)
+    trainer(tmp_path, Keep(), epochs=400).fit(whole, GraphDataModule(small_graph()))
     torch.manual_seed(99)
     rest = module(variant=variant)
-    trainer(tmp_path / "rest", epochs=400).fit(
-        rest, GraphDataModule(small_graph()), ckpt_path=tmp_path / "cut" / "last.ckpt"
-    )
+    trainer(tmp_path / "rest", epochs=400).fit(rest, GraphDataModule(small_graph()), ckpt_path=tmp_path / "cut.ckpt")
     assert rest.plan.finished
     assert rest.plan.champion == whole.plan.champion
     for (name, ours), reference in zip(rest.state_dict().items(), whole.state_dict().values(), strict=True):

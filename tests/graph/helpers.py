@@ -1,0 +1,32 @@
+"""A small graph, and a Trainer that can be interrupted and resumed."""
+
+import lightning as L
+import torch
+from torch_geometric.data import Data
+
+from moeapps.core.callbacks import LastCheckpoint, StepSeeding
+from moeapps.core.checkpoint import AtomicCheckpointIO
+
+
+def small_graph(nodes: int = 60) -> Data:
+    """Three classes, edges inside them, a third of the nodes for each mask."""
+    generator = torch.Generator().manual_seed(2)
+    y = torch.arange(nodes) % 3
+    x = torch.randn(nodes, 5, generator=generator) + torch.nn.functional.one_hot(y, 5) * 1.5
+    source = torch.randint(0, nodes, (200,), generator=generator)
+    target = torch.randint(0, nodes, (200,), generator=generator)
+    keep = y[source] == y[target]
+    edge_index = torch.stack([torch.cat([source[keep], target[keep]]), torch.cat([target[keep], source[keep]])])
+    data = Data(x=x, edge_index=edge_index, y=y)
+    part = torch.arange(nodes) // 3 % 3
+    data.train_mask, data.val_mask, data.test_mask = part == 0, part == 1, part == 2
+    return data
+
+
+def trainer(folder, *callbacks, epochs: int) -> L.Trainer:
+    """Writes ``last.ckpt`` to the folder."""
+    return L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
+        callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
+    )  # fmt: skip
