@@ -237,29 +237,9 @@ class FactoredExpertMLP(ExpertMLP):
 
 
 class LowRankExpertMLP(FactoredExpertMLP):
-    r"""Experts whose two layers are both products of narrow ones, as compression leaves them.
+    r"""Experts whose two layers are both products of narrow ones; see :func:`~moeapps.core.surgery.compress_experts`.
 
-    Parameters
-    ----------
-    dim : int
-        Input width d.
-    hidden_dim : int
-        Hidden width h.
-    num_experts : int
-        Number of experts E.
-    rank : int
-        Width r of both factors.
-    out_dim : int, optional
-        Output width; ``dim`` when None.
-    activation : str, default="gelu"
-        As in :class:`ExpertMLP`.
-    bias : bool, default=True
-        Whether the layers have biases.
-
-    Raises
-    ------
-    ConfigError
-        If a size is below 1 or the activation is unknown.
+    Parameters and errors are those of :class:`FactoredExpertMLP`, with ``rank`` the width of both factors.
     """
 
     def __init__(

@@ -71,10 +71,8 @@ def make_router(name: str, dim: int, num_experts: int, top_k: int | None = None,
     ----------
     name : str
         Short name (``"topk"``, ``"topp"``, ...) or registered import path.
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     top_k : int, optional
         Experts per token, for routers that have such an argument; their default when None.
     **arguments

@@ -20,10 +20,8 @@ class BilevelRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     num_groups : int, optional
         Number of groups, a divisor of E; the largest divisor up to the square root of E when None.
     top_groups : int, default=1

@@ -23,10 +23,8 @@ class ExpertChoiceRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     capacity_factor : float, default=2.0
         Mean number of experts per token c, above 0 and at most E. Unlike the ``capacity_factor`` of a
         layer, which caps what tokens chose, it is the number of experts that choose a token.

@@ -22,10 +22,8 @@ class HashRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     seed : int, default=0
         Which hash; the same seed gives the same assignment everywhere.
 
@@ -85,10 +83,8 @@ class ThorRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     top_k : int, default=1
         Experts drawn per batch.
     consistency_weight : float, default=1.0
@@ -134,10 +130,8 @@ class SMoEDropoutRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     start_k : int, default=1
         Experts per token at the beginning of training.
     end_k : int, optional

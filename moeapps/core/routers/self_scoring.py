@@ -43,7 +43,7 @@ class AvgKRouter(_SelfScoring):
     num_experts
         Number of experts E.
     top_k
-        Experts per token.
+        As in :class:`~moeapps.core.routers.TopKRouter`.
 
     Raises
     ------
@@ -66,12 +66,10 @@ class AutonomyRouter(_SelfScoring):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     top_k : int, default=2
-        Experts per token.
+        As in :class:`~moeapps.core.routers.TopKRouter`.
     rank : int, optional
         Width of the experts' first factor, for the experts that the layer makes; d / 4 when None.
 

@@ -60,10 +60,8 @@ class SoftRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     slots : int, default=1
         Slots per expert S.
 

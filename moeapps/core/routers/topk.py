@@ -33,10 +33,8 @@ class TopKRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     top_k : int, default=2
         Experts per token k, 1 to E.
     noise_std : float, default=0.0
@@ -158,12 +156,10 @@ class NoisyTopKRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     top_k : int, default=2
-        Experts per token k, 1 to E.
+        As in :class:`TopKRouter`.
 
     Raises
     ------

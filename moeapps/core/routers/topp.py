@@ -20,10 +20,8 @@ class TopPRouter(Router):
 
     Parameters
     ----------
-    dim : int
-        Width d of a token.
-    num_experts : int
-        Number of experts E.
+    dim, num_experts : int
+        Width d of a token and number of experts E.
     p : float, default=0.4
         Probability to reach, above 0 and at most 1.
     max_experts : int, optional
