@@ -37,66 +37,21 @@ ROUTER_INPUTS = {"enriched": ENRICHED, "raw": RAW}
 
 @dataclass(frozen=True)
 class DriftMoEConfig:
-    """Settings of :class:`DriftMoEClassifier` and :class:`DriftMoERegressor`.
+    """Settings of :class:`DriftMoEClassifier` and :class:`DriftMoERegressor`; defaults are those of the classifier.
 
     Parameters
     ----------
-    variant : {"data", "task"}, default "data"
-        "data": ``n_experts`` trees that know all classes. "task": one binary tree per class, and the router predicts
-        the class. Numbers have "data" only.
-    n_experts : int, default 12
-        Number of trees of the data variant, E.
-    top_k : int, default 3
-        Experts that learn each instance where ``learn_with="top_k"``.
-    expert : river model, optional
-        Cloned once per expert in place of the built-in trees.
-    predict_with : {"mixture", "top"}, default "mixture"
-        All experts by weight, or the one with the largest (in the task variant: the router alone).
-    learn_with : {"all", "top_k"}, default "all"
-        Which experts learn an instance.
-    bagging : float in [0, 50], default 6.0
-        Rate of the Poisson weights of online bagging; 0 gives every instance weight 1.
-    drift : {"replace", "reset"} or None, default "replace"
-        What follows when ADWIN finds that an expert's error rises: the background tree grown since the warning
-        replaces it, it starts anew, or nothing.
-    drift_delta, warning_delta : float in (0, 1], default 0.01 and 0.05
-        Confidences of the two ADWIN windows of each expert.
-    window : int, default 100
-        Instances over which recent accuracies are averaged (exponentially).
-    blend : float, default 30.0
-        How sharply pool and router are weighted by their recent accuracies; 0 leaves the router's own class
-        probabilities out.
-    leaf_prediction : {"mc", "nb", "nba"}, default "nba"
-        Leaves predict by majority class, naive Bayes, or the better of the two.
-    grace_period : int, default 100
-        Weight that a leaf sees between two attempts to split.
-    delta : float in (0, 1], default 0.01
-        Confidence of the Hoeffding bound.
-    tie_threshold : float in (0, 1], default 0.05
-        A split is made without a clear winner once the bound is below this.
-    feature_share : float or list of float, default 1.0
-        Share of the features that each leaf observes; a list is cycled through by the trees.
-    max_nodes : int, default 1023
-        Largest number of nodes per tree.
-    use_router : bool, default True
-        Whether the router weights the experts; else their recent accuracy does.
-    router_inputs : {"enriched", "raw"}, default "enriched"
-        Standardised features and the experts' recent accuracies, or the features as they are.
-    router_hidden : pair of int, default (128, 64)
-        Widths of the router's hidden layers.
-    router_lr : float, default 0.003
-        Learning rate of the router's Adam.
-    router_dropout : float in [0, 1), default 0.0
-        Dropout after the router's first layer, in training.
-    router_period : int, default 8
-        Instances per step of the router.
-    temperature : float, default 0.8
-        Of the softmax over the experts, with ``predict_with="top"``.
-    max_features, max_categories : int, default 1000 and 256
-        Largest number of feature names, and of codes per categorical feature.
-    on_bad : {"raise", "skip", "impute"}, default "raise"
-        What to do with an instance with a bad value: refuse it, skip it, or take the value for missing.
-    seed : int, optional
+    variant, blend, leaf_prediction
+        See :class:`DriftMoEClassifier`; the regressor has ``variant="data"`` and ``blend=0``, its leaves predict means.
+    n_experts, top_k, expert, predict_with, learn_with, bagging, drift, drift_delta, warning_delta, window
+        Of the mixture, see :class:`DriftMoEClassifier`.
+    grace_period, delta, tie_threshold, feature_share, max_nodes
+        Of the trees, see :class:`~moeapps.stream.compiled.pool.TreeConfig`.
+    use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
+        Of the router, see :class:`DriftMoEClassifier`.
+    max_features, max_categories, on_bad
+        Of the encoder, see :class:`~moeapps.stream.encoding.FeatureEncoder`.
+    seed
         Seed of everything; drawn anew for each model when None.
 
     Raises

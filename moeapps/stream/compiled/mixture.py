@@ -130,7 +130,8 @@ def decide_class(m, s, x, classes, work):  # type: ignore[no-untyped-def]
             for c in range(classes):
                 work.mixed[c] += work.weights[e] * work.votes[e, c] / share
     if total > 0.0:
-        work.mixed[:classes] /= total
+        for c in range(classes):
+            work.mixed[c] /= total
     work.predictions[0] = argmax(work.mixed, classes)
     if s.blend > 0.0:
         _softmax(work.logits, s.n_experts, classes, work.own)
