@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-__all__ = ["Configurable", "as_arguments", "config_from", "field_names", "takes"]
+__all__ = ["Configurable", "as_arguments", "config_from", "field_names", "store_arguments", "takes"]
 
 
 class Dataclass(Protocol):
@@ -79,6 +79,24 @@ class _Attributes(dict[str, Any]):
 def as_arguments(config: Dataclass) -> dict[str, Any]:
     """Fields as keyword arguments. Unlike ``dataclasses.asdict`` it does not copy values, which may be modules."""
     return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def store_arguments(estimator: object, arguments: Mapping[str, Any]) -> None:
+    """Set an estimator's constructor arguments as attributes of the same names, as scikit-learn's ``clone`` asks for.
+
+    The only statement of an estimator's constructor: ``store_arguments(self, locals())``. Attributes that the class
+    reads by name are annotated in its body.
+
+    Parameters
+    ----------
+    estimator : object
+        The estimator under construction.
+    arguments : mapping
+        ``locals()`` of its ``__init__``.
+    """
+    for name, value in arguments.items():
+        if name not in ("self", "__class__"):
+            setattr(estimator, name, value)
 
 
 class Configurable:

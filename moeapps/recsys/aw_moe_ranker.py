@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
+from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.data import RankingData
@@ -72,26 +73,7 @@ class AWMoERanker(Ranker):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.model = model
-        self.contrastive_weight = contrastive_weight
-        self.user = user
-        self.mask_probability = mask_probability
-        self.temperature = temperature
-        self.options = options
-        self.schema = schema
-        self.embedding_dim = embedding_dim
-        self.sparse_gradients = sparse_gradients
-        self.unknown_rate = unknown_rate
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def fit(
         self,

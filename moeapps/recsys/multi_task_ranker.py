@@ -6,6 +6,7 @@ from typing import Any, Self
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
+from moeapps.core.config import store_arguments
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.network import MULTI_TASK_MODELS
@@ -119,26 +120,7 @@ class MultiTaskRanker(Ranker):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.model = model
-        self.groups = groups
-        self.products = products
-        self.options = options
-        self.schema = schema
-        self.task_weights = task_weights
-        self.positive_weight = positive_weight
-        self.embedding_dim = embedding_dim
-        self.sparse_gradients = sparse_gradients
-        self.unknown_rate = unknown_rate
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def fit(
         self,

@@ -15,7 +15,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.config import config_from, field_names
+from moeapps.core.config import config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
 from moeapps.core.statistics import load_by_group, routed_layers
@@ -144,30 +144,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.model = model
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.patch_size = patch_size
-        self.image_size = image_size
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.router = router
-        self.options = options
-        self.augment = augment
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.label_smoothing = label_smoothing
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.accelerator = accelerator
-        self.precision = precision
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Train on images.

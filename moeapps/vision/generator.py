@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.config import config_from, field_names
+from moeapps.core.config import config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision.diffusion_module import DiffusionModule, DiffusionModuleConfig
 from moeapps.vision.dit import DiTConfig
@@ -142,34 +142,7 @@ class SwitchDiTGenerator(ImageEstimator):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.model = model
-        self.dim = dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.patch_size = patch_size
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.timesteps = timesteps
-        self.schedule = schedule
-        self.prediction = prediction
-        self.learn_sigma = learn_sigma
-        self.snr_gamma = snr_gamma
-        self.class_dropout = class_dropout
-        self.prior_weight = prior_weight
-        self.prior_alpha = prior_alpha
-        self.match_every = match_every
-        self.lr = lr
-        self.warmup = warmup
-        self.ema_decay = ema_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.validation_fraction = validation_fraction
-        self.accelerator = accelerator
-        self.precision = precision
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Train on images.

@@ -5,9 +5,10 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 from jsonargparse import ArgumentParser
+from sklearn.base import BaseEstimator, clone
 from torch import nn
 
-from moeapps.core.config import Configurable, as_arguments, config_from, takes
+from moeapps.core.config import Configurable, as_arguments, config_from, store_arguments, takes
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,28 @@ def test_the_command_line_describes_the_fields_of_every_config(capsys):
     shown = capsys.readouterr().out
     assert "Number of hidden units." in shown
     assert "Learning rate." in shown
+
+
+def test_an_estimator_stores_its_arguments_unchanged():
+    class Estimator(BaseEstimator):
+        def __init__(self, width=8, *, names=None):
+            store_arguments(self, locals())
+
+    names = ["a"]
+    estimator = Estimator(3, names=names)
+    assert estimator.get_params() == {"width": 3, "names": names}
+    assert estimator.names is names
+    assert vars(clone(estimator)) == {"width": 3, "names": names}
+
+
+def test_a_subclass_stores_the_arguments_of_both_constructors():
+    class Base(BaseEstimator):
+        def __init__(self, width=8):
+            store_arguments(self, locals())
+
+    class Sub(Base):
+        def __init__(self, width=8, depth=2):
+            super().__init__(width)
+            store_arguments(self, locals())
+
+    assert vars(Sub(3, 4)) == {"width": 3, "depth": 4}
