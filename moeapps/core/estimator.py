@@ -1,4 +1,4 @@
-"""One place that turns (data module, LightningModule, Trainer) into scikit-learn's ``fit``.
+"""Base of the estimators: a data module, a LightningModule and a Trainer behind scikit-learn's ``fit``.
 
 An estimator of moeapps validates what it was given, builds a data module and a LightningModule, and calls
 :meth:`LightningEstimator._train`. Everything about the Trainer is decided here, once.

@@ -4,7 +4,8 @@
 product, ``grouped`` hands the sorted rows to ``torch.nn.functional.grouped_mm``. The first two write outputs and
 gradients of all experts into one buffer each. Left to autograd, each expert's weight gradient would be a tensor of its
 own, stacked afterwards: as many bytes again as the layer has weights, in every step. ``masked`` computes every expert
-on every row and keeps the owner's answer: E times the work, for graphs traced where grouped products cannot be.
+on every row and keeps the output of the row's own expert: E times the work, for graphs traced where grouped products
+cannot be.
 
 Shapes: A assignments (rows), d width, h hidden width, E experts; ``offsets`` (E + 1,) holds the first row of
 each expert.
@@ -157,7 +158,7 @@ def sorted_mlp(
     activation : str
         A name in ``ACTIVATIONS``.
     backend : Backend
-        ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``, as :func:`choose_backend` answered.
+        ``"loop"``, ``"bmm"``, ``"grouped"`` or ``"masked"``, as :func:`choose_backend` returns it.
 
     Returns
     -------
@@ -371,22 +372,22 @@ class _Padded(_TwoLayer):
         counts = offsets.diff()
         longest, total = torch.stack([counts.max(), offsets[-1]]).tolist()
         expert = torch.repeat_interleave(counts, output_size=total)
-        place = torch.arange(total, device=rows.device) - (offsets[:-1] - longest * _numbers(counts))[expert]
-        x = _pad(rows, place, counts.numel(), longest)
+        padded = torch.arange(total, device=rows.device) - (offsets[:-1] - longest * _numbers(counts))[expert]
+        x = _pad(rows, padded, counts.numel(), longest)
         pre = torch.bmm(x, w1) if b1 is None else torch.baddbmm(b1[:, None], x, w1)
         hidden = act.forward(pre)
         blocks = torch.bmm(hidden, w2) if b2 is None else torch.baddbmm(b2[:, None], hidden, w2)
-        ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre, hidden, x, place)
+        ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre, hidden, x, padded)
         ctx.act = act
-        return _unpad(blocks, place, rows.shape[0])
+        return _unpad(blocks, padded, rows.shape[0])
 
     @classmethod
     def gradients(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, _, w1, b1, w2, b2, pre, hidden, x, place = ctx.saved_tensors
-        dy = _pad(grad, place, x.shape[0], x.shape[1])
+        rows, _, w1, b1, w2, b2, pre, hidden, x, padded = ctx.saved_tensors
+        dy = _pad(grad, padded, x.shape[0], x.shape[1])
         dpre = ctx.act.backward(torch.bmm(dy, w2.transpose(1, 2)), pre)
         return (
-            _unpad(torch.bmm(dpre, w1.transpose(1, 2)), place, rows.shape[0]),
+            _unpad(torch.bmm(dpre, w1.transpose(1, 2)), padded, rows.shape[0]),
             None,
             None,
             torch.bmm(x.transpose(1, 2), dpre),
@@ -422,11 +423,12 @@ def _numbers(counts: Tensor) -> Tensor:
     return torch.arange(counts.numel(), device=counts.device)
 
 
-def _pad(rows: Tensor, place: Tensor, num_experts: int, longest: int) -> Tensor:
-    flat = rows.new_zeros(num_experts * longest, rows.shape[1]).index_copy_(0, place, rows[: place.numel()])
+def _pad(rows: Tensor, padded: Tensor, num_experts: int, longest: int) -> Tensor:
+    """Rows ``(A, d)`` as blocks ``(E, longest, d)``; ``padded`` ``(A,)`` is the index of each row in the flat blocks."""
+    flat = rows.new_zeros(num_experts * longest, rows.shape[1]).index_copy_(0, padded, rows[: padded.numel()])
     return flat.view(num_experts, longest, rows.shape[1])
 
 
-def _unpad(blocks: Tensor, place: Tensor, num_rows: int) -> Tensor:
-    rows = blocks.flatten(0, 1).index_select(0, place)
+def _unpad(blocks: Tensor, padded: Tensor, num_rows: int) -> Tensor:
+    rows = blocks.flatten(0, 1).index_select(0, padded)
     return rows if rows.shape[0] == num_rows else F.pad(rows, (0, 0, 0, num_rows - rows.shape[0]))

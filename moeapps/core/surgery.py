@@ -323,7 +323,7 @@ def upcycle(
     Copies of one network are sparse upcycling (Komatsuzaki et al. 2023): its output at first equals
     the network's, as the weights of a token sum to 1. Several networks, trained on different data, become
     experts in turn (BAM, Zhang et al. 2024). ``split=True`` divides the hidden units among the experts (FactorLLM,
-    Zhao et al. 2024): no parameter is added, and with all experts chosen alike the answer is the network's.
+    Zhao et al. 2024): no parameter is added, and with all experts chosen alike the output is the network's.
 
     Parameters
     ----------

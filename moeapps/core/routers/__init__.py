@@ -1,4 +1,4 @@
-"""Routers: they score experts for each token and answer with a :class:`~moeapps.core.routing.Routing`.
+"""Routers: they score experts for each token and return a :class:`~moeapps.core.routing.Routing`.
 
 One small file per idea. :data:`ROUTERS` holds their short names, which :func:`make_router`, YAML files and the
 ``router`` argument of every model understand.

@@ -231,7 +231,7 @@ class TableFile:
 
 
 class TableWriter:
-    """A ``.csv`` or ``.parquet`` file that is written in pieces, and stands in its place only once it is complete.
+    """A ``.csv`` or ``.parquet`` file that is written in pieces, and appears under its name only once it is complete.
 
     Use it in a ``with`` block; where that fails, what stood at the path before is left as it was.
 
