@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 
 __all__ = ["DenseExperts"]
@@ -70,8 +70,7 @@ class DenseExperts(nn.Module):
             raise ConfigError("widths is empty, expected the width of at least one layer")
         check_sizes(dim=dim, num_experts=num_experts, **{f"widths[{i}]": width for i, width in enumerate(widths)})
         check_one_of("activation", activation, _ACTIVATIONS)
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        check_below_one(dropout=dropout)
         self.dim, self.num_experts, self.out_dim = dim, num_experts, widths[-1]
         self.activation, self.last_linear, self.dropout = activation, last_linear, dropout
         self.act = _ACTIVATIONS[activation]

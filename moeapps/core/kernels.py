@@ -424,7 +424,7 @@ def _numbers(counts: Tensor) -> Tensor:
 
 
 def _pad(rows: Tensor, padded: Tensor, num_experts: int, longest: int) -> Tensor:
-    """Rows ``(A, d)`` as blocks ``(E, longest, d)``; ``padded`` ``(A,)`` is the index of each row in the flat blocks."""
+    """Rows ``(A, d)`` as blocks ``(E, longest, d)``; ``padded`` ``(A,)``: index of each row in the flat blocks."""
     flat = rows.new_zeros(num_experts * longest, rows.shape[1]).index_copy_(0, padded, rows[: padded.numel()])
     return flat.view(num_experts, longest, rows.shape[1])
 

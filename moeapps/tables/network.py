@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.checks import check_at_least_zero, check_sizes
+from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.config import Configurable, takes
-from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
 from moeapps.core.routers import Router, make_router
 
@@ -158,9 +157,7 @@ class TabularMoE(Configurable, nn.Module):
         super().__init__()
         dim, embedding_dim = config.dim, config.embedding_dim
         check_sizes(dim=dim, num_blocks=config.num_blocks, num_experts=config.num_experts, embedding_dim=embedding_dim)
-        check_at_least_zero(dropout=config.dropout)
-        if config.dropout >= 1:
-            raise ConfigError(f"dropout must be below 1, got {config.dropout!r}")
+        check_below_one(dropout=config.dropout)
         self.numeric = NumericEmbedding(mean, scale, edges)
         # one embedding table for all columns: the codes of a column start where those of the last one end
         starts = [sum(cardinalities[:i]) for i in range(len(cardinalities))]
