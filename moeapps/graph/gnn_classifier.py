@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from moeapps.core.config import config_from
+from moeapps.core.config import config_from, store_arguments
 from moeapps.graph.experts import node_expert
 from moeapps.graph.measures import Monitor
 from moeapps.graph.networks import NetworkConfig, build_network
@@ -103,23 +103,7 @@ class GNNClassifier(NodeClassifier):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.network = network
-        self.hidden_channels = hidden_channels
-        self.num_layers = num_layers
-        self.dropout = dropout
-        self.norm = norm
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.max_epochs = max_epochs
-        self.patience = patience
-        self.monitor = monitor
-        self.class_weight = class_weight
-        self.batch_size = batch_size
-        self.num_neighbors = num_neighbors
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def _make_module(self, class_weight: Any) -> GNNModule:
         network = copy.deepcopy(self.network)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from moeapps.core.config import as_arguments, config_from
+from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.core.errors import ConfigError
 from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
@@ -193,40 +193,7 @@ class MowstClassifier(NodeClassifier):
         monotone: bool = False,
         detach_confidence: bool = False,
     ) -> None:
-        self.strong = strong
-        self.weak = weak
-        self.medium = medium
-        self.variant = variant
-        self.hidden_channels = hidden_channels
-        self.num_layers = num_layers
-        self.dropout = dropout
-        self.norm = norm
-        self.confidence = confidence
-        self.dispersion = dispersion
-        self.gate_fit = gate_fit
-        self.pretrain = pretrain
-        self.lr = lr
-        self.lr_gate = lr_gate
-        self.weight_decay = weight_decay
-        self.max_epochs = max_epochs
-        self.patience = patience
-        self.round_patience = round_patience
-        self.monitor = monitor
-        self.class_weight = class_weight
-        self.batch_size = batch_size
-        self.num_neighbors = num_neighbors
-        self.inference = inference
-        self.threshold = threshold
-        self.budget = budget
-        self.tolerance = tolerance
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
-        self.alpha = alpha
-        self.gate_channels = gate_channels
-        self.monotone = monotone
-        self.detach_confidence = detach_confidence
+        store_arguments(self, locals())
 
     def predict_confidence(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None

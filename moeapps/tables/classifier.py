@@ -14,6 +14,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, encode, labels_from_json, labels_to_json
 from moeapps.tables.estimator import TabularEstimator
@@ -142,34 +143,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         log_dir: str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.router = router
-        self.router_args = router_args
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.dim = dim
-        self.hidden_dim = hidden_dim
-        self.num_blocks = num_blocks
-        self.share_router = share_router
-        self.capacity_factor = capacity_factor
-        self.embedding_dim = embedding_dim
-        self.num_bins = num_bins
-        self.dropout = dropout
-        self.balance_weight = balance_weight
-        self.z_weight = z_weight
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.class_weight = class_weight
-        self.categorical_features = categorical_features
-        self.dtype = dtype
-        self.accelerator = accelerator
-        self.verbose = verbose
-        self.log_dir = log_dir
-        self.random_state = random_state
+        store_arguments(self, locals())
 
     def partial_fit(  # type: ignore[override]  # the order of arguments is scikit-learn's
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None

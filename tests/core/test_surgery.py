@@ -11,7 +11,7 @@ from torch import nn
 
 import moeapps
 from moeapps import MoEClassifier
-from moeapps.core import ExpertList, ExpertMLP, FeedForward, MoE, make_router
+from moeapps.core import ExpertList, ExpertMLP, FeedForward, MoE, TopKRouter, make_router
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import LowRankExpertMLP
 from moeapps.core.surgery import (
@@ -308,3 +308,16 @@ def test_what_cannot_be_operated_on_is_refused(trained, digits):
         merged.merge(4, digits[0])
     with pytest.raises(ConfigError, match="the shared experts"):
         make_router("shared", 8, 4).restricted([2, 3])
+
+
+def test_a_router_written_for_0_1_restricts_itself_by_its_subset():
+    class Old(TopKRouter):
+        def subset(self, experts):
+            copied = super().subset(experts)
+            copied.restricted_by = "subset"
+            return copied
+
+    with pytest.warns(DeprecationWarning, match=r"Old\.subset is called restricted now"):
+        restricted = Old(8, 4, 2).restricted([3, 1])
+    assert restricted.restricted_by == "subset"
+    assert restricted(torch.randn(5, 8)).num_experts == 2

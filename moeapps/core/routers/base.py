@@ -190,12 +190,27 @@ class Router(nn.Module):
         ConfigError
             If experts cannot be taken out of this kind of router.
         """
+        if self._overrides_subset():  # a router that was written for 0.1
+            warnings.warn(
+                f"{type(self).__name__}.subset is called restricted now: rename the method",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return self.subset(kept)
+        return self._restricted(kept)
+
+    def _restricted(self, kept: Sequence[int]) -> Self:
         if self.per_expert is None:
             raise ConfigError(f"experts cannot be taken out of a {type(self).__name__}")
         return self._with_rows({name: list(kept) for name in self.per_expert}, len(kept))
 
+    def _overrides_subset(self) -> bool:
+        return type(self).subset is not Router.subset
+
     def subset(self, experts: Sequence[int]) -> Self:
         """Deprecated name of :meth:`restricted`."""
+        if self._overrides_subset():  # called by super().subset(...)
+            return self._restricted(experts)
         warnings.warn("Router.subset is deprecated: use Router.restricted", DeprecationWarning, stacklevel=2)
         return self.restricted(experts)
 
