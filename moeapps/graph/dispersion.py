@@ -51,20 +51,7 @@ def entropy_dispersion(probabilities: Tensor) -> Tensor:
 
     Convex in p; exactly 1 at a one-hot distribution (0 ln 0 counts as 0).
 
-    Parameters
-    ----------
-    probabilities : Tensor of shape (..., K)
-        With K >= 2, each row summing to 1.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        In [0, 1].
-
-    Raises
-    ------
-    ConfigError
-        If K is 1.
+    Parameters, result and errors are those of :func:`variance_dispersion`.
 
     Examples
     --------

@@ -70,14 +70,10 @@ def joint_loss(logits: Sequence[Tensor], log_weights: Tensor, y: Tensor, class_w
 
     Parameters
     ----------
-    logits : sequence of Tensor
-        Of each of the n experts, ``(N, K)``.
+    logits, y, class_weight
+        As in :func:`separate_loss`.
     log_weights : Tensor of shape (N, n)
         See :func:`chain_log_weights`.
-    y : int64 Tensor of shape (N,)
-        Labels, all >= 0.
-    class_weight : Tensor of shape (K,), optional
-        Weight of each class; 1 when None.
 
     Returns
     -------
