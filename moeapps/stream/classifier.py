@@ -11,6 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
+from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
 from moeapps.stream.compiled.mixture_state import TASK
@@ -152,35 +153,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         on_bad: OnBad = "raise",
         seed: int | None = None,
     ) -> None:
-        self.variant = variant
-        self.n_experts = n_experts
-        self.top_k = top_k
-        self.expert = expert
-        self.predict_with = predict_with
-        self.learn_with = learn_with
-        self.bagging = bagging
-        self.drift = drift
-        self.drift_delta = drift_delta
-        self.warning_delta = warning_delta
-        self.window = window
-        self.blend = blend
-        self.leaf_prediction = leaf_prediction
-        self.grace_period = grace_period
-        self.delta = delta
-        self.tie_threshold = tie_threshold
-        self.feature_share = feature_share
-        self.max_nodes = max_nodes
-        self.use_router = use_router
-        self.router_inputs = router_inputs
-        self.router_hidden = router_hidden
-        self.router_lr = router_lr
-        self.router_dropout = router_dropout
-        self.router_period = router_period
-        self.temperature = temperature
-        self.max_features = max_features
-        self.max_categories = max_categories
-        self.on_bad = on_bad
-        self.seed = seed
+        store_arguments(self, locals())
         self._reset()
 
     @classmethod

@@ -10,7 +10,7 @@ from river.base import MiniBatchRegressor
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_y, check_consistent_length
 
-from moeapps.core.config import config_from
+from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
 from moeapps.stream.config import DriftMoEConfig
@@ -87,32 +87,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         on_bad: OnBad = "raise",
         seed: int | None = None,
     ) -> None:
-        self.n_experts = n_experts
-        self.top_k = top_k
-        self.expert = expert
-        self.predict_with = predict_with
-        self.learn_with = learn_with
-        self.bagging = bagging
-        self.drift = drift
-        self.drift_delta = drift_delta
-        self.warning_delta = warning_delta
-        self.window = window
-        self.grace_period = grace_period
-        self.delta = delta
-        self.tie_threshold = tie_threshold
-        self.feature_share = feature_share
-        self.max_nodes = max_nodes
-        self.use_router = use_router
-        self.router_inputs = router_inputs
-        self.router_hidden = router_hidden
-        self.router_lr = router_lr
-        self.router_dropout = router_dropout
-        self.router_period = router_period
-        self.temperature = temperature
-        self.max_features = max_features
-        self.max_categories = max_categories
-        self.on_bad = on_bad
-        self.seed = seed
+        store_arguments(self, locals())
         self._reset()
 
     def _config(self) -> DriftMoEConfig:
