@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import moeapps.demo
 from moeapps import demo
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError
@@ -81,3 +82,10 @@ def test_what_is_impossible_is_named_before_anything_runs(tmp_path, capsys):
         main(["demo", "nonsense"])
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parts_by_their_name_of_0_1_warn():
+    with pytest.warns(DeprecationWarning, match="PARTS has the names"):
+        blocks = moeapps.demo.BLOCKS
+    assert tuple(blocks) == moeapps.demo.PARTS
+    assert all(callable(part) for part in blocks.values())

@@ -3,7 +3,8 @@
 No network, about five minutes on two cores. Each part is a function of its name in :mod:`moeapps.demo.blocks`.
 """
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moeapps.demo.record import Row
@@ -39,3 +40,12 @@ def run(folder: str = "moeapps-demo", seeds: int = 2, part: str | None = None) -
     from moeapps.demo.runner import run_parts
 
     return run_parts(folder, seeds, PARTS if part is None else (part,))
+
+
+def __getattr__(name: str) -> Any:
+    if name != "BLOCKS":
+        raise AttributeError(f"module 'moeapps.demo' has no attribute {name!r}")
+    from moeapps.demo import blocks
+
+    warnings.warn("moeapps.demo.BLOCKS is deprecated: PARTS has the names", DeprecationWarning, stacklevel=2)
+    return {part: getattr(blocks, part) for part in PARTS}
