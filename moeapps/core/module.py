@@ -1,6 +1,9 @@
 """The LightningModule that every trainable model of moeapps derives from."""
 
+import inspect
 import math
+from traceback import walk_stack
+from types import FrameType
 from typing import Any, ClassVar
 
 import lightning as L
@@ -31,8 +34,13 @@ class MoEModule(L.LightningModule):
         """Save the constructor's arguments as hyperparameters, except modules, whose weights are saved anyway.
 
         :func:`~moeapps.core.config.takes` calls it; a constructor without it calls ``save_hyperparameters`` itself.
+        Arguments that the constructors of subclasses add are saved too, as Lightning does.
         """
-        self.save_hyperparameters({n: value for n, value in arguments.items() if not isinstance(value, nn.Module)})
+        stack = [frame for frame, _ in walk_stack(inspect.currentframe())]
+        arguments = arguments | _arguments_of_subclasses(self, stack)
+        kept = {name: value for name, value in arguments.items() if not isinstance(value, nn.Module)}
+        # the last frame: from any other one Lightning compares ``kept`` with all arguments on the stack, arrays too
+        self.save_hyperparameters(kept, frame=stack[-1])
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
@@ -264,3 +272,16 @@ class DataDependentModule(MoEModule):
         elif (difference := self.difference(state)) is not None:
             raise FileFormatError(f"the data is not what the checkpoint was trained on: {difference}")
         super().on_load_checkpoint(checkpoint)
+
+
+def _arguments_of_subclasses(module: nn.Module, stack: list[FrameType]) -> dict[str, Any]:
+    """Arguments of the constructors of ``module`` that are running; those of the outermost one decide."""
+    constructors = [vars(cls)["__init__"] for cls in type(module).__mro__ if "__init__" in vars(cls)]
+    codes = [init.__code__ for init in constructors if inspect.isfunction(init) and not hasattr(init, "__wrapped__")]
+    found: dict[str, Any] = {}
+    for frame in stack:  # the innermost one first
+        names, _, rest, values = inspect.getargvalues(frame)
+        if frame.f_code in codes and values.get(names[0]) is module:
+            found |= {name: values[name] for name in names[1:] if name in values}
+            found |= values[rest] if rest else {}
+    return found

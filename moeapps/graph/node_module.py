@@ -201,6 +201,7 @@ class GNNModule(NodeModule):
         check_one_of("monitor", config.monitor, MONITORS)
         self.config, self.in_channels, self.out_channels = config, in_channels, out_channels
         self.class_weight, self.monitor = config.class_weight, config.monitor
+        self.lr = config.lr  # Lightning's learning rate finder sets it
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
@@ -220,7 +221,7 @@ class GNNModule(NodeModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay)
 
 
 def check_rates(**rates: float) -> None:

@@ -3,12 +3,14 @@
 import inspect
 from dataclasses import FrozenInstanceError, dataclass
 
+import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 from sklearn.base import BaseEstimator, clone
 from torch import nn
 
 from moeapps.core.config import Configurable, as_arguments, config_from, store_arguments, takes
+from moeapps.core.module import MoEModule
 
 
 @dataclass(frozen=True)
@@ -188,3 +190,42 @@ def test_a_subclass_stores_the_arguments_of_both_constructors():
             store_arguments(self, locals())
 
     assert vars(Sub(3, 4)) == {"width": 3, "depth": 4}
+
+
+class Trained(Configurable, MoEModule):
+    @takes(Sizes)
+    def __init__(self, channels: int, config: Sizes) -> None:
+        super().__init__()
+        self.config = config
+
+
+class Derived(Trained):
+    """As a user writes it: it knows nothing of ``takes``."""
+
+    def __init__(self, scale, width: int = 4, layer: nn.Module | None = None, **rest) -> None:
+        super().__init__(3, width=2 * width, **rest)
+        self.scale = scale
+
+
+class DerivedTwice(Derived):
+    def __init__(self, *, extra: str, **rest) -> None:
+        super().__init__(np.arange(3), **rest)  # an array, whose comparison has no truth value
+
+
+def test_arguments_of_subclasses_are_hyperparameters_too():
+    assert dict(Trained(3).hparams) == {"channels": 3, "width": 8, "names": None}
+    derived = Derived(0.5, layer=nn.Linear(2, 2), names=["a"])
+    assert dict(derived.hparams) == {"channels": 3, "width": 4, "names": ["a"], "scale": 0.5}
+    twice = DerivedTwice(extra="b", width=5).hparams
+    assert {name: twice[name] for name in ("channels", "width", "extra")} == {"channels": 3, "width": 5, "extra": "b"}
+    assert twice["scale"].tolist() == [0, 1, 2]
+    assert DerivedTwice(**{name: twice[name] for name in ("extra", "width")}).config == Sizes(width=10)
+
+
+def test_a_module_inside_another_ones_constructor_keeps_its_own_arguments():
+    class Outer(MoEModule):
+        def __init__(self, weights) -> None:
+            super().__init__()
+            self.inner = Trained(5)
+
+    assert dict(Outer(np.ones(2)).inner.hparams) == {"channels": 5, "width": 8, "names": None}

@@ -53,3 +53,10 @@ def test_settings_of_the_gate_reach_the_model_and_its_file(tmp_path):
     np.testing.assert_array_equal(loaded.predict_proba(x), fitted.predict_proba(x))
     given = MowstClassifier(confidence="given", alpha=2.5, max_epochs=3, random_state=0).fit(x, x[:, 0] > 0.5)
     assert given.model_.gates["weak"].alpha == 2.5
+
+
+def test_the_learning_rate_finder_changes_the_rate_of_a_network_alone():
+    module = GNNModule(in_channels=3, out_channels=2, lr=0.1)
+    module.configure_model()
+    module.lr = 0.5  # what Lightning's finder does
+    assert module.configure_optimizers().param_groups[0]["lr"] == 0.5
