@@ -202,6 +202,7 @@ class GNNModule(NodeModule):
         self.config, self.in_channels, self.out_channels = config, in_channels, out_channels
         self.class_weight, self.monitor = config.class_weight, config.monitor
         self.lr = config.lr  # Lightning's learning rate finder sets it
+        self.network = config.network  # checkpoints of 0.1 name the weights of a user's module by this attribute, too
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""

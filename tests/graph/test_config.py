@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from torch import nn
 
 import moeapps
 from moeapps.core.config import field_names
@@ -60,3 +61,10 @@ def test_the_learning_rate_finder_changes_the_rate_of_a_network_alone():
     module.configure_model()
     module.lr = 0.5  # what Lightning's finder does
     assert module.configure_optimizers().param_groups[0]["lr"] == 0.5
+
+
+def test_a_module_of_the_user_has_the_names_of_0_1_in_a_checkpoint():
+    module = GNNModule(network=nn.Linear(3, 2), in_channels=3, out_channels=2)
+    module.configure_model()
+    assert set(module.state_dict()) == {"network.weight", "network.bias", "model.weight", "model.bias"}
+    assert len(list(module.parameters())) == 2
