@@ -143,7 +143,10 @@ def takes(*configs: type[Dataclass], first: Sequence[str] = ()) -> Callable[[Ini
 
         @functools.wraps(init)
         def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            bound = public.bind(self, *args, **kwargs)
+            try:
+                bound = public.bind(self, *args, **kwargs)
+            except TypeError as error:  # as Python words it: with the name of the function
+                raise TypeError(f"{init.__qualname__}() {error}") from None
             bound.apply_defaults()
             given = bound.arguments
             inner = {name: given[name] for name in own.parameters if name not in places}

@@ -1,5 +1,6 @@
 """The LightningModule of Mowst: the parts that each stage trains, its nodes, and its scores."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -308,6 +309,14 @@ class MowstModule(NodeModule):
                 logits = self.train_logits(expert, batch)
         expert.network.train(mode)
         return logits
+
+    @property
+    def scored_labels(self) -> Tensor:
+        """Old name of the labels in :attr:`held_out`."""
+        warnings.warn(
+            'MowstModule.scored_labels is now held_out.scored(module.device)["y"]', DeprecationWarning, stacklevel=2
+        )
+        return self.held_out.scored(self.device)["y"]
 
     def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
         """Prediction of the model at the scored validation nodes, from the experts' logits at the last validation."""

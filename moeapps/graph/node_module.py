@@ -190,8 +190,8 @@ class GNNModule(NodeModule):
         Features per node; taken from the data when None.
     out_channels : int, optional
         Classes; taken from the data when None.
-
-    Further arguments are the fields of :class:`GNNConfig`.
+    **settings
+        The fields of :class:`GNNConfig`.
     """
 
     @takes(GNNConfig, first=("network",))

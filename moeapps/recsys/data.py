@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -143,6 +144,12 @@ class RankingData(L.LightningDataModule):
     def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._val is not None
+
+    @property
+    def watched(self) -> bool:
+        """Old name of ``has_validation``."""
+        warnings.warn("watched of RankingData is now called has_validation", DeprecationWarning, stacklevel=2)
+        return self.has_validation
 
     def val_labels(self) -> Tensor | None:
         """Labels ``(N, T)`` of the validation rows, if there are any."""

@@ -67,7 +67,7 @@ def test_the_signature_shows_fields_types_and_defaults():
 
 
 def test_an_unknown_argument_is_refused_by_name():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+    with pytest.raises(TypeError, match=r"^Network.__init__\(\) got an unexpected keyword argument 'widht'"):
         Network(3, widht=5)
 
 

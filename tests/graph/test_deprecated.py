@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeapps.graph import Edges, Mowst, MowstClassifier, PredictionCost, load_cora, make_network
+from moeapps.graph import Edges, Mowst, MowstClassifier, MowstModule, PredictionCost, load_cora, make_network
 from moeapps.graph.experts import node_expert
 
 
@@ -63,3 +63,12 @@ def test_old_methods_are_the_new_ones():
     with pytest.warns(DeprecationWarning, match=r"Mowst.cascade is now called Mowst\.infer"):
         old = model.cascade(lambda name, rows: logits[name], torch.zeros(5, 3))
     torch.testing.assert_close(old.log_probs, model.infer(lambda name, rows: logits[name], torch.zeros(5, 3)).log_probs)
+
+
+def test_labels_of_the_scored_nodes():
+    module = MowstModule(in_channels=3, out_channels=2)
+    module.held_out.values = {"y": torch.tensor([0, 1, 1])}
+    module.model = Mowst(3, 2)
+    with pytest.warns(DeprecationWarning, match="held_out.scored") as caught:
+        assert module.scored_labels.tolist() == [0, 1, 1]
+    assert caught[0].filename == __file__

@@ -266,3 +266,9 @@ def test_a_network_of_another_kind_of_checkpoint_is_refused():
 
     with pytest.raises(FileFormatError, match="not one of a RankingModule"):
         RankingModule().on_load_checkpoint({"state_dict": {}})
+
+
+def test_the_old_name_of_has_validation():
+    with pytest.warns(DeprecationWarning, match="has_validation") as caught:
+        assert RankingData().watched is False
+    assert caught[0].filename == __file__
