@@ -4,7 +4,7 @@ import inspect
 import math
 from traceback import walk_stack
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -29,18 +29,6 @@ class MoEModule(L.LightningModule):
             x, y = batch
             return self.total_loss({"task": F.cross_entropy(self(x), y)})
     """
-
-    if not TYPE_CHECKING:  # mypy would take every name for an attribute
-
-        def __getattr__(self, name: str) -> Any:
-            """Settings can be read from the module itself, as in 0.1, and not only from its config."""
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                config = self.__dict__.get("config")
-                if name in getattr(config, "__dataclass_fields__", ()):
-                    return getattr(config, name)
-                raise
 
     def keep_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as hyperparameters, except modules, whose weights are saved anyway.

@@ -229,17 +229,3 @@ def test_a_module_inside_another_ones_constructor_keeps_its_own_arguments():
             self.inner = Trained(5)
 
     assert dict(Outer(np.ones(2)).inner.hparams) == {"channels": 5, "width": 8, "names": None}
-
-
-def test_a_module_offers_its_settings_as_attributes():
-    class Module(Configurable, MoEModule):
-        @takes(Sizes)
-        def __init__(self, config: Sizes) -> None:
-            super().__init__()
-            self.config, self.layer = config, nn.Linear(1, 1)
-
-    module = Module(width=5)
-    assert (module.width, module.names) == (5, None)
-    assert module.layer.in_features == 1
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = module.nonsense
