@@ -97,8 +97,8 @@ def choose_backend(
     """Turn ``auto`` into a backend, and ``grouped`` into another where grouped products cannot be computed.
 
     The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
-    always ``grouped``: bfloat16 never synchronises with the host; for other dtypes torch falls back to one product per
-    expert, which does (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
+    always ``grouped``, which in bfloat16 never synchronises with the host; float32 does, since torch falls back to one
+    product per expert (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
     enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
     at: ``grouped`` where possible, else ``masked``, whatever was asked for.
 
