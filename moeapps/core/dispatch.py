@@ -18,7 +18,7 @@ def _sum_of_rows(y: Tensor, position: Tensor, weight: Tensor | None = None) -> T
     if torch.compiler.is_compiling() or position.numel() == 0:
         rows = y[position]
         return (rows if weight is None else rows * weight[..., None]).sum(dim=1)
-    if y.is_cuda:  # embedding_bag reads at a fraction of the memory's speed there; sums are float32, as in it
+    if y.is_cuda:  # plain kernels in place of embedding_bag; sums are float32, as in it
         rows = y[position]
         if weight is None:
             return rows.sum(dim=1)

@@ -205,8 +205,7 @@ def _per_row(bias: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
 class _AddBias(torch.autograd.Function):
     """Add each row's bias; the bias gradient is a grouped product with ones.
 
-    Autograd's own gradient of ``index_select`` adds rows atomically: on an H200 it took a fifth of a training step, and
-    its last bits changed from run to run.
+    Autograd's own gradient of ``index_select`` adds rows atomically, so that its last bits change from run to run.
     """
 
     @staticmethod
