@@ -1,19 +1,24 @@
-"""Write files so that a crash, a full disk or a signal leaves either the old file or the new one, never half of one."""
+"""Write files so that a crash, a full disk or a signal leaves either the old file or the new one, never half of one.
 
+:func:`locked` gives a file one writer.
+"""
+
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from moeapps.core.errors import FileFormatError
+from moeapps.core.errors import ConfigError, FileFormatError
 
-__all__ = ["HashingWriter", "atomic_write", "existing_file", "remove_stale"]
+__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "remove_stale"]
 
 _MARK = "moeapps-tmp"
 
@@ -85,6 +90,93 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
+    """Hold the right to write ``path`` while the block runs; everyone else who asks for it is refused.
+
+    The lock is an ``flock`` on the hidden file ``.<name>.lock`` beside ``path``; ``path`` itself need not exist. The
+    system releases it when the process ends, by ``kill -9`` too, so no lock has to be removed by hand. It is not
+    inherited by child processes. It holds between processes of one machine (local disks), and between two holders in
+    one process. For a folder, lock a file in it: ``locked(folder / "stream.safetensors")``.
+
+    Parameters
+    ----------
+    path : str or path
+        The file that shall have one writer. Missing parent folders are made.
+    wait : float, default 0
+        Seconds to wait for the present holder before it is refused.
+
+    Raises
+    ------
+    ConfigError
+        If another process holds the lock; the message names its process id.
+    OSError
+        If the lock file cannot be written, for example in a folder without write permission.
+    """
+    # The last part of the path is not resolved: atomic_write replaces a symbolic link itself, not what it points to.
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.parent.resolve() / f".{target.name}.lock"
+    end = time.monotonic() + wait
+    while (descriptor := _try_lock(lock)) is None:
+        if time.monotonic() >= end:
+            holder = _holder(lock)
+            raise ConfigError(
+                f"{target} is being written by another process ({holder}): stop it first, or choose another file"
+            )
+        time.sleep(0.05)
+    _HELD.add(descriptor)
+    try:
+        yield
+    finally:
+        _HELD.discard(descriptor)
+        with suppress(OSError):
+            lock.unlink()  # before it is released; whoever waits for the old file notices in _try_lock
+        os.close(descriptor)
+
+
+_HELD: set[int] = set()
+"""Descriptors of the locks of this process. A forked child closes them: its copy would keep the lock after our end."""
+
+
+def _close_in_child() -> None:
+    for descriptor in _HELD:
+        with suppress(OSError):
+            os.close(descriptor)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _try_lock(lock: Path) -> int | None:
+    """The descriptor of the locked file; None where another holder has it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the holder before us may have removed the file between our opening it and our locking it
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                    return descriptor
+            os.close(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+
+
+def _holder(lock: Path) -> str:
+    with suppress(OSError, ValueError):
+        pid, host = lock.read_text().split()
+        return f"process {int(pid)}" if host == socket.gethostname() else f"process {int(pid)} on {host}"
+    return "its process id is unknown"
 
 
 class HashingWriter:
