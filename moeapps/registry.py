@@ -5,13 +5,29 @@ list`` and ``--help`` answer at once, and :func:`moeapps.load` imports a class o
 file can therefore not make it import anything else).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
+from moeapps import plugins
 from moeapps.moved import current_path
 
-__all__ = ["ENTRIES", "Entry", "entries", "nearest", "register", "resolve"]
+__all__ = [
+    "ENTRIES",
+    "Entry",
+    "admit",
+    "are_parts",
+    "describe_import",
+    "entries",
+    "find",
+    "foreign_parts",
+    "is_known",
+    "nearest",
+    "register",
+    "resolve",
+]
 
 
 @dataclass(frozen=True)
@@ -135,8 +151,15 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
+_OWN = frozenset(ENTRIES)
+"""Paths of moeapps' own entries."""
+
+
 def register(kind: str, path: str, summary: str, alias: str | None = None) -> None:
     """Make a class of your own known to :func:`moeapps.load` and to ``moeapps list``.
+
+    Called where the class is defined (at the end of its module), it takes effect wherever the module is imported: by
+    ``--import``, by ``moeapps.load(path, import_modules=...)``, or as the entry point of an installed package.
 
     Parameters
     ----------
@@ -148,8 +171,17 @@ def register(kind: str, path: str, summary: str, alias: str | None = None) -> No
         What it is, in one line.
     alias : str, optional
         Short name, where the class's name is not it (routers: ``"topk"``).
+
+    Raises
+    ------
+    ValueError
+        If another class of this kind has the short name already: a saved model would load as something else.
     """
-    ENTRIES[path] = Entry(kind, path, summary, alias)
+    entry = Entry(kind, path, summary, alias)
+    for other in entries(kind):
+        if other.name == entry.name and other.path != path and alias is not None:
+            raise ValueError(f"the {kind} {path} cannot have the short name {alias!r}: it is that of {other.path}")
+    ENTRIES[path] = entry
 
 
 def entries(kind: str | None = None) -> list[Entry]:
@@ -163,17 +195,127 @@ def nearest(name: str, known: list[str]) -> str | None:
     return found[0] if found else None
 
 
+def find(kind: str, name: str) -> Entry | None:
+    """Entry with this short name or import path; plugins are asked where moeapps has none.
+
+    A class of a module that the user has named for import has one without registration.
+    """
+    for ask_plugins in (False, True):
+        if ask_plugins:
+            plugins.load_installed()
+        for entry in entries(kind):
+            if name in (entry.name, entry.path):
+                return entry
+    return Entry(kind, name, "") if plugins.is_named(name.rpartition(".")[0]) else None
+
+
+def is_known(path: str) -> bool:
+    """Whether :func:`resolve` may import the class of this path."""
+    if path not in ENTRIES:
+        plugins.load_installed()
+    return path in ENTRIES or plugins.is_named(path.rpartition(".")[0])
+
+
 def resolve(path: str) -> type:
     """Import the class registered under ``path``, or under the path that it had in 0.1.
 
     Raises
     ------
     KeyError
-        If the path is not registered. Nothing has been imported then.
+        If the path is not known; nothing has been imported on its account then. Or if its module has no such class.
+    ConfigError
+        If the module is the user's and fails while it is imported.
     """
     path = current_path(path)
-    if path not in ENTRIES:
+    if not is_known(path):
         raise KeyError(path)
     module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
+    found: type | None = getattr((import_module if path in _OWN else plugins.import_module)(module), name, None)
+    if found is None:
+        raise KeyError(path)
     return found
+
+
+def foreign_parts(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The classes outside moeapps that a saved model needs: its own class, and the routers that it names.
+
+    Parameters
+    ----------
+    document : dict
+        What :mod:`moeapps.core.saving` writes, with ``class``, ``arguments`` and ``state``.
+
+    Returns
+    -------
+    list of dict
+        Entries (kind, path, summary, alias), in the order of their paths.
+    """
+    models = [document, document["state"].get("model")]  # the checkpoint of a stream run holds a model
+    found = set()
+    for model in models:
+        if isinstance(model, dict) and "class" in model:
+            found.add(find("model", model["class"]))
+            found |= {find("router", name) for name in _router_names(model.get("arguments"))}
+    foreign = [entry for entry in found if entry is not None and entry.path not in _OWN]
+    return [asdict(entry) for entry in sorted(foreign, key=lambda entry: entry.path)]
+
+
+def are_parts(value: Any) -> bool:
+    """Whether a value of a file is what :func:`foreign_parts` wrote."""
+    text = ("kind", "path", "summary")
+    return isinstance(value, list) and all(
+        isinstance(part, dict)
+        and set(part) == {*text, "alias"}
+        and all(isinstance(part[key], str) for key in text)
+        and isinstance(part["alias"], str | None)
+        and all(name.isidentifier() for name in part["path"].split("."))
+        and "." in part["path"]
+        for part in value
+    )
+
+
+def admit(parts: list[dict[str, Any]]) -> str | None:
+    """Make the classes known that a saved model needs, as far as the user has named their modules for import.
+
+    Parameters
+    ----------
+    parts : list of dict
+        What :func:`foreign_parts` wrote.
+
+    Returns
+    -------
+    str or None
+        What is missing and how to give it; None if everything is there.
+    """
+    for part in parts:
+        entry = Entry(**part)
+        if not is_known(entry.path):
+            return f"the {entry.kind} {entry.name!r} of {describe_import(entry.path.rpartition('.')[0])}"
+        other = find(entry.kind, entry.name)
+        if other is None:
+            register(entry.kind, entry.path, entry.summary, entry.alias)
+        elif other.path != entry.path:
+            return f"{entry.path} as {entry.kind} {entry.name!r}, but here this is the name of {other.path}"
+    return None
+
+
+def describe_import(module: str) -> str:
+    """What to do so that a module outside moeapps is imported."""
+    if module == "__main__":
+        return "a script: put its class into a module, and save the model again"
+    return (
+        f"the module {module}, which is imported only if you say so: "
+        f'--import {module}, or moeapps.load(path, import_modules="{module}")'
+    )
+
+
+def _router_names(arguments: Any) -> Iterator[str]:
+    """Values of all arguments that are called ``router``, or something that ends so, nested ones too."""
+    if isinstance(arguments, dict):
+        for key, value in arguments.items():
+            if isinstance(value, str) and str(key).endswith("router"):
+                yield value
+            else:
+                yield from _router_names(value)
+    elif isinstance(arguments, list):
+        for value in arguments:
+            yield from _router_names(value)

@@ -3,11 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import moeapps
+from moeapps import plugins
 from moeapps.cli import demo, listing, report, score, serve, stream, training
+from moeapps.core.errors import ConfigError, MoEAppsError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
 
@@ -54,10 +57,11 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("MOEAPPS_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if arguments and arguments[0] in training.SUMMARIES:
-            return training.run(arguments)
-        options = make_parser().parse_args(arguments)
-        return COMMANDS[options.command].run(options)
+        with _imported(arguments):
+            if training.subcommand(arguments) is not None:
+                return training.run(arguments)
+            options = make_parser().parse_args(arguments)
+            return COMMANDS[options.command].run(options)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -79,13 +83,37 @@ def make_parser() -> argparse.ArgumentParser:
     for name, summary in training.SUMMARIES.items():
         commands.add_parser(name, help=summary, add_help=False)
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.SUMMARY))
+        subparser = commands.add_parser(name, help=command.SUMMARY)
+        command.add_arguments(subparser)
+        subparser.add_argument(
+            "--import", metavar="MODULE", dest="import_", help=training.IMPORT_HELP
+        )  # main() takes it out
     return parser
 
 
-def _report(error: Exception) -> int:
-    from moeapps.core.errors import ConfigError, MoEAppsError
+@contextmanager
+def _imported(arguments: list[str]) -> Iterator[None]:
+    """Take ``--import`` out of the arguments, and import its modules: here, and in processes that the command starts.
 
+    Those (of a server, of a distributed training) inherit the environment variable.
+    """
+    before = os.environ.get(plugins.VARIABLE, "")
+    names = [before] if before else []
+    while (name := training.take_option(arguments, "--import")) is not None:
+        names.append(name)
+    if "--import" in arguments:
+        raise ConfigError("--import needs the name of a module")
+    plugins.import_modules(names)
+    os.environ[plugins.VARIABLE] = ",".join(names)
+    try:
+        yield
+    finally:
+        os.environ[plugins.VARIABLE] = before
+        if not before:
+            del os.environ[plugins.VARIABLE]
+
+
+def _report(error: Exception) -> int:
     text = " ".join(str(error).split())
     if isinstance(error, MoEAppsError | OSError):
         print(f"error: {text}", file=sys.stderr)

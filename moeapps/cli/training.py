@@ -7,7 +7,9 @@ import sys
 from moeapps.cli import score
 from moeapps.core.warnings import silence_warnings
 
-__all__ = ["SUMMARIES", "run"]
+__all__ = ["IMPORT_HELP", "SUMMARIES", "run", "subcommand", "take_option"]
+
+IMPORT_HELP = "module of yours to import first, where routers, models or data are registered; may be repeated"
 
 SUMMARIES = {
     "fit": "train a model from a YAML file",
@@ -16,6 +18,11 @@ SUMMARIES = {
     "predict": "write predictions of a checkpoint to a file (of a saved model: see score)",
 }
 """The subcommands. Their options are the arguments of classes, so that jsonargparse reads them (:mod:`.trainer`)."""
+
+
+def subcommand(arguments: list[str]) -> str | None:
+    """Which of the subcommands a command line asks for; None for another command."""
+    return arguments[0] if arguments and arguments[0] in SUMMARIES else None
 
 
 def run(arguments: list[str]) -> int:

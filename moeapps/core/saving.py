@@ -12,6 +12,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,7 +23,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 import moeapps
-from moeapps import registry
+from moeapps import plugins, registry
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.state_dict import check_state_dict
@@ -87,6 +88,8 @@ class SaveMixin:
                 "scikit-learn": importlib.metadata.version("scikit-learn"),
             },
         }
+        if parts := registry.foreign_parts(document):  # routers and classes of other packages
+            document["parts"] = parts
         # a copy of each: a parameter that two layers share is written under both names
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.saved_tensors().items()}
         metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
@@ -132,13 +135,16 @@ class SavableModule(SaveMixin, nn.Module):
         return model.eval()
 
 
-def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
+def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = (), **modules: nn.Module) -> Any:
     """Load a model or estimator that ``save`` wrote. No code from the file is run and nothing is unpickled.
 
     Parameters
     ----------
     path : str or path
         The file.
+    import_modules : str or iterable of str, default=()
+        Modules to import first, where routers or classes of your own are defined that the model needs. The file names
+        them, but they are never imported on its account.
     **modules
         Modules of your own that were constructor arguments (``strong=MyGNN(...)``): the file has their weights but not
         their code.
@@ -154,6 +160,8 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
         If there is no such file.
     FileFormatError
         If it is damaged, incomplete, of a newer format, of an unregistered class, or does not fit.
+    ConfigError
+        If a module to import does not exist or fails.
 
     Examples
     --------
@@ -166,13 +174,16 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> Any:
     """
     file = existing_file(path, "a model saved by moeapps")
     document, tensors = _read(file)
+    plugins.import_modules(import_modules)
+    if (missing := registry.admit(document.get("parts", []))) is not None:
+        raise FileFormatError(f"{file} needs {missing}")
     class_path = document["class"]
     try:
         cls = registry.resolve(class_path)
     except KeyError:
         raise FileFormatError(
-            f"{file} holds a {class_path!r}, which is not a registered class; moeapps.registry.register makes a class "
-            "of your own known"
+            f"{file} holds a {class_path!r}, which is not a registered class. It would be of "
+            f"{registry.describe_import(class_path.rpartition('.')[0])}"
         ) from None
     if not isinstance(cls, type) or not issubclass(cls, SaveMixin):
         raise FileFormatError(f"{file} holds a {class_path!r}, which cannot be loaded from a file")
@@ -226,6 +237,8 @@ def _checked(document: Any, file: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(document.get(key), kind):
             raise FileFormatError(f"{file} is not a model saved by moeapps: {key!r} is missing or malformed")
+    if not registry.are_parts(document.get("parts", [])):
+        raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
     return document
 
 

@@ -50,17 +50,18 @@ def router_class(name: str) -> type[Router]:
     ConfigError
         If there is none of that name; the nearest name is suggested.
     """
-    known = {entry.name: entry.path for entry in registry.entries("router")}
-    path = known.get(name, name)
+    entry = registry.find("router", name) if isinstance(name, str) else None
     try:
-        found = registry.resolve(path)
+        found = registry.resolve(entry.path if entry is not None else str(name))
     except KeyError:
-        near = registry.nearest(name, list(known)) if isinstance(name, str) else None
-        raise ConfigError(
-            f"router must be one of {', '.join(known)}, got {name!r}" + (f": did you mean {near!r}?" if near else "")
-        ) from None
-    if not issubclass(found, Router):
-        raise ConfigError(f"router must name a router, but {name!r} is a {found.__name__}")
+        known = [entry.name for entry in registry.entries("router")]
+        near = registry.nearest(name, known) if isinstance(name, str) else None
+        hint = f": did you mean {near!r}?" if near else ""
+        if not near and isinstance(name, str) and "." in name:
+            hint = f"; it would be of {registry.describe_import(name.rpartition('.')[0])}"
+        raise ConfigError(f"router must be one of {', '.join(known)}, got {name!r}{hint}") from None
+    if not (isinstance(found, type) and issubclass(found, Router)):
+        raise ConfigError(f"router must name a router, but {name!r} is a {getattr(found, '__name__', found)}")
     return found
 
 
