@@ -3,11 +3,14 @@
 1. The options are checked and the port is taken, so that a wrong one is named before the model is loaded.
 2. A worker process loads the model.
 3. uvicorn answers requests until SIGTERM or SIGINT; then running requests are answered and what was learned is saved.
+   SIGHUP loads the model's file anew.
 """
 
 import argparse
 import asyncio
 import ipaddress
+import logging
+import math
 import os
 import signal
 import socket
@@ -15,13 +18,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, MoEAppsError
 
+if TYPE_CHECKING:
+    from moeapps.serve.batching import ModelServer
+
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "answer requests over HTTP with a saved model"
+
+_BACKLOG = 256
+"""Connections that wait to be accepted."""
 
 TOKEN = "MOEAPPS_TOKEN"
 """Environment variable of the token. An option would be visible to everyone on the machine."""
@@ -42,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-rows", type=int, default=1024, help="rows that go to the model at once")
     parser.add_argument("--max-body", type=int, default=1_048_576, help="bytes that a request may have")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is cancelled with 504")
+    parser.add_argument(
+        "--hang", type=float,
+        help="seconds without an answer after which the worker is replaced; default: twice the timeout, at least 20",
+    )  # fmt: skip
+    parser.add_argument("--connections", type=int, default=1000, help="connections that may be open at once")
+    parser.add_argument(
+        "--connections-per-client", type=int, default=500, help="connections that one address may have open at once"
+    )
     parser.add_argument("--token-file", help=f"file with the token that clients must send (or set {TOKEN})")
 
 
@@ -51,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0 after SIGTERM or SIGINT, when running requests were answered and what was learned is saved.
+        0 after SIGTERM or SIGINT, when running requests were answered and what was learned is saved; 1 if some of it is
+        only in the journal, since the model could not be saved.
 
     Raises
     ------
@@ -60,10 +79,14 @@ def run(options: argparse.Namespace) -> int:
     MoEAppsError
         If the model cannot be loaded.
     """
-    check_sizes(queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body)
-    for name in ("timeout", "save_every"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(options, name)!r}")
+    check_sizes(
+        queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body, connections=options.connections,
+        connections_per_client=options.connections_per_client,
+    )  # fmt: skip
+    for name in ("timeout", "save_every", "hang"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value!r}")
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {options.port}")
     token = _token(options.token_file)
@@ -72,8 +95,10 @@ def run(options: argparse.Namespace) -> int:
 
         from moeapps.serve.app import make_app
         from moeapps.serve.batching import Limits, ModelServer
+        from moeapps.serve.connections import ConnectionLimits, limit_connections, raise_open_files
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'moeapps[serve]'") from None
+    from moeapps.serve.log import log_to_stderr
     from moeapps.serve.worker import WorkerDied, WorkerHung
 
     class Server(uvicorn.Server):
@@ -83,28 +108,55 @@ def run(options: argparse.Namespace) -> int:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(signal.SIGHUP, _reload, server)
             yield
 
-    limits = Limits(options.queue, options.batch_rows, options.timeout, options.save_every)
+    limits = Limits(options.queue, options.batch_rows, options.timeout, options.save_every, options.hang)
+    connections = ConnectionLimits(raise_open_files(options.connections), options.connections_per_client)
     with _listen(options.host, options.port) as listener:
         server = ModelServer(options.model, options.learn, limits)
         try:
             description = server.start()
         except (WorkerDied, WorkerHung) as error:
             raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
-        listener.listen(1024)  # from here on clients are not refused, only not answered yet
+        listener.listen(_BACKLOG)  # from here on clients are not refused, only not answered yet
         host, port = listener.getsockname()[:2]
-        print(f"{description['model']} on http://{host}:{port} (/predict, /docs, /health, /info, /metrics)", flush=True)
+        paths = "/predict, /docs, /health/ready, /info, /metrics"
+        print(f"{description['model']} on http://{_bracketed(host)}:{port} ({paths})", flush=True)
         if token is None and not ipaddress.ip_address(host).is_loopback:
             print(
                 f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True
             )
         config = uvicorn.Config(
-            make_app(server, description, options.max_body, token), log_level="warning", access_log=False,
-            server_header=False, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
+            make_app(server, description, options.max_body, token), http=limit_connections(connections), ws="none",
+            log_config=None, access_log=False, server_header=False, backlog=_BACKLOG,
+            timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
         )  # fmt: skip
+        log_to_stderr()
         asyncio.run(Server(config).serve(sockets=[listener]))
-    return 0
+    return 1 if server.unsaved else 0
+
+
+def _reload(server: "ModelServer") -> None:
+    """Reload on SIGHUP; what is wrong is told in the log."""
+
+    async def reload() -> None:
+        try:
+            await server.reload()
+        except MoEAppsError as error:
+            logging.getLogger("moeapps.serve").error("%s", error)
+
+    task = asyncio.ensure_future(reload())
+    _RELOADS.add(task)
+    task.add_done_callback(_RELOADS.discard)
+
+
+_RELOADS: set["asyncio.Future[None]"] = set()
+"""The running ones: the loop itself does not keep them."""
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _token(path: str | None) -> str | None:
@@ -124,8 +176,11 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Head and body of an answer are two writes. Without this the second one waits for the client to acknowledge the
+        # first, which takes it 40 ms. asyncio sets it by itself only where the listener names its protocol, as above.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
     except OSError as error:
         if listener is not None:

@@ -5,7 +5,13 @@ from typing import Any
 
 from moeapps.core.errors import MoEAppsError
 
-__all__ = ["Refusal", "model_failed", "no_worker", "not_saved", "queue_full", "refused_data", "timed_out"]
+__all__ = [
+    "HALF_LEARNED", "Refusal", "half_learned", "key_reused", "model_failed", "no_worker", "not_reloaded", "not_saved",
+    "queue_full", "refused_data", "timed_out",
+]  # fmt: skip
+
+HALF_LEARNED = "half_learned"
+"""Code of :func:`half_learned`, upon which the server replaces the worker."""
 
 
 class Refusal(MoEAppsError):
@@ -63,7 +69,8 @@ def timed_out() -> Refusal:
 
 def refused_data(error: Exception) -> Refusal:
     """The model cannot predict or learn this content."""
-    return Refusal(422, "invalid_data", str(error))
+    message = str(error) or type(error).__name__
+    return Refusal(422, "invalid_data", message if len(message) <= 1000 else f"{message[:1000]}...")
 
 
 def model_failed() -> Refusal:
@@ -71,6 +78,21 @@ def model_failed() -> Refusal:
     return Refusal(500, "model_failed", "the model failed with an error of its own; the log says more")
 
 
-def not_saved(error: OSError) -> Refusal:
+def half_learned() -> Refusal:
+    """The model failed while it learned, and is not what it was before. It is thrown away, so nothing was learned."""
+    return Refusal(500, HALF_LEARNED, "the model failed while it learned; nothing of the request is kept")
+
+
+def not_saved(error: OSError | str) -> Refusal:
     """The disk refuses what was learned."""
-    return Refusal(500, "not_saved", f"what was learned could not be saved: {error}")
+    return Refusal(503, "not_saved", f"what is learned could not be saved: {error}", {"Retry-After": "30"})
+
+
+def key_reused(key: str) -> Refusal:
+    """An idempotency key came with other content than before."""
+    return Refusal(422, "key_reused", f"Idempotency-Key {key[:100]!r} came with another body before: use a new key")
+
+
+def not_reloaded(why: str) -> Refusal:
+    """The model that is served stays."""
+    return Refusal(409, "not_reloaded", f"not reloaded, the model is served as before: {why}")

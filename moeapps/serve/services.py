@@ -9,6 +9,7 @@ import base64
 import binascii
 import inspect
 import io
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -22,9 +23,14 @@ import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import TableModel, label_columns, predict_frame
-from moeapps.serve.refusal import Refusal, not_saved, refused_data
+from moeapps.serve.refusal import HALF_LEARNED, Refusal, half_learned, model_failed, no_worker, not_saved, refused_data
 
 __all__ = ["SERVICES", "GraphService", "ImageService", "Service", "StreamService", "TableService", "open_service"]
+
+log = logging.getLogger("moeapps.serve")
+
+MAX_CELLS = 1_000_000
+"""Rows times different features that a request to learn may have; they become a table."""
 
 Request = dict[str, Any]
 """A request's body, checked against the description: lists, numbers, text."""
@@ -78,6 +84,14 @@ class Service:
         """What the server has to know to check requests."""
         return {"kind": self.kind, "model": type(self.model).__name__, "learns": self.learns}
 
+    def info(self, requests: list[Any]) -> list[Any]:
+        """The description as it is now, for each who asks."""
+        return [self.describe()] * len(requests)
+
+    def ping(self, requests: list[Any]) -> list[Any]:
+        """Nothing, but an answer."""
+        return [None] * len(requests)
+
     def predict(self, requests: list[Request]) -> list[Any]:
         """One answer per request: a list of predictions, or a refusal."""
         return [_attempt(self.answer, request) for request in requests]
@@ -108,11 +122,11 @@ class TableService(Service):
         return {**super().describe(), "columns": self.columns, "width": self.width}
 
     def predict(self, requests: list[Request]) -> list[Any]:
-        """All rows at once; where one of them is refused, request by request, so that the others are answered."""
+        """All rows at once; where that fails, request by request, so that the others are answered."""
         rows = [row for request in requests for row in request["rows"]]
         try:
             predictions = self.answer({"rows": rows})
-        except DataError:
+        except Exception:  # whatever it is: who alone is refused alone is told why
             return super().predict(requests)
         answers, start = [], 0
         for request in requests:
@@ -161,12 +175,34 @@ class StreamService(Service):
         return predictions
 
     def learn(self, requests: list[Request]) -> list[Any]:
-        """Learn request by request; one of which a row is refused is not learned at all."""
-        return [_attempt(self._learn, request) for request in requests]
+        """Learn request by request; one of which a row is refused is not learned at all.
+
+        After one that the model broke at, nothing more is learned: this model will be thrown away.
+        """
+        answers: list[Any] = []
+        for request in requests:
+            before = self._state()
+            answer = _attempt(self._learn, request)
+            if isinstance(answer, Refusal) and self._state() != before:
+                answer = half_learned()
+            answers.append(answer)
+            if isinstance(answer, Refusal) and answer.code == HALF_LEARNED:
+                return answers + [no_worker() for _ in requests[len(answers) :]]
+        return answers
+
+    def _state(self) -> tuple[Any, ...]:
+        """What changes when something is learned, be it a part of it."""
+        classes = getattr(self.model, "classes_", ())
+        return int(self.model.n_seen_), len(self.model.router_features_), len(classes)
 
     def _learn(self, request: Request) -> dict[str, Any]:
         rows, labels = [row["x"] for row in request["rows"]], [row["y"] for row in request["rows"]]
         names = dict.fromkeys(name for row in rows for name in row)
+        if len(rows) * len(names) > MAX_CELLS:
+            raise DataError(
+                f"rows: {len(rows)} rows with {len(names)} different features make a table of "
+                f"{len(rows) * len(names)} cells, at most {MAX_CELLS} are learned at once: send fewer rows per request"
+            )
         frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names})
         frame = frame.astype(object) if len(frame.columns) else pd.DataFrame(index=range(len(rows)))
         self.model.learn_many(frame, labels)
@@ -281,8 +317,11 @@ def _objects(values: list[Any]) -> Any:
 def _attempt(operation: Callable[[Any], Any], content: Any) -> Any:
     try:
         return operation(content)
-    except DataError as error:
+    except (DataError, OverflowError, UnicodeError) as error:  # a number or text that nothing can hold
         return refused_data(error)
+    except Exception:  # a bug, which costs only the request that found it; the log has the traceback
+        log.exception("%s failed", operation.__qualname__)
+        return model_failed()
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,20 +1,23 @@
 """The process that holds the model, and the server's end of the pipe to it. The pipe carries JSON, never pickle."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from moeapps.core.errors import MoEAppsError
 from moeapps.core.warnings import silence_warnings
+from moeapps.serve.log import log_to_stderr
 from moeapps.serve.refusal import Refusal, model_failed
 
 __all__ = ["Worker", "WorkerDied", "WorkerHung", "answer_all"]
+
+log = logging.getLogger("moeapps.serve")
 
 
 class WorkerDied(Exception):
@@ -77,10 +80,10 @@ class Worker:
 
         Parameters
         ----------
-        operation : {"predict", "learn", "save"}
+        operation : {"predict", "learn", "save", "info", "ping"}
             Method of the service.
         contents : list
-            Requests, or the paths to save to.
+            Requests, or the paths to save to, or None.
         timeout : float
             Seconds to wait.
 
@@ -138,6 +141,7 @@ def _work(pipe: Connection, path: str) -> None:
     from moeapps.serve.services import open_service
 
     silence_warnings()
+    log_to_stderr()
     try:
         service = open_service(path)
     except (MoEAppsError, OSError) as error:
@@ -149,7 +153,25 @@ def _work(pipe: Connection, path: str) -> None:
             operation, contents = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
-        pipe.send_bytes(json.dumps({"answers": answer_all(service, operation, contents)}, allow_nan=False).encode())
+        pipe.send_bytes(_to_json(answer_all(service, operation, contents)))
+
+
+def _to_json(answers: list[dict[str, Any]]) -> bytes:
+    """The answers as JSON; one that has no JSON form becomes a refusal."""
+    try:
+        return json.dumps({"answers": answers}, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        log.exception("an answer has no JSON form")
+        failed = {"refusal": model_failed().to_json()}
+        return json.dumps({"answers": [answer if _is_json(answer) else failed for answer in answers]}).encode()
+
+
+def _is_json(answer: Any) -> bool:
+    try:
+        json.dumps(answer, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def answer_all(service: Any, operation: str, contents: list[Any]) -> list[dict[str, Any]]:
@@ -157,6 +179,8 @@ def answer_all(service: Any, operation: str, contents: list[Any]) -> list[dict[s
     try:
         answers = getattr(service, operation)(contents)
     except Exception:  # a bug: the worker lives on, the log has the traceback
-        traceback.print_exc()
+        log.exception("%s failed", operation)
+        if operation == "predict" and len(contents) > 1:  # whose request it is, is found out one by one
+            return [answer_all(service, operation, [content])[0] for content in contents]
         answers = [model_failed() for _ in contents]
     return [{"refusal": a.to_json()} if isinstance(a, Refusal) else {"ok": a} for a in answers]

@@ -76,7 +76,7 @@ class LocalWorker:
         answers = json.loads(json.dumps(answer_all(self.service, operation, content), allow_nan=False))
         return [Refusal(**a["refusal"]) if "refusal" in a else a["ok"] for a in answers]
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 5.0) -> None:
         os.close(self._end)
         os.close(self.sentinel)
 

@@ -1,10 +1,12 @@
 """The queue with a worker that does as it is told: full, slow, hung, dead, unable to save."""
 
 import asyncio
+import json
 import os
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -23,12 +25,12 @@ class FakeWorker:
         if self.made and "fail start" in self.plan:
             self.plan.remove("fail start")
             raise MoEAppsError("no file")
-        self.description = {"model": "Fake", "learns": True}
+        self.description = {"model": "Fake", "kind": "fake", "learns": True}
         self.sentinel, self._end = os.pipe()
-        self.path, self.calls, self.fate, self.killed = path, [], "", False
+        self.calls, self.fate, self.killed = [], "", False
         self.gate = threading.Event()
         self.gate.set()
-        self.learned: list = []
+        self.learned: list = json.loads(Path(path).read_text())
         self.made.append(self)
 
     def call(self, operation, content, timeout):
@@ -40,9 +42,16 @@ class FakeWorker:
         if self.fate == "bug":
             raise TypeError("no one expects it")
         if operation == "save":
-            return [Refusal(500, "not_saved", "disk full")] if self.fate == "full" else [None]
+            if self.fate == "full":
+                return [Refusal(503, "not_saved", "disk full")]
+            Path(content[0]).write_text(json.dumps(self.learned))
+            return [None]
+        if operation == "ping":
+            return [None]
         if operation == "learn":
-            self.learned += content
+            self.learned += [x for x in content if x not in ("odd", "bug")]
+            if self.fate == "half":
+                return [Refusal(500, "half_learned", "") for _ in content]
         return [
             Refusal(422, "invalid_data", x) if x == "odd" else model_failed() if x == "bug" else 2 * x for x in content
         ]
@@ -53,11 +62,14 @@ class FakeWorker:
     def kill(self) -> None:
         self.killed = True
 
-    stop = kill
+    def stop(self, timeout: float = 5.0) -> None:
+        self.killed = True
 
 
 @pytest.fixture
-def made(monkeypatch):
+def made(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("model").write_text("[]")
     monkeypatch.setattr(FakeWorker, "made", [], raising=False)
     monkeypatch.setattr(FakeWorker, "plan", [], raising=False)
     return FakeWorker.made
@@ -164,7 +176,7 @@ def test_a_worker_that_hangs_is_replaced(made):
         assert made[0].killed
         assert await server.submit("predict", 1, 1) == 2
 
-    run(scenario, limits=Limits(timeout=0.3))
+    run(scenario, limits=Limits(timeout=0.3, hang=0.6))
 
 
 def test_requests_of_a_dead_worker_are_refused_and_what_it_learned_is_learned_again(made):
