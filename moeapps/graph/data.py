@@ -1,6 +1,7 @@
 """Graph data for training: a graph of your own, or a public one."""
 
 import os
+import warnings
 import zipfile
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +21,9 @@ from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
-from moeapps.graph.inputs import as_graph, check_training_masks, class_names, encode_labels
+from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks
+from moeapps.graph.labels import check_marks, class_names, encode_labels
+from moeapps.graph.masks import MASKS
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
@@ -37,8 +40,9 @@ class GraphDataModule(L.LightningDataModule):
     ----------
     source : Data or str
         A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``, ``node_labels``
-        ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), and ``train_masks``, ``val_masks``, ``test_masks`` ``(splits,
-        N)`` (the layout of the heterophilous-graphs benchmark).
+        ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), ``edge_weight`` ``(E,)`` if there are weights, and
+        ``train_masks``, ``val_masks``, ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs
+        benchmark) or ``train_mask``, ``val_mask``, ``test_mask`` ``(N,)``.
     split : int, default 0
         Which of several splits to use.
     undirected : bool, default True
@@ -93,9 +97,9 @@ class GraphDataModule(L.LightningDataModule):
 
     def load(self) -> Data:
         """Return the raw graph; override this to read another source."""
-        if isinstance(self.source, Data):
-            return self.source
-        return read_npz(self.source, self.undirected)
+        if isinstance(self.source, str | os.PathLike):
+            return read_npz(self.source, self.undirected)
+        return self.source
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check, encode the labels and split."""
@@ -104,9 +108,8 @@ class GraphDataModule(L.LightningDataModule):
         graph = as_graph(self.load(), split=self.split)
         if graph.y is None:
             raise DataError("the graph has no labels y: they are needed for training")
+        check_marks(graph.y, _used(graph))
         self.classes = class_names(graph.y)
-        if len(self.classes) < 2:
-            raise DataError(f"y has {len(self.classes)} class: at least two are needed")
         graph.y = encode_labels(graph.y, self.classes)
         if self.normalize_features:
             # not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph
@@ -194,26 +197,51 @@ def _rest(graph: Data) -> Tensor:
     return rest
 
 
+def _used(graph: Data) -> np.ndarray:
+    """Nodes in one of the masks that were given; all if there is no ``train_mask``."""
+    masks: list[Any] = [graph[name].numpy() for name in MASKS if name in graph]
+    return np.logical_or.reduce(masks) if "train_mask" in graph else np.ones(graph.num_nodes, dtype=bool)
+
+
 def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     """Read a graph from an ``.npz`` file in the layout that :class:`GraphDataModule` describes."""
     file = existing_file(path, "a graph in an .npz file")
     arrays = _arrays(file)
-    edges = torch.from_numpy(arrays["edges"])
+    edges: Any = arrays["edges"]
     if edges.ndim == 2 and edges.shape[1] == 2:
         edges = edges.T
-    graph = Data(
-        x=torch.from_numpy(arrays["node_features"]),
-        edge_index=edges,
-        y=torch.from_numpy(arrays["node_labels"]),
-    )
-    checked = as_graph(graph).edge_index  # before to_undirected, whose errors name no edge
-    if undirected:
-        graph.edge_index = to_undirected(checked, num_nodes=graph.num_nodes)
-    for name in ("train_mask", "val_mask", "test_mask"):
-        mask: Any = arrays.get(f"{name}s")
-        if mask is not None:
-            graph[name] = torch.from_numpy(mask.T if mask.ndim == 2 else mask)
+    weight = arrays.get("edge_weight")
+    graph = bare_graph(arrays["node_features"], edges, edge_weight=weight)  # before to_undirected names no edge
+    if undirected and graph.edge_weight is None:
+        graph.edge_index = to_undirected(graph.edge_index, num_nodes=graph.num_nodes)
+    elif undirected:
+        graph.edge_index, graph.edge_weight = _both_directions(graph, file)
+    graph.y = arrays["node_labels"]
+    for name in MASKS:
+        if f"{name}s" in arrays:
+            graph[name] = arrays[f"{name}s"].T
+        elif name in arrays:
+            graph[name] = arrays[name]
+    unknown = set(arrays) - {"node_features", "node_labels", "edges", "edge_weight", *MASKS, *(f"{m}s" for m in MASKS)}
+    if unknown:
+        warnings.warn(f"{file} has arrays that are not used: {', '.join(sorted(unknown))}", UserWarning, stacklevel=2)
     return graph
+
+
+def _both_directions(graph: Data, file: Path) -> list[Tensor]:
+    """Edges and weights with the reverse of each; an edge that is there twice must have one weight."""
+    lowest, highest = (
+        to_undirected(graph.edge_index, graph.edge_weight, num_nodes=graph.num_nodes, reduce=reduce)
+        for reduce in ("min", "max")
+    )
+    different = (lowest[1] != highest[1]).nonzero().flatten()
+    if different.numel():
+        source, target = lowest[0][:, different[0]].tolist()
+        raise DataError(
+            f"{file} has several weights for the edge between {source} and {target}: with undirected=True an edge has "
+            "one weight in both directions; undirected=False keeps them"
+        )
+    return list(lowest)
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:

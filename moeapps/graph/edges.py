@@ -22,7 +22,9 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_remaining_self_loops
 
-__all__ = ["EdgeForm", "Edges", "Neighborhood"]
+from moeapps.core.errors import DataError
+
+__all__ = ["EdgeForm", "Edges", "Neighborhood", "is_sparse", "sparse_parts"]
 
 EdgeForm = Literal["plain", "looped", "normalized"]
 
@@ -82,6 +84,28 @@ class Edges:
         self._pointers: dict[str, tuple[Tensor, Tensor]] = {}
         self.samplers: dict[tuple[str, tuple[int, ...]], Any] = {}
 
+    @classmethod
+    def of(cls, edges: Any, weight: Tensor | None, num_nodes: int) -> Self:
+        """Edges as PyG's layers take them: prepared ones, a ``(2, E)`` index, or a sparse ``adj_t`` ``(N, N)``.
+
+        Raises
+        ------
+        DataError
+            If they are neither, or ``weight`` is given beside ``adj_t``, whose values are the weights.
+        """
+        if isinstance(edges, cls):
+            return edges
+        if is_sparse(edges):
+            if weight is not None:
+                raise DataError("edge_weight was given beside adj_t, whose values are the weights of its edges")
+            row, column, weight, _ = sparse_parts(edges)
+            unweighted = weight is None or bool((weight == 1).all())
+            return cls(torch.stack([column, row]), None if unweighted else weight, num_nodes)
+        if not isinstance(edges, Tensor) or edges.ndim != 2 or edges.shape[0] != 2:
+            shape = tuple(edges.shape) if isinstance(edges, Tensor) else type(edges).__name__
+            raise DataError(f"edge_index must be a Tensor of shape (2, E), a sparse adj_t or Edges, got {shape}")
+        return cls(edges, weight, num_nodes)
+
     @property
     def device(self) -> torch.device:
         """Where the edges are."""
@@ -105,12 +129,18 @@ class Edges:
 
         ``"plain"`` is as given, ``"looped"`` has a self-loop at every node, ``"normalized"`` has also the weights
         :math:`1 / \sqrt{d_u d_v}` of a GCN, with the degrees of the whole graph.
+
+        Raises
+        ------
+        DataError
+            If a weight is below 0 and the form is normalised: its square root would be NaN.
         """
         if form not in self._forms:
             index, weight = self.index, self.weight
             if form == "looped":
                 index, weight = add_remaining_self_loops(index, weight, num_nodes=self.num_nodes)
             elif form == "normalized":
+                _refuse_negative(index, weight)
                 index, weight = gcn_norm(index, weight, self.num_nodes)
             order = index[1].argsort(stable=True)
             sorted_index = sorted_edge_index(index[:, order], self.num_nodes).fill_cache_()
@@ -191,6 +221,38 @@ class Edges:
             edge_weight=None if weight is None else weight[edge] * torch.cat([weight[:0], *scales]),
             nodes_per_hop=[part.numel() for part in nodes],
             edges_per_hop=[part.numel() for part in edges],
+        )
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether this is a sparse matrix of torch, or of torch_sparse, which is known by its methods and not imported."""
+    if isinstance(matrix, Tensor):
+        return matrix.layout != torch.strided
+    return hasattr(matrix, "coo") and hasattr(matrix, "sparse_sizes")
+
+
+def sparse_parts(matrix: Any) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, ...]]:
+    """Rows and columns ``(E,)`` of the entries of a sparse matrix, their values if it has any, and its shape.
+
+    Entries that are there twice stay two.
+    """
+    if not isinstance(matrix, Tensor):
+        row, column, value = matrix.coo()
+        return row, column, value, tuple(matrix.sparse_sizes())
+    coo = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()
+    row, column = coo._indices()
+    return row, column, coo._values(), tuple(matrix.shape)
+
+
+def _refuse_negative(index: Tensor, weight: Tensor | None) -> None:
+    below = torch.zeros(0) if weight is None else (weight < 0).nonzero().flatten()
+    if weight is not None and below.numel():
+        first = int(below[0])
+        raise DataError(
+            f"edge_weight is below 0 at {below.numel()} edges, the first is edge {first}: {int(index[0, first])} -> "
+            f"{int(index[1, first])}, {float(weight[first]):g}; a GCN divides by the root of the summed weights, which "
+            "then is not a number: use weights of at least 0, or a module whose layers take signed weights "
+            "(torch_geometric.nn.GraphConv)"
         )
 
 

@@ -8,6 +8,7 @@ Cutting has a cost of its own: where the piece would be large, the whole graph i
 # N nodes of the graph, B of them predicted, M nodes of a piece of the graph, S seeds of it, F features, K classes,
 # L layers
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,7 +141,7 @@ class NodeExpert:
         edges : Edges
             Its edges.
         nodes : Tensor of shape (B,), or None
-            Distinct node numbers; all nodes when None.
+            Node numbers; all nodes when None.
         batch_size : int, optional
             Number of nodes around which one piece is cut out, which bounds the memory.
         work : Work, optional
@@ -160,6 +161,9 @@ class NodeExpert:
             return self._on_whole_graph(x, edges, nodes, work)
         hops = self.known_hops()
         nodes = torch.arange(x.shape[0], device=x.device) if nodes is None else nodes
+        distinct, place = nodes.unique(return_inverse=True)
+        if len(distinct) < len(nodes):  # a piece has each of its seeds once
+            return self.on_nodes(x, edges, distinct, batch_size=batch_size, work=work)[place]
         most = int(self.cut_share * hops * edges.count(self.edge_form)) if batch_size is None else None
         logits = []
         for part in [nodes] if batch_size is None else list(nodes.split(batch_size)) or [nodes]:
@@ -223,9 +227,19 @@ class NodeExpert:
 
     def _edge_weight(self, edges: Edges | Neighborhood) -> Tensor | None:
         weight = edges.edge_weight if isinstance(edges, Neighborhood) else edges.weight
-        if weight is not None and not getattr(self.network, "supports_edge_weight", True):
-            raise DataError(f"edge_weight was given, but {type(self.network).__name__} does not use edge weights")
+        if weight is not None and not (getattr(self.network, "supports_edge_weight", True) and self._takes_weights()):
+            raise DataError(
+                f"edge_weight was given (or edge_attr, or values in the adjacency matrix), but "
+                f"{type(self.network).__name__} does not use edge weights: leave them out, or use a network that does "
+                "(gcn, or a module with forward(x, edge_index, edge_weight))"
+            )
         return weight
+
+    def _takes_weights(self) -> bool:
+        """Whether the network's ``forward`` has a third argument."""
+        parameters = inspect.signature(self.network.forward).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return len(positional) >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 class GraphExpert(NodeExpert):

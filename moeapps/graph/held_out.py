@@ -12,7 +12,7 @@ from moeapps.core.views import Curves
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.dispersion import variance_dispersion
 from moeapps.graph.inference import Inference, MowstOutput
-from moeapps.graph.measures import Monitor, confidence_curves, measure
+from moeapps.graph.measures import Monitor, confidence_curves, measure, refuse_nan
 from moeapps.graph.mowst import Mowst
 from moeapps.graph.plan import Scores
 
@@ -125,11 +125,19 @@ class HeldOut:
     def scores(
         self, model: Mowst, monitor: Monitor, class_weight: Tensor | None
     ) -> tuple[Scores, dict[str, dict[str, float]]]:
-        """Scores of each expert alone and of ``"mix"``, for the training plan, and all that was measured."""
+        """Scores of each expert alone and of ``"mix"``, for the training plan, and all that was measured.
+
+        Raises
+        ------
+        NonFiniteError, DataError
+            If an expert predicts NaN, or the monitored score does not exist.
+        """
         values, everything = self.scored(_device(model)), monitor in ("auc", "macro_f1")
         log_probs = {name: values[name].log_softmax(-1) for name in model.names}
         log_probs["mix"] = self.predict(model).log_probs
         measured = {name: measure(z, values["y"], everything, class_weight) for name, z in log_probs.items()}
+        for name, z in log_probs.items():
+            refuse_nan(z, measured[name], monitor, "the mixture" if name == "mix" else f"the {name} expert")
         # an improvement of less than 0.001 in loss is none: it would stretch a stage without end
         losses = {name: -round(found["loss"], 3) for name, found in measured.items()}
         if monitor == "loss":

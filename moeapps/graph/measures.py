@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, multiclass_auroc, multiclass_f1_score
 
+from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.views import Curves
 
-__all__ = ["MONITORS", "Monitor", "confidence_curves", "measure"]
+__all__ = ["MONITORS", "Monitor", "confidence_curves", "measure", "refuse_nan"]
 
 Monitor = Literal["accuracy", "loss", "auc", "macro_f1"]
 MONITORS = ("accuracy", "loss", "auc", "macro_f1")
@@ -46,6 +47,46 @@ def measure(
         else:
             found["auc"] = float(multiclass_auroc(log_probs.exp(), y, num_classes=classes, average="macro"))
     return found
+
+
+def refuse_nan(log_probs: Tensor, found: dict[str, float], monitor: str, who: str) -> None:
+    """Refuse predictions of nodes that are not finite, and a score that does not exist.
+
+    Both would go unnoticed: NaN is never better than the best score so far, so training would select by nothing.
+
+    Parameters
+    ----------
+    log_probs : Tensor of shape (N, K)
+        Log-probabilities of the nodes that are scored.
+    found : dict
+        What was measured of them.
+    monitor : str
+        Score that selects.
+    who : str
+        What predicts, for the error.
+
+    Raises
+    ------
+    NonFiniteError
+        If a prediction is NaN, or their loss infinite.
+    DataError
+        If the monitored score is NaN, because the validation nodes do not have every class, or none that has a weight.
+    """
+    bad = int(log_probs.isnan().any(dim=1).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{who} predicts NaN for {bad} of the {len(log_probs)} nodes to score: features or edge weights are too "
+            "large for float32 or of a sign that the network cannot take, or lr is too large"
+        )
+    if found["loss"] == float("inf"):
+        raise NonFiniteError(f"the loss of {who} on the nodes to score is infinite")
+    if found[monitor] != found[monitor]:
+        why = (
+            "val_mask must have nodes of every class"
+            if monitor == "auc"
+            else "no validation node is of a class with a class_weight above 0"
+        )
+        raise DataError(f"monitor={monitor!r} cannot be computed on the validation nodes: {why}")
 
 
 def confidence_curves(dispersion: Tensor, confidence: Tensor, right: Tensor, where: str) -> Curves:

@@ -180,8 +180,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         ----------
         x : Tensor of shape (N, F), or (M, F) for a piece of the graph
             Features.
-        edges : int64 Tensor of shape (2, E), Edges or Neighborhood
-            Source and target of each edge; or prepared edges; or a piece of the graph.
+        edges : int64 Tensor of shape (2, E), sparse Tensor of shape (N, N), Edges or Neighborhood
+            Source and target of each edge; or PyG's ``adj_t``; or prepared edges; or a piece of the graph.
         edge_weight : Tensor of shape (E,), optional
             Edge weights, with plain edges.
         mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
@@ -204,8 +204,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         """
         if x.ndim != 2 or x.shape[1] != self.in_channels:
             raise DataError(f"x must have shape (N, {self.in_channels}), got {tuple(x.shape)}")
-        if isinstance(edges, Tensor):
-            edges = Edges(edges, edge_weight, x.shape[0])
+        if not isinstance(edges, Neighborhood):
+            edges = Edges.of(edges, edge_weight, x.shape[0])
         seeds = x[: edges.nodes_per_hop[0]] if isinstance(edges, Neighborhood) else x
 
         def run(name: str, rows: Tensor | None) -> Tensor:

@@ -19,11 +19,12 @@ from moeapps.graph.data import GraphDataModule
 from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.experts import node_expert
 from moeapps.graph.inference import Inference, MowstOutput
-from moeapps.graph.inputs import encode_labels
+from moeapps.graph.labels import encode_labels
+from moeapps.graph.masks import node_index
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.module import GateFit, MowstModule, MowstTraining
 from moeapps.graph.mowst import Mowst, MowstConfig, Variant
-from moeapps.graph.node_classifier import NodeClassifier, node_index
+from moeapps.graph.node_classifier import NodeClassifier
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.thresholds import UNREACHABLE, check_choice, choose_threshold
 
@@ -147,8 +148,7 @@ class MowstClassifier(NodeClassifier):
     """
 
     _saved_attributes = (
-        "n_features_in_",
-        "n_iter_",
+        *NodeClassifier._saved_attributes,
         "champion_",
         "confidence_",
         "threshold_",

@@ -127,7 +127,8 @@ class GraphNetwork(BasicGNN):
         x : Tensor of shape (N, F)
             Features of the graph's nodes, or ``(M, F)`` of a neighbourhood's.
         edges : Tensor or Edges or Neighborhood
-            The whole graph's edges, prepared or as a plain ``(2, E)`` index; or a neighbourhood.
+            The whole graph's edges, prepared, as a plain ``(2, E)`` index or as PyG's sparse ``adj_t``; or a
+            neighbourhood.
         edge_weight : Tensor of shape (E,), optional
             With a plain index.
 
@@ -146,7 +147,7 @@ class GraphNetwork(BasicGNN):
                     "num_sampled_edges_per_hop": edges.edges_per_hop,
                 }
         else:
-            whole = edges if isinstance(edges, Edges) else Edges(edges, edge_weight, x.shape[0])
+            whole = Edges.of(edges, edge_weight, x.shape[0])
             index, weight = whole.form(self.edge_form)
             seeds = x.shape[0]
         out: Tensor = super().forward(x, index, weight if self.supports_edge_weight else None, **more)

@@ -1,5 +1,6 @@
 """Base of the node classifiers: inputs, labels, masks, prediction, scores."""
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -11,13 +12,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.nn import MLP
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import labels_from_json, labels_to_json
+from moeapps.graph.arrays import as_array, as_frame
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
-from moeapps.graph.inputs import as_graph, as_labels, encode_labels, labeled
+from moeapps.graph.inputs import as_graph, bare_graph, refuse_other_graphs
+from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
+from moeapps.graph.masks import MASKS, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
 from moeapps.graph.node_module import NodeModule
 
@@ -31,6 +36,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     batch_size: int | None
     num_neighbors: Any
     class_weight: Any
+
+    _saved_attributes = ("n_features_in_", "n_iter_", "split_", "n_edges_")
 
     def fit(
         self,
@@ -48,20 +55,22 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         Parameters
         ----------
         X : torch_geometric.data.Data or array of shape (N, F)
-            The graph, or its node features; a ``Data`` brings labels, edges and masks with it.
+            The graph, or its node features, all of them numbers; a ``Data`` brings labels, edges (``edge_index`` or
+            ``adj_t``), their weights (``edge_weight``, or ``edge_attr`` of one number per edge) and masks with it.
         y : array of shape (N,), optional
-            Labels of any kind; below 0 or NaN means unlabeled.
+            Labels of any kind; below 0 or missing means unlabeled.
         edge_index : optional
-            Edges: an array of shape (2, E), a scipy sparse matrix or array of shape (N, N), a pandas frame of edges
-            (first two columns: source and target, by position or by the names in the index of a frame ``X``; a third
-            one holds weights) or a networkx graph. None means no edges at all.
+            Edges: an array of shape (2, E), a scipy sparse matrix or array of shape (N, N) (row: source), a frame of
+            edges (first two columns: source and target, by position or by the names in the index of a pandas frame
+            ``X``; a third one holds weights) or a networkx graph. None means no edges at all.
         edge_weight : array of shape (E,), optional
             Weights of the edges.
-        train_mask, val_mask : bool array of shape (N,) or array of node numbers, optional
-            Nodes to train and to validate on. Without ``train_mask`` all labeled nodes are trained on, without
-            ``val_mask`` a fifth of the training nodes is set aside.
-        split : int
-            Column of masks that hold several splits.
+        train_mask, val_mask : array of shape (N,) or array of node numbers, optional
+            Nodes to train and to validate on: one bool (or 0 and 1) per node, or distinct node numbers. Without
+            ``train_mask`` all labeled nodes are trained on, without ``val_mask`` a fifth of the training nodes is set
+            aside.
+        split : int, default 0
+            Column of masks that hold several splits; :meth:`score` and :meth:`evaluate` take the same one.
 
         Returns
         -------
@@ -74,16 +83,21 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Naming the input that cannot be used.
         """
         with self._all_or_nothing() as fitted:
+            refuse_other_graphs(X)
+            X = as_frame(X)
             if isinstance(X, Data):
                 fitted.__dict__.pop("feature_names_in_", None)
             else:
                 validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
-                y = column_or_1d(y, warn=True)
+                y = as_array(y)
+                if y.ndim == 2 and y.shape[1] == 1:
+                    y = column_or_1d(y, warn=True)
+            _check_split(split, [train_mask, val_mask], X)
             graph = as_graph(
                 X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
             )
             if graph.y is not None:
-                check_classification_targets(graph.y[labeled(graph.y)])
+                check_classification_targets(known_labels(graph.y))
             seed = self._seed()
             data = GraphDataModule(graph, seed=seed, batch_size=self.batch_size, num_neighbors=self.num_neighbors)
             data.setup("fit")
@@ -91,6 +105,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             fitted.history_ = fitted._train(module, data, seed, **self._stopping())
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
+            fitted.n_edges_ = graph.num_edges
+            fitted.split_ = int(split)
             fitted.classes_ = data.classes
             fitted.model_ = module.model.eval()
             fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
@@ -106,10 +122,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         Parameters
         ----------
         X : torch_geometric.data.Data or array of shape (N, F), optional
-            The graph or its node features; the training graph when None.
+            The graph or its node features; the training graph when None. Labels and masks are not read.
         edge_index, edge_weight : optional
             As in :meth:`fit`. A new ``X`` needs its own edges.
-        nodes : array of node numbers or bool array of shape (N,), optional
+        nodes : array of node numbers or mask of shape (N,), optional
             Which nodes; all when None.
 
         Returns
@@ -119,7 +135,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         """
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         chosen = None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
-        probabilities: np.ndarray = self._log_probs(graph, chosen).exp().cpu().numpy()
+        probabilities: np.ndarray = self._finite_log_probs(graph, chosen).exp().cpu().numpy()
         return probabilities
 
     def predict(
@@ -150,11 +166,18 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             True labels of all nodes; those of ``X`` when it is a ``Data``.
         sample_weight : array, optional
             Weight of each scored node.
-        nodes : array of node numbers or bool array, optional
-            Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those; otherwise all.
+        nodes : array of node numbers or mask, optional
+            Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those, of the split that the
+            model was fitted on if the mask has several; otherwise all.
+
+        Raises
+        ------
+        DataError
+            Naming the input that cannot be used; also if a ``test_mask`` has several splits and the model was saved by
+            moeapps 0.1, which did not note the split.
         """
         graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
-        predicted = self.classes_[self._log_probs(graph, torch.from_numpy(chosen)).argmax(-1).cpu().numpy()]
+        predicted = self.classes_[self._finite_log_probs(graph, torch.from_numpy(chosen)).argmax(-1).cpu().numpy()]
         return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
 
     def evaluate(
@@ -174,22 +197,35 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         codes = encode_labels(truth, self.classes_)
         if bool((codes < 0).any()):
             raise DataError(f"y has labels that {type(self).__name__} was not fitted with")
-        return measure(self._log_probs(graph, torch.from_numpy(chosen)).cpu(), codes, everything=True)
+        return measure(self._finite_log_probs(graph, torch.from_numpy(chosen)).cpu(), codes, everything=True)
 
     def _nodes_to_score(
         self, X: Any, y: Any, edge_index: Any, edge_weight: Any, nodes: Any
     ) -> tuple[Data, np.ndarray, np.ndarray]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)
-        truth = graph.y if y is None else as_labels(y, graph.num_nodes)
-        if truth is None:
+        y = getattr(X, "y", None) if y is None and isinstance(X, Data) else y
+        if y is None:
             raise DataError("score needs the true labels y")
-        if nodes is None and "test_mask" in graph:
-            nodes = graph.test_mask
+        truth = as_labels(y, graph.num_nodes)
+        test_mask = getattr(X, "test_mask", None) if isinstance(X, Data) else None
+        if nodes is None and test_mask is not None:
+            nodes = read_mask("test_mask", test_mask, graph.num_nodes, self._fitted_split(test_mask))
         chosen = np.arange(len(truth)) if nodes is None else node_index(nodes, len(truth))
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
         return graph, truth[chosen], chosen
+
+    def _fitted_split(self, mask: Any) -> int:
+        """Number of the split that the model was fitted on, needed if the mask has several."""
+        if hasattr(self, "split_"):
+            return self.split_
+        if has_splits(mask):
+            raise DataError(
+                "test_mask has several splits, and the file of this model does not say which one it was fitted on: "
+                "give nodes=data.test_mask[:, split]"
+            )
+        return 0
 
     def _graph_to_predict(self, X: Any, edge_index: Any, edge_weight: Any) -> Data:
         check_is_fitted(self, "model_")
@@ -197,7 +233,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
-        graph = as_graph(X, None, edge_index, edge_weight=edge_weight)
+        X = as_frame(X)
+        graph = bare_graph(X, edge_index, edge_weight=edge_weight)
         graph.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)
@@ -205,12 +242,35 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             raise DataError(
                 f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}"
             )
+        if not graph.num_edges and graph.num_nodes > 1 and getattr(self, "n_edges_", 0) and self._uses_edges():
+            warnings.warn(
+                f"the graph to predict has no edges, the one that {type(self).__name__} was fitted on had "
+                f"{self.n_edges_}: predictions then rest on each node's own features; give edge_index",
+                UserWarning,
+                stacklevel=4,
+            )
         return graph
 
     def _place(self, graph: Data) -> tuple[Tensor, Edges, torch.device]:
         """Features and edges on the device where prediction happens."""
         device = resolve_device(self.accelerator)
         return graph.x.to(device), graph.edges.to(device), device
+
+    def _uses_edges(self) -> bool:
+        """Whether predictions depend on edges."""
+        return not isinstance(self.model_, MLP)
+
+    def _finite_log_probs(self, graph: Data, nodes: Tensor | None) -> Tensor:
+        """As :meth:`_log_probs`; a prediction that is NaN is an error."""
+        log_probs = self._log_probs(graph, nodes)
+        bad = log_probs.isnan().any(dim=1).nonzero().flatten()
+        if bad.numel():
+            first = int(bad[0]) if nodes is None else int(nodes[bad[0]])
+            raise NonFiniteError(
+                f"{type(self).__name__} predicts NaN for {bad.numel()} nodes, the first is node {first}: the features "
+                "or edge weights are too large for float32, or the network cannot take their sign"
+            )
+        return log_probs
 
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
         """``(B, K)`` log-probabilities of these nodes, of all when None."""
@@ -249,21 +309,11 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         super()._restore(state)
 
 
-def node_index(nodes: Any, num_nodes: int) -> np.ndarray:
-    """Node numbers from node numbers or a bool mask.
-
-    Raises
-    ------
-    DataError
-        If a mask has another length, or a number is outside the graph.
-    """
-    chosen = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else np.asarray(nodes)
-    if chosen.dtype == bool:
-        if chosen.shape != (num_nodes,):
-            raise DataError(f"nodes must have one entry per node ({num_nodes}), got {chosen.shape}")
-        return np.flatnonzero(chosen)
-    if chosen.ndim != 1 or (len(chosen) and chosen.dtype.kind not in "iu"):
-        raise DataError(f"nodes must be a list of node numbers or a bool array, got {chosen.dtype} {chosen.shape}")
-    if len(chosen) and (chosen.min() < 0 or chosen.max() >= num_nodes):
-        raise DataError(f"nodes must be in 0..{num_nodes - 1}, got {chosen.min()}..{chosen.max()}")
-    return chosen.astype(np.int64)
+def _check_split(split: Any, masks: list[Any], X: Any) -> None:
+    """Refuse a split that no mask has: every number would give the same model."""
+    if isinstance(split, bool) or not isinstance(split, int | np.integer) or split < 0:
+        raise ConfigError(f"split must be the number of a column of the masks, at least 0, got {split!r}")
+    own = [getattr(X, name, None) for name in MASKS] if isinstance(X, Data) else []
+    present = [mask for mask in (*masks, *own) if mask is not None]
+    if split and not any(has_splits(mask) for mask in present):
+        raise ConfigError(f"split={split}, but no mask has several splits: they are given as (N, splits)")

@@ -17,7 +17,7 @@ from moeapps.core.labels import probability_columns
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.experts import NodeExpert, node_expert
-from moeapps.graph.measures import MONITORS, Monitor, measure
+from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
 from moeapps.graph.networks import NetworkConfig, build_network
 
 __all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates"]
@@ -120,6 +120,7 @@ class NodeModule(Configurable, MoEModule):
         everything = stage == "test" or self.monitor in ("auc", "macro_f1")
         # what training selects by weighs classes as its loss does; what a test reports does not
         found = measure(log_probs, y, everything, self._class_weight if stage == "val" else None)
+        refuse_nan(log_probs, found, self.monitor if stage == "val" else "loss", type(self.model).__name__)
         if stage == "val":  # what training selects by; the loss decides ties
             found["score"] = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
         logged = {f"{stage}/{name}": value for name, value in found.items()}

@@ -271,7 +271,11 @@ class GraphService(Service):
         """For each requested node its class, and the probability of every class."""
         x = np.array(request["x"], dtype=np.float32)
         edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
-        probabilities = self.model.predict_proba(x, edges, nodes=request.get("nodes"))
+        nodes = request.get("nodes")
+        if nodes is not None:  # each once: what is all 0 and 1, with repetitions, would be read as a mask
+            nodes, place = np.unique(nodes, return_inverse=True)
+        probabilities = self.model.predict_proba(x, edges, nodes=nodes)
+        probabilities = probabilities if nodes is None else probabilities[place]
         return _records(label_columns(self.model.classes_, probabilities))
 
 

@@ -1,0 +1,111 @@
+"""Node features: what users have to one float32 matrix."""
+
+# N nodes, F features
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from moeapps.core.errors import DataError, DataTypeError
+from moeapps.graph.arrays import kind_of, missing
+
+__all__ = ["as_features"]
+
+NUMBERS = ("integer", "floating", "boolean", "decimal", "empty")
+
+
+def as_features(x: Any) -> Tensor:
+    """``(N, F)`` float32 features on the CPU.
+
+    Parameters
+    ----------
+    x
+        Array, Tensor on any device, sparse matrix or tensor, or a pandas frame of numbers.
+
+    Raises
+    ------
+    DataError
+        If a column holds something else than numbers (text, also of digits; categories; dates), or a feature is
+        missing or infinite. The error names column and row.
+    """
+    if x is None:
+        raise DataError("the graph has no node features x, expected an (N, F) matrix")
+    names = list(x.columns) if isinstance(x, pd.DataFrame) else None
+    dense = _dense(x)
+    if dense.ndim != 2:
+        raise DataError(f"x must have shape (N, F), got {tuple(dense.shape)}. Reshape your data")
+    for axis, what in enumerate(("sample", "feature")):
+        if dense.shape[axis] == 0:
+            raise DataError(f"x has 0 {what}(s) (shape={tuple(dense.shape)}) while a minimum of 1 is required.")
+    features = dense.to(torch.float32)
+    fine = features.isfinite()
+    bad = (~fine.all(dim=1)).nonzero().flatten()
+    if bad.numel():
+        columns = (
+            "" if names is None else f" (columns {[names[i] for i in (~fine.all(dim=0)).nonzero().flatten()][:5]})"
+        )
+        raise DataError(
+            f"x has NaN or infinite features in {bad.numel()} of {len(dense)} nodes, the first are "
+            f"{bad[:5].tolist()}{columns}; replace them, or they would spread to all neighbours"
+        )
+    return features.contiguous()
+
+
+def _dense(x: Any) -> Tensor:
+    if isinstance(x, pd.DataFrame):
+        columns = [_column(x.iloc[:, i], f"column {x.columns[i]!r} of x") for i in range(x.shape[1])]
+        return torch.from_numpy(np.stack(columns, axis=1) if columns else np.zeros(x.shape))
+    if sparse.issparse(x):
+        x = x.toarray()
+    if hasattr(x, "to_dense") and not isinstance(x, Tensor):  # torch_sparse.SparseTensor
+        x = x.to_dense()
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise DataError(f"x has complex numbers ({x.dtype}), which are no features. Complex data not supported")
+        return (x if x.layout == torch.strided else x.to_dense()).detach().cpu()
+    if isinstance(x, np.ma.MaskedArray):
+        x = x.astype(np.float64).filled(np.nan)
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError) as error:  # rows of unequal length
+        raise DataError(f"x must be a matrix of numbers: {error}") from None
+    if array.dtype.kind not in "biuf":
+        array = _of_objects(array)
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _of_objects(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "O":
+        hint = ". Complex data not supported" if array.dtype.kind == "c" else ""
+        raise DataError(f"x must be a matrix of numbers, got an array of {array.dtype}{hint}")
+    if kind_of(array) not in NUMBERS:
+        for place, value in np.ndenumerate(array):
+            if isinstance(value, str | bytes):
+                raise DataError(f"x must be a matrix of numbers, got {value!r} in row {place[0]}, column {place[-1]}")
+    try:
+        return np.where(missing(array), np.nan, array).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        kind = DataTypeError if isinstance(error, TypeError) else DataError
+        raise kind(f"x must be a matrix of numbers: {error}") from None
+
+
+def _column(column: "pd.Series[Any]", name: str) -> np.ndarray:
+    """A column of numbers as float64, NaN where one is missing."""
+    if isinstance(column.dtype, pd.SparseDtype):
+        column = column.sparse.to_dense()
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    cells = column.astype(object).to_numpy()
+    kind = "category" if isinstance(column.dtype, pd.CategoricalDtype) else kind_of(cells)
+    if kind in NUMBERS:
+        return np.where(missing(cells), np.nan, cells).astype(np.float64)
+    strange = [isinstance(cell, str) for cell in cells] if kind == "mixed" else ~missing(cells)
+    row = int(np.argmax(strange))
+    raise DataError(
+        f"{name} holds no numbers but {kind}: {cells[row]!r} in row {column.index[row]!r}; make numbers of it "
+        "(pandas.get_dummies for text and categories) or leave it out"
+    )
