@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         help="predict every event, then learn it",
         description="Predict every event, then learn it. Killed at any moment, the same command with --resume "
-        "continues where it was; SIGTERM saves and exits with 0.",
+        "continues where it was; SIGTERM saves and exits with 0. The exit status is 3 if no event could be used.",
     )
     run.add_argument("--source", required=True, help="file.csv, file.parquet, file.ndjson, -, kafka://host:port/topic")
     run.add_argument("--target", required=True, help="field that holds the label")
@@ -25,8 +25,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="driftmoe, driftmoe-task, paper-data, paper-task, driftmoe-regressor, or a saved model",
     )  # fmt: skip
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the model")
-    run.add_argument("--checkpoint", help="folder for model, position and rejects")
+    run.add_argument(
+        "--types",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=TYPE",
+        help="type of a column: text, category, number, time or bool (default: by the first 1,000 records of a CSV)",
+    )
+    run.add_argument(
+        "--missing",
+        action="append",
+        default=[],
+        metavar="TEXT,TEXT",
+        help="further texts that mean a missing value, such as N/A,-",
+    )
+    run.add_argument("--checkpoint", help="folder for model, position and rejects; one run at a time uses it")
     run.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
+    run.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="with --resume: allow another source (read from its beginning), id, window, types or missing texts",
+    )
+    run.add_argument(
+        "--replayed",
+        action="store_true",
+        help="with --resume: the pipe sends again what it had sent, which is skipped (default: nothing is skipped)",
+    )
+    run.add_argument(
+        "--complete", action="store_true", help="the last line of the file counts also without a newline at its end"
+    )
+    run.add_argument(
+        "--kafka-config",
+        action="append",
+        default=[],
+        metavar="FILE|KEY=VALUE",
+        help="settings of librdkafka, such as security.protocol=SASL_SSL, or a file of such lines",
+    )
+    run.add_argument(
+        "--on-gap",
+        choices=("error", "earliest", "latest"),
+        default="error",
+        help="where to go on if Kafka no longer has the events that come next (default: error)",
+    )
     run.add_argument("--every", type=int, default=10_000, help="events between two checkpoints")
     run.add_argument("--every-seconds", type=float, default=30.0, help="seconds between two checkpoints")
     run.add_argument("--metrics", help="CSV file of scores per window (default: in the checkpoint folder)")

@@ -2,8 +2,9 @@
 
 1. Make the model by name or load it, and open the source (:func:`build_model`).
 2. Open the sinks of metrics, predictions and rejects; an existing file is continued only by ``--resume``.
-3. Resume from the checkpoint where one is wanted.
-4. Run with a live display, or a line every ten seconds; a signal ends the run after the batch, and saves.
+3. Resume from the checkpoint where one is wanted; what differs from it is refused.
+4. Run with a live display, or a line every ten seconds; a signal ends the run after the batch, and saves. A second
+   signal ends it at once, without saving; the checkpoint stays as it is.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +24,14 @@ from moeapps.cli.stream_display import Reporter, display
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.saving import load
 from moeapps.registry import nearest
+from moeapps.stream.checkpoint import CHECKPOINT, load_checkpoint
 from moeapps.stream.classifier import DriftMoEClassifier
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.handling import Counts
+from moeapps.stream.io.columns import read_types
+from moeapps.stream.io.kafka_config import read_kafka_config
 from moeapps.stream.io.sinks import open_sink
-from moeapps.stream.io.sources import open_source
+from moeapps.stream.io.sources import CSVSource, open_source
 from moeapps.stream.regressor import DriftMoERegressor
 from moeapps.stream.run import StreamCheckpoint, StreamRun
 
@@ -107,40 +113,66 @@ def run(options: argparse.Namespace) -> int:
     Returns
     -------
     int
-        Exit status: 0, also after SIGTERM; 130 after Ctrl-C. In both cases the run was saved.
+        Exit status: 0, also after SIGTERM; 130 after Ctrl-C; in both cases the run was saved. 3 if there were events
+        and none could be used.
     """
     folder = Path(options.checkpoint) if options.checkpoint else None
     if options.resume and folder is None:
         raise ConfigError("--resume needs --checkpoint, the folder to resume from")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--checkpoint {folder} is a file, expected a folder")
-    model = build_model(options.model, _settings(options.set))
-    source = open_source(options.source)
+    for option in ("allow_change", "replayed"):
+        if getattr(options, option) and not options.resume:
+            raise ConfigError(f"--{option.replace('_', '-')} has no effect without --resume")
+    settings = _settings(options.set)
+    types = read_types(options.types)
+    missing = tuple(dict.fromkeys(text for texts in options.missing for text in texts.split(",")))
+    kafka = read_kafka_config(options.kafka_config)
+    if kafka and not any(
+        (name or "").startswith("kafka://")
+        for name in (options.source, options.predictions, options.metrics, options.rejects)
+    ):
+        raise ConfigError("--kafka-config has no effect: neither source nor output is kafka://host:port/topic")
+    model = _model(options, settings, folder)
+    source = open_source(options.source, complete=options.complete, settings=kafka, on_gap=options.on_gap)
     try:
-        _check_target(options, getattr(source, "columns", None))
+        _check_names(options, getattr(source, "columns", None))
         job = StreamRun(
             model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
             window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
-            limit=options.limit,
+            limit=options.limit, types=types, missing=missing, settings={"model": options.model, "set": settings},
+            allow_change=options.allow_change, replayed=options.replayed,
         )  # fmt: skip
-    except ConfigError:
+    except Exception:
         source.close()
         raise
     try:
-        return _run(job, options)
+        return _run(job, options, kafka)
     finally:
         job.close()
 
 
-def _check_target(options: argparse.Namespace, columns: list[str] | None) -> None:
-    if columns is None or options.target in columns:
-        return
-    guess = nearest(options.target, columns)
-    hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(columns)}"
-    raise ConfigError(f"--target {options.target}: {options.source} has no such column; {hint}")
+def _model(options: argparse.Namespace, settings: dict[str, Any], folder: Path | None) -> StreamEstimator:
+    """The model that was asked for; where a checkpoint goes on, the file that it came from need not be there."""
+    file = None if folder is None else folder / CHECKPOINT
+    begun = options.resume and file is not None and file.exists()
+    if begun and options.model.endswith(".safetensors") and not settings and not Path(options.model).exists():
+        assert file is not None
+        return load_checkpoint(file).model
+    return build_model(options.model, settings)
 
 
-def _run(job: StreamRun, options: argparse.Namespace) -> int:
+def _check_names(options: argparse.Namespace, columns: list[str] | None) -> None:
+    for option in ("target", "id"):
+        name = getattr(options, option)
+        if columns is None or name is None or name in columns:
+            continue
+        guess = nearest(name, columns)
+        hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(columns)}"
+        raise ConfigError(f"--{option} {name}: {options.source} has no such column; {hint}")
+
+
+def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> int:
     begun = job.file is not None and job.file.exists()
     if begun and not options.resume:
         raise ConfigError(f"{job.file} exists: --resume continues it; name another folder for another run")
@@ -149,31 +181,55 @@ def _run(job: StreamRun, options: argparse.Namespace) -> int:
         if path is None and name in IN_FOLDER and job.checkpoint is not None:
             path = str(job.checkpoint / IN_FOLDER[name])
         if path is not None:
-            setattr(job, name, _sink(path, name, not begun and not options.resume))
+            setattr(job, name, _sink(path, name, not options.resume, kafka))
     console = Console()
-    if options.resume:
-        if job.resume():
-            console.print(f"resumed after {job.counts.events:,} events", highlight=False)
-        else:  # killed before its first checkpoint: what it wrote will be written again
-            for sink in (job.metrics, job.predictions, job.rejects):
-                if sink is not None:
-                    sink.resume(None)
+    if options.resume and job.resume():
+        _print(console, f"resumed after {job.counts.events:,} events")
+        if job.restarted is not None:
+            _print(console, f"the source goes on from its beginning: {job.restarted}")
+    if isinstance(job.source, CSVSource):
+        _print(console, f"columns: {job.source.kinds.describe()}")
+    before = replace(job.counts)
     status = _with_signals(job, console, options.plain or not console.is_terminal)
+    return _summary(job, console, before) or status
+
+
+def _summary(job: StreamRun, console: Console, before: Counts) -> int:
+    """Print what happened; the exit status 3 if there were events and none could be used, else 0."""
     counts = job.counts
     scores = ", ".join(f"{name} {value:.4f}" for name, value in job.scores.as_dict().items())
-    console.print(
+    _print(
+        console,
         f"{counts.events:,} events: {counts.learned:,} learned, {counts.unlabeled:,} without a label, "
         f"{counts.repeated:,} repeated, {counts.rejected:,} rejected; {scores}; {job.rate:,.0f} events/s",
-        highlight=False,
-        soft_wrap=True,
     )
-    return status
+    for reason, count in job.reasons.most_common(3):
+        _print(console, f"rejected {count:,}: {reason}")
+    for gap in getattr(job.source, "gaps", ()):
+        _print(console, gap)
+    if job.unfinished is not None:
+        _print(
+            console,
+            f"not read: the source ends with {job.unfinished[:60]!r} and no newline; --resume reads it when it has "
+            "one, --complete says that it is whole",
+        )
+    if counts.events > before.events and counts.learned == 0 and counts.unlabeled > 0 and job.id_field is None:
+        _print(console, f"no event had the field {job.target!r}: nothing was learned")
+    used = counts.learned + counts.unlabeled + counts.repeated
+    if counts.rejected > before.rejected and used == before.learned + before.unlabeled + before.repeated:
+        _print(console, f"no event could be used: all {counts.rejected - before.rejected:,} were rejected")
+        return 3
+    return 0
 
 
-def _sink(path: str, name: str, fresh: bool) -> Any:
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _sink(path: str, name: str, fresh: bool, kafka: dict[str, str]) -> Any:
     if fresh and not path.startswith("kafka://") and Path(path).exists() and Path(path).stat().st_size:
         raise ConfigError(f"--{name} {path} exists: name another file, or remove it")
-    return open_sink(path, f"--{name}")
+    return open_sink(path, f"--{name}", kafka)
 
 
 def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
@@ -182,6 +238,8 @@ def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         job.stop()
+        if len(received) > 1:
+            raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

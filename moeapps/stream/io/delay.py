@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from moeapps.core.checks import check_sizes
+from moeapps.core.labels import plain, value_from_json, value_to_json
 
 __all__ = ["PendingLabels", "RecentIds"]
 
@@ -46,15 +47,29 @@ class PendingLabels:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._waiting
+
+    def discard(self, key: Hashable) -> None:
+        """Forget a waiting instance, if there is one."""
+        self._waiting.pop(key, None)
+
+    def get(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
+        """Features and prediction of a waiting instance, which goes on waiting; None if there is none."""
+        return self._waiting.get(key)
+
     def predict(self, key: Hashable, x: dict[Any, Any]) -> Any:
         """Predict an instance and remember its features under ``key``; the same key again replaces them."""
         prediction = self.model.predict_one(x)
         self._waiting.pop(key, None)
         self._waiting[key] = (dict(x), prediction)
-        if len(self._waiting) > self.capacity:
+        self._drop()
+        return prediction
+
+    def _drop(self) -> None:
+        while len(self._waiting) > self.capacity:
             self._waiting.popitem(last=False)
             self.dropped += 1
-        return prediction
 
     def take(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Remove a waiting instance and return its features and prediction; None if there is none."""
@@ -80,13 +95,24 @@ class PendingLabels:
 
     def state(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
-        waiting = [[key, *entry] for key, entry in self._waiting.items()]
+        waiting = [[key, *_entry_to_json(*entry)] for key, entry in self._waiting.items()]
         return {"waiting": waiting, "dropped": self.dropped, "unknown": self.unknown}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
-        self._waiting = OrderedDict((key, (x, prediction)) for key, x, prediction in state["waiting"])
+        self._waiting = OrderedDict(
+            (key, (dict(x) if isinstance(x, dict) else {value_from_json(name): value for name, value in x}, prediction))
+            for key, x, prediction in state["waiting"]
+        )
         self.dropped, self.unknown = int(state["dropped"]), int(state["unknown"])
+        self._drop()
+
+
+def _entry_to_json(x: dict[Any, Any], prediction: Any) -> tuple[Any, Any]:
+    """Features and prediction as JSON values; names that are not text, which JSON would turn into text, as pairs."""
+    if all(type(name) is str for name in x):
+        return x, plain(prediction)
+    return [[value_to_json(name), value] for name, value in x.items()], plain(prediction)
 
 
 class RecentIds:
@@ -103,14 +129,20 @@ class RecentIds:
         self.size = size
         self._ids: OrderedDict[Hashable, None] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._ids
+
     def add(self, key: Hashable) -> bool:
         """Remember an id; True if it is new."""
         if key in self._ids:
             return False
         self._ids[key] = None
-        if len(self._ids) > self.size:
-            self._ids.popitem(last=False)
+        self._forget()
         return True
+
+    def _forget(self) -> None:
+        while len(self._ids) > self.size:
+            self._ids.popitem(last=False)
 
     def state(self) -> list[Any]:
         """The ids, oldest first."""
@@ -119,3 +151,4 @@ class RecentIds:
     def restore(self, state: Sequence[Any]) -> None:
         """Undo :meth:`state`."""
         self._ids = OrderedDict((key, None) for key in state)
+        self._forget()

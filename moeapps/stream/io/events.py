@@ -1,6 +1,7 @@
 """Events and sources: the types that files, standard input and Kafka share."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,10 +34,14 @@ class Event:
 
 
 class Source(Protocol):
-    """What a stream run needs of a source."""
+    """What a stream run needs of a source.
+
+    Sources of this package also have ``mark(position)``, the JSON value that a checkpoint stores to know the source
+    again, and ``resume_at(mark)``, which refuses another source.
+    """
 
     endless: bool
-    """Whether more events may come after none has."""
+    """Whether more events may come after none has. It may change: a pipe ends."""
 
     def read(self, n: int) -> list[Event]:
         """Up to ``n`` events; an empty list at the end, or where none has come for a moment."""
@@ -49,12 +54,23 @@ class Source(Protocol):
 
 
 def parse_object(content: bytes | None, position: Any, where: str) -> Event:
-    """Event from the JSON object in ``content``."""
+    """Event from the JSON object in ``content``. NaN, which JSON does not have but many write, is missing."""
     try:
-        fields = json.loads(content or b"")
+        fields = json.loads(content or b"", parse_constant=_CONSTANTS.__getitem__, object_pairs_hook=_unique)
         if not isinstance(fields, dict):
             raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
     except (ValueError, RecursionError) as error:
         raw = (content or b"").decode("utf-8", errors="replace").rstrip("\n")[:2000]
         return Event(position, None, f"not a JSON object: {error}", raw, where)
     return Event(position, fields, where=where)
+
+
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found

@@ -2,135 +2,39 @@
 
 A source is anything with ``read(n)`` and ``seek(position)``, a :class:`~moeapps.stream.io.events.Source`. A position is
 a JSON value that stands in the checkpoint beside the model, so that a run that was killed goes on with the first event
-that the model has not learned.
+that the model has not learned. Sources of this package also have ``mark(position)`` and ``resume_at(mark)``: a mark
+holds a fingerprint of what was read, so that a run never goes on in another file at the old position.
 """
 
-import csv
-import math
+import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pandas as pd
-
-from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import existing_file
+from moeapps.stream.io.csv_source import CSVSource
 from moeapps.stream.io.events import Event, Source, parse_object
-from moeapps.stream.io.kafka import KafkaSource
+from moeapps.stream.io.kafka import KafkaSource, OnGap
+from moeapps.stream.io.lines import MOMENT, LineReader
+from moeapps.stream.io.rows import FrameSource, ParquetSource
 
 __all__ = ["OPENERS", "CSVSource", "Event", "FrameSource", "LinesSource", "ParquetSource", "Source", "open_source"]
 
 
-class CSVSource:
-    """A CSV file with a header, read record by record; the position is a byte offset.
-
-    Cells that read as numbers are numbers, empty ones are missing, all others are text. A quoted cell may contain line
-    breaks, a byte order mark is skipped. A record with another number of cells than the header is an error of that
-    record alone.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, in UTF-8.
-
-    Raises
-    ------
-    FileFormatError
-        If the file is empty, or its header has a name twice.
-    """
-
-    endless = False
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
-        self._offset = 0
-        if self._file.read(3) == b"\xef\xbb\xbf":
-            self._offset = 3
-        self._file.seek(self._offset)
-        self._lines = self._decoded()
-        header = next(csv.reader(self._lines), None)
-        if not header or header == [""]:
-            self.close()
-            raise FileFormatError(f"{path} is empty: expected a header with the names of the columns")
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            self.close()
-            raise FileFormatError(f"{path}, line 1: column {twice[0]!r} occurs twice")
-        self.columns = header
-        self._first = self._offset
-
-    def _decoded(self) -> Iterator[str]:
-        for line in self._file:
-            self._offset += len(line)
-            yield line.decode("utf-8", errors="surrogateescape")
-
-    def read(self, n: int) -> list[Event]:
-        """Up to ``n`` records."""
-        found: list[Event] = []
-        while len(found) < n:
-            start = self._offset
-            try:
-                cells = next(csv.reader(self._lines, strict=True), None)
-            except csv.Error as error:
-                found.append(self._broken(start, f"not CSV: {error}"))
-                continue
-            if cells is None:
-                break
-            if not cells:  # an empty line
-                continue
-            if len(cells) != len(self.columns):
-                found.append(self._broken(start, f"{len(cells)} cells, the header has {len(self.columns)}"))
-                continue
-            try:
-                for cell in cells:
-                    cell.encode("utf-8")
-            except UnicodeEncodeError:
-                found.append(self._broken(start, "not UTF-8"))
-                continue
-            fields = dict(zip(self.columns, map(_value, cells), strict=True))
-            found.append(Event(self._offset, fields, where=f"byte {start}"))
-        return found
-
-    def _broken(self, start: int, error: str) -> Event:
-        """Report the first line of a bad record and continue after it: a stray quote must not consume the rest."""
-        self._file.seek(start)
-        line = self._file.readline()
-        self._offset = start + len(line)
-        self._lines = self._decoded()
-        raw = line[:2000].decode("utf-8", errors="replace").rstrip("\r\n")
-        return Event(self._offset, None, error, raw, f"byte {start}")
-
-    def seek(self, position: Any) -> None:
-        """Go on at this byte; None for the first record."""
-        self._offset = self._first if position is None else int(position)
-        self._file.seek(self._offset)
-        self._lines = self._decoded()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _value(cell: str) -> Any:
-    if cell == "":
-        return None
-    try:
-        number = float(cell)
-    except ValueError:
-        return cell
-    if not math.isfinite(number) and cell.strip().lower().lstrip("+-") not in ("nan", "inf", "infinity"):
-        return number  # 1e999
-    return None if math.isnan(number) else int(number) if cell.lstrip("+-").isdigit() else number
+_SKIPPED = 10_000
+"""Lines of a pipe that are skipped before the caller may look for signals."""
 
 
 class LinesSource:
-    """One JSON object a line (NDJSON), from a file or from standard input.
+    """One JSON object a line (NDJSON), from a file, a pipe or standard input; the position is the number of lines read.
 
-    The position is the number of lines read. Standard input cannot go back: to resume, the same lines have to be sent
-    again, and those that were read before are skipped.
+    A line of a pipe is an event as soon as its newline has come. A file is known again by its content. A pipe cannot
+    go back: a resumed run goes on with what comes, unless it is told that the same lines are sent again, from the first
+    on (``replayed``); then those that were read before are skipped. The last line of a file may be half written:
+    without a newline it is read only if it is a whole JSON object, or if ``complete`` says that the file is.
 
     Parameters
     ----------
@@ -138,134 +42,132 @@ class LinesSource:
         A file name, or an open binary stream.
     name : str, optional
         What it is called in messages.
+    complete : bool, default False
+        Whether the last line counts without a newline, whatever it is.
     """
 
-    endless = False
-
-    def __init__(self, source: str | Path | BinaryIO, name: str | None = None) -> None:
+    def __init__(self, source: str | Path | BinaryIO, name: str | None = None, complete: bool = False) -> None:
         self.name = name or str(source)
-        self._file: BinaryIO = open(source, "rb") if isinstance(source, str | Path) else source  # noqa: SIM115
+        self.complete = complete
+        self._lines = LineReader(source, self.name)
+        self.replayable = self._lines.is_file or (not self._lines.is_live and _can_seek(source))
         self._count = 0
         self._skip = 0
+        self._open = False  # whether the last event was read without its newline
+        self._expected: str | None = None
+        self._chain = b""
+        self._recent: dict[int, tuple[int, bytes]] = {0: (self._lines.offset, b"")}
+
+    @property
+    def endless(self) -> bool:
+        """Whether more may come: of a pipe that has not ended."""
+        return self._lines.is_live and not self._lines.ended
+
+    @property
+    def status(self) -> Any:
+        """What the system says of the open file."""
+        return self._lines.status
+
+    @property
+    def unfinished(self) -> str | None:
+        """What stands at the end and is not read, since its end has not come yet; None if there is nothing."""
+        rest = self._lines.rest
+        return rest.decode("utf-8", errors="replace") if rest.strip() else None
 
     def read(self, n: int) -> list[Event]:
-        """Up to ``n`` lines."""
+        """Up to ``n`` lines; none where none has come for a moment."""
         found: list[Event] = []
-        while len(found) < n:
-            line = self._file.readline()
-            if not line:
+        recent: dict[int, tuple[int, bytes]] = {}
+        skipped = 0
+        while len(found) < n and not (self.endless and skipped >= _SKIPPED):
+            line = self._lines.line(0.0 if found else MOMENT)
+            if line is None:
+                line = self._last_line()
+            if line is None:
                 break
+            if self._open:
+                self._open = not line.endswith(b"\n")
+                if not line.strip():
+                    continue
+            self._open = not line.endswith(b"\n")
             self._count += 1
-            if self._count <= self._skip or not line.strip():
-                continue
-            found.append(parse_object(line, self._count, f"line {self._count}"))
+            if self._lines.is_live:
+                self._chain = hashlib.sha256(self._chain + line).digest()
+            if self._count <= self._skip:
+                skipped += 1
+                if self._count == self._skip:
+                    self._check_replayed()
+                    recent[self._count] = self._lines.offset, self._chain
+            elif line.strip():
+                found.append(parse_object(line, self._count, f"line {self._count}"))
+                recent[self._count] = self._lines.offset, self._chain
+        self._recent = recent or self._recent
         return found
 
+    def _last_line(self) -> bytes | None:
+        """What stands after the last newline, if it is a whole line."""
+        rest = self._lines.rest
+        if not rest.strip() or self.endless:
+            return None
+        if self._lines.is_file and not self.complete and parse_object(rest, None, "").fields is None:
+            return None  # a piece of a JSON object never is one
+        return self._lines.take_rest()
+
+    def _check_replayed(self) -> None:
+        if self._expected not in (None, self._chain.hex()):
+            raise DataError(
+                f"{self.name} does not begin with the {self._skip} lines that were read before: without --replayed "
+                "the run goes on with what comes"
+            )
+
+    def mark(self, position: Any) -> dict[str, Any]:
+        """What a checkpoint stores, to go on after ``position`` in this file and no other."""
+        count = int(position or 0)
+        mark: dict[str, Any] = {"kind": self._kind, "lines": count}
+        if count in self._recent:
+            offset, chain = self._recent[count]
+            if self._lines.is_file:
+                return {**mark, "file": self._lines.fingerprint(offset)}
+            mark["chain"] = chain.hex()
+        return mark
+
+    @property
+    def _kind(self) -> str:
+        return "lines" if self._lines.is_file else "pipe" if self._lines.is_live else "stream"
+
+    def resume_at(self, mark: dict[str, Any], replayed: bool = False) -> None:
+        """Go on where :meth:`mark` was taken; a pipe only skips lines if they are replayed.
+
+        Raises
+        ------
+        DataError
+            If this is another file, or it was cut.
+        """
+        if mark["kind"] != self._kind:
+            raise DataError(f"{self.name} is not the source that was read before")
+        if "file" in mark:
+            self._lines.check(mark["file"])
+            self._lines.seek(mark["file"]["bytes"])
+            self._count = mark["lines"]
+            self._open = self._lines.ends_open
+            self._recent = {self._count: (self._lines.offset, self._chain)}
+        elif replayed or self.replayable:
+            self._skip, self._expected = mark["lines"], mark.get("chain") or None
+
     def seek(self, position: Any) -> None:
-        """Skip what was read before."""
+        """Skip so many lines, those that were read before."""
         self._skip = 0 if position is None else int(position)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()
 
 
-class ParquetSource:
-    """A Parquet file, read in row groups; the position is the number of rows read.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Raises
-    ------
-    FileFormatError
-        If it is not a Parquet file.
-    """
-
-    endless = False
-
-    def __init__(self, path: str | Path) -> None:
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowInvalid
-
-        try:
-            self._file = pq.ParquetFile(path)
-        except (ArrowInvalid, OSError) as error:
-            raise FileFormatError(f"{path} is not a Parquet file: {error}") from None
-        self._row = 0
-        self._rows: Iterator[dict[str, Any]] = iter(())
-        self.seek(None)
-
-    def _from(self, start: int) -> Iterator[dict[str, Any]]:
-        done = 0
-        for group in range(self._file.num_row_groups):
-            size = self._file.metadata.row_group(group).num_rows
-            if done + size > start:
-                for batch in self._file.iter_batches(1024, row_groups=[group]):
-                    rows = batch.to_pylist()
-                    yield from rows[max(0, start - done) :]
-                    done += len(rows)
-            else:
-                done += size
-
-    def read(self, n: int) -> list[Event]:
-        """Up to ``n`` rows."""
-        found: list[Event] = []
-        for fields in self._rows:
-            self._row += 1
-            found.append(Event(self._row, fields, where=f"row {self._row}"))
-            if len(found) == n:
-                break
-        return found
-
-    def seek(self, position: Any) -> None:
-        """Go on after so many rows."""
-        self._row = int(position or 0)
-        self._rows = self._from(self._row)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def _can_seek(source: Any) -> bool:
+    return bool(getattr(source, "seekable", lambda: False)())
 
 
-class FrameSource:
-    """The rows of a frame, what is missing as None; the position is the number of rows read.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        The frame; columns are fields.
-    """
-
-    endless = False
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        if not isinstance(frame, pd.DataFrame):
-            raise DataError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
-        self.frame, self._row = frame, 0
-
-    def read(self, n: int) -> list[Event]:
-        """Up to ``n`` rows."""
-        rows = self.frame.iloc[self._row : self._row + n]
-        part = rows.astype(object).where(rows.notna(), None).to_dict("records")
-        first = self._row + 1
-        self._row += len(part)
-        return [
-            Event(first + i, {str(name): value for name, value in row.items()}, where=f"row {first + i}")
-            for i, row in enumerate(part)
-        ]
-
-    def seek(self, position: Any) -> None:
-        """Go on after so many rows."""
-        self._row = int(position or 0)
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-OPENERS: dict[str, Callable[[Path], Source]] = {
+OPENERS: dict[str, Callable[..., Source]] = {
     ".csv": CSVSource,
     ".parquet": ParquetSource,
     ".ndjson": LinesSource,
@@ -274,8 +176,21 @@ OPENERS: dict[str, Callable[[Path], Source]] = {
 """Source of a file, by the ending of its name."""
 
 
-def open_source(source: str) -> Source:
+def open_source(
+    source: str, *, complete: bool = False, settings: Mapping[str, Any] | None = None, on_gap: OnGap = "error"
+) -> Source:
     """Source by what a user writes: ``file.csv``, ``file.parquet``, ``file.ndjson``, ``-``, ``kafka://host:port/topic``.
+
+    Parameters
+    ----------
+    source : str
+        File name or address.
+    complete : bool, default False
+        Whether the last line of a file counts without a newline.
+    settings : mapping of str to Any, optional
+        Further settings of librdkafka, for Kafka only.
+    on_gap : {"error", "earliest", "latest"}, default "error"
+        What to do where Kafka no longer has the events that come next, see :class:`KafkaSource`.
 
     Raises
     ------
@@ -285,13 +200,18 @@ def open_source(source: str) -> Source:
         If there is no such file.
     """
     if source == "-":
-        return LinesSource(sys.stdin.buffer, "standard input")
+        if sys.stdin is None:
+            raise ConfigError("--source -: standard input is closed")
+        lines = LinesSource(sys.stdin.buffer, "standard input", complete)
+        lines.replayable = lines.replayable and lines.status is not None
+        return lines
     if source.startswith("kafka://"):
-        return KafkaSource(source)
+        return KafkaSource(source, dict(settings or {}), on_gap)
     ending = Path(source).suffix.lower()
     if re.match(r"^[a-z][a-z0-9+.-]*://", source) or ending not in OPENERS:
         raise ConfigError(
             f"--source {source}: expected a .csv, .parquet, .ndjson or .jsonl file, - for NDJSON on standard input, or "
             "kafka://host:port/topic"
         )
-    return OPENERS[ending](existing_file(source, "a source of events"))
+    path = existing_file(source, "a source of events")
+    return ParquetSource(path) if ending == ".parquet" else OPENERS[ending](path, complete=complete)

@@ -1,0 +1,166 @@
+"""What a stream run keeps on disk besides its output: the checkpoint, and the names of the files that it writes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from moeapps import registry
+from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.files import atomic_write
+from moeapps.core.saving import SaveMixin, arguments_to_json, load, registered_path
+from moeapps.stream.estimator import StreamEstimator
+
+__all__ = [
+    "CHANGEABLE",
+    "CHECKPOINT",
+    "StreamCheckpoint",
+    "changed_settings",
+    "load_checkpoint",
+    "read_output_files",
+    "write_output_files",
+]
+
+CHECKPOINT = "stream.safetensors"
+"""Name of the file in the checkpoint folder."""
+
+OUTPUT_FILES = "stream.json"
+"""Names of the files that the run writes. It is written before they are, so that a run that is killed before its first
+checkpoint knows them again."""
+
+CHANGEABLE = {"source", "window", "id", "types", "missing", "set on_bad", "set max_features", "set max_categories"}
+"""Settings that a resumed run may change if it is told to; the others are built into what was learned."""
+
+
+class StreamCheckpoint(SaveMixin):
+    """A model and where its run stands, in one file.
+
+    ``moeapps.load("folder/stream.safetensors").model`` is the model.
+
+    Parameters
+    ----------
+    model : StreamEstimator
+        The model.
+    run : dict[str, Any]
+        Where the run stands, as JSON values.
+    """
+
+    def __init__(self, model: StreamEstimator, run: dict[str, Any]) -> None:
+        self.model, self.run = model, run
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """None of its own."""
+        return {}
+
+    def saved_state(self) -> dict[str, Any]:
+        """Class, arguments and state of the model, and the run."""
+        model = {
+            "class": registered_path(type(self.model)),
+            "arguments": arguments_to_json(self.model.saved_arguments()),
+            "state": self.model.saved_state(),
+        }
+        return {"model": model, "run": self.run}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Those of the model."""
+        return self.model.saved_tensors()
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """Build the model again."""
+        saved = state["model"]
+        kind = registry.resolve(saved["class"])
+        if not issubclass(kind, StreamEstimator):
+            raise FileFormatError(f"{source} holds a {saved['class']}, which is not a model of streams")
+        return cls(kind.from_saved(saved["arguments"], saved["state"], tensors, source), state["run"])
+
+
+def load_checkpoint(file: Path) -> StreamCheckpoint:
+    """The checkpoint in a file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is damaged, or something else.
+    """
+    found = load(file)
+    if not isinstance(found, StreamCheckpoint):
+        raise FileFormatError(f"{file} is not a checkpoint of a stream")
+    return found
+
+
+def changed_settings(
+    saved: Mapping[str, Any], now: Mapping[str, Any], file: Path, allow_change: bool = False
+) -> set[str]:
+    """Names of the settings in which a run differs from its checkpoint.
+
+    Parameters
+    ----------
+    saved, now : mapping of str to JSON value
+        Settings of the checkpoint and of the run; those that one of them lacks are not compared.
+    file : Path
+        The checkpoint, for messages.
+    allow_change : bool, default False
+        Whether those of :data:`CHANGEABLE` may differ.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting, both values, and what can be done.
+    """
+    changed = set()
+    for name in [name for name in saved if name in now]:
+        then, given = json.loads(json.dumps(saved[name])), json.loads(json.dumps(now[name]))
+        pairs = {name: (then, given)}
+        if isinstance(then, dict) and isinstance(given, dict):
+            pairs = {f"{name} {key}": (then.get(key), given.get(key)) for key in {**then, **given}}
+        for setting, (before, after) in pairs.items():
+            if before == after:
+                continue
+            if setting.split(" ")[0] in CHANGEABLE or setting in CHANGEABLE:
+                hint = "give the same again, or --allow-change"
+            else:
+                hint = "give the same again, or begin another run in another folder"
+                hint += f" with --model {file}" if name == "set" else ""
+            if not allow_change or "--allow-change" not in hint:
+                difference = f"{_shown(setting, before)}, not {_shown(setting, after)}"
+                raise ConfigError(f"{file} was made with {difference}: {hint}")
+            changed.add(setting)
+    return changed
+
+
+def _shown(setting: str, value: Any) -> str:
+    """A setting as it is written on the command line: ``--window 500``, ``no --id``."""
+    option, _, name = setting.partition(" ")
+    if value is None or value == [] or value == {}:
+        return f"no --{option}{' ' + name if name else ''}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"--{option} {name}={text}" if name else f"--{option} {text}"
+
+
+def write_output_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Store the names of the files that a run is about to write, by what is written to them."""
+    with atomic_write(folder / OUTPUT_FILES) as file:
+        file.write(json.dumps({"files": dict(files)}, indent=1).encode() + b"\n")
+
+
+def read_output_files(folder: Path) -> dict[str, str]:
+    """What :func:`write_output_files` has stored; empty if there is nothing.
+
+    Raises
+    ------
+    FileFormatError
+        If the file holds something else.
+    """
+    path = folder / OUTPUT_FILES
+    if not path.exists():
+        return {}
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        return {str(name): str(file) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} is damaged ({error}): remove it to begin anew") from None

@@ -1,0 +1,252 @@
+"""What a stream run does with an event: predict it, learn it, keep it for its label, or reject it.
+
+1. Its values become numbers, text and bools (:mod:`~moeapps.stream.io.values`); what cannot is rejected.
+2. Events with features and a label are collected, and learned in one compiled call. Everything else waits until those
+   before it have been learned, so the order of events and not the size of the batches decides.
+3. Its id is remembered once it was used: an event that was rejected may come again, corrected.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from moeapps.core.errors import DataError
+from moeapps.core.labels import plain
+from moeapps.core.tabledata.cells import CellKind
+from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.io.delay import PendingLabels, RecentIds
+from moeapps.stream.io.events import Event
+from moeapps.stream.io.sinks import Sink
+from moeapps.stream.io.values import event_key, is_empty, plain_fields, plain_label, retyped, storable
+from moeapps.stream.scores import ClassScores, NumberScores
+
+__all__ = ["Counts", "EventHandling", "token_of"]
+
+
+@dataclass
+class Counts:
+    """Numbers of events by outcome."""
+
+    events: int = 0
+    learned: int = 0
+    rejected: int = 0
+    repeated: int = 0
+    unlabeled: int = 0
+
+
+@dataclass
+class _Pending:
+    """An event that has been read and is not in the model yet.
+
+    Parameters
+    ----------
+    event : Event
+        The event.
+    raw_key : Any
+        Its id, as it came.
+    token : str or None
+        What is remembered of its id once it is learned.
+    reason : str or None
+        Why it is rejected, if it is.
+    """
+
+    event: Event
+    raw_key: Any = None
+    token: str | None = None
+    reason: str | None = None
+
+
+class EventHandling:
+    """Mixed into :class:`~moeapps.stream.run.StreamRun`: one event after the other."""
+
+    model: StreamEstimator
+    target: str
+    id_field: str | None
+    metrics: Sink | None
+    predictions: Sink | None
+    rejects: Sink | None
+    window: int
+    counts: Counts
+    scores: ClassScores | NumberScores
+    waiting: PendingLabels
+    ids: RecentIds
+    position: Any
+    reasons: Counter[str]
+    _activation: list[float]
+    _stopping: bool
+    _retyped: dict[str, CellKind]
+    _missing: frozenset[str]
+
+    def _work(self, events: Iterable[Event]) -> None:
+        rows: list[dict[Any, Any]] = []
+        labels: list[Any] = []
+        queue: list[_Pending] = []
+        tokens: set[str] = set()
+
+        def learn() -> None:
+            self._learn(rows, labels, queue)
+            tokens.clear()
+
+        for event in events:
+            if self._stopping:
+                break
+            self.counts.events += 1
+            self.position = event.position
+            try:
+                fields, label, raw_key, key = self._read(event)
+            except DataError as error:
+                queue.append(_Pending(event, reason=str(error)))
+                continue
+            token = None if key is None else token_of(key, label is not None)
+            if token is not None and token in tokens:
+                learn()  # whether it is a repetition depends on whether the first one is accepted
+            if token is not None and token in self.ids:
+                self.counts.repeated += 1
+                continue
+            late = key is not None and label is not None and is_empty(fields)
+            if label is not None and not late:
+                rows.append(fields)
+                labels.append(label)
+                queue.append(_Pending(event, raw_key, token))
+                if token is not None:
+                    tokens.add(token)
+                continue
+            learn()
+            pending = _Pending(event, raw_key, token)
+            if late:
+                self._late_label(pending, key, label)
+            else:
+                self._predict(pending, key, fields)
+        learn()
+
+    def _read(self, event: Event) -> tuple[dict[Any, Any], Any, Any, str | None]:
+        """Features, label, id as it came and as it is compared.
+
+        Raises
+        ------
+        DataError
+            If there is a value that cannot be used, or nothing to predict from.
+        """
+        if event.fields is None:
+            raise DataError(event.error or "unreadable")
+        fields = {
+            name: None if isinstance(value, str) and value in self._missing and name != self.id_field else value
+            for name, value in event.fields.items()
+        } if self._missing else event.fields  # fmt: skip
+        if self._retyped:
+            fields = retyped(fields, self._retyped)
+        fields = plain_fields(fields, (self.target, self.id_field))
+        label = plain_label(fields.pop(self.target, None))
+        raw_key = fields.pop(self.id_field, None) if self.id_field is not None else None
+        key = event_key(raw_key)
+        if is_empty(fields):
+            if label is None:
+                raise DataError("it has neither features nor a label")
+            if self.id_field is not None and key is None:
+                raise DataError(
+                    f"it has a label, but neither features nor an {self.id_field!r} whose label it could be"
+                )
+        return fields, label, raw_key, key
+
+    def _learn(self, rows: list[dict[Any, Any]], labels: list[Any], queue: list[_Pending]) -> None:
+        """Learn the rows that were collected, and then count everything in the queue in its order."""
+        if not queue:
+            return
+        predictions, refused = self.model.test_then_train(rows, labels) if rows else ([], {})
+        place = -1
+        for pending in queue:
+            if pending.reason is None:
+                place += 1
+                pending.reason = str(refused[place]) if place in refused else None
+            if pending.reason is not None:
+                self._reject(pending.event, pending.reason)
+                continue
+            if pending.token is not None:
+                self.ids.add(pending.token)
+                self.waiting.discard(_key_of(pending.token))
+            self._count(labels[place], predictions[place])
+            self._write_prediction(pending, predictions[place], labels[place])
+        for waiting in (rows, labels, queue):
+            waiting.clear()
+
+    def _predict(self, pending: _Pending, key: str | None, fields: dict[Any, Any]) -> None:
+        try:
+            if key is not None:
+                fields = storable(fields, self.model.on_bad == "impute")
+                prediction = self.waiting.predict(key, fields)
+            else:
+                prediction = self.model.predict_one(fields)
+        except DataError as error:
+            self._reject(pending.event, str(error))
+            return
+        self.counts.unlabeled += 1
+        if pending.token is not None:
+            self.ids.add(pending.token)
+        self._write_prediction(pending, prediction, None)
+
+    def _late_label(self, pending: _Pending, key: str | None, label: Any) -> None:
+        found = self.waiting.get(key)
+        if found is None:
+            self.waiting.unknown += 1
+            self._reject(pending.event, f"a label for {pending.raw_key!r}, for which no features are waiting")
+            return
+        fields, prediction = found
+        try:
+            self.model.learn_one(fields, label)
+        except DataError as error:
+            self._reject(pending.event, str(error))
+            return
+        self.waiting.discard(key)
+        if pending.token is not None:
+            self.ids.add(pending.token)
+        self._count(label, prediction)
+
+    def _count(self, label: Any, prediction: Any) -> None:
+        self.counts.learned += 1
+        before = self.scores.n
+        self.scores.update(label, prediction)
+        if self.metrics is not None and self.scores.n > before and self.scores.n % self.window == 0:
+            self.metrics.write(self._record())
+
+    def _record(self) -> dict[str, Any]:
+        now = self.model.activation_.tolist()
+        before = [*self._activation, *[0.0] * (len(now) - len(self._activation))]
+        shares = [new - old for new, old in zip(now, before, strict=True)]
+        total = math.fsum(shares) or 1.0
+        events = self.model.drift_events_["event"]
+        self._activation = now
+        return {
+            "instance": self.scores.n,
+            "windowed": self.scores.windowed,
+            "total": self.scores.total,
+            "rejected": self.counts.rejected,
+            "warnings": int((events == "warning").sum()),
+            "renewed": int((events == "renewed").sum()),
+            **{f"expert {e}": share / total for e, share in enumerate(shares)},
+        }
+
+    def _write_prediction(self, pending: _Pending, prediction: Any, label: Any) -> None:
+        if self.predictions is not None:
+            record = {"event": pending.event.where, "id": plain(pending.raw_key), "prediction": plain(prediction)}
+            self.predictions.write({**record, "target": label})
+
+    def _reject(self, event: Event, reason: str) -> None:
+        self.counts.rejected += 1
+        short = re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*' (is|has|holds)", r"... \1", reason))[:200]
+        if short in self.reasons or len(self.reasons) < 100:
+            self.reasons[short] += 1
+        if self.rejects is not None:
+            content = event.raw if event.fields is None else event.fields
+            self.rejects.write({"event": event.where, "reason": reason, "content": content})
+
+
+def token_of(key: str, labeled: bool) -> str:
+    """What is remembered of an id: whether it was predicted and whether it was learned are two things."""
+    return f"{'learned' if labeled else 'predicted'} {key}"
+
+
+def _key_of(token: str) -> str:
+    return token.partition(" ")[2]
