@@ -227,9 +227,10 @@ def _print(console: Console, text: str) -> None:
 
 
 def _sink(path: str, name: str, fresh: bool, kafka: dict[str, str]) -> Any:
+    sink = open_sink(path, f"--{name}", kafka)
     if fresh and not path.startswith("kafka://") and Path(path).exists() and Path(path).stat().st_size:
         raise ConfigError(f"--{name} {path} exists: name another file, or remove it")
-    return open_sink(path, f"--{name}", kafka)
+    return sink
 
 
 def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:

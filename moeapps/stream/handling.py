@@ -101,8 +101,10 @@ class EventHandling:
                 queue.append(_Pending(event, reason=str(error)))
                 continue
             token = None if key is None else token_of(key, label is not None)
-            if token is not None and token in tokens:
-                learn()  # whether it is a repetition depends on whether the first one is accepted
+            if token is not None and tokens and (token in tokens or token in self.ids):
+                # whether it is a repetition depends on whether the first one is accepted, and on how many ids that are
+                # accepted in between push it out of the window
+                learn()
             if token is not None and token in self.ids:
                 self.counts.repeated += 1
                 continue

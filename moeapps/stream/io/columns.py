@@ -122,7 +122,7 @@ class Columns:
         Raises
         ------
         ConfigError
-            If a column of ``types`` is not there, or is the id.
+            If a column of ``types`` is not there, is the id, or is something else in the model.
         """
         self._target, self._id, self._impute = target, id_field, impute
         self.missing = missing_texts() | frozenset(missing)
@@ -134,6 +134,9 @@ class Columns:
                 raise ConfigError(f"--types {name}: the source has no such column; {hint}")
         if id_field in types and types[id_field] != "text":
             raise ConfigError(f"--types {id_field}: an id is always text")
+        for name, kind in (known or {}).items():
+            if name in types and (types[name] == "text") != (kind == "text"):
+                raise ConfigError(f"--types {name}={types[name]}: the model has learned it as {_name(kind)}")
         self._types = types
         self._decide(types, known or {}, numbers)
 
@@ -234,6 +237,10 @@ class Columns:
             if name in self.kinds and kind is not None and name not in self._types:
                 self.kinds[name], self.reasons[name] = kind, "it was so when the run began"
         self.missing |= frozenset(state["missing"])
+
+
+def _name(kind: CellKind) -> str:
+    return "number" if kind == "whole" else kind
 
 
 def _seen(cells: list[str]) -> str:

@@ -151,7 +151,10 @@ class LinesSource:
             self._count = mark["lines"]
             self._open = self._lines.ends_open
             self._recent = {self._count: (self._lines.offset, self._chain)}
-        elif replayed or self.replayable:
+            return
+        # what the checkpoint has stays valid until a line has been read
+        self._recent = {mark["lines"]: (self._lines.offset, bytes.fromhex(mark.get("chain") or ""))}
+        if replayed or self.replayable:
             self._skip, self._expected = mark["lines"], mark.get("chain") or None
 
     def seek(self, position: Any) -> None:

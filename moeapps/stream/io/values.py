@@ -23,6 +23,8 @@ __all__ = ["event_key", "finite_json", "is_empty", "plain_fields", "plain_label"
 _MOST_DIGITS = 4000
 """Digits of a whole number; Python reads and writes no more than 4,300."""
 
+_MOST_BITS = 13_000
+
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -213,6 +215,8 @@ def finite_json(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a whole number of {_digits(value)} digits"
     if isinstance(value, str | int | bool | type(None)):
         return value
     if is_missing_cell(value):
@@ -234,9 +238,14 @@ def _pandas_time(value: Any) -> Any:
 
 
 def _bounded(value: int) -> int:
-    if value.bit_length() > 3.4 * _MOST_DIGITS - 400:
-        raise DataError(f"a whole number of {int(value.bit_length() * 0.30103)} digits is too long")
+    if value.bit_length() > _MOST_BITS:
+        raise DataError(f"a whole number of {_digits(value)} digits is too long")
     return value
+
+
+def _digits(value: int) -> int:
+    """About how many digits a whole number has, which may be too long to be written."""
+    return int(value.bit_length() * 0.30103)
 
 
 def _unicode(text: str) -> str:

@@ -1,0 +1,283 @@
+"""What becomes of an event: late labels, repeats, corrections, values that cannot be stored (S3, S4, S10, S14)."""
+
+import datetime
+import json
+import math
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import moeapps
+from moeapps.cli.main import main
+from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, Event, FrameSource, LinesSink, StreamRun
+from moeapps.stream.compiled.engine import tree_arrays
+
+SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Records:
+    """A source of dicts."""
+
+    endless = False
+
+    def __init__(self, records):
+        self.records, self.place = records, 0
+
+    def read(self, n):
+        part = self.records[self.place : self.place + n]
+        self.place += len(part)
+        return [Event(self.place - len(part) + i + 1, dict(fields), where=str(i)) for i, fields in enumerate(part)]
+
+    def seek(self, position):
+        self.place = position or 0
+
+    def close(self):
+        pass
+
+
+def run_over(records, model=None, checkpoint=Path("c"), **arguments) -> StreamRun:
+    model = model or DriftMoEClassifier(seed=0, n_experts=2, router_hidden=(4, 4))
+    source = FrameSource(records) if isinstance(records, pd.DataFrame) else Records(records)
+    job = StreamRun(model, source, "y", checkpoint, rejects=LinesSink("rejects.ndjson"), **arguments)
+    job.run()
+    job.close()
+    return job
+
+
+def rejects() -> list[dict]:
+    path = Path("rejects.ndjson")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(n: int = 200) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(n, 2)).round(3), columns=["a", "b"])
+    frame["city"] = rng.choice(["Ulm", "Bonn"], n)
+    frame["id"] = np.arange(n)
+    frame["y"] = np.where(frame["a"] > 0, "up", "down")
+    return frame
+
+
+def same_model(one, two) -> bool:
+    first, second = tree_arrays(one._engine), tree_arrays(two._engine)
+    return all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
+
+
+# --- S3
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "ndjson", "ndjson-null", "ndjson-empty", "frame"])
+def test_a_late_label_with_empty_features_meets_its_event(kind):
+    frame = table()
+    empty = frame.copy()
+    empty[["a", "b"]] = np.nan
+    empty["city"] = None
+    events = pd.concat([frame.assign(y=None), empty], ignore_index=True)
+    if kind == "frame":
+        job = run_over(events, id_field="id")
+        model, counts = job.model, vars(job.counts)
+    else:
+        name = f"events.{kind.partition('-')[0]}"
+        if kind == "csv":
+            events.to_csv(name, index=False)
+        elif kind == "parquet":
+            events.to_parquet(name)
+        else:
+            rows = [json.loads(line) for line in events.to_json(orient="records", lines=True).splitlines()]
+            if kind == "ndjson":
+                rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+            if kind == "ndjson-empty":
+                rows = [{**row, "city": row["city"] or ""} for row in rows]
+            Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["stream", "run", "--source", name, "--target", "y", "--id", "id", "--checkpoint", "c", *SMALL]
+        assert main(given) == 0
+        found = moeapps.load("c/stream.safetensors")
+        model, counts = found.model, found.run["counts"]
+    assert (counts["learned"], counts["unlabeled"], counts["rejected"]) == (200, 200, 0)
+    twin = DriftMoEClassifier(**model.get_params())
+    for row in frame.to_dict("records"):
+        twin.learn_one({name: row[name] for name in ("a", "b", "city")}, row["y"])
+    assert same_model(model, twin)
+
+
+def test_the_type_of_an_id_does_not_matter_and_a_float_is_not_trusted():
+    events = [{"id": 7, "a": 1.0}, {"id": "7", "y": "u"}, {"id": 8.0, "a": 2.0}, {"id": 8, "y": "v"},
+              {"id": "007", "y": "u"}, {"id": float(2**60), "a": 1.0}, {"id": [1], "a": 1.0}]  # fmt: skip
+    job = run_over(events, id_field="id")
+    assert job.counts.learned == 2
+    reasons = [entry["reason"] for entry in rejects()]
+    assert "a label for '007', for which no features are waiting" in reasons[0]
+    assert "2**53" in reasons[1]
+    assert "is not an id" in reasons[2]
+
+
+def test_an_event_without_features_and_without_a_way_to_them_is_rejected():
+    events = [{"id": None, "a": None, "y": "u"}, {"id": 1, "a": None}, {"id": 2, "a": math.nan, "y": None}, {}]
+    job = run_over([*events, {"id": 3, "a": 1.0, "y": "u"}], id_field="id")
+    assert (job.counts.learned, job.counts.rejected, len(job.waiting)) == (1, 4, 0)
+
+
+def test_an_event_that_comes_again_with_its_label_is_learned_once():
+    job = run_over([{"id": 1, "a": 1.0}, {"id": 1, "a": 2.0, "y": "u"}, {"id": 1, "y": "u"}], id_field="id")
+    assert (job.counts.learned, job.counts.repeated, len(job.waiting)) == (1, 1, 0)
+
+
+# --- S10
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_a_rejected_event_that_comes_again_corrected_is_learned(batch):
+    good = [{"id": f"g{i}", "a": float(i), "y": "u"} for i in range(3)]
+    events = [
+        *good,
+        {"id": "x", "a": "abc", "y": "u"}, {"id": "x", "a": 5.0, "y": "u"}, {"id": "x", "a": 5.0, "y": "u"},
+        {"id": "z", "a": 5.0, "y": 7}, {"id": "z", "a": 5.0, "y": "v"},  # a label of another kind
+        {"id": "p", "a": "abc"}, {"id": "p", "a": 6.0}, {"id": "p", "y": 7}, {"id": "p", "y": "v"},
+        {"id": "q", "y": "v"}, {"id": "q", "a": 1.0}, {"id": "q", "y": "v"},  # the label came too early
+    ]  # fmt: skip
+    job = run_over(events, id_field="id", batch=batch)
+    assert (job.counts.learned, job.counts.repeated, job.counts.rejected) == (3 + 4, 1, 5)
+    assert [entry["content"]["id"] for entry in rejects()] == ["x", "z", "p", "p", "q"]
+
+
+def test_rejects_and_ids_do_not_depend_on_the_batch():
+    rng = np.random.default_rng(0)
+    events = [
+        {"id": int(rng.integers(60)), "a": "bad" if rng.random() < 0.2 else float(i), "y": rng.choice(["u", None, 7])}
+        for i in range(400)
+    ]
+    found = []
+    for batch in (1, 7, 256):
+        Path("rejects.ndjson").unlink(missing_ok=True)
+        job = run_over(events, id_field="id", batch=batch, id_window=20, pending=5, checkpoint=None)
+        ignored = [{**entry, "event": None} for entry in rejects()]
+        found.append((vars(job.counts), job.ids.state(), job.waiting.state(), ignored))
+    assert found[0] == found[1] == found[2]
+
+
+# --- S4
+
+
+def test_a_checkpoint_holds_whatever_was_accepted():
+    day = datetime.date(2024, 1, 31)
+    values = [
+        pd.Timestamp("2024-01-31"), day, Decimal("1.5"), np.float32(2.5), math.nan, pd.NaT, np.datetime64("2024-01-31"),
+        b"bytes", [1, 2], {"x": 1}, math.inf, -math.inf, 10**5000, "\ud800", 1j, object(), True, np.bool_(True), 10**30,
+        datetime.timedelta(hours=1), datetime.time(1),
+    ]  # fmt: skip
+    waiting = [{"id": f"w{i}", "a": value, "b": 1.0} for i, value in enumerate(values)]
+    labels = [{"id": f"l{i}", "b": 1.0, "y": value} for i, value in enumerate([day, *values])]
+    for events in (waiting, labels, [{**event, "id": f"i{i}"} for i, event in enumerate(labels)]):
+        job = run_over(events, id_field="id", checkpoint=Path("c"), every=1)
+        assert job.counts.rejected + job.counts.learned + job.counts.unlabeled == len(events)
+        found = StreamRun(DriftMoEClassifier(), Records(events), "y", Path("c"), id_field="id")
+        assert found.resume()
+        assert found.waiting.state() == job.waiting.state()
+        found.close()
+
+
+def test_dates_decimals_and_times_are_learned_as_numbers_and_labels_are_text():
+    frame = pd.DataFrame({
+        "t": pd.date_range("2024-01-01", periods=60, freq="h"), "d": [Decimal(i) / 4 for i in range(60)],
+        "y": [datetime.date(2024, 1, 1 + i % 3) for i in range(60)],
+    })  # fmt: skip
+    frame.to_parquet("data.parquet")
+    given = ["stream", "run", "--source", "data.parquet", "--target", "y", "--checkpoint", "c", *SMALL]
+    assert main(given) == 0
+    model = moeapps.load("c/stream.safetensors").model
+    assert model._features.nominal == [False, False]
+    assert sorted(model.classes_) == ["2024-01-01", "2024-01-02", "2024-01-03"]
+    frame.to_csv("data.csv", index=False)
+    assert main([*given[:3], "data.csv", *given[4:7], "d", *SMALL]) == 0
+    assert same_model(model, moeapps.load("d/stream.safetensors").model)
+
+
+def test_bytes_are_refused_with_the_name_of_the_field(capsys):
+    pd.DataFrame({"a": [b"x"] * 20, "b": range(20), "y": ["u", "v"] * 10}).to_parquet("data.parquet")
+    given = ["stream", "run", "--source", "data.parquet", "--target", "y", "--checkpoint", "c", *SMALL]
+    assert main(given) == 3
+    out = capsys.readouterr().out
+    assert "no event could be used: all 20 were rejected" in out
+    assert "rejected 20: field 'a': it holds bytes" in out
+    assert Path("c/stream.safetensors").exists()
+
+
+# --- S14
+
+
+def test_a_run_in_which_everything_is_rejected_ends_with_3_and_says_why(capsys):
+    Path("data.ndjson").write_text("not json\n" * 5 + '{"a": 1, "a": 2}\n')
+    assert main(["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", *SMALL]) == 3
+    out = capsys.readouterr().out
+    assert "6 rejected" in out
+    assert "rejected 5: not a JSON object: Expecting value" in out
+    assert "field 'a' occurs twice" in out
+    assert (
+        main(["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", "--resume", *SMALL])
+        == 0
+    )
+    Path("empty.ndjson").write_text("")
+    assert main(["stream", "run", "--source", "empty.ndjson", "--target", "y", *SMALL]) == 0
+
+
+def strict(line: str):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_json_output_is_json_whatever_came_in():
+    Path("data.ndjson").write_text(
+        '{"a": NaN, "b": 1, "y": 1}\n{"a": Infinity, "b": 2, "y": 2}\n{"a": 1, "b": 2, "y": Infinity}\n'
+        '{"a": 1e999, "b": 1, "y": 3}\n{"a": 2, "b": 1, "y": 3.5}\n{"a": 2, "b": 1}\n'
+    )
+    given = ["stream", "run", "--source", "data.ndjson", "--target", "y", "--predictions", "p.ndjson", "--rejects",
+             "r.ndjson", "--metrics", "m.ndjson", "--window", "1", "--model", "driftmoe-regressor", *SMALL]  # fmt: skip
+    assert main(given) == 0
+    lines = [strict(line) for name in "prm" for line in Path(f"{name}.ndjson").read_text().splitlines()]
+    assert sum("reason" in line for line in lines) == 3
+    assert sum("prediction" in line for line in lines) == 3
+
+
+def test_a_prediction_that_is_not_finite_is_null():
+    sink = LinesSink("p.ndjson")
+    for value in (math.nan, math.inf, np.float64("nan")):
+        sink.write({"prediction": value, "nested": [value]})
+    sink.close()
+    assert set(Path("p.ndjson").read_text().splitlines()) == {'{"prediction": null, "nested": [null]}'}
+
+
+def test_a_target_that_no_event_has_is_told(capsys):
+    Path("data.ndjson").write_text('{"a": 1, "status": "u"}\n' * 20)
+    assert main(["stream", "run", "--source", "data.ndjson", "--target", "stat", *SMALL]) == 0
+    assert "no event had the field 'stat': nothing was learned" in capsys.readouterr().out
+
+
+def test_types_and_missing_texts_hold_for_json_too():
+    Path("data.ndjson").write_text('{"code": 123, "a": "-", "y": 1}\n{"code": "A12", "a": "2.5", "y": 2}\n' * 20)
+    given = ["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", *SMALL]
+    assert main([*given, "--types", "code=text", "a=number", "--missing", "?,-"]) == 0
+    found = moeapps.load("c/stream.safetensors")
+    assert found.run["counts"]["learned"] == 40
+    assert found.model._features.nominal == [True, False]
+    assert list(found.model._features.codes["code"]) == ["123", "A12"]
+
+
+def test_a_regressor_takes_numbers_of_a_csv():
+    frame = pd.DataFrame({"a": np.arange(300) / 7, "y": [*range(299), "x"]})
+    frame.to_csv("data.csv", index=False)
+    given = ["stream", "run", "--source", "data.csv", "--target", "y", "--checkpoint", "c", "--model",
+             "driftmoe-regressor", *SMALL]  # fmt: skip
+    assert main(given) == 0
+    found = moeapps.load("c/stream.safetensors")
+    assert isinstance(found.model, DriftMoERegressor)
+    assert (found.run["counts"]["learned"], found.run["counts"]["rejected"]) == (299, 1)
