@@ -22,7 +22,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from moeapps.core.tabledata.files import TableFile, TableWriter
+from moeapps.core.tabledata.files import TableFile
+from moeapps.core.tabledata.writer import TableWriter
 from moeapps.recsys import MultiTaskRanker, census_income, census_schema
 
 TASKS = ["income", "never_married"]

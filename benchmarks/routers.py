@@ -64,7 +64,7 @@ def run(router: str, seed: int) -> dict[str, float]:
     X, X_test, y, y_test = split(seed)
     model = make(router, seed, 60).fit(X, y)
     network = copy.deepcopy(model.model_)
-    numbers, codes = model.columns_.transform(X_test)
+    numbers, codes = model.encoder_.transform(X_test)
     with torch.no_grad():
         network(torch.from_numpy(numbers), torch.from_numpy(codes))
     routing = list(routed_layers(network).values())[-1].last_routing

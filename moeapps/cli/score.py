@@ -8,7 +8,7 @@ from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARY", "add_arguments", "run", "run_as_predict"]
 
-SUMMARY = "predict the rows of a CSV or Parquet file of any size with a saved model"
+SUMMARY = "predict the rows of a CSV, Parquet or NDJSON file of any size with a saved model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,22 +18,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "probability_<class>, a regressor prediction, a ranker one column per target."
     )
     parser.add_argument("model", metavar="MODEL", help="file that model.save wrote")
-    parser.add_argument("--input", required=True, help=".csv or .parquet file with the columns that the model knows")
-    parser.add_argument("--output", required=True, help=".csv or .parquet file to write")
     parser.add_argument(
-        "--keep", default="", metavar="COLUMNS", help="columns to copy next to the predictions, separated by commas"
+        "--input",
+        metavar="FILE",
+        help=".csv, .tsv, .ndjson (also .gz, .zst) or .parquet file with the columns that the model knows, or a folder "
+        "of such files",
+    )
+    parser.add_argument("--output", metavar="FILE", help=".csv or .parquet file to write")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="COLUMNS",
+        help="columns to copy next to the predictions, separated by commas; may be given several times",
+    )
+    parser.add_argument(
+        "--explain-columns",
+        action="store_true",
+        help="print what each column of the model is (number, category, id, time) and why; predict only if there is an "
+        "--input",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict batch by batch."""
     silence_warnings()
+    from moeapps.core.errors import ConfigError
     from moeapps.core.tabledata.scoring import predict_file
 
-    keep = [name for name in options.keep.split(",") if name]
-    rows = predict_file(moeapps.load(options.model), options.input, options.output, keep)
+    model = moeapps.load(options.model)
+    if options.explain_columns:
+        columns = getattr(model, "columns_", None)
+        if columns is None:
+            raise ConfigError(f"{options.model} holds a {type(model).__name__}, which reads no columns")
+        print(columns.to_string())
+        if options.input is None:
+            return 0
+    for option in ("input", "output"):
+        if getattr(options, option) is None:
+            raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
+    rows = predict_file(model, options.input, options.output, _kept(options))
     print(f"predictions: {options.output} ({rows} rows)")
     return 0
+
+
+def _kept(options: argparse.Namespace) -> list[str]:
+    """Names of the columns to keep; a name may contain a comma, if the file has such a column."""
+    from moeapps.core.tabledata.files import TableFile
+
+    names: list[str] = []
+    columns = TableFile(options.input).columns if any("," in entry for entry in options.keep) else []
+    for entry in options.keep:
+        names += [entry] if entry in columns else [name for name in entry.split(",") if name]
+    return names
 
 
 def run_as_predict(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 
 from moeapps.core.errors import ConfigError
-from moeapps.core.tabledata.files import TableWriter
+from moeapps.core.tabledata.writer import TableWriter
 
 __all__ = [
     "BestWeights",

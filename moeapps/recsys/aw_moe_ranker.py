@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.module import RankingModule
@@ -36,7 +37,7 @@ class AWMoERanker(Ranker):
         Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`.
     embedding_dim : int, default 16
         Width of a category's embedding.
-    schema, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
+    schema, column_types, missing_values, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
         As in :class:`MultiTaskRanker`, with the same defaults.
     validation_fraction, patience, accelerator, verbose, log_dir, random_state
         As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its AUC.
@@ -59,6 +60,8 @@ class AWMoERanker(Ranker):
         temperature: float = 0.1,
         options: Mapping[str, Any] | None = None,
         schema: Schema | None = None,
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | Sequence[str] = "auto",
         embedding_dim: int = 16,
         sparse_gradients: bool = False,
         unknown_rate: float = 0.02,

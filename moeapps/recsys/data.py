@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
+from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.encoded import EncodedTable
-from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.schema import Schema, as_schema
@@ -39,7 +40,7 @@ class RankingData(L.LightningDataModule):
     The encoded rows of a file are written to a folder and mapped into memory, so that a training takes its batches in
     random order from a table that does not fit in memory, and resumes exactly where it was stopped. ``setup("fit")``:
 
-    1. Read the columns' names; infer the schema from the first batch, unless it is given.
+    1. Read the columns' names; infer the schema from all rows, unless it is given.
     2. Choose the validation rows.
     3. Read the targets of all rows, and learn their kinds and classes.
     4. Read the training rows, and learn categories and the spread of numbers.
@@ -64,6 +65,11 @@ class RankingData(L.LightningDataModule):
         Columns that are not used; of a file, all columns that a given schema does not name are ignored.
     kinds : dict, optional
         ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
+    column_types : dict, optional
+        What columns are, where the schema shall not be inferred: ``{zip: category}``; one of "number", "category",
+        "id", "time", "list".
+    missing_values : "auto" or list of str, default "auto"
+        Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
     row_id : str, optional
         Column that identifies a row: no value may be in two of train, val and test.
     keep : list of str, default ()
@@ -108,6 +114,8 @@ class RankingData(L.LightningDataModule):
         schema: Any = None,
         ignored: Sequence[str] = (),
         kinds: dict[str, TargetKind] | None = None,
+        column_types: dict[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | list[str] = "auto",
         row_id: str | None = None,
         keep: Sequence[str] = (),
         batch_size: int = 1024,
@@ -126,6 +134,11 @@ class RankingData(L.LightningDataModule):
             raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
         self.parts: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.target_names, self.kinds = list(targets), kinds
+        self.column_types = check_column_types(column_types)
+        missing_texts(missing_values)
+        self.missing_values = missing_values
+        if schema is not None and column_types:
+            raise ConfigError("column_types has no effect beside a schema, which says what the columns are: give one")
         self.schema = as_schema(schema)
         self.ignored, self.row_id, self.keep = list(ignored), row_id, list(keep)
         self.batch_size, self.validation_fraction = batch_size, validation_fraction
@@ -173,34 +186,52 @@ class RankingData(L.LightningDataModule):
         if table is None:
             raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         self._check_rows_differ()
-        source = _source(table, None if self.schema is None else self.schema.column_kinds())
+        source = self._source(table, None if self.schema is None else self.schema.column_kinds())
         count = source.count_rows()
         if count == 0:
             raise DataError(f"{source.name}: there is no row to learn from")
-        schema = self._schema_for(source)
+        schema, columns = self._schema_for(source)
         held_out = self._held_out(count)
         _check_columns(source, schema)
-        targets = Targets(self.target_names, self.kinds)
-        self.targets = source.named(lambda: targets.fit_batches(source.batches(self.target_names)))
+        source = self._source(table, schema.column_kinds())
+        targets = Targets(self.target_names, self.kinds, self.missing)
+        self.targets = source.named(
+            lambda: targets.fit_batches(
+                source.batches(self.target_names), source.infer(self.target_names, self.column_types), source.untyped
+            )
+        )
         train = _batches(source, schema, ~held_out)
-        self.encoder = source.named(lambda: TableEncoder(schema).fit_batches(train))
+        self.encoder = source.named(lambda: TableEncoder(schema, self.missing).fit_batches(train, source.untyped))
+        self.encoder.columns = columns
         self._train = self._encode(source, schema, ~held_out, "train")
         if (val := self.load("val")) is not None:
-            self._val = self._encode(_source(val, self.encoder.column_kinds()), schema, None, "val")
+            self._val = self._encode(self._source(val, self.encoder.column_kinds()), schema, None, "val")
         elif held_out.any():
             self._val = self._encode(source, schema, held_out, "val")
 
-    def _schema_for(self, source: TableSource) -> Schema:
-        """Schema with this training's targets; columns of a file that it does not name are ignored."""
+    @property
+    def missing(self) -> frozenset[str]:
+        """Texts that mean a missing value."""
+        return missing_texts(self.missing_values)
+
+    def _source(self, table: Table, kinds: dict[str, ColumnKind] | None) -> TableSource:
+        return _source(table, kinds, self.missing)
+
+    def _schema_for(self, source: TableSource) -> tuple[Schema, list[Column]]:
+        """Schema with this training's targets, and what was inferred; of a file, unnamed columns are ignored."""
         if self.schema is None:
-            first = next(source.batches())
-            return source.named(lambda: Schema.infer(first, self.target_names, self.ignored))
+            source.require(self.target_names, "targets")
+            source.require(self.ignored, "ignored")
+            left_out = {*self.target_names, *self.ignored}
+            names = [name for name in source.columns if name not in left_out]
+            columns = list(source.named(lambda: source.infer(names, self.column_types)).values())
+            return Schema.from_columns(columns, self.target_names, self.ignored), columns
         features = {feature.name for feature in self.schema.features}
         ignored = [*self.schema.ignored, *self.ignored]
         if source.is_file:
             ignored += [name for name in source.columns if name not in features]
         ignored = [name for name in dict.fromkeys(ignored) if name not in self.target_names]
-        return Schema(self.schema.features, tuple(self.target_names), tuple(ignored))
+        return Schema(self.schema.features, tuple(self.target_names), tuple(ignored)), []
 
     def _held_out(self, rows: int) -> NDArray[np.bool_]:
         """Which rows validate. Not `core.splits.hold_out`, which would choose other rows than 0.1 for a seed."""
@@ -218,7 +249,7 @@ class RankingData(L.LightningDataModule):
         hashes: dict[str, NDArray[np.uint64]] = {}
         for part in ("train", "val", "test"):
             if (table := self.load(part)) is not None:
-                source = TableSource(table)
+                source = TableSource(table, missing=self.missing)
                 source.require([self.row_id], "row_id")
                 hashes[part] = source.hashes(self.row_id)
         names = list(hashes)
@@ -316,7 +347,9 @@ class _Stream(IterableDataset):
     """Batches that are encoded as they are read."""
 
     def __init__(self, table: Table, encoder: TableEncoder, targets: Targets | None, keep: Sequence[str]) -> None:
-        self.source, self.encoder, self.targets = _source(table, encoder.column_kinds()), encoder, targets
+        # a column that is kept is read as it stands
+        kinds = {name: kind for name, kind in encoder.column_kinds().items() if name not in keep}
+        self.source, self.encoder, self.targets = _source(table, kinds, encoder.missing), encoder, targets
         self.keep = list(keep)
         self.source.require(self.keep, "keep")
 
@@ -336,8 +369,8 @@ class _Stream(IterableDataset):
                     yield rows, torch.from_numpy(self.targets.encode(frame))
 
 
-def _source(table: Table, kinds: dict[str, ColumnKind] | None) -> TableSource:
-    return TableSource(table, 8 * EVALUATION_ROWS, kinds)
+def _source(table: Table, kinds: dict[str, ColumnKind] | None, missing: frozenset[str]) -> TableSource:
+    return TableSource(table, 8 * EVALUATION_ROWS, kinds, missing)
 
 
 def _check_columns(source: TableSource, schema: Schema) -> None:

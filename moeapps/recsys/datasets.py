@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.files import TableWriter
 from moeapps.core.tabledata.source import Table
+from moeapps.core.tabledata.writer import TableWriter
 from moeapps.recsys.census import census_income, census_schema
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.histories import add_history, time_split

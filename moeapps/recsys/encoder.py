@@ -2,19 +2,34 @@
 
 # Shapes: N rows, S sparse columns, D dense columns, L entries of a sequence
 
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.columns import plain_value
-from moeapps.core.tabledata.files import ColumnKind, kind_of
+from moeapps.core.tabledata.cells import MISSING_VALUES, category_text
+from moeapps.core.tabledata.frames import is_arrow_type
+from moeapps.core.tabledata.kinds import Column, ColumnKind, columns_frame
+from moeapps.core.tabledata.numbers import list_column, to_days, to_numbers
+from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
+from moeapps.core.tabledata.vocabulary import (
+    Vocabulary,
+    count_values,
+    distinct_cells,
+    distinct_values,
+    settle_values,
+    warn_of_unseen,
+)
 from moeapps.recsys.moments import column_moments, merge_moments
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature
 
@@ -56,13 +71,16 @@ class Rows(NamedTuple):
 class TableEncoder:
     """Learns the categories and the spread of the numbers.
 
-    A category that training has not seen has the code UNKNOWN, a missing one (None, NaN) the code MISSING. Of a long
-    sequence the newest entries are kept; a missing sequence is empty.
+    A category that training has not seen has the code UNKNOWN, a missing one the code MISSING. Of a long sequence the
+    newest entries are kept; a missing sequence is empty. In a column that had no missing value in training, a missing
+    value becomes the mean or the most frequent category, with a warning, since nothing was learned about it.
 
     Parameters
     ----------
     schema : Schema
         The features.
+    missing_values : iterable of str, optional
+        Texts that mean a missing value; those of ``pandas.read_csv`` by default.
 
     Attributes
     ----------
@@ -72,14 +90,33 @@ class TableEncoder:
         Mean of each dense column.
     scale : list of float
         Its standard deviation, 1 for a constant.
+    columns : list of Column
+        What each column is, and why, where that was inferred.
+    fill : dict
+        Code of the most frequent category, by sparse column that had no missing value.
+    complete : list of str
+        Dense columns that had no missing value.
+    new_rates : dict
+        By sparse column, the part of rows to come that is expected to have an unseen category.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, missing_values: Iterable[str] | None = None) -> None:
         self.schema = schema
+        self.missing_values = sorted(MISSING_VALUES if missing_values is None else missing_values)
         self.values: dict[str, list[Any]] = {}
         self.mean: list[float] = []
         self.scale: list[float] = []
-        self._index: dict[str, pd.Index] = {}  # categories as a hash table, built when first needed
+        self.columns: list[Column] = []
+        self.fill: dict[str, int] = {}
+        self.complete: list[str] = []
+        self.new_rates: dict[str, float] = {}
+        self._vocabularies: dict[str, Vocabulary] = {}  # made when first needed
+        self._warned: set[str] = set()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Texts that mean a missing value."""
+        return frozenset(self.missing_values)
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learn from rows.
@@ -91,37 +128,53 @@ class TableEncoder:
         """
         return self.fit_batches([frame])
 
-    def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
+    def fit_batches(self, frames: Iterable[pd.DataFrame], untyped: bool = False) -> Self:
         """Learn from rows that come in batches, as those of a file do; the same as from all of them at once.
 
         1. Collect each table's categories in order of appearance; a sequence adds to the table that it shares.
         2. Merge the batches' means and sums of squares.
         3. A column that is constant up to rounding gets the scale 1.
 
+        Parameters
+        ----------
+        frames : iterable of DataFrame
+            Batches.
+        untyped : bool, default False
+            Whether the source has only text, as a CSV file.
+
         Raises
         ------
         DataError
             As in :meth:`fit`.
         """
-        categories: dict[str, dict[Any, None]] = {name: {} for name in self.table_names if self._buckets(name) is None}
+        seen: dict[str, Counter[Any]] = {name: Counter() for name in self.table_names if self._buckets(name) is None}
+        in_sequence: dict[str, dict[Any, None]] = {sequence.name: {} for sequence in self.schema.sequences}
+        empty: set[str] = set()
         count = mean = squares = np.zeros(len(self.schema.dense))
         rows = 0
         for frame in frames:
             self.schema.check_columns(frame)
             rows += len(frame)
             for sparse in self.schema.sparse:
-                if sparse.hash is None:
-                    categories[sparse.name].update(dict.fromkeys(_factorize(frame[sparse.name], sparse.name)[1]))
+                if sparse.hash is None and self._count(frame[sparse.name], sparse.name, seen[sparse.name]):
+                    empty.add(sparse.name)
             for sequence in self.schema.sequences:
                 owner = self._owner(sequence)
-                if owner in categories:
-                    flat, _ = _flatten(frame[sequence.name], sequence)
-                    categories[owner].update(dict.fromkeys(_factorize(flat, sequence.name)[1]))
-            count, mean, squares = merge_moments((count, mean, squares), column_moments(self._numbers(frame)))
+                if owner in seen:
+                    flat, _ = self._flatten(frame[sequence.name], sequence)
+                    entries = distinct_values(flat, self.missing, sequence.name)
+                    in_sequence[sequence.name].update(dict.fromkeys(entries))
+                    for value in entries:
+                        seen[owner].setdefault(value, 0)
+            numbers = self._numbers(frame)
+            empty.update(f.name for f, gone in zip(self.schema.dense, np.isnan(numbers).any(0), strict=True) if gone)
+            count, mean, squares = merge_moments((count, mean, squares), column_moments(numbers))
         if rows == 0:
             raise DataError("the frame has no rows")
-        self.values = {name: list(values) for name, values in categories.items()}
-        self._index = {}
+        self._check_shared(seen, in_sequence)
+        self.values = {name: settle_values(list(counts), untyped, name) for name, counts in seen.items()}
+        self._vocabularies = {}
+        self._learn_missing(seen, empty)
         self.mean = mean.tolist()
         # Rounding leaves a constant column a tiny spread, which must not blow up its noise
         with np.errstate(all="ignore"):
@@ -129,29 +182,102 @@ class TableEncoder:
         self.scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0).tolist()
         return self
 
+    def _count(self, column: pd.Series, name: str, counts: Counter[Any]) -> bool:
+        """Add the categories of a column; whether any cell is missing."""
+        found, any_missing = count_values(column, self.missing, name)
+        for value, number in found.items():
+            counts[value] += number
+        return any_missing
+
+    def _learn_missing(self, seen: dict[str, Counter[Any]], empty: set[str]) -> None:
+        self.complete = [feature.name for feature in self.schema.dense if feature.name not in empty]
+        self.fill, self.new_rates = {}, {}
+        for feature in self.schema.sparse:
+            counts = seen.get(feature.name, Counter())
+            total = sum(counts.values())
+            if not total:
+                continue
+            self.new_rates[feature.name] = sum(number == 1 for number in counts.values()) / total
+            most = self._vocabulary(feature.name).code(counts.most_common(1)[0][0])
+            if feature.name not in empty and most >= 0:
+                self.fill[feature.name] = most
+
+    def _check_shared(self, seen: dict[str, Counter[Any]], in_sequence: dict[str, dict[Any, None]]) -> None:
+        """Warn of a history that has nothing in common with the candidates whose categories it is said to share."""
+        for sequence in self.schema.sequences:
+            entries = in_sequence[sequence.name]
+            if sequence.shares is None or not entries or sequence.shares not in seen:
+                continue
+            candidates = [value for value, number in seen[sequence.shares].items() if number]
+            own = Vocabulary(candidates, self.missing, sequence.shares)
+            if all(own.code(value) < 0 for value in entries):
+                warnings.warn(
+                    f"no entry of {sequence.name!r}, such as {next(iter(entries))!r}, is a value of "
+                    f"{sequence.shares!r}, such as {next(iter(seen[sequence.shares]))!r}: the history tells nothing "
+                    "about the candidates",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
     def transform(self, frame: pd.DataFrame) -> Rows:
         """Encode rows; the order of the columns does not matter.
 
         Raises
         ------
         DataError
-            If a column is missing or unknown, or a number is infinite or text.
+            If a column is missing or unknown, or a cell is not what its column was in training, naming row and cell.
         """
         self.schema.check_columns(frame)
         n = len(frame)
+        filled: list[str] = []
         sparse = np.zeros((n, len(self.schema.sparse)), dtype=np.int32)
         for s, feature in enumerate(self.schema.sparse):
-            sparse[:, s] = self._codes(feature.name, frame[feature.name])
+            sparse[:, s] = self._sparse(feature.name, frame[feature.name], filled)
         numbers = self._numbers(frame)
         missing = np.isnan(numbers)
         # A missing number becomes the mean, and its flag says so
         scaled = np.where(missing, 0.0, (numbers - np.array(self.mean)) / np.array(self.scale))
-        dense = np.concatenate([np.clip(scaled, -CLIP, CLIP), missing], axis=1)
+        for d, dense in enumerate(self.schema.dense):
+            if dense.name in self.complete and missing[:, d].any():
+                filled.append(f"{int(missing[:, d].sum())} of {dense.name!r} by {self.mean[d]:.6g}")
+                missing[:, d] = False  # nothing was learned about its flag
+        self._tell_filled(filled)
+        dense_part = np.concatenate([np.clip(scaled, -CLIP, CLIP), missing], axis=1)
         return Rows(
             torch.from_numpy(sparse),
-            torch.from_numpy(dense.astype(np.float32)),
+            torch.from_numpy(dense_part.astype(np.float32)),
             tuple(torch.from_numpy(self._sequence(frame[s.name], s)) for s in self.schema.sequences),
         )
+
+    def _sparse(self, name: str, column: pd.Series, filled: list[str]) -> NDArray[np.int32]:
+        if self._buckets(name) is not None:
+            return self._hashed(name, column)
+        vocabulary = self._vocabulary(name)
+        codes = vocabulary.codes(column)
+        watched = name in self.new_rates and name not in self._warned
+        if watched and warn_of_unseen(vocabulary, column, codes, self.new_rates[name], stacklevel=4):
+            self._warned.add(name)
+        gone = codes == NO_VALUE
+        fill = self.fill.get(name)
+        if fill is not None and gone.any():
+            filled.append(f"{int(gone.sum())} of {name!r} by {vocabulary.values[fill]!r}")
+        replaced = MISSING if fill is None else fill + FIRST
+        return np.where(gone, replaced, np.where(codes < 0, UNKNOWN, codes + FIRST)).astype(np.int32)
+
+    def _tell_filled(self, filled: list[str]) -> None:
+        if filled and "filled" not in self._warned:
+            self._warned.add("filled")
+            warnings.warn(
+                "missing values in columns that had none in training were replaced by the mean or the most frequent "
+                f"category of training: {', '.join(filled[:5])}{', ...' if len(filled) > 5 else ''}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _vocabulary(self, owner: str) -> Vocabulary:
+        if owner not in self._vocabularies:
+            self._vocabularies[owner] = Vocabulary(self.values[owner], self.missing, owner)
+        return self._vocabularies[owner]
 
     @property
     def table_sizes(self) -> list[int]:
@@ -170,20 +296,52 @@ class TableEncoder:
         return [self.table_names.index(self._owner(sequence)) for sequence in self.schema.sequences]
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """How to read the columns of a CSV file so that their categories are found again."""
-        categories = {sparse.name: kind_of(self.values.get(sparse.name, [])) for sparse in self.schema.sparse}
-        return {**self.schema.column_kinds(), **categories}
+        """What the columns are."""
+        return self.schema.column_kinds()
+
+    def summary(self) -> pd.DataFrame:
+        """What each column is, why, how many categories it has and how many cells were missing in training."""
+        known = {column.name: column for column in self.columns}
+        columns = [
+            known.get(name, Column(name, kind, "the schema says so")) for name, kind in self.column_kinds().items()
+        ]
+        return columns_frame(columns, {name: len(values) for name, values in self.values.items()})
 
     def state(self) -> dict[str, Any]:
         """The learned values as JSON values."""
-        return {"schema": self.schema.to_json(), "values": self.values, "mean": self.mean, "scale": self.scale}
+        return {
+            "schema": self.schema.to_json(),
+            "values": self.values,
+            "mean": self.mean,
+            "scale": self.scale,
+            "missing_values": self.missing_values,
+            "columns": [column.to_json() for column in self.columns],
+            "fill": self.fill,
+            "complete": self.complete,
+            "new_rates": self.new_rates,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Undo :meth:`state`."""
-        encoder = cls(Schema.from_json(state["schema"]))
+        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it."""
+        encoder = cls(Schema.from_json(state["schema"]), state.get("missing_values"))
         encoder.values, encoder.mean, encoder.scale = state["values"], state["mean"], state["scale"]
+        encoder.columns = [Column.from_json(column) for column in state.get("columns", [])]
+        encoder.fill, encoder.complete = state.get("fill", {}), state.get("complete", [])
+        encoder.new_rates = state.get("new_rates", {})
         return encoder
+
+    def same_as(self, other: "TableEncoder") -> bool:
+        """Whether another encoder gives the same codes and numbers; a category is the same as text and as number."""
+        texts = [{name: list(map(category_text, v)) for name, v in each.values.items()} for each in (self, other)]
+        mine, its = ((each.schema.features, each.mean, each.scale) for each in (self, other))
+        return texts[0] == texts[1] and mine == its
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also one of 0.1."""
+        if "missing_values" not in state:
+            state = vars(type(self).from_state({**state, "schema": state["schema"].to_json()}))
+        vars(self).update(state)
 
     def _owner(self, sequence: SequenceFeature) -> str:
         return sequence.name if sequence.shares is None else sequence.shares
@@ -196,20 +354,24 @@ class TableEncoder:
         return len(self.values[owner]) if buckets is None else buckets
 
     def _codes(self, owner: str, column: pd.Series) -> NDArray[np.int32]:
-        index, values = _factorize(column, str(column.name))
+        if self._buckets(owner) is not None:
+            return self._hashed(owner, column)
+        codes = self._vocabulary(owner).codes(column)
+        return np.where(codes == NO_VALUE, MISSING, np.where(codes < 0, UNKNOWN, codes + FIRST)).astype(np.int32)
+
+    def _hashed(self, owner: str, column: pd.Series) -> NDArray[np.int32]:
         buckets = self._buckets(owner)
-        if buckets is not None:
-            # Not Python's hash, which differs from process to process
-            codes = np.array([FIRST + zlib.crc32(str(value).encode()) % buckets for value in values], dtype=np.int32)
-        else:
-            if owner not in self._index:
-                self._index[owner] = pd.Index(self.values[owner], dtype=object)
-            learned = self._index[owner].get_indexer(pd.Index(values, dtype=object))
-            codes = np.where(learned < 0, UNKNOWN, learned + FIRST).astype(np.int32)
-        return np.append(codes, np.int32(MISSING))[index]  # a missing value has the index -1
+        assert buckets is not None
+        index, values = distinct_cells(column, str(column.name))
+        # Not Python's hash, which differs from process to process
+        codes = [
+            MISSING if value in self.missing else FIRST + zlib.crc32(category_text(value).encode()) % buckets
+            for value in values
+        ]
+        return np.array([*codes, MISSING], dtype=np.int32)[index]  # a missing value has the index -1
 
     def _sequence(self, column: pd.Series, sequence: SequenceFeature) -> NDArray[np.int32]:
-        flat, lengths = _flatten(column, sequence)
+        flat, lengths = self._flatten(column, sequence)
         codes = self._codes(self._owner(sequence), flat)
         out = np.full((len(column), sequence.max_len), PAD, dtype=np.int32)
         row = np.repeat(np.arange(len(column)), lengths)
@@ -217,59 +379,40 @@ class TableEncoder:
         out[row, sequence.max_len - np.repeat(lengths, lengths) + position] = codes
         return out
 
+    def _flatten(self, column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
+        """The newest entries of all rows one after the other, and the number that each row has."""
+        if is_arrow_type(column.dtype, pa.types.is_list, pa.types.is_large_list):
+            return _flatten_arrow(column, sequence)
+        kept: list[Any] = []
+        lengths = np.zeros(len(column), dtype=np.int64)
+        for row, value in enumerate(list_column(column, self.missing, sequence.name)):
+            if value is not None:
+                newest = value[-sequence.max_len :]
+                kept += newest
+                lengths[row] = len(newest)
+        return pd.Series(kept, dtype=object, name=sequence.name), lengths
+
     def _numbers(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         numbers = np.zeros((len(frame), len(self.schema.dense)))
         for d, feature in enumerate(self.schema.dense):
-            column = frame[feature.name]
-            try:
-                numbers[:, d] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
-            except (TypeError, ValueError):
-                raise DataError(
-                    f"column {feature.name!r} is a DenseFeature and holds what is not a number: {_example(column)}"
-                ) from None
+            read = to_days if feature.time else to_numbers
+            numbers[:, d] = read(frame[feature.name], self.missing, feature.name)
             if np.isinf(numbers[:, d]).any():
-                row = int(np.isinf(numbers[:, d]).argmax())
+                row = frame.index[int(np.isinf(numbers[:, d]).argmax())]
                 raise DataError(f"column {feature.name!r} is infinite at row {row}: use a missing value, or clip")
         return numbers
 
 
-def _flatten(column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
-    """The newest entries of all rows one after the other, and the number that each row has."""
-    kept: list[Any] = []
-    lengths = np.zeros(len(column), dtype=np.int64)
-    for row, value in enumerate(column.to_numpy(dtype=object)):
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            continue
-        if not isinstance(value, list | tuple | np.ndarray):
-            raise DataError(
-                f"column {sequence.name!r} is a SequenceFeature and holds {value!r} at row {column.index[row]}, "
-                "expected a list"
-            )
-        newest = list(value[-sequence.max_len :])
-        kept += newest
-        lengths[row] = len(newest)
-    return pd.Series(kept, dtype=object, name=sequence.name), lengths
-
-
-def _factorize(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any]]:
-    """Index of every row among the distinct values (-1 where missing), and these as str, int, float or bool.
-
-    Python code then runs once per distinct value, not once per row.
-    """
-    try:
-        index, values = pd.factorize(column)
-        distinct = values.tolist()
-    except TypeError:  # lists, which _plain refuses by name
-        index, distinct = np.arange(len(column)), column.tolist()
-    return index, [_plain(value, name) for value in distinct]
-
-
-def _plain(value: Any, name: str) -> Any:
-    if isinstance(value, list | tuple | dict | set | np.ndarray):
-        raise DataError(f"column {name!r} holds {value!r}, expected one category per row; lists need a SequenceFeature")
-    return plain_value(value)
-
-
-def _example(column: pd.Series) -> str:
-    bad = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
-    return f"{bad.iloc[0]!r}" if len(bad) else str(column.dtype)
+def _flatten_arrow(column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
+    """As :meth:`TableEncoder._flatten`, without a Python object per entry."""
+    lists = pa.array(column)
+    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    whole = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = np.minimum(whole, sequence.max_len)
+    entries = lists.flatten()  # without those of missing lists
+    ends = np.cumsum(whole)
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    chosen = np.repeat(ends - lengths, lengths) + position
+    flat = entries.take(pa.array(chosen, pa.int64()))
+    return pd.Series(pd.array(flat, dtype=pd.ArrowDtype(flat.type)), name=sequence.name), lengths

@@ -18,7 +18,8 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.programs import onnx_runtime, program_bytes
-from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.frames import as_frame
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.module import RankingModule
@@ -158,8 +159,12 @@ class OnnxRanker:
         self._session = runtime.InferenceSession(content, providers=runtime.get_available_providers())
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """Columns of the table, and how to read them from a CSV file."""
+        """Columns of the table and what they are."""
         return self.encoder.column_kinds()
+
+    def missing_texts(self) -> frozenset[str]:
+        """Texts that mean a missing value in a table's cells."""
+        return self.encoder.missing
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
         """One column per target, as the ranker's own ``predict_proba``: probabilities, numbers, rates.
@@ -174,6 +179,7 @@ class OnnxRanker:
         DataError
             Naming a column that is missing or unknown, or whose values are of another kind.
         """
+        frame = as_frame(frame)
         rows = self.encoder.transform(frame)
         names = [entry.name for entry in self._session.get_inputs()]
         parts = []

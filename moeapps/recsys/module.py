@@ -102,7 +102,9 @@ class RankingModule(Configurable, DataDependentModule):
 
     def difference(self, state: dict[str, Any]) -> str | None:
         """In what the checkpoint's table differs; None if it is the same."""
-        return None if state == self.data_state() else "its categories, numbers or targets differ"
+        same = self.encoder.same_as(TableEncoder.from_state(state["encoder"]))
+        same = same and self.targets.same_as(Targets.from_state(state["targets"]))
+        return None if same else "its categories, numbers or targets differ"
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)`` of encoded rows."""

@@ -1,12 +1,13 @@
 """Several targets of one table, behind scikit-learn's interface."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from moeapps.core.config import store_arguments
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.network import MULTI_TASK_MODELS
@@ -33,6 +34,11 @@ class MultiTaskRanker(Ranker):
         Further arguments of the network (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
     schema : Schema, optional
         The features; inferred from the frame by default.
+    column_types : dict, optional
+        What columns are, where the schema is inferred: ``{"zip": "category"}``; one of "number", "category", "id",
+        "time", "list".
+    missing_values : "auto" or list of str, default "auto"
+        Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
     task_weights : dict, optional
         Weight of a target's loss, at least 0; 1 for the others.
     positive_weight : dict, optional
@@ -104,6 +110,8 @@ class MultiTaskRanker(Ranker):
         products: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         schema: Schema | None = None,
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | Sequence[str] = "auto",
         task_weights: Mapping[str, float] | None = None,
         positive_weight: Mapping[str, float] | None = None,
         embedding_dim: int = 8,

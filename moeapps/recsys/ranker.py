@@ -16,7 +16,8 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.data import EVALUATION_ROWS, RankingData
 from moeapps.recsys.encoder import TableEncoder
@@ -34,6 +35,8 @@ class Ranker(LightningEstimator):
 
     model: str
     schema: Schema | None
+    column_types: Mapping[str, ColumnKind] | None
+    missing_values: Literal["auto"] | Sequence[str]
     embedding_dim: int
     batch_size: int
     validation_fraction: float
@@ -67,6 +70,7 @@ class Ranker(LightningEstimator):
         check_sizes(embedding_dim=self.embedding_dim)
         if self.schema is not None and not isinstance(self.schema, Schema):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
+        frame = as_frame(frame) if is_table(frame) else frame
         if isinstance(frame, pd.DataFrame) and len(frame) == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
         seed = self._seed()  # one seed for validation rows, weights, order and noise
@@ -77,6 +81,8 @@ class Ranker(LightningEstimator):
             schema=self.schema,
             ignored=ignored,
             kinds=None if kinds is None else dict(kinds),
+            column_types=None if self.column_types is None else dict(self.column_types),
+            missing_values=self.missing_values if isinstance(self.missing_values, str) else list(self.missing_values),
             batch_size=self.batch_size,
             validation_fraction=self.validation_fraction,
             seed=seed,
@@ -102,7 +108,7 @@ class Ranker(LightningEstimator):
     @torch.no_grad()
     def _outputs(self, frame: pd.DataFrame) -> NDArray[Any]:
         check_is_fitted(self, "model_")
-        rows = self.encoder_.transform(frame)
+        rows = self.encoder_.transform(as_frame(frame))
         # In parts: the experts' hidden layers need far more memory than the rows
         parts = [self.model_(rows.at(slice(i, i + EVALUATION_ROWS))) for i in range(0, len(rows), EVALUATION_ROWS)]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.targets_.names)))
@@ -125,11 +131,25 @@ class Ranker(LightningEstimator):
         DataError
             Naming a column that is missing or unknown, or whose values are of another kind.
         """
+        frame = as_frame(frame)
         outputs = self._outputs(frame)
         return pd.DataFrame(self.targets_.decode(outputs), columns=self.targets_.names, index=frame.index)
 
+    def missing_texts(self) -> frozenset[str]:
+        """Texts that mean a missing value in a table's cells."""
+        return self.encoder_.missing
+
+    @property
+    def columns_(self) -> pd.DataFrame:
+        """What each column is: a row per column, with its kind (number, category, id, time, list) and why.
+
+        Also how many categories it has, how many cells were missing in training, and which texts meant that.
+        """
+        check_is_fitted(self, "model_")
+        return self.encoder_.summary()
+
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """Columns of the table, and how to read them from a CSV file, for :func:`moeapps.core.predict_file`."""
+        """Columns of the table and what they are, for :func:`moeapps.core.predict_file`."""
         check_is_fitted(self, "model_")
         return self.encoder_.column_kinds()
 
@@ -172,6 +192,7 @@ class Ranker(LightningEstimator):
         DataFrame
             One row per task and slice; see :func:`~moeapps.recsys.task_table`.
         """
+        frame = as_frame(frame)
         probability = self.predict_proba(frame)
         binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
         truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names)
@@ -214,6 +235,7 @@ class Ranker(LightningEstimator):
         by = self.targets_.names[0] if by is None else by
         if by not in self.targets_.names:
             raise ConfigError(f"by must be one of {', '.join(self.targets_.names)}, got {by!r}")
+        items = as_frame(items, "items")
         joint = items.copy()
         for name, value in user.items():
             if name in items.columns:
@@ -224,11 +246,19 @@ class Ranker(LightningEstimator):
         best = np.argsort(-score, kind="stable")[:n]
         return items.iloc[best].assign(score=score[best])
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 some arguments did not exist."""
+        super().__setstate__({"column_types": None, "missing_values": "auto", **state})
+
     def saved_arguments(self) -> dict[str, Any]:
         """Constructor arguments, the schema as JSON values."""
         arguments = super().saved_arguments()
         if arguments["schema"] is not None:
             arguments["schema"] = arguments["schema"].to_json()
+        if arguments["column_types"] is not None:
+            arguments["column_types"] = dict(arguments["column_types"])
+        if not isinstance(arguments["missing_values"], str):
+            arguments["missing_values"] = list(arguments["missing_values"])
         return arguments
 
     def saved_state(self) -> dict[str, Any]:

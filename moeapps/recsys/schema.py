@@ -1,18 +1,17 @@
 """What the columns of a recommendation table are: categories, numbers, and sequences of behaviour."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.columns import is_number
-from moeapps.core.tabledata.files import ColumnKind
-from moeapps.core.tabledata.source import listed, require_columns
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.kinds import Column, ColumnKind
+from moeapps.core.tabledata.source import TableSource, listed, require_columns
 
 __all__ = ["DenseFeature", "Feature", "Schema", "SequenceFeature", "SparseFeature", "as_schema"]
 
@@ -46,9 +45,12 @@ class DenseFeature:
     ----------
     name : str
         Column.
+    time : bool, default False
+        Whether the cells are dates or times, which are read as days since 1970-01-01 UTC.
     """
 
     name: str
+    time: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,19 @@ class Schema:
         return [feature for feature in self.features if isinstance(feature, SequenceFeature)]
 
     @classmethod
-    def infer(cls, frame: pd.DataFrame, targets: Iterable[str] = (), ignored: Iterable[str] = ()) -> Self:
-        """Guess a schema from a frame.
+    def infer(
+        cls,
+        frame: Any,
+        targets: Iterable[str] = (),
+        ignored: Iterable[str] = (),
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: str | Iterable[str] = "auto",
+    ) -> Self:
+        """Infer a schema from all rows of a frame.
 
         Lists and arrays are sequences; text, bool and category columns are sparse, as are whole numbers whose column is
-        called ``id``, ``..._id`` or ``...Id``; other numbers are dense. A sequence called ``<sparse>_history`` or
-        ``<sparse>_sequence`` shares that column's categories.
+        called ``id``, ``..._id`` or ``...Id`` or that a float cannot hold exactly; other numbers and times are dense. A
+        sequence called ``<sparse>_history`` or ``<sparse>_sequence`` shares that column's categories.
 
         Parameters
         ----------
@@ -172,6 +181,11 @@ class Schema:
             Columns to be predicted.
         ignored : iterable of str, default ()
             Columns that are not used.
+        column_types : dict, optional
+            What columns are, where it shall not be inferred: ``{"zip": "category"}``; one of "number", "category",
+            "id", "time", "list".
+        missing_values : "auto" or iterable of str, default "auto"
+            Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
 
         Returns
         -------
@@ -184,20 +198,30 @@ class Schema:
             If there are no rows, or the frame lacks a target or ignored column.
         """
         targets, ignored = tuple(targets), tuple(ignored)
-        if not isinstance(frame, pd.DataFrame) or len(frame) == 0:
+        source = TableSource(frame, missing=missing_texts(missing_values))
+        if source.count_rows() == 0:
             raise DataError("frame must be a pandas DataFrame with at least one row")
         for argument, names in (("targets", targets), ("ignored", ignored)):
-            require_columns(names, frame.columns, "the frame", argument)
+            require_columns(names, source.columns, source.name, argument)
+        features = [name for name in source.columns if name not in (*targets, *ignored)]
+        return cls.from_columns(source.infer(features, column_types).values(), targets, ignored)
+
+    @classmethod
+    def from_columns(cls, columns: Iterable[Column], targets: Iterable[str] = (), ignored: Iterable[str] = ()) -> Self:
+        """The schema of columns of which it is known what they are."""
         features: list[Feature] = []
-        columns = [name for name in frame.columns if name not in (*targets, *ignored)]
-        kinds = {name: _kind(str(name), frame[name]) for name in columns}
-        for name in columns:
+        columns = list(columns)
+        kinds = {column.name: _kind(column) for column in columns}
+        for column in columns:
+            name = column.name
             if kinds[name] == "sequence":
-                base = str(name).removesuffix("_history").removesuffix("_sequence")
-                features.append(SequenceFeature(str(name), base if kinds.get(base) == "sparse" else None))
+                base = name.removesuffix("_history").removesuffix("_sequence")
+                features.append(SequenceFeature(name, base if kinds.get(base) == "sparse" else None))
+            elif kinds[name] == "dense":
+                features.append(DenseFeature(name, time=column.kind == "time"))
             else:
-                features.append(FEATURE_TYPES[kinds[name]](str(name)))
-        return cls(tuple(features), targets, ignored)
+                features.append(SparseFeature(name))
+        return cls(tuple(features), tuple(targets), tuple(ignored))
 
     def check_columns(self, frame: pd.DataFrame, targets: bool = False) -> None:
         """Check that a frame has all columns and no unknown one, in any order.
@@ -227,9 +251,16 @@ class Schema:
             )
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """What the columns of a CSV file hold, where the schema alone determines it."""
-        kinds: dict[str, ColumnKind] = {dense.name: "number" for dense in self.dense}
-        return {**kinds, **{sequence.name: "list" for sequence in self.sequences}}
+        """What the columns are."""
+        kinds: dict[str, ColumnKind] = {}
+        for feature in self.features:
+            if isinstance(feature, SequenceFeature):
+                kinds[feature.name] = "list"
+            elif isinstance(feature, DenseFeature):
+                kinds[feature.name] = "time" if feature.time else "number"
+            else:
+                kinds[feature.name] = "category"
+        return kinds
 
     def to_json(self) -> dict[str, Any]:
         """The schema as JSON values."""
@@ -278,11 +309,12 @@ def as_schema(given: Any) -> Schema | None:
     return Schema(tuple(features))
 
 
-def _kind(name: str, column: pd.Series) -> str:
-    if column.dtype == object and column.map(lambda value: isinstance(value, list | tuple | np.ndarray)).any():
+def _kind(column: Column) -> str:
+    if column.kind == "list":
         return "sequence"
-    if not is_number(column.dtype):
+    if column.is_category:
         return "sparse"
     # A whole number is a quantity (age, price) as often as a category, so that its name decides
-    whole = pd.api.types.is_integer_dtype(column)
-    return "sparse" if whole and (name == "id" or name.endswith(("_id", "Id"))) else "dense"
+    named = column.name == "id" or column.name.endswith(("_id", "Id"))
+    chosen = column.why == "chosen by column_types"
+    return "sparse" if column.kind == "number" and column.whole and named and not chosen else "dense"

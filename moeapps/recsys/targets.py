@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.cells import MISSING_VALUES
+from moeapps.core.tabledata.evidence import ColumnEvidence
+from moeapps.core.tabledata.kinds import Column
+from moeapps.core.tabledata.numbers import to_days, to_numbers
 from moeapps.core.tabledata.source import require_columns
+from moeapps.core.tabledata.vocabulary import MISSING, UNKNOWN, Vocabulary, distinct_values, settle_values
 from moeapps.recsys.moments import Moments, column_moments, merge_moments
 
 __all__ = ["TargetKind", "Targets", "task_losses"]
@@ -32,6 +37,8 @@ class Targets:
     kinds : dict, optional
         ``"binary"``, ``"regression"`` or ``"count"`` by name. Inferred for the others: two values are binary, anything
         else is regression.
+    missing_values : iterable of str, optional
+        Texts that mean a label that is not known; those of ``pandas.read_csv`` by default.
 
     Attributes
     ----------
@@ -41,6 +48,8 @@ class Targets:
         Mean of a regression target; 0 for the others.
     scale : list of float
         Its standard deviation; 1 for the others.
+    times : list of str
+        Targets that are dates or times; they are learned and predicted as days since 1970-01-01 UTC.
 
     Raises
     ------
@@ -48,7 +57,12 @@ class Targets:
         If a kind is unknown, or that of a column that is no target.
     """
 
-    def __init__(self, names: Sequence[str], kinds: Mapping[str, TargetKind] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        kinds: Mapping[str, TargetKind] | None = None,
+        missing_values: Iterable[str] | None = None,
+    ) -> None:
         kinds = dict(kinds or {})
         for name, kind in kinds.items():
             if name not in names:
@@ -56,9 +70,16 @@ class Targets:
             if kind not in TARGET_KINDS:
                 raise ConfigError(f"kinds: {name!r} must be one of {', '.join(TARGET_KINDS)}, got {kind!r}")
         self.names, self.kinds = list(names), kinds
+        self.missing_values = sorted(MISSING_VALUES if missing_values is None else missing_values)
         self.classes: dict[str, list[Any]] = {}
+        self.times: list[str] = []
         self.mean: list[float] = []
         self.scale: list[float] = []
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Texts that mean a label that is not known."""
+        return frozenset(self.missing_values)
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learn kinds, classes, means and scales.
@@ -70,29 +91,48 @@ class Targets:
         """
         return self.fit_batches([frame])
 
-    def fit_batches(self, frames: Iterable[pd.DataFrame]) -> Self:
+    def fit_batches(
+        self, frames: Iterable[pd.DataFrame], columns: Mapping[str, Column] | None = None, untyped: bool = False
+    ) -> Self:
         """Learn from rows that come in batches.
+
+        Parameters
+        ----------
+        frames : iterable of DataFrame
+            Batches.
+        columns : dict, optional
+            What the columns are, decided from all rows; else decided from the first batch.
+        untyped : bool, default False
+            Whether the source has only text, as a CSV file.
 
         Raises
         ------
         DataError
             As in :meth:`fit`.
         """
-        values: dict[str, set[Any]] = {name: set() for name in self.names}
+        values: dict[str, dict[Any, None]] = {name: {} for name in self.names}
         moments: dict[str, Moments] = {}
+        as_numbers = {name: self._is_number(name, columns) for name in self.names}
         for frame in frames:
             require_columns(self.names, frame.columns, "the frame", "targets")
             for name in self.names:
-                known = frame[name].dropna()
+                if as_numbers[name] is None:
+                    as_numbers[name] = self._looks_like_numbers(frame[name])
+                if not as_numbers[name]:
+                    values[name].update(dict.fromkeys(distinct_values(frame[name], self.missing, name)[:3]))
+                    continue
+                numbers = self._numbers(frame[name], name)
+                numbers = numbers[~np.isnan(numbers)]
                 if len(values[name]) <= 2:
-                    values[name].update(known.unique().tolist()[:3])  # three show that it is not binary
-                numbers = pd.to_numeric(known, errors="coerce").dropna().to_numpy(dtype=float)
+                    values[name].update(dict.fromkeys(pd.unique(numbers).tolist()[:3]))  # three show: not binary
                 if len(numbers):
                     batch = column_moments(numbers[:, None])
                     moments[name] = merge_moments(moments[name], batch) if name in moments else batch
         for name in self.names:
             # By type first: values of one column may be of types that do not compare
-            distinct = sorted(values[name], key=lambda value: (str(type(value)), value))
+            distinct = sorted(map(_plain_label, values[name]), key=lambda value: (str(type(value)), value))
+            if untyped:
+                distinct = sorted(settle_values(distinct, True, name))
             if not distinct:
                 raise DataError(f"target {name!r} has no known label")
             kind = self.kinds.setdefault(name, "binary" if len(distinct) <= 2 else "regression")
@@ -101,6 +141,8 @@ class Targets:
                     raise DataError(f"target {name!r} is binary and has more than two values, such as {distinct[:3]}")
                 if not set(distinct) <= {0, 1}:
                     self.classes[name] = distinct
+            elif not as_numbers[name]:
+                raise DataError(f"target {name!r} is {kind} and holds what is not a number, such as {distinct[0]!r}")
         self.mean, self.scale = [0.0] * len(self.names), [1.0] * len(self.names)
         for t, name in enumerate(self.names):
             if self.kinds[name] == "regression" and name in moments:
@@ -119,23 +161,54 @@ class Targets:
         require_columns(self.names, frame.columns, "the frame", "targets")
         labels = np.full((len(frame), len(self.names)), np.nan)
         for t, name in enumerate(self.names):
-            column = frame[name]
             if name in self.classes:
-                codes = {value: float(i) for i, value in enumerate(self.classes[name])}
-                unseen = column[column.notna() & ~column.isin(list(codes))]
-                if len(unseen):
-                    raise DataError(f"target {name!r} holds {unseen.iloc[0]!r}, expected {self.classes[name]}")
-                column = column.map(codes)
+                labels[:, t] = self._class_codes(name, frame[name])
+                continue
             try:
-                labels[:, t] = pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
-            except (TypeError, ValueError):
-                raise DataError(f"target {name!r} is {self.kinds[name]} and holds what is not a number") from None
+                labels[:, t] = self._numbers(frame[name], name)
+            except DataError as error:
+                raise DataError(f"target {name!r} is {self.kinds[name]}: {error}") from None
+            if self.kinds[name] == "binary":
+                wrong = ~np.isnan(labels[:, t]) & (labels[:, t] != 0) & (labels[:, t] != 1)
+                if wrong.any():
+                    row = int(wrong.argmax())
+                    raise DataError(
+                        f"target {name!r} is binary, with the values 0 and 1 in training, and is {labels[row, t]:g} at "
+                        f"row {frame.index[row]}"
+                    )
             if np.isinf(labels[:, t]).any():
                 raise DataError(f"target {name!r} is infinite at row {int(np.isinf(labels[:, t]).argmax())}")
             if self.kinds[name] == "count" and (labels[:, t] < 0).any():
                 raise DataError(f"target {name!r} is a count and is negative at row {int((labels[:, t] < 0).argmax())}")
             labels[:, t] = (labels[:, t] - self.mean[t]) / self.scale[t]
         return labels.astype(np.float32)
+
+    def _class_codes(self, name: str, column: pd.Series) -> NDArray[np.float64]:
+        codes = Vocabulary(self.classes[name], self.missing, name).codes(column)
+        unseen = codes == UNKNOWN
+        if unseen.any():
+            row = int(unseen.argmax())
+            raise DataError(
+                f"target {name!r} holds {column.iloc[row]!r} at row {column.index[row]}, expected {self.classes[name]}"
+            )
+        return np.where(codes == MISSING, np.nan, codes)
+
+    def _numbers(self, column: pd.Series, name: str) -> NDArray[np.float64]:
+        read = to_days if name in self.times else to_numbers
+        return read(column, self.missing, name)
+
+    def _is_number(self, name: str, columns: Mapping[str, Column] | None) -> bool | None:
+        if columns is None:
+            return None
+        column = columns[name]
+        if column.kind == "time":
+            self.times.append(name)
+        return column.kind in ("number", "time") or column.why == "bools"
+
+    def _looks_like_numbers(self, column: pd.Series) -> bool:
+        evidence = ColumnEvidence(str(column.name), self.missing)
+        evidence.update(column)
+        return bool(self._is_number(str(column.name), {str(column.name): evidence.decide()}))
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Outputs ``(N, T)`` of a model as probabilities, numbers and rates."""
@@ -163,6 +236,16 @@ class Targets:
             raise ConfigError(f"{what} {name!r}, which is not among {', '.join(self.names)}")
         return self.names.index(name)
 
+    def same_as(self, other: "Targets") -> bool:
+        """Whether another one gives the same labels."""
+        mine, its = ((each.names, each.kinds, each.classes, each.mean, each.scale) for each in (self, other))
+        return mine == its
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also one of 0.1."""
+        vars(self).update(vars(Targets(state["names"])))
+        vars(self).update(state)
+
     def state(self) -> dict[str, Any]:
         """The learned values as JSON values."""
         return dict(vars(self))
@@ -173,6 +256,10 @@ class Targets:
         targets = cls(state["names"])
         vars(targets).update(state)
         return targets
+
+
+def _plain_label(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def task_losses(

@@ -26,16 +26,16 @@ def _exact(value: Any) -> Any:
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_Whole = Annotated[StrictInt, BeforeValidator(_exact)]
 _Text = Annotated[StrictStr, BeforeValidator(_exact)]
+_Value = Annotated[StrictBool | StrictInt | _Number | StrictStr | None, BeforeValidator(_exact)]
 _KINDS: dict[str, Any] = {
     "number": _Number | None,
-    "whole": _Whole | None,
-    "bool": StrictBool | None,
-    "text": _Text | None,
-    "list": list[Annotated[StrictInt | StrictStr | _Number, BeforeValidator(_exact)]],
+    "category": _Value,
+    "id": _Value,
+    "time": _Text | None,
+    "list": list[Annotated[StrictInt | StrictStr | _Number | None, BeforeValidator(_exact)]] | None,
 }
-_Value = Annotated[StrictBool | StrictInt | _Number | StrictStr | None, BeforeValidator(_exact)]
+"""What a column's cells may be; what they mean, the model's own reading of cells decides."""
 
 
 def predict_model(description: dict[str, Any]) -> type[BaseModel]:

@@ -17,6 +17,7 @@ from sklearn.utils.validation import (
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, encode, labels_from_json, labels_to_json
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoEClassifier"]
@@ -74,6 +75,11 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Weights of the classes.
     categorical_features : "auto", list of names or positions, or None, default="auto"
         Which columns are categories; "auto" means text, bool, category and object columns of a DataFrame.
+    column_types : dict, optional
+        What columns of a DataFrame are, where it shall not be inferred: ``{"zip": "category", "joined": "time"}``; one
+        of "number", "category", "id", "time".
+    missing_values : "auto" or list of str, default="auto"
+        Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
     dtype : "auto", "float32" or "float64", default="auto"
         Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
     accelerator : str, default="auto"
@@ -137,6 +143,8 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         patience: int = 10,
         class_weight: Any = None,
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | Sequence[str] = "auto",
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,

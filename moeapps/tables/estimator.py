@@ -29,7 +29,8 @@ from moeapps.core.splits import hold_out
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
-from moeapps.core.tabledata.files import ColumnKind
+from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.data import TableDataModule
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE
@@ -48,7 +49,7 @@ class TabularEstimator(LightningEstimator):
 
     task: Literal["classification", "regression"]
     model_: TabularMoE
-    columns_: ColumnEncoder
+    encoder_: ColumnEncoder
     merged_: list[list[list[int]]] | None = None
     _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
 
@@ -57,6 +58,8 @@ class TabularEstimator(LightningEstimator):
     validation_fraction: float
     num_bins: int
     categorical_features: Literal["auto"] | Sequence[Any] | None
+    column_types: Mapping[str, ColumnKind] | None
+    missing_values: Literal["auto"] | Sequence[str]
     dtype: Literal["auto", "float32", "float64"]
     router: str
     router_args: Mapping[str, Any] | None
@@ -85,8 +88,9 @@ class TabularEstimator(LightningEstimator):
         Parameters
         ----------
         X : DataFrame or array of shape (n, P)
-            Rows. In a DataFrame, text, bool, category and object columns are categories and NaN means missing; an
-            array has to be complete.
+            Rows: a pandas or polars frame, a pyarrow table or an array. In a frame, text, bool, category and object
+            columns are categories (see ``columns_`` and the guide "What moeapps reads, and how") and NaN means missing;
+            an array has to be complete.
         y : array of shape (n,) or, for regression, (n, T)
             Targets.
         sample_weight : array of shape (n,), optional
@@ -133,17 +137,19 @@ class TabularEstimator(LightningEstimator):
         self.merged_ = None
         table, y, weight = self._validated(X, y, sample_weight, reset=True)
         self._learn_target(y, weight)
-        self.columns_ = ColumnEncoder().fit(table, weight, self.categorical_features, self.num_bins)
+        self.encoder_ = ColumnEncoder().fit(
+            table, weight, self.categorical_features, self.num_bins, self.column_types, self.missing_values
+        )
         seed = self._seed()
         with isolate_rng():
             seed_everything(seed)
             model = self._build_model()
-        rows = (*self.columns_.transform(table), self._encode_target(y), weight)
+        rows = (*self.encoder_.transform(table), self._encode_target(y), weight)
         self._run(model, rows, seed, passes)
 
     def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
         table, y, weight = self._validated(X, y, sample_weight, reset=False)
-        rows = (*self.columns_.transform(table), self._encode_target(y), weight)
+        rows = (*self.encoder_.transform(table), self._encode_target(y), weight)
         self._run(copy.deepcopy(self.model_).train(), rows, self._seed(), passes=1)
 
     def _run(self, model: TabularMoE, rows: tuple[NDArray[Any], ...], seed: int, passes: int | None) -> None:
@@ -212,10 +218,11 @@ class TabularEstimator(LightningEstimator):
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame | NDArray[np.float64]:
         """Check a table: column names, number of columns, and (in arrays) that every value is there."""
-        if not isinstance(X, pd.DataFrame):
+        if not is_table(X):
             array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
             _refuse_holes(array)
             return array
+        X = as_frame(X, "X")
         validate_data(self, X, reset=reset, skip_check_array=True)
         if X.shape[1] == 0:
             raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
@@ -226,7 +233,7 @@ class TabularEstimator(LightningEstimator):
         return X
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """Columns of the table, and what a CSV file's cells are read as, for :func:`moeapps.core.predict_file`.
+        """Columns of the table and what they are, for :func:`moeapps.core.predict_file`.
 
         Raises
         ------
@@ -236,7 +243,20 @@ class TabularEstimator(LightningEstimator):
         check_is_fitted(self, "model_")
         if not hasattr(self, "feature_names_in_"):
             raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
-        return self.columns_.column_kinds()
+        return self.encoder_.column_kinds()
+
+    def missing_texts(self) -> frozenset[str]:
+        """Texts that mean a missing value in a table's cells."""
+        return frozenset(self.encoder_.missing_values)
+
+    @property
+    def columns_(self) -> pd.DataFrame:
+        """What each column is: a row per column, with its kind (number, category, id, time) and why.
+
+        Also how many categories it has, how many cells were missing in training, and which texts meant that.
+        """
+        check_is_fitted(self, "model_")
+        return self.encoder_.summary()
 
     def _batch_size(self, n: int) -> int:
         """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""
@@ -254,7 +274,7 @@ class TabularEstimator(LightningEstimator):
         return n > ONE_BATCH if self.early_stopping == "auto" else bool(self.early_stopping)
 
     def _build_model(self) -> TabularMoE:
-        columns = self.columns_
+        columns = self.encoder_
         cardinalities = [len(values) + FIRST for values in columns.categories]
         model: TabularMoE = TabularMoE.from_config(
             columns.mean,
@@ -274,7 +294,7 @@ class TabularEstimator(LightningEstimator):
     def _outputs(self, X: Any) -> NDArray[np.float64]:
         """Network outputs ``(n, out_dim)`` in float64, computed on the CPU."""
         check_is_fitted(self, "model_")
-        numbers, codes = (torch.from_numpy(part) for part in self.columns_.transform(self._table(X, reset=False)))
+        numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
         parts = zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True)
         outputs: NDArray[np.float64] = torch.cat([self.model_(n, c) for n, c in parts]).numpy()
         return outputs
@@ -299,7 +319,7 @@ class TabularEstimator(LightningEstimator):
         check_is_fitted(self, "model_")
         if groups is None:
             groups = self.predict(X)
-        numbers, codes = self.columns_.transform(self._table(X, reset=False))
+        numbers, codes = self.encoder_.transform(self._table(X, reset=False))
         names, number = np.unique(np.asarray(groups), return_inverse=True)
         check_consistent_length(numbers, number)
         model = copy.deepcopy(self.model_)
@@ -364,7 +384,7 @@ class TabularEstimator(LightningEstimator):
         return operated
 
     def _use(self, X: Any) -> dict[str, ExpertUse]:
-        numbers, codes = (torch.from_numpy(part) for part in self.columns_.transform(self._table(X, reset=False)))
+        numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
         return measure_use(self.model_, zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True))
 
     def __sklearn_tags__(self) -> Tags:
@@ -373,6 +393,13 @@ class TabularEstimator(LightningEstimator):
         return tags
 
     # ------------------------------------------------------------------ saving
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 the encoder was called ``columns_``, and some arguments did not exist."""
+        if "columns_" in state:
+            state = {**state, "encoder_": state["columns_"]}
+            del state["columns_"]
+        super().__setstate__({"column_types": None, "missing_values": "auto", **state})
 
     def saved_arguments(self) -> dict[str, Any]:
         """Constructor arguments, with plain containers."""
@@ -383,14 +410,17 @@ class TabularEstimator(LightningEstimator):
             arguments["categorical_features"] = [
                 int(c) if isinstance(c, np.integer) else c for c in arguments["categorical_features"]
             ]
+        arguments["column_types"] = None if self.column_types is None else dict(self.column_types)
+        if not isinstance(self.missing_values, str):
+            arguments["missing_values"] = list(self.missing_values)
         return arguments
 
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes and what was learned about the columns."""
-        return {**super().saved_state(), "columns_": self.columns_.state()}
+        return {**super().saved_state(), "columns_": self.encoder_.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.columns_ = ColumnEncoder.from_state(state["columns_"])
+        self.encoder_ = ColumnEncoder.from_state(state["columns_"])
         super()._restore(state)
 
     @classmethod

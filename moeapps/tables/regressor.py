@@ -14,6 +14,7 @@ from sklearn.utils.validation import (
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoERegressor"]
@@ -65,6 +66,8 @@ class MoERegressor(RegressorMixin, TabularEstimator):
         validation_fraction: float = 0.1,
         patience: int = 10,
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | Sequence[str] = "auto",
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,

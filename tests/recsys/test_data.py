@@ -114,8 +114,11 @@ def test_rows_that_are_in_two_parts_are_refused(frame, tmp_path):
     ("change", "message"),
     [
         ({"age": "abc"}, r"train.csv, record 302 .*column 'age': 'abc' is not a number"),
-        ({"item_id_history": "7"}, r"train.csv: column 'item_id_history' is a SequenceFeature and holds 7 at row 300"),
-        ({"click": "maybe"}, "train.csv: target 'click'"),
+        ({"item_id_history": "7"}, r"train.csv: column 'item_id_history', row 300: '7' is not a list"),
+        (
+            {"click": "maybe"},
+            "train.csv: column 'click' holds 599 numbers and 1 other text, such as 'maybe' at row 300",
+        ),
     ],
 )
 def test_what_a_file_cannot_hold_is_named_with_file_and_place(change, message, frame, tmp_path):

@@ -46,7 +46,7 @@ def test_rows_are_encoded(frame):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
     rows = encoder.transform(frame)
     assert rows.sparse[:, 1].tolist() == [FIRST, FIRST + 1, FIRST + 2, FIRST]
-    assert rows.sparse[:, 2].tolist() == [FIRST, MISSING, FIRST + 1, FIRST + 2]  # D2: "NA" is a category
+    assert rows.sparse[:, 2].tolist() == [FIRST, MISSING, FIRST + 1, MISSING]
     torch.testing.assert_close(rows.dense[:, 0], torch.tensor([-1.2247, 0.0, 0.0, 1.2247]), atol=1e-4, rtol=0)
     assert rows.dense[:, 1].tolist() == [0, 1, 0, 0]
     assert rows.sequences[0][0, -2:].tolist() == [FIRST, FIRST + 1]
@@ -58,7 +58,12 @@ def test_rows_are_encoded(frame):
         torch.testing.assert_close(mine, its)
 
 
-@pytest.mark.parametrize("value", [99, -1, 2**40, "new", "", 1.5])
+def test_na_is_a_category_where_missing_values_says_so(frame):
+    rows = TableEncoder(Schema.infer(frame, targets=["click"]), missing_values=[]).fit(frame).transform(frame)
+    assert rows.sparse[:, 2].tolist() == [FIRST, MISSING, FIRST + 1, FIRST + 2]  # D2
+
+
+@pytest.mark.parametrize("value", [99, -1, 2**40, "new", "?", 1.5])
 def test_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
     for name in ("user_id", "item_id", "city"):
@@ -68,11 +73,60 @@ def test_r2_an_unseen_category_is_unknown_in_every_field(frame, value):
     assert (rows.sequences[0][:, -1] == UNKNOWN).all()
 
 
-@pytest.mark.parametrize("value", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA, "NA", ""])
 def test_a_missing_category_has_a_code_of_its_own(frame, value):
     encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
-    rows = encoder.transform(frame.assign(item_id=pd.Series([value] * 4, dtype=object)))
-    assert (rows.sparse[:, 1] == MISSING).all()
+    rows = encoder.transform(frame.assign(city=pd.Series([value] * 4, dtype=object)))
+    assert (rows.sparse[:, 2] == MISSING).all()
+
+
+def test_a_value_that_was_never_missing_in_training_is_imputed_and_told(frame):
+    """The network has learned nothing about the code and the flag of what was never missing."""
+    frame["height"] = [1.0, 2.0, 3.0, 6.0]
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    with pytest.warns(UserWarning, match="2 of 'item_id' by 10, 1 of 'height' by 3"):
+        rows = encoder.transform(frame.assign(item_id=[None, 11, None, 12], height=[1, None, 3, 6]))
+    assert rows.sparse[:, 1].tolist() == [FIRST, FIRST + 1, FIRST, FIRST + 2]
+    assert rows.dense[:, 3].tolist() == [0, 0, 0, 0]  # its flag
+    assert rows.dense[1, 1] == 0  # the mean
+
+
+@pytest.mark.parametrize(
+    "entries", [["10", "12"], [10, 12], [10.0, 12.0], np.array([10, 12]), "[10, 12]", '["10","12"]']
+)
+def test_histories_share_the_categories_of_candidates_whatever_their_type(frame, entries):
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    rows = encoder.transform(frame.assign(item_id_history=pd.Series([entries] * 4, dtype=object)))
+    assert rows.sequences[0][:, -2:].tolist() == [[FIRST, FIRST + 2]] * 4
+
+
+def test_a_history_that_shares_nothing_with_its_candidates_is_told(frame):
+    frame["item_id_history"] = [["x"], ["y"], [], None]
+    with pytest.warns(
+        UserWarning, match="no entry of 'item_id_history', such as 'x', is a value of 'item_id', such as 10"
+    ):
+        TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+
+
+def test_numbers_of_a_history_are_the_texts_of_its_candidates(frame):
+    """A CSV file has "007" as text, its JSON lists have 7."""
+    frame["item_id"] = ["007", "011", "012", "007"]
+    frame["item_id_history"] = [[7, 11], [], None, [12, 7]]
+    encoder = TableEncoder(Schema.infer(frame, targets=["click"])).fit(frame)
+    assert encoder.values["item_id"] == ["007", "011", "012"]
+    assert encoder.transform(frame).sequences[0][0, -2:].tolist() == [FIRST, FIRST + 1]
+
+
+def test_times_are_days(frame):
+    frame["seen"] = pd.to_datetime(["1970-01-02", "1970-01-03", None, "1970-01-04"])
+    schema = Schema.infer(frame, targets=["click"])
+    assert schema.features[-1] == DenseFeature("seen", time=True)
+    encoder = TableEncoder(schema).fit(frame)
+    assert encoder.mean[-1] == 2
+    texts = frame.assign(seen=["1970-01-02T00:00Z", "1970-01-03", "NA", "1970-01-04"])
+    torch.testing.assert_close(encoder.transform(texts).dense, encoder.transform(frame).dense)
+    with pytest.raises(DataError, match="column 'seen', row 1: 'soon' is not a time"):
+        encoder.transform(frame.assign(seen=["1970-01-02", "soon", None, None]))
 
 
 def test_of_a_long_history_the_newest_entries_are_kept(frame):
@@ -108,9 +162,9 @@ def test_hashed_categories_need_no_vocabulary_and_agree_in_every_process(frame):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"age": ["young", 1, 2, 3]}, "'age' is a DenseFeature and holds what is not a number: 'young'"),
+        ({"age": ["young", 1, 2, 3]}, "column 'age', row 0: 'young' is not a number"),
         ({"age": [1, np.inf, 2, 3]}, "'age' is infinite at row 1"),
-        ({"item_id_history": ["10", [], [], []]}, "'item_id_history' is a SequenceFeature and holds '10' at row 0"),
+        ({"item_id_history": ["10", [], [], []]}, "column 'item_id_history', row 0: '10' is not a list"),
         ({"city": [["Ulm"], "Bonn", "Bonn", "Bonn"]}, "'city' holds"),
     ],
 )

@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.vocabulary import UnseenCategories
 from moeapps.recsys import (
     AWMoERanker,
     DenseFeature,
@@ -110,7 +111,8 @@ def test_unseen_missing_and_empty_predict_and_a_missing_column_is_named(fitted, 
     few["city"] = ["Berlin", None, "Ulm"]
     few["age"] = [np.nan, 30.0, 40.0]
     few.at[few.index[0], "item_id_history"] = []
-    found = fitted.predict_proba(few)
+    with pytest.warns(UserWarning, match="missing values in columns that had none in training .* of 'age' by"):
+        found = fitted.predict_proba(few)
     assert found.notna().all().all()
     assert found.columns.tolist() == TARGETS
     with pytest.raises(DataError, match="lacks the column 'city'"):
@@ -125,6 +127,27 @@ def test_labels_of_any_two_values_come_back(frame):
     assert (found == texts["click"]).mean() > 0.8
     with pytest.raises(DataError, match="'click' holds 'maybe'"):
         model.evaluate(texts.assign(click="maybe"))
+
+
+@pytest.mark.parametrize("value", [-1, 2, 0.5])
+def test_a_label_that_a_binary_target_cannot_have_is_refused_wherever_it_comes(value, fitted, frame):
+    strange = frame.copy()
+    strange["click"] = strange["click"].astype(float)
+    strange.loc[frame.index[5], "click"] = value
+    expected = (
+        rf"target 'click' is binary, with the values 0 and 1 in training, and is {value:g} at row {frame.index[5]}"
+    )
+    with pytest.raises(DataError, match=expected):
+        fitted.evaluate(strange)
+    with pytest.raises(DataError, match=expected):
+        MultiTaskRanker("mmoe", **QUICK).fit(frame, TARGETS, validation=strange)
+
+
+def test_a_target_of_times_is_learned_and_predicted_in_days(frame):
+    part = frame[["age", "city"]].assign(when=pd.Timestamp("2024-01-01") + pd.to_timedelta(frame["age"], unit="D"))
+    model = MultiTaskRanker("mmoe", **{**QUICK, "max_epochs": 30}).fit(part, ["when"])
+    days = (part["when"] - pd.Timestamp(0)).dt.total_seconds() / 86400
+    assert np.corrcoef(model.predict(part)["when"], days)[0, 1] > 0.9
 
 
 def test_the_best_items_of_a_user_come_first(fitted):
@@ -278,7 +301,8 @@ def test_what_an_unseen_category_means_is_learned(frame):
     model = MultiTaskRanker("mmoe", unknown_rate=0.2, **{**QUICK, "max_epochs": 20}).fit(part, ["click"])
     strange = part.assign(item_id=9)
     share = part["click"].mean()
-    assert model.predict_proba(strange)["click"].mean() == pytest.approx(share, abs=0.1)
+    with pytest.warns(UnseenCategories, match="column 'item_id': every value of 1000 rows, such as 9"):
+        assert model.predict_proba(strange)["click"].mean() == pytest.approx(share, abs=0.1)
     with pytest.raises(ConfigError, match="unknown_rate must be at least 0 and below 1"):
         MultiTaskRanker(unknown_rate=1.0, **QUICK).fit(part, ["click"])
 

@@ -61,7 +61,12 @@ _ANY_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,9})?\s*", r
 
 
 def missing_texts(missing_values: str | Iterable[str] = "auto") -> frozenset[str]:
-    """The texts that a ``missing_values`` argument stands for: ``"auto"`` for :data:`MISSING_VALUES`.
+    """The texts that a ``missing_values`` argument stands for; the empty text is always among them.
+
+    Parameters
+    ----------
+    missing_values : "auto" or iterable of str, default "auto"
+        ``"auto"`` for :data:`MISSING_VALUES`.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def missing_texts(missing_values: str | Iterable[str] = "auto") -> frozenset[str
     for text in texts:
         if not isinstance(text, str):
             raise ConfigError(f"missing_values must be 'auto' or a list of texts, got {text!r} in it")
-    return frozenset(texts)
+    return frozenset([*texts, ""])
 
 
 def is_missing_cell(value: Any, missing: frozenset[str] = frozenset()) -> bool:

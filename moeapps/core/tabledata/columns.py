@@ -1,6 +1,7 @@
 """From a table with columns of any kind to numbers and category codes, the same way in fit and predict."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -8,9 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.files import ColumnKind, kind_of
+from moeapps.core.tabledata.cells import MISSING_VALUES, missing_texts
+from moeapps.core.tabledata.evidence import infer_columns
+from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, columns_frame
+from moeapps.core.tabledata.numbers import TIME_PARTS, time_parts, to_days, to_numbers
+from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
+from moeapps.core.tabledata.vocabulary import UnseenCategories, Vocabulary, count_values, warn_of_unseen
 
-__all__ = ["ColumnEncoder", "is_number", "plain_value"]
+__all__ = ["ColumnEncoder", "UnseenCategories", "is_number"]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Codes: a category not seen in training, a missing value, the first category."""
@@ -19,36 +25,60 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class ColumnEncoder:
-    """Learns which columns are categories, which categories there are, and how the numbers are spread.
+    """Learns what each column is, which categories there are, and how the numbers are spread.
 
-    A missing value (NaN, None, NA) is information: numbers get a flag, categories a code of their own. A category that
-    training has not seen gets the code 0, to which the network has learned nothing.
+    A missing value is information where training had missing values, too: numbers get a flag, categories a code of
+    their own. In a column that had none, a missing value becomes the median or the most frequent category, with a
+    warning, since the network has learned nothing about its flag. A category that training has not seen gets the
+    code 0. A time becomes seven numbers: days since 1970, and hour, weekday and day of the year as points of a circle.
 
     Attributes
     ----------
     names : list of str
         Names of all columns, in order.
+    columns : list of Column
+        What each column is, and why; empty for an array.
     numeric : list of int
         Positions of the numeric columns.
+    times : list of int
+        Positions of the times, whose numbers follow those of the numeric columns.
     categorical : list of int
         Positions of the categorical columns.
     categories : list[list of Any]
         For each categorical column its values in order of appearance; value i has the code i + 2.
     mean : list of float
-        Weighted mean of each numeric column.
+        Weighted mean of each number.
     scale : list of float
         Its weighted standard deviation (1 for a constant).
     edges : list[list of float]
-        Quantiles of each numeric column, increasing, at least two, or none for a constant.
+        Quantiles of each number, increasing, at least two, or none for a constant.
+    fill : list of float or None
+        What replaces a missing number: the median where training had no missing one, else None.
+    fill_codes : list of int or None
+        The same for categories: the code of the most frequent one.
+    new_rates : list of float
+        For each categorical column the part of further rows that is expected to have an unseen category (Good-Turing:
+        the part of training rows whose category occurs once).
+    missing_values : list of str
+        Texts that mean a missing value.
     """
 
     names: list[str]
+    columns: list[Column]
     numeric: list[int]
+    times: list[int]
     categorical: list[int]
     categories: list[list[Any]]
     mean: list[float]
     scale: list[float]
     edges: list[list[float]]
+    fill: list[float | None]
+    fill_codes: list[int | None]
+    new_rates: list[float]
+    missing_values: list[str]
+
+    def __init__(self) -> None:
+        self._vocabularies: dict[int, Vocabulary] = {}
 
     def fit(
         self,
@@ -56,6 +86,8 @@ class ColumnEncoder:
         sample_weight: NDArray[np.float64],
         categorical_features: str | Sequence[Any] | None = "auto",
         num_bins: int = 32,
+        column_types: Mapping[str, ColumnKind] | None = None,
+        missing_values: str | Iterable[str] = "auto",
     ) -> Self:
         """Learn from a table.
 
@@ -69,104 +101,219 @@ class ColumnEncoder:
             ``"auto"`` (columns that are text, bool, category or object), None, or the names or positions of the
             categorical columns.
         num_bins : int, default=32
-            Quantile bins per numeric column, at most; fewer for very wide tables.
+            Quantile bins per number, at most; fewer for very wide tables.
+        column_types : dict, optional
+            What columns are, where it shall not be inferred: ``{"zip": "category", "signed_up": "time"}``.
+        missing_values : "auto" or list of str, default="auto"
+            Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
 
         Raises
         ------
         ConfigError
-            If ``categorical_features`` names a column that is not there.
+            If an argument names a column that is not there.
         DataError
-            If a number is infinite or too large, naming row and column.
+            If a column cannot be learned, or a number is infinite or too large, naming row and column.
         """
-        self.names = [str(name) for name in X.columns] if isinstance(X, pd.DataFrame) else [
+        frame = X if isinstance(X, pd.DataFrame) else None
+        self.names = [str(name) for name in X.columns] if frame is not None else [
             f"column {i}" for i in range(X.shape[1])
         ]  # fmt: skip
-        chosen = self._categorical(X, categorical_features)
-        self.categorical = sorted(chosen)
-        self.numeric = [i for i in range(X.shape[1]) if i not in chosen]
-        self.categories = [self._values(_column(X, i)) for i in self.categorical]
+        missing = missing_texts(missing_values)
+        self.missing_values = sorted(missing)
+        kinds = check_column_types(column_types, self.names)
+        for i in self._named_categories(categorical_features):
+            kinds.setdefault(self.names[i], "category")
+        if frame is not None:
+            self.columns = [self._supported(column) for column in infer_columns(frame, missing, kinds)]
+            if not isinstance(categorical_features, str):
+                self._refuse_unnamed(frame, kinds)
+        else:
+            self.columns = [Column(name, kinds.get(name, "number"), "an array", rows=len(X)) for name in self.names]
+        self.categorical = [i for i, column in enumerate(self.columns) if column.is_category]
+        self.times = [i for i, column in enumerate(self.columns) if column.kind == "time"]
+        self.numeric = [i for i, column in enumerate(self.columns) if column.kind == "number"]
+        self._fit_categories(X, missing)
+        self._fit_numbers(X, sample_weight, num_bins)
+        return self
+
+    def _fit_categories(self, X: pd.DataFrame | NDArray[Any], missing: frozenset[str]) -> None:
+        self.categories, self.fill_codes, self.new_rates = [], [], []
+        self._vocabularies = {}
+        for i in self.categorical:
+            cells = _column(X, i)
+            counts, any_missing = count_values(cells, missing, self.names[i], self.columns[i].typed)
+            values = list(counts)
+            self.categories.append(values)
+            rows = max(sum(counts.values()), 1)
+            self.new_rates.append(sum(number == 1 for number in counts.values()) / rows)
+            most = max(range(len(values)), key=lambda code: counts[values[code]]) if values else 0
+            self.fill_codes.append(None if any_missing or not values else FIRST + most)
+            self._tell_id(i, len(values), rows)
+
+    def _tell_id(self, i: int, distinct: int, rows: int) -> None:
+        column = self.columns[i]
+        if rows < 20 or distinct < 0.95 * rows or column.why == "chosen by column_types":
+            return
+        self.columns[i] = Column(**{**vars(column), "kind": "id", "why": f"{column.why}; nearly every row has its own"})
+        warnings.warn(
+            f"column {column.name!r} has {distinct} different values in {rows} rows: an id like this says nothing "
+            "about rows to come; drop it unless it is meant",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _fit_numbers(self, X: pd.DataFrame | NDArray[Any], sample_weight: NDArray[np.float64], num_bins: int) -> None:
         numbers = self._numbers(X)
-        bins = max(2, min(num_bins, 4096 // max(len(self.numeric), 1)))
-        self.mean, self.scale, self.edges = [], [], []
+        bins = max(2, min(num_bins, 4096 // max(numbers.shape[1], 1)))
+        self.mean, self.scale, self.edges, self.fill = [], [], [], []
         for column in numbers.T:
             known = ~np.isnan(column)
             mean, scale = _moments(column[known], sample_weight[known])
             self.mean.append(mean)
             self.scale.append(scale)
             self.edges.append(_quantiles(column[known], sample_weight[known], bins))
-        return self
+            self.fill.append(float(np.median(column)) if known.all() and len(column) else None)
 
     def transform(self, X: pd.DataFrame | NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Numbers ``(n, P)`` with NaN where missing, and category codes ``(n, C)``."""
+        """Numbers ``(n, P)`` with NaN where missing, and category codes ``(n, C)``.
+
+        Raises
+        ------
+        DataError
+            Naming column, row and cell, if a cell is not what the column was in training.
+        """
         codes = np.zeros((len(X), len(self.categorical)), dtype=np.int64)
-        for position, (index, values) in enumerate(zip(self.categorical, self.categories, strict=True)):
-            column = _column(X, index)
-            lookup = {value: FIRST + i for i, value in enumerate(values)}
-            code = column.map(lookup).to_numpy(dtype=float, na_value=UNKNOWN)
-            codes[:, position] = np.where(column.isna(), MISSING, np.nan_to_num(code, nan=UNKNOWN))
-        return self._numbers(X), codes
+        filled: list[str] = []
+        for position, (i, values) in enumerate(zip(self.categorical, self.categories, strict=True)):
+            cells = _column(X, i)
+            found = self._vocabulary(position).codes(cells)
+            gone = found == NO_VALUE
+            warn_of_unseen(self._vocabulary(position), cells, found, self.new_rates[position])
+            fill = self.fill_codes[position]
+            if gone.any() and fill is not None:
+                filled.append(f"{int(gone.sum())} of {self.names[i]!r} by {values[fill - FIRST]!r}")
+            known = np.where(found < 0, UNKNOWN, found + FIRST)
+            codes[:, position] = np.where(gone, MISSING if fill is None else fill, known)
+        numbers = self._numbers(X)
+        for position, value in enumerate(self.fill):
+            gone = np.isnan(numbers[:, position])
+            if value is not None and gone.any():
+                numbers[gone, position] = value
+                if position < len(self.numeric) or (position - len(self.numeric)) % len(TIME_PARTS) == 0:
+                    filled.append(f"{int(gone.sum())} of {self._number_name(position)!r} by {value:.6g}")
+        if filled:
+            warnings.warn(
+                "missing values in columns that had none in training were replaced by the median or the most frequent "
+                f"category of training: {', '.join(filled[:5])}{', ...' if len(filled) > 5 else ''}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return numbers, codes
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """What the columns of a CSV file have to be read as, in the order of training."""
-        categories = dict(zip(self.categorical, self.categories, strict=True))
-        return {name: kind_of(categories[i]) if i in categories else "number" for i, name in enumerate(self.names)}
+        """What the columns are, in the order of training."""
+        kinds: dict[str, ColumnKind] = dict.fromkeys(self.names, "number")
+        kinds.update({self.names[i]: "category" for i in self.categorical})
+        kinds.update({self.names[i]: "time" for i in self.times})
+        return kinds
+
+    def summary(self) -> pd.DataFrame:
+        """What each column is, why, how many categories it has and how many cells were missing in training."""
+        sizes = {self.names[i]: len(values) for i, values in zip(self.categorical, self.categories, strict=True)}
+        columns = self.columns
+        if not columns:  # saved by 0.1
+            columns = [Column(name, kind, "saved by moeapps 0.1") for name, kind in self.column_kinds().items()]
+        return columns_frame(columns, sizes)
 
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
-        return dict(vars(self))
+        learned = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {**learned, "columns": [column.to_json() for column in self.columns]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Undo :meth:`state`."""
+        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it."""
         encoder = cls()
-        vars(encoder).update(state)
+        numbers, categories = len(state["mean"]), len(state["categories"])
+        vars(encoder).update(
+            {
+                "times": [],
+                "fill": [None] * numbers,
+                "fill_codes": [None] * categories,
+                "new_rates": [1.0] * categories,
+                "missing_values": sorted(MISSING_VALUES),
+                **state,
+                "columns": [Column.from_json(column) for column in state.get("columns", [])],
+            }
+        )
         return encoder
 
-    def _categorical(self, X: pd.DataFrame | NDArray[Any], wanted: str | Sequence[Any] | None) -> set[int]:
-        frame = X if isinstance(X, pd.DataFrame) else None
-        if isinstance(wanted, str) and wanted == "auto":
-            return set() if frame is None else {i for i, kind in enumerate(frame.dtypes) if not is_number(kind)}
-        chosen = set()
-        for entry in [] if wanted is None else list(wanted):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also one of 0.1."""
+        vars(self).update({"_vocabularies": {}, **state} if "fill" in state else vars(type(self).from_state(state)))
+
+    def _vocabulary(self, position: int) -> Vocabulary:
+        """Look-up table of a categorical column, made once: a request of one row must not wait for it."""
+        if position not in self._vocabularies:
+            name = self.names[self.categorical[position]]
+            self._vocabularies[position] = Vocabulary(self.categories[position], frozenset(self.missing_values), name)
+        return self._vocabularies[position]
+
+    def _named_categories(self, wanted: str | Sequence[Any] | None) -> list[int]:
+        if wanted is None or (isinstance(wanted, str) and wanted == "auto"):
+            return []
+        chosen = []
+        for entry in list(wanted):
             if isinstance(entry, str) and entry in self.names:
-                chosen.add(self.names.index(entry))
+                chosen.append(self.names.index(entry))
             elif isinstance(entry, int | np.integer) and 0 <= entry < len(self.names):
-                chosen.add(int(entry))
+                chosen.append(int(entry))
             else:
                 raise ConfigError(
                     f"categorical_features must be 'auto', None, or names or positions of columns, got {entry!r}; "
                     f"the columns are {', '.join(self.names[:10])}{', ...' if len(self.names) > 10 else ''}"
                 )
-        if frame is not None:
-            for i, kind in enumerate(frame.dtypes):
-                if i not in chosen and not is_number(kind):
-                    raise ConfigError(f"column {self.names[i]!r} is {kind}: add it to categorical_features, or drop it")
         return chosen
 
+    def _refuse_unnamed(self, frame: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> None:
+        for column, dtype in zip(self.columns, frame.dtypes, strict=True):
+            if column.is_category and column.name not in kinds:
+                raise ConfigError(f"column {column.name!r} is {dtype}: add it to categorical_features, or drop it")
+
     @staticmethod
-    def _values(column: pd.Series) -> list[Any]:
-        return list(column.dropna().unique())
+    def _supported(column: Column) -> Column:
+        if column.kind == "list":
+            raise DataError(
+                f"column {column.name!r} holds lists, which this model cannot learn: drop it, or use a ranker of "
+                "moeapps.recsys, which learns sequences"
+            )
+        return column
+
+    def _number_name(self, position: int) -> str:
+        if position < len(self.numeric):
+            return self.names[self.numeric[position]]
+        return self.names[self.times[(position - len(self.numeric)) // len(TIME_PARTS)]]
 
     def _numbers(self, X: pd.DataFrame | NDArray[Any]) -> NDArray[np.float64]:
+        missing = frozenset(self.missing_values)
         if isinstance(X, pd.DataFrame):
             chosen = X.iloc[:, self.numeric]
-            if all(isinstance(kind, np.dtype) and kind.kind in "fiu" for kind in chosen.dtypes):
-                numbers = chosen.to_numpy(dtype=np.float64, copy=True) if self.numeric else None
+            if self.numeric and all(isinstance(kind, np.dtype) and kind.kind in "fiu" for kind in chosen.dtypes):
+                numbers = chosen.to_numpy(dtype=np.float64, copy=True)
             else:
-                parts = [pd.to_numeric(column, errors="coerce") for _, column in chosen.items()]
-                numbers = np.column_stack([p.to_numpy(dtype=np.float64, na_value=np.nan) for p in parts])
+                parts = [to_numbers(X.iloc[:, i], missing, self.names[i]) for i in self.numeric]
+                numbers = np.column_stack(parts) if parts else np.zeros((len(X), 0))
+            parts = [time_parts(to_days(X.iloc[:, i], missing, self.names[i])) for i in self.times]
+            numbers = np.column_stack([numbers, *parts]) if parts else numbers
         else:
             numbers = X[:, self.numeric].astype(np.float64)
-        if numbers is None:
-            return np.zeros((len(X), 0))
         with np.errstate(invalid="ignore"):
             bad = np.abs(numbers) > _LARGEST
         if bad.any():
             row, position = np.argwhere(bad)[0]
-            name = self.names[self.numeric[position]]
             raise DataError(
-                f"X has {numbers[row, position]} at row {row}, column {name!r}: infinite, or too large for float32. "
-                "Use a missing value or a clipped one"
+                f"X has {numbers[row, position]} at row {row}, column {self._number_name(position)!r}: infinite, or "
+                "too large for float32. Use a missing value or a clipped one"
             )
         return numbers
 
@@ -177,19 +324,7 @@ def is_number(kind: Any) -> bool:
 
 
 def _column(X: pd.DataFrame | NDArray[Any], index: int) -> pd.Series:
-    """A column of plain values (str, int, float, bool), so that they can be looked up and written to a file."""
-    column = X.iloc[:, index] if isinstance(X, pd.DataFrame) else pd.Series(X[:, index])
-    values = column.astype(object)
-    return values.where(values.isna(), values.map(plain_value))
-
-
-def plain_value(value: Any) -> Any:
-    """A category as str, int, float or bool, so that it can be looked up and written to a file."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    return X.iloc[:, index] if isinstance(X, pd.DataFrame) else pd.Series(X[:, index])
 
 
 def _moments(values: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[float, float]:

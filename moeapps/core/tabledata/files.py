@@ -1,80 +1,83 @@
-"""Tables in files of any size: CSV and Parquet, read and written in batches of rows."""
+"""Tables in files of any size, read in batches of rows: CSV, Parquet, NDJSON, compressed or in parts."""
 
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.files import atomic_write, existing_file
+from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.files import existing_file
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.frames import arrow_to_frame
+from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.numbers import to_numbers
 
-__all__ = ["ColumnKind", "TableFile", "TableWriter", "kind_of"]
+__all__ = ["ENDINGS", "TableFile", "file_ending"]
 
-ColumnKind = Literal["number", "whole", "bool", "list", "text"]
-"""What the cells of a CSV column are."""
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+"""Endings of compressed text files; Arrow decompresses them as it reads."""
 
-_NOT_A_NUMBER = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
-_PATTERNS = (
-    ("whole", r"^(-?[1-9]\d{0,17}|0)$"),
-    ("number", r"^[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"),
-    ("list", r"^\[[\s\S]*\]$"),
-)
+ENDINGS = (".csv", ".tsv", ".parquet", ".ndjson", ".jsonl")
+"""Endings of the files that are tables."""
+
+_EXPECTED = "a .csv, .tsv, .ndjson or .parquet file (text may be compressed: .csv.gz), or a folder of them"
 _BLOCK = 16_000_000
 """Bytes of a CSV file that are in memory at once; a record may not be longer."""
 
-_GROUP = 65_536
-"""Rows of a row group that is written."""
 
-
-def kind_of(categories: Sequence[Any]) -> ColumnKind:
-    """What a CSV column has to be read as, so that these categories are found again."""
-    if not categories:
-        return "text"
-    if all(isinstance(value, bool) for value in categories):
-        return "bool"
-    if all(isinstance(value, int) for value in categories):
-        return "whole"
-    return "number" if all(isinstance(value, int | float) for value in categories) else "text"
+def file_ending(path: str | os.PathLike[str]) -> str:
+    """Ending of a file's name that says what it is, without that of its compression, in lower case."""
+    name = Path(path).name.lower()
+    for ending in COMPRESSED:
+        if name.endswith(ending):
+            name = name.removesuffix(ending)
+            inner = Path(name).suffix
+            return inner if inner != ".parquet" else ""  # Parquet compresses within itself
+    return Path(name).suffix
 
 
 class TableFile:
-    """A ``.csv`` or ``.parquet`` file whose rows come in batches, so that it may be larger than memory.
+    """A file or a folder of files whose rows come in batches, so that it may be larger than memory.
 
-    A Parquet file declares the types of its columns. A CSV file does not: where ``kinds`` does not either, the file is
-    read once to find out. A column is ``"whole"`` if all its cells are whole numbers without leading zeros,
-    ``"number"`` if all are numbers, ``"list"`` if all are JSON lists, and ``"text"`` otherwise. An empty cell is
-    missing; ``NA`` and the like are missing among numbers, and text among text. ``"bool"`` is never guessed.
+    Parquet and NDJSON have types. The cells of a CSV file are text, exactly as they stand there, also ``NA`` and the
+    empty cell, except in columns that ``kinds`` calls numbers, which are read as such.
 
     Parameters
     ----------
     path : str or path
-        The file; a CSV file is UTF-8, with a header.
+        A ``.csv`` or ``.tsv`` file in UTF-8 with a header, ``.ndjson`` or ``.jsonl`` with an object per line (all of
+        these also ending in ``.gz``, ``.bz2`` or ``.zst``), ``.parquet``; or a folder of such files with the same
+        columns, which are read in the order of their names.
     batch_rows : int, default=65536
         Rows of a batch, at most.
     kinds : mapping of str to ColumnKind, optional
-        What columns of a CSV file hold. A cell of a whole, bool or list column that is something else stays text; a
-        cell of a number column that is none is an error.
+        What columns are, as a model knows.
+    missing : frozenset of str, optional
+        Texts that mean a missing number; those of pandas by default.
 
     Attributes
     ----------
-    columns
+    columns : list of str
         Names of the columns.
+    untyped : bool
+        Whether its cells are text.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If it is neither, empty, or its header has a name twice.
+        If it is not a table, is empty, its header has a name twice, or the parts of a folder differ.
     """
 
     def __init__(
@@ -82,16 +85,19 @@ class TableFile:
         path: str | os.PathLike[str],
         batch_rows: int = 65_536,
         kinds: Mapping[str, ColumnKind] | None = None,
+        missing: frozenset[str] | None = None,
     ) -> None:
         check_sizes(batch_rows=batch_rows)
-        self.path = existing_file(path, "a .csv or .parquet file")
-        self.batch_rows = batch_rows
-        ending = self.path.suffix.lower()
-        if ending not in (".csv", ".parquet"):
-            raise FileFormatError(f"{path}: expected a .csv or .parquet file")
-        self._is_csv = ending == ".csv"
-        self._kinds = dict(kinds or {})
-        self.columns = self._read_header()
+        self.path, self.batch_rows = Path(path), batch_rows
+        self.kinds = dict(kinds or {})
+        self.missing = missing_texts() if missing is None else missing
+        self._parts = [_open_part(part, self) for part in _part_paths(path)]
+        first = self._parts[0]
+        self.columns, self.untyped = first.columns, isinstance(first, _TextPart)
+        for part in self._parts[1:]:
+            if sorted(part.columns) != sorted(self.columns):
+                differing = sorted(set(part.columns) ^ set(self.columns))
+                raise FileFormatError(f"{path}: {part.path.name} and {first.path.name} differ in {differing[0]!r}")
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if twice:
             raise FileFormatError(f"{path}: the header has {twice[0]!r} more than once")
@@ -113,197 +119,227 @@ class TableFile:
         """
         start = 0
         names = self.columns if columns is None else columns
-        for table in self._csv_batches(names) if self._is_csv else self._parquet_batches(names):
-            for first in range(0, len(table), self.batch_rows):
-                part = table.iloc[first : first + self.batch_rows].reset_index(drop=True)
-                part.index = pd.RangeIndex(start, start + len(part))
-                start += len(part)
-                yield part
+        for part in self._parts:
+            for table in part.frames(names):
+                for first in range(0, len(table), self.batch_rows):
+                    piece = table.iloc[first : first + self.batch_rows].reset_index(drop=True)
+                    piece.index = pd.RangeIndex(start, start + len(piece))
+                    start += len(piece)
+                    yield piece
         if start == 0:
             yield pd.DataFrame(columns=pd.Index(names))
 
     def count_rows(self) -> int:
-        """Number of rows; of a CSV file it is counted."""
-        if not self._is_csv:
-            return int(pq.ParquetFile(self.path).metadata.num_rows)
-        return sum(batch.num_rows for batch in self._texts(self.columns[:1]))
+        """Number of rows; those of a text file are counted."""
+        return sum(part.count_rows() for part in self._parts)
 
-    def _read_header(self) -> list[str]:
+
+class _Part:
+    """One file."""
+
+    columns: list[str]
+
+    def __init__(self, path: Path, table: TableFile) -> None:
+        self.path, self.table = path, table
+
+    def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
+        """The rows of these columns."""
+        raise NotImplementedError
+
+    def count_rows(self) -> int:
+        """Number of rows."""
+        raise NotImplementedError
+
+
+class _TextPart(_Part):
+    """CSV or TSV."""
+
+    def __init__(self, path: Path, table: TableFile) -> None:
+        super().__init__(path, table)
+        self._delimiter = "\t" if file_ending(path) == ".tsv" else ","
         try:
-            if self._is_csv:
-                return list(self._open_csv(_BLOCK).schema.names)
-            return list(pq.ParquetFile(self.path).schema_arrow.names)
+            self.columns = list(self._open(_BLOCK).schema.names)
         except pa.ArrowInvalid as error:
-            if self._is_csv and "Empty CSV" in str(error):
-                raise FileFormatError(
-                    f"{self.path} is empty: expected a header with the names of the columns"
-                ) from None
-            if self._is_csv:
-                raise self._csv_error(error) from None
-            raise FileFormatError(f"{self.path} is not a Parquet file: {error}") from None
+            if "Empty CSV" in str(error):
+                raise FileFormatError(f"{path} is empty: expected a header with the names of the columns") from None
+            raise self._error(error) from None
+        if len(self.columns) == 1 and (found := re.search(r"[;\t|]", self.columns[0])):
+            raise FileFormatError(
+                f"{path}: the header {self.columns[0][:60]!r} has no {self._delimiter!r} and looks separated by "
+                f"{found.group()!r}: a .csv file is separated by commas, a .tsv file by tabs"
+            )
 
-    def _csv_error(self, error: Exception) -> FileFormatError:
-        text = str(error).replace("Row #", "record ")
-        return FileFormatError(f"{self.path}: {text} (the header is record 1)")
+    def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
+        """Numbers where the kinds say so, else text."""
+        numbers = [name for name in names if self.table.kinds.get(name) == "number"]
+        done = 0
+        try:
+            for batch in self._batches(names, numbers):
+                yield _as_frame(pa.Table.from_batches([batch]), names, numbers)
+                done += batch.num_rows
+            return
+        except pa.ArrowInvalid as error:
+            if "conversion error" not in str(error):
+                raise self._error(error) from None
+        yield from self._frames_of_text(names, numbers, done)
 
-    def _open_csv(self, block: int, names: list[str] | None = None) -> arrow_csv.CSVStreamingReader:
+    def _frames_of_text(self, names: list[str], numbers: list[str], done: int) -> Iterator[pd.DataFrame]:
+        """From row ``done`` on, numbers read from text: slower, forgives spaces and signs, and names a wrong cell."""
+        record = 2
+        try:
+            for batch in self._batches(names, []):
+                frame = _as_frame(pa.Table.from_batches([batch]), names, []).iloc[max(0, done - record + 2) :]
+                frame.index = pd.RangeIndex(record + batch.num_rows - len(frame), record + batch.num_rows)
+                record += batch.num_rows
+                for name in numbers if len(frame) else ():
+                    try:
+                        frame[name] = to_numbers(frame[name], self.table.missing, name)
+                    except DataError as error:
+                        found = re.match(r"column .*?, row (\d+): (.*)", str(error), re.DOTALL)
+                        where = f"record {found[1]} (the header is record 1), column {name!r}: " if found else ""
+                        raise DataError(f"{self.path}, {where}{found[2] if found else error}") from None
+                yield frame
+        except pa.ArrowInvalid as error:
+            raise self._error(error) from None
+
+    def count_rows(self) -> int:
+        """Number of records."""
+        try:
+            return sum(batch.num_rows for batch in self._batches(self.columns[:1], []))
+        except pa.ArrowInvalid as error:
+            raise self._error(error) from None
+
+    def _batches(self, names: list[str], numbers: list[str]) -> Iterator[pa.RecordBatch]:
+        types = {name: pa.float64() if name in numbers else pa.string() for name in names}
+        yield from self._open(_BLOCK, names, types)
+
+    def _open(
+        self, block: int, names: list[str] | None = None, types: dict[str, Any] | None = None
+    ) -> arrow_csv.CSVStreamingReader:
         return arrow_csv.open_csv(
             self.path,
-            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block),
-            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            read_options=arrow_csv.ReadOptions(block_size=block),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True, delimiter=self._delimiter),
             convert_options=arrow_csv.ConvertOptions(
                 strings_can_be_null=False,
+                null_values=sorted(self.table.missing),
                 include_columns=names,
-                column_types={name: pa.string() for name in names or ()},
+                column_types=types,
             ),
         )
 
-    def _texts(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        """Every cell as text."""
-        try:
-            yield from self._open_csv(_BLOCK, names)
-        except pa.ArrowInvalid as error:
-            raise self._csv_error(error) from None
+    def _error(self, error: Exception) -> FileFormatError:
+        text = str(error).replace("Row #", "record ")
+        return FileFormatError(f"{self.path}: {text} (the header is record 1)")
 
-    def _csv_batches(self, names: list[str]) -> Iterator[pd.DataFrame]:
-        kinds = self._find_kinds(names)
-        record = 2
-        for batch in self._texts(names):
-            columns = {name: self._convert(name, batch.column(name), kinds[name], record) for name in names}
-            record += batch.num_rows
-            yield pd.DataFrame(columns, columns=pd.Index(names))
 
-    def _parquet_batches(self, names: list[str]) -> Iterator[pd.DataFrame]:
-        nullable: dict[Any, Any] = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}  # exact beside missing
-        file = pq.ParquetFile(self.path)
+class _ParquetPart(_Part):
+    def __init__(self, path: Path, table: TableFile) -> None:
+        super().__init__(path, table)
         try:
-            for batch in file.iter_batches(self.batch_rows, columns=names):
-                yield batch.to_pandas(types_mapper=nullable.get)[names]
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FileFormatError(f"{path} is not a Parquet file: {error}") from None
+        self.columns = list(self._file.schema_arrow.names)
+
+    def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
+        """Columns of Arrow's types."""
+        try:
+            for batch in self._file.iter_batches(self.table.batch_rows, columns=names):
+                yield arrow_to_frame(pa.Table.from_batches([batch]))[names]
         except (pa.ArrowInvalid, OSError) as error:
             raise FileFormatError(f"{self.path} is damaged or not a Parquet file: {error}") from None
 
-    def _find_kinds(self, names: list[str]) -> dict[str, ColumnKind]:
-        """Read the file once for the columns of which nothing is known."""
-        unknown = [name for name in names if name not in self._kinds]
-        possible: dict[str, set[str]] = {name: {kind for kind, _ in _PATTERNS} for name in unknown}
-        seen = dict.fromkeys(unknown, False)
-        for batch in self._texts(unknown) if unknown else ():
-            for name in unknown:
-                cells = batch.column(name)
-                empty = pc.is_in(cells, pa.array(_NOT_A_NUMBER))
-                for kind, pattern in _PATTERNS:
-                    if (
-                        kind in possible[name]
-                        and not pc.all(pc.or_(empty, pc.match_substring_regex(cells, pattern)), min_count=0).as_py()
-                    ):
-                        possible[name].discard(kind)
-                seen[name] |= not pc.all(empty, min_count=0).as_py()
-        for name in unknown:
-            found = next((kind for kind, _ in _PATTERNS if kind in possible[name]), "text")
-            self._kinds[name] = found if seen[name] else "text"  # type: ignore[assignment]
-        return self._kinds
-
-    def _convert(self, name: str, cells: pa.Array, kind: ColumnKind, record: int) -> pd.Series:
-        if kind == "number":
-            cells = pc.utf8_trim_whitespace(cells)
-            known = pc.if_else(pc.is_in(cells, pa.array(_NOT_A_NUMBER)), None, cells)
-            try:
-                return pc.cast(known, pa.float64()).to_pandas()
-            except pa.ArrowInvalid:
-                column = known.to_pandas()
-                wrong = (pd.to_numeric(column, errors="coerce").isna() & column.notna()).to_numpy()
-                if not wrong.any():
-                    return pd.to_numeric(column).astype(float)
-                row = int(wrong.argmax())
-                raise DataError(
-                    f"{self.path}, record {record + row} (the header is record 1), column {name!r}: "
-                    f"{column.iloc[row]!r} is not a number"
-                ) from None
-        if kind == "text":
-            return pc.if_else(pc.equal(cells, ""), None, cells).to_pandas()
-        known = pc.if_else(pc.is_in(cells, pa.array(_NOT_A_NUMBER)), None, cells)
-        if kind == "whole":
-            try:
-                return pc.cast(known, pa.int64()).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-            except pa.ArrowInvalid:
-                return known.to_pandas().map(_whole, na_action="ignore").astype(object)
-        return known.to_pandas().astype(object).map(_list if kind == "list" else _bool, na_action="ignore")
+    def count_rows(self) -> int:
+        """Number of rows, which the file knows."""
+        return int(self._file.metadata.num_rows)
 
 
-class TableWriter:
-    """A ``.csv`` or ``.parquet`` file that is written in pieces, and appears under its name only once it is complete.
+class _LinesPart(_Part):
+    """NDJSON. A name that a line lacks is missing in its row."""
 
-    Use it in a ``with`` block; where that fails, what stood at the path before is left as it was.
+    def __init__(self, path: Path, table: TableFile) -> None:
+        super().__init__(path, table)
+        names: dict[str, None] = {}
+        for _, fields in self._objects():
+            names.update(dict.fromkeys(fields))
+        if not names:
+            raise FileFormatError(f"{path} is empty: expected one JSON object per line")
+        self.columns = list(names)
 
-    Parameters
-    ----------
-    path : str or path
-        The file; its ending decides the form.
+    def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
+        """Python's values as objects: whole numbers of any length are exact."""
+        rows: list[dict[str, Any]] = []
+        for _, fields in self._objects():
+            rows.append(fields)
+            if len(rows) == self.table.batch_rows:
+                yield _objects_frame(rows, names)
+                rows = []
+        if rows:
+            yield _objects_frame(rows, names)
 
-    Raises
-    ------
-    ConfigError
-        If the ending is neither.
-    """
+    def count_rows(self) -> int:
+        """Number of lines that are not empty."""
+        return sum(1 for _ in self._objects())
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.suffix not in (".csv", ".parquet"):
-            raise ConfigError(f"predictions are written to a .csv or .parquet file, got {str(path)!r}")
-        self.rows = 0
-        self._stack = ExitStack()
-        self._waiting: list[pd.DataFrame] = []
-        self._parquet: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> Self:
-        self._file = self._stack.enter_context(atomic_write(self.path))
-        return self
-
-    def __exit__(self, *error: Any) -> bool | None:
-        if error[0] is not None:
-            return self._stack.__exit__(*error)
-        with self._stack:
-            self._flush()
-            if self._parquet is not None:
-                self._parquet.close()
-        return None
-
-    def write(self, frame: pd.DataFrame) -> None:
-        """Append rows; all pieces have the same columns."""
-        self._waiting.append(frame)
-        self.rows += len(frame)
-        if sum(map(len, self._waiting)) >= _GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        frame = pd.concat(self._waiting, ignore_index=True)
-        self._waiting = []
-        if self.path.suffix == ".csv":
-            frame.to_csv(self._file, index=False, header=self._file.tell() == 0)
-            return
-        if self._parquet is None:
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            self._parquet = pq.ParquetWriter(self._file, table.schema)
-        else:
-            table = pa.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
-        self._parquet.write_table(table)
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with io.BufferedReader(pa.input_stream(str(self.path), compression="detect")) as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    fields = json.loads(line, parse_constant=_refuse_constant)
+                except (ValueError, RecursionError) as error:
+                    raise FileFormatError(f"{self.path}, line {number}: not JSON: {error}") from None
+                if not isinstance(fields, dict):
+                    raise FileFormatError(f"{self.path}, line {number}: expected a JSON object, got {line[:60]!r}")
+                yield number, fields
 
 
-def _whole(cell: str) -> int | str:
-    try:
-        return int(cell)
-    except ValueError:
-        return cell
+def _part_paths(path: str | os.PathLike[str]) -> list[Path]:
+    if not Path(path).is_dir():
+        found = existing_file(path, _EXPECTED)
+        if file_ending(found) not in ENDINGS:
+            raise FileFormatError(f"{path}: expected {_EXPECTED}")
+        return [found]
+    parts = sorted(part for part in Path(path).rglob("*") if part.is_file() and file_ending(part) in ENDINGS)
+    parts = [part for part in parts if not part.name.startswith((".", "_"))]
+    if not parts:
+        raise FileFormatError(f"{path} is a folder without a .csv, .tsv, .ndjson or .parquet file")
+    endings = {file_ending(part) for part in parts}
+    if len(endings) > 1:
+        raise FileFormatError(f"{path} is a folder of {' and '.join(sorted(endings))} files, expected one kind")
+    partitioned = next((part for part in parts if "=" in str(part.parent.relative_to(path))), None)
+    if partitioned is not None:
+        raise FileFormatError(
+            f"{path}: {partitioned.relative_to(path)} keeps a column in the name of its folder: read it with "
+            "pandas.read_parquet and give the frame"
+        )
+    return parts
 
 
-def _bool(cell: str) -> bool | str:
-    return {"true": True, "false": False, "1": True, "0": False}.get(cell.lower(), cell)
+def _open_part(path: Path, table: TableFile) -> _Part:
+    kinds: dict[str, type[_Part]] = {".parquet": _ParquetPart, ".ndjson": _LinesPart, ".jsonl": _LinesPart}
+    return kinds.get(file_ending(path), _TextPart)(path, table)
 
 
-def _list(cell: str) -> Any:
-    try:
-        return json.loads(cell)
-    except ValueError:
-        return cell
+def _as_frame(table: pa.Table, names: list[str], numbers: list[str]) -> pd.DataFrame:
+    types = {name: np.float64 if name in numbers else pd.ArrowDtype(pa.string()) for name in names}
+    columns: dict[str, Any] = {}
+    for name in names:
+        column = table.column(name)
+        columns[name] = column.to_numpy() if name in numbers else pd.array(column, dtype=types[name])
+    return pd.DataFrame(columns, columns=pd.Index(names), copy=False)
+
+
+def _objects_frame(rows: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
+    columns = {}
+    for name in names:
+        values = np.empty(len(rows), dtype=object)
+        values[:] = [row.get(name) for row in rows]
+        columns[name] = pd.Series(values, dtype=object)
+    return pd.DataFrame(columns, columns=pd.Index(names))
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON: a missing number is null")

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError
 from moeapps.core.labels import probability_columns
-from moeapps.core.tabledata.files import ColumnKind, TableWriter
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.writer import TableWriter
 
 __all__ = ["TableModel", "label_columns", "predict_file", "predict_frame"]
 
@@ -19,7 +21,7 @@ class TableModel(Protocol):
     """A model that predicts the rows of a table."""
 
     def column_kinds(self) -> Mapping[str, ColumnKind]:
-        """Columns that the model reads, and what a CSV file's cells have to be read as."""
+        """Columns that the model reads, and what they are."""
 
     def predict(self, X: pd.DataFrame) -> Any:
         """Predictions of rows."""
@@ -32,7 +34,7 @@ def predict_file(
     keep: Sequence[str] = (),
     batch_rows: int = 65_536,
 ) -> int:
-    """Predict the rows of a CSV or Parquet file into another file, in memory that does not grow with it.
+    """Predict the rows of a file of any size into another file, in memory that does not grow with it.
 
     A classifier gives ``prediction`` and ``probability_<class>``, a regressor ``prediction``, a ranker one column per
     target. Columns that the model does not know are not read.
@@ -42,11 +44,13 @@ def predict_file(
     model : TableModel
         A fitted model.
     source : path-like
-        ``.csv`` or ``.parquet`` file with the columns that the model knows.
+        ``.csv``, ``.tsv``, ``.ndjson`` (these may be compressed: ``.csv.gz``) or ``.parquet`` file with the columns
+        that the model knows, or a folder of such files.
     output : path-like
         ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
     keep : sequence of str, default ()
-        Columns to copy next to the predictions.
+        Columns to copy next to the predictions, every cell as it stands in the source. Where a prediction's column has
+        the name of a kept one, it is called ``prediction_<name>``.
     batch_rows : int, default 65536
         Rows that are in memory at once.
 
@@ -58,26 +62,39 @@ def predict_file(
     Raises
     ------
     ConfigError
-        If the model does not predict tables, or the output has another ending.
+        If the model does not predict tables, the output has another ending or lies in the source, or ``keep`` names a
+        column twice.
     DataError
-        Naming file, record and column, if a column is missing or has a value that it cannot have.
+        Naming file, row and column, if a column is missing or has a value that it cannot have.
     """
     if not isinstance(model, TableModel):
         raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
     kinds = model.column_kinds()
-    if os.path.realpath(source) == os.path.realpath(output):
-        raise ConfigError(f"{output} is the file to be predicted: name another one to write to")
-    table = TableSource(source, batch_rows, kinds)
+    _check_output(source, output)
+    keep = list(dict.fromkeys(keep))
+    # a column that is kept is read as it stands, and its numbers are made of that
+    table = TableSource(
+        source,
+        batch_rows,
+        {name: kind for name, kind in kinds.items() if name not in keep},
+        model.missing_texts() if hasattr(model, "missing_texts") else None,
+    )
     known = list(kinds) or [name for name in table.columns if name not in keep]
     table.require([*known, *keep])
     with TableWriter(output) as writer:
         for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
-            try:
-                predictions = predict_frame(model, frame[known])
-            except DataError as error:
-                raise DataError(f"{source}, rows from {frame.index[0] if len(frame) else 0}: {error}") from None
-            writer.write(pd.concat([frame[list(keep)], predictions], axis=1))
+            predictions = table.named(partial(predict_frame, model, frame[known]))
+            predictions.columns = [f"prediction_{name}" if name in keep else name for name in predictions.columns]
+            writer.write(pd.concat([frame[keep], predictions], axis=1))
     return writer.rows
+
+
+def _check_output(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    read, written = os.path.realpath(source), os.path.realpath(output)
+    if read == written or (os.path.exists(output) and os.path.samefile(source, output)):
+        raise ConfigError(f"{output} is the file to be predicted: name another one to write to")
+    if os.path.isdir(read) and written.startswith(read + os.sep):
+        raise ConfigError(f"{output} lies in {source}, the folder to be predicted: name another place to write to")
 
 
 def predict_frame(model: Any, frame: pd.DataFrame) -> pd.DataFrame:

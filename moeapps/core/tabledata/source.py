@@ -9,12 +9,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.files import ColumnKind, TableFile
+from moeapps.core.tabledata.cells import category_text, missing_texts
+from moeapps.core.tabledata.evidence import ColumnEvidence
+from moeapps.core.tabledata.files import TableFile
+from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
+from moeapps.core.tabledata.vocabulary import distinct_cells
 
 __all__ = ["Table", "TableSource", "listed", "require_columns"]
 
 Table = pd.DataFrame | str | os.PathLike[str]
-"""A frame, or the path of a CSV or Parquet file."""
+"""A frame (also a polars frame or an Arrow table), or the path of a file or folder."""
 
 T = TypeVar("T")
 
@@ -24,12 +29,14 @@ class TableSource:
 
     Parameters
     ----------
-    table : DataFrame or path
-        A frame, which is one batch, or a ``.csv`` or ``.parquet`` file.
+    table : DataFrame, Arrow table or path
+        A frame, which is one batch, or a file or folder; see :class:`~moeapps.core.tabledata.files.TableFile`.
     batch_rows : int, default 65,536
         Rows of a file's batch, at most.
     kinds : dict, optional
-        What columns of a CSV file hold; see :class:`~moeapps.core.tabledata.files.TableFile`.
+        What columns are, as a model knows.
+    missing : frozenset of str, optional
+        Texts that mean a missing value; those of pandas by default.
 
     Attributes
     ----------
@@ -48,16 +55,54 @@ class TableSource:
         If there is no such file, or it is not a table.
     """
 
-    def __init__(self, table: Table, batch_rows: int = 65_536, kinds: Mapping[str, ColumnKind] | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        batch_rows: int = 65_536,
+        kinds: Mapping[str, ColumnKind] | None = None,
+        missing: frozenset[str] | None = None,
+    ) -> None:
         self._table: pd.DataFrame | TableFile
-        if isinstance(table, pd.DataFrame):
-            self._table, self.columns, self.name = table, list(table.columns), "the frame"
-        elif isinstance(table, str | os.PathLike):
-            self._table = TableFile(table, batch_rows, kinds)
+        self.missing = missing_texts() if missing is None else missing
+        if isinstance(table, str | os.PathLike):
+            self._table = TableFile(table, batch_rows, kinds, missing)
             self.columns, self.name = self._table.columns, str(self._table.path)
+        elif is_table(table):
+            self._table, self.name = as_frame(table), "the frame"
+            self.columns = list(self._table.columns)
         else:
-            raise DataError(f"frame must be a pandas DataFrame or the path of a file, got {type(table).__name__}")
+            raise DataError(
+                "frame must be a table (a pandas or polars DataFrame, a pyarrow Table) or the path of a file, got "
+                f"{type(table).__name__}"
+            )
         self.is_file = isinstance(self._table, TableFile)
+
+    @property
+    def untyped(self) -> bool:
+        """Whether its cells are text, as those of a CSV file."""
+        return isinstance(self._table, TableFile) and self._table.untyped
+
+    def infer(self, names: Iterable[str], column_types: Mapping[str, ColumnKind] | None = None) -> dict[str, Column]:
+        """Decide what columns are, from all rows.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Columns.
+        column_types : dict, optional
+            Kinds that the user chose, by column.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :func:`~moeapps.core.tabledata.evidence.infer_columns`.
+        """
+        wanted = check_column_types(column_types, map(str, self.columns))
+        evidence = {name: ColumnEvidence(str(name), self.missing, self.untyped) for name in names}
+        for frame in self.batches(list(evidence)):
+            for name, seen in evidence.items():
+                seen.update(frame[name])
+        return {str(name): seen.decide(wanted.get(str(name))) for name, seen in evidence.items()}
 
     def count_rows(self) -> int:
         """Number of rows; those of a CSV file are counted."""
@@ -90,8 +135,12 @@ class TableSource:
             raise
 
     def hashes(self, name: str) -> NDArray[np.uint64]:
-        """A hash of each value of a column, as text."""
-        parts = [pd.util.hash_array(frame[name].astype(str).to_numpy(dtype=object)) for frame in self.batches([name])]
+        """A hash of each value of a column, the same for the same cell of a frame and of a file."""
+        parts = []
+        for frame in self.batches([name]):
+            index, values = distinct_cells(frame[name], name)
+            texts = np.array([*map(category_text, values), ""], dtype=object)
+            parts.append(pd.util.hash_array(texts[index]))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
 
 

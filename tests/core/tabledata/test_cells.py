@@ -29,8 +29,8 @@ def test_the_default_missing_texts_are_those_of_pandas():
 
     assert set(MISSING_VALUES) == set(STR_NA_VALUES)
     assert missing_texts() == set(MISSING_VALUES)
-    assert missing_texts(["?"]) == {"?"}
-    assert missing_texts([]) == set()
+    assert missing_texts(["?"]) == {"?", ""}
+    assert missing_texts([]) == {""}
     for wrong in ("?", [1]):
         with pytest.raises(ConfigError, match="missing_values must be 'auto' or a list of texts"):
             missing_texts(wrong)

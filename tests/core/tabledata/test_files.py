@@ -2,10 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.tabledata.files import TableFile, TableWriter, kind_of
+from moeapps.core.tabledata.files import TableFile
+from moeapps.core.tabledata.numbers import list_column
+from moeapps.core.tabledata.writer import TableWriter
 
 
 def read(path, **arguments) -> pd.DataFrame:
@@ -39,50 +43,47 @@ def test_a_number_that_is_none_is_named_with_record_and_column(tmp_path):
 def test_byte_order_marks_quoted_lines_and_a_header_alone_are_fine(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\n1,"x\ny"\n2,z\n')
-    assert read(path).to_dict("list") == {"a": [1, 2], "b": ["x\ny", "z"]}
+    assert read(path, kinds={"a": "number"}).to_dict("list") == {"a": [1, 2], "b": ["x\ny", "z"]}
     path.write_text("a,b\n")
     (only,) = TableFile(path).batches()
     assert len(only) == 0
     assert only.columns.tolist() == ["a", "b"]
 
 
-def test_na_is_missing_among_numbers_and_text_among_text(tmp_path):
+def test_cells_of_text_are_exact_and_those_of_numbers_are_numbers(tmp_path):
     path = tmp_path / "table.csv"
-    path.write_text("a,b,c,d,e\n1,NA,007,[1],\n,x,8,,NA\n3,,9,[],\n")
-    found = read(path)
-    assert found["a"].tolist() == [1, pd.NA, 3]
-    assert found["b"].fillna("missing").tolist() == ["NA", "x", "missing"]
-    assert found["c"].tolist() == ["007", "8", "9"]  # a leading zero is no number's
-    assert found["d"].map(lambda value: value if isinstance(value, list) else "missing").tolist() == [
-        [1],
-        "missing",
-        [],
-    ]
-    assert found["e"].notna().tolist() == [False, True, False]
-    assert read(path, kinds={"a": "text"})["a"].fillna("-").tolist() == ["1", "-", "3"]
+    cells = ["1234567890123456789", "007", "1E5", "NA", "None", "19.0", "", " x", "True", '"a ""b"""']
+    path.write_text("n,a\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells)))
+    assert read(path)["a"].tolist() == [*cells[:-1], 'a "b"']
+    path.write_text("n,a\n1,1e5\nNA,\n +2 ,nan\n")
+    found = read(path, kinds={"n": "number", "a": "number"})
+    np.testing.assert_array_equal(found, [[1, 1e5], [np.nan, np.nan], [2, np.nan]])
+    with pytest.raises(DataError, match=r"record 3 \(the header is record 1\), column 'n': 'NA' is not a number"):
+        read(path, kinds={"n": "number"}, missing=frozenset({""}))
 
 
-def test_what_is_known_of_a_column_decides_how_it_is_read(tmp_path):
+def test_a_cell_that_only_the_slow_reading_takes_costs_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeapps.core.tabledata.files._BLOCK", 1000)
     path = tmp_path / "table.csv"
-    path.write_text("a,b,c\ntrue,1,x\nFALSE,many,3\n")
-    found = read(path, kinds={"a": "bool", "b": "whole", "c": "list"})
-    assert found["a"].tolist() == [True, False]
-    assert found["b"].tolist() == [1, "many"]
-    assert found["c"].tolist() == ["x", 3]
-    for values, kind in (([True], "bool"), ([1, 2], "whole"), ([1, 2.5], "number"), ([1, "x"], "text"), ([], "text")):
-        assert kind_of(values) == kind
+    cells = [f"{'+' if i in (777, 1500) else ''}{i}" for i in range(2000)]
+    path.write_text("n,t\n" + "".join(f"{cell},{i:03d}\n" for i, cell in enumerate(cells)))
+    found = read(path, kinds={"n": "number"}, batch_rows=64)
+    assert found["n"].tolist() == list(range(2000))
+    assert found["t"].tolist() == [f"{i:03d}" for i in range(2000)]
+    assert found.index.tolist() == list(range(2000))
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_what_was_written_in_pieces_is_read_in_pieces(ending, tmp_path, monkeypatch):
-    monkeypatch.setattr("moeapps.core.tabledata.files._GROUP", 7)
+    monkeypatch.setattr("moeapps.core.tabledata.writer._GROUP", 7)
     frame = pd.DataFrame({"a": np.arange(50), "b": np.linspace(0, 1, 50), "c": list("xyzxy") * 10})
     path = tmp_path / f"table{ending}"
     with TableWriter(path) as writer:
         for start in range(0, 50, 3):
             writer.write(frame[start : start + 3])
     assert writer.rows == 50
-    parts = list(TableFile(path, batch_rows=8).batches())
+    numbers = {"a": "number", "b": "number"}
+    parts = list(TableFile(path, batch_rows=8, kinds=numbers).batches())
     assert max(map(len, parts)) <= 8
     assert TableFile(path).count_rows() == 50
     pd.testing.assert_frame_equal(pd.concat(parts), frame, check_dtype=False)
@@ -95,7 +96,7 @@ def test_a_large_whole_number_beside_a_missing_one_stays_exact(tmp_path):
     for name in ("a.csv", "a.parquet"):
         with TableWriter(tmp_path / name) as writer:
             writer.write(frame)
-        assert read(tmp_path / name)["id"].iloc[0] == 2**60 + 1
+        assert str(read(tmp_path / name)["id"].iloc[0]) == str(2**60 + 1)
 
 
 def test_a_file_that_fails_leaves_the_old_one(tmp_path):
@@ -111,7 +112,7 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.xlsx").write_text("x")
     (tmp_path / "a.parquet").write_text("x")
-    with pytest.raises(FileFormatError, match="expected a .csv or .parquet file"):
+    with pytest.raises(FileFormatError, match="expected a .csv, .tsv, .ndjson or .parquet file"):
         TableFile(tmp_path / "a.xlsx")
     with pytest.raises(FileFormatError, match=r"a.parquet is not a Parquet file"):
         TableFile(tmp_path / "a.parquet")
@@ -119,3 +120,85 @@ def test_other_files_are_refused(tmp_path):
         TableFile(tmp_path / "b.csv")
     with pytest.raises(ConfigError, match="written to a .csv or .parquet file"):
         TableWriter(tmp_path / "a.txt")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame({"a": ["x", "007", "NA"] * 5, "b": np.arange(15) / 4})
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.zst", ".ndjson", ".jsonl.gz"])
+def test_text_files_of_every_ending_hold_the_same_rows(ending, table, tmp_path):
+    path = tmp_path / f"table{ending}"
+    if "n" in ending.split(".")[1]:
+        text = table.to_json(orient="records", lines=True)
+    else:
+        text = table.to_csv(index=False, sep="\t" if "tsv" in ending else ",")
+    with pa.output_stream(str(path), compression="detect") as stream:
+        stream.write(text.encode())
+    file = TableFile(path, batch_rows=4, kinds={"b": "number"})
+    assert file.count_rows() == 15
+    found = pd.concat(list(file.batches()))
+    assert found["a"].tolist() == table["a"].tolist()
+    assert found["b"].tolist() == table["b"].tolist()
+    assert found.index.tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_folder_of_parts_is_one_table_in_the_order_of_their_names(ending, table, tmp_path):
+    for number, columns in ((2, ["b", "a"]), (1, ["a", "b"])):
+        piece = table.iloc[(number - 1) * 8 : number * 8][columns]
+        path = tmp_path / f"part-{number}{ending}"
+        piece.to_csv(path, index=False) if ending == ".csv" else piece.to_parquet(path)
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / ".hidden.csv").write_text("a\n1\n")
+    file = TableFile(tmp_path, kinds={"b": "number"})
+    assert file.count_rows() == 15
+    found = pd.concat(list(file.batches(["b", "a"])))
+    assert found["b"].tolist() == table["b"].tolist()
+    assert found["a"].tolist() == table["a"].tolist()
+
+
+def test_folders_that_are_no_table_are_refused(table, tmp_path):
+    with pytest.raises(FileFormatError, match="is a folder without a .csv"):
+        TableFile(tmp_path)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.rename(columns={"b": "c"}).to_csv(tmp_path / "b.csv", index=False)
+    with pytest.raises(FileFormatError, match=r"b.csv and a.csv differ in 'b'"):
+        TableFile(tmp_path)
+    table.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(FileFormatError, match="folder of .csv and .parquet files, expected one kind"):
+        TableFile(tmp_path)
+    (tmp_path / "parts" / "year=2024").mkdir(parents=True)
+    table.to_parquet(tmp_path / "parts" / "year=2024" / "a.parquet")
+    with pytest.raises(FileFormatError, match="keeps a column in the name of its folder"):
+        TableFile(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "x;y\n1;2\n", "looks separated by ';'"),
+        ("a.ndjson", '{"a": 1}\n[1]\n', "line 2: expected a JSON object"),
+        ("a.ndjson", '{"a": 1}\n{"a": NaN}\n', "line 2: not JSON: NaN is not JSON"),
+        ("a.ndjson", '{"a": 1}\n{"a"\n', "line 2: not JSON"),
+        ("a.ndjson", "\n", "is empty: expected one JSON object per line"),
+    ],
+)
+def test_text_that_is_no_table_is_refused_by_line(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FileFormatError, match=message):
+        read(tmp_path / name)
+
+
+def test_whole_numbers_of_any_length_survive_ndjson_and_parquet_with_missing_ones(tmp_path):
+    (tmp_path / "a.ndjson").write_text(
+        '{"id": 12345678901234567890}\n{}\n{"id": null, "l": [9007199254740993, null]}\n'
+    )
+    found = read(tmp_path / "a.ndjson")
+    assert found["id"].tolist() == [12345678901234567890, None, None]
+    table = pa.table({"u": pa.array([2**64 - 1, None], pa.uint64()), "l": pa.array([[2**60 + 1, None], None])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found["u"].tolist() == [2**64 - 1, pd.NA]
+    assert list_column(found["l"], frozenset(), "l") == [[2**60 + 1, None], None]

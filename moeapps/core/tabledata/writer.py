@@ -1,0 +1,79 @@
+"""Tables written to files in pieces."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moeapps.core.errors import ConfigError
+from moeapps.core.files import atomic_write
+
+__all__ = ["TableWriter"]
+
+_GROUP = 65_536
+"""Rows of a row group that is written."""
+
+
+class TableWriter:
+    """A ``.csv`` or ``.parquet`` file that is written in pieces, and appears under its name only once it is complete.
+
+    Use it in a ``with`` block; where that fails, what stood at the path before is left as it was.
+
+    Parameters
+    ----------
+    path : str or path
+        The file; its ending decides the form.
+
+    Raises
+    ------
+    ConfigError
+        If the ending is neither.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".csv", ".parquet"):
+            raise ConfigError(f"predictions are written to a .csv or .parquet file, got {str(path)!r}")
+        self.rows = 0
+        self._stack = ExitStack()
+        self._waiting: list[pd.DataFrame] = []
+        self._parquet: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(atomic_write(self.path))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is not None:
+            return self._stack.__exit__(*error)
+        with self._stack:
+            self._flush()
+            if self._parquet is not None:
+                self._parquet.close()
+        return None
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Append rows; all pieces have the same columns."""
+        self._waiting.append(frame)
+        self.rows += len(frame)
+        if sum(map(len, self._waiting)) >= _GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        frame = pd.concat(self._waiting, ignore_index=True)
+        self._waiting = []
+        if self.path.suffix == ".csv":
+            frame.to_csv(self._file, index=False, header=self._file.tell() == 0)
+            return
+        if self._parquet is None:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            self._parquet = pq.ParquetWriter(self._file, table.schema)
+        else:
+            table = pa.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
+        self._parquet.write_table(table)
