@@ -28,6 +28,7 @@ from moeapps.core.tabledata.vocabulary import (
     distinct_cells,
     distinct_values,
     settle_values,
+    warn_of_imputed,
     warn_of_unseen,
 )
 from moeapps.recsys.moments import column_moments, merge_moments
@@ -267,12 +268,7 @@ class TableEncoder:
     def _tell_filled(self, filled: list[str]) -> None:
         if filled and "filled" not in self._warned:
             self._warned.add("filled")
-            warnings.warn(
-                "missing values in columns that had none in training were replaced by the mean or the most frequent "
-                f"category of training: {', '.join(filled[:5])}{', ...' if len(filled) > 5 else ''}",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn_of_imputed(filled, "mean", stacklevel=4)
 
     def _vocabulary(self, owner: str) -> Vocabulary:
         if owner not in self._vocabularies:

@@ -26,6 +26,7 @@ def _exact(value: Any) -> Any:
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Whole = Annotated[StrictInt, BeforeValidator(_exact)]
 _Text = Annotated[StrictStr, BeforeValidator(_exact)]
 _Value = Annotated[StrictBool | StrictInt | _Number | StrictStr | None, BeforeValidator(_exact)]
 _KINDS: dict[str, Any] = {

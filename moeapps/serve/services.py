@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +24,7 @@ import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import TableModel, label_columns, predict_frame
+from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.serve.refusal import HALF_LEARNED, Refusal, half_learned, model_failed, no_worker, not_saved, refused_data
 
 __all__ = ["SERVICES", "GraphService", "ImageService", "Service", "StreamService", "TableService", "open_service"]
@@ -145,7 +147,10 @@ class TableService(Service):
         for name, kind in self.columns.items():
             values = [row[name] for row in request["rows"]]
             columns[name] = np.array(values, dtype=np.float64) if kind == "number" else _objects(values)
-        return _records(predict_frame(self.model, pd.DataFrame(columns)))
+        with warnings.catch_warnings():  # a line of the log per request is nothing that anybody reads
+            warnings.simplefilter("ignore", UnseenCategories)
+            warnings.simplefilter("ignore", ImputedValues)
+            return _records(predict_frame(self.model, pd.DataFrame(columns)))
 
 
 class StreamService(Service):

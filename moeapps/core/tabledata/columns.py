@@ -14,7 +14,13 @@ from moeapps.core.tabledata.evidence import infer_columns
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, columns_frame
 from moeapps.core.tabledata.numbers import TIME_PARTS, time_parts, to_days, to_numbers
 from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
-from moeapps.core.tabledata.vocabulary import UnseenCategories, Vocabulary, count_values, warn_of_unseen
+from moeapps.core.tabledata.vocabulary import (
+    UnseenCategories,
+    Vocabulary,
+    count_values,
+    warn_of_imputed,
+    warn_of_unseen,
+)
 
 __all__ = ["ColumnEncoder", "UnseenCategories", "is_number"]
 
@@ -201,13 +207,7 @@ class ColumnEncoder:
                 numbers[gone, position] = value
                 if position < len(self.numeric) or (position - len(self.numeric)) % len(TIME_PARTS) == 0:
                     filled.append(f"{int(gone.sum())} of {self._number_name(position)!r} by {value:.6g}")
-        if filled:
-            warnings.warn(
-                "missing values in columns that had none in training were replaced by the median or the most frequent "
-                f"category of training: {', '.join(filled[:5])}{', ...' if len(filled) > 5 else ''}",
-                UserWarning,
-                stacklevel=2,
-            )
+        warn_of_imputed(filled, "median")
         return numbers, codes
 
     def column_kinds(self) -> dict[str, ColumnKind]:

@@ -23,12 +23,14 @@ from moeapps.core.tabledata.cells import (
 __all__ = [
     "MISSING",
     "UNKNOWN",
+    "ImputedValues",
     "UnseenCategories",
     "Vocabulary",
     "count_values",
     "distinct_cells",
     "distinct_values",
     "settle_values",
+    "warn_of_imputed",
     "warn_of_unseen",
 ]
 
@@ -240,6 +242,31 @@ def _is_plain_whole(value: Any) -> bool:
 
 class UnseenCategories(UserWarning):
     """A column's categories differ from those of training far more than chance explains."""
+
+
+class ImputedValues(UserWarning):
+    """Missing values were replaced, in columns that had none in training."""
+
+
+def warn_of_imputed(filled: Sequence[str], by: str, stacklevel: int = 3) -> None:
+    """Warn of missing values in columns that had none in training.
+
+    Parameters
+    ----------
+    filled : sequence of str
+        What was replaced by what, such as ``"3 of 'age' by 41"``; nothing to warn of where it is empty.
+    by : {"median", "mean"}
+        What replaces numbers.
+    stacklevel : int, default 3
+        As in :func:`warnings.warn`.
+    """
+    if filled:
+        warnings.warn(
+            f"missing values in columns that had none in training were replaced by the {by} or the most frequent "
+            f"category of training: {', '.join(filled[:5])}{', ...' if len(filled) > 5 else ''}",
+            ImputedValues,
+            stacklevel=stacklevel,
+        )
 
 
 def warn_of_unseen(
