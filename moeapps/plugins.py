@@ -19,7 +19,15 @@ from types import ModuleType
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["GROUP", "VARIABLE", "ModuleMissing", "import_module", "import_modules", "is_named", "load_installed"]
+__all__ = [
+    "GROUP",
+    "VARIABLE",
+    "ModuleMissing",
+    "import_module",
+    "import_modules",
+    "is_named",
+    "load_installed",
+]
 
 GROUP = "moeapps.plugins"
 """Group of the entry points. Each names a module that calls :func:`moeapps.registry.register` when it is imported."""
@@ -31,6 +39,7 @@ _named: set[str] = set()
 _from_folder: dict[str, str] = {}
 _installed_done = False
 _appended: str | None = None
+_command_folder: str | None = None
 
 
 class ModuleMissing(ConfigError):
@@ -59,6 +68,11 @@ def import_modules(names: str | Iterable[str]) -> None:
             _named.add(name)
 
 
+def from_environment() -> list[str]:
+    """Names of modules in ``MOEAPPS_IMPORT``."""
+    return [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+
+
 def is_named(module: str) -> bool:
     """Whether the user has named this module, or a package that it belongs to, for import."""
     return any(module == name or module.startswith(f"{name}.") for name in _named)
@@ -70,8 +84,7 @@ def load_installed() -> None:
     A plugin that fails is a warning: it must not keep the models that do not need it from working.
     """
     global _installed_done
-    if variable := os.environ.get(VARIABLE):
-        import_modules(variable)
+    import_modules(from_environment())
     if _installed_done:
         return
     _installed_done = True  # first, because a plugin may look names up while it is imported
@@ -81,7 +94,7 @@ def load_installed() -> None:
         except Exception as error:
             package = point.dist.name if point.dist is not None else "?"
             warnings.warn(
-                f"the plugin {point.name} of {package} ({point.value}) cannot be used: {_describe(error)}",
+                f"the plugin {point.name} of {package} ({point.value}) cannot be used: {describe(error)}",
                 UserWarning,
                 stacklevel=2,
             )
@@ -103,9 +116,21 @@ def import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ModuleMissing(_describe_missing(name, error.name)) from error
-        raise ConfigError(f"the module {name} cannot be imported: {_describe(error)}") from error
+        raise ConfigError(f"the module {name} cannot be imported: {describe(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"the module {name} cannot be imported: {_describe(error)}") from error
+        raise ConfigError(f"the module {name} cannot be imported: {describe(error)}") from error
+
+
+@contextmanager
+def command_folder() -> Iterator[None]:
+    """While a command runs: the working folder is the one it was started in, wherever configurations are read."""
+    global _command_folder
+    before, _command_folder = _command_folder, os.getcwd()
+    try:
+        with _working_folder(""):
+            yield
+    finally:
+        _command_folder = before
 
 
 @contextmanager
@@ -118,14 +143,14 @@ def _working_folder(top: str) -> Iterator[None]:
     if sys.flags.safe_path:  # python -P: the user does not want modules of the working folder
         yield
         return
-    here = os.getcwd()
+    here = _command_folder or os.getcwd()
     if _appended not in (None, here):
         with suppress(ValueError):
             sys.path.remove(_appended)
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
         _appended = here
-    if not (Path(here, f"{top}.py").exists() or Path(here, top).is_dir()):
+    if not top or not (Path(here, f"{top}.py").exists() or Path(here, top).is_dir()):
         yield
         return
     if _from_folder.get(top, here) != here:  # the same name in another folder, imported earlier in this process
@@ -147,10 +172,12 @@ def _describe_missing(name: str, missing: str) -> str:
     if parent is not None:
         where = getattr(parent, "__file__", None) or ", ".join(getattr(parent, "__path__", [])) or "built in"
         return f"there is no module {missing} ({parent.__name__} is {where})"
-    return f"there is no module {missing}, neither in the working folder ({Path.cwd()}) nor installed"
+    return (
+        f"there is no module {missing}, neither in the working folder ({_command_folder or os.getcwd()}) nor installed"
+    )
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Kind and text of an error, with the line of code that raised it."""
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}, line {error.lineno})"

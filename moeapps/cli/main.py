@@ -10,6 +10,7 @@ from typing import Protocol
 import moeapps
 from moeapps import plugins
 from moeapps.cli import demo, listing, report, score, serve, stream, training
+from moeapps.cli.arguments import IMPORT_HELP, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
@@ -36,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "stream": stream,
 }
-"""Subcommands by name, besides those of :data:`moeapps.cli.training.SUMMARIES`, whose options jsonargparse reads."""
+"""Subcommands by name, besides those of :data:`moeapps.cli.arguments.SUMMARIES`, whose options jsonargparse reads."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,8 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("MOEAPPS_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with _imported(arguments):
-            if training.subcommand(arguments) is not None:
+        with plugins.command_folder(), _imported(arguments):
+            if subcommand(arguments) is not None:
                 return training.run(arguments)
             options = make_parser().parse_args(arguments)
             return COMMANDS[options.command].run(options)
@@ -85,9 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.SUMMARY)
         command.add_arguments(subparser)
-        subparser.add_argument(
-            "--import", metavar="MODULE", dest="import_", help=training.IMPORT_HELP
-        )  # main() takes it out
+        subparser.add_argument("--import", metavar="MODULE", dest="import_", help=IMPORT_HELP)  # main() takes it out
     return parser
 
 
@@ -99,7 +98,7 @@ def _imported(arguments: list[str]) -> Iterator[None]:
     """
     before = os.environ.get(plugins.VARIABLE, "")
     names = [before] if before else []
-    while (name := training.take_option(arguments, "--import")) is not None:
+    while (name := take_option(arguments, "--import")) is not None:
         names.append(name)
     if "--import" in arguments:
         raise ConfigError("--import needs the name of a module")

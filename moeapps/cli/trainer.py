@@ -1,29 +1,36 @@
 """``moeapps fit|validate|test|predict``: Lightning's command line with moeapps' Trainer around it.
 
-1. jsonargparse reads the YAML files and options in their order; the names in each file are checked as it is read
-   (:class:`CheckedParser`), those of the options afterwards, so that a misspelled one is named in one line.
-2. The checkpoint is verified and an unsafe option refused: up to here nothing has been written.
+1. jsonargparse reads the YAML files and options in their order. Where it refuses one, the files that it has read
+   (:mod:`.parsing`) and the options are searched for the cause, which is told in one line.
+2. The checkpoint is found and verified, and an unsafe option refused: up to here nothing has been written.
 3. Lightning builds model, data and trainer; moeapps adds its callbacks, loggers and checkpoint format.
 4. The subcommand runs.
 """
 
-import re
-from collections.abc import Iterator
+import sys
+from itertools import pairwise
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import lightning as L
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from yaml import YAMLError
 
-from moeapps.cli.config_check import check_config, check_options, load_yaml, merge
+from moeapps import plugins
+from moeapps.cli.arguments import IMPORT_HELP, subcommand, subcommand_position
+from moeapps.cli.checkpoints import KEYWORDS, find_checkpoint
+from moeapps.cli.config_check import CLASSES, explain
+from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import ConfigError, MoEAppsError
+from moeapps.core.errors import ConfigError
+from moeapps.core.run_folder import new_run_folder
 from moeapps.core.statistics import RoutingMonitor
 
 __all__ = ["RUNS", "run"]
@@ -32,37 +39,22 @@ RUNS = "moeapps-runs"
 """Folder of the runs, unless ``trainer.default_root_dir`` says otherwise."""
 
 
-class CheckedParser(LightningArgumentParser):
-    """Parser that checks the names in a configuration file when it reads it.
+_WITH_FOLDERS = CSVLogger | TensorBoardLogger
+"""Loggers with a folder for each run."""
 
-    Attributes
-    ----------
-    loaded : dict
-        The files read so far, merged.
-    """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.loaded: dict[str, Any] = {}
-        self._file: str | None = None
+class SaveConfig(SaveConfigCallback):
+    """Save the configuration of a run in its folder; loggers of other programs have one folder for all runs."""
 
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Read a file."""
-        self._file = str(path)
-        try:
-            return super().parse_path(path, *args, **kwargs)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not a YAML file ({error})") from None
-        finally:
-            self._file = None
-
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Check the content of a file, then let jsonargparse read it."""
-        if self._file is None:  # jsonargparse would take a configuration in place of a file's name
-            raise ConfigError(f"--config {content}: there is no such file")
-        self.loaded = merge(self.loaded, load_yaml(content, self._file))
-        check_config(self.loaded)
-        return super().parse_string(content, *args, **kwargs)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save, once, under a name that is not taken."""
+        folder = trainer.log_dir  # every process has to ask, since it is broadcast
+        if not self.already_saved and folder is not None and not isinstance(trainer.logger, _WITH_FOLDERS | None):
+            number = 0
+            while Path(folder, self.config_filename).exists():
+                number += 1
+                self.config_filename = f"config_{number}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class MoEAppsCLI(LightningCLI):
@@ -71,43 +63,89 @@ class MoEAppsCLI(LightningCLI):
     output: Path | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Make the parser of a subcommand."""
-        parser = CheckedParser(**kwargs)
+        """Make the parser of a subcommand, or of what stands before it."""
+        parser = RecordingParser(**kwargs)
         parser.add_argument(
             "-c", "--config", action=ActionConfigFile, help="YAML file; a later one overrides an earlier one"
         )
         return parser
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--import``: the command has taken it from the options, a configuration may have it too."""
+        names = plugins.from_environment() or None
+        parser.add_argument("--import", type=str | list[str] | None, default=names, help=IMPORT_HELP)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse, turning an error into one line."""
-        failure: MoEAppsError | None = None
+        position = subcommand_position(args)
+        assert position is not None
+        self._args = args[position + 1 :]
+        for option, following in pairwise([*self._args, ""]):
+            name, equals, value = option.partition("=")
+            if name.removeprefix("--").rstrip("+") in (*CLASSES, "trainer.callbacks", "trainer.logger"):
+                import_classes({"class_path": value if equals else following})
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, TypeError, ValueError) as error:
-            if (own := _own_error(error)) is not None:
-                raise own from None
-            failure = _readable_error(error)
-        # a misspelled option is named as such, also where jsonargparse complains of something else first
-        subparser = self._subcommand_parsers[args[0]]
-        assert isinstance(subparser, CheckedParser)
-        check_options(args[1:], subparser.loaded)
-        if failure is not None:
-            raise failure
+        except (ArgumentError, TypeError, ValueError, OSError, ImportError, AttributeError) as error:
+            parsers = [parser, self._subcommand_parsers[args[position]]]
+            sources = [source for part in parsers if isinstance(part, RecordingParser) for source in part.sources]
+            # first what was refused by name: a misspelled option is named where jsonargparse complains of another one
+            explain([*args[:position], *self._args], sources, args[position])
+            raise own_error(error) or readable_error(error) from error
+        given = self.config[args[position]]
+        named = [given.get("import")] if isinstance(given.get("import"), str) else given.get("import") or []
+        given["import"] = list(dict.fromkeys([*plugins.from_environment(), *named])) or None
 
     def instantiate_classes(self) -> None:
         """Build everything, turning a refused argument into the one error that says which."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            raise _own_error(error) or _readable_error(error) from None
+        except (ValueError, TypeError, ImportError, AttributeError, LookupError) as error:
+            raise own_error(error) or readable_error(error) from error
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Let ``optimizer`` and ``lr_scheduler`` take the place of the module's own, as in LightningCLI.
+
+        They are made when training begins and not here, where a module that depends on the data has no weights yet.
+        """
+        optimizer = self._get(self.config_init, "optimizer")
+        scheduler = self._get(self.config_init, "lr_scheduler")
+        if not optimizer:
+            if scheduler:
+                raise ConfigError("lr_scheduler has no effect without optimizer: give both")
+            return
+        name = type(self.model).__name__
+        if not self.model.automatic_optimization:
+            raise ConfigError(f"optimizer: {name} has optimizers of its own, one per part; set its arguments instead")
+        if subcommand != "fit":
+            return
+        print(
+            f"note: {optimizer['class_path']} takes the place of {name}.configure_optimizers: "
+            "its learning rate, weight decay and schedule have no effect",
+            file=sys.stderr,
+        )
+
+        def configure_optimizers(module: L.LightningModule) -> Any:
+            made = instantiate_class((module.parameters(),), optimizer)
+            return self.configure_optimizers(module, made, instantiate_class((made,), scheduler) if scheduler else None)
+
+        self.model.configure_optimizers = MethodType(configure_optimizers, self.model)
 
     def _parse_ckpt_path(self) -> None:
-        """Verify the checkpoint before anything is built. The configuration alone says what is built."""
-        given = self.config[self.config["subcommand"]]
+        """Find and verify the checkpoint before anything is built. The configuration alone says what is built."""
+        subcommand = self.config["subcommand"]
+        given = self.config[subcommand]
         if given.get("weights_only") is False:
             raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
+        if given.get("ckpt_path") in KEYWORDS:
+            given["ckpt_path"] = find_checkpoint(given["ckpt_path"], given.get("trainer"), RUNS, subcommand)
         if given.get("ckpt_path"):
             AtomicCheckpointIO().verify(given["ckpt_path"])
+        elif subcommand != "fit" and not _says_null(self._args, "--ckpt_path"):
+            raise ConfigError(
+                f"moeapps {subcommand} needs --ckpt_path FILE (or last, or best): the model would have the random "
+                "weights of its beginning. If that is what you want, say --ckpt_path null"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add moeapps' callbacks, loggers and checkpoint format to those of the configuration."""
@@ -118,10 +156,21 @@ class MoEAppsCLI(LightningCLI):
         own_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
         kwargs["plugins"] = plugins if own_io else [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_as_list(config.get("callbacks")), *self._callbacks(config, fitting)]
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = _loggers(root) if fitting else False
+        logger = config.get("logger")
+        if fitting and logger in (None, True, False, []):  # without a logger, too, a run has a folder of its own
+            folder = new_run_folder(root)
+            root = root if logger in (None, True) else folder
+            version = int(folder.name.removeprefix("version_"))
+            kwargs["logger"] = logger in (None, True) and [
+                CSVLogger(root, name="", version=version),
+                TensorBoardLogger(root, name="", version=version),
+            ]
+        elif logger in (None, True):
+            kwargs["logger"] = False
         kwargs["default_root_dir"] = str(root)
-        if not fitting:
+        if fitting:
+            _refuse_folders_of_others(_as_list(logger), self._get(self.config, "ckpt_path"))
+        else:
             self.save_config_callback = None
         if self.subcommand != "fit" and not any(isinstance(c, Checkpoint) for c in kwargs["callbacks"]):
             kwargs["enable_checkpointing"] = False
@@ -177,18 +226,19 @@ def run(args: list[str], output: str | None = None) -> None:
     FileNotFoundError, FileFormatError
         If the checkpoint does not exist or is damaged; nothing has been written then.
     """
-    predicting = args[0] == "predict"
+    set_loader("yaml", load_value, (YAMLError,))
+    predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     if predicting:
         args = [*args, "--return_predictions", "false"]
-    strict = {"exit_on_error": False}
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     MoEAppsCLI(
         L.LightningModule,
         L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        auto_configure_optimizers=False,
         seed_everything_default=0,
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={**strict, **{name: dict(strict) for name in LightningCLI.subcommands()}},
         args=args,
@@ -205,44 +255,37 @@ def _prediction_file(output: str | None) -> Path:
     return path
 
 
-def _loggers(root: Path) -> list[CSVLogger | TensorBoardLogger]:
-    """CSV and TensorBoard, in a folder of this run alone: ``version_<n>``."""
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [int(match.group(1)) for path in root.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
-    version = max(taken, default=-1) + 1
-    while getattr(rank_zero_only, "rank", 0) == 0:  # further processes of a distributed run write nothing
-        try:
-            (root / f"version_{version}").mkdir()
-            break
-        except FileExistsError:  # another run began at the same moment
-            version += 1
-    return [CSVLogger(root, name="", version=version), TensorBoardLogger(root, name="", version=version)]
+def _says_null(args: list[str], option: str) -> bool:
+    """Whether an option is given as null on the command line (in a saved configuration everything unset is null)."""
+    return any(
+        given in (f"{option}=null", f"{option}=None") or (given == option and following in ("null", "None"))
+        for given, following in pairwise([*args, ""])
+    )
+
+
+def _refuse_folders_of_others(loggers: list[Any], start: str | None) -> None:
+    """Refuse a logger with the folder of an earlier run: it would empty its files before anything else could.
+
+    Raises
+    ------
+    ConfigError
+        If the run does not continue from a checkpoint in that folder.
+    """
+    for logger in loggers:
+        if isinstance(logger, _WITH_FOLDERS) and getattr(rank_zero_only, "rank", 0) == 0:
+            folder = Path(logger.log_dir)
+            continued = start is not None and folder.resolve() in Path(start).resolve().parents
+            if (folder / "config.yaml").exists() and not continued:
+                raise ConfigError(
+                    f"{folder} is the folder of an earlier run: choose another version of the logger, or continue that "
+                    "run with --ckpt_path"
+                )
 
 
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _own_error(error: BaseException) -> MoEAppsError | None:
-    """The error of ours in a chain of jsonargparse's."""
-    return next((part for part in _chain(error) if isinstance(part, MoEAppsError)), None)
-
-
-def _readable_error(error: BaseException) -> ConfigError:
-    """One line made of the keys along a chain of jsonargparse's errors, and of the cause at its end."""
-    *_, cause = chain = list(_chain(error))
-    keys = [match.group(1) for part in chain if (match := re.match(r'Parser key "([^"]+)"', str(part)))]
-    text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", str(cause)).replace("typing.", "").split())
-    return ConfigError(": ".join([".".join(dict.fromkeys(keys)), text]) if keys else text)
 
 
 def _relative(path: str) -> str:

@@ -151,7 +151,9 @@ class StopOnSignal(L.Callback):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
             return
-        manager = trainer.checkpoint_callback
+        # beside last.ckpt, in the run's own folder: a dirpath of the user's may be that of other runs too
+        own = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+        manager = own[0] if own else trainer.checkpoint_callback
         folder = getattr(manager, "dirpath", None) or os.path.join(trainer.default_root_dir, "checkpoints")
         path = Path(folder) / self.filename
         trainer.save_checkpoint(path)
@@ -234,6 +236,22 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to overwrite the checkpoint of another run.
+
+        Raises
+        ------
+        ConfigError
+            If there is one in the folder, and it is not what this run continues from.
+        """
+        if trainer.fast_dev_run or self.dirpath is None:
+            return
+        path = Path(str(self.dirpath), "last.ckpt")
+        start = trainer.ckpt_path
+        continued = start is not None and Path(str(start)).resolve().parent == path.parent.resolve()
+        if trainer.strategy.broadcast(path.exists() and not continued):
+            raise ConfigError(f"{path} is there already, of another run: choose another folder, or continue that run")
 
 
 class ViewWriter(L.Callback):

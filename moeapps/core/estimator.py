@@ -33,6 +33,7 @@ from moeapps.core.callbacks import (
 )
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
+from moeapps.core.run_folder import new_run_folder
 from moeapps.core.saving import SaveMixin
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import RoutingMonitor
@@ -121,6 +122,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]
         with warnings_silenced(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
+            folder = new_run_folder(self.log_dir) if self.log_dir is not None else None
             trainer = L.Trainer(
                 accelerator=self.accelerator,
                 devices=1,
@@ -128,7 +130,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 max_epochs=max_epochs,
                 limit_val_batches=None if validate else 0,
                 callbacks=callbacks,
-                logger=CSVLogger(self.log_dir, name="") if self.log_dir is not None else False,
+                logger=False if folder is None else CSVLogger(folder.parent, name="", version=folder.name),
                 default_root_dir=self.log_dir if self.log_dir is not None else nowhere,
                 enable_checkpointing=self.log_dir is not None,
                 enable_progress_bar=bool(self.verbose),

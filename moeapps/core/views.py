@@ -134,7 +134,7 @@ class Views:
             found = json.loads(path.read_text())
             maps, curves = [Map(**entry) for entry in found["maps"]], [Curves(**entry) for entry in found["curves"]]
             return cls(maps, curves, [str(hint) for hint in found["hints"]])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from None
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.views import VIEWS, Views
+from moeapps.core.yaml_files import read_yaml
 
 __all__ = ["RUN", "Run", "Score", "find_runs"]
 
@@ -105,6 +105,8 @@ def find_runs(paths: list[str]) -> list[Run]:
         path = Path(given)
         if not path.exists():
             raise DataError(f"{path} does not exist, expected the folder of a run")
+        if not (path.is_dir() or path.is_file()):
+            raise DataError(f"{path} is neither a folder nor a file")
         read = [_read(folder) for folder in _folders(path)] if path.is_dir() else [_stream(path, path)]
         if not read:
             early = " (a stream run writes it with its first window)" if any(path.glob("stream.safetensors")) else ""
@@ -135,7 +137,7 @@ def _read(folder: Path) -> Run:
     if metrics.is_file():
         run.history = _by_epoch(_csv(metrics))
     if (folder / CONFIG).is_file():
-        run.config = dict(_flat(_yaml(folder / CONFIG)))
+        run.config = dict(_flat(read_yaml(folder / CONFIG)))
         run.facts = {**_facts(run.config), **run.facts}
     if not run.scores:
         run.scores = list(_last_scores(run.history))
@@ -230,13 +232,6 @@ def _json(path: Path) -> Any:
     try:
         document = json.loads(path.read_text())
         _ = document["name"], document["facts"].items(), [Score(**score) for score in document["scores"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: {error}") from None
     return document
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise FileFormatError(f"{path} is damaged: {' '.join(str(error).split())}") from None

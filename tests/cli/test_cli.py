@@ -154,7 +154,8 @@ def test_wrong_options_are_one_line_with_status_2_and_leave_nothing(cli, tmp_pat
             "model: {class_path: moeapps.graph.MowstModul}",
             "model.class_path: there is no class 'moeapps.graph.MowstModul'",
         ),
-        ("model: {class_path: MowstModule}", "did you mean 'moeapps.graph.MowstModule'?"),
+        ("model: {class_path: MowstModul}", "did you mean 'moeapps.graph.MowstModule'?"),
+        ("model: {class_path: MowstModule}", "data is missing: say which class it is, with --data CLASS"),
         ("model: {class_pth: x}", "model.class_pth: unknown key; did you mean 'class_path'?"),
         (
             "model: {class_path: moeapps.graph.MowstModule, init_args: {drop_out: 1}}",

@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.views import Curves, Map, Views
 from moeapps.report import Run, find_runs, render, write_report
 from moeapps.report.hints import find_hints
+from tests.hostile import BAD_YAML
 
 EXPERTS = 4
 
@@ -158,6 +160,23 @@ def test_many_rows_of_a_map_are_cut_to_the_most_telling(tmp_path):
     assert "70 rows closer to the mean are not shown" in page
 
 
+@pytest.mark.parametrize(("text", "message"), BAD_YAML, ids=range(len(BAD_YAML)))
+def test_a_hostile_configuration_is_refused_within_a_second(folder, text, message):
+    (folder / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    begin = time.perf_counter()
+    with pytest.raises(FileFormatError, match=re.escape(message)):
+        find_runs([str(folder)])
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.parametrize("name", ["views.json", "run.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\x00", "NaN", "null", "[]", b"\xff"], ids=range(7))
+def test_json_of_a_run_that_is_none_is_refused(folder, name, text):
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(FileFormatError, match=f"{name} is damaged"):
+        find_runs([str(folder)])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -166,7 +185,7 @@ def test_many_rows_of_a_map_are_cut_to_the_most_telling(tmp_path):
         ("run.json", '{"name": "x"}', "run.json is damaged"),
         ("run.json", '{"name": "x", "facts": {}, "scores": [{"a": 1}]}', "run.json is damaged"),
         ("metrics.csv", 'a,b\n1,"2', "metrics.csv cannot be read as a table"),
-        ("config.yaml", "a: [", "config.yaml is damaged"),
+        ("config.yaml", "a: [", "config.yaml, line 2: not a YAML file"),
     ],
 )
 def test_damaged_files_are_named_and_nothing_is_written(folder, tmp_path, name, text, message):
@@ -184,6 +203,8 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     with pytest.raises(FileFormatError, match="not the metrics of a stream"):
         find_runs([str(tmp_path / "a.csv")])
+    with pytest.raises(DataError, match="is neither a folder nor a file"):
+        find_runs(["/dev/zero"])
     with pytest.raises(ConfigError, match=r"--output must be an .html file, got 'a.pdf'"):
         write_report([str(tmp_path)], "a.pdf")
     assert main(["report", str(tmp_path)]) == 1

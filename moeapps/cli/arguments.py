@@ -1,0 +1,38 @@
+"""What several commands do with their arguments before a parser sees them."""
+
+__all__ = ["IMPORT_HELP", "SUMMARIES", "subcommand", "subcommand_position", "take_option"]
+
+IMPORT_HELP = "module of yours to import first, where routers, models or data are registered; may be repeated"
+
+SUMMARIES = {
+    "fit": "train a model from a YAML file",
+    "validate": "score a checkpoint on the validation data",
+    "test": "score a checkpoint on the test data",
+    "predict": "write predictions of a checkpoint to a file (of a saved model: see score)",
+}
+"""The subcommands. Their options are the arguments of classes, so that jsonargparse reads them (:mod:`.trainer`)."""
+
+
+def subcommand_position(arguments: list[str]) -> int | None:
+    """Where the name of the subcommand stands; ``--config FILE`` may stand before it. None for another command."""
+    position = 0
+    while position < len(arguments) and arguments[position].startswith("-"):
+        position += 2 if arguments[position] in ("-c", "--config") else 1
+    return position if position < len(arguments) and arguments[position] in SUMMARIES else None
+
+
+def subcommand(arguments: list[str]) -> str | None:
+    """Which of the subcommands a command line asks for; None for another command."""
+    position = subcommand_position(arguments)
+    return None if position is None else arguments[position]
+
+
+def take_option(arguments: list[str], name: str) -> str | None:
+    """Remove an option, written as ``--name value`` or ``--name=value``, and return its value; None if it is absent."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments.pop(position).partition("=")[2]
+        if argument == name and position + 1 < len(arguments):
+            del arguments[position]
+            return arguments.pop(position)
+    return None

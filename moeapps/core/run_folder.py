@@ -1,0 +1,28 @@
+"""A folder for each run, that no other run has: ``version_0``, ``version_1``, ..."""
+
+import os
+import re
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+__all__ = ["new_run_folder"]
+
+
+def new_run_folder(root: str | os.PathLike[str]) -> Path:
+    """Make the folder ``version_<n>`` in ``root``, with the number after the highest one that is there.
+
+    Of runs that begin at the same moment each gets one: the file system lets only one of them make a folder. Further
+    processes of a distributed run, which write nothing, make none.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(match.group(1)) for path in root.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    version = max(taken, default=-1) + 1
+    while getattr(rank_zero_only, "rank", 0) == 0:
+        try:
+            (root / f"version_{version}").mkdir()
+            break
+        except FileExistsError:  # another run began at the same moment
+            version += 1
+    return root / f"version_{version}"
