@@ -21,8 +21,8 @@ from moeapps.core.routing import Routing
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.vision.data import ImageArrays, make_transform
 from moeapps.vision.estimator import ImageEstimator
-from moeapps.vision.folders import find_images, read_images
-from moeapps.vision.images import ImageSpec, as_images, to_float
+from moeapps.vision.folders import find_images
+from moeapps.vision.images import ImageSpec, PixelRange, as_images, refuse_other_scale
 from moeapps.vision.module import AUGMENTATIONS, FAMILIES, SIZES, ImageModule, ImageModuleConfig
 from moeapps.vision.widenet import VisionMoEConfig
 
@@ -96,6 +96,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Shape of the images, names of the classes, and mean and standard deviation of each channel in training.
     model_ : ImageModule
         The trained module; ``model_.network`` is timm's network.
+    pixels_ : PixelRange
+        Smallest and largest pixel in training, to which predictions are held.
     history_ : DataFrame
         Logged metrics, one row per epoch.
     n_iter_ : int
@@ -115,6 +117,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     classes_: NDArray[Any]
     model_: ImageModule
     _saved_attributes = ("n_iter_", "largest_")
+    largest_: float  # of models that 0.1 saved: largest absolute pixel value of training
 
     def __init__(
         self,
@@ -176,9 +179,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if isinstance(X, str | Path):
             if y is not None:
                 raise DataError("the classes of a folder are the names of its folders: y must be None")
-            files, codes_of_files, names = find_images(X)
-            X, y = read_images(files, size=self.image_size), np.array(names)[codes_of_files]
-        images = as_images(X)
+            X, codes_of_files, names = find_images(X)
+            y = np.array(names)[codes_of_files]
+        images = as_images(X, size=self.image_size)
         if y is None:
             raise DataError("y is needed: one label per image")
         codes = self._encode(y, len(images))
@@ -187,21 +190,29 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         seed = self._seed()
         train, val = self._split(images, codes, seed)
         self.spec_ = ImageSpec.of(train.images, self.classes_)
-        self.largest_ = _largest(train.images)
+        self.pixels_ = PixelRange.of(train.images)
         if self.augment not in AUGMENTATIONS:  # a policy of timm, which needs the images one by one
             train = ImageArrays(train.images, train.labels, make_transform(self.spec_.shape, True, self.augment))
         self._train_on(train, val, seed, monitor="val/accuracy")
 
-    def _build_model(self) -> ImageModule:
+    def saved_state(self) -> dict[str, Any]:
+        """Also the range of the pixels."""
+        state = super().saved_state()
+        return {**state, "pixels_": vars(self.pixels_)} if hasattr(self, "pixels_") else state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if "pixels_" in state:
+            self.pixels_ = PixelRange(**state["pixels_"])
+        super()._restore(state)
+
+    def _make_module(self) -> ImageModule:
         config = config_from(
             ImageModuleConfig,
             self,
             options={**self._sizes(), **(self.options or {})},
             augment=self.augment if self.augment in AUGMENTATIONS else "none",
         )
-        module = ImageModule.from_config(config=config)
-        module.attach(self.spec_)
-        return module
+        return ImageModule.from_config(config=config)
 
     def _sizes(self) -> dict[str, Any]:
         """Arguments of the network that are arguments of the estimator; none for a timm model, which has its own."""
@@ -215,19 +226,17 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         check_is_fitted(self, "model_")
         if isinstance(X, str | Path):
             raise DataError("predict images from a list of files, or an array: a folder has no order")
-        if isinstance(X, list | tuple) and X and all(isinstance(entry, str | Path) for entry in X):
-            X = read_images([Path(entry) for entry in X], self.spec_.shape[0], self.image_size)
-        images = as_images(X)
+        shape, old = self.spec_.shape, not hasattr(self, "pixels_")  # 0.1 kept the numbers of uint16, and one limit
+        images = as_images(X, channels=shape[0], size=self.image_size, shape=shape, scale_depth=not old)
         if tuple(images.shape[1:]) != self.spec_.shape:
             raise DataError(
                 f"images are (C, H, W) = {tuple(images.shape[1:])}, the model was fitted on {self.spec_.shape}"
             )
-        # A scale far from that of training means that the user normalised one of the two and not the other.
-        largest = _largest(images)
-        if largest > 20 * max(self.largest_, 1e-12) or (20 * largest < self.largest_ and largest > 0):
-            raise DataError(
-                f"pixels reach {largest:g}, those of training {self.largest_:g}: uint8 is divided by 255, floats not"
-            )
+        if old:
+            new = PixelRange.of(images)
+            refuse_other_scale(max(-new.low, new.high), self.largest_)
+        else:
+            self.pixels_.check(images)
         return images
 
     def _run(self, images: Tensor, function: Callable[[ImageModule, Tensor], Tensor]) -> Tensor:
@@ -326,8 +335,3 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if not -len(routings) <= layer < len(routings):
             raise ConfigError(f"layer must be below the {len(routings)} blocks with experts, got {layer}")
         return routings[layer]
-
-
-def _largest(images: Tensor) -> float:
-    """Largest absolute pixel value, uint8 divided by 255."""
-    return float(to_float(torch.stack([images.max(), images.min()])).abs().max())

@@ -2,6 +2,7 @@
 
 # Shapes: N images, C channels, H height, W width
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.vision.datasets import LabelledImages, load_images
-from moeapps.vision.folders import ENDINGS, MODES, FolderImages, find_images
+from moeapps.vision.folders import FolderImages
 from moeapps.vision.images import ImageSpec
+from moeapps.vision.listing import find_images, list_images
+from moeapps.vision.reading import MODES, resize_part
 
 __all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "LoadingConfig", "PublicImageData", "make_transform"]
 
@@ -48,6 +51,8 @@ def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str
         If timm has no such policy.
     """
     small = min(size[1:]) <= 64  # of which ImageNet's crops, down to 8 % of the area, would leave too little
+    if not training and size[1] == size[2]:
+        return CentreCrop(size[1], 1.0 if small else 0.9)
     try:
         made: Transform = create_transform(
             size, is_training=training, auto_augment=auto_augment, interpolation="bicubic", normalize=False,
@@ -58,6 +63,30 @@ def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str
             f"{auto_augment!r} is no augmentation: none, shift, shift_flip, or a policy of timm ({error})"
         ) from None
     return made
+
+
+class CentreCrop:
+    """Resizes the shorter side and crops the centre, as timm does in evaluation, but never makes more than the crop.
+
+    Parameters
+    ----------
+    size : int
+        Side of the result in pixels.
+    fraction : float, default 1.0
+        ``size`` as a fraction of the side that images are resized to.
+    """
+
+    def __init__(self, size: int, fraction: float = 1.0) -> None:
+        self.size, self.side = size, math.floor(size / fraction)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Image to uint8 tensor ``(C, H, W)``."""
+        short, long = min(image.size), max(image.size)
+        longer = int(self.side * long / short)  # torchvision's rounding, here and for the corner
+        resized = (self.side, longer) if image.width <= image.height else (longer, self.side)
+        left, top = (round((side - self.size) / 2.0) for side in resized)
+        part = resize_part(image, resized, (left, top), (self.size, self.size))
+        return torch.from_numpy(np.atleast_3d(np.array(part)).transpose(2, 0, 1).copy())
 
 
 class ImageArrays(Dataset):
@@ -363,7 +392,5 @@ class ImageFolderData(ImageDataModule):
         folder = self.folders["predict"]
         if folder is None or not Path(folder).is_dir():
             raise ConfigError(f"predict must be a folder of images, got {folder!r}")
-        files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-        if not files:
-            raise DataError(f"{folder} has no image (files that end in {', '.join(ENDINGS)})")
+        files = list_images(folder)
         return self._images(files, [str(path.relative_to(folder)) for path in files], False)

@@ -81,13 +81,23 @@ class ImageEstimator(LightningEstimator):
         data = ImageDataModule(train, val, spec=self.spec_, batch_size=self.batch_size, seed=seed)
         with isolate_rng():
             seed_everything(seed)
-            module = self._build_model()
+            module = self._new_model(for_weights=False)
         watched = val is not None
         self.history_ = self._train(module, data, seed, monitor=monitor if watched else None, validate=watched)
         self.n_iter_ = len(self.history_)
         self.model_ = module.eval()
 
     def _build_model(self) -> SpecModule:
+        """For the weights of a file; nothing but the file is read."""
+        return self._new_model(for_weights=True)
+
+    def _new_model(self, for_weights: bool) -> SpecModule:
+        """The module with its network; ``for_weights`` as in :meth:`SpecModule.attach_for_weights`."""
+        module = self._make_module()
+        (module.attach_for_weights if for_weights else module.attach)(self.spec_)
+        return module
+
+    def _make_module(self) -> SpecModule:
         raise NotImplementedError
 
     @contextmanager

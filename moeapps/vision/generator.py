@@ -170,7 +170,7 @@ class SwitchDiTGenerator(ImageEstimator):
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
         self._check_settings()
-        images = as_images(X)
+        images = as_images(X, scale_depth=False)  # samples have the numbers of training
         shape = tuple(np.shape(X))
         self.layout_ = "HW" if len(shape) == 3 else "CHW" if shape[1:] == tuple(images.shape[1:]) else "HWC"
         self.whole_ = images.dtype == torch.uint8
@@ -187,11 +187,9 @@ class SwitchDiTGenerator(ImageEstimator):
         self.spec_ = ImageSpec.of(images, [] if self.classes_ is None else self.classes_)
         self._train_on(*self._split(images, codes, seed), seed)
 
-    def _build_model(self) -> DiffusionModule:
+    def _make_module(self) -> DiffusionModule:
         config = config_from(DiffusionModuleConfig, self, options=self._sizes(), conditional=self.classes_ is not None)
-        module = DiffusionModule.from_config(config=config)
-        module.attach(self.spec_)
-        return module
+        return DiffusionModule.from_config(config=config)
 
     def _sizes(self) -> dict[str, Any]:
         """Arguments of the network that are arguments of the estimator, but not of the module."""

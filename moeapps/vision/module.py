@@ -5,10 +5,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
@@ -20,57 +18,14 @@ from moeapps.core.module import DataDependentModule
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
-from moeapps.vision.widenet import ViTMoE, WideNet
+from moeapps.vision.networks import FAMILIES, make_network, without_downloads
 
 __all__ = ["AUGMENTATIONS", "FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
-
-FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "vit": VisionTransformer}
-"""Models whose sizes are arguments; any other name is one of timm."""
 
 SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
 """Sizes of those models that :class:`~moeapps.vision.WideNetClassifier` has as arguments."""
 
 AUGMENTATIONS = ("none", "shift", "shift_flip")
-
-
-def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
-    """Build a network for images ``(C, H, W)``.
-
-    Parameters
-    ----------
-    model : str
-        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
-    shape : tuple[int, int, int]
-        Channels, height, width.
-    num_classes : int
-        Number of classes.
-    **options
-        Further arguments of the model.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model or argument.
-    """
-    sizes: dict[str, Any] = {"in_chans": shape[0], "img_size": shape[1:], "num_classes": num_classes}
-    try:
-        if model in FAMILIES:
-            _check_sizes(options)
-            return FAMILIES[model](**sizes, **options)
-        if not timm.is_model(model):
-            raise ConfigError(f"model must be one of {', '.join(FAMILIES)} or a model of timm, got {model!r}")
-        network: nn.Module = timm.create_model(model, **sizes, **options)
-        return network
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"options of model={model!r}: {error}") from None
-
-
-def _check_sizes(options: dict[str, Any]) -> None:
-    """Refuse sizes that timm would refuse without a name, or not at all."""
-    given = {name: options[name] for name in ("embed_dim", "depth", "num_heads") if name in options}
-    check_sizes(**given)
-    if {"embed_dim", "num_heads"} <= set(given) and given["embed_dim"] % given["num_heads"]:
-        raise ConfigError(f"embed_dim={given['embed_dim']} is not a multiple of num_heads={given['num_heads']}")
 
 
 def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
@@ -92,11 +47,20 @@ class SpecModule(DataDependentModule):
     """
 
     entry = "moeapps_images"
+    fetches = True  # whether building the network may download pretrained weights, or read a file of them
     spec: ImageSpec
 
     def attach(self, spec: ImageSpec) -> None:
         """Build the network for images of a spec."""
         raise NotImplementedError
+
+    def attach_for_weights(self, spec: ImageSpec) -> None:
+        """As :meth:`attach`, for weights that are at hand: nothing is downloaded, no other file is read."""
+        self.fetches = False
+        try:
+            self.attach(spec)
+        finally:
+            self.fetches = True
 
     def attach_data(self, data: Any) -> None:
         """Take the spec from the data module."""
@@ -105,7 +69,7 @@ class SpecModule(DataDependentModule):
 
     def attach_state(self, state: dict[str, Any]) -> None:
         """Take the spec from the checkpoint."""
-        self.attach(ImageSpec.from_state(state))
+        self.attach_for_weights(ImageSpec.from_state(state))
 
     def data_state(self) -> dict[str, Any]:
         """The spec."""
@@ -209,6 +173,8 @@ class ImageModule(SpecModule, Configurable):
         self.spec = spec
         channels, height, width = spec.shape
         model, options = self.config.model, dict(self.config.options or {})
+        if not self.fetches:
+            options = without_downloads(options)
         if model in FAMILIES:  # other models of timm have a patch size of their own; these are padded to whole patches
             patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
             check_sizes(patch_size=patch)
@@ -219,7 +185,10 @@ class ImageModule(SpecModule, Configurable):
         for name, values in (("mean", spec.mean), ("scale", spec.scale)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         if self.config.grad_checkpointing:
-            self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+            try:
+                self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+            except (AttributeError, AssertionError) as error:
+                raise ConfigError(f"grad_checkpointing: model={model!r} has none ({error})") from None
         if self.config.compile:
             self.network.compile()
 

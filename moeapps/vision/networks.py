@@ -1,0 +1,161 @@
+"""Networks by name: the families of this package, and every model of timm."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError
+from moeapps.core.layer import MoE
+from moeapps.vision.widenet import SharedMoE, ViTMoE, WideNet
+
+__all__ = ["FAMILIES", "make_network", "without_downloads"]
+
+FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "vit": VisionTransformer}
+"""Models whose sizes are arguments; any other name is one of timm."""
+
+_SQUARES = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512, 768, 1024)
+"""Sides that are tried to name one that a model can take."""
+
+_FAILURES = (
+    AssertionError, ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What models of timm raise where arguments or sizes do not fit."""
+
+
+def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
+    """Build a network for images ``(C, H, W)``.
+
+    Parameters
+    ----------
+    model : str
+        ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
+    shape : tuple[int, int, int]
+        Channels, height, width.
+    num_classes : int
+        Number of classes.
+    **options
+        Further arguments of the model.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model or argument, or the model cannot take images of this size; the error then names a
+        size that it can take.
+    """
+    if model in FAMILIES:
+        _check_sizes(options)
+        try:
+            return FAMILIES[model](in_chans=shape[0], img_size=shape[1:], num_classes=num_classes, **options)
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(f"options of model={model!r}: {error}") from None
+    if not isinstance(model, str) or not timm.is_model(model):
+        raise ConfigError(f"model must be one of {', '.join(FAMILIES)} or a model of timm, got {model!r}")
+    # Before anything is built: a name from a file must not reach timm's hub and folders.
+    if any(character in model for character in ":/\\"):
+        raise ConfigError(f"model={model!r} names a place: give the name of a timm model, as timm.list_models() has it")
+    return _timm_model(model, shape, num_classes, options)
+
+
+def without_downloads(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a model without those that make timm read a file or the network: weights come from elsewhere."""
+    fetching = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
+    return {name: value for name, value in (options or {}).items() if name not in fetching}
+
+
+def _check_sizes(options: dict[str, Any]) -> None:
+    """Refuse sizes that timm would refuse without a name, or not at all."""
+    given = {name: options[name] for name in ("embed_dim", "depth", "num_heads") if name in options}
+    check_sizes(**given)
+    if {"embed_dim", "num_heads"} <= set(given) and given["embed_dim"] % given["num_heads"]:
+        raise ConfigError(f"embed_dim={given['embed_dim']} is not a multiple of num_heads={given['num_heads']}")
+
+
+def _timm_model(model: str, shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> nn.Module:
+    """Build a model of timm, and let it classify one image.
+
+    Which models take ``img_size`` is not written down anywhere: ``fixed_input_size`` of their configuration is neither
+    necessary nor sufficient. So they are asked, by a call.
+    """
+    first: Exception | None = None
+    for sizes in _ways_to_say(shape, options):
+        try:
+            network: nn.Module = timm.create_model(
+                model, in_chans=shape[0], num_classes=num_classes, **{**sizes, **options}
+            )
+            _classify_one(network, shape, num_classes)
+            return network
+        except _FAILURES as error:
+            # that one takes no img_size says nothing about what is wrong
+            first = first if _is_about_img_size(error) else first or error
+    if first is None or isinstance(first, ConfigError):
+        raise first or ConfigError(f"model={model!r} takes no image size")
+    text = " ".join(str(first).split()) or type(first).__name__
+    plain = without_downloads(options)
+    sides = [side for side in _SQUARES if side >= max(shape[1:])]
+    works = next((side for side in sides if _works(model, (shape[0], side, side), num_classes, plain)), None)
+    own = _own_size(model)
+    if works is None and own is not None and _works(model, (shape[0], *own), num_classes, plain):
+        works = own[0]
+    if works is None or (works, works) == shape[1:]:
+        raise ConfigError(f"options of model={model!r}: {text}") from None
+    raise ConfigError(
+        f"model={model!r} cannot take images of {shape[1]} x {shape[2]} pixels ({text}). It takes {works} x {works}: "
+        f"set image_size={works}"
+    ) from None
+
+
+def _ways_to_say(shape: tuple[int, int, int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """How a model may want to be told the size of its images."""
+    if "img_size" in options:
+        yield {}
+        return
+    yield {"img_size": shape[1:]}
+    yield {}
+    if shape[1] == shape[2]:
+        yield {"img_size": shape[1]}
+
+
+def _is_about_img_size(error: Exception) -> bool:
+    return isinstance(error, TypeError) and "unexpected keyword argument 'img_size'" in str(error)
+
+
+def _classify_one(network: nn.Module, shape: tuple[int, int, int], num_classes: int, device: str = "cpu") -> None:
+    """Refuse a network that does not turn an image into logits."""
+    training = network.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        logits = network.eval()(torch.zeros(1, *shape, device=device))
+    network.train(training)
+    for layer in network.modules():  # nothing of this image stays
+        if isinstance(layer, SharedMoE):
+            layer.start()
+        if isinstance(layer, MoE):
+            layer.last_routing = None
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"the model gives {found} for an image, expected {(1, num_classes)}")
+
+
+def _works(model: str, shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> bool:
+    """Whether a model takes images of a shape; tried without memory for weights."""
+    for sizes in _ways_to_say(shape, options):
+        try:
+            with torch.device("meta"):
+                network = timm.create_model(model, in_chans=shape[0], num_classes=num_classes, **{**sizes, **options})
+            _classify_one(network, shape, num_classes, "meta")
+            return True
+        except _FAILURES:
+            continue
+    return False
+
+
+def _own_size(model: str) -> tuple[int, int] | None:
+    """The size of the images that a model of timm was designed for."""
+    cfg = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    size = getattr(cfg, "input_size", None)
+    return (int(size[1]), int(size[2])) if size is not None else None
