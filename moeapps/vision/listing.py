@@ -59,7 +59,8 @@ class LeftOut:
     def __str__(self) -> str:
         parts = []
         for reason, names in sorted(self._names.items(), key=lambda item: (-len(item[1]), item[0])):
-            some = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(set(names)) > 3 else "")
+            different = sorted(set(names))
+            some = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
             parts.append(f"{len(names)} {reason}" if reason.startswith(".") else f"{len(names)} {reason} ({some})")
         return ", ".join(parts)
 

@@ -173,6 +173,8 @@ class ImageModule(SpecModule, Configurable):
         self.spec = spec
         channels, height, width = spec.shape
         model, options = self.config.model, dict(self.config.options or {})
+        if fixed := [name for name in ("in_chans", "num_classes") if name in options]:
+            raise ConfigError(f"options has {' and '.join(fixed)}, which follow from the images")
         if not self.fetches:
             options = without_downloads(options)
         if model in FAMILIES:  # other models of timm have a patch size of their own; these are padded to whole patches

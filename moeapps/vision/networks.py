@@ -18,8 +18,8 @@ __all__ = ["FAMILIES", "make_network", "without_downloads"]
 FAMILIES: dict[str, type[nn.Module]] = {"widenet": WideNet, "vit_moe": ViTMoE, "vit": VisionTransformer}
 """Models whose sizes are arguments; any other name is one of timm."""
 
-_SQUARES = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512, 768, 1024)
-"""Sides that are tried to name one that a model can take."""
+_SQUARES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Sides that are tried, up to the one that a model was designed for, to name one that it can take."""
 
 _FAILURES = (
     AssertionError, ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
@@ -97,11 +97,9 @@ def _timm_model(model: str, shape: tuple[int, int, int], num_classes: int, optio
         raise first or ConfigError(f"model={model!r} takes no image size")
     text = " ".join(str(first).split()) or type(first).__name__
     plain = without_downloads(options)
-    sides = [side for side in _SQUARES if side >= max(shape[1:])]
+    own = _own_side(model)
+    sides = [side for side in _SQUARES if max(shape[1:]) <= side < own] + [own]
     works = next((side for side in sides if _works(model, (shape[0], side, side), num_classes, plain)), None)
-    own = _own_size(model)
-    if works is None and own is not None and _works(model, (shape[0], *own), num_classes, plain):
-        works = own[0]
     if works is None or (works, works) == shape[1:]:
         raise ConfigError(f"options of model={model!r}: {text}") from None
     raise ConfigError(
@@ -154,8 +152,7 @@ def _works(model: str, shape: tuple[int, int, int], num_classes: int, options: d
     return False
 
 
-def _own_size(model: str) -> tuple[int, int] | None:
-    """The size of the images that a model of timm was designed for."""
-    cfg = timm.get_pretrained_cfg(model, allow_unregistered=True)
-    size = getattr(cfg, "input_size", None)
-    return (int(size[1]), int(size[2])) if size is not None else None
+def _own_side(model: str) -> int:
+    """The side of the images that a model of timm was designed for."""
+    size = getattr(timm.get_pretrained_cfg(model, allow_unregistered=True), "input_size", None)
+    return 224 if size is None else int(size[-1])

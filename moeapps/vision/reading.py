@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from moeapps.core.errors import DataError
 
@@ -63,9 +63,12 @@ _MAGIC = (
     (0, (b"%PDF", b"%!PS"), "a document, not an image"),
     (0, (b"<svg", b"<?xml"), "vector graphics: convert it to PNG"),
     (0, (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page, not an image"),
+    (0, (b"II*\x00", b"MM\x00*"), "TIFF of a kind that Pillow cannot read: save it with 8 or 16 bits, or give arrays"),
     (0, (b"version https://git-lfs",), "a pointer of Git LFS: git lfs pull fetches the image"),
 )
 """Beginnings of files that Pillow cannot identify: offset, bytes, and what it is."""
+
+_BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -197,13 +200,22 @@ def _decode(source: Source, name: str) -> Image.Image:
         raise
     # Decoders raise whatever they come across in a damaged file: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        hint = _what_it_is(source) if isinstance(error, Image.UnidentifiedImageError) else ""
-        raise DataError(f"{name} cannot be read as an image: {error}{hint}") from None
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            text = f"cannot identify its format{_what_it_is(source)}"
+        raise DataError(f"{name} cannot be read as an image: {text}") from None
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
+    deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and len(image.getbands()) > 1
     image.load()
+    if deep_colour and max(high for _, high in image.getextrema()[:3]) < 16:
+        warnings.warn(
+            f"{name} has 16 bits per channel, of which Pillow reads the upper 8, and uses a small part of them: "
+            "stretch it, or give arrays",
+            stacklevel=2,
+        )
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF: the pixels are fine
@@ -259,8 +271,10 @@ def _convert(image: Image.Image, channels: int, name: str) -> Image.Image:
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the same colours; Pillow asks for this step
     try:
+        if image.mode in _BY_WAY_OF:  # Pillow has no direct way to all others
+            image = image.convert(_BY_WAY_OF[image.mode])
         return image.convert(MODES[channels])
-    except ValueError as error:  # LAB
+    except ValueError as error:
         raise DataError(f"{name} cannot be read as an image: {error}. Convert it to RGB") from None
 
 
