@@ -216,7 +216,8 @@ def _index(edge_index: Any, num_nodes: int) -> Tensor:
             f"edge_index has {len(outside)} edges with a node outside 0..{num_nodes - 1}, the first is edge "
             f"{first}: {edges[0, first]} -> {edges[1, first]}; arrays count the rows of x from 0"
         )
-    return torch.from_numpy(np.ascontiguousarray(edges, dtype=np.int64))
+    # what pandas shows of a frame is read-only, which torch does not take
+    return torch.from_numpy(np.require(edges, np.int64, ["C", "W"]))
 
 
 def _weight(edge_weight: Any, index: Tensor, name: str) -> Tensor | None:

@@ -23,7 +23,7 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks
 from moeapps.graph.labels import check_marks, class_names, encode_labels
-from moeapps.graph.masks import MASKS
+from moeapps.graph.masks import MASKS, check_split
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
@@ -97,9 +97,11 @@ class GraphDataModule(L.LightningDataModule):
 
     def load(self) -> Data:
         """Return the raw graph; override this to read another source."""
-        if isinstance(self.source, str | os.PathLike):
-            return read_npz(self.source, self.undirected)
-        return self.source
+        graph = self.source
+        if isinstance(graph, str | os.PathLike):
+            graph = read_npz(graph, self.undirected)
+        check_split(self.split, [getattr(graph, name, None) for name in MASKS])
+        return graph
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check, encode the labels and split."""

@@ -22,6 +22,7 @@ from moeapps.graph.connections import of_data, read_edges
 from moeapps.graph.features import as_features
 from moeapps.graph.labels import as_labels, class_names, encode_labels, labeled
 from moeapps.graph.masks import MASKS, read_mask
+from moeapps.graph.node_names import check_alignment
 
 __all__ = [
     "as_graph",
@@ -93,6 +94,7 @@ def as_graph(
         _refuse_other_masks(x, masks)
         masks = {name: masks.get(name) if masks.get(name) is not None else getattr(x, name, None) for name in MASKS}
     num_nodes = graph.x.shape[0]
+    check_alignment(x.x if isinstance(x, Data) else x, y=y, **masks)
     graph.y = None if y is None else as_labels(y, num_nodes)
     for name, mask in masks.items():
         if mask is not None:
@@ -107,6 +109,8 @@ def bare_graph(x: Any, edge_index: Any = None, *, edge_weight: Any = None) -> Da
     x = as_frame(x if data is None else data.x)
     features = as_features(x)
     num_nodes = features.shape[0]
+    if data is not None and "num_nodes" in data and data.num_nodes != num_nodes:
+        raise DataError(f"the graph has num_nodes={data.num_nodes}, and x has {num_nodes} rows")
     if data is None or edge_index is not None:  # other edges do not have the weights of the data's own
         edges = read_edges(edge_index, num_nodes, x, edge_weight)
     elif edge_weight is not None:

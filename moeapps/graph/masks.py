@@ -2,17 +2,18 @@
 
 # N nodes
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
 from moeapps.graph.arrays import as_array, missing
 
-__all__ = ["MASKS", "has_splits", "node_index", "read_mask"]
+__all__ = ["MASKS", "check_split", "has_splits", "node_index", "read_mask"]
 
 MASKS = ("train_mask", "val_mask", "test_mask")
 
@@ -21,6 +22,27 @@ def has_splits(mask: Any) -> bool:
     """Whether a mask has one column per split, and more than one."""
     shape = getattr(mask, "shape", None) or np.shape(as_array(mask))
     return len(shape) == 2 and shape[1] > 1
+
+
+def check_split(split: Any, masks: Iterable[Any]) -> None:
+    """Refuse a split that no mask has: every number would give the same model.
+
+    Parameters
+    ----------
+    split
+        Number of the split.
+    masks : iterable
+        The masks, None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is no number of a split, or none of the masks has several.
+    """
+    if isinstance(split, bool) or not isinstance(split, int | np.integer) or split < 0:
+        raise ConfigError(f"split must be the number of a column of the masks, at least 0, got {split!r}")
+    if split and not any(has_splits(mask) for mask in masks if mask is not None):
+        raise ConfigError(f"split={split}, but no mask has several splits: they are given as (N, splits)")
 
 
 def read_mask(name: str, mask: Any, num_nodes: int, split: int = 0) -> Tensor:

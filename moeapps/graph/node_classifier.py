@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import MLP
 
-from moeapps.core.errors import ConfigError, DataError, NonFiniteError
+from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.graph.arrays import as_array, as_frame
@@ -22,9 +22,10 @@ from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, refuse_other_graphs
 from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
-from moeapps.graph.masks import MASKS, has_splits, node_index, read_mask
+from moeapps.graph.masks import MASKS, check_split, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
 from moeapps.graph.node_module import NodeModule
+from moeapps.graph.node_names import check_alignment
 
 __all__ = ["NodeClassifier", "node_index"]
 
@@ -89,10 +90,12 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
                 fitted.__dict__.pop("feature_names_in_", None)
             else:
                 validate_data(fitted, X, y, skip_check_array=True)  # names of columns, and that there is a y
+                check_alignment(X, y=y)
                 y = as_array(y)
                 if y.ndim == 2 and y.shape[1] == 1:
                     y = column_or_1d(y, warn=True)
-            _check_split(split, [train_mask, val_mask], X)
+            own = [getattr(X, name, None) for name in MASKS] if isinstance(X, Data) else []
+            check_split(split, [train_mask, val_mask, *own])
             graph = as_graph(
                 X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
             )
@@ -206,6 +209,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         y = getattr(X, "y", None) if y is None and isinstance(X, Data) else y
         if y is None:
             raise DataError("score needs the true labels y")
+        check_alignment(X, y=y)
         truth = as_labels(y, graph.num_nodes)
         test_mask = getattr(X, "test_mask", None) if isinstance(X, Data) else None
         if nodes is None and test_mask is not None:
@@ -307,13 +311,3 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _restore(self, state: dict[str, Any]) -> None:
         self.classes_ = labels_from_json(state["classes_"])
         super()._restore(state)
-
-
-def _check_split(split: Any, masks: list[Any], X: Any) -> None:
-    """Refuse a split that no mask has: every number would give the same model."""
-    if isinstance(split, bool) or not isinstance(split, int | np.integer) or split < 0:
-        raise ConfigError(f"split must be the number of a column of the masks, at least 0, got {split!r}")
-    own = [getattr(X, name, None) for name in MASKS] if isinstance(X, Data) else []
-    present = [mask for mask in (*masks, *own) if mask is not None]
-    if split and not any(has_splits(mask) for mask in present):
-        raise ConfigError(f"split={split}, but no mask has several splits: they are given as (N, splits)")

@@ -11,7 +11,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
 from moeapps.graph.arrays import as_array, kind_of, missing, whole_numbers
 
-__all__ = ["exact_ids", "node_names", "positions"]
+__all__ = ["check_alignment", "exact_ids", "node_names", "positions"]
 
 
 def node_names(x: Any) -> pd.Index | None:
@@ -28,6 +28,33 @@ def node_names(x: Any) -> pd.Index | None:
     if not names.is_unique:
         raise DataError(f"the index of x names the nodes, but {names[names.duplicated()][0]!r} stands there twice")
     return names
+
+
+def check_alignment(x: Any, **columns: Any) -> None:
+    """Refuse columns whose index has the names of the nodes in another order: values go by position.
+
+    Parameters
+    ----------
+    x
+        Features; nothing is checked unless they are a pandas frame.
+    **columns
+        Labels and masks by their names.
+
+    Raises
+    ------
+    DataError
+        Naming the column.
+    """
+    if not isinstance(x, pd.DataFrame):
+        return
+    for name, column in columns.items():
+        if not isinstance(column, pd.Series | pd.DataFrame) or len(column) != len(x) or column.index.equals(x.index):
+            continue
+        if x.index.is_unique and column.index.is_unique and column.index.isin(x.index).all():
+            raise DataError(
+                f"the index of {name} has the same entries as that of x in another order, and rows go by position: "
+                f"give {name}.loc[x.index], or {name}.to_numpy() if its rows are those of x as they stand"
+            )
 
 
 def exact_ids(ids: Any, what: str) -> pd.Index:

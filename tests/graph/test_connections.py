@@ -445,3 +445,9 @@ def test_an_npz_file_brings_weights_and_one_mask(tmp_path):
     np.savez(tmp_path / "o.npz", **arrays, edge_attr=np.ones(2))
     with pytest.warns(UserWarning, match="arrays that are not used: edge_attr"):
         GraphDataModule(str(tmp_path / "o.npz")).setup()
+
+
+def test_edges_that_are_read_only_are_read():
+    edges = np.array([[0, 1], [1, 0]])
+    edges.setflags(write=False)  # as pandas gives them
+    assert as_graph(X, None, edges).num_edges == 2

@@ -385,3 +385,38 @@ def test_labels_and_masks_of_a_graph_to_predict_are_not_looked_at():
     expected = model.predict(data)
     data.y, data.train_mask, data.test_mask = torch.rand(60, 4), torch.rand(7), "none"
     assert np.array_equal(model.predict(data), expected)
+
+
+def test_columns_in_another_order_than_the_features_are_refused():
+    data = small_graph()
+    x = pd.DataFrame(data.x.numpy(), index=[f"n{i}" for i in range(60)])
+    y = pd.Series(data.y.numpy(), index=x.index)
+    mask = pd.Series(data.train_mask.numpy(), index=x.index)
+    model = GNNClassifier(**QUICK).fit(x, y, data.edge_index, train_mask=mask)
+    plain = GNNClassifier(**QUICK).fit(data.x, data.y, data.edge_index, train_mask=data.train_mask)
+    assert np.array_equal(model.predict_proba(), plain.predict_proba())
+    assert GNNClassifier(**QUICK).fit(x, y.reset_index(drop=True), data.edge_index).n_iter_ == 2  # has no names
+    with pytest.raises(DataError, match=r"index of y has the same entries.*give y.loc\[x.index\]"):
+        GNNClassifier(**QUICK).fit(x, y[::-1], data.edge_index)
+    with pytest.raises(DataError, match="index of train_mask has the same entries"):
+        GNNClassifier(**QUICK).fit(x, y, data.edge_index, train_mask=mask[::-1])
+    with pytest.raises(DataError, match="index of y has the same entries"):
+        model.score(x, y[::-1], data.edge_index)
+
+
+def test_a_split_or_number_of_nodes_that_contradicts_the_data_is_refused():
+    with pytest.raises(ConfigError, match="split=2, but no mask has several splits"):
+        GraphDataModule(small_graph(), split=2).setup()
+    data = small_graph()
+    data.num_nodes = 61
+    with pytest.raises(DataError, match="num_nodes=61, and x has 60 rows"):
+        as_graph(data)
+
+
+@pytest.mark.gpu
+def test_a_graph_on_another_device_is_the_same_graph():
+    data, there = small_graph(), small_graph().to("cuda")
+    for kind in (GNNClassifier, MowstClassifier):
+        expected, model = kind(**QUICK).fit(data), kind(**QUICK).fit(there)
+        assert np.array_equal(model.predict_proba(there), expected.predict_proba(data))
+        assert model.score(there, nodes=there.test_mask) == expected.score(data)

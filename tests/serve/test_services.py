@@ -84,6 +84,10 @@ def test_a_graph_is_a_request(tmp_path):
     np.testing.assert_allclose(
         [r["probability_1"] for r in found], model.predict_proba(X, edges, nodes=[3, 5])[:, 1], atol=1e-6
     )
+    # each node asked for gets its answer, also if the numbers are all 0 and 1 as in a mask
+    (found,) = service.predict([{"x": X[:3].tolist(), "edges": [[0, 1]], "nodes": [1, 0, 1]}])
+    expected = model.predict_proba(X[:3], [[0], [1]])[[1, 0, 1], 1]
+    np.testing.assert_allclose([r["probability_1"] for r in found], expected, atol=1e-6)
     (wrong,) = service.predict([{"x": X.tolist(), "edges": [[0, 99]]}])
     assert "99" in str(wrong)
 
