@@ -31,9 +31,32 @@ def make_csv(path: Path, n: int) -> pd.DataFrame:
     return frame
 
 
-def command(folder: Path, name: str, *more: str) -> list[str]:
+def make_events(path: Path, n: int) -> None:
+    """Events with ids, whose label comes with them, 50 events later, or never; some come twice, some are broken."""
+    frame = make_csv(path.with_suffix(".all"), n)
+    frame.insert(0, "id", [f"e{i:07d}" for i in range(n)])
+    rng = np.random.default_rng(1)
+    late, twice, broken = rng.random(n) < 0.3, rng.random(n) < 0.02, rng.random(n) < 0.01
+    empty = dict.fromkeys("abcd") | {"city": None}
+    events: list[dict] = []
+    for i, row in enumerate(frame.to_dict("records")):
+        if late[i]:
+            events.append(row | {"y": None})
+        else:
+            events.append(row | ({"a": "broken"} if broken[i] else {}))
+        if twice[i]:
+            events.append(events[-1])
+        if i >= 50 and late[i - 50] and not broken[i - 50]:
+            events.append({"id": frame["id"][i - 50], **empty, "y": frame["y"][i - 50]})
+    if path.suffix == ".csv":
+        pd.DataFrame(events).to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def command(folder: Path, name: str, *more: str, source: str = "data.csv") -> list[str]:
     return [
-        sys.executable, "-m", "moeapps", "stream", "run", "--source", str(folder / "data.csv"), "--target", "y",
+        sys.executable, "-m", "moeapps", "stream", "run", "--source", str(folder / source), "--target", "y",
         "--set", "seed=1", "--set", "n_experts=3", "--set", "router_hidden=[8, 8]", "--every", "500",
         "--checkpoint", str(folder / name), "--metrics", str(folder / f"{name}.csv"),
         "--predictions", str(folder / f"{name}.ndjson"), *more,
@@ -54,15 +77,20 @@ def same_outcome(folder: Path, first: str, second: str) -> None:
         assert (folder / f"{first}{ending}").read_bytes() == (folder / f"{second}{ending}").read_bytes()
 
 
-def kill_often(folder: Path, kills: int, n: int, seconds: float) -> None:
+def kill_often(folder: Path, kills: int, n: int, seconds: float, source: str = "data.csv") -> None:
     """Run once through, and once with kills at random moments of the work, then compare."""
-    make_csv(folder / "data.csv", n)
-    assert main(command(folder, "whole")[3:]) == 0
+    plain = source == "data.csv"
+    if plain:
+        make_csv(folder / source, n)
+    else:
+        make_events(folder / source, n)
+    more = [] if plain else ["--id", "id"]
+    assert main(command(folder, "whole", *more, source=source)[3:]) == 0
     generator = random.Random(0)
     done = 0
     while done < kills:
         process = subprocess.Popen(
-            command(folder, "killed", "--resume"),
+            command(folder, "killed", "--resume", *more, source=source),
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,11 +106,19 @@ def kill_often(folder: Path, kills: int, n: int, seconds: float) -> None:
         process.wait()
         done += 1
     assert done == kills, f"only {done} kills hit a running process"
-    assert main(command(folder, "killed", "--resume")[3:]) == 0
+    assert main(command(folder, "killed", "--resume", *more, source=source)[3:]) == 0
     same_outcome(folder, "whole", "killed")
     found = moeapps.load(folder / "killed" / "stream.safetensors")
-    assert found.run["counts"]["learned"] == found.model.n_seen_ == n
-    assert not list((folder / "killed").glob(".*moeapps-tmp"))
+    counts = found.run["counts"]
+    assert counts["learned"] == found.model.n_seen_
+    if plain:
+        assert counts["learned"] == n
+    else:
+        assert min(counts["rejected"], counts["repeated"], counts["unlabeled"]) > 0
+        rejects = [(folder / name / "rejects.ndjson").read_bytes() for name in ("whole", "killed")]
+        assert rejects[0] == rejects[1]
+    left = [path.name for path in (folder / "killed").iterdir() if path.name.startswith(".")]
+    assert not left, left  # neither temporary files nor locks
 
 
 def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
@@ -93,6 +129,25 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
 @pytest.mark.timeout(1200)
 def test_killed_twenty_times(tmp_path):
     kill_often(tmp_path, kills=20, n=200_000, seconds=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
+def test_killed_twenty_times_among_late_labels_repeats_and_broken_events(source, tmp_path):
+    kill_often(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)
+
+
+@pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
+def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it_had_not_been(source, tmp_path):
+    make_events(tmp_path / source, 2000)
+    assert main(command(tmp_path, "whole", "--id", "id", source=source)[3:]) == 0
+    for limit in (1, 333, 334, 1500, 5000):
+        given = command(tmp_path, "parts", "--id", "id", "--resume", "--limit", str(limit), source=source)
+        assert main([*given[3:], "--batch", str(limit % 97 + 1)]) == 0
+    same_outcome(tmp_path, "whole", "parts")
+    rejects = [(tmp_path / name / "rejects.ndjson").read_bytes() for name in ("whole", "parts")]
+    assert rejects[0] == rejects[1]
 
 
 def test_sigterm_finishes_the_batch_saves_and_exits_with_0(tmp_path):

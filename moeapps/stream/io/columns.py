@@ -229,13 +229,14 @@ class Columns:
 
     def state(self) -> dict[str, Any]:
         """Names and kinds as JSON values."""
-        return {"names": self.names, "kinds": self.kinds, "missing": sorted(self.missing - missing_texts())}
+        missing = sorted(self.missing - missing_texts())
+        return {"names": self.names, "kinds": self.kinds, "reasons": self.reasons, "missing": missing}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Hold the kinds that a checkpoint has; columns that are new, or named by the user, keep theirs."""
         for name, kind in state["kinds"].items():
             if name in self.kinds and kind is not None and name not in self._types:
-                self.kinds[name], self.reasons[name] = kind, "it was so when the run began"
+                self.kinds[name], self.reasons[name] = kind, state["reasons"][name]
         self.missing |= frozenset(state["missing"])
 
 

@@ -55,6 +55,7 @@ class CSVSource:
     def __init__(self, path: str | Path, complete: bool = False) -> None:
         self.path = Path(path)
         self._raw = b""  # bytes of the last record
+        self._at_end = False
         self.complete = complete
         self._lines = LineReader(path, str(path))
         try:
@@ -84,8 +85,8 @@ class CSVSource:
     @property
     def unfinished(self) -> str | None:
         """What stands at the end and is not read, since its end has not come yet; None if there is nothing."""
-        rest = self._lines.rest
-        return None if not rest.strip() or self.complete else rest.decode("utf-8", errors="replace")
+        rest = self._lines.rest if self._at_end and not self.complete else b""
+        return rest.decode("utf-8", errors="replace") if rest.strip() else None
 
     def declare(self, target: str, id_field: str | None, **more: Any) -> None:
         """Say what is known of the columns besides the sample; see :meth:`Columns.declare`."""
@@ -197,10 +198,12 @@ class CSVSource:
     def read(self, n: int) -> list[Event]:
         """Up to ``n`` records; none where none has come for a moment."""
         found: list[Event] = []
+        self._at_end = False
         while len(found) < n:
             start = self._lines.offset
             cells = self._cells(0.0 if found else MOMENT)
             if cells is None:
+                self._at_end = not self.endless
                 break
             if not cells:  # an empty line
                 continue

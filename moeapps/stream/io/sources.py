@@ -53,6 +53,7 @@ class LinesSource:
         self.replayable = self._lines.is_file or (not self._lines.is_live and _can_seek(source))
         self._count = 0
         self._skip = 0
+        self._at_end = False
         self._open = False  # whether the last event was read without its newline
         self._expected: str | None = None
         self._chain = b""
@@ -71,7 +72,7 @@ class LinesSource:
     @property
     def unfinished(self) -> str | None:
         """What stands at the end and is not read, since its end has not come yet; None if there is nothing."""
-        rest = self._lines.rest
+        rest = self._lines.rest if self._at_end else b""
         return rest.decode("utf-8", errors="replace") if rest.strip() else None
 
     def read(self, n: int) -> list[Event]:
@@ -83,6 +84,7 @@ class LinesSource:
             line = self._lines.line(0.0 if found else MOMENT)
             if line is None:
                 line = self._last_line()
+            self._at_end = line is None and not self.endless
             if line is None:
                 break
             if self._open:
