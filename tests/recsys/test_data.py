@@ -239,6 +239,8 @@ def test_a_checkpoint_of_other_data_is_refused(config, frame, file, capsys):
     assert main(["fit", *config, *last]) == 1
     assert "the data is not what the checkpoint was trained on" in capsys.readouterr().err
     assert main(["test", *config]) == 2
+    assert "moeapps test needs --ckpt_path FILE" in capsys.readouterr().err
+    assert main(["test", *config, "--ckpt_path", "null"]) == 2
     assert "give the checkpoint of a trained model" in capsys.readouterr().err
 
 
