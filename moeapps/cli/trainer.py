@@ -7,7 +7,10 @@
 4. The subcommand runs.
 """
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -26,6 +29,7 @@ from moeapps import plugins
 from moeapps.cli.arguments import IMPORT_HELP, subcommand, subcommand_position
 from moeapps.cli.checkpoints import KEYWORDS, find_checkpoint
 from moeapps.cli.config_check import CLASSES, explain
+from moeapps.cli.environment import arguments_in, sections_in_environment
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
@@ -85,7 +89,8 @@ class MoEAppsCLI(LightningCLI):
             if name.removeprefix("--").rstrip("+") in (*CLASSES, "trainer.callbacks", "trainer.logger"):
                 import_classes({"class_path": value if equals else following})
         try:
-            self.config = parser.parse_args(args)
+            with self._arguments_of_environment(parser, args, args[position]):
+                self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError, ImportError, AttributeError) as error:
             parsers = [parser, self._subcommand_parsers[args[position]]]
             sources = [source for part in parsers if isinstance(part, RecordingParser) for source in part.sources]
@@ -95,6 +100,21 @@ class MoEAppsCLI(LightningCLI):
         given = self.config[args[position]]
         named = [given.get("import")] if isinstance(given.get("import"), str) else given.get("import") or []
         given["import"] = list(dict.fromkeys([*plugins.from_environment(), *named])) or None
+
+    @contextmanager
+    def _arguments_of_environment(self, parser: LightningArgumentParser, args: list[str], name: str) -> Iterator[None]:
+        """While the arguments are read, let environment variables name arguments of classes too."""
+        subparser = self._subcommand_parsers[name]
+        known = [action.dest for action in subparser._actions]
+        arguments = arguments_in(os.environ, name, known)
+        if not arguments or any(".help" in option or option in ("-h", "--help") for option in args):
+            yield
+            return
+        config = parser.parse_args([option for option in args if not option.startswith("--print_config")])
+        for reader in (parser, subparser):
+            reader.sources.clear()
+        with sections_in_environment(arguments, config[name], name):
+            yield
 
     def instantiate_classes(self) -> None:
         """Build everything, turning a refused argument into the one error that says which."""
@@ -231,7 +251,7 @@ def run(args: list[str], output: str | None = None) -> None:
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     if predicting:
         args = [*args, "--return_predictions", "false"]
-    strict = {"exit_on_error": False, "allow_abbrev": False}
+    strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
     MoEAppsCLI(
         L.LightningModule,
         L.LightningDataModule,

@@ -178,6 +178,47 @@ def test_what_print_config_shows_is_read_again_to_the_same(own):
     assert config["seed_everything"] == 5
 
 
+def test_environment_variables_count_before_files_and_options(own, monkeypatch):
+    variables = {
+        "PL_FIT__CONFIG": "c.yaml",
+        "PL_FIT__TRAINER__MAX_EPOCHS": "7",
+        "PL_FIT__SEED_EVERYTHING": "3",
+        "PL_FIT__MODEL__LR": "0.75",
+        "PL_FIT__MODEL__INIT_ARGS__WIDTH": "16",
+        "PL_FIT__DATA": "own_way.OwnData",
+        "PL_FIT__DATA__ROWS": "48",
+    }
+    write(Path("c.yaml"), {"model": {"class_path": "own_way.OwnModule", "init_args": {"lr": 0.5}}, "trainer": TRAINER})
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = printed(own)
+    assert (config["trainer"]["max_epochs"], config["seed_everything"]) == (7, 3)
+    assert config["model"]["init_args"] | {"lr": 0.75, "width": 16} == config["model"]["init_args"]
+    assert config["data"]["init_args"]["rows"] == 48
+    config = printed(own, "--config", "c.yaml", "--data.rows", 8, "--trainer.max_epochs", 2)
+    assert (config["model"]["init_args"]["lr"], config["model"]["init_args"]["width"]) == (0.5, 16)
+    assert (config["data"]["init_args"]["rows"], config["trainer"]["max_epochs"]) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PL_FIT__TRAINER__MAX_EPOCH", "3", "did you mean PL_FIT__TRAINER__MAX_EPOCHS?"),
+        ("PL_FIT__MODEL__WIDHT", "3", "own_way.OwnModule has no such argument; did you mean 'width'"),
+        ("PL_FIT__TRAINER__MAX_EPOCHS", "many", "trainer.max_epochs: Expected a int"),
+        ("PL_FIT__MODEL__WIDTH", "many", "model.width: Expected a int"),
+        ("PL_FIT__OPTIMIZER__LR", "1", "PL_FIT__OPTIMIZER__LR: there is no --optimizer"),
+        ("PL_FIT__CONFIG", "absent.yaml", "absent.yaml"),
+    ],
+)  # fmt: skip
+def test_an_environment_variable_without_effect_is_refused(own, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    done = own("fit", *CLASSES)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    monkeypatch.setenv("PL_TEST__ANYTHING", "3")  # of another subcommand
+
+
 @pytest.mark.parametrize("form", ["options", "yaml"])
 def test_optimizer_and_scheduler_take_the_place_of_the_modules_own(own, form):
     given = {
