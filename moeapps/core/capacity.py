@@ -4,11 +4,15 @@ Shapes: N tokens, E experts, k choices per token.
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from moeapps.core.dispatch import inverse_permutation, starts_of
+from moeapps.core.errors import ConfigError
+from moeapps.core.modes import is_transformed
 from moeapps.core.routing import Routing
 
 __all__ = ["OVERFLOW", "Overflow", "apply_capacity", "expert_capacity"]
@@ -73,14 +77,13 @@ def apply_capacity(
         counted = torch.where(wanted, expert + sample[:, None] * routing.num_experts, bins)
     if by_weight:
         order = weight[:, 0].argsort(descending=True, stable=True)
-        fits = torch.empty_like(wanted)
-        fits[order] = _fits(counted[order], bins, room)
+        fits = _fits(counted[order], bins, room)[inverse_permutation(order)]
     else:
         fits = _fits(counted, bins, room)
     keep = wanted & fits
     if overflow == "next_best":
         expert, weight, keep = _next_best(routing, expert, weight, keep, wanted, room)
-    return Routing.from_topk(
+    limited = Routing.from_topk(
         expert,
         weight,
         logits=routing.logits,
@@ -90,17 +93,29 @@ def apply_capacity(
         dropped=routing.dropped + (wanted & ~keep & routing.valid[:, None]).sum(),
         details=routing.details,
     )
+    return replace(routing, **vars(limited))  # what a router's own kind of routing holds besides stays
 
 
 def _fits(expert: Tensor, num_experts: int, room: int | Tensor) -> Tensor:
     """Which choices ``(N, k)`` stand among the first ``room`` of their expert, first choices first."""
     flat = expert.t().reshape(-1)
     ordered, order = torch.sort(flat, stable=True)
-    start = torch.searchsorted(ordered, torch.arange(num_experts + 1, device=flat.device))
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(order.numel(), device=order.device) - start[ordered]
+    start = starts_of(ordered, num_experts)
+    rank = (torch.arange(order.numel(), device=order.device) - start[ordered])[inverse_permutation(order)]
     limits = room if isinstance(room, int) else torch.cat([room, room.new_zeros(1)])[flat]
     return (rank < limits).view(expert.shape[1], expert.shape[0]).t()
+
+
+def _known(value: Tensor) -> bool:
+    try:
+        return bool(value)
+    except RuntimeError as error:
+        if not is_transformed():
+            raise
+        raise ConfigError(
+            "overflow='next_best' cannot run under torch.func.vmap, which hides how many tokens are refused: "
+            "use overflow='drop'"
+        ) from error
 
 
 def _next_best(
@@ -110,6 +125,7 @@ def _next_best(
     experts = routing.num_experts
     probabilities = routing.probabilities.detach()
     expert, weight, keep = expert.clone(), weight.clone(), keep.clone()
+    _known(keep.any())
     load = torch.bincount(expert[keep], minlength=experts)
     used = torch.zeros(expert.shape[0], experts + 1, dtype=torch.bool, device=expert.device)
     used.scatter_(1, torch.where(keep, expert, experts), True)
@@ -118,7 +134,7 @@ def _next_best(
             refused = wanted[:, column] & ~keep[:, column] & routing.valid
             open_ = ~used[:, :experts] & (load < room) & refused[:, None]
             has_room = open_.any(dim=-1)
-            if not bool(has_room.any()):
+            if not _known(has_room.any()):
                 break
             target = torch.where(open_, probabilities, -1).argmax(dim=-1)
             target = torch.where(has_room, target, experts)

@@ -10,12 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["gather_rows", "weighted_sum"]
+from moeapps.core.modes import is_transformed, values_are_hidden
+
+__all__ = ["gather_rows", "inverse_permutation", "starts_of", "weighted_sum"]
+
+
+def inverse_permutation(order: Tensor) -> Tensor:
+    """For a permutation ``(A,)``, where each element went."""
+    if is_transformed():  # vmap has no rule for scatter
+        return order.argsort()
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+
+
+def starts_of(ordered: Tensor, bins: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """For sorted numbers ``(A,)``, how many are below 0, 1, ..., ``bins``: ``(bins + 1,)``, where each bin begins."""
+    boundaries = torch.arange(bins + 1, device=ordered.device)
+    if is_transformed():  # nor for searchsorted
+        return (ordered[None] < boundaries[:, None]).sum(1, dtype=dtype)
+    return torch.searchsorted(ordered, boundaries, out_int32=dtype == torch.int32)
 
 
 def _sum_of_rows(y: Tensor, position: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum rows ``y[position[n]]``, times ``weight[n]``, for every token n: ``(N, d)`` in one pass over the rows."""
-    if torch.compiler.is_compiling() or position.numel() == 0:
+    if values_are_hidden() or position.numel() == 0:
         rows = y[position]
         return (rows if weight is None else rows * weight[..., None]).sum(dim=1)
     if y.is_cuda:  # plain kernels in place of embedding_bag; sums are float32, as in it
@@ -87,7 +104,7 @@ def gather_rows(x: Tensor, token: Tensor, position: Tensor | None) -> Tensor:
     Tensor
         ``(A, d)``.
     """
-    if position is None:
+    if position is None or is_transformed():
         return x.index_select(0, token)
     rows: Tensor = _Gather.apply(x, token, position)
     return rows
@@ -117,5 +134,7 @@ def weighted_sum(y: Tensor, weight: Tensor, token: Tensor, position: Tensor | No
     weight = weight.to(y.dtype)
     if position is None:
         return y.new_zeros(num_tokens, y.shape[1]).index_add(0, token, y * weight[:, None])
+    if is_transformed():
+        return _sum_of_rows(y, position, weight[position])
     summed: Tensor = _WeightedSum.apply(y, weight, token, position)
     return summed

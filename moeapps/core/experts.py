@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.kernels import ACTIVATIONS, Backend, choose_backend, sorted_linear, sorted_mlp
+from moeapps.core.modes import is_transformed, values_are_hidden
 
 __all__ = [
     "ExpertList",
@@ -71,7 +72,21 @@ def _compute_dtype(rows: Tensor) -> torch.dtype:
 
 def _counts(offsets: Tensor) -> Tensor | None:
     """Rows of each expert; None while tracing, and on CUDA, where reading them synchronises with the device."""
-    return None if torch.compiler.is_compiling() or offsets.is_cuda else offsets.diff()
+    return None if values_are_hidden() or offsets.is_cuda else offsets.diff()
+
+
+def _row_counts(rows: Tensor, offsets: Tensor) -> list[int]:
+    """Rows of each expert and, last, of padding rows, for experts that are called one after the other."""
+    try:
+        counts: list[int] = offsets.diff().tolist()
+    except RuntimeError as error:
+        if not is_transformed():
+            raise
+        raise ConfigError(
+            "experts that are modules of their own cannot run under torch.func.vmap, which hides how many rows each "
+            "gets: loop over the samples, or use ExpertMLP"
+        ) from error
+    return [*counts, rows.shape[0] - sum(counts)]
 
 
 class ExpertMLP(Experts):
@@ -151,9 +166,9 @@ class ExpertMLP(Experts):
             widths=(w1.shape[1], w1.shape[2], self.hidden_dim, self.out_dim),
         )
         with torch.autocast(rows.device.type, enabled=False):
-            if rows.shape[0] == 0:  # no product to compute, but every parameter still gets a gradient of zero
+            if rows.shape[0] == 0:  # no product to compute, but rows and parameters still get gradients of zero
                 return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(
-                    p.sum() * 0 for p in (w1, b1, w2, b2) if p is not None
+                    p.sum() * 0 for p in (rows.to(dtype), w1, b1, w2, b2) if p is not None
                 )
             return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
 
@@ -307,8 +322,8 @@ class ExpertList(Experts):
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
         """Apply the experts to rows ``(A, d)`` sorted by expert; ``backend`` does not matter here."""
         outputs = []
-        idle: Tensor | float = 0.0
-        *chunks, rest = rows.split([*offsets.diff().tolist(), rows.shape[0] - int(offsets[-1])])
+        idle = rows[:0].sum()  # zero, and a gradient of zero for rows, where no expert has any
+        *chunks, rest = rows.split(_row_counts(rows, offsets))
         for index, chunk in enumerate(chunks):
             expert = self.experts[index]
             if chunk.shape[0] == 0:
@@ -323,7 +338,7 @@ class ExpertList(Experts):
                 )
             outputs.append(out)
         dtype = outputs[0].dtype if outputs else rows.dtype
-        return torch.cat([*outputs, rest.new_zeros(rest.shape[0], self.out_dim, dtype=dtype)]) + idle
+        return torch.cat([*outputs, rest.new_zeros(rest.shape[0], self.out_dim, dtype=dtype)]) + idle.to(dtype)
 
 
 class FeedForward(nn.Module):

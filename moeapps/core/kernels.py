@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.modes import is_transformed
 
 __all__ = [
     "ACTIVATIONS",
@@ -100,7 +101,8 @@ def choose_backend(
     always ``grouped``, which in bfloat16 never synchronises with the host; float32 does, since torch falls back to one
     product per expert (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
     enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
-    at: ``grouped`` where possible, else ``masked``, whatever was asked for.
+    at: ``grouped`` where possible, else ``masked``, whatever was asked for. Under ``torch.func``'s transforms always
+    ``masked``: the other backends have hand-written gradients.
 
     Parameters
     ----------
@@ -122,6 +124,8 @@ def choose_backend(
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if is_transformed():
+        return "masked"
     possible = grouped_is_possible(dtype, *widths)
     if torch.compiler.is_compiling():
         return "grouped" if possible and backend != "masked" else "masked"

@@ -17,6 +17,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import ExpertMLP, Experts
 from moeapps.core.kernels import BACKENDS, Backend
 from moeapps.core.losses import parameter_penalty_loss
+from moeapps.core.modes import is_recomputing
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
@@ -34,6 +35,16 @@ class RoutedLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last_routing: Routing | None = None
+        self._had_gradients = True
+
+    def remember(self, routing: Routing) -> None:
+        """Keep the routing of a forward pass, for losses and statistics.
+
+        Activation checkpointing runs a pass twice, the second time within the backward pass: it is not kept.
+        """
+        if not is_recomputing():
+            self.last_routing = routing
+            self._had_gradients = torch.is_grad_enabled()
 
     @property
     def routings(self) -> Sequence[Routing]:
@@ -202,7 +213,7 @@ class MoE(RoutedLayer):
         elif not self.training and self.eval_capacity_factor is not None and x.ndim > 2 and x.shape[-2] > 0:
             routing = apply_capacity(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
         out = routing.combine(self.experts(routing.dispatch(tokens), routing.offsets, self.backend))
-        self.last_routing = routing
+        self.remember(routing)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
@@ -212,21 +223,38 @@ class MoE(RoutedLayer):
         ----------
         token_weight : Tensor, optional
             ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
+
+        Raises
+        ------
+        ConfigError
+            In training, if the forward pass ran without gradients, as reentrant activation checkpointing runs it: the
+            losses could not train anything.
         """
         routing = self.last_routing
         if routing is None:
             return {}
         weight = None if token_weight is None else token_weight.reshape(-1)
-        factors = {"balance": self.balance_weight, "z": self.z_weight}
+        factors = {"balance": self.balance_weight, "z": self.z_weight, "penalty": self.penalty_weight}
         losses = {name: factors.get(name, 1.0) * value for name, value in self.router.losses(routing, weight).items()}
         if self.experts.sizes is not None:
             losses["penalty"] = self.penalty_weight * parameter_penalty_loss(routing, self.experts.sizes, weight)
+        if any(factors.get(name, 1.0) > 0 for name in losses):
+            self._check_gradients()
         return losses
 
     def update(self, progress: float) -> None:
         """Update what the router learns without gradients."""
         if self.last_routing is not None:
             self.router.update(self.last_routing, progress)
+
+    def _check_gradients(self) -> None:
+        """Refuse losses that should train but cannot."""
+        learns = self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if learns and not self._had_gradients:
+            raise ConfigError(
+                "the forward pass of this layer ran without gradients, so its auxiliary losses have none: with "
+                "activation checkpointing pass use_reentrant=False; a pass under torch.no_grad is for evaluation"
+            )
 
     def _check_parts(self) -> None:
         """Refuse a router, experts and capacities that do not fit together."""

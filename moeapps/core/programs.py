@@ -7,12 +7,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["Form", "onnx_runtime", "program_bytes"]
+__all__ = ["Form", "Scaling", "onnx_runtime", "program_bytes"]
 
 Form = Literal["onnx", "torch"]
+
+
+class Scaling(nn.Module):
+    """Mean and scale of a program's inputs or outputs.
+
+    A module of its own, so that the program's tensors are called ``scaling.mean`` and ``scaling.scale``: in ONNX all
+    names share one space, and a tensor ``mean`` of the program itself would collide with the result of an operation
+    ``mean``.
+
+    Parameters
+    ----------
+    mean : Tensor
+        What is subtracted.
+    scale : Tensor
+        What is divided by.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
 
 def program_bytes(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from moeapps.core.dispatch import gather_rows, weighted_sum
+from moeapps.core.dispatch import gather_rows, inverse_permutation, starts_of, weighted_sum
 
 __all__ = ["Routing"]
 
@@ -164,17 +164,15 @@ class Routing:
             expert = torch.where(keep, expert, num_experts)
             weight = torch.where(keep | weight.isnan(), weight, 0)  # NaN marks an invalid token: it is kept
         sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
-        position = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-        boundaries = torch.arange(num_experts + 1, device=expert.device)
         return cls(
             token=order // max(k, 1),
             expert=sorted_expert,
             weight=weight.reshape(-1).gather(0, order),
-            offsets=torch.searchsorted(sorted_expert, boundaries, out_int32=True),
+            offsets=starts_of(sorted_expert, num_experts, torch.int32),
             logits=logits,
             probabilities=probabilities,
             valid=torch.ones(num_tokens, dtype=torch.bool, device=expert.device) if valid is None else valid,
-            position=position.view(num_tokens, k),
+            position=inverse_permutation(order).view(num_tokens, k),
             dropped=torch.zeros((), dtype=torch.int64, device=expert.device) if dropped is None else dropped,
             details=details or {},
         )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of, check_sizes, check_top_k
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.expert_tensors import averaged, sliced, stack_of
 from moeapps.core.experts import ExpertMLP, FeedForward, LowRankExpertMLP
 from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.layer import MoE
@@ -154,7 +154,7 @@ def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
         score = _use(use, name).weight.clone()
         score[: layer.router.always_on] = torch.inf
         kept = score.topk(num_experts).indices.sort().values.tolist()
-        experts = _sliced(layer, [[e] for e in kept], lambda group: _stack_of(layer.experts, group))
+        experts = sliced(layer.experts, [[e] for e in kept], lambda group: stack_of(layer.experts, group[0]))
         pruned = layer.rebuilt(router=layer.router.restricted(kept), experts=experts)
         return pruned, _report(layer, pruned, [(e,) for e in kept])
 
@@ -217,7 +217,7 @@ def regroup(layer: MoE, groups: Sequence[Sequence[int]], weight: Tensor | None =
     """
     use = torch.ones(layer.num_experts, dtype=torch.float64) if weight is None else weight
     router = MergedRouter(copy.deepcopy(layer.router), groups)
-    experts = _sliced(layer, groups, lambda group: _averaged(layer.experts, group, use))
+    experts = sliced(layer.experts, groups, lambda group: averaged(layer.experts, group, use))
     return layer.rebuilt(router=router, experts=experts)
 
 
@@ -267,6 +267,9 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
             if e.bias1 is not None and e.bias2 is not None:
                 experts.bias1.copy_(e.bias1)  # type: ignore[union-attr]
                 experts.bias2.copy_(e.bias2)  # type: ignore[union-attr]
+        both = {"down": e.weight1, "up": e.weight2}
+        for part, made in experts.named_parameters():  # what was frozen stays frozen
+            made.requires_grad_((both[part] if part in both else e.get_parameter(part)).requires_grad)
         compressed = layer.rebuilt(router=layer.router, experts=experts)  # layers that share a router still do
         groups = [(i,) for i in range(layer.num_experts)]
         return compressed, _report(layer, compressed, groups, float(torch.cat(errors).mean()))
@@ -300,12 +303,14 @@ def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForwar
     weight = torch.ones(layer.num_experts, dtype=torch.float64) if use is None else use.weight
     group = list(range(layer.num_experts))
     group = [group.pop(int(weight.argmax())), *group]  # the others are aligned to the most used one
-    merged = _averaged(e, group, weight)
+    merged = averaged(e, group, weight)
     dense = FeedForward(e.dim, e.hidden_dim, e.out_dim, e.activation).to(e.weight1)
     with torch.no_grad():
         for linear, matrix, bias in ((dense.first, "weight1", "bias1"), (dense.second, "weight2", "bias2")):
-            linear.weight.copy_(merged[matrix].t())
+            linear.weight.copy_(merged[matrix].t()).requires_grad_(e.get_parameter(matrix).requires_grad)
             linear.bias.copy_(merged.get(bias, torch.zeros_like(linear.bias)))
+            linear.bias.requires_grad_(bias not in merged or e.get_parameter(bias).requires_grad)
+    dense.train(layer.training)
     return dense, _report(layer, dense, [tuple(group)], experts_after=1)
 
 
@@ -419,63 +424,6 @@ def _stacked(layer: MoE) -> ExpertMLP:
     if type(layer.experts) is not ExpertMLP:
         raise ConfigError(f"this needs experts of type ExpertMLP, got {type(layer.experts).__name__}")
     return layer.experts
-
-
-def _stack_of(experts: Any, group: Sequence[int]) -> dict[str, Tensor]:
-    """Tensors of one expert."""
-    return {name: p.detach()[group[0]] for name, p in experts.named_parameters()}
-
-
-def _averaged(experts: Any, group: Sequence[int], use: Tensor) -> dict[str, Tensor]:
-    """Mean of some experts' tensors, weighted by use, hidden units aligned to the first one's."""
-    share = use[list(group)].clamp(min=1e-12)
-    share = share / share.sum()
-    reference = _stack_of(experts, group)
-    total = {name: tensor * share[0] for name, tensor in reference.items()}
-    for part, e in zip(share[1:], group[1:], strict=True):
-        own = _stack_of(experts, [e])
-        order = _alignment(reference, own, ACTIVATIONS[experts.activation].gated)
-        for name, tensor in _permuted(own, order, ACTIVATIONS[experts.activation].gated).items():
-            total[name] += tensor * part
-    return {name: tensor.to(reference[name].dtype) for name, tensor in total.items()}
-
-
-def _units(tensors: Mapping[str, Tensor], gated: bool) -> Tensor:
-    """One row per hidden unit: everything that goes in and out of it."""
-    first = torch.cat(tensors["weight1"].chunk(2, dim=1)) if gated else tensors["weight1"]
-    parts = [first.t() if not gated else first.unflatten(0, (2, -1)).permute(2, 0, 1).flatten(1), tensors["weight2"]]
-    return torch.cat(parts, dim=1).double()
-
-
-def _alignment(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], gated: bool) -> Tensor:
-    """For each hidden unit of the reference, the unit of the other that matches it best, each used once."""
-    gain = _units(reference, gated) @ _units(other, gated).t()
-    _, columns = linear_sum_assignment(gain.cpu().numpy(), maximize=True)
-    return torch.as_tensor(columns, device=gain.device)
-
-
-def _permuted(tensors: Mapping[str, Tensor], order: Tensor, gated: bool) -> dict[str, Tensor]:
-    """An expert with its hidden units in another order: the same function."""
-    first = torch.cat([order, order + len(order)]) if gated else order
-    change = {
-        "weight1": lambda t: t[:, first],
-        "bias1": lambda t: t[first],
-        "weight2": lambda t: t[order],
-    }
-    return {name: change.get(name, lambda t: t)(tensor) for name, tensor in tensors.items()}
-
-
-def _sliced(layer: MoE, groups: Sequence[Sequence[int]], make: Callable[[Sequence[int]], dict[str, Tensor]]) -> Any:
-    """Experts of the same kind as the layer's, one per group."""
-    experts = layer.experts
-    if not isinstance(experts, ExpertMLP):
-        raise ConfigError(f"this needs experts with stacked weights (ExpertMLP), got {type(experts).__name__}")
-    made = [make(list(group)) for group in groups]
-    new = copy.deepcopy(experts)
-    new.num_experts = len(groups)
-    for name in dict(experts.named_parameters()):
-        setattr(new, name, nn.Parameter(torch.stack([tensors[name] for tensors in made])))
-    return new
 
 
 def _report(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
-from moeapps.core.programs import onnx_runtime, program_bytes
+from moeapps.core.programs import Scaling, onnx_runtime, program_bytes
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
@@ -35,15 +35,11 @@ _TABLE = "table.json"
 class _Program(nn.Module):
     """From codes and numbers to probabilities, numbers and rates; plain tensors, since ONNX has no containers."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, network: nn.Module, targets: Targets) -> None:
         super().__init__()
         self.network = network
         self.kinds = [targets.kinds[name] for name in targets.names]
-        self.register_buffer("mean", torch.tensor(targets.mean))
-        self.register_buffer("scale", torch.tensor(targets.scale))
+        self.scaling = Scaling(torch.tensor(targets.mean), torch.tensor(targets.scale))
 
     def forward(self, sparse: Tensor, dense: Tensor, *sequences: Tensor) -> Tensor:
         outputs = self.network(Rows(sparse, dense, tuple(sequences)))
@@ -51,7 +47,7 @@ class _Program(nn.Module):
         for t, kind in enumerate(self.kinds):
             column = outputs[:, t]
             if kind == "regression":
-                column = column * self.scale[t] + self.mean[t]
+                column = column * self.scaling.scale[t] + self.scaling.mean[t]
             elif kind == "binary":
                 column = column.sigmoid()
             else:

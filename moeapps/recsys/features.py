@@ -54,7 +54,8 @@ class FeatureEmbedding(nn.Module):
         self.dim, self.num_sparse, self.num_dense = dim, num_sparse, num_dense
         self.sequence_tables = list(sequence_tables)
         starts = torch.tensor([0, *table_sizes]).cumsum(0)
-        self.register_buffer("starts", starts[:-1], persistent=False)
+        # a tensor of its own: torch.export.save fails on an empty view of another (a table without categories)
+        self.register_buffer("starts", starts[:-1].clone(), persistent=False)
         self.table = nn.Embedding(max(int(starts[-1]), 1), dim, sparse=sparse_gradients)
         nn.init.normal_(self.table.weight, std=dim**-0.5 * 0.3)
         self.out_dim = dim * (num_sparse + len(self.sequence_tables)) + num_dense

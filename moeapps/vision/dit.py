@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.modes import values_are_hidden
 
 __all__ = ["SIZES", "DiT", "DiTBlock", "DiTConfig", "TimestepEmbedding"]
 
@@ -261,15 +262,16 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
 
     def _labels(self, y: Tensor | None, x: Tensor) -> Tensor:
         if y is None:
-            return torch.full((len(x),), self.num_classes, device=x.device)
+            return torch.full((x.shape[0],), self.num_classes, device=x.device)
         if self.training and self.class_dropout > 0:
-            y = y.masked_fill(torch.rand(len(y), device=y.device) < self.class_dropout, self.num_classes)
+            y = y.masked_fill(torch.rand(y.shape[0], device=y.device) < self.class_dropout, self.num_classes)
         return y
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         side, patch = self.img_size // self.patch_size, self.patch_size
-        grid = tokens.view(len(tokens), side, side, patch, patch, self.out_chans)  # (N, rows, columns, p, p, C)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.out_chans, self.img_size, self.img_size)
+        count = tokens.shape[0]  # not len, which torch.export would take for a constant
+        grid = tokens.view(count, side, side, patch, patch, self.out_chans)  # (N, rows, columns, p, p, C)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(count, self.out_chans, self.img_size, self.img_size)
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         wanted = (self.in_chans, self.img_size, self.img_size)
@@ -278,9 +280,11 @@ class DiT(nn.Module, Configurable, PyTorchModelHubMixin, library_name="moeapps",
         for name, values, largest in (("t", t, self.timesteps - 1), ("y", y, self.num_classes)):
             if values is None:
                 continue
-            if values.shape != (len(x),) or values.is_floating_point():
-                raise DataError(f"{name} must be {len(x)} whole numbers, got {values.dtype} of {tuple(values.shape)}")
-            if torch.compiler.is_compiling() or values.is_cuda or len(values) == 0:
+            if values.shape != x.shape[:1] or values.is_floating_point():
+                raise DataError(
+                    f"{name} must be {x.shape[0]} whole numbers, got {values.dtype} of {tuple(values.shape)}"
+                )
+            if values_are_hidden() or values.is_cuda or values.shape[0] == 0:
                 continue  # reading values would break the graph, or synchronise with the device
             if int(values.min()) < 0 or int(values.max()) > largest:
                 raise DataError(f"{name} must be 0 to {largest}, got {int(values.min())} to {int(values.max())}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.files import atomic_write
-from moeapps.core.programs import Form, program_bytes
+from moeapps.core.programs import Form, Scaling, program_bytes
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.images import pad_to
 from moeapps.vision.module import ImageModule
@@ -25,13 +25,12 @@ class _Program(nn.Module):
     def __init__(self, module: ImageModule) -> None:
         super().__init__()
         self.network, self.size = module.network, module.size
-        self.register_buffer("mean", module.mean)
-        self.register_buffer("scale", module.scale)
+        self.scaling = Scaling(module.mean, module.scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to class probabilities ``(N, K)``."""
-        mean, scale = self.get_buffer("mean"), self.get_buffer("scale")
-        probabilities: Tensor = self.network(pad_to((images - mean) / scale, *self.size)).softmax(1)
+        standard = (images - self.scaling.mean) / self.scaling.scale
+        probabilities: Tensor = self.network(pad_to(standard, *self.size)).softmax(1)
         return probabilities
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from moeapps.core.config import as_arguments, takes
 from moeapps.core.layer import RoutedLayer
+from moeapps.core.modes import values_are_hidden
 from moeapps.core.routers import TopKRouter
 from moeapps.vision.dit import DiT, DiTBlock, DiTConfig, modulate
 
@@ -55,20 +56,20 @@ class TimestepSwitch(RoutedLayer):
     def gates(self, temb: Tensor) -> Tensor:
         """Weights ``(N, E)`` of the experts for embedded timesteps ``(N, d)``; zero for experts that are not chosen."""
         routing = self.router(F.silu(temb))
-        self.last_routing = routing
-        empty = routing.weight.new_zeros(len(temb), routing.num_experts)
+        self.remember(routing)
+        empty = routing.weight.new_zeros(temb.shape[0], routing.num_experts)
         return empty.index_put((routing.token, routing.expert), routing.weight)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
         """Masked tokens ``(N, T, d)`` for tokens ``(N, T, d)`` and gates ``(N, E)``, or ``(1, E)`` for all images."""
         gates = gates.to(x.dtype)
         experts, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if len(gates) > 1 and x.shape[2] > MOST_MATRIX * x.shape[1]:
+        if gates.shape[0] > 1 and x.shape[2] > MOST_MATRIX * x.shape[1]:
             outputs = F.linear(x, experts.transpose(1, 2).flatten(0, 1), bias.flatten())  # (N, T, E d)
             return x * (1 + torch.einsum("ntei,ne->nti", outputs.unflatten(2, bias.shape), gates))
         matrix = (gates @ experts.flatten(1)).view(-1, *experts.shape[1:])  # (N or 1, d, d)
         bias_and_one = 1 + gates @ bias  # (N or 1, d)
-        if len(gates) == 1:
+        if gates.shape[0] == 1:
             return x * F.linear(x, matrix[0].t(), bias_and_one[0])
         return x * torch.baddbmm(bias_and_one[:, None], x, matrix)
 
@@ -183,7 +184,7 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
         return tokens
 
     def _gates(self, temb: Tensor, t: Tensor) -> list[Tensor]:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or values_are_hidden():
             return [switch.gates(temb) for switch in self.switches]
         if self._table is None or self._table.device != t.device:
             self._table = self.gate_table()

@@ -2,6 +2,7 @@
 
 # Shapes: N images, T tokens (patches, and the class token) per image, d width, E experts, L blocks
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import Configurable, as_arguments, takes
+from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
+from moeapps.core.modes import is_recomputing
 from moeapps.core.routers import Router, TopKRouter
 from moeapps.core.routing import Routing
 
@@ -27,29 +30,43 @@ class SharedMoE(MoE):
     One forward pass of the model goes like this:
 
     1. The model calls :meth:`start`, which drops the routings of the pass before.
-    2. Each of the L blocks calls :meth:`forward`; router and experts are the same, the tokens are not, so every call
-       has a routing of its own, which is kept.
+    2. Each of the L blocks calls :meth:`enter` and :meth:`forward`; router and experts are the same, the tokens are
+       not, so every call has a routing of its own, which is kept.
     3. :meth:`auxiliary_losses` computes the losses of every call and returns their mean, so that their weight does not
        depend on the depth.
+
+    In a loop of one's own over the blocks nobody calls :meth:`start`: there a block that does not come after the one
+    before begins another pass.
 
     Attributes
     ----------
     routings : sequence of Routing
-        Routing of each call since :meth:`start`.
+        Routing of each call of the last forward pass.
+    most_calls : int, default=1024
+        Largest number of calls in a pass: no more routings than that are kept. A model sets it to its depth.
     """
 
     routings: Sequence[Routing] = ()
+    most_calls: int = 1024
+    _block: int = -1  # the block that called last
 
     def start(self) -> None:
         """Drop the routings of the last forward pass."""
-        self.routings = ()
+        self.routings, self._block = (), -1
 
-    def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
-        """As :class:`~moeapps.core.MoE`: tokens ``(N, T, d)`` to tokens."""
-        out = super().forward(x, ids)
-        assert self.last_routing is not None, "MoE.forward sets it"
-        self.routings = (*self.routings, self.last_routing)
-        return out
+    def enter(self, block: int) -> None:
+        """Say which block calls next, by its number in the model."""
+        if is_recomputing():
+            return
+        if block <= self._block:
+            self.start()
+        self._block = block
+
+    def remember(self, routing: Routing) -> None:
+        """Keep the routing of a call beside those of the pass's calls before."""
+        if not is_recomputing():
+            self.routings = (*self.routings, routing)[-self.most_calls :]
+        super().remember(routing)
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses by name, mean over the calls; empty before the first."""
@@ -61,7 +78,7 @@ class SharedMoE(MoE):
         return {name: torch.stack([losses[name] for losses in per_call]).mean() for name in names}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "routings": ()}
+        return {**super().__getstate__(), "routings": (), "_block": -1}
 
 
 class WideBlock(nn.Module):
@@ -77,12 +94,20 @@ class WideBlock(nn.Module):
         Norm before the experts; the shared one when None.
     drop_path : float, default 0.0
         Probability of skipping a residual branch in training.
+    index : int, default 0
+        Number of the block in its model.
     """
 
     def __init__(
-        self, shared: nn.ModuleDict, norm1: nn.Module | None, norm2: nn.Module | None, drop_path: float = 0.0
+        self,
+        shared: nn.ModuleDict,
+        norm1: nn.Module | None,
+        norm2: nn.Module | None,
+        drop_path: float = 0.0,
+        index: int = 0,
     ) -> None:
         super().__init__()
+        self.index = index
         self._shared = (shared,)  # in a tuple, so that torch does not register it here too: the model does, once
         self.norm1, self.norm2 = norm1, norm2
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -93,7 +118,10 @@ class WideBlock(nn.Module):
         norm1 = shared["norm1"] if self.norm1 is None else self.norm1
         norm2 = shared["norm2"] if self.norm2 is None else self.norm2
         x = x + self.drop_path(shared["attn"](norm1(x), attn_mask=attn_mask, is_causal=is_causal))
-        return x + self.drop_path(shared["moe"](norm2(x)))
+        moe = shared["moe"]
+        if isinstance(moe, SharedMoE):  # surgery may have made it a dense layer
+            moe.enter(self.index)
+        return x + self.drop_path(moe(norm2(x)))
 
 
 def _init_experts(moe: MoE) -> None:
@@ -184,6 +212,7 @@ class WideNet(
     @takes(VisionMoEConfig)
     def __init__(self, *, config: VisionMoEConfig, individual_norms: bool = True, **vit: Any) -> None:
         made: list[nn.ModuleDict] = []
+        numbers = itertools.count()
 
         # timm calls this once per block; the first call makes what all blocks share.
         def block(
@@ -215,12 +244,13 @@ class WideNet(
                     shared |= {"norm1": norm_layer(dim), "norm2": norm_layer(dim)}
                 made.append(nn.ModuleDict(shared))
             norms = [norm_layer(dim) if individual_norms else None for _ in range(2)]
-            return WideBlock(made[0], norms[0], norms[1], drop_path)
+            return WideBlock(made[0], norms[0], norms[1], drop_path, next(numbers))
 
         check_sizes(depth=vit.get("depth", 12))
         # Weights are initialised once the shared modules are registered: timm would not find them before.
         super().__init__(block_fn=block, **{**vit, "weight_init": "skip"})  # type: ignore[arg-type]
         self.shared = made[0]
+        self.moe.most_calls = len(self.blocks)
         self.init_weights(vit.get("weight_init", ""))
         _init_experts(self.moe)
 
@@ -228,7 +258,10 @@ class WideNet(
     def moe(self) -> SharedMoE:
         """The MoE layer that all blocks share."""
         moe = self.shared["moe"]
-        assert isinstance(moe, SharedMoE), f"the blocks share a {type(moe).__name__}, not a SharedMoE"
+        if not isinstance(moe, SharedMoE):
+            raise ConfigError(
+                f"surgery has replaced the experts of this WideNet: its blocks share a {type(moe).__name__}"
+            )
         return moe
 
     def _start(self) -> None:

@@ -17,6 +17,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import Experts
 from moeapps.core.losses import load_balance_loss, router_z_loss
+from moeapps.core.modes import values_are_hidden
 from moeapps.core.routing import Routing
 
 __all__ = ["Router", "linear_scores", "router_dtype"]
@@ -147,7 +148,7 @@ class Router(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.scores(x.to(router_dtype(x)), experts, ids)
             valid = logits.detach().sum(dim=-1).isfinite()  # (N,)
-            if not (torch.compiler.is_compiling() or valid.is_cuda) and bool(valid.all()):
+            if not (values_are_hidden() or valid.is_cuda) and bool(valid.all()):
                 return self.choose(logits, valid)
             # topk would rank a NaN highest: a bad token must neither win a slot nor reach losses and statistics
             routing = self.choose(torch.where(valid[:, None], logits, 0.0), valid)
@@ -201,7 +202,7 @@ class Router(nn.Module):
 
     def _restricted(self, kept: Sequence[int]) -> Self:
         if self.per_expert is None:
-            raise ConfigError(f"experts cannot be taken out of a {type(self).__name__}")
+            raise ConfigError(f"experts cannot be taken out of {type(self).__name__}: merge them instead")
         return self._with_rows({name: list(kept) for name in self.per_expert}, len(kept))
 
     def _overrides_subset(self) -> bool:
@@ -219,7 +220,8 @@ class Router(nn.Module):
         copied = copy.deepcopy(self)
         for name, chosen in rows.items():
             kept = getattr(self, name).detach()[chosen].clone()
-            setattr(copied, name, nn.Parameter(kept) if isinstance(getattr(self, name), nn.Parameter) else kept)
+            old = getattr(self, name)  # a frozen parameter stays frozen
+            setattr(copied, name, nn.Parameter(kept, old.requires_grad) if isinstance(old, nn.Parameter) else kept)
         copied.num_experts = num_experts
         for name in ("top_k", "max_experts", "capacity_factor", "end_k", "start_k"):
             if (value := getattr(copied, name, None)) is not None:

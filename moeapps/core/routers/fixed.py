@@ -1,6 +1,7 @@
 """Routers without learned weights: by hash, at random per batch, and fixed random with growing k."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,13 @@ class HashRouter(Router):
 
     per_expert = ("projection",)
     projection: Tensor
+    _hashed: int  # number of experts that ids are hashed to
+    _kept: tuple[int, ...] | None  # those of them that are left, None for all
 
     def __init__(self, dim: int, num_experts: int, seed: int = 0) -> None:
         super().__init__(dim, num_experts)
         self.seed = seed
+        self._hashed, self._kept = num_experts, None
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("projection", torch.randn(num_experts, dim, generator=generator) * dim**-0.5)
 
@@ -51,9 +55,26 @@ class HashRouter(Router):
                 raise DataError(
                     f"ids must be whole numbers of shape {(x.shape[0],)}, got {ids.dtype} {tuple(ids.shape)}"
                 )
-            bucket = _mix(ids.long() + self.seed) % self.num_experts
-        hit = F.one_hot(bucket, self.num_experts).to(x.dtype)
+            bucket = self._bucket(_mix(ids.long() + self.seed))
+        # not F.one_hot, which looks at the values
+        hit = (bucket[:, None] == torch.arange(self.num_experts, device=x.device)).to(x.dtype)
         return hit + x.detach().sum(dim=-1, keepdim=True) * 0
+
+    def _bucket(self, hashed: Tensor) -> Tensor:
+        """Expert of each hashed id; after experts were taken out, ids of the others keep theirs."""
+        if self._kept is None:
+            return hashed % self.num_experts
+        number = {e: i for i, e in enumerate(self._kept)}
+        table = torch.tensor([number.get(e, -1) for e in range(self._hashed)], device=hashed.device)
+        bucket = table[hashed % self._hashed]
+        return torch.where(bucket < 0, hashed // self._hashed % self.num_experts, bucket)
+
+    def restricted(self, kept: Sequence[int]) -> Self:
+        """Copy over some of the experts; tokens and ids of these keep them."""
+        copied = super().restricted(kept)
+        before = range(self.num_experts) if self._kept is None else self._kept
+        copied._kept = tuple(before[e] for e in kept)
+        return copied
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
         """The hashed expert with weight 1."""

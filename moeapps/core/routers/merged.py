@@ -1,21 +1,38 @@
 """A router over merged experts: it chooses among the experts there were before."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.losses import load_balance_loss
 from moeapps.core.routers.base import Router
 from moeapps.core.routing import Routing
 
-__all__ = ["MergedRouter"]
+__all__ = ["MergedRouter", "MergedRouting"]
+
+
+@dataclass(frozen=True, eq=False)
+class MergedRouting(Routing):
+    """Routing over merged experts, with the one over the experts there were before.
+
+    Attributes
+    ----------
+    before : Routing, optional
+        What the old router said.
+    """
+
+    before: Routing | None = None
 
 
 class MergedRouter(Router):
     """Route among the old experts, then send each assignment to the expert that the old one was merged into.
 
-    The weights of a token stay what they were (M-SMoE, Li et al. 2024, section 3.2).
+    The weights of a token stay what they were (M-SMoE, Li et al. 2024, section 3.2). In training the old router's
+    losses and :meth:`update` go on, over the old experts; only ``balance``, where it has such a loss, is that of the
+    merged ones.
 
     Parameters
     ----------
@@ -31,18 +48,25 @@ class MergedRouter(Router):
     """
 
     group: Tensor
+    router: Router
 
     def __init__(self, router: Router, groups: Sequence[Sequence[int]]) -> None:
         super().__init__(router.dim, len(groups))
         if sorted(e for group in groups for e in group) != list(range(router.num_experts)):
             raise ConfigError(f"groups must hold each of the {router.num_experts} experts once, got {groups}")
+        if not all(groups):
+            raise ConfigError(f"groups must hold at least one expert each, got {groups}")
         if not router.mergeable:
-            raise ConfigError(
-                f"experts of a {type(router).__name__} cannot be merged: it does not choose by scores of its own"
-            )
+            why = "it does not choose by scores of its own" if router.token_choice else "its tokens choose no experts"
+            raise ConfigError(f"experts behind {type(router).__name__} cannot be merged: {why}")
         self.router = router
         new = [next(g for g, group in enumerate(groups) if e in group) for e in range(router.num_experts)]
         self.register_buffer("group", torch.tensor([*new, len(groups)]))
+
+    @property
+    def consistency_weight(self) -> float:  # type: ignore[override]
+        """That of the old router."""
+        return self.router.consistency_weight
 
     def forward(
         self, x: Tensor, *, experts: nn.Module | None = None, ids: Tensor | None = None, sample_size: int = 1
@@ -51,7 +75,7 @@ class MergedRouter(Router):
         old: Routing = self.router(x, experts=experts, ids=ids, sample_size=sample_size)
         choices = self.group[old.choices]
         summed = old.probabilities.new_zeros(old.num_tokens, self.num_experts)
-        return Routing.from_topk(
+        merged = Routing.from_topk(
             choices,
             old.weight[old.position],
             logits=old.logits,
@@ -61,3 +85,21 @@ class MergedRouter(Router):
             dropped=old.dropped,
             details=old.details,
         )
+        return MergedRouting(**vars(merged), before=old)
+
+    def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of the old router; ``balance``, where it has one, over the merged experts."""
+        losses = self.router.losses(_before(routing), token_weight)
+        if "balance" in losses:
+            losses["balance"] = load_balance_loss(routing, token_weight)
+        return losses
+
+    def update(self, routing: Routing, progress: float) -> None:
+        """Update what the old router learns without gradients."""
+        self.router.update(_before(routing), progress)
+
+
+def _before(routing: Routing) -> Routing:
+    assert isinstance(routing, MergedRouting), "made by forward"
+    assert routing.before is not None
+    return routing.before

@@ -41,13 +41,16 @@ class SoftRouting(Routing):
         assert self.mix is not None
         samples, size = self.mix.shape[:2]
         x = torch.where(self.valid[:, None], x, 0).view(samples, size, x.shape[1])
-        return torch.einsum("btes,btd->ebsd", self.mix.to(x.dtype), x).flatten(0, 2)
+        # not einsum: onnxruntime's ends the process on a batch without rows
+        mixed = self.mix.to(x.dtype).flatten(2).transpose(1, 2) @ x  # (B, E S, d)
+        return mixed.unflatten(1, self.mix.shape[2:]).transpose(0, 1).flatten(0, 2)
 
     def combine(self, y: Tensor) -> Tensor:
         """Mix the slots' outputs ``(E B S, d_out)`` back: ``(N, d_out)``; NaN for invalid tokens."""
         assert self.share is not None
         samples, _, experts, slots = self.share.shape
-        out = torch.einsum("btes,ebsd->btd", self.share.to(y.dtype), y.view(experts, samples, slots, y.shape[1]))
+        by_sample = y.view(experts, samples, slots, y.shape[1]).transpose(0, 1).flatten(1, 2)  # (B, E S, d_out)
+        out = self.share.to(y.dtype).flatten(2) @ by_sample
         return torch.where(self.valid[:, None], out.flatten(0, 1), torch.nan)
 
 
@@ -90,6 +93,8 @@ class SoftRouter(Router):
     ) -> Routing:
         """Mix tokens ``(N, d)`` that come in samples of ``sample_size`` rows each."""
         self.check_tokens(x)
+        if x.shape[0] == 0 and sample_size == 0:  # samples without tokens: there is nothing to mix
+            sample_size = 1
         if sample_size < 1 or x.shape[0] % sample_size:
             raise DataError(f"{x.shape[0]} tokens do not divide into samples of sample_size={sample_size}")
         dtype = router_dtype(x)
