@@ -184,7 +184,7 @@ def test_a_pruned_estimator_loads_again_where_arguments_of_its_router_depend_on_
 
 def test_bilevel_experts_are_not_pruned():
     layer = make("bilevel")
-    with pytest.raises(ConfigError, match="cannot be taken out of a BilevelRouter"):
+    with pytest.raises(ConfigError, match="cannot be taken out of BilevelRouter"):
         prune_experts(layer, 2, measure_use(layer, [torch.randn(5, 8)]))
 
 

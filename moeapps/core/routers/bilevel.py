@@ -71,8 +71,8 @@ class BilevelRouter(Router):
         """The best experts of the best groups."""
         probabilities = logits.softmax(dim=-1)
         group = probabilities.detach().unflatten(-1, (self.num_groups, self.group_size)).sum(dim=-1)
-        chosen = torch.zeros_like(group, dtype=torch.bool)
-        chosen.scatter_(-1, group.topk(self.top_groups, dim=-1).indices, True)
+        best = group.topk(self.top_groups, dim=-1).indices
+        chosen = (best[..., None] == torch.arange(self.num_groups, device=best.device)).any(dim=-2)
         inside = chosen.repeat_interleave(self.group_size, dim=-1)
         expert = torch.where(inside, probabilities.detach(), -1).topk(self.top_k, dim=-1).indices
         weight = probabilities.gather(-1, expert)
