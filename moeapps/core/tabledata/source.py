@@ -164,7 +164,7 @@ def require_columns(names: Iterable[str], present: Iterable[str], table: str, be
         Naming up to ten columns that are missing.
     """
     there = set(present)
-    missing = [name for name in names if name not in there]
+    missing = [name for name in dict.fromkeys(names) if name not in there]
     if missing:
         plural = "s" if len(missing) > 1 else ""
         reason = f", which {because} names" if because else ""

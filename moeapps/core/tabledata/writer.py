@@ -1,5 +1,6 @@
 """Tables written to files in pieces."""
 
+import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any, Self
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
+from moeapps.core.tabledata.cells import is_missing_cell
 
 __all__ = ["TableWriter"]
 
@@ -71,9 +74,25 @@ class TableWriter:
         if self.path.suffix == ".csv":
             frame.to_csv(self._file, index=False, header=self._file.tell() == 0)
             return
+        frame = frame.assign(**{n: _storable(frame[n]) for n, kind in frame.dtypes.items() if is_object_dtype(kind)})
         if self._parquet is None:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             self._parquet = pq.ParquetWriter(self._file, table.schema)
         else:
             table = pa.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
         self._parquet.write_table(table)
+
+
+def _storable(column: pd.Series) -> pd.Series:
+    """Objects that Arrow has one type for as they are, others as text: whole numbers beyond 64 bits, mixed types."""
+    for kind in (None, pa.uint64()):
+        try:
+            pa.array(column, kind, from_pandas=True)
+        except (pa.ArrowException, OverflowError, TypeError):
+            continue
+        return column if kind is None else column.astype(pd.UInt64Dtype())
+    texts = [
+        None if is_missing_cell(value) else value if isinstance(value, str) else json.dumps(value, default=str)
+        for value in column
+    ]
+    return pd.Series(texts, index=column.index, dtype=object)
