@@ -133,7 +133,7 @@ class MultiTaskRanker(Ranker):
     def fit(
         self,
         frame: Table,
-        targets: Sequence[str],
+        targets: str | Sequence[str],
         *,
         ignored: Sequence[str] = (),
         kinds: Mapping[str, TargetKind] | None = None,
@@ -146,7 +146,7 @@ class MultiTaskRanker(Ranker):
         frame : DataFrame or path
             Rows with features and targets, or a CSV or Parquet file, which may be larger than memory. Where a target is
             NaN, the row does not count in its loss.
-        targets : list of str
+        targets : str or list of str
             Columns to be predicted.
         ignored : list of str, default ()
             Columns that are not used (ids for grouping, weights, time stamps).
@@ -166,7 +166,7 @@ class MultiTaskRanker(Ranker):
             Naming the argument, column or target that cannot be used.
         """
         with self._all_or_nothing() as fitted:
-            fitted._fit(frame, targets, ignored, kinds, validation)
+            fitted._fit(frame, [targets] if isinstance(targets, str) else targets, ignored, kinds, validation)
         return self
 
     def diagnose(self, frame: pd.DataFrame) -> Diagnosis:

@@ -10,7 +10,7 @@ import pandas as pd
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts
-from moeapps.core.tabledata.kinds import Column, ColumnKind
+from moeapps.core.tabledata.kinds import Column, ColumnKind, is_named_id
 from moeapps.core.tabledata.source import TableSource, listed, require_columns
 
 __all__ = ["DenseFeature", "Feature", "Schema", "SequenceFeature", "SparseFeature", "as_schema"]
@@ -315,6 +315,6 @@ def _kind(column: Column) -> str:
     if column.is_category:
         return "sparse"
     # A whole number is a quantity (age, price) as often as a category, so that its name decides
-    named = column.name == "id" or column.name.endswith(("_id", "Id"))
+    named = is_named_id(column.name)
     chosen = column.why == "chosen by column_types"
     return "sparse" if column.kind == "number" and column.whole and named and not chosen else "dense"

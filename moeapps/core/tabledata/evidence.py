@@ -20,7 +20,7 @@ from pandas.api.types import is_object_dtype
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import EXACT, is_missing_cell, is_number_value
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
-from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
+from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, is_named_id
 
 __all__ = ["ColumnEvidence", "infer_columns"]
 
@@ -270,7 +270,8 @@ class ColumnEvidence:
         return self._column("category", "text", typed=False)
 
     def _beyond(self) -> Column:
-        self._warn(f"holds whole numbers beyond 2**53, such as {self.beyond}, which a float cannot hold exactly")
+        if not is_named_id(self.name):
+            self._warn(f"holds whole numbers beyond 2**53, such as {self.beyond}, which a float cannot hold exactly")
         return self._column("category", "whole numbers beyond 2**53, which a float cannot hold exactly", whole=True)
 
     def _warn(self, what: str) -> None:

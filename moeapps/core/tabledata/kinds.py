@@ -8,7 +8,7 @@ import pandas as pd
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["Column", "ColumnKind", "check_column_types", "columns_frame"]
+__all__ = ["Column", "ColumnKind", "check_column_types", "columns_frame", "is_named_id"]
 
 ColumnKind = Literal["number", "category", "id", "time", "list"]
 """What a column is. An id is a category of which nearly every row has its own."""
@@ -60,6 +60,11 @@ class Column:
     def from_json(cls, values: Mapping[str, Any]) -> "Column":
         """Undo :meth:`to_json`."""
         return cls(**{**values, "missing_texts": tuple(values["missing_texts"])})
+
+
+def is_named_id(name: str) -> bool:
+    """Whether the name says that whole numbers are ids: ``id``, ``..._id``, ``...Id``."""
+    return name.lower() == "id" or name.endswith(("_id", "Id", "_ID"))
 
 
 def check_column_types(given: Mapping[str, Any] | None, names: Iterable[str] | None = None) -> dict[str, ColumnKind]:
