@@ -15,6 +15,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
@@ -176,6 +177,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
         self._check_settings()
+        if self.image_size is not None:
+            check_sizes(image_size=self.image_size)
         if isinstance(X, str | Path):
             if y is not None:
                 raise DataError("the classes of a folder are the names of its folders: y must be None")

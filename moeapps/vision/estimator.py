@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import (
     classes_and_codes,
@@ -134,4 +134,7 @@ class ImageEstimator(LightningEstimator):
     def _restore(self, state: dict[str, Any]) -> None:
         self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
         self.spec_ = ImageSpec.from_state(state["spec_"])
+        count = 0 if self.classes_ is None else len(self.classes_)
+        if count != len(self.spec_.classes):
+            raise FileFormatError(f"it has {count} class labels for {len(self.spec_.classes)} classes")
         super()._restore(state)

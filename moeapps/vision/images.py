@@ -2,6 +2,7 @@
 
 # Shapes: N images, C channels, H height, W width
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, FileFormatError
 from moeapps.vision.folders import read_images, stack_images
 from moeapps.vision.reading import read_image, resize_centre
 
@@ -52,9 +53,23 @@ class ImageSpec:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ImageSpec":
-        """Undo :meth:`state`."""
-        shape = tuple(state["shape"])
-        return cls((shape[0], shape[1], shape[2]), *(tuple(state[name]) for name in ("classes", "mean", "scale")))
+        """Undo :meth:`state`.
+
+        Raises
+        ------
+        FileFormatError
+            If these are not the fields of a spec.
+        """
+        shape, classes, mean, scale = (tuple(state[name]) for name in ("shape", "classes", "mean", "scale"))
+        sides = len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
+        if not sides or shape[0] not in CHANNELS or not all(isinstance(name, str) for name in classes):
+            raise FileFormatError(f"images of shape {shape} with {len(classes)} classes: it is damaged")
+        for values in (mean, scale):
+            if len(values) != shape[0] or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+                raise FileFormatError(f"channel statistics {mean} and {scale} of {shape[0]} channels: it is damaged")
+        if min(scale) <= 0:
+            raise FileFormatError(f"a channel has scale {min(scale)}: it is damaged")
+        return cls((shape[0], shape[1], shape[2]), classes, mean, scale)
 
     @classmethod
     def of(cls, images: Tensor, classes: Any) -> "ImageSpec":
@@ -246,6 +261,11 @@ class PixelRange:
     low: float
     high: float
     whole: bool
+
+    def __post_init__(self) -> None:
+        numbers = all(type(value) in (int, float) for value in (self.low, self.high))
+        if not (numbers and self.low <= self.high and isinstance(self.whole, bool)):
+            raise FileFormatError(f"pixels from {self.low!r} to {self.high!r}: it is damaged")
 
     @classmethod
     def of(cls, images: Tensor) -> "PixelRange":

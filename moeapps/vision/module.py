@@ -18,7 +18,7 @@ from moeapps.core.module import DataDependentModule
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
-from moeapps.vision.networks import FAMILIES, make_network, without_downloads
+from moeapps.vision.networks import FAMILIES, make_network
 
 __all__ = ["AUGMENTATIONS", "FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
 
@@ -55,7 +55,7 @@ class SpecModule(DataDependentModule):
         raise NotImplementedError
 
     def attach_for_weights(self, spec: ImageSpec) -> None:
-        """As :meth:`attach`, for weights that are at hand: nothing is downloaded, no other file is read."""
+        """As :meth:`attach`, for weights that are at hand: nothing is downloaded, and no file is read."""
         self.fetches = False
         try:
             self.attach(spec)
@@ -175,15 +175,14 @@ class ImageModule(SpecModule, Configurable):
         model, options = self.config.model, dict(self.config.options or {})
         if fixed := [name for name in ("in_chans", "num_classes") if name in options]:
             raise ConfigError(f"options has {' and '.join(fixed)}, which follow from the images")
-        if not self.fetches:
-            options = without_downloads(options)
         if model in FAMILIES:  # other models of timm have a patch size of their own; these are padded to whole patches
             patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
             check_sizes(patch_size=patch)
             height, width = (-(-side // patch) * patch for side in (height, width))
             options = {**options, "patch_size": patch}
         self.size = (height, width)
-        self.network = make_network(model, (channels, height, width), len(spec.classes), **options)
+        shape = (channels, height, width)
+        self.network = make_network(model, shape, len(spec.classes), for_weights=not self.fetches, **options)
         for name, values in (("mean", spec.mean), ("scale", spec.scale)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         if self.config.grad_checkpointing:

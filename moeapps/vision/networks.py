@@ -28,7 +28,9 @@ _FAILURES = (
 """What models of timm raise where arguments or sizes do not fit."""
 
 
-def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **options: Any) -> nn.Module:
+def make_network(
+    model: str, shape: tuple[int, int, int], num_classes: int, *, for_weights: bool = False, **options: Any
+) -> nn.Module:
     """Build a network for images ``(C, H, W)``.
 
     Parameters
@@ -39,6 +41,9 @@ def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **op
         Channels, height, width.
     num_classes : int
         Number of classes.
+    for_weights : bool, default False
+        Whether it is for weights that are at hand: then nothing is downloaded, no file is read, and no image is
+        classified to try it, since a file may name any size.
     **options
         Further arguments of the model.
 
@@ -59,6 +64,8 @@ def make_network(model: str, shape: tuple[int, int, int], num_classes: int, **op
     # Before anything is built: a name from a file must not reach timm's hub and folders.
     if any(character in model for character in ":/\\"):
         raise ConfigError(f"model={model!r} names a place: give the name of a timm model, as timm.list_models() has it")
+    if for_weights:
+        return _timm_model_for_weights(model, shape, num_classes, without_downloads(options))
     return _timm_model(model, shape, num_classes, options)
 
 
@@ -99,13 +106,32 @@ def _timm_model(model: str, shape: tuple[int, int, int], num_classes: int, optio
     plain = without_downloads(options)
     own = _own_side(model)
     sides = [side for side in _SQUARES if max(shape[1:]) <= side < own] + [own]
-    works = next((side for side in sides if _works(model, (shape[0], side, side), num_classes, plain)), None)
+    shapes = [(shape[0], side, side) for side in sides]
+    works = next((each[1] for each in shapes if _way_that_works(model, each, num_classes, plain) is not None), None)
     if works is None or (works, works) == shape[1:]:
         raise ConfigError(f"options of model={model!r}: {text}") from None
     raise ConfigError(
         f"model={model!r} cannot take images of {shape[1]} x {shape[2]} pixels ({text}). It takes {works} x {works}: "
         f"set image_size={works}"
     ) from None
+
+
+def _timm_model_for_weights(
+    model: str, shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]
+) -> nn.Module:
+    """The model that :func:`_timm_model` built, found without memory for an image or for weights."""
+    way = _way_that_works(model, shape, num_classes, options)
+    try:
+        # without such a way the first one fails too, unless the model cannot be tried without memory
+        network: nn.Module = timm.create_model(
+            model,
+            in_chans=shape[0],
+            num_classes=num_classes,
+            **{**(next(_ways_to_say(shape, options)) if way is None else way), **options},
+        )
+        return network
+    except _FAILURES as error:
+        raise ConfigError(f"options of model={model!r}: {' '.join(str(error).split())}") from None
 
 
 def _ways_to_say(shape: tuple[int, int, int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -123,8 +149,9 @@ def _is_about_img_size(error: Exception) -> bool:
     return isinstance(error, TypeError) and "unexpected keyword argument 'img_size'" in str(error)
 
 
-def _classify_one(network: nn.Module, shape: tuple[int, int, int], num_classes: int, device: str = "cpu") -> None:
+def _classify_one(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
     """Refuse a network that does not turn an image into logits."""
+    device = next((parameter.device for parameter in network.parameters()), None)
     training = network.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         logits = network.eval()(torch.zeros(1, *shape, device=device))
@@ -139,17 +166,19 @@ def _classify_one(network: nn.Module, shape: tuple[int, int, int], num_classes: 
         raise TypeError(f"the model gives {found} for an image, expected {(1, num_classes)}")
 
 
-def _works(model: str, shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> bool:
-    """Whether a model takes images of a shape; tried without memory for weights."""
+def _way_that_works(
+    model: str, shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """How a model wants to be told a size that it takes, None if it takes none; tried without memory for weights."""
     for sizes in _ways_to_say(shape, options):
         try:
             with torch.device("meta"):
                 network = timm.create_model(model, in_chans=shape[0], num_classes=num_classes, **{**sizes, **options})
-            _classify_one(network, shape, num_classes, "meta")
-            return True
+            _classify_one(network, shape, num_classes)
+            return sizes
         except _FAILURES:
             continue
-    return False
+    return None
 
 
 def _own_side(model: str) -> int:
