@@ -13,11 +13,11 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
-from moeapps.core.labels import plain
 from moeapps.stream.compiled.mixture_state import TASK
-from moeapps.stream.encoding import LabelEncoder, OnBad
+from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.labels import LabelEncoder, label_of, targets_of
 
 __all__ = ["DriftMoEClassifier"]
 
@@ -92,6 +92,12 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     on_bad : {"raise", "skip", "impute"}, default "raise"
         What to do with an instance with a bad value (text in a numeric feature, infinity): refuse it, skip it, or take
         the value for missing.
+    missing_values : "auto" or list of str, default "auto"
+        Texts that mean a missing value; "auto" stands for those of ``pandas.read_csv``, such as "" and "NA", and [] for
+        none.
+    column_types : dict, optional
+        "number" or "category" by feature, in place of what its first value decides; text is read as a number only where
+        this asks for it.
     seed : int, optional
         Seed of everything; drawn anew for each model when None.
 
@@ -151,6 +157,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         max_features: int = 1000,
         max_categories: int = 256,
         on_bad: OnBad = "raise",
+        missing_values: Literal["auto"] | list[str] = "auto",
+        column_types: dict[Any, Literal["number", "category"]] | None = None,
         seed: int | None = None,
     ) -> None:
         store_arguments(self, locals())
@@ -183,8 +191,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         engine.add_classes(len(labels))
 
     def _codes(self, targets: Any) -> NDArray[np.int64]:
-        codes = self._labels.codes
-        return np.array([codes[target] for target in targets], dtype=np.int64)
+        return self._labels.encode(targets)
 
     def _label_of(self, code: Any) -> Any:
         return None if code < 0 else self._labels.labels[int(code)]
@@ -230,12 +237,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         """Labels seen so far, sorted."""
         if self._engine is None:
             raise AttributeError("classes_ is there once a label was learned")
-        return np.array(self._labels.labels)[self._order()]
+        return self._labels.array()[self._labels.order()]
 
-    def _order(self) -> NDArray[np.intp]:
-        return np.argsort(np.array(self._labels.labels), kind="stable")
-
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, **unsupported: Any) -> Self:
         """Learn rows on top of what was learned before.
 
         Parameters
@@ -244,19 +248,25 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
             As in :meth:`fit`.
         classes : array, optional
             All labels that will occur; any other is refused. When None, new labels may appear at any time.
+        **unsupported
+            Refused, as ``sample_weight`` is.
         """
+        self._refuse(unsupported)
         first = self._width is None
         with self._columns_kept_on_error():
             table = self._table(X, reset=first)
-            y = column_or_1d(y, warn=True)
-            check_consistent_length(table, y)
-            check_classification_targets(y)
-            labels = [plain(label) for label in y]
+            labels, dtype = _labels_of(y)
+            check_consistent_length(table, labels)
             if classes is not None:
-                self._expect(np.unique(classes).tolist(), labels)
+                known = LabelEncoder()
+                known.add(known.check(targets_of(classes)))
+                self._expect([known.labels[code] for code in known.order()], labels)
             elif first and not self._labels.codes:
-                self._labels.check(labels)
-                self._announce(sorted(set(labels)))
+                known = LabelEncoder()
+                known.add(known.check(labels))
+                self._announce([known.labels[code] for code in known.order()])
+            if first:
+                self._labels.dtype = dtype
             self.learn_many(table, labels)
         return self
 
@@ -279,7 +289,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities, shape (n, number of classes); columns in the order of ``classes_``."""
         self._need_fitted()
-        return self._probabilities(self._encode_frame(self._table(X, reset=False)))[:, self._order()]
+        return self._probabilities(self._encode_frame(self._table(X, reset=False)))[:, self._labels.order()]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Most probable label of each row."""
@@ -289,10 +299,11 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
 
     def saved_state(self) -> dict[str, Any]:
         """Names, categories, labels and counters."""
-        return {**super().saved_state(), "labels": self._labels.state()}
+        return {**super().saved_state(), "labels": self._labels.state(), "label_dtype": self._labels.dtype}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._labels.restore(state["labels"])
+        self._labels.dtype = state.get("label_dtype")
 
     def _resize(self, engine: TreeEngine) -> None:
         super()._resize(engine)
@@ -300,3 +311,19 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         if engine.settings.variant == TASK:
             engine.settings = engine.settings._replace(n_experts=engine.n_classes)
             engine.pool = engine._new_pool()
+
+
+def _labels_of(y: Any) -> tuple[list[Hashable], str | None]:
+    """Labels of a batch for scikit-learn's methods, and the dtype in which they are returned; None for the natural one.
+
+    As in scikit-learn's classifiers, numbers that are not whole are refused.
+    """
+    if isinstance(y, pd.DataFrame) or getattr(y, "ndim", 1) != 1:
+        y = column_or_1d(y, warn=True)
+    kind = getattr(y, "dtype", None)
+    labels = [label_of(label) for label in targets_of(y)]
+    if any(isinstance(label, float) for label in labels):
+        check_classification_targets(np.array(labels))
+    if isinstance(kind, np.dtype) and kind.kind in "biuf":
+        return labels, kind.str
+    return labels, "object" if getattr(kind, "kind", None) == "O" else None

@@ -8,6 +8,7 @@ import numpy as np
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of, check_sizes
 from moeapps.core.config import config_from
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.cells import missing_texts
 from moeapps.stream.compiled.mixture_state import (
     ALL,
     DATA,
@@ -24,7 +25,7 @@ from moeapps.stream.compiled.mixture_state import (
     MixtureSettings,
 )
 from moeapps.stream.compiled.pool import TreeConfig
-from moeapps.stream.encoding import OnBad
+from moeapps.stream.row_encoding import OnBad, check_column_types
 
 __all__ = ["DriftMoEConfig"]
 
@@ -49,8 +50,8 @@ class DriftMoEConfig:
         Of the trees, see :class:`~moeapps.stream.compiled.pool.TreeConfig`.
     use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
         Of the router, see :class:`DriftMoEClassifier`.
-    max_features, max_categories, on_bad
-        Of the encoder, see :class:`~moeapps.stream.encoding.FeatureEncoder`.
+    max_features, max_categories, on_bad, missing_values, column_types
+        Of the encoder, see :class:`~moeapps.stream.row_encoding.RowEncoder`.
     seed
         Seed of everything; drawn anew for each model when None.
 
@@ -88,6 +89,8 @@ class DriftMoEConfig:
     max_features: int = 1000
     max_categories: int = 256
     on_bad: OnBad = "raise"
+    missing_values: Literal["auto"] | list[str] = "auto"
+    column_types: dict[Any, Literal["number", "category"]] | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +112,8 @@ class DriftMoEConfig:
         check_one_of("learn_with", self.learn_with, LEARN_WITH)
         check_one_of("router_inputs", self.router_inputs, ROUTER_INPUTS)
         check_one_of("on_bad", self.on_bad, ("raise", "skip", "impute"))
+        missing_texts([] if self.missing_values is None else self.missing_values)
+        check_column_types(self.column_types)
         if self.bagging > 50:  # the kernel inverts the distribution function, which takes about that many steps
             raise ConfigError(f"bagging must be at most 50, got {self.bagging!r}")
         if not self.temperature > 0:

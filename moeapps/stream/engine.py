@@ -28,8 +28,8 @@ class Engine(Protocol):
     mixture: Mixture
     settings: MixtureSettings
 
-    def add_features(self, number: int, nominal: bool) -> None:
-        """Make room for features."""
+    def add_features(self, nominal: Sequence[bool]) -> None:
+        """Make room for features, of which each is categorical or not."""
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below this."""
@@ -80,9 +80,9 @@ class RiverEngine(GrowingMixture):
     def _new(self) -> Any:
         return self._expert.clone()
 
-    def add_features(self, number: int, nominal: bool) -> None:
+    def add_features(self, nominal: Sequence[bool]) -> None:
         """Make room for features."""
-        self._grow(self.n_features + number, self.n_classes)
+        self._grow(self.n_features + len(nominal), self.n_classes)
 
     def add_values(self, number: int) -> None:
         """River's models take categories as they are."""

@@ -16,11 +16,13 @@ from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, WARN
 from moeapps.stream.compiled.network import layers_of
 from moeapps.stream.config import DriftMoEConfig
-from moeapps.stream.encoding import Encoded, FeatureEncoder, OnBad
+from moeapps.stream.encoding import Encoded, FeatureEncoder, OnBad, UnseenFeatures
 from moeapps.stream.engine import RiverEngine, TreeEngine
+from moeapps.stream.labels import targets_of
 from moeapps.stream.river_face import RiverFace
+from moeapps.stream.row_encoding import NO_FEATURES
 from moeapps.stream.saving import StreamSaving
-from moeapps.stream.sklearn_face import SklearnFace
+from moeapps.stream.sklearn_face import SklearnFace, order_of
 
 if TYPE_CHECKING:
     from moeapps.stream.router import StreamRouter
@@ -49,6 +51,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     on_bad: OnBad
     max_features: int
     max_categories: int
+    missing_values: Any
+    column_types: Any
 
     _numbers = False
     _engine: TreeEngine | RiverEngine | None
@@ -57,18 +61,20 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def _reset(self) -> None:
         """Set the state of a model that has learned nothing."""
         self._engine = None
-        self._features = FeatureEncoder(self.max_features, self.max_categories, self.on_bad)
+        self._features = FeatureEncoder(self.max_features, self.max_categories, self.on_bad, [], None)
         self._skipped = 0
         self._real_seed: int | None = None
         self._names: list[str] | None = None
         self._width: int | None = None
+        self._order: list[Hashable] | None = None
 
     @property
     def _encoder(self) -> FeatureEncoder:
         """The encoder, with the present settings: ``set_params`` may change them between two instances."""
         encoder = self._features
-        encoder.max_features, encoder.max_categories = self.max_features, self.max_categories
-        encoder.on_bad = self.on_bad
+        encoder.configure(
+            self.max_features, self.max_categories, self.on_bad, self.missing_values, self.column_types
+        )  # fmt: skip
         return encoder
 
     # --- construction
@@ -96,7 +102,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; a pickle of 0.1 has the encoder and the settings of its engine under other names."""
-        super().__setstate__(state)
+        older = {"missing_values": [], "column_types": None, "_order": order_of(state["_names"], state["_width"])}
+        super().__setstate__({**older, **state})
         if "_encoder" in self.__dict__:
             self._features = self.__dict__.pop("_encoder")
             if self._engine is not None:
@@ -123,10 +130,13 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         engine = self._engine or self._start()
         predictions = np.empty(len(table), dtype=np.float64 if self._numbers else np.int64)
         first_rows = [row for row, _ in encoded.unseen.features.values()] if encoded.unseen else []
-        cuts = sorted({0, *first_rows, *added.values()})
+        labels: dict[int, list[Hashable]] = {}
+        for label, row in added.items():
+            labels.setdefault(row, []).append(label)
+        cuts = sorted({0, *first_rows, *labels})
         for first, last in zip(cuts, [*cuts[1:], len(table)], strict=True):
-            before = self._predict_before_growth(engine, table[first : first + 1])
-            if self._grow(engine, encoded, first, [label for label, row in added.items() if row == first]):
+            before = self._predict_before_growth(engine, table[first : first + 1], encoded.unseen)
+            if self._grow(engine, encoded, first, labels.get(first, [])):
                 table = np.column_stack([np.full(len(table), np.nan), table])
             rows = _padded(table[first:last], engine.n_features)
             predictions[first:last] = engine.learn(rows, self._codes(targets[first:last]))
@@ -145,24 +155,32 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         """
         encoder = self._features
         if encoded.unseen is not None:
-            for nominal in encoder.commit(encoded.unseen, row):
-                engine.add_features(1, nominal)
-        if encoder.codes:
-            engine.add_values(min(encoder.num_values, self.max_categories))
+            nominal, room = encoder.commit(encoded.unseen, row)
+            if nominal:
+                engine.add_features(nominal)
+            if room:
+                engine.add_values(room)
         if labels:
             self._add_labels(labels, engine)
         if engine.n_features > 0:
             return False
-        engine.add_features(1, False)
-        encoder.columns[_NO_FEATURES] = 0
+        engine.add_features([False])
+        encoder.columns[NO_FEATURES] = 0
         encoder.nominal.append(False)
         return True
 
-    def _predict_before_growth(self, engine: TreeEngine | RiverEngine, row: NDArray[np.float64]) -> float:
+    def _predict_before_growth(
+        self, engine: TreeEngine | RiverEngine, row: NDArray[np.float64], unseen: UnseenFeatures | None
+    ) -> float:
         """Prediction for an instance with something unseen, from what was known before it; NaN or -1 for none."""
         if engine.n_features == 0 or engine.n_classes == 0:
             return math.nan if self._numbers else -1
-        out, _ = engine.predict(np.ascontiguousarray(row[:, : engine.n_features]))
+        known = np.array(row[:, : engine.n_features])
+        for name in unseen.values if unseen is not None else ():
+            column = self._features.columns.get(name)
+            if column is not None and known[0, column] >= len(self._features.codes[name]):
+                known[0, column] = -1.0  # as a category that predict_one does not know
+        out, _ = engine.predict(known)
         return float(out[0, 0] if self._numbers else out[0].argmax())
 
     def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:
@@ -277,7 +295,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
             As :meth:`learn_one`; then no row has been learned.
         """
         self._check_frame(X)
-        targets = list(y) if not isinstance(y, pd.Series | np.ndarray) else y.tolist()
+        targets = targets_of(y)
         if len(targets) != len(X):
             raise DataError(f"X has {len(X)} rows, y has {len(targets)}")
         skipped = 0
@@ -313,6 +331,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def _check_frame(X: Any) -> None:
         if not isinstance(X, pd.DataFrame):
             raise DataError(f"X must be a pandas DataFrame, got {type(X).__name__}")
+        if not X.columns.is_unique:
+            raise DataError(f"X has the column {X.columns[X.columns.duplicated()][0]!r} more than once")
 
     # --- predicting
 
@@ -338,7 +358,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         self._need_fitted()
         if isinstance(X, Mapping):
             return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1])
-        frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X))
+        frame = X if isinstance(X, pd.DataFrame) else self._named(pd.DataFrame(np.asarray(X)))
         return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index)
 
     def torch_router(self) -> "StreamRouter":
@@ -422,7 +442,3 @@ def _padded(rows: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     if rows.shape[1] < width:
         rows = np.column_stack([rows, np.full((len(rows), width - rows.shape[1]), np.nan)])
     return np.ascontiguousarray(rows[:, :width])
-
-
-_NO_FEATURES = "(no features)"
-"""Name of the column that stands in where instances have no features at all."""

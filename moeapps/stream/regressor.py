@@ -1,6 +1,8 @@
 """DriftMoERegressor: the same mixture for streams of numbers."""
 
+import numbers
 from collections.abc import Hashable
+from decimal import Decimal
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,6 +19,7 @@ from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.values import LARGEST, number_of, shown, unwrapped
 
 __all__ = ["DriftMoERegressor"]
 
@@ -43,7 +46,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         Instances per step of the router.
     use_router, router_inputs, router_lr, router_dropout, temperature
         Of the router, as for :class:`DriftMoEClassifier`.
-    max_features, max_categories, on_bad, seed
+    max_features, max_categories, on_bad, missing_values, column_types, seed
         As for :class:`DriftMoEClassifier`.
 
     Examples
@@ -85,6 +88,8 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         max_features: int = 1000,
         max_categories: int = 256,
         on_bad: OnBad = "raise",
+        missing_values: Literal["auto"] | list[str] = "auto",
+        column_types: dict[Any, Literal["number", "category"]] | None = None,
         seed: int | None = None,
     ) -> None:
         store_arguments(self, locals())
@@ -95,16 +100,19 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         for target in targets:
-            good = isinstance(target, int | float | np.number) and abs(float(target)) < 1e150
-            if not good:
-                raise DataError(f"y is {str(target)[:60]!r}, expected a finite number")
+            if type(target) is float and -LARGEST < target < LARGEST:
+                continue
+            good = isinstance(unwrapped(target), numbers.Real | np.bool_ | Decimal)
+            number = number_of(target) if good and not isinstance(target, np.timedelta64) else None
+            if number is None or not abs(number) < LARGEST:
+                raise DataError(f"y is {shown(target)}, expected a finite number")
         return {}
 
     def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:
         """Numbers have no labels."""
 
     def _codes(self, targets: Any) -> NDArray[np.float64]:
-        return np.array(targets, dtype=np.float64)
+        return np.array([float(unwrapped(target)) for target in targets], dtype=np.float64)
 
     def _label_of(self, code: Any) -> Any:
         return float(code)
@@ -126,8 +134,9 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
             return pd.Series(0.0, index=X.index)
         return pd.Series(self._numbers_of(self._encode_frame(X)), index=X.index)
 
-    def partial_fit(self, X: Any, y: Any) -> Self:
+    def partial_fit(self, X: Any, y: Any, **unsupported: Any) -> Self:
         """Learn rows on top of what was learned before; arguments as in :meth:`fit`."""
+        self._refuse(unsupported)
         with self._columns_kept_on_error():
             table = self._table(X, reset=self._width is None)
             y = _check_y(y, y_numeric=True, estimator=self)

@@ -1,5 +1,6 @@
 """How stream estimators are saved: names and counters as JSON, everything else as arrays, nothing as pickle."""
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.labels import value_from_json, value_to_json
 from moeapps.core.saving import SaveMixin
 from moeapps.stream.compiled.engine import TreeEngine, restore_arrays, tree_arrays
 from moeapps.stream.encoding import FeatureEncoder
+from moeapps.stream.sklearn_face import order_of
 
 __all__ = ["StreamSaving"]
 
@@ -25,6 +28,9 @@ class StreamSaving(SaveMixin):
     _real_seed: int | None
     _names: list[str] | None
     _width: int | None
+    _order: list[Hashable] | None
+    missing_values: Any
+    column_types: Any
 
     if TYPE_CHECKING:  # the estimator's, and scikit-learn's
 
@@ -40,7 +46,8 @@ class StreamSaving(SaveMixin):
                 "a model with experts of river's (expert=...) cannot be saved without pickle: pickle it yourself, or "
                 "use the built-in trees (expert=None)"
             )
-        params: dict[str, Any] = self.get_params(deep=False)
+        # JSON has no other keys than texts, so the state holds column_types
+        params: dict[str, Any] = {**self.get_params(deep=False), "column_types": None}
         return params
 
     def saved_state(self) -> dict[str, Any]:
@@ -53,6 +60,7 @@ class StreamSaving(SaveMixin):
             "real_seed": self._real_seed,
             "names": self._names,
             "width": self._width,
+            "columns": None if self._order is None else [value_to_json(name) for name in self._order],
         }
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -71,10 +79,16 @@ class StreamSaving(SaveMixin):
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
         """Construct, then restore names and arrays."""
-        model = cls(**arguments)
+        model = cls(**{"missing_values": [], **arguments})  # 0.1 knew no texts that mean missing
         model._features.restore(state["features"])
+        model.column_types = model._features.types or None
+        model._features.given = model.missing_values, model.column_types
         model._skipped, model._real_seed = int(state["skipped"]), state["real_seed"]
         model._names, model._width = state["names"], state["width"]
+        columns = state.get("columns")
+        model._order = (
+            [value_from_json(name) for name in columns] if columns else order_of(model._names, model._width)
+        )  # fmt: skip
         model._restore(state)
         if state["started"]:
             engine = model._new_engine(int(state["real_seed"]))

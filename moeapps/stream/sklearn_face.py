@@ -1,6 +1,6 @@
 """scikit-learn's side of the stream estimators: fit, tags, names and numbers of columns."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -12,7 +12,17 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, validate_data
 
-__all__ = ["SklearnFace"]
+from moeapps.core.errors import ConfigError
+from moeapps.stream.values import savable
+
+__all__ = ["SklearnFace", "order_of"]
+
+
+def order_of(names: list[str] | None, width: int | None) -> list[Hashable] | None:
+    """Names of the columns of ``fit`` by position, as a model of 0.1 had them: those of a frame, or 0, 1, ..."""
+    if names is not None:
+        return list(names)
+    return None if width is None else list(range(width))
 
 
 class SklearnFace(BaseEstimator):
@@ -21,8 +31,10 @@ class SklearnFace(BaseEstimator):
     _engine: Any
     _names: list[str] | None
     _width: int | None
+    _order: list[Hashable] | None
+    on_bad: str
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, **unsupported: Any) -> Self:
         """Learn the rows once, in their order, from a fresh start.
 
         Parameters
@@ -31,7 +43,15 @@ class SklearnFace(BaseEstimator):
             A frame may have text columns; NaN means missing.
         y : array (n,)
             Targets.
+        **unsupported
+            Refused, as ``sample_weight`` is.
+
+        Raises
+        ------
+        ConfigError
+            If there are further arguments, such as ``sample_weight``, which is not supported.
         """
+        self._refuse(unsupported)
         fresh = type(self)(**self.get_params(deep=False))
         fresh.partial_fit(X, y)
         self.__dict__.update(fresh.__dict__)
@@ -41,14 +61,26 @@ class SklearnFace(BaseEstimator):
         """Learn rows on top of what was learned before."""
         raise NotImplementedError
 
+    def _refuse(self, unsupported: Mapping[str, Any]) -> None:
+        """Refuse arguments that scikit-learn's estimators often have, by name. A weight of None is no weight."""
+        for name, value in unsupported.items():
+            if name == "sample_weight":
+                if value is None:
+                    continue
+                raise ConfigError(
+                    f"{type(self).__name__} does not support sample_weight: a stream is learned one instance at a "
+                    "time; give a row twice where it shall count twice"
+                )
+            raise ConfigError(f"{type(self).__name__} has no argument {name!r} for fit or partial_fit")
+
     @contextmanager
     def _columns_kept_on_error(self) -> Iterator[None]:
         """Undo what a failed ``partial_fit`` has noted of names and number of columns."""
-        width, names = self._width, self._names
+        width, names, order = self._width, self._names, self._order
         try:
             yield
         except BaseException:
-            self._width, self._names = width, names
+            self._width, self._names, self._order = width, names, order
             raise
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -65,14 +97,27 @@ class SklearnFace(BaseEstimator):
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit, or learn instances")
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame:
-        """A frame, with scikit-learn's checks of shape and names."""
+        """A frame, with scikit-learn's checks of shape and names.
+
+        A frame after an array, or an array after a frame, has its columns matched by position, and warns.
+        """
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if len(X) == 0 or X.shape[1] == 0:
                 check_array(np.empty(X.shape))
-            return X
-        array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
-        return pd.DataFrame(array)
+            frame = X
+        else:
+            finite = "allow-nan" if self.on_bad == "raise" else False  # else infinity is a bad value as others
+            frame = pd.DataFrame(validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite))
+        if reset:
+            self._order = [savable(name, "the name of a column") for name in frame.columns]
+        return self._named(frame)
+
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with the names of ``fit``: by position, unless it has these names in another order."""
+        if self._order is None or len(self._order) != frame.shape[1] or set(frame.columns) == set(self._order):
+            return frame
+        return frame.set_axis(self._order, axis=1)
 
     def _get_width(self) -> int:
         if self._width is None:

@@ -24,7 +24,7 @@ def test_encoding_changes_nothing_until_commit():
     assert encoded.table.tolist() == [[2.0, 1.0, 3.0, 0.0]]
     assert encoded.unseen.order == ["new", "text"]
     assert encoded.unseen.values == {"city": {"Bonn": 1}, "text": {"x": 0}}
-    assert one.commit(encoded.unseen) == [False, True]
+    assert one.commit(encoded.unseen) == ([False, True], 3)  # room for two cities and the rest
     again = one.encode({"a": 2, "city": "Bonn", "new": 3.0, "text": "x"})
     assert again.unseen is None
     assert again.table.tolist() == encoded.table.tolist()

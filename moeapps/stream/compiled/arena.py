@@ -2,6 +2,7 @@
 
 # N nodes, S slots, T trees, F features, Q categorical features, V categories, C classes
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeapps.stream.compiled.jit import structref_class
 
-__all__ = ["TreeSettings", "Trees", "TreesRef", "allocate", "grow"]
+__all__ = ["TreeSettings", "Trees", "TreesRef", "allocate", "grow", "room_for", "values_of_0_1"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int32]
@@ -69,9 +70,23 @@ class Trees(NamedTuple):
     free_nodes: Int  # (N,) the first FREE_NODES_LEFT of them
     free_slots: Int  # (S,) the first FREE_SLOTS_LEFT of them
     sizes: NDArray[np.int64]  # (4,) FREE_NODES_LEFT, FREE_SLOTS_LEFT, N_FEATURES, N_CLASSES
+    # categorical features; last, and with a default, for pickles of 0.1, which lack it
+    values: Int = None  # type: ignore[assignment]  # (Q,) number of categories learned so far
 
 
 TreesRef = structref_class(Trees)
+
+
+def room_for(number: int, room: int) -> int:
+    """Room for a number of features, grown by half at a time; it depends on the number only, not on how it came up."""
+    while room < number:
+        room = max(room + 1, math.ceil(1.5 * room))
+    return room
+
+
+def values_of_0_1(nominal: Float) -> Int:
+    """``Trees.values`` of a model of 0.1, whose naive Bayes took the room for values for their number."""
+    return np.full(nominal.shape[1], nominal.shape[2] - 1, dtype=np.int32)
 
 
 def allocate(
@@ -108,6 +123,7 @@ def allocate(
         free_nodes=np.arange(nodes - 1, -1, -1, dtype=np.int32),
         free_slots=np.arange(slots - 1, -1, -1, dtype=np.int32),
         sizes=np.array([nodes, slots, 0, 0], dtype=np.int64),
+        values=ints(nominal),
     )
 
 
@@ -140,8 +156,9 @@ def grow(
     for place, (name, total) in enumerate((("free_nodes", sizes[0]), ("free_slots", sizes[1]))):
         before = len(getattr(old, name))
         added = np.arange(total - 1, before - 1, -1, dtype=np.int32)
-        stack = np.concatenate([added, getattr(old, name)[: old.sizes[place]]])
+        # without new rows also what lies behind the top, so that equal models are equal files
+        stack = np.concatenate([added, getattr(old, name)[: old.sizes[place] if len(added) else None]])
         getattr(new, name)[: len(stack)] = stack
-        new.sizes[place] = len(stack)
+        new.sizes[place] = old.sizes[place] + len(added)
     new.sizes[N_FEATURES:] = old.sizes[N_FEATURES:]
     return new

@@ -4,13 +4,14 @@
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import regression_trees, trees
-from moeapps.stream.compiled.arena import TreeSettings
+from moeapps.stream.compiled.arena import TreeSettings, values_of_0_1
 from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, structref_class
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
@@ -139,13 +140,13 @@ class TreeEngine(GrowingMixture):
             pool.add_classes(2)
         return pool
 
-    def add_features(self, number: int, nominal: bool) -> None:
-        """Make room for features."""
+    def add_features(self, nominal: Sequence[bool]) -> None:
+        """Make room for features, of which each is categorical or not."""
         first = self.n_features == 0
-        self.pool.add_features(number, nominal=nominal)
+        self.pool.add_features(len(nominal), nominal=nominal)
         if first:
             self._retire_background()
-        self._grow(self.n_features + number, self.n_classes)
+        self._grow(self.n_features + len(nominal), self.n_classes)
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below this."""
@@ -217,6 +218,7 @@ def _learn_classes(state, may_grow, X, y, classes, start, predictions):  # type:
         _vote(p, ts, s, x, work)
         predictions[i] = decide_class(m, s, x, classes, work)
         score_experts(m, s, x, y[i], classes, work)
+        trees.count_values(t, x)
         for e in range(s.n_experts):
             label = y[i]
             if s.variant == TASK:
@@ -279,6 +281,7 @@ def _learn_numbers(state, may_grow, X, y, classes, start, predictions):  # type:
         _vote_numbers(p, s, x, work)
         predictions[i] = decide_number(m, s, x, work)
         score_experts_numeric(m, s, x, y[i], work)
+        trees.count_values(t, x)
         for e in range(s.n_experts):
             weight = work.learn[e]
             if weight > 0.0:
@@ -321,7 +324,10 @@ def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
 
     def build(prefix: str, like: Any) -> Any:
         if isinstance(like, np.ndarray):
-            given = arrays[FILE_NAMES.get(prefix, prefix)]
+            name = FILE_NAMES.get(prefix, prefix)
+            if name == "pool.trees.values" and name not in arrays:
+                return values_of_0_1(arrays["pool.trees.nominal"])
+            given = arrays[name]
             if given.dtype != like.dtype or given.ndim != like.ndim:
                 raise ValueError(f"{prefix} is {given.dtype} with {given.ndim} dimensions, expected {like.dtype}")
             return np.ascontiguousarray(given)

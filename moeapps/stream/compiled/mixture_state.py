@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
 from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
-from moeapps.stream.compiled.network import Network, make_room, network_as_structref, new_network, resize
+from moeapps.stream.compiled.network import (
+    Network,
+    add_inputs,
+    make_room,
+    network_as_structref,
+    new_network,
+    resize,
+)
 
 __all__ = [
     "Mixture",
@@ -146,8 +153,14 @@ def num_outputs(s: MixtureSettings, classes: int) -> int:
 def new_mixture(s: MixtureSettings, features: int, classes: int, hidden: tuple[int, int], seed: int) -> Mixture:
     """A mixture that has learned nothing."""
     inputs, outputs = num_inputs(s, features), num_outputs(s, classes)
+    network = new_network(inputs, hidden, outputs, np.random.default_rng([seed, features, outputs]))
+    return _empty(s, features, network, seed)
+
+
+def _empty(s: MixtureSettings, features: int, network: Network, seed: int) -> Mixture:
+    inputs, outputs = int(network.sizes[0]), int(network.sizes[3])
     return Mixture(
-        network=new_network(inputs, hidden, outputs, np.random.default_rng([seed, features, outputs])),
+        network=network,
         windows=allocate_windows(2 * s.n_experts),
         recent=np.full(s.n_experts, 0.5),
         age=np.zeros(s.n_experts),
@@ -166,10 +179,15 @@ def new_mixture(s: MixtureSettings, features: int, classes: int, hidden: tuple[i
 
 def grow_mixture(old: Mixture, s: MixtureSettings, features: int, classes: int, seed: int) -> Mixture:
     """The same mixture for more features and classes (and experts, in the task variant)."""
-    hidden = (int(old.network.sizes[1]), int(old.network.sizes[2]))
     inputs, outputs = num_inputs(s, features), num_outputs(s, classes)
-    rng = np.random.default_rng([seed, features, outputs])
-    fresh = new_mixture(s, features, classes, hidden, seed)
+    known = len(old.moments)
+    if outputs == old.network.sizes[3]:
+        network = add_inputs(
+            old.network, features - known, lambda i: np.random.PCG64([seed, known + i, outputs])
+        )  # fmt: skip
+    else:
+        network = resize(old.network, inputs, outputs, np.random.default_rng([seed, features, outputs]))
+    fresh = _empty(s, features, network, seed)
     windows = fresh.windows
     before, now = len(old.recent), s.n_experts
     for name in Windows._fields:
@@ -180,7 +198,7 @@ def grow_mixture(old: Mixture, s: MixtureSettings, features: int, classes: int, 
         source, target = getattr(old, name), getattr(fresh, name)
         target[tuple(slice(size) for size in source.shape)] = source
     return old._replace(
-        network=resize(old.network, inputs, outputs, rng),
+        network=network,
         windows=windows,
         **{name: getattr(fresh, name) for name in ("recent", "age", "moments", "activation", "batch_x", "batch_y")},
     )

@@ -8,6 +8,7 @@ instance at a time is too little work for a framework: the overhead of a torch c
 
 # R inputs, H1 and H2 hidden units, E outputs, P parameters, B rows of a batch
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from moeapps.stream.compiled.jit import kernel, structref_class, uniform
 
 __all__ = [
     "Network",
+    "add_inputs",
     "forward",
     "layers_of",
     "make_room",
@@ -74,6 +76,29 @@ def resize(old: Network, inputs: int, outputs: int, rng: np.random.Generator) ->
             target[tuple(slice(size) for size in source.shape)] = source
     new.steps[:] = old.steps
     return new
+
+
+def add_inputs(old: Network, number: int, bits: Callable[[int], np.random.PCG64]) -> Network:
+    """The same network for more inputs, as if :func:`resize` had added them one after the other.
+
+    Parameters
+    ----------
+    old : Network
+        The network.
+    number : int
+        How many inputs are added.
+    bits : callable
+        The bit generator that :func:`resize` would have drawn the i-th of them from, i from 1.
+    """
+    r, h1, h2, e = (int(size) for size in old.sizes)
+    sizes = np.array([r + number, h1, h2, e], dtype=np.int64)
+    p, m, v = (np.concatenate([f[: r * h1], np.zeros(number * h1, np.float32), f[r * h1 :]]) for f in old[:3])
+    rows = layers_of(p, sizes)[0]
+    for i in range(1, number + 1):
+        generator = bits(i).advance((r + i - 1) * h1)  # behind the rows of the inputs before it
+        limit = np.sqrt(6.0 / (r + i + h1))
+        rows[r + i - 1] = np.random.Generator(generator).uniform(-limit, limit, h1)
+    return Network(p, m, v, sizes, old.steps.copy())
 
 
 @kernel

@@ -1,8 +1,8 @@
 """Pools of experts: Hoeffding trees in compiled code."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from moeapps.stream.compiled.arena import (
     TreesRef,
     allocate,
     grow,
+    room_for,
+    values_of_0_1,
 )
 from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
 
@@ -170,6 +172,13 @@ class HoeffdingPool(Configurable):
         if regression:
             self.state.trees.sizes[N_CLASSES] = width
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; a pickle of 0.1 has not counted the categories."""
+        self.__dict__.update(state)
+        trees = self.state.trees
+        if trees.values is None:
+            self.state = self.state._replace(trees=trees._replace(values=values_of_0_1(trees.nominal)))
+
     @property
     def n_features(self) -> int:
         """Number of features F."""
@@ -190,33 +199,37 @@ class HoeffdingPool(Configurable):
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.state.trees)
 
-    def add_features(self, number: int, *, nominal: bool = False) -> None:
+    def add_features(self, number: int, *, nominal: bool | Sequence[bool] = False) -> None:
         """Make room for features that come now for the first time; leaves that observe all will observe them too.
+
+        Several at once end in the same state as one after the other.
 
         Parameters
         ----------
         number : int
             How many.
-        nominal : bool, default False
-            Whether they are categories; their values are codes 0, 1, ... (see :meth:`add_values`).
+        nominal : bool or sequence of bool, default False
+            Whether they, or each of them, are categories; their values are codes 0, 1, ... (see :meth:`add_values`).
         """
+        categorical = np.resize(nominal, number).astype(bool)
         t = self.state.trees
         known = self.n_features
         total = known + number
-        if total > t.kind.shape[0]:
-            t = grow(t, features=total if known == 0 else max(total, math.ceil(1.5 * known)))
         first = int(t.kind[:known].max(initial=-1)) + 1
-        if nominal and first + number > t.nominal.shape[1]:
-            t = grow(t, nominal=first + number, values=max(t.nominal.shape[2] - 1, 2))
-        t.kind[known:total] = range(first, first + number) if nominal else -1
-        full = (t.subset_size == known) & (t.leaf >= 0)
-        for feature in range(known, total):
-            t.subset[full, t.subset_size[full]] = feature
-            t.subset_size[full] += 1
-        t.sizes[N_FEATURES] = total
+        places = first + int(categorical.sum())
+        features, room = room_for(total, t.kind.shape[0]), room_for(places, t.nominal.shape[1])
+        if features > t.kind.shape[0] or room > t.nominal.shape[1]:
+            values = max(t.nominal.shape[2] - 1, 2 if places else 0)
+            t = grow(t, features=features, nominal=room, values=values)
+        t.kind[known:total][categorical] = range(first, places)
         self.state = self.state._replace(trees=t)
-        if known == 0:
+        if known == 0 and number > 0:  # the first leaves begin with one feature, and so with all
+            t.sizes[N_FEATURES] = known = 1
             plant(pool_as_structref(self.state), 0, self.n_trees)
+        full = (t.subset_size == known) & (t.leaf >= 0)
+        t.subset[full, known:total] = np.arange(known, total)
+        t.subset_size[full] = total
+        t.sizes[N_FEATURES] = total
 
     def adopt(self, other: "HoeffdingPool", before: int, now: int) -> None:
         """Take over the trees of a pool with fewer experts: first ``before`` experts, then as many background trees."""
@@ -250,14 +263,15 @@ class HoeffdingPool(Configurable):
         """Make room for category codes below ``number``."""
         t = self.state.trees
         if number > t.nominal.shape[2] - 1:
-            self.state = self.state._replace(trees=grow(t, values=max(number, 2 * (t.nominal.shape[2] - 1))))
+            # a power of two: the same room, whether the values come one by one or many at once
+            self.state = self.state._replace(trees=grow(t, values=1 << (max(number, 2) - 1).bit_length()))
 
     def add_classes(self, number: int) -> None:
         """Make room for further classes."""
         t = self.state.trees
         total = self.n_classes + number
         if total > t.counts.shape[1]:
-            t = grow(t, classes=max(total, math.ceil(1.5 * self.n_classes)))
+            t = grow(t, classes=room_for(total, self.n_classes))
         t.sizes[N_CLASSES] = total
         self.state = self.state._replace(trees=t)
 
@@ -338,6 +352,7 @@ def _learn_classes(p, settings, may_grow, X, y, weight, start):  # type: ignore[
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
             return i
+        trees.count_values(t, X[i])
         for e in range(p.place.shape[0]):
             if weight[i, e] > 0.0:
                 leaf = trees.leaf_of(t, p.place[e], X[i])
@@ -362,6 +377,7 @@ def _learn_numbers(p, settings, may_grow, X, y, weight, start):  # type: ignore[
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
             return i
+        trees.count_values(t, X[i])
         for e in range(p.place.shape[0]):
             if weight[i, e] > 0.0:
                 regression_trees.learn(t, settings, p.place[e], X[i], y[i], weight[i, e], p.rng)

@@ -59,6 +59,7 @@ __all__ = [
     "TreesRef",
     "argmax",
     "close_split",
+    "count_values",
     "leaf_of",
     "learn",
     "new_child",
@@ -75,6 +76,15 @@ def leaf_of(t, tree, x):  # type: ignore[no-untyped-def]
     while t.feature[node] >= 0:
         node = _child(t, node, x)
     return node
+
+
+@kernel
+def count_values(t, x):  # type: ignore[no-untyped-def]
+    """Count the categories of an instance that is learned: codes are given in order of appearance."""
+    for feature in range(t.sizes[N_FEATURES]):
+        place = t.kind[feature]
+        if place >= 0 and x[feature] >= t.values[place]:
+            t.values[place] = int(x[feature]) + 1
 
 
 @kernel
@@ -201,12 +211,12 @@ def _naive_bayes(t, node, x, out):  # type: ignore[no-untyped-def]
             for c in range(classes):
                 gap = value - seen[MEAN, c]
                 out[c] += seen[OFFSET, c] - 0.5 * gap * gap * seen[PRECISION, c]
-        elif value >= 0.0:
+        elif 0.0 <= value < t.values[place]:
             seen = t.nominal[slot, place]
-            last = seen.shape[0] - 1
+            last, values = seen.shape[0] - 1, t.values[place]
             for c in range(classes):
                 if seen[last, c] > 0.0:
-                    out[c] += np.log((seen[int(value), c] + 1.0) / (seen[last, c] + last))
+                    out[c] += np.log((seen[int(value), c] + 1.0) / (seen[last, c] + values))
     best = -np.inf  # subtracted before the exponential, which would underflow for all classes far from the data
     for c in range(classes):
         best = max(best, out[c])
