@@ -16,7 +16,7 @@ from torch import Tensor
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
 
-__all__ = ["as_array", "as_frame", "kind_of", "missing", "numbers", "tightened", "whole_numbers"]
+__all__ = ["as_array", "as_frame", "kind_of", "missing", "numbers", "tightened", "whole_numbers", "with_gaps"]
 
 EXACT = 2**53
 """Whole numbers up to here, and not beyond, are all floats."""
@@ -60,7 +60,7 @@ def as_array(values: Any) -> np.ndarray:
             return tightened(np.asarray(values))
         return tightened(pd.Series(values).astype(object).to_numpy())
     if isinstance(values, np.ma.MaskedArray):
-        return tightened(np.where(np.ma.getmaskarray(values), None, values.data.astype(object)))
+        return tightened(with_gaps(values.data, np.ma.getmaskarray(values)))
     for convert in ("to_pylist", "to_list"):  # pyarrow, polars
         if hasattr(values, convert) and not isinstance(values, np.ndarray):
             values = getattr(values, convert)()
@@ -75,6 +75,13 @@ def as_array(values: Any) -> np.ndarray:
 def missing(values: np.ndarray) -> np.ndarray:
     """Which values are missing: NaN, None, NA or NaT."""
     found: np.ndarray = pd.isna(values)
+    return found
+
+
+def with_gaps(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Values as objects, None where ``gaps`` is true."""
+    found = values.astype(object)
+    found[gaps] = None
     return found
 
 

@@ -6,7 +6,8 @@ from i to j. In PyG's transposed ``adj_t``, adj_t[i, j] is an edge from j to i.
 
 # N nodes, E edges
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,8 @@ TARGETS = ("target", "dst", "dest", "destination", "to", "to_node")
 WEIGHTS = ("weight", "weights", "edge_weight")
 
 
-class Connections(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Connections:
     """Edges of a graph.
 
     Parameters
@@ -64,10 +66,11 @@ def read_edges(edge_index: Any, num_nodes: int, x: Any = None, edge_weight: Any 
         If there is an edge to a node that does not exist, or the form is unknown or has two meanings.
     """
     edge_index = as_frame(edge_index)
-    own, name = None, ""
+    own: Any = None
+    name = ""
     if sparse.issparse(edge_index) or is_sparse(edge_index):
-        edge_index, own = _of_matrix(edge_index, num_nodes)
-        name = "the adjacency matrix"
+        found = _of_matrix(edge_index, num_nodes)
+        edge_index, own, name = found.index, found.weight, "the adjacency matrix"
     elif isinstance(edge_index, pd.DataFrame):
         edge_index, own, name = _of_frame(edge_index, node_names(x))
     elif hasattr(edge_index, "to_undirected") and hasattr(edge_index, "adjacency"):
@@ -127,9 +130,11 @@ def _weight_of_data(data: Data, index: Tensor) -> Tensor | None:
             f"supported{WAY_OUT}"
         )
     found = _weight(attributes, index, "edge_attr")
-    if weight is not None and not torch.equal(weight, found):
+    if weight is None or found is None:
+        return None if found is None or bool((found == 1).all()) else found  # only ones are no weights
+    if not torch.equal(weight, found):
         raise DataError(f"edge_weight and edge_attr are there and differ: only one weight per edge is used{WAY_OUT}")
-    return None if bool((found == 1).all()) and weight is None else found
+    return found
 
 
 def _of_adj_t(adj_t: Any, num_nodes: int) -> Connections:
@@ -148,7 +153,7 @@ def _of_adj_t(adj_t: Any, num_nodes: int) -> Connections:
     return _entries(column, row, value, num_nodes, "adj_t")
 
 
-def _of_matrix(matrix: Any, num_nodes: int) -> tuple[Tensor, Tensor | None]:
+def _of_matrix(matrix: Any, num_nodes: int) -> Connections:
     """Edges of an adjacency matrix."""
     if not sparse.issparse(matrix):
         return _of_tensor(matrix, num_nodes)
@@ -158,7 +163,7 @@ def _of_matrix(matrix: Any, num_nodes: int) -> tuple[Tensor, Tensor | None]:
     return _entries(coo.row, coo.col, coo.data, num_nodes, "the adjacency matrix")
 
 
-def _of_tensor(matrix: Any, num_nodes: int) -> tuple[Tensor, Tensor | None]:
+def _of_tensor(matrix: Any, num_nodes: int) -> Connections:
     """Edges of a sparse tensor whose convention is not said: only a symmetric one has one meaning."""
     row, column, value, shape = sparse_parts(matrix)
     if tuple(shape[:2]) != (num_nodes, num_nodes):
@@ -186,11 +191,11 @@ def _entries(source: Any, target: Any, value: Any, num_nodes: int, name: str) ->
 def _same(first: Connections, second: Connections, num_nodes: int) -> bool:
     """Whether they are the same edges, each counted once, with the same sum of weights."""
     matrices = []
-    for index, weight in (first, second):
-        key, place = (index[0] * num_nodes + index[1]).unique(return_inverse=True)
+    for edges in (first, second):
+        key, place = (edges.index[0] * num_nodes + edges.index[1]).unique(return_inverse=True)
         total = torch.zeros(len(key), dtype=torch.float64)
         # without weights an edge counts 1, however often it is there
-        total = total + 1 if weight is None else total.index_add(0, place, weight.double())
+        total = total + 1 if edges.weight is None else total.index_add(0, place, edges.weight.double())
         matrices.append((key, total))
     (key, total), (other_key, other_total) = matrices
     return torch.equal(key, other_key) and torch.allclose(total, other_total, rtol=1e-5, atol=1e-8)
@@ -209,7 +214,7 @@ def _index(edge_index: Any, num_nodes: int) -> Tensor:
         raise DataError(f"edge_index must have shape (2, E), got {tuple(edges.shape)}{hint}")
     if edges.dtype.kind not in "iu":
         raise DataError(f"edge_index must hold integers, got {edges.dtype}; convert it with edge_index.long()")
-    outside = ((edges < 0) | (edges >= num_nodes)).any(axis=0).nonzero()[0]
+    outside = np.flatnonzero(((edges < 0) | (edges >= num_nodes)).any(axis=0))
     if len(outside):
         first = int(outside[0])
         raise DataError(

@@ -23,7 +23,7 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks
 from moeapps.graph.labels import check_marks, class_names, encode_labels
-from moeapps.graph.masks import MASKS, check_split
+from moeapps.graph.masks import MASKS, check_split, has_splits
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
@@ -88,6 +88,7 @@ class GraphDataModule(L.LightningDataModule):
             raise ConfigError("num_neighbors is for mini-batches: give batch_size too")
         self.batch_size = batch_size
         self.num_neighbors = None if num_neighbors is None else tuple(num_neighbors)
+        self.several_splits: int | None = None  # number of the split, where there are several
         self._on_device: NodeBatch | None = None  # the whole graph, on the device of the last batch
         self.source = source
         self.split = split
@@ -107,7 +108,10 @@ class GraphDataModule(L.LightningDataModule):
         """Load, check, encode the labels and split."""
         if hasattr(self, "graph"):
             return
-        graph = as_graph(self.load(), split=self.split)
+        source = self.load()
+        if any(has_splits(mask) for mask in (getattr(source, name, None) for name in MASKS) if mask is not None):
+            self.several_splits = self.split
+        graph = as_graph(source, split=self.split)
         if graph.y is None:
             raise DataError("the graph has no labels y: they are needed for training")
         check_marks(graph.y, _used(graph))

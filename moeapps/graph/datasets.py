@@ -178,6 +178,7 @@ class PublicGraphData(GraphDataModule):
             ) from error
         if source.random_split and "train_mask" not in graph:
             split_randomly(graph, self.split)
+            self.several_splits = self.split
         return graph
 
 

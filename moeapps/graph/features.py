@@ -68,7 +68,7 @@ def _dense(x: Any) -> Tensor:
             raise DataError(f"x has complex numbers ({x.dtype}), which are no features. Complex data not supported")
         return (x if x.layout == torch.strided else x.to_dense()).detach().cpu()
     if isinstance(x, np.ma.MaskedArray):
-        x = x.astype(np.float64).filled(np.nan)
+        x = np.where(np.ma.getmaskarray(x), np.nan, x.data)
     try:
         array = np.asarray(x)
     except (TypeError, ValueError) as error:  # rows of unequal length
@@ -96,7 +96,7 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
 def _column(column: "pd.Series[Any]", name: str) -> np.ndarray:
     """A column of numbers as float64, NaN where one is missing."""
     if isinstance(column.dtype, pd.SparseDtype):
-        column = column.sparse.to_dense()
+        column = pd.Series(np.asarray(column), index=column.index)
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     cells = column.astype(object).to_numpy()

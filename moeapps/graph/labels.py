@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, encode
-from moeapps.graph.arrays import EXACT, as_array, kind_of, missing, tightened
+from moeapps.graph.arrays import EXACT, as_array, kind_of, missing, tightened, with_gaps
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def _of_objects(labels: np.ndarray) -> np.ndarray:
     if kind in ("floating", "empty"):
         return np.where(none, np.nan, labels).astype(np.float64)
     if kind in ("text", "boolean", "integer"):
-        return np.where(none, None, labels)
+        return with_gaps(labels, none)
     if kind == "mixed":
         kinds: dict[str, tuple[int, Any]] = {}
         for node, value in enumerate(labels):

@@ -239,6 +239,7 @@ class MowstModule(NodeModule):
 
     def on_fit_start(self) -> None:
         """Drop the logits of an earlier fit, since the weights may have changed."""
+        super().on_fit_start()
         self._logits.forget()
         if world_size() > 1:
             raise ConfigError("Mowst trains in one process: its stages change by the score on all validation nodes")

@@ -38,7 +38,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     num_neighbors: Any
     class_weight: Any
 
-    _saved_attributes = ("n_features_in_", "n_iter_", "split_", "n_edges_")
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "split_", "n_edges_")
 
     def fit(
         self,
@@ -269,7 +269,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         log_probs = self._log_probs(graph, nodes)
         bad = log_probs.isnan().any(dim=1).nonzero().flatten()
         if bad.numel():
-            first = int(bad[0]) if nodes is None else int(nodes[bad[0]])
+            first = int(bad[0]) if nodes is None else int(nodes[int(bad[0])])
             raise NonFiniteError(
                 f"{type(self).__name__} predicts NaN for {bad.numel()} nodes, the first is node {first}: the features "
                 "or edge weights are too large for float32, or the network cannot take their sign"

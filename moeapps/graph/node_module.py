@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import ConfigError
-from moeapps.core.labels import probability_columns
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
+from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
 from moeapps.core.module import MoEModule
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.experts import NodeExpert, node_expert
@@ -39,6 +39,8 @@ class NodeModule(Configurable, MoEModule):
     class_weight: ClassWeight = None
     _class_weight: Tensor | None
     monitor: Monitor = "accuracy"
+    classes: np.ndarray | None = None  # of the training data, in the order of the outputs
+    split: int | None = None  # of the training data, if it has several
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
@@ -64,6 +66,60 @@ class NodeModule(Configurable, MoEModule):
         self.model = self.make_model(self.in_channels, self.out_channels)
         # not saved: it is a property of the training data
         self.register_buffer("_class_weight", self._weights_of_classes(data), persistent=False)
+
+    def on_fit_start(self) -> None:
+        """Note the classes and the split of the data, which a resumed training must have, too."""
+        self._compare_data(split=True)
+
+    def on_validation_start(self) -> None:
+        """Refuse data with other classes, or of another split."""
+        self._compare_data(split=True)
+
+    def on_test_start(self) -> None:
+        """Refuse data with other classes, or of another split."""
+        self._compare_data(split=True)
+
+    def on_predict_start(self) -> None:
+        """Refuse data with other classes."""
+        self._compare_data(split=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the classes and the split of the training data."""
+        super().on_save_checkpoint(checkpoint)
+        if self.classes is not None:
+            checkpoint["classes"] = labels_to_json(self.classes)
+            checkpoint["split"] = self.split
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the weights; take over the classes and the split (checkpoints of 0.1 do not have them)."""
+        super().on_load_checkpoint(checkpoint)
+        if "classes" in checkpoint:
+            self.classes, self.split = labels_from_json(checkpoint["classes"]), checkpoint["split"]
+
+    def _compare_data(self, split: bool) -> None:
+        """Outputs mean the classes of the training data; and test nodes of one split are training nodes of another.
+
+        Raises
+        ------
+        DataError
+            If the data has other classes, or (with ``split``) is another of several splits.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        classes, number = getattr(data, "classes", None), getattr(data, "several_splits", None)
+        if classes is None:
+            return
+        if self.classes is None:
+            self.classes, self.split = classes, number
+        if not np.array_equal(self.classes, classes):
+            raise DataError(
+                f"the model was trained on the classes {self.classes.tolist()}, the labels of this data are "
+                f"{classes.tolist()}: its outputs would get other names"
+            )
+        if split and None not in (number, self.split) and number != self.split:
+            raise DataError(
+                f"the model was trained on split {self.split}, this is split {number} of the data, which may have its "
+                f"training nodes among the others: give split={self.split}"
+            )
 
     def train_logits(self, expert: NodeExpert, batch: NodeBatch) -> Tensor:
         """``(B, K)`` logits of the batch's training nodes, in the network's present mode.
@@ -101,6 +157,8 @@ class NodeModule(Configurable, MoEModule):
     def predict_step(self, batch: NodeBatch, batch_idx: int) -> dict[str, Any]:
         """Columns: node, predicted class name, and one probability per class."""
         probabilities = self.log_probs(batch).exp().cpu().numpy()
+        if np.isnan(probabilities).any():
+            raise NonFiniteError(f"{type(self.model).__name__} predicts NaN: features or edge weights are too large")
         classes = getattr(getattr(self._trainer, "datamodule", None), "classes", range(probabilities.shape[1]))
         nodes = np.arange(len(probabilities)) if batch.nodes is None else batch.nodes.cpu().numpy()
         return {

@@ -6,9 +6,10 @@ import shutil
 import lightning as L
 import pytest
 import torch
+from torch_geometric.data import Data
 
 from benchmarks.graph_two_halves import compare
-from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstModule
 from moeapps.graph.plan import TrainingPlan
 from tests.graph.helpers import small_graph, trainer
@@ -209,3 +210,30 @@ def test_a_task_made_of_two_halves_needs_both_experts():
     for scores, gap in found:
         assert scores["Mowst*"] - max(scores["MLP"], scores["GCN"]) > 0.02, found
         assert gap > 0.1, found
+
+
+def splits() -> Data:
+    data = small_graph()
+    masks = torch.stack([data.train_mask, data.val_mask, data.test_mask], dim=1)
+    data.train_mask, data.val_mask, data.test_mask = masks, masks.roll(1, 1), masks.roll(2, 1)
+    return data
+
+
+@pytest.mark.parametrize("make", [module, lambda: GNNModule(hidden_channels=8)], ids=["Mowst", "one network"])
+def test_a_checkpoint_is_tested_on_the_split_and_the_classes_it_was_trained_on(tmp_path, make):
+    trainer(tmp_path, epochs=1).fit(make(), GraphDataModule(splits(), split=2))
+    last = str(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, epochs=1)
+    (found,) = again.test(make(), GraphDataModule(splits(), split=2), ckpt_path=last, verbose=False)
+    assert found["test/accuracy"] > 0
+    with pytest.raises(DataError, match="trained on split 2, this is split 0 of the data.*give split=2"):
+        again.test(make(), GraphDataModule(splits()), ckpt_path=last, verbose=False)
+    with pytest.raises(DataError, match="trained on split 2, this is split 1"):
+        trainer(tmp_path / "next", epochs=2).fit(make(), GraphDataModule(splits(), split=1), ckpt_path=last)
+    assert again.test(make(), GraphDataModule(small_graph()), ckpt_path=last, verbose=False)  # has no splits
+    assert len(again.predict(make(), GraphDataModule(splits()), ckpt_path=last)) == 1
+    other = small_graph()
+    other.y = other.y + 1
+    for attempt in (again.test, again.predict):
+        with pytest.raises(DataError, match=r"trained on the classes \[0, 1, 2\], .* this data are \[1, 2, 3\]"):
+            attempt(make(), GraphDataModule(other), ckpt_path=last)
