@@ -199,7 +199,7 @@ def test_impossible_arguments_are_named(arguments, message, frame):
 def test_impossible_targets_are_named(frame):
     model = MultiTaskRanker("mmoe", **QUICK)
     with pytest.raises(ConfigError, match="targets must be a list"):
-        model.fit(frame, "click")
+        model.fit(frame, [])
     with pytest.raises(DataError, match="lacks the column 'like', which targets names"):
         model.fit(frame, ["like"])
     with pytest.raises(DataError, match="'stay' is binary and has"):
