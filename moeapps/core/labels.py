@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
 
+from moeapps.core.arrays import as_array, kind_of, missing, tightened
 from moeapps.core.errors import DataError
 
 __all__ = [
     "UNKNOWN",
+    "class_labels",
     "classes_and_codes",
     "encode",
     "is_missing",
@@ -26,6 +30,53 @@ __all__ = [
 
 UNKNOWN = -1
 """Code of a label that is not among the classes."""
+
+
+def class_labels(y: Any, what: str = "row") -> NDArray[Any]:
+    """Class labels of any kind as one array that holds them exactly.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        List, NumPy array, tensor, or column of pandas (also nullable and Arrow types), polars or pyarrow.
+    what : str, default "row"
+        What has a label, for errors.
+
+    Returns
+    -------
+    array of shape (n,)
+        Integers, bools, text, or floats, in the dtype of their kind.
+
+    Raises
+    ------
+    DataError
+        If a label is missing, labels are of several kinds, or of a kind that is no label (dates, bytes, lists, ...).
+    ValueError
+        If numbers are not whole, as scikit-learn's classifiers do.
+    """
+    if isinstance(y, pd.DataFrame) or getattr(y, "ndim", 1) == 2:
+        y = column_or_1d(y, warn=True)
+    labels = as_array(y)
+    if labels.ndim != 1:
+        raise DataError(f"y must have one label per {what}, got shape {labels.shape}")
+    gone = missing(labels)
+    if gone.any():
+        first = int(gone.argmax())
+        raise DataError(f"y has no label for {what} {first} ({int(gone.sum())} in all): Input y contains NaN")
+    kind = kind_of(labels)
+    if labels.dtype == object and kind == "decimal" and all(value == int(value) for value in labels):
+        labels, kind = tightened(np.array([int(value) for value in labels], dtype=object)), "integer"
+    if kind == "mixed" or (labels.dtype == object and kind not in ("text", "integer", "boolean", "floating", "empty")):
+        examples = {type(value).__name__: value for value in labels[::-1].tolist()}
+        shown = ", ".join(f"{value!r} ({name})" for name, value in examples.items())
+        raise DataError(f"y has labels such as {shown}: make them all text, all whole numbers or all bools")
+    if labels.dtype.kind in "SVmMc":
+        raise DataError(
+            f"y has labels of type {labels.dtype}, such as {labels[0]!r}: Support for labels represented as bytes is "
+            "not supported, nor are dates; make them text, whole numbers or bools"
+        )
+    check_classification_targets(labels)
+    return labels
 
 
 def encode(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:

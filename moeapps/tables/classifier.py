@@ -4,19 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.utils import assert_all_finite, compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    column_or_1d,
-)
+from sklearn.utils import compute_sample_weight
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
-from moeapps.core.labels import UNKNOWN, encode, labels_from_json, labels_to_json
+from moeapps.core.labels import UNKNOWN, class_labels, encode, labels_from_json, labels_to_json
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
 
@@ -182,14 +177,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     _announced: np.ndarray | None = None
 
     def _check_target(self, y: Any) -> NDArray[Any]:
-        y = column_or_1d(y, warn=True)
-        missing = pd.isna(y)
-        if missing.any():
-            raise DataError(f"y has no label at row {int(np.flatnonzero(missing)[0])}: Input y contains NaN")
-        if np.asarray(y).dtype.kind == "f":
-            assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
-        return np.asarray(y)
+        return class_labels(y)
 
     def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
         self.classes_ = np.unique(y) if self._announced is None else self._announced

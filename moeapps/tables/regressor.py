@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils import Tags
@@ -12,9 +13,12 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from moeapps.core.arrays import as_array
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoERegressor"]
@@ -77,6 +81,15 @@ class MoERegressor(RegressorMixin, TabularEstimator):
         store_arguments(self, locals())
 
     def _check_target(self, y: Any) -> NDArray[Any]:
+        y = as_array(y)
+        if y.dtype.kind in "mM":
+            raise DataError("y holds times: convert them to numbers, such as days since a date")
+        if y.ndim == 1 and (y.dtype == object or y.dtype.kind in "US"):
+            try:
+                y = to_numbers(pd.Series(y, dtype=object), missing_texts(), "y")
+            except DataError as error:
+                found = str(error).removeprefix("column 'y', ").partition(" is not a number")[0]
+                raise DataError(f"y must be numbers, got {found}") from None
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
         if y.ndim > 2:
             raise DataError(f"y must have shape (n,) or (n, targets), got {y.shape}")

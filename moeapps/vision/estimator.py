@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
-from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -19,14 +17,7 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.labels import (
-    classes_and_codes,
-    is_missing,
-    label_kind,
-    labels_from_json,
-    labels_to_json,
-    plain,
-)
+from moeapps.core.labels import class_labels, classes_and_codes, labels_from_json, labels_to_json
 from moeapps.core.splits import hold_out
 from moeapps.vision.data import ImageArrays, ImageDataModule
 from moeapps.vision.images import ImageSpec
@@ -70,16 +61,7 @@ class ImageEstimator(LightningEstimator):
             If the labels are not those of a classification, or not one per image; or one is missing, or some are text
             and some are numbers.
         """
-        labels = column_or_1d(y, warn=True)
-        # numpy would make text of the numbers, and of the NaN, in a list that has text too
-        entries = list(y) if isinstance(y, list | tuple) and labels.dtype.kind in "US" else labels
-        missing = np.flatnonzero([is_missing(entry) for entry in entries])
-        if len(missing):
-            raise DataError(f"y has no label for image {missing[0]} ({len(missing)} in all): leave those images out")
-        kinds = {label_kind(plain(entry)) for entry in entries}
-        if len(kinds) > 1:
-            raise DataError(f"y has labels that are {' and labels that are '.join(sorted(kinds))}: use one kind")
-        check_classification_targets(labels)
+        labels = class_labels(y, "image")
         if len(labels) != count:
             raise DataError(f"{count} images and {len(labels)} labels")
         self.classes_, codes = classes_and_codes(labels)

@@ -1,9 +1,17 @@
 """Class labels as codes."""
 
-import numpy as np
-import pytest
+import datetime
+import json
+from decimal import Decimal
 
-from moeapps.core.labels import UNKNOWN, classes_and_codes, encode
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from moeapps.core.labels import UNKNOWN, class_labels, classes_and_codes, encode, labels_from_json, labels_to_json
 
 
 @pytest.mark.parametrize(
@@ -34,3 +42,57 @@ def test_without_classes_every_label_is_unknown():
 )
 def test_labels_of_another_type_than_the_classes_are_unknown(labels, classes, codes):
     assert encode(labels, classes).tolist() == codes
+
+
+B = np.array([True, False, True, False])
+TEXTS = np.where(B, "p", "n")
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (pd.array(B.astype(int), dtype="Int64"), [0, 1]),
+        (pd.array([2**64 - 1, 2**64 - 2] * 2, dtype="UInt64"), [2**64 - 2, 2**64 - 1]),
+        (pd.array(B, dtype="boolean"), [False, True]),
+        (pd.array(TEXTS, dtype="string"), ["n", "p"]),
+        (pd.Categorical(TEXTS), ["n", "p"]),
+        (pd.Series(pd.Categorical(B.astype(int))), [0, 1]),
+        (pd.Series(B.astype(int), dtype=object), [0, 1]),
+        (pd.Series(B, dtype=object), [False, True]),
+        (pd.Series(B.astype(int), dtype="int64[pyarrow]"), [0, 1]),
+        (pd.DataFrame({"y": B}), [False, True]),
+        (pl.Series("y", B), [False, True]),
+        (pl.Series("y", TEXTS.tolist()), ["n", "p"]),
+        (pa.array(B.tolist()), [False, True]),
+        (pa.array(TEXTS.tolist()), ["n", "p"]),
+        (torch.from_numpy(B), [False, True]),
+        ([10**18, 10**18 + 1], [10**18, 10**18 + 1]),
+        ([Decimal(1), Decimal(2)], [1, 2]),
+        (np.where(B, 1.0, -1.0), [-1.0, 1.0]),
+        (np.where(B, "NA", "None"), ["NA", "None"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A column-vector y")
+def test_labels_of_every_library_keep_their_values_and_their_type(y, classes):
+    found, codes = classes_and_codes(class_labels(y))
+    assert found.tolist() == classes
+    assert [type(value) for value in found.tolist()] == [type(value) for value in classes]
+    assert found[codes].tolist() == class_labels(y).tolist()
+    assert labels_from_json(json.loads(json.dumps(labels_to_json(found)))).tolist() == classes
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (pd.array([None, True], dtype="boolean"), r"no label for row 0 \(1 in all\)"),
+        (["a", None, float("nan")], r"no label for row 1 \(2 in all\)"),
+        (["a", 1], r"labels such as 1 \(int\), 'a' \(str\): make them all text"),
+        ([datetime.date(2024, 1, 1)] * 2, "labels such as datetime.date"),
+        (pd.to_datetime(["2024-01-01", "2024-01-02"]), "type datetime64"),
+        ([b"a", b"b"], "bytes"),
+        ([0.5, 1.5], "Unknown label type: continuous"),
+    ],
+)
+def test_what_is_no_label_is_refused_and_shown(y, message):
+    with pytest.raises(ValueError, match=message):
+        class_labels(y)

@@ -315,7 +315,7 @@ def test_labels_of_every_type_come_back(labels, tmp_path):
         ([np.nan, *["a"] * 23], "no label for image 0"),
         ([None, *["a"] * 23], "no label for image 0"),
         (np.linspace(0, 1, 24), "continuous|Unknown label type"),
-        (["a", 1] * 12, "labels that are numbers and labels that are text"),
+        (["a", 1] * 12, r"labels such as 1 \(int\), 'a' \(str\): make them all text"),
     ],
 )
 def test_missing_and_mixed_labels_are_refused(labels, message):

@@ -95,4 +95,5 @@ def _pandas_type(kind: pa.DataType) -> Any:
 
 
 def _exports_arrow(X: Any) -> bool:
-    return hasattr(X, "__arrow_c_stream__") and not isinstance(X, pd.DataFrame | pd.Series | pa.ChunkedArray)
+    # a polars Series exports Arrow, too
+    return hasattr(X, "__arrow_c_stream__") and hasattr(X, "columns") and not isinstance(X, pd.DataFrame)
