@@ -121,6 +121,17 @@ def import_module(name: str) -> ModuleType:
         raise ConfigError(f"the module {name} cannot be imported: {describe(error)}") from error
 
 
+def hidden_file(name: str) -> Path | None:
+    """File of the working folder that is not imported because a library's module of its name has been; else None."""
+    top = name.partition(".")[0]
+    here = Path(_command_folder or os.getcwd())
+    imported = getattr(sys.modules.get(top), "__file__", None)
+    for file in (here / f"{top}.py", here / top / "__init__.py"):
+        if file.is_file() and (imported is None or not Path(imported).is_relative_to(here)):
+            return file
+    return None
+
+
 @contextmanager
 def command_folder() -> Iterator[None]:
     """While a command runs: the working folder is the one it was started in, wherever configurations are read."""

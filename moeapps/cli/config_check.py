@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +154,18 @@ def _import(path: str) -> Any:
     where = getattr(module, "__file__", None)
     near = registry.nearest(name, own)
     hint = f"; did you mean '{module_name}.{near}'?" if near else _guess(path)
+    if hidden := plugins.hidden_file(module_name):
+        hint = f". It hides your file {hidden}: give that another name"
     raise ConfigError(f"there is no class {path!r}{f' in {where}' if where else ''}{hint}")
 
 
 def _guess(name: str, more: Iterable[str] = ()) -> str:
-    """A path with a slip, or a short name with a slip."""
+    """A path with a slip, or a short name with a slip. Of what is only alike nothing is said: it would mislead."""
     names = {_last(entry.path): entry.path for entry in registry.entries()}
-    near = registry.nearest(name, list(names.values()))
-    if near is None and (short := registry.nearest(_last(name), [*names, *more])):
-        near = names.get(short, short)
-    return f"; did you mean {near!r}?" if near else ""
+    near = get_close_matches(name, list(names.values()), n=1, cutoff=0.85)
+    if not near:
+        near = [names.get(short, short) for short in get_close_matches(_last(name), [*names, *more], n=1, cutoff=0.75)]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _last(path: str) -> str:
@@ -199,6 +202,8 @@ def _check_source(source: Source, classes: dict[str, str | None], subcommand: st
         config = parse_yaml(source.text, source.name)
     except FileFormatError as error:
         raise ConfigError(str(error)) from None
+    if config is None:
+        raise ConfigError(f"{source.name}: it is empty, expected keys such as model, data and trainer")
     if not isinstance(config, dict):
         raise ConfigError(f"{source.name}: expected keys such as model, data and trainer, got {type(config).__name__}")
     if isinstance(config.get(subcommand), dict):  # a file for several subcommands, given before the subcommand

@@ -134,6 +134,11 @@ class MoEAppsCLI(LightningCLI):
             if scheduler:
                 raise ConfigError("lr_scheduler has no effect without optimizer: give both")
             return
+        if scheduler and scheduler["class_path"] == "torch.optim.lr_scheduler.ReduceLROnPlateau":
+            raise ConfigError(
+                "lr_scheduler: torch's ReduceLROnPlateau does not know which metric to watch; use Lightning's, "
+                "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor METRIC"
+            )
         name = type(self.model).__name__
         if not self.model.automatic_optimization:
             raise ConfigError(f"optimizer: {name} has optimizers of its own, one per part; set its arguments instead")
@@ -220,7 +225,7 @@ class MoEAppsCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print where the best checkpoint is."""
-        for callback in self.trainer.checkpoint_callbacks:
+        for callback in self.trainer.checkpoint_callbacks if self.trainer.is_global_zero else []:
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
                 print(f"checkpoint: {_relative(callback.best_model_path)}")
 

@@ -122,6 +122,7 @@ def check_yaml(text: str, name: str) -> None:
     sizes: dict[str, int] = {}  # of what an anchor stands for, without aliases
     opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the number of values before
     values = 0
+    event: Any
     try:
         for event in yaml.parse(text, Loader=_Loader):
             line = event.start_mark.line + 1

@@ -336,6 +336,13 @@ def test_what_is_wrong_with_the_users_module_is_told_as_it_is(own, tmp_path, tex
     assert not Path("moeapps-runs").exists()
 
 
+def test_a_file_that_a_library_hides_is_named(own, tmp_path):
+    write(tmp_path / "random.py", "Module = 3")
+    done = own("fit", *CLASSES, "--model", "random.Module")
+    assert done.returncode == 2
+    assert f"It hides your file {tmp_path / 'random.py'}: give that another name" in done.stderr
+
+
 def test_an_error_in_the_users_constructor_is_told_with_its_line(own, tmp_path):
     write(tmp_path / "own_init.py", """
         from own_way import OwnModule
@@ -355,6 +362,7 @@ def test_an_error_in_the_users_constructor_is_told_with_its_line(own, tmp_path):
         (["--optimizer", "Adm"], "--optimizer.class_path: there is no class 'Adm'; did you mean 'Adam'?"),
         (["--optimizer", "Adam", "--optimizer.lrr", 1], "--optimizer.lrr: Adam has no such argument; did you mean"),
         (["--trainer.callbacks+=EarlyStoping"], "--trainer.callbacks: there is no class 'EarlyStoping'; did you mean"),
+        (["--optimizer", "SGD", "--lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"], "which metric to"),
         (["--model", "absent.yaml"], "--model: there is no file 'absent.yaml'"),
         (["--trainer.max_epoch", 1], "--trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),
         (["--import", "own_nothing"], "there is no module own_nothing"),
