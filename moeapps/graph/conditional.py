@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moeapps.graph.edges import Edges
 from moeapps.graph.experts import Work
+from moeapps.graph.masks import node_index
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput
 
 __all__ = ["PredictionCost", "predict_nodes"]
@@ -80,7 +81,7 @@ def predict_nodes(
     edges : Edges
         Its edges.
     nodes : Tensor of shape (B,), optional
-        Distinct node numbers; all when None.
+        Node numbers, or a bool mask ``(N,)``; all when None.
     mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
         As in :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
     threshold : float, default 0.5
@@ -99,7 +100,11 @@ def predict_nodes(
     ------
     ConfigError
         If the mode is unknown, or ``batch_size`` is given and the number of hops that an expert sees is unknown.
+    DataError
+        If a node is not in the graph.
     """
+    if nodes is not None:  # -1 would be the last node
+        nodes = torch.from_numpy(node_index(nodes, x.shape[0])).to(x.device)
     work = {name: Work() for name in model.names}
     unused = model.unused_experts(mode, threshold)
 

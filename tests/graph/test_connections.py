@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GCNConv, GraphConv
 
 from moeapps.core.errors import DataError, NonFiniteError
-from moeapps.graph import GNNClassifier, GraphDataModule, Mowst, MowstClassifier, load_cora
+from moeapps.graph import Edges, GNNClassifier, GraphDataModule, Mowst, MowstClassifier, load_cora, predict_nodes
 from moeapps.graph.inputs import as_graph, bare_graph
 from tests.graph.helpers import small_graph
 
@@ -451,3 +451,52 @@ def test_edges_that_are_read_only_are_read():
     edges = np.array([[0, 1], [1, 0]])
     edges.setflags(write=False)  # as pandas gives them
     assert as_graph(X, None, edges).num_edges == 2
+
+
+def doors(source, target, weight, nodes: int) -> dict[str, Data]:
+    """One graph, sorted and each edge once, as users have it."""
+    index, x = np.stack([source, target]), np.eye(nodes)
+    names = pd.Index(2**62 + np.random.default_rng(0).permutation(nodes))
+    frame = pd.DataFrame({"source": names[source], "target": names[target], "weight": weight})
+    drawn = nx.DiGraph()
+    drawn.add_nodes_from(range(nodes))
+    drawn.add_weighted_edges_from(zip(source.tolist(), target.tolist(), weight.tolist(), strict=True))
+    matrix = sparse.coo_array((weight, index), shape=(nodes, nodes))
+    data = Data(x=torch.eye(nodes), edge_index=torch.tensor(index), edge_weight=torch.tensor(weight))
+    named = pd.DataFrame(x, index=names)
+    return {
+        "Data": as_graph(data), "arrays": as_graph(x, None, index, edge_weight=weight),
+        "lists": as_graph(x.tolist(), None, index.tolist(), edge_weight=weight.tolist()),
+        "edge_attr": as_graph(Data(x=data.x, edge_index=data.edge_index, edge_attr=data.edge_weight[:, None])),
+        "adj_t": as_graph(T.ToSparseTensor()(data.clone())), "frame": as_graph(named, None, frame),
+        "polars": as_graph(named, None, pl.from_pandas(frame)),
+        "arrow": as_graph(named, None, pa.Table.from_pandas(frame)), "networkx": as_graph(x, None, drawn),
+        "scipy": as_graph(x, None, matrix), "csr": as_graph(x, None, matrix.tocsr()),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_graph_through_every_door_is_the_same_bit_for_bit(seed):
+    rng = np.random.default_rng(seed)
+    nodes = int(rng.integers(2, 30))
+    source, target = np.unique(rng.integers(0, nodes, (2, 3 * nodes)), axis=1)
+    weight = rng.uniform(0.1, 2, len(source))
+    forms: dict[str, list[torch.Tensor]] = {}
+    for door, found in doors(source, target, weight, nodes).items():
+        for form in ("plain", "looped", "normalized"):
+            edges, weights = Edges(found.edge_index, found.edge_weight, nodes).form(form)
+            expected = forms.setdefault(form, [edges.as_tensor(), weights])
+            assert torch.equal(edges.as_tensor(), expected[0]), (door, form)
+            assert torch.equal(weights, expected[1]), (door, form)
+
+
+def test_nodes_to_predict_are_checked_in_the_function_too():
+    data = graph()
+    model, edges = Mowst(5, 3).eval(), Edges(data.edge_index, None, 60)
+    whole = predict_nodes(model, data.x, edges)[0].log_probs
+    for nodes in ([7, 7, 3], torch.tensor([7, 7, 3])):
+        assert torch.allclose(predict_nodes(model, data.x, edges, nodes)[0].log_probs, whole[[7, 7, 3]], atol=1e-6)
+    mask = data.test_mask
+    assert torch.allclose(predict_nodes(model, data.x, edges, mask)[0].log_probs, whole[mask], atol=1e-6)
+    with pytest.raises(DataError, match=r"node numbers outside 0\.\.59, got -1"):
+        predict_nodes(model, data.x, edges, torch.tensor([-1]))
