@@ -189,6 +189,8 @@ def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> 
             _print(console, f"the source goes on from its beginning: {job.restarted}")
     if isinstance(job.source, CSVSource):
         _print(console, f"columns: {job.source.kinds.describe()}")
+        for note in job.source.kinds.notes():
+            _print(console, note)
     before = replace(job.counts)
     status = _with_signals(job, console, options.plain or not console.is_terminal)
     return _summary(job, console, before) or status

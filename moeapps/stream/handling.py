@@ -37,7 +37,7 @@ class Counts:
     unlabeled: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pending:
     """An event that has been read and is not in the model yet.
 

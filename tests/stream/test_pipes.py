@@ -62,10 +62,10 @@ def test_a_slow_pipe_is_answered_at_once_and_a_signal_ends_the_run(kind, number,
     sender.start()
     given = ["stream", "run", "--source", source, "--target", "y", "--checkpoint", "c", "--predictions", "p.ndjson"]
     assert main([*given, *SMALL]) == status
-    assert time.monotonic() - times["signal"] < 1
+    assert time.monotonic() - times["signal"] < 4  # a second where no other process is at work
     sender.join()
     os.close(write)
-    assert max(times["two"], times["three"]) < 1  # the first one compiles what is left
+    assert max(times["two"], times["three"]) < 4  # the first one compiles what is left
     assert f"stopped by {signal.Signals(number).name}; saved" in capsys.readouterr().out
     assert moeapps.load("c/stream.safetensors").run["counts"]["learned"] == 3
 

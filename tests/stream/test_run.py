@@ -128,7 +128,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_twenty_times(tmp_path):
-    kill_often(tmp_path, kills=20, n=200_000, seconds=0.15)
+    kill_often(tmp_path, kills=20, n=300_000, seconds=0.15)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,11 +25,15 @@ TYPES: dict[str, CellKind] = {"text": "text", "category": "text", "number": "num
 """Kinds of a column by the name that ``--types`` takes."""
 
 _NUMBERS = ("whole", "number", "bool")
-_SHARE = 0.99
-"""Share of a sample that has to be numbers, so that the rest are mistakes of single events and not a column of text."""
+_SHARES = {"number": 0.9, "whole": 0.99, "time": 0.99}
+"""Share of a sample that has to be of a kind, so that the rest are mistakes of single events and not a column of text.
+Numbers with a fraction or a sign are measured; whole ones may be codes, of which some have letters."""
 
 _LEADING_ZEROS = re.compile(r"\s*[+-]?0\d")
 _WHOLE_LABEL = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
+_PLAIN = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,30})?")
+"""Nearly all numbers, which need no further look."""
+
 _INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
 
 
@@ -194,6 +199,9 @@ class Columns:
             if kind == "text":
                 fields[name] = cell
                 continue
+            if kind == "number" and (plain := _PLAIN.fullmatch(cell)) is not None:
+                fields[name] = int(cell) if plain[2] is None else float(cell)
+                continue
             try:
                 if kind in ("number", "whole") and _LEADING_ZEROS.match(cell) and number_key(cell) is not None:
                     raise DataError(f"{cell!r} has leading zeros: a code and not a number")
@@ -227,6 +235,21 @@ class Columns:
         parts = [f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" for kind, names in groups.items()]
         return "; ".join(parts)
 
+    def notes(self) -> list[str]:
+        """What a reader of the output should know: columns of text that are numbers for the most part."""
+        found = []
+        for position, name in enumerate(self.names):
+            if self.kinds[name] != "text" or name in (self._id, self._target) or name in self._types:
+                continue
+            cells = [record[position] for record in self._sample if record[position] not in self.missing]
+            others = [cell for cell in cells if text_kind(cell) not in _NUMBERS]
+            if 0 < len(others) < len(cells) / 2:
+                found.append(
+                    f"column {name!r} is text: {len(others):,} of its first {len(cells):,} values are no numbers, such as "
+                    f"{sample_of(others, 1)}; --types {name}=number rejects these, --missing takes them for missing"
+                )
+        return found
+
     def state(self) -> dict[str, Any]:
         """Names and kinds as JSON values."""
         missing = sorted(self.missing - missing_texts())
@@ -255,10 +278,13 @@ def _feature_kind(cells: list[str], missing: frozenset[str]) -> CellKind | None:
     finite = [cell for cell in cells if not _INFINITE.fullmatch(cell)] or ["0"]
     kind = guess_kind(finite, missing)
     if kind == "text" and len(finite) >= 100:  # a few mistakes in a column of numbers do not make it text
-        kinds = [text_kind(cell) for cell in finite]
-        for group in (("whole", "number"), ("time",)):
-            if sum(one in group for one in kinds) >= _SHARE * len(kinds) and not any(map(_is_code, finite)):
-                return group[-1]
+        count = Counter(text_kind(cell) for cell in finite)
+        signed = count["number"] + sum(cell.startswith("-") and text_kind(cell) == "whole" for cell in finite)
+        share = _SHARES["number" if signed > 0.01 * len(finite) else "whole"]
+        if count["whole"] + count["number"] >= share * len(finite) and not any(map(_is_code, finite)):
+            return "number"
+        if count["time"] >= _SHARES["time"] * len(finite):
+            return "time"
     if kind == "list":
         return "text"  # a category; the models of streams have no lists
     return "number" if kind == "whole" else kind

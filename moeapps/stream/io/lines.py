@@ -8,6 +8,7 @@ import hashlib
 import os
 import select
 import stat
+from collections import deque
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ MOMENT = 0.2
 """Seconds that a read waits at most for the next line of a pipe."""
 
 _CHUNK = 1 << 16
+_LONGEST = 1 << 28
 _PRINT = 4096
 """Bytes at the beginning of a file, and before the position, by which it is known again."""
 
@@ -67,8 +69,9 @@ class LineReader:
                 os.lseek(self._descriptor, self.start, os.SEEK_SET)
         self.is_live = self._descriptor is not None and not self.is_file
         self.offset = self.start
-        self._buffer = bytearray()
-        self._scanned = 0
+        self._reached = self.start
+        self._ready: deque[bytes] = deque()  # complete lines that were read and not handed out
+        self._tail = bytearray()  # what has come after them
         self.ended = False
 
     @property
@@ -84,36 +87,33 @@ class LineReader:
         DataError
             If the file has become shorter than what was read of it.
         """
-        while True:
-            end = self._buffer.find(b"\n", self._scanned)
-            if end >= 0:
-                line = bytes(self._buffer[: end + 1])
-                del self._buffer[: end + 1]
-                self._scanned = 0
-                self.offset += len(line)
-                return line
-            self._scanned = len(self._buffer)
+        while not self._ready:
             if self.ended or not self._fill(wait):
                 return None
+        line = self._ready.popleft()
+        self.offset += len(line)
+        return line
 
     @property
     def rest(self) -> bytes:
-        """What has come since the last newline."""
-        return bytes(self._buffer)
+        """What has come and was not handed out."""
+        return b"".join(self._ready) + self._tail
 
     def take_rest(self) -> bytes:
-        """Hand out what has come since the last newline, as a line."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        self._scanned = 0
+        """Hand out what has come and was not handed out, as a line."""
+        rest = self.rest
+        self._ready.clear()
+        self._tail.clear()
         self.offset += len(rest)
         return rest
 
     def put_back(self, content: bytes) -> None:
         """Undo handing out these bytes, the last ones that were handed out."""
-        self._buffer[:0] = content
-        self._scanned = 0
         self.offset -= len(content)
+        *lines, tail = content.split(b"\n")
+        if tail:
+            self._tail[:0] = tail  # then nothing was left behind it
+        self._ready.extendleft(line + b"\n" for line in reversed(lines))
 
     def _fill(self, wait: float) -> bool:
         """Read what is there; False if nothing has come."""
@@ -131,22 +131,31 @@ class LineReader:
                 return False
             if not content and self.is_file:
                 size = os.fstat(self._descriptor).st_size
-                if size < self.offset + len(self._buffer):
+                if size < self._reached:
                     raise DataError(
                         f"{self.name} was cut to {size} bytes while it was read; {self.offset} bytes had been read"
                     )
             elif not content:
                 self.ended = True
-        self._buffer += content
+        self._reached += len(content)
+        first, *lines = content.split(b"\n")
+        self._tail += first
+        if len(self._tail) > _LONGEST:
+            raise DataError(f"{self.name} has a line of more than {_LONGEST >> 20} MiB: not lines of events")
+        if lines:
+            tail = lines.pop()
+            self._ready.append(bytes(self._tail) + b"\n")
+            self._ready.extend(line + b"\n" for line in lines)
+            self._tail = bytearray(tail)
         return bool(content)
 
     def seek(self, offset: int) -> None:
         """Go on at this byte of a file."""
         assert self._descriptor is not None
         os.lseek(self._descriptor, offset, os.SEEK_SET)
-        self.offset = offset
-        self._buffer.clear()
-        self._scanned = 0
+        self.offset = self._reached = offset
+        self._ready.clear()
+        self._tail.clear()
 
     @property
     def ends_open(self) -> bool:

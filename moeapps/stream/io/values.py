@@ -24,6 +24,7 @@ _MOST_DIGITS = 4000
 """Digits of a whole number; Python reads and writes no more than 4,300."""
 
 _MOST_BITS = 13_000
+_LONG = 2**63
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -44,11 +45,12 @@ def plain_fields(fields: Mapping[Any, Any], exact: tuple[Any, ...] = ()) -> dict
     DataError
         Naming the field, if its value is none that can be learned and stored.
     """
-    plain = {}
+    plain = dict(fields)
     for name, value in fields.items():
         kind = type(value)
-        if kind is float or kind is bool or value is None or (kind is str and value.isascii()) or name in exact:
-            plain[name] = value
+        if kind is float or kind is bool or value is None or (kind is str and value.isascii()):
+            continue
+        if (kind is int and -_LONG < value < _LONG) or name in exact:
             continue
         try:
             plain[name] = plain_value(value)

@@ -85,6 +85,17 @@ def test_a_few_mistakes_among_a_thousand_numbers_do_not_make_a_column_text(tmp_p
     assert [event.error is None for event in found].count(False) == 1
 
 
+def test_mistakes_among_measured_numbers_are_more_often_forgiven_than_letters_among_codes(tmp_path):
+    rows = [("ERR" if i % 20 == 0 else f"-{i}.5", f"A{i}" if i % 20 == 0 else str(i)) for i in range(1000)]
+    source = source_of(tmp_path, ["a,code,y", *(f"{a},{code},u" for a, code in rows)])
+    assert (source.kinds.kinds["a"], source.kinds.kinds["code"]) == ("number", "text")
+    note = (
+        "column 'code' is text: 50 of its first 1,000 values are no numbers, such as 'A0'; --types code=number rejects"
+    )
+    assert [found[: len(note)] for found in source.kinds.notes()] == [note]
+    source.close()
+
+
 def test_an_imputing_model_gets_a_bad_value_to_count(tmp_path):
     lines = ["a,y", *(f"{i},u" for i in range(300)), "ERR,u"]
     found = events(source_of(tmp_path, lines, impute=True))

@@ -139,3 +139,27 @@ def test_a_sink_can_be_cut_back_to_a_checkpoint(tmp_path):
     fresh.write({"other": 5})
     fresh.close()
     assert (tmp_path / "m.csv").read_text() == "other\n5\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (b'{"a": 1, "b": 2}', {"a": 1, "b": 2}), (b'{"a":1,"a":2}', None), (b'{"a" : 1, "a" : 2}', None),
+        (b'{"a": "x\\":", "b": {"c": 1}}', {"a": 'x":', "b": {"c": 1}}), (b'{"a": {"c": 1, "c": 2}}', None),
+        (b'\xef\xbb\xbf{"a": NaN}', {"a": None}), (b'{"a": -Infinity}', {"a": float("-inf")}), (b'{"a": "\xff"}', None),
+        (b'{"a": 1} {"a": 2}', None), (b"{}", {}), (b"null", None),
+    ],
+)  # fmt: skip
+def test_a_json_object_is_read_strictly(line, fields):
+    event = LinesSource(io.BytesIO(line + b"\n"), "memory").read(1)[0]
+    assert event.fields == fields
+    assert (event.error is None) == (fields is not None)
+
+
+def test_cells_without_quotes_are_read_as_with_them(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"a,b,y\r\n1, x ,u\r\n,,\r\n\r\n2,x\ry,v\r\n3,\xc3\xa9,w")
+    source = CSVSource(tmp_path / "x.csv", complete=True)
+    events = rest(source)
+    assert [event.fields for event in events] == [
+        {"a": 1, "b": " x ", "y": "u"}, {"a": None, "b": None, "y": None}, None, {"a": 3, "b": "é", "y": "w"},
+    ]  # fmt: skip
