@@ -244,9 +244,10 @@ class Columns:
             cells = [record[position] for record in self._sample if record[position] not in self.missing]
             others = [cell for cell in cells if text_kind(cell) not in _NUMBERS]
             if 0 < len(others) < len(cells) / 2:
+                share = f"{len(others):,} of its first {len(cells):,} values are no numbers"
                 found.append(
-                    f"column {name!r} is text: {len(others):,} of its first {len(cells):,} values are no numbers, such as "
-                    f"{sample_of(others, 1)}; --types {name}=number rejects these, --missing takes them for missing"
+                    f"column {name!r} is text: {share}, such as {sample_of(others, 1)}; --types {name}=number rejects "
+                    "these, --missing takes them for missing"
                 )
         return found
 
