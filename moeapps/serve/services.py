@@ -208,8 +208,9 @@ class StreamService(Service):
                 f"rows: {len(rows)} rows with {len(names)} different features make a table of "
                 f"{len(rows) * len(names)} cells, at most {MAX_CELLS} are learned at once: send fewer rows per request"
             )
-        frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names})
-        frame = frame.astype(object) if len(frame.columns) else pd.DataFrame(index=range(len(rows)))
+        # as objects: a frame would make floats of whole numbers beside a missing one
+        columns = {name: _objects([row.get(name) for row in rows]) for name in names}
+        frame = pd.DataFrame(columns, index=range(len(rows)), dtype=object)
         self.model.learn_many(frame, labels)
         return {"learned": len(rows), "total": int(self.model.n_seen_)}
 
