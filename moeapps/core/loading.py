@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from moeapps.core.distributed import rank, world_size
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError, DataError, MoEAppsError
 
 __all__ = ["EpochSampler", "ResumableLoader", "identity_collate", "make_loader"]
 
@@ -81,7 +81,7 @@ class ResumableLoader(DataLoader):
                 self.generator.manual_seed(self.sampler.random_generator().initial_seed())
         else:
             skip = start  # another sampler (a distributed one, say): go through the batches that were seen
-        for index, batch in enumerate(super().__iter__()):
+        for index, batch in enumerate(_with_plain_errors(super().__iter__())):
             if index < skip:
                 continue
             self._position += 1
@@ -94,6 +94,17 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after ``position`` batches."""
         self._start = int(state["position"])
+
+
+def _with_plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """Errors of ours as they were raised: from another process torch passes on its whole traceback as the message."""
+    try:
+        yield from batches
+    except MoEAppsError as error:
+        raised = f"{type(error).__module__}.{type(error).__qualname__}: "
+        if not str(error).startswith("Caught ") or raised not in str(error):
+            raise
+        raise type(error)(str(error).rpartition(raised)[2].strip()) from None
 
 
 def identity_collate(batch: Any) -> Any:

@@ -52,7 +52,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, rounded, 2 to 16 pixels. Images are
         padded to a multiple of it.
     image_size : int, optional
-        Side to which the images of a folder are resized and cropped; None if all have one size.
+        Side to which images are resized and cropped, files and arrays alike; None if all have one size.
     num_experts : int, default 4
         Number of experts. Not for ``"vit"``.
     top_k : int, default 2
@@ -155,9 +155,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : array of shape (n, H, W), (n, C, H, W) or (n, H, W, C), or path
-            Images with 1, 3 or 4 channels, uint8 or float; or a folder with one folder of image files per class (read
-            as RGB).
+        X : array of shape (n, H, W), (n, C, H, W) or (n, H, W, C), sequence of images, or path
+            Images with 1, 3 or 4 channels; arrays, tensors, images of Pillow, paths or contents of files one by one; or
+            a folder with one folder of image files per class. Files are read as RGB. uint8 is divided by 255, uint16
+            by 65,535, other numbers are used as they are.
         y : array of shape (n,)
             Labels; None for a folder.
 
@@ -252,13 +253,18 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : array, or list of paths
-            n images of the shape that the model was fitted on.
+        X : array, or sequence of images
+            n images as :meth:`fit` takes them, of the shape and scale that the model was fitted on.
 
         Returns
         -------
         ndarray of shape (n, K)
             Columns are in the order of ``classes_``.
+
+        Raises
+        ------
+        DataError
+            If an image cannot be read, or shape or scale are not those of the fit.
         """
         images = self._checked(X)
         probabilities: NDArray[np.float64] = self._run(images, lambda net, part: net(part).double().softmax(1)).numpy()
@@ -286,7 +292,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : array, or list of paths
+        X : array, or sequence of images
             n images.
         groups : array of shape (n,), optional
             Group of each image; the predicted class when None.

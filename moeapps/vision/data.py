@@ -291,7 +291,9 @@ class ImageFolderData(ImageDataModule):
     """Your own images, one folder per class, read as they are needed; for ``moeapps fit``.
 
     Training images get timm's random crops and flips, the others are resized and cropped at the centre. Channels are
-    standardised by mean 0.5 and scale 0.5. Takes the fields of :class:`FolderLoadingConfig` as further arguments.
+    standardised by mean 0.5 and scale 0.5. Files are read and left out as in
+    :func:`~moeapps.vision.listing.find_images`; images of more than 8 bits are rounded to 8. Takes the fields of
+    :class:`FolderLoadingConfig` as further arguments.
 
     Parameters
     ----------

@@ -127,10 +127,10 @@ def as_images(
 
 def _entries(X: Any) -> list[Any] | None:
     """Images one by one, where ``X`` is a sequence of them that is no array of numbers."""
+    if isinstance(X, _FILES) or hasattr(X, "read"):
+        raise DataError(f"expected images, got one {type(X).__name__}: give a list of them")
     if isinstance(X, Tensor) or not isinstance(X, Sequence | np.ndarray | pd.Series | pd.Index):
         return None
-    if isinstance(X, str | bytes | bytearray):
-        raise DataError("expected images, got one path or the content of one file: give a list of them")
     if isinstance(X, np.ndarray) and (X.ndim != 1 or X.dtype.kind not in "OUS"):
         return None
     entries = list(X)

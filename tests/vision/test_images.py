@@ -117,7 +117,10 @@ def test_channels_last_and_first_are_told_apart():
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ("photo.png", "got one path or the content of one file: give a list"),
+        ("photo.png", "expected images, got one str: give a list"),
+        (Path("photo.png"), "expected images, got one PosixPath: give a list"),
+        (Image.fromarray(WHOLE[0]), "expected images, got one Image: give a list"),  # not 8 images of 8 x 3 pixels
+        (b"content", "expected images, got one bytes: give a list"),
         ([WHOLE[0], (WHOLE[1] / 255).astype(np.float32)], "images are of different types"),
         ([Image.fromarray(WHOLE[0]), WHOLE[1] / 255], "arrays among image files must be uint8"),
         ([WHOLE[0], WHOLE[1, 0, 0]], r"image 1: expected images of shape"),

@@ -205,3 +205,13 @@ def test_folder_data_bounds_elongated_images(tmp_path):
     data.setup("test")
     with pytest.raises(DataError, match="strip.png is 700 x 1 pixels"):
         list(data.test_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_named_in_one_line_whichever_process_reads_it(workers, tmp_path):
+    folder = make_folder(tmp_path / "photos", 6)
+    (folder / "cat" / "03.png").write_bytes((folder / "cat" / "03.png").read_bytes()[:60])
+    data = ImageFolderData(test=str(folder), image_size=16, batch_size=4, num_workers=workers)
+    data.setup("test")
+    with pytest.raises(DataError, match=r"^\S*photos/cat/03.png cannot be read as an image: [\w ]+$"):
+        list(data.test_dataloader())
