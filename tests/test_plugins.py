@@ -176,6 +176,23 @@ def test_a_short_name_belongs_to_one_class(folder):
         moeapps.load("model.safetensors", import_modules="margin_a")
 
 
+def test_a_model_class_of_ones_own_is_named_and_loaded_the_same_way(folder):
+    write(folder / "own_model.py", "from moeapps import MoEClassifier\nclass OwnClassifier(MoEClassifier): pass\n")
+    own = plugins.import_module("own_model")
+    registry.register("model", "own_model.OwnClassifier", "by the script, not by the module")
+    x, y = load_wine(return_X_y=True)
+    own.OwnClassifier(dim=8, max_epochs=1, random_state=0).fit(x, y).save("model.safetensors")
+    del registry.ENTRIES["own_model.OwnClassifier"], sys.modules["own_model"]  # as in another process
+    with pytest.raises(FileFormatError, match="needs the model 'OwnClassifier' of the module own_model, which is"):
+        moeapps.load("model.safetensors")
+    assert "own_model" not in sys.modules
+    loaded = moeapps.load("model.safetensors", import_modules=["own_model"])
+    assert type(loaded).__name__ == "OwnClassifier"
+    assert registry.foreign_parts({"class": "moeapps.stream.StreamCheckpoint", "arguments": {}, "state": {
+        "model": {"class": "own_model.OwnClassifier", "arguments": {"layers": [{"router": "topk"}]}}
+    }})[0]["path"] == "own_model.OwnClassifier"  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -175,8 +175,7 @@ def _last(path: str) -> str:
 def _subclasses(base: type | tuple[type, ...] | None) -> Iterator[type]:
     for cls in base if isinstance(base, tuple) else [base] if base is not None else []:
         yield cls
-        for derived in cls.__subclasses__():
-            yield from _subclasses(derived)
+        yield from _subclasses(tuple(cls.__subclasses__()))
 
 
 def _base(key: str) -> type | tuple[type, ...] | None:
@@ -187,14 +186,15 @@ def _base(key: str) -> type | tuple[type, ...] | None:
     from lightning.pytorch.loggers import Logger
     from torch.optim import Optimizer
 
-    return {
+    bases: dict[str, Any] = {
         "model": L.LightningModule,
         "data": L.LightningDataModule,
         "optimizer": Optimizer,
         "lr_scheduler": LRSchedulerTypeTuple,
         "trainer.callbacks": Callback,
         "trainer.logger": Logger,
-    }.get(key)
+    }
+    return bases.get(key)
 
 
 def _check_source(source: Source, classes: dict[str, str | None], subcommand: str) -> None:

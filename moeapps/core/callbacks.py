@@ -245,7 +245,7 @@ class LastCheckpoint(ModelCheckpoint):
         ConfigError
             If there is one in the folder, and it is not what this run continues from.
         """
-        if trainer.fast_dev_run or self.dirpath is None:
+        if getattr(trainer, "fast_dev_run", False) or self.dirpath is None:
             return
         path = Path(str(self.dirpath), "last.ckpt")
         start = trainer.ckpt_path
