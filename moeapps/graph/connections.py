@@ -100,23 +100,28 @@ def of_data(data: Data, num_nodes: int) -> Connections:
             "data.edge_index, data.edge_weight = torch_geometric.utils.dense_to_sparse(data.adj) reads it"
         )
     if adj_t is None:
-        index = read_edges(edge_index, num_nodes).index
-        return Connections(index, _weight_of_data(data, index))
+        return _with_weights(data, read_edges(edge_index, num_nodes, as_frame(data.x)), "edge_index")
     transposed = _of_adj_t(adj_t, num_nodes)
     if edge_index is None:
         # an edge_weight or edge_attr left beside adj_t is in its order, as ToSparseTensor sorts it
-        beside = _weight_of_data(data, transposed.index)
-        if transposed.weight is not None and beside is not None and not torch.equal(transposed.weight, beside):
-            raise DataError("the values of adj_t and the weights in edge_weight or edge_attr differ: keep one of them")
-        return Connections(transposed.index, beside if transposed.weight is None else transposed.weight)
-    found = read_edges(edge_index, num_nodes)
-    found = Connections(found.index, _weight_of_data(data, found.index))
+        return _with_weights(data, transposed, "adj_t")
+    found = _with_weights(data, read_edges(edge_index, num_nodes, as_frame(data.x)), "edge_index")
     if not _same(found, transposed, num_nodes):
         raise DataError(
             "edge_index and adj_t are not the same edges (adj_t[i, j] is the edge from j to i) with the same weights: "
             "delete one of them, as in del data.adj_t"
         )
     return found
+
+
+def _with_weights(data: Data, edges: Connections, name: str) -> Connections:
+    """Edges with their own weights or those of the data's attributes."""
+    beside = _weight_of_data(data, edges.index)
+    if edges.weight is None:
+        return Connections(edges.index, beside)
+    if beside is not None and not torch.equal(edges.weight, beside):
+        raise DataError(f"the values of {name} and the weights in edge_weight or edge_attr differ: keep one of them")
+    return edges
 
 
 def _weight_of_data(data: Data, index: Tensor) -> Tensor | None:

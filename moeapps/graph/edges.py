@@ -133,14 +133,15 @@ class Edges:
         Raises
         ------
         DataError
-            If a weight is below 0 and the form is normalised: its square root would be NaN.
+            If the form is normalised and a weight is below 0, or those of a node have an infinite sum: the normalised
+            weights would be NaN or 0.
         """
         if form not in self._forms:
             index, weight = self.index, self.weight
             if form == "looped":
                 index, weight = add_remaining_self_loops(index, weight, num_nodes=self.num_nodes)
             elif form == "normalized":
-                _refuse_negative(index, weight)
+                _refuse_weights(index, weight, self.num_nodes)
                 index, weight = gcn_norm(index, weight, self.num_nodes)
             order = index[1].argsort(stable=True)
             sorted_index = sorted_edge_index(index[:, order], self.num_nodes).fill_cache_()
@@ -244,15 +245,24 @@ def sparse_parts(matrix: Any) -> tuple[Tensor, Tensor, Tensor | None, tuple[int,
     return row, column, coo._values(), tuple(matrix.shape)
 
 
-def _refuse_negative(index: Tensor, weight: Tensor | None) -> None:
-    below = torch.zeros(0) if weight is None else (weight < 0).nonzero().flatten()
-    if weight is not None and below.numel():
+def _refuse_weights(index: Tensor, weight: Tensor | None, num_nodes: int) -> None:
+    """Refuse weights by which a GCN cannot normalise."""
+    if weight is None:
+        return
+    below = (weight < 0).nonzero().flatten()
+    if below.numel():
         first = int(below[0])
         raise DataError(
             f"edge_weight is below 0 at {below.numel()} edges, the first is edge {first}: {int(index[0, first])} -> "
             f"{int(index[1, first])}, {float(weight[first]):g}; a GCN divides by the root of the summed weights, which "
             "then is not a number: use weights of at least 0, or a module whose layers take signed weights "
             "(torch_geometric.nn.GraphConv)"
+        )
+    infinite = weight.new_zeros(num_nodes).index_add(0, index[1], weight).isinf().nonzero().flatten()
+    if infinite.numel():
+        raise DataError(
+            f"the edge weights of node {int(infinite[0])} have an infinite sum, by which a GCN divides: "
+            "scale edge_weight down"
         )
 
 

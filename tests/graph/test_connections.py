@@ -500,3 +500,24 @@ def test_nodes_to_predict_are_checked_in_the_function_too():
     assert torch.allclose(predict_nodes(model, data.x, edges, mask)[0].log_probs, whole[mask], atol=1e-6)
     with pytest.raises(DataError, match=r"node numbers outside 0\.\.59, got -1"):
         predict_nodes(model, data.x, edges, torch.tensor([-1]))
+
+
+def test_weights_that_edge_index_brings_itself_are_used():
+    matrix = sparse.coo_array((WEIGHT.numpy(), DIRECTED.numpy()), shape=(4, 4))
+    frame = pd.DataFrame({"from": DIRECTED[0], "to": DIRECTED[1], "w": WEIGHT})
+    expected = as_pairs(Data(edge_index=DIRECTED, edge_weight=WEIGHT))
+    for edges in (matrix, frame):
+        assert as_pairs(as_graph(Data(x=torch.eye(4), edge_index=edges))) == expected
+        with pytest.raises(
+            DataError, match="the values of edge_index and the weights in edge_weight or edge_attr differ"
+        ):
+            as_graph(Data(x=torch.eye(4), edge_index=edges, edge_attr=torch.ones(5) * 2))
+    adj_t = adj_t_in_every_form(WEIGHT)["csr"]
+    with pytest.raises(DataError, match="the values of adj_t and the weights in edge_weight or edge_attr differ"):
+        as_graph(Data(x=torch.eye(4), adj_t=adj_t, edge_weight=torch.ones(5) * 2))
+
+
+def test_weights_with_an_infinite_sum_are_refused():
+    data = graph()
+    with pytest.raises(DataError, match="the edge weights of node 1 have an infinite sum"):
+        GNNClassifier(**QUICK).fit(graph(edge_weight=torch.full((data.num_edges,), 3e38)))
