@@ -255,7 +255,6 @@ class ModelServer:
             raise
         finally:
             if mine and job.answer.done():
-                job.answer.exception()  # it is known, also where nobody is left who reads it
                 self._queue.discard(job)
 
     # --- saving, and the end

@@ -87,6 +87,7 @@ class Job:
             return
         if isinstance(result, Exception):
             self.answer.set_exception(result)
+            self.answer.exception()  # it counts as read, also where nobody waits any more
         else:
             self.answer.set_result(result)
 

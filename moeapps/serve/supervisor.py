@@ -65,7 +65,8 @@ class Supervisor:
         self.busy = threading.Lock()
         self._make_worker, self._on_change = make_worker, on_change
         self._snapshot: Snapshot | None = None
-        self._reloading = self._ended = False
+        self._reload = asyncio.Lock()
+        self._ended = False
 
     @property
     def source(self) -> str:
@@ -192,29 +193,29 @@ class Supervisor:
         """
         if self.learned is not None:
             raise not_reloaded("a server that learns is the one that writes its file: stop it to serve another one")
-        if self._reloading or self.worker is None or self._ended:
-            raise not_reloaded("the model is being started")
-        self._reloading = True
-        try:
-            copy, fresh = await asyncio.to_thread(self._load, self.path)
-        except (MoEAppsError, OSError, WorkerDied, WorkerHung) as error:
-            raise not_reloaded(str(error) or f"{self.path} could not be loaded: {type(error).__name__}") from None
-        finally:
-            self._reloading = False
-        new, old = schema_of(fresh.description), schema_of(self.description)
-        if new != old or self.worker is None or self._ended:
-            await asyncio.to_thread(fresh.stop)
+        async with self._reload:  # one after the other; the last one finds what is in the file last
+            if self.restarting is not None:
+                await asyncio.wait([self.restarting])
+            try:
+                copy, fresh = await asyncio.to_thread(self._load, self.path)
+            except (MoEAppsError, OSError, WorkerDied, WorkerHung) as error:
+                raise not_reloaded(str(error) or f"{self.path} could not be loaded: {type(error).__name__}") from None
+            new, old = schema_of(fresh.description), schema_of(self.description)
             differs = ", ".join(sorted(name for name in {*new, *old} if new.get(name) != old.get(name)))
-            if differs:
-                raise not_reloaded(f"{self.path} takes other requests than the model that is served, see its {differs}")
-            raise not_reloaded("the model is being started")
-        self._unwatch()
-        before, self.worker, self.description = self.worker, fresh, dict(fresh.description)
-        self.snapshot.use(copy)
-        self.watch()
-        log.warning("reloaded %s", self.path)
-        self._on_change()
-        await asyncio.to_thread(before.stop, grace)
+            if differs or self.worker is None or self._ended:
+                await asyncio.to_thread(fresh.stop)
+                raise not_reloaded(
+                    f"{self.path} takes other requests than the model that is served, see its {differs}"
+                    if differs
+                    else "the worker died meanwhile"
+                )
+            self._unwatch()
+            before, self.worker, self.description = self.worker, fresh, dict(fresh.description)
+            self.snapshot.use(copy)
+            self.watch()
+            log.warning("reloaded %s", self.path)
+            self._on_change()
+            await asyncio.to_thread(before.stop, grace)
 
     async def close(self) -> None:
         """End the worker, and leave the files to others."""
