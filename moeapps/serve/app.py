@@ -143,6 +143,12 @@ def _short(text: object, length: int = 200) -> str:
     return str(text) if len(str(text)) <= length else f"{str(text)[:length]}..."
 
 
+def _field(fault: Any) -> str:
+    """Where in the body a fault is, ``rows.0.age`` for example."""
+    parts = [*fault["loc"], *([fault["ctx"]["field"]] if "field" in fault.get("ctx", {}) else [])]
+    return _short(".".join(str(part) for part in parts if part != "body")) or "body"
+
+
 def _add_errors(app: FastAPI) -> None:
     """Every error becomes a refusal."""
 
@@ -152,13 +158,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [
-            {
-                "field": _short(".".join(str(part) for part in fault["loc"] if part != "body")) or "body",
-                "fault": _short(fault["msg"], 1000),
-            }
-            for fault in error.errors()[:20]
-        ]
+        faults = [{"field": _field(fault), "fault": _short(fault["msg"], 1000)} for fault in error.errors()[:20]]
         malformed = any(fault["type"] == "json_invalid" for fault in error.errors())
         message = f"{faults[0]['field']}: {faults[0]['fault']}"
         code = "invalid_json" if malformed else "invalid_request"

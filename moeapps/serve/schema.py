@@ -1,8 +1,22 @@
 """Pydantic models of the requests, made from a service's description; the OpenAPI page shows them."""
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 __all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of"]
 
@@ -24,17 +38,63 @@ def _exact(value: Any) -> Any:
     return value
 
 
+# The first fault of a list or of a row's cells ends the check. All of them would be 360,000 in a body of 1 MiB, and the
+# server would do nothing else for seconds.
+
+
+def _cell(value: Any) -> Any:
+    """A value of a feature: JSON's scalars, but no infinite number."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    if not isinstance(value, int | float | str):
+        raise ValueError("must be a number, text, true, false or null")
+    return _exact(value)
+
+
+def _label(value: Any) -> Any:
+    if value is None:
+        raise ValueError("must be a number, text, true or false")
+    return _cell(value)
+
+
+def _cells(row: Any) -> dict[str, Any]:
+    """Features by name; a fault names the feature."""
+    if not isinstance(row, dict):
+        raise ValueError("must be an object of features")
+    for name, value in row.items():
+        try:
+            _exact(name)
+            _cell(value)
+        except ValueError as error:
+            place = str(name).encode(errors="backslashreplace").decode()
+            raise PydanticCustomError("cell", "{fault}", {"field": place, "fault": str(error)}) from None
+    return row
+
+
+def _list(of: Any, **bounds: Any) -> Any:
+    return Annotated[list[of], Field(fail_fast=True, **bounds)]
+
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Whole = Annotated[StrictInt, BeforeValidator(_exact)]
 _Text = Annotated[StrictStr, BeforeValidator(_exact)]
-_Value = Annotated[StrictBool | StrictInt | _Number | StrictStr | None, BeforeValidator(_exact)]
+_SCALARS = [{"type": name} for name in ("number", "string", "boolean", "null")]
+_Cell = Annotated[Any, PlainValidator(_cell), WithJsonSchema({"anyOf": _SCALARS})]
+_Label = Annotated[Any, PlainValidator(_label), WithJsonSchema({"anyOf": _SCALARS[:3]})]
+_Cells = Annotated[
+    dict[str, Any],
+    PlainValidator(_cells),
+    WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": _SCALARS}}),
+]
 _KINDS: dict[str, Any] = {
     "number": _Number | None,
-    "category": _Value,
-    "id": _Value,
+    "category": _Cell,
+    "id": _Cell,
     "time": _Text | None,
-    "list": list[Annotated[StrictInt | StrictStr | _Number | None, BeforeValidator(_exact)]] | None,
+    "list": _list(_Cell) | None,
 }
 """What a column's cells may be; what they mean, the model's own reading of cells decides."""
 
@@ -53,30 +113,30 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
             f"column_{i}": (_KINDS[what], Field(alias=name))
             for i, (name, what) in enumerate(description["columns"].items())
         }
-        return _rows("Predict", create_model("Row", __config__=_STRICT, **fields))
+        return _rows("Predict", _object("Row", fields))
     if kind == "table":
         width = description["width"]
-        return _rows("Predict", Annotated[list[_Number], Field(min_length=width, max_length=width)])
+        return _rows("Predict", _list(_Number, min_length=width, max_length=width))
     if kind == "stream":
-        return _rows("Predict", dict[_Text, _Value])
+        return _rows("Predict", _Cells)
     if kind == "images":
-        files = Annotated[list[_Text], Field(min_length=1, max_length=1000, description="files, as base64")]
-        return create_model("Predict", __config__=_STRICT, images=(files, ...))
+        files = _list(_Text, min_length=1, max_length=1000, description="files, as base64")
+        return _object("Predict", {"images": (files, ...)})
     width = description["width"]
-    node: Any = Annotated[list[_Number], Field(min_length=width, max_length=width)]
-    pair: Any = Annotated[list[_Whole], Field(min_length=2, max_length=2)]
+    node: Any = _list(_Number, min_length=width, max_length=width)
+    pair: Any = _list(_Whole, min_length=2, max_length=2)
+    nodes = Annotated[_list(_Whole) | None, Field(description="nodes to predict; all without it")]
     graph: dict[str, Any] = {
-        "x": (Annotated[list[node], Field(min_length=1, description="features of each node")], ...),
-        "edges": (Annotated[list[pair], Field(description="source and target of each edge, as numbers of nodes")], ...),
-        "nodes": (Annotated[list[_Whole] | None, Field(description="nodes to predict; all without it")], None),
+        "x": (_list(node, min_length=1, description="features of each node"), ...),
+        "edges": (_list(pair, description="source and target of each edge, as numbers of nodes"), ...),
+        "nodes": (nodes, None),
     }
-    return create_model("Predict", __config__=_STRICT, **graph)
+    return _object("Predict", graph)
 
 
 def learn_model() -> type[BaseModel]:
     """The body of ``POST /learn``."""
-    label = Annotated[StrictBool | StrictInt | _Number | StrictStr, BeforeValidator(_exact)]
-    return _rows("Learn", create_model("Instance", __config__=_STRICT, x=(dict[_Text, _Value], ...), y=(label, ...)))
+    return _rows("Learn", _object("Instance", {"x": (_Cells, ...), "y": (_Label, ...)}))
 
 
 def rows_of(body: dict[str, Any]) -> int:
@@ -85,5 +145,21 @@ def rows_of(body: dict[str, Any]) -> int:
 
 
 def _rows(name: str, row: Any) -> type[BaseModel]:
-    rows = Annotated[list[row], Field(min_length=1, max_length=MAX_ROWS)]
-    return create_model(name, __config__=_STRICT, rows=(rows, ...))
+    return _object(name, {"rows": (_list(row, min_length=1, max_length=MAX_ROWS), ...)})
+
+
+def _object(name: str, fields: dict[str, Any]) -> type[BaseModel]:
+    """An object with these fields and no others."""
+    few = model_validator(mode="before")(_at_most(len(fields) + 20))
+    return create_model(name, __config__=_STRICT, __validators__={"few": few}, **fields)
+
+
+def _at_most(count: int) -> Callable[[Any], Any]:
+    """Refuse an object with many unknown fields at once, which would be a fault each."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"{len(value)} fields, of which at least {len(value) - count} are unknown")
+        return value
+
+    return check

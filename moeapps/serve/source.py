@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,19 @@ class Snapshot:
         _remove_stale()
         prefix = f"moeapps-serve.{socket.gethostname()}.{os.getpid()}."
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix))
         except OSError as error:
             raise ConfigError(
                 f"no folder for temporary files: {error}; set TMPDIR to one that can be written"
             ) from None
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._number = 0
         self.path = self.digest = ""
 
     def new_path(self, name: str) -> str:
         """A path in the folder that is not taken."""
         self._number += 1
-        return str(Path(self._folder.name) / f"{self._number}.{name}")
+        return str(self._folder / f"{self._number}.{name}")
 
     def copy(self, path: str | os.PathLike[str]) -> str:
         """Copy a model's file into the folder, and return the path of the copy.
@@ -94,7 +96,7 @@ class Snapshot:
 
     def close(self) -> None:
         """Remove the folder."""
-        self._folder.cleanup()
+        self._remove()
 
 
 def _remove_stale() -> None:
