@@ -21,7 +21,7 @@ SLOW, FAST = 0.5, 0.1
 _CUT = ("rows", "images")
 """Fields of a body whose entries do not depend on each other."""
 
-_PLACE = re.compile(r"\b(rows\.|row |images\.)(\d+)")
+_PLACE = re.compile(r"""(?<![\w"'])(rows\.|row |images\.)(\d+)""")
 
 
 @dataclass(eq=False)
@@ -119,9 +119,10 @@ class Piece:
 
 def _shifted(refusal: Refusal, start: int) -> Refusal:
     """The refusal with the numbers of rows and images that they have in the whole request."""
-    if start:
-        refusal.message = _PLACE.sub(lambda place: f"{place[1]}{int(place[2]) + start}", refusal.message)
-    return refusal
+    if not start:
+        return refusal
+    message = _PLACE.sub(lambda place: f"{place[1]}{int(place[2]) + start}", refusal.message)
+    return Refusal(refusal.status, refusal.code, message, refusal.headers, refusal.faults)
 
 
 class JobQueue:
