@@ -174,10 +174,10 @@ def poisoner(port: int, path: str, row: Any, stop: float, out: dict[str, int]) -
                 else:
                     connection.request("POST", path, bodies[number % len(bodies)], JSON)
                 answer = connection.getresponse()
-                answer.read()
+                content = answer.read()
                 out[str(answer.status)] = out.get(str(answer.status), 0) + 1
-                if answer.status == 200:  # a poison that is none: its rows have to be counted
-                    out["taught"] = out.get("taught", 0) + 1
+                if answer.status == 200 and path == "/learn":  # a poison that is none: its rows are in the model
+                    out["rows learned"] = out.get("rows learned", 0) + json.loads(content)["learned"]
         except (OSError, http.client.HTTPException):
             out["broken"] = out.get("broken", 0) + 1
         finally:
