@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from moeapps.core.errors import FileFormatError
-from moeapps.core.files import HashingWriter, atomic_write, existing_file, remove_stale
+from moeapps.core.files import HashingWriter, atomic_write, ordinary_file, remove_stale
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -93,7 +93,7 @@ class AtomicCheckpointIO(CheckpointIO):
         FileFormatError
             If it is a URL, a folder, damaged or incomplete.
         """
-        file = existing_file(path, "a checkpoint")
+        file = ordinary_file(path, "a checkpoint")
         size = file.stat().st_size
         with open(file, "rb") as stream:
             stream.seek(max(size - _FOOTER, 0))

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -32,10 +33,12 @@ from moeapps.core.callbacks import (
     seed_everything,
 )
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, FileFormatError, NonFiniteError
+from moeapps.core.rebuilding import rebuild
 from moeapps.core.run_folder import new_run_folder
+from moeapps.core.saved_arguments import arguments_to_json, check_fields, check_kinds, fits, is_module
 from moeapps.core.saving import SaveMixin
-from moeapps.core.state_dict import check_state_dict
+from moeapps.core.state_dict import refuse_non_finite
 from moeapps.core.statistics import RoutingMonitor
 from moeapps.core.warnings import warnings_silenced
 
@@ -63,9 +66,15 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     model_: torch.nn.Module
     history_: pd.DataFrame
     n_features_in_: int
+    n_iter_: int
+    _fit_params: dict[str, Any] | None = None
+    """Constructor arguments as they were at the fit that built ``model_``; ``set_params`` may change them later."""
 
     _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_")
-    """Fitted attributes (JSON values) that a saved file holds, where the estimator has them."""
+    """Fitted attributes (JSON values) that a saved file holds; the class annotates them."""
+
+    _optional_attributes: tuple[str, ...] = ()
+    """Those of them that some files lack, those of 0.1 or those of today."""
 
     def _train(
         self,
@@ -102,6 +111,12 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         -------
         DataFrame
             What was logged, one row per epoch.
+
+        Raises
+        ------
+        NonFiniteError
+            If a loss, the metric that chooses the epoch, or a weight at the end is NaN or infinite: what has diverged
+            never passes for a fitted model.
         """
         if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be a whole number of at least 1, got {self.max_epochs!r}")
@@ -147,28 +162,73 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 raise
         module.trainer = None
         module.cpu()
-        return history.frame()
+        refuse_non_finite(module.state_dict(), self.non_finite_tensors)
+        frame = history.frame()
+        if monitor in frame and len(frame) and not np.isfinite(frame[monitor].to_numpy(dtype=float)).any():
+            raise NonFiniteError(
+                f"training has diverged: {monitor} was never a finite number. Lower lr, or scale the data"
+            )
+        return frame
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[Self]:
+    def _all_or_nothing(self, continued: bool = False) -> Iterator[Self]:
         """A copy to be fitted, which the estimator becomes when the block ends well.
 
         So a fit that fails, for whatever reason, leaves the last good model as it was.
+
+        Parameters
+        ----------
+        continued : bool, default=False
+            Whether the network of an earlier fit is trained on, whose arguments are then kept.
         """
         fitted = copy.copy(self)
         yield fitted
+        if not continued:
+            fitted._fit_params = {
+                name: copy.deepcopy(value) if isinstance(value, dict | list) else value
+                for name, value in fitted.get_params(deep=False).items()
+            }
         self.__dict__ = fitted.__dict__
+
+    def _as_fitted(self) -> dict[str, Any]:
+        """Constructor arguments of the fit that built the network."""
+        params: dict[str, Any] = self.get_params(deep=False) if self._fit_params is None else self._fit_params
+        return params
+
+    @staticmethod
+    def _finite(outputs: NDArray[Any]) -> NDArray[Any]:
+        """Outputs of the network, as they are.
+
+        Raises
+        ------
+        NonFiniteError
+            If one is NaN or infinite.
+        """
+        if not np.isfinite(outputs).all():
+            raise NonFiniteError(
+                "the predictions are not finite numbers: the training has diverged (lower lr), or these inputs are far "
+                "outside those of training"
+            )
+        return outputs
 
     def _seed(self) -> int:
         """Draw the seed of this fit from ``random_state``."""
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def saved_arguments(self) -> dict[str, Any]:
-        """Constructor arguments; a random generator becomes None, since a file cannot hold its state."""
-        params: dict[str, Any] = self.get_params(deep=False)
+        """Constructor arguments of the fit; a random generator becomes None, since a file cannot hold its state."""
+        return self._savable(self._as_fitted())
+
+    def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments as :func:`~moeapps.core.saving.arguments_to_json` takes them."""
         if not isinstance(params.get("random_state"), int | np.integer | None):
-            params["random_state"] = None
+            params = {**params, "random_state": None}
         return params
+
+    @classmethod
+    def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Undo :meth:`_savable`, for some or all arguments."""
+        return arguments
 
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes.
@@ -184,6 +244,11 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             state["feature_names_in_"] = [str(name) for name in self.feature_names_in_]
         records = self.history_.astype(object).where(self.history_.notna(), None)
         state["history_"] = records.to_dict("list")
+        fit = arguments_to_json(self.saved_arguments())
+        now = arguments_to_json(self._savable(self.get_params(deep=False)))
+        changed = {name: value for name, value in now.items() if value != fit.get(name) and not is_module(value)}
+        if changed:  # by set_params: the network is that of the fit, the estimator's arguments are these
+            state["changed_arguments"] = changed
         return state
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -191,14 +256,32 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         return self.model_.state_dict()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Set the fitted attributes from a file's state."""
+        """Set the fitted attributes from a file's state.
+
+        Raises
+        ------
+        FileFormatError
+            If one is missing or malformed.
+        """
+        check_fields(self, state, [name for name in self._saved_attributes if name in {*state, *self._needed()}])
+        names = state.get("feature_names_in_", [])
+        if not fits(state["history_"], dict[str, list[Any]]) or not fits(names, list[str]) or state["n_iter_"] < 0:
+            raise FileFormatError("its history or the names of its features are malformed")
+        if names and len(names) != state.get("n_features_in_", len(names)):
+            raise FileFormatError("it has names for another number of features than it was fitted on")
         state = dict(state)
-        self.history_ = pd.DataFrame(state.pop("history_")).astype(float, errors="ignore")
+        history = pd.DataFrame(state.pop("history_"))
+        empty = [name for name in history if history[name].dtype.kind == "O"]  # None where nothing was logged
+        self.history_ = history.astype(dict.fromkeys(empty, float), errors="ignore")
         if "feature_names_in_" in state:
             self.feature_names_in_ = np.array(state.pop("feature_names_in_"), dtype=object)
         for name in self._saved_attributes:
             if name in state:
                 setattr(self, name, state.pop(name))
+
+    def _needed(self) -> set[str]:
+        """Attributes that every saved file has."""
+        return set(self._saved_attributes) - set(self._optional_attributes)
 
     def _build_model(self) -> torch.nn.Module:
         """Build the network anew from constructor arguments and fitted attributes, for loading."""
@@ -208,14 +291,20 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     def from_saved(
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
-        """Construct, restore, compare names and shapes, load."""
-        estimator = cls(**arguments)
+        """Construct as at the fit, restore, rebuild the network, then set what ``set_params`` had changed since."""
+        changed = state.get("changed_arguments", {})
+        if unknown := set(changed) - set(arguments):
+            raise FileFormatError(f"{source}: {cls.__name__} has no argument {min(unknown)!r}")
+        check_kinds(cls, changed, source)
+        estimator = cls(**cls._from_savable(arguments))
         estimator._restore(state)
-        model = estimator._build_model()
-        check_state_dict(model, tensors, source)
-        model.load_state_dict(tensors)
-        estimator.model_ = model.eval()
-        return estimator
+        estimator.model_ = rebuild(estimator._build_saved_model, tensors, source)
+        estimator._fit_params = estimator.get_params(deep=False)
+        return estimator.set_params(**cls._from_savable(changed))
+
+    def _build_saved_model(self) -> torch.nn.Module:
+        """:meth:`_build_model` in the precision that predictions are made in."""
+        return self._build_model()
 
 
 def resolve_device(accelerator: str) -> torch.device:

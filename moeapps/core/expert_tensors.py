@@ -68,6 +68,8 @@ def _units(tensors: Mapping[str, Tensor], gated: bool) -> Tensor:
 def _alignment(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], gated: bool) -> Tensor:
     """For each hidden unit of the reference, the unit of the other that matches it best, each used once."""
     gain = _units(reference, gated) @ _units(other, gated).t()
+    if gain.is_meta:  # a network that is built without memory, to know its shapes
+        return torch.arange(len(gain), device=gain.device)
     _, columns = linear_sum_assignment(gain.cpu().numpy(), maximize=True)
     return torch.as_tensor(columns, device=gain.device)
 

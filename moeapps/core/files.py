@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from moeapps.core.errors import ConfigError, FileFormatError
 
-__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "remove_stale"]
+__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "ordinary_file", "remove_stale"]
 
 _MARK = "moeapps-tmp"
 
@@ -230,4 +230,12 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
         raise FileFormatError(f"{path} is a folder, expected {what}")
     if not found.exists():
         raise FileNotFoundError(f"{path} does not exist, expected {what}")
+    return found
+
+
+def ordinary_file(path: str | os.PathLike[str], what: str) -> Path:
+    """:func:`existing_file` that also refuses pipes and devices, from which reading might never end."""
+    found = existing_file(path, what)
+    if not found.is_file():
+        raise FileFormatError(f"{path} is a pipe, a socket or a device, expected {what} in an ordinary file")
     return found

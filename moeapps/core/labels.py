@@ -17,6 +17,7 @@ __all__ = [
     "UNKNOWN",
     "class_labels",
     "classes_and_codes",
+    "classes_from_json",
     "encode",
     "is_missing",
     "label_kind",
@@ -121,11 +122,40 @@ def labels_from_json(saved: dict[str, Any]) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If the dtype is not one of labels (bool, integer, float, text, object).
+        If the dtype is not one of labels (bool, integer, float, text, object), or they are no distinct values of it.
     """
-    if not re.fullmatch(r"object|[<>|=]?[biufU]\d+", str(saved["dtype"])):
-        raise ValueError(f"unknown label dtype {saved['dtype']!r}")
-    return np.array(saved["values"], dtype=saved["dtype"])
+    kind, values = str(saved["dtype"]), saved["values"]
+    found = re.fullmatch(r"object|[<>|=]?([biufU])(\d{1,9})", kind)
+    if found is None:
+        raise ValueError(f"unknown label dtype {kind!r}")
+    letter = found.group(1)
+    if not isinstance(values, list) or not all(type(value) in _TYPES_OF_DTYPE[letter] for value in values):
+        raise ValueError(f"labels of dtype {kind!r} cannot be {str(values)[:60]}")
+    if letter == "U" and int(found.group(2)) * len(values) > 4 * sum(map(len, values)) + 1_000_000:
+        raise ValueError(f"labels of dtype {kind!r} would need far more memory than their text")
+    labels = np.array(values, dtype=kind)
+    if len(set(labels.tolist())) != len(values):
+        raise ValueError("labels must be distinct")
+    return labels
+
+
+def classes_from_json(saved: dict[str, Any]) -> NDArray[Any]:
+    """:func:`labels_from_json` for classes, which :func:`encode` needs sorted.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    classes = labels_from_json(saved)
+    if classes.dtype != object and (classes[1:] <= classes[:-1]).any():
+        raise ValueError("classes must be sorted")
+    return classes
+
+
+_TYPES_OF_DTYPE: dict[str | None, tuple[type, ...]] = {
+    "b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "U": (str,), None: (str, int, float, bool),
+}  # fmt: skip
 
 
 # Labels that come one by one (streams) have no common dtype: each is written with a tag of its type.
@@ -168,8 +198,16 @@ def value_to_json(value: Any) -> list[Any]:
 
 
 def value_from_json(pair: Any) -> Any:
-    """Undo :func:`value_to_json`."""
+    """Undo :func:`value_to_json`.
+
+    Raises
+    ------
+    ValueError
+        If it is not what that wrote.
+    """
     tag, value = pair
     if tag == "t":
         return tuple(value_from_json(part) for part in value)
-    return _TAGS[tag](value)
+    if type(value) is not _TAGS[tag]:
+        raise ValueError(f"{str(value)[:60]!r} is no {_TAGS[tag].__name__}")
+    return value

@@ -3,6 +3,10 @@
 The header of a safetensors file may carry text. Ours carries one JSON document (class, constructor arguments, fitted
 state, versions) and the SHA-256 of the whole file (computed with zeros where the digest itself stands). So a model
 is one file that is either the old one or the new one, and any flipped bit is noticed.
+
+A checksum does not say who wrote a file: whoever changes it can compute a new one. So :func:`load` opens no other file,
+uses no network, and trusts no number of a file before it was compared with the file's size or with the tensors that are
+really there (:mod:`moeapps.core.rebuilding`).
 """
 
 import hashlib
@@ -14,9 +18,8 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -25,8 +28,10 @@ from torch import Tensor, nn
 import moeapps
 from moeapps import plugins, registry
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.files import atomic_write, existing_file
-from moeapps.core.state_dict import check_state_dict
+from moeapps.core.files import atomic_write, ordinary_file
+from moeapps.core.rebuilding import rebuild
+from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
+from moeapps.core.state_dict import non_finite_names
 
 __all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "load", "registered_path"]
 
@@ -34,9 +39,9 @@ FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
 
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_PLAIN = (str, int, float, bool, type(None))
-_MODULE = "$module"
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 100_000_000  # as safetensors
+_MAX_CONTAINERS = 5_000_000
+"""Largest number of lists and objects in a document: a pair of brackets is two bytes of a file and 56 of memory."""
 
 
 class Savable(Protocol):
@@ -60,6 +65,9 @@ class Savable(Protocol):
 
 class SaveMixin:
     """Adds ``save`` to a class that fulfils :class:`Savable`."""
+
+    non_finite_tensors: ClassVar[tuple[str, ...]] = ()
+    """Tensors that may hold NaN or infinity, by the last part of their names."""
 
     def save(self: Savable, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file that :func:`moeapps.load` reads.
@@ -90,14 +98,7 @@ class SaveMixin:
         }
         if parts := registry.foreign_parts(document):  # routers and classes of other packages
             document["parts"] = parts
-        # a copy of each: a parameter that two layers share is written under both names
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.saved_tensors().items()}
-        metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
-        content = bytearray(save_safetensors(tensors, metadata))
-        start, end = _digest_span(content)
-        content[start:end] = hashlib.sha256(content).hexdigest().encode()
-        with atomic_write(path) as file:
-            file.write(content)
+        _write(path, document, self.saved_tensors())
 
 
 class SavableModule(SaveMixin, nn.Module):
@@ -129,13 +130,16 @@ class SavableModule(SaveMixin, nn.Module):
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
         """Construct, compare names and shapes, load, and switch to evaluation."""
-        model = cls(**arguments)
-        check_state_dict(model, tensors, source)
-        model.load_state_dict(tensors)
-        return model.eval()
+        return rebuild(lambda: cls(**arguments), tensors, source)
 
 
-def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = (), **modules: nn.Module) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    import_modules: str | Iterable[str] = (),
+    allow_non_finite: bool = False,
+    **modules: nn.Module,
+) -> Any:
     """Load a model or estimator that ``save`` wrote. No code from the file is run and nothing is unpickled.
 
     Parameters
@@ -145,6 +149,8 @@ def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = 
     import_modules : str or iterable of str, default=()
         Modules to import first, where routers or classes of your own are defined that the model needs. The file names
         them, but they are never imported on its account.
+    allow_non_finite : bool, default=False
+        Whether to load weights that are NaN or infinite, to look at them. Such a model predicts nothing of use.
     **modules
         Modules of your own that were constructor arguments (``strong=MyGNN(...)``): the file has their weights but not
         their code.
@@ -159,7 +165,8 @@ def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = 
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If it is damaged, incomplete, of a newer format, of an unregistered class, or does not fit.
+        If it is damaged, incomplete, of a newer format, of an unregistered class, or does not fit: its arguments ask
+        for another network than its tensors are of, its state contradicts itself, or a weight is NaN or infinite.
     ConfigError
         If a module to import does not exist or fails.
 
@@ -172,7 +179,7 @@ def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = 
     >>> type(load(path)).__name__
     'Mowst'
     """
-    file = existing_file(path, "a model saved by moeapps")
+    file = ordinary_file(path, "a model saved by moeapps")
     document, tensors = _read(file)
     plugins.import_modules(import_modules)
     if (missing := registry.admit(document.get("parts", []))) is not None:
@@ -187,38 +194,127 @@ def load(path: str | os.PathLike[str], *, import_modules: str | Iterable[str] = 
         ) from None
     if not isinstance(cls, type) or not issubclass(cls, SaveMixin):
         raise FileFormatError(f"{file} holds a {class_path!r}, which cannot be loaded from a file")
-    arguments = _complete(document["arguments"], modules, file)
+    if not allow_non_finite and (names := non_finite_names(tensors, cls.non_finite_tensors)):
+        raise FileFormatError(
+            f"{file} holds NaN or infinity in {', '.join(names[:3])}: its training has diverged, or it was changed. "
+            "moeapps.load(path, allow_non_finite=True) loads it all the same"
+        )
+    arguments = complete_arguments(document["arguments"], modules, file)
+    check_kinds(cls, document["arguments"], file)
     _warn_of_versions(document["versions"], file)
     try:
         return cls.from_saved(arguments, document["state"], tensors, file)  # type: ignore[attr-defined]
-    except FileFormatError:
+    except (FileFormatError, ImportError):  # a library that is not installed is no fault of the file
         raise
-    except (TypeError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{file} does not fit {class_path}: {error}") from error
+    except Exception as error:  # whatever contradicts itself in a file, the constructor that stumbles says how
+        raise FileFormatError(f"{file} does not fit {class_path}: {type(error).__name__}: {error}") from error
+
+
+def _write(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a document and tensors, atomically; equal ones make equal files, byte for byte.
+
+    Parameters
+    ----------
+    path : str or path
+        Where to.
+    document : dict
+        JSON values.
+    tensors : dict of str to Tensor
+        Tensors by name.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; the old file is then unchanged.
+    """
+    # a copy of each: a parameter that two layers share is written under both names
+    copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    body = memoryview(save_safetensors(copies))
+    size = int.from_bytes(body[:8], "little")
+    # safetensors writes the entries of the metadata in the order of a hash table, which differs from run to run
+    metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
+    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(body[8 : 8 + size]))}, separators=(",", ":"))
+    start = header.encode()
+    start += b" " * (-len(start) % 8)  # the data stay aligned
+    head = bytearray(len(start).to_bytes(8, "little") + start)
+    first, last = _digest_span(head)
+    digest = hashlib.sha256(head)
+    digest.update(body[8 + size :])
+    head[first:last] = digest.hexdigest().encode()
+    with atomic_write(path) as file:
+        file.write(head)
+        file.write(body[8 + size :])
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content = bytearray(file.read_bytes())
-    size = len(content)
+    """Read what :func:`_write` wrote, or safetensors with the same two entries.
+
+    Needs at most twice the size of the file in memory.
+
+    Raises
+    ------
+    FileFormatError
+        If it is damaged, incomplete, or not such a file.
+    """
+    size = file.stat().st_size
     damaged = f"{file} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
-    header_size = int.from_bytes(content[:8], "little") if size >= 8 else 0
-    if not 2 <= header_size <= min(_MAX_HEADER, size - 8):
-        raise FileFormatError(f"{damaged}: its header should be {header_size} bytes long")
+    with open(file, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little") if size >= 8 else 0
+        if not 2 <= header_size <= min(_MAX_HEADER, size - 8):  # before a byte of it is read: a file may be huge
+            raise FileFormatError(f"{damaged}: its header should be {header_size} bytes long")
+        stream.seek(0)
+        content = stream.read(size)
     try:
         start, end = _digest_span(content)
     except ValueError:
         raise FileFormatError(f"{damaged}: it has no checksum") from None
-    expected = bytes(content[start:end])
-    content[start:end] = b"0" * 64
-    if hashlib.sha256(content).hexdigest().encode() != expected:
+    whole = memoryview(content)
+    digest = hashlib.sha256(whole[:start])
+    digest.update(b"0" * 64)
+    digest.update(whole[end:])
+    if digest.hexdigest().encode() != whole[start:end]:
         raise FileFormatError(f"{damaged}: its SHA-256 does not match its content")
     try:
-        header = _parse(bytes(content[8 : 8 + header_size]).decode())
+        header = _parse(content[8 : 8 + header_size].decode())
         document = _parse(header["__metadata__"]["moeapps"])
-        tensors = load_safetensors(bytes(content))
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        tensors = load_safetensors(content)
+    except (KeyError, TypeError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
         raise FileFormatError(f"{damaged}: {error}") from None
     return _checked(document, file), tensors
+
+
+def _digest_span(content: bytes | bytearray) -> tuple[int, int]:
+    header_size = int.from_bytes(content[:8], "little")
+    found = _DIGEST.search(content, 8, 8 + header_size)
+    if found is None:
+        raise ValueError("no digest")
+    return found.span(1)
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no infinity.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, or one of these.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key occurs twice in its JSON")
+        return result
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):  # NaN, Infinity, and 1e999
+            raise ValueError(f"its JSON holds {number[:40]}")
+        return value
+
+    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+        raise ValueError("its JSON has too many lists and objects")
+    return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
 
 
 def _checked(document: Any, file: Path) -> dict[str, Any]:
@@ -226,7 +322,8 @@ def _checked(document: Any, file: Path) -> dict[str, Any]:
     if not isinstance(number, int):
         raise FileFormatError(f"{file} has no format number: not a model saved by moeapps")
     if number > FORMAT:
-        version = document.get("versions", {}).get("moeapps", "unknown")
+        versions = document.get("versions")
+        version = versions.get("moeapps", "unknown") if isinstance(versions, dict) else "unknown"
         raise FileFormatError(
             f"{file} has format {number} (moeapps {version}); moeapps {moeapps.__version__} reads up to format "
             f"{FORMAT}. Upgrade moeapps to load it"
@@ -240,29 +337,6 @@ def _checked(document: Any, file: Path) -> dict[str, Any]:
     if not registry.are_parts(document.get("parts", [])):
         raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
     return document
-
-
-def _parse(text: str) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key occurs twice in its JSON")
-        return result
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"its JSON holds {constant}")
-
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-
-
-def _digest_span(content: bytearray) -> tuple[int, int]:
-    header_size = int.from_bytes(content[:8], "little")
-    found = _DIGEST.search(content, 8, 8 + header_size)
-    if found is None:
-        raise ValueError("no digest")
-    return found.span(1)
 
 
 def registered_path(cls: type) -> str:
@@ -280,50 +354,6 @@ def registered_path(cls: type) -> str:
         f"{cls.__module__}.{cls.__qualname__} is not registered, so moeapps.load could not find it again; "
         f'call moeapps.registry.register("model", "{cls.__module__}.{cls.__qualname__}", "...") first'
     )
-
-
-def arguments_to_json(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments as JSON values.
-
-    Raises
-    ------
-    ConfigError
-        Naming the argument that has none.
-    """
-    return {name: _to_json(name, value) for name, value in arguments.items()}
-
-
-def _to_json(name: str, value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return {_MODULE: type(value).__name__}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"argument {name}={value!r} cannot be saved: it is not a finite number")
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, list | tuple):
-        return [_to_json(name, item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _to_json(name, item) for key, item in value.items()}
-    raise ConfigError(
-        f"argument {name} is a {type(value).__name__}, which a saved model cannot hold: use numbers, text, lists, "
-        "dictionaries or a torch module"
-    )
-
-
-def _complete(arguments: dict[str, Any], modules: dict[str, nn.Module], file: Path) -> dict[str, Any]:
-    wanted = {name: value[_MODULE] for name, value in arguments.items() if isinstance(value, dict) and _MODULE in value}
-    for name, kind in wanted.items():
-        if name not in modules:
-            raise FileFormatError(
-                f"{file} has the weights of a {kind} of your own as {name}: give the module, "
-                f"moeapps.load(path, {name}={kind}(...))"
-            )
-    for name in modules:
-        if name not in wanted:
-            raise ConfigError(f"{file} needs no module {name!r}" + (f", only {', '.join(wanted)}" if wanted else ""))
-    return {**arguments, **modules}
 
 
 def _warn_of_versions(versions: dict[str, Any], file: Path) -> None:

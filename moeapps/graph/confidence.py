@@ -132,6 +132,11 @@ class Confidence(nn.Module):
             self.net = nn.Sequential(linear(width, hidden_channels), nn.ReLU(), linear(hidden_channels, 1))
         self.reset_parameters()
 
+    def check_buffers(self) -> str | None:
+        """What is impossible about buffers that come from a file; None where nothing is."""
+        forced = float(self.forced)
+        return None if forced != forced or 0 <= forced <= 1 else f"forced={forced} is not in 0..1"
+
     def reset_parameters(self) -> None:
         """Draw the weights anew and set the last bias to -3."""
         if self.net is None:

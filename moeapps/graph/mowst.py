@@ -128,6 +128,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
     True
     """
 
+    non_finite_tensors = ("forced",)  # NaN where validation forced nothing
+
     @takes(MowstConfig)
     def __init__(self, in_channels: int, out_channels: int, config: MowstConfig) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.config import as_arguments, config_from, store_arguments
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
@@ -147,6 +147,12 @@ class MowstClassifier(NodeClassifier):
     ((2708,), True)
     """
 
+    champion_: str
+    confidence_: dict[str, float]
+    threshold_: float
+    n_rounds_: int
+    sampling_seed_: int
+    non_finite_tensors = Mowst.non_finite_tensors
     _saved_attributes = (
         *NodeClassifier._saved_attributes,
         "champion_",
@@ -356,6 +362,11 @@ class MowstClassifier(NodeClassifier):
             name: float(output.confidence.cpu()[data.graph[mask]].mean())
             for name, mask in (("train", "train_mask"), ("val", "val_mask"))
         }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        if not 0 <= self.sampling_seed_ < 2**63:
+            raise FileFormatError(f"sampling_seed_={self.sampling_seed_} is no seed")
 
     def _build_model(self) -> Mowst:
         config = config_from(MowstConfig, self)

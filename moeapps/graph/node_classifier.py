@@ -14,9 +14,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import MLP
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.labels import labels_from_json, labels_to_json
+from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.graph.arrays import as_array, as_frame
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
@@ -38,7 +39,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     num_neighbors: Any
     class_weight: Any
 
+    split_: int
+    n_edges_: int
     _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "split_", "n_edges_")
+    _optional_attributes = ("split_", "n_edges_")
 
     def fit(
         self,
@@ -266,6 +270,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
 
     def _finite_log_probs(self, graph: Data, nodes: Tensor | None) -> Tensor:
         """As :meth:`_log_probs`; a prediction that is NaN is an error."""
+        if self.batch_size is not None:
+            check_sizes(batch_size=self.batch_size)
         log_probs = self._log_probs(graph, nodes)
         bad = log_probs.isnan().any(dim=1).nonzero().flatten()
         if bad.numel():
@@ -309,5 +315,5 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = labels_from_json(state["classes_"])
+        self.classes_ = classes_from_json(state["classes_"])
         super()._restore(state)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.saved_arguments import check_fields
 from moeapps.core.tabledata.cells import MISSING_VALUES, category_text
 from moeapps.core.tabledata.frames import is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, columns_frame
@@ -38,6 +39,9 @@ __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
 
 PAD, UNKNOWN, MISSING, FIRST = range(4)
 """Codes: padding of a sequence, a category not seen in training, a missing value, the first category."""
+
+_LONGEST = 100_000
+"""Largest ``max_len`` that is taken from a file."""
 
 CLIP = 10.0
 """Number of standard deviations to which standardised numbers are clipped, so that no outlier dominates a batch."""
@@ -101,16 +105,25 @@ class TableEncoder:
         By sparse column, the part of rows to come that is expected to have an unseen category.
     """
 
+    missing_values: list[str]
+    values: dict[str, list[Any]]
+    mean: list[float]
+    scale: list[float]
+    columns: list[Column]
+    fill: dict[str, int]
+    complete: list[str]
+    new_rates: dict[str, float]
+
     def __init__(self, schema: Schema, missing_values: Iterable[str] | None = None) -> None:
         self.schema = schema
         self.missing_values = sorted(MISSING_VALUES if missing_values is None else missing_values)
-        self.values: dict[str, list[Any]] = {}
-        self.mean: list[float] = []
-        self.scale: list[float] = []
-        self.columns: list[Column] = []
-        self.fill: dict[str, int] = {}
-        self.complete: list[str] = []
-        self.new_rates: dict[str, float] = {}
+        self.values = {}
+        self.mean = []
+        self.scale = []
+        self.columns = []
+        self.fill = {}
+        self.complete = []
+        self.new_rates = {}
         self._vocabularies: dict[str, Vocabulary] = {}  # made when first needed
         self._warned: set[str] = set()
 
@@ -319,13 +332,45 @@ class TableEncoder:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it."""
-        encoder = cls(Schema.from_json(state["schema"]), state.get("missing_values"))
-        encoder.values, encoder.mean, encoder.scale = state["values"], state["mean"], state["scale"]
-        encoder.columns = [Column.from_json(column) for column in state.get("columns", [])]
-        encoder.fill, encoder.complete = state.get("fill", {}), state.get("complete", [])
-        encoder.new_rates = state.get("new_rates", {})
+        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it.
+
+        Raises
+        ------
+        FileFormatError
+            If the state contradicts itself.
+        """
+        fields = {
+            "missing_values": sorted(MISSING_VALUES),
+            "fill": {},
+            "complete": [],
+            "new_rates": {},
+            **state,
+            "columns": [Column.from_json(column) for column in state.get("columns", [])],
+        }
+        check_fields(cls, fields)
+        encoder = cls(Schema.from_json(state["schema"]))
+        vars(encoder).update({name: fields[name] for name in cls.__annotations__})
+        encoder._check()
         return encoder
+
+    def _check(self) -> None:
+        """Refuse what :meth:`fit` cannot have learned."""
+        learned = {name for name in self.table_names if self._buckets(name) is None}
+        codes = {name: code - FIRST for name, code in self.fill.items()}
+        good = (
+            set(self.values) == learned
+            and len(self.mean) == len(self.scale) == len(self.schema.dense)
+            and all(scale > 0 for scale in self.scale)
+            and all(isinstance(value, str | int | float) for values in self.values.values() for value in values)
+            and all(len(set(values)) == len(values) for values in self.values.values())
+            and set(self.complete) <= {feature.name for feature in self.schema.dense}
+            and all(name in learned and 0 <= code < len(self.values[name]) for name, code in codes.items())
+        )
+        if not good:
+            raise FileFormatError("its columns contradict each other")
+        longest = max((sequence.max_len for sequence in self.schema.sequences), default=0)
+        if longest > _LONGEST:  # rows are padded to it, and no weight depends on it
+            raise FileFormatError(f"max_len={longest} of its sequences is more than {_LONGEST}")
 
     def same_as(self, other: "TableEncoder") -> bool:
         """Whether another encoder gives the same codes and numbers; a category is the same as text and as number."""

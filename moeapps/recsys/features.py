@@ -3,6 +3,7 @@
 # Shapes: N rows, S sparse columns, D dense columns, L entries of a sequence, dim width of an embedding
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,9 @@ class FeatureEmbedding(nn.Module):
         check_sizes(dim=dim)
         self.dim, self.num_sparse, self.num_dense = dim, num_sparse, num_dense
         self.sequence_tables = list(sequence_tables)
-        starts = torch.tensor([0, *table_sizes]).cumsum(0)
-        # a tensor of its own: torch.export.save fails on an empty view of another (a table without categories)
-        self.register_buffer("starts", starts[:-1].clone(), persistent=False)
-        self.table = nn.Embedding(max(int(starts[-1]), 1), dim, sparse=sparse_gradients)
+        *starts, end = accumulate(table_sizes, initial=0)
+        self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.table = nn.Embedding(max(end, 1), dim, sparse=sparse_gradients)
         nn.init.normal_(self.table.weight, std=dim**-0.5 * 0.3)
         self.out_dim = dim * (num_sparse + len(self.sequence_tables)) + num_dense
 

@@ -6,13 +6,14 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.module import DataDependentModule
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
@@ -173,6 +174,8 @@ class RankingModule(Configurable, DataDependentModule):
     def _log_auc(self, stage: str) -> None:
         outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
         self._collected.clear()
+        if not np.isfinite(outputs).all():
+            raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
         for t, name in enumerate(self.targets.names):
             if self.targets.kinds[name] == "binary":
                 area = auc(labels[:, t], outputs[:, t])

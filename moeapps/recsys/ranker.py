@@ -1,7 +1,7 @@
 """Base of the rankers: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_one_of, check_sizes
@@ -111,7 +111,7 @@ class Ranker(LightningEstimator):
         rows = self.encoder_.transform(as_frame(frame))
         # In parts: the experts' hidden layers need far more memory than the rows
         parts = [self.model_(rows.at(slice(i, i + EVALUATION_ROWS))) for i in range(0, len(rows), EVALUATION_ROWS)]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.targets_.names)))
+        return self._finite(torch.cat(parts).numpy()) if parts else np.zeros((0, len(self.targets_.names)))
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Probabilities of binary targets, predicted numbers of the others.
@@ -250,15 +250,21 @@ class Ranker(LightningEstimator):
         """Restore a pickle; in 0.1 some arguments did not exist."""
         super().__setstate__({"column_types": None, "missing_values": "auto", **state})
 
-    def saved_arguments(self) -> dict[str, Any]:
+    def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, the schema as JSON values."""
-        arguments = super().saved_arguments()
+        arguments = dict(super()._savable(params))
         if arguments["schema"] is not None:
             arguments["schema"] = arguments["schema"].to_json()
         if arguments["column_types"] is not None:
             arguments["column_types"] = dict(arguments["column_types"])
         if not isinstance(arguments["missing_values"], str):
             arguments["missing_values"] = list(arguments["missing_values"])
+        return arguments
+
+    @classmethod
+    def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments.get("schema") is not None:
+            arguments = {**arguments, "schema": Schema.from_json(arguments["schema"])}
         return arguments
 
     def saved_state(self) -> dict[str, Any]:
@@ -269,15 +275,6 @@ class Ranker(LightningEstimator):
         self.encoder_ = TableEncoder.from_state(state["encoder_"])
         self.targets_ = Targets.from_state(state["targets_"])
         super()._restore(state)
-
-    @classmethod
-    def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Any
-    ) -> Self:
-        """Construct from a saved file's parts."""
-        if arguments.get("schema") is not None:
-            arguments = {**arguments, "schema": Schema.from_json(arguments["schema"])}
-        return super().from_saved(arguments, state, tensors, source)
 
 
 def _plain(value: Any) -> Any:

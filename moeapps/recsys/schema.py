@@ -8,7 +8,8 @@ from typing import Any, Self
 import pandas as pd
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.kinds import Column, ColumnKind, is_named_id
 from moeapps.core.tabledata.source import TableSource, listed, require_columns
@@ -273,11 +274,21 @@ class Schema:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Undo :meth:`to_json`."""
+        """Undo :meth:`to_json`.
+
+        Raises
+        ------
+        FileFormatError
+            If a name is none.
+        """
         features = []
         for entry in values["features"]:
             arguments = dict(entry)
+            if not (fits(arguments["name"], str) and fits(arguments.get("shares"), str | None)):
+                raise FileFormatError(f"a column cannot be called {str(arguments)[:80]}")
             features.append(FEATURE_TYPES[arguments.pop("kind")](**arguments))
+        if not (fits(values["targets"], list[str | int]) and fits(values["ignored"], list[str | int])):
+            raise FileFormatError(f"columns cannot be called {str([values['targets'], values['ignored']])[:80]}")
         return cls(tuple(features), tuple(values["targets"]), tuple(values["ignored"]))
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.saved_arguments import check_fields
 from moeapps.core.tabledata.cells import MISSING_VALUES
 from moeapps.core.tabledata.evidence import ColumnEvidence
 from moeapps.core.tabledata.kinds import Column
@@ -57,6 +58,14 @@ class Targets:
         If a kind is unknown, or that of a column that is no target.
     """
 
+    names: list[str]
+    kinds: dict[str, TargetKind]
+    missing_values: list[str]
+    classes: dict[str, list[Any]]
+    times: list[str]
+    mean: list[float]
+    scale: list[float]
+
     def __init__(
         self,
         names: Sequence[str],
@@ -71,10 +80,10 @@ class Targets:
                 raise ConfigError(f"kinds: {name!r} must be one of {', '.join(TARGET_KINDS)}, got {kind!r}")
         self.names, self.kinds = list(names), kinds
         self.missing_values = sorted(MISSING_VALUES if missing_values is None else missing_values)
-        self.classes: dict[str, list[Any]] = {}
-        self.times: list[str] = []
-        self.mean: list[float] = []
-        self.scale: list[float] = []
+        self.classes = {}
+        self.times = []
+        self.mean = []
+        self.scale = []
 
     @property
     def missing(self) -> frozenset[str]:
@@ -252,9 +261,28 @@ class Targets:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Undo :meth:`state`."""
+        """Undo :meth:`state`.
+
+        Raises
+        ------
+        FileFormatError
+            If the state contradicts itself.
+        """
+        check_fields(cls, state, ("names",))
         targets = cls(state["names"])
-        vars(targets).update(state)
+        fields = {**vars(targets), **state}  # 0.1 lacks some
+        check_fields(cls, fields)
+        vars(targets).update({name: fields[name] for name in cls.__annotations__})
+        names = set(targets.names)
+        good = (
+            set(targets.kinds) == names and len(names) == len(targets.names)
+            and set(targets.classes) <= names and all(len(values) == 2 for values in targets.classes.values())
+            and all(isinstance(value, str | int | float) for values in targets.classes.values() for value in values)
+            and len(targets.mean) == len(targets.scale) == len(targets.names)
+            and all(scale > 0 for scale in targets.scale)
+        )  # fmt: skip
+        if not good:
+            raise FileFormatError("its targets contradict each other")
         return targets
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from moeapps import registry
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write
-from moeapps.core.saving import SaveMixin, arguments_to_json, load, registered_path
+from moeapps.core.saved_arguments import arguments_to_json, check_kinds
+from moeapps.core.saving import SaveMixin, load, registered_path
 from moeapps.stream.estimator import StreamEstimator
 
 __all__ = [
@@ -76,6 +77,9 @@ class StreamCheckpoint(SaveMixin):
         kind = registry.resolve(saved["class"])
         if not issubclass(kind, StreamEstimator):
             raise FileFormatError(f"{source} holds a {saved['class']}, which is not a model of streams")
+        check_kinds(kind, saved["arguments"], source)
+        if not isinstance(state["run"], dict):
+            raise FileFormatError(f"{source} does not say where its run stands")
         return cls(kind.from_saved(saved["arguments"], saved["state"], tensors, source), state["run"])
 
 

@@ -18,6 +18,7 @@ from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.labels import LabelEncoder, label_of, targets_of
+from moeapps.stream.restoring import check_labels
 
 __all__ = ["DriftMoEClassifier"]
 
@@ -303,7 +304,11 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._labels.restore(state["labels"])
+        check_labels(self._labels, state["labels"], state.get("label_dtype"))
         self._labels.dtype = state.get("label_dtype")
+
+    def _number_of_labels(self) -> int:
+        return len(self._labels.codes)
 
     def _resize(self, engine: TreeEngine) -> None:
         super()._resize(engine)

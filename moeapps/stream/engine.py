@@ -135,6 +135,7 @@ class RiverEngine(GrowingMixture):
                 elif work.action[e] == RENEW:
                     self.experts[e] = self.background[e] or self._new()
                     self.background[e] = None
+        self._refuse_divergence()
         return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -61,6 +61,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def _reset(self) -> None:
         """Set the state of a model that has learned nothing."""
         self._engine = None
+        self._start_params = None
         self._features = FeatureEncoder(self.max_features, self.max_categories, self.on_bad, [], None)
         self._skipped = 0
         self._real_seed: int | None = None
@@ -86,6 +87,10 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def _start(self) -> TreeEngine | RiverEngine:
         """Check the arguments and build the engine."""
         config = self._config()
+        self._start_params = {
+            name: copy.deepcopy(value) if isinstance(value, dict | list) else value
+            for name, value in self.get_params(deep=False).items()
+        }
         self._real_seed = (
             int(np.random.SeedSequence().generate_state(1)[0]) if config.seed is None else int(config.seed)
         )

@@ -10,8 +10,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_sample_weight
 
 from moeapps.core.config import store_arguments
-from moeapps.core.errors import DataError
-from moeapps.core.labels import UNKNOWN, class_labels, encode, labels_from_json, labels_to_json
+from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.labels import UNKNOWN, class_labels, classes_from_json, encode, labels_to_json
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
 
@@ -225,5 +225,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         return {**super().saved_state(), "classes_": labels_to_json(self.classes_)}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = labels_from_json(state["classes_"])
+        self.classes_ = classes_from_json(state["classes_"])
         super()._restore(state)
+        if len(self.classes_) != self.n_outputs_:
+            raise FileFormatError(f"it has {len(self.classes_)} classes and {self.n_outputs_} outputs")

@@ -19,8 +19,8 @@ from sklearn.utils.validation import (
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
-from moeapps.core.config import config_from
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.config import config_from, field_names
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
@@ -51,6 +51,7 @@ class TabularEstimator(LightningEstimator):
     model_: TabularMoE
     encoder_: ColumnEncoder
     merged_: list[list[list[int]]] | None = None
+    n_outputs_: int
     _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
 
     batch_size: int | Literal["auto"]
@@ -118,12 +119,22 @@ class TabularEstimator(LightningEstimator):
         are refused, since their predictions would depend on how the caller batches the rows.
         """
         self._refuse_mixing()
-        with self._all_or_nothing() as fitted:
+        with self._all_or_nothing(continued=hasattr(self, "model_")) as fitted:
             if hasattr(self, "model_"):
+                self._refuse_other_network()
                 fitted._continue(X, y, sample_weight)
             else:
                 fitted._fit(X, y, sample_weight, passes=1)
         return self
+
+    def _refuse_other_network(self) -> None:
+        fit = self._as_fitted()
+        for name in field_names(TabularConfig):
+            if getattr(self, name) != fit[name]:
+                raise ConfigError(
+                    f"{name} was {fit[name]!r} at fit and is {getattr(self, name)!r} now: partial_fit goes on with the "
+                    "network of the fit and cannot change it; fit builds a new one"
+                )
 
     def _refuse_mixing(self) -> None:
         if router_class(self.router).mixes_tokens:
@@ -184,6 +195,8 @@ class TabularEstimator(LightningEstimator):
         self.n_iter_ = len(self.history_)
         # scikit-learn compares predictions for different batches at 1e-7
         self.model_ = module.model.double().eval()
+        with torch.no_grad():  # the last step may have been the one that diverged
+            self._finite(self.model_(*(torch.from_numpy(part[:PREDICT_ROWS]) for part in rows[:2])).numpy())
 
     def _joined(self, history: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([self.history_, history.assign(epoch=len(self.history_))], ignore_index=True)
@@ -297,7 +310,7 @@ class TabularEstimator(LightningEstimator):
         numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
         parts = zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True)
         outputs: NDArray[np.float64] = torch.cat([self.model_(n, c) for n, c in parts]).numpy()
-        return outputs
+        return self._finite(outputs)
 
     def expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> pd.DataFrame:
         """Which experts the rows use: one line per group, one column per expert, each line sums to 1.
@@ -352,7 +365,10 @@ class TabularEstimator(LightningEstimator):
         pruned = self._operated()
         pruned.model_, _ = prune_experts(self.model_, num_experts, self._use(X))
         block: MoE = pruned.model_.blocks[0]  # type: ignore[assignment]
-        return pruned.set_params(num_experts=num_experts, **self._router_params(block.router))
+        pruned.set_params(num_experts=num_experts, **pruned._router_params(block.router))
+        changed = {name: getattr(pruned, name) for name in field_names(TabularConfig)}
+        pruned._fit_params = {**pruned._as_fitted(), **changed}
+        return pruned
 
     def merge(self, num_experts: int, X: Any) -> Self:
         """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
@@ -381,7 +397,8 @@ class TabularEstimator(LightningEstimator):
             raise ConfigError("this model was merged already: prune or merge the one it came from")
         operated = copy.copy(self)
         operated._optimizer_state = None
-        return operated
+        # what set_params has changed since is not what this network was built from
+        return operated.set_params(**{name: self._as_fitted()[name] for name in field_names(TabularConfig)})
 
     def _use(self, X: Any) -> dict[str, ExpertUse]:
         numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
@@ -401,9 +418,9 @@ class TabularEstimator(LightningEstimator):
             del state["columns_"]
         super().__setstate__({"column_types": None, "missing_values": "auto", **state})
 
-    def saved_arguments(self) -> dict[str, Any]:
+    def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, with plain containers."""
-        arguments = super().saved_arguments()
+        arguments = dict(super()._savable(params))
         if arguments["router_args"] is not None:
             arguments["router_args"] = dict(arguments["router_args"])
         if not isinstance(arguments["categorical_features"], str | None):
@@ -422,14 +439,12 @@ class TabularEstimator(LightningEstimator):
     def _restore(self, state: dict[str, Any]) -> None:
         self.encoder_ = ColumnEncoder.from_state(state["columns_"])
         super()._restore(state)
+        if self.n_features_in_ != len(self.encoder_.names):
+            raise FileFormatError("it has columns of another number than it was fitted on")
 
-    @classmethod
-    def from_saved(cls, arguments: dict[str, Any], state: dict[str, Any], tensors: Any, source: Any) -> Self:
-        """Build again, in float64 as it was saved."""
-        estimator = super().from_saved(arguments, state, tensors, source)
-        estimator.model_ = estimator.model_.double()
-        estimator.model_.load_state_dict(tensors)
-        return estimator
+    def _build_saved_model(self) -> TabularMoE:
+        """In float64, as it was saved."""
+        return self._build_model().double()
 
 
 def _refuse_holes(array: NDArray[np.float64]) -> None:

@@ -40,6 +40,7 @@ class NumericEmbedding(nn.Module):
     low: Tensor
     width: Tensor
     column: Tensor
+    determined_buffers = ("mean", "scale", "column", "low", "width")
 
     def __init__(self, mean: Sequence[float], scale: Sequence[float], edges: Sequence[Sequence[float]]) -> None:
         super().__init__()
@@ -143,6 +144,8 @@ class TabularMoE(Configurable, nn.Module):
     ConfigError
         If a size is impossible.
     """
+
+    determined_buffers = ("start",)
 
     @takes(TabularConfig)
     def __init__(

@@ -15,13 +15,17 @@ from sklearn.utils.validation import (
 
 from moeapps.core.arrays import as_array
 from moeapps.core.config import store_arguments
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.tables.estimator import TabularEstimator
 
 __all__ = ["MoERegressor"]
+
+_LARGEST, _SMALLEST = 1e150, 1e-150
+"""Targets, and their standard deviations, whose squares fit into float64."""
 
 
 class MoERegressor(RegressorMixin, TabularEstimator):
@@ -43,6 +47,7 @@ class MoERegressor(RegressorMixin, TabularEstimator):
     task = "regression"
     target_mean_: NDArray[np.float64]
     target_scale_: NDArray[np.float64]
+    _one_column: bool
     _saved_attributes = (*TabularEstimator._saved_attributes, "_one_column")
 
     def __init__(
@@ -97,7 +102,13 @@ class MoERegressor(RegressorMixin, TabularEstimator):
             raise ValueError("Complex data not supported")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        return np.asarray(y, dtype=np.float64)
+        numbers = np.asarray(y, dtype=np.float64)
+        if (large := np.argwhere(np.abs(numbers) >= _LARGEST)).size:
+            value = numbers[tuple(large[0])]
+            raise DataError(
+                f"y holds {value:g} at row {large[0][0]}: numbers from {_LARGEST:g} cannot be scaled, divide them first"
+            )
+        return numbers
 
     def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
         self._one_column = y.ndim == 1
@@ -105,7 +116,12 @@ class MoERegressor(RegressorMixin, TabularEstimator):
         self.n_outputs_ = columns.shape[1]
         share = weight[:, None] / weight.sum()
         self.target_mean_ = (columns * share).sum(axis=0)
-        scale = np.sqrt((np.square(columns - self.target_mean_) * share).sum(axis=0))
+        gap = columns - self.target_mean_
+        scale = np.sqrt((np.square(gap) * share).sum(axis=0))
+        if (tiny := (scale < _SMALLEST) & (gap != 0).any(axis=0)).any():  # their squares are not numbers of float64
+            unit = np.abs(gap).max(axis=0)
+            unit[unit == 0] = 1.0
+            scale = np.where(tiny, unit * np.sqrt((np.square(gap / unit) * share).sum(axis=0)), scale)
         self.target_scale_ = np.where(scale > 0, scale, 1.0)
 
     def _encode_target(self, y: NDArray[Any]) -> NDArray[np.float64]:
@@ -133,6 +149,10 @@ class MoERegressor(RegressorMixin, TabularEstimator):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.target_mean_ = np.array(state["target_mean_"])
-        self.target_scale_ = np.array(state["target_scale_"])
         super()._restore(state)
+        mean, scale = state["target_mean_"], state["target_scale_"]
+        if not (fits(mean, list[float]) and fits(scale, list[float]) and len(mean) == len(scale) == self.n_outputs_):
+            raise FileFormatError(f"it has {self.n_outputs_} outputs and other means and scales")
+        if min(scale) <= 0 or (self._one_column and len(mean) > 1):
+            raise FileFormatError("its targets are impossible")
+        self.target_mean_, self.target_scale_ = np.array(mean, dtype=np.float64), np.array(scale, dtype=np.float64)

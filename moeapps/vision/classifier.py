@@ -19,6 +19,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
+from moeapps.core.saved_arguments import check_fields
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.vision.data import ImageArrays, make_transform
 from moeapps.vision.estimator import ImageEstimator
@@ -118,6 +119,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     classes_: NDArray[Any]
     model_: ImageModule
     _saved_attributes = ("n_iter_", "largest_")
+    _optional_attributes = ("largest_",)
     largest_: float  # of models that 0.1 saved: largest absolute pixel value of training
 
     def __init__(
@@ -206,6 +208,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     def _restore(self, state: dict[str, Any]) -> None:
         if "pixels_" in state:
+            check_fields(PixelRange, state["pixels_"])
             self.pixels_ = PixelRange(**state["pixels_"])
         super()._restore(state)
 
@@ -246,7 +249,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     def _run(self, images: Tensor, function: Callable[[ImageModule, Tensor], Tensor]) -> Tensor:
         with torch.no_grad(), self._on_device() as module:
             parts = images.split(PREDICT_IMAGES)
-            return torch.cat([function(module, part.to(module.device)).cpu() for part in parts])
+            outputs = torch.cat([function(module, part.to(module.device)).cpu() for part in parts])
+        self._finite(outputs.numpy())
+        return outputs
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities.

@@ -17,7 +17,7 @@ from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_sizes
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator, resolve_device
-from moeapps.core.labels import class_labels, classes_and_codes, labels_from_json, labels_to_json
+from moeapps.core.labels import class_labels, classes_and_codes, classes_from_json, labels_to_json
 from moeapps.core.splits import hold_out
 from moeapps.vision.data import ImageArrays, ImageDataModule
 from moeapps.vision.images import ImageSpec
@@ -114,9 +114,11 @@ class ImageEstimator(LightningEstimator):
         return {**state, "classes_": classes, "spec_": self.spec_.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.classes_ = None if state["classes_"] is None else labels_from_json(state["classes_"])
+        self.classes_ = None if state["classes_"] is None else classes_from_json(state["classes_"])
         self.spec_ = ImageSpec.from_state(state["spec_"])
         count = 0 if self.classes_ is None else len(self.classes_)
         if count != len(self.spec_.classes):
             raise FileFormatError(f"it has {count} class labels for {len(self.spec_.classes)} classes")
         super()._restore(state)
+        if self.classes_ is not None and len(self.classes_) != len(self.spec_.classes):
+            raise FileFormatError(f"it has {len(self.classes_)} classes and {len(self.spec_.classes)} names of classes")

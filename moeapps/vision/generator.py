@@ -2,7 +2,7 @@
 
 # Shapes: N images, C channels, S = H = W side of an image
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -107,6 +107,10 @@ class SwitchDiTGenerator(ImageEstimator):
     (3, 8, 8)
     """
 
+    low_: float
+    high_: float
+    layout_: Literal["HW", "CHW", "HWC"]
+    whole_: bool
     _saved_attributes = ("n_iter_", "low_", "high_", "layout_", "whole_")
     model_: DiffusionModule
 
@@ -312,6 +316,7 @@ class SwitchDiTGenerator(ImageEstimator):
         with self._on_device() as module:
             seed = int(seed) if isinstance(seed, np.integer) else seed
             images: Tensor = module.sample(labels, seed=seed, **options).cpu()
+        self._finite(images.numpy())
         return images
 
     def _to_user(self, images: Tensor) -> NDArray[Any]:

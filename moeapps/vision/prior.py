@@ -81,6 +81,11 @@ class TimestepPrior(nn.Module):
         self.register_buffer("windows", windows, persistent=False)
         self.register_buffer("place", torch.arange(units))
 
+    def check_buffers(self) -> str | None:
+        """What is impossible about buffers that come from a file; None where nothing is."""
+        units = torch.arange(len(self.place), device=self.place.device)
+        return None if torch.equal(self.place.sort().values, units) else "place is not a matching"
+
     @torch.no_grad()
     def match(self, table: Tensor, seed: int = 0) -> None:
         """Match units to columns of ``windows`` so that the experts chosen now agree with it as far as possible.

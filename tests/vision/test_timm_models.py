@@ -228,6 +228,7 @@ def test_a_loaded_estimator_fetches_nothing(option, resnet, tmp_path, offline):
     model = copy.copy(resnet)
     X = images(32)
     model.options = FETCHING if option == "all" else {option: FETCHING[option]}
+    model._fit_params = None  # as if it had been fitted so
     model.save(tmp_path / "m.safetensors")
     loaded = moeapps.load(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
@@ -239,7 +240,7 @@ def test_a_loaded_estimator_fetches_nothing(option, resnet, tmp_path, offline):
 )
 def test_a_file_that_names_a_place_as_its_model_is_refused(name, resnet, tmp_path, offline):
     model = copy.copy(resnet)
-    model.model = name
+    model.model, model._fit_params = name, None  # as if it had been fitted so
     model.save(tmp_path / "m.safetensors")
     with pytest.raises(FileFormatError, match="model must be one of|names a place"):
         moeapps.load(tmp_path / "m.safetensors")

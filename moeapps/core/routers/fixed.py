@@ -198,6 +198,11 @@ class SMoEDropoutRouter(Router):
         super()._load_from_state_dict(*args, **kwargs)
         self._top_k = int(self.current_k)
 
+    def check_buffers(self) -> str | None:
+        """What is impossible about buffers that come from a file; None where nothing is."""
+        k = int(self.current_k)
+        return None if self.start_k <= k <= self.end_k else f"current_k={k} is not in {self.start_k}..{self.end_k}"
+
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """A fixed random projection."""
         return F.linear(x, self.projection.to(x.dtype))

@@ -49,6 +49,7 @@ class MergedRouter(Router):
 
     group: Tensor
     router: Router
+    determined_buffers = ("group",)
 
     def __init__(self, router: Router, groups: Sequence[Sequence[int]]) -> None:
         super().__init__(router.dim, len(groups))

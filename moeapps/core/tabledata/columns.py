@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.saved_arguments import check_fields
 from moeapps.core.tabledata.cells import MISSING_VALUES, missing_texts
 from moeapps.core.tabledata.evidence import infer_columns
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, columns_frame
@@ -232,21 +234,46 @@ class ColumnEncoder:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it."""
-        encoder = cls()
+        """Undo :meth:`state`; what 0.1 did not save is as 0.1 had it.
+
+        Raises
+        ------
+        FileFormatError
+            If the state contradicts itself.
+        """
         numbers, categories = len(state["mean"]), len(state["categories"])
-        vars(encoder).update(
-            {
-                "times": [],
-                "fill": [None] * numbers,
-                "fill_codes": [None] * categories,
-                "new_rates": [1.0] * categories,
-                "missing_values": sorted(MISSING_VALUES),
-                **state,
-                "columns": [Column.from_json(column) for column in state.get("columns", [])],
-            }
-        )
+        fields = {
+            "times": [],
+            "fill": [None] * numbers,
+            "fill_codes": [None] * categories,
+            "new_rates": [1.0] * categories,
+            "missing_values": sorted(MISSING_VALUES),
+            **state,
+            "columns": [Column.from_json(column) for column in state.get("columns", [])],
+        }
+        check_fields(cls, fields)
+        encoder = cls()
+        vars(encoder).update({name: fields[name] for name in cls.__annotations__})
+        encoder._check()
         return encoder
+
+    def _check(self) -> None:
+        """Refuse what :meth:`fit` cannot have learned."""
+        numbers = len(self.numeric) + len(TIME_PARTS) * len(self.times)
+        codes = [None if fill is None else fill - FIRST for fill in self.fill_codes]
+        good = (
+            sorted([*self.numeric, *self.times, *self.categorical]) == list(range(len(self.names)))
+            and len(self.columns) in (0, len(self.names))
+            and numbers == len(self.mean) == len(self.scale) == len(self.edges) == len(self.fill)
+            and len(self.categorical) == len(self.categories) == len(self.fill_codes) == len(self.new_rates)
+            and all(scale > 0 for scale in self.scale)
+            and all(len(edges) != 1 and all(a < b for a, b in pairwise(edges)) for edges in self.edges)
+            and all(isinstance(value, str | int | float) for values in self.categories for value in values)
+            and all(len(set(values)) == len(values) for values in self.categories)
+            and all(code is None or 0 <= code < len(v) for code, v in zip(codes, self.categories, strict=True))
+        )
+        if not good:
+            raise FileFormatError("its columns contradict each other")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, also one of 0.1."""

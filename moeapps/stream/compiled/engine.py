@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moeapps.core.errors import NonFiniteError
 from moeapps.stream.compiled import regression_trees, trees
 from moeapps.stream.compiled.arena import TreeSettings, values_of_0_1
 from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, structref_class
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
+    INSTANCES,
     KEEP,
     REPLACE,
     TASK,
@@ -75,6 +77,15 @@ class GrowingMixture:
         if self.settings.variant == TASK:
             self.settings = self.settings._replace(n_experts=classes)
         self.mixture = grow_mixture(self.mixture, self.settings, features, classes, self.seed)
+
+    def _refuse_divergence(self) -> None:
+        """Raise an error if the router's weights have become NaN or infinite; the last biases are the first to."""
+        network = self.mixture.network
+        if not np.isfinite(network.parameters[-int(network.sizes[3]) :]).all():
+            raise NonFiniteError(
+                f"the router has diverged after {int(self.mixture.counters[INSTANCES])} instances: its weights are NaN "
+                "or infinite, and the model is of no more use. Lower router_lr, or scale the features"
+            )
 
 
 class TreeEngine(GrowingMixture):
@@ -184,6 +195,7 @@ class TreeEngine(GrowingMixture):
         while start < len(X):
             self.pool.reserve()
             start = run(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, predictions)
+        self._refuse_divergence()
         return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -320,7 +332,17 @@ def tree_arrays(engine: TreeEngine) -> dict[str, NDArray[Any]]:
 
 
 def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
-    """Put arrays of :func:`tree_arrays` back."""
+    """Put arrays of :func:`tree_arrays` back.
+
+    Raises
+    ------
+    ValueError
+        If one is missing, is none of the engine's, or is of another type.
+    """
+    expected = set(tree_arrays(engine))
+    if wrong := expected ^ set(arrays):
+        name = min(wrong)
+        raise ValueError(f"{name} is {'missing' if name in expected else 'no array of this model'}")
 
     def build(prefix: str, like: Any) -> Any:
         if isinstance(like, np.ndarray):

@@ -35,6 +35,7 @@ from moeapps.stream.compiled.mixture_state import (
     KEEP,
     MAX_EVENTS,
     NEWCOMER,
+    RAW,
     RENEW,
     REPLACE,
     ROUTER,
@@ -61,6 +62,10 @@ __all__ = [
 ]
 
 
+LARGEST_INPUT = 1e17
+"""Raw features are cut off here: the router computes in float32, and Adam squares its gradients."""
+
+
 @kernel
 def _compute_logits(m, s, x, work):  # type: ignore[no-untyped-def]
     """Logits of an instance; a missing feature counts as the mean (enriched) or as 0 (raw)."""
@@ -73,7 +78,9 @@ def _compute_logits(m, s, x, work):  # type: ignore[no-untyped-def]
         value = x[f]
         if np.isnan(value):
             value = 0.0
-        elif s.router_inputs == ENRICHED:
+        elif s.router_inputs == RAW:
+            value = min(max(value, -LARGEST_INPUT), LARGEST_INPUT)
+        else:
             n, squares = m.moments[f, 0], m.moments[f, 2]
             value = min(max((value - m.moments[f, 1]) / np.sqrt(squares / n), -5.0), 5.0) if squares > 0.0 else 0.0
         work.inputs[first + f] = value

@@ -81,11 +81,11 @@ def _observe(seen, value, d, weight):  # type: ignore[no-untyped-def]
     if seen[WEIGHT].sum() == 0.0:
         frame[2] = value
     if frame[1] == 0.0:
-        if value == frame[2]:
+        width = abs(value - frame[2]) / (BINS // 4)
+        if width == 0.0:  # the same value, or one that is nearer than the smallest number above 0
             _add(seen, 0, d, weight)
             return
         low = min(value, frame[2])
-        width = abs(value - frame[2]) / (BINS // 4)
         frame[0], frame[1] = low - width * (BINS // 4), width
         place = min(max(int((frame[2] - frame[0]) / width), 0), BINS - 1)
         for row in range(3):

@@ -1,0 +1,294 @@
+"""Mutations of saved files with a right checksum, and what may come of loading them (test_saved_fuzz.py).
+
+``python -m tests.core.saved_fuzz FAMILY FIRST LAST`` tries the mutations FIRST to LAST - 1 of a family and prints one
+line before and one after each, so that whoever started it knows which one ended the process.
+"""
+
+import faulthandler
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import runpy
+import struct
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+import moeapps
+from moeapps.core.errors import FileFormatError
+
+FOLDER = Path(__file__).parents[1] / "data" / "0.1"
+FAMILIES = {
+    "tables classifier": "moe_classifier_topk",
+    "tables merged": "moe_classifier_merged",
+    "tables smoe_dropout": "moe_classifier_smoe_dropout",
+    "tables regressor": "moe_regressor_of_two",
+    "graph Mowst": "mowst_medium_cascade",
+    "graph GNN": "gnn_gin",
+    "graph module": "mowst_module",
+    "recsys multi-task": "ranker_home",
+    "recsys AW-MoE": "ranker_aw_moe",
+    "vision WideNet": "images_widenet",
+    "vision Switch-DiT": "images_switch_dit",
+    "stream data": "drift_data",
+    "stream task": "drift_task",
+    "stream regressor": "drift_regressor",
+    "stream paper": "drift_paper",
+    "stream checkpoint": "checkpoint",
+}
+"""Families by name, and which file of 0.1 is mutated."""
+
+HARD = (
+    None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-320, 1e308, 10**6, 10**9, 2**31, 2**63, 10**18, 10**30, 10**300, "",
+    "x", "a" * 1000, "<U268435456", "object", "hf-hub:timm/none", "/dev/zero", "../../x", "\ud800", [], [[]], {}, [0],
+    [None], [1e9] * 3, {"": None}, [[["t", []]]],
+)  # fmt: skip
+
+
+def original(family):
+    """Content of the file of a family."""
+    name = FAMILIES[family]
+    if name == "checkpoint":
+        return (FOLDER / "stream_begun" / "stream.safetensors").read_bytes()
+    return zipfile.ZipFile(FOLDER / "models.zip").read(f"{name}.safetensors")
+
+
+def split(content):
+    """Entries of the tensors, the document, and the data of a file."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    document = json.loads(header.pop("__metadata__")["moeapps"])
+    return header, document, bytearray(content[8 + size :])
+
+
+def join(header, document, data):
+    """A file with a right checksum."""
+    text = document if isinstance(document, str) else json.dumps(document)
+    header = {"__metadata__": {"moeapps": text, "sha256": "0" * 64}, **header}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    content = bytearray(struct.pack("<Q", len(head)) + head + data)
+    start, end = re.compile(rb'"sha256":"([0-9a-f]{64})"').search(content).span(1)
+    content[start:end] = hashlib.sha256(content).hexdigest().encode()
+    return bytes(content)
+
+
+def _places(value, path=()):
+    """Paths of everything inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        yield (*path, key)
+        yield from _places(part, (*path, key))
+
+
+def edit_json(rng, header, document, data):
+    """One to three edits of the document: another value, one less, renamed, doubled, swapped, scaled."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        places = list(_places(document))
+        top = rng.choice(list(document))  # few entries have most of the values
+        *path, last = rng.choice([place for place in places if place[0] == top])
+        owner = document
+        for key in path:
+            owner = owner[key]
+        action = rng.randrange(7)
+        if action <= 2:
+            owner[last] = rng.choice(HARD)
+        elif action == 3:
+            del owner[last]
+        elif action == 4 and isinstance(owner, dict):
+            owner[str(last) + rng.choice(("_", "x", ""))[::-1]] = owner.pop(last)
+        elif action == 5 and isinstance(owner[last], int | float):
+            owner[last] = rng.choice((owner[last] + 1, owner[last] - 1, owner[last] * 1000, -owner[last]))
+        elif isinstance(owner, list):
+            owner.insert(last, owner[rng.randrange(len(owner))])
+        else:
+            other = rng.choice(list(owner))
+            owner[last], owner[other] = owner[other], owner[last]
+        if not document:
+            break
+    return join(header, document, data)
+
+
+def _tensor(rng, header):
+    names = [name for name, entry in header.items() if entry["data_offsets"][1] > entry["data_offsets"][0]]
+    return rng.choice(names) if names else None
+
+
+def random_bytes(rng, header, document, data):
+    """Random bytes in a part of one tensor, or in all of them."""
+    name = _tensor(rng, header)
+    start, end = (0, len(data)) if name is None or rng.random() < 0.1 else header[name]["data_offsets"]
+    first = rng.randrange(start, max(end, start + 1))
+    last = min(end, first + rng.choice((1, 8, 64, end - start)))
+    data[first:last] = rng.randbytes(last - first)
+    return join(header, document, data)
+
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+
+
+def hard_numbers(rng, header, document, data):
+    """Some numbers of one tensor are set to others that are likely to hurt, or swapped."""
+    for _ in range(rng.choice((1, 2))):
+        name = _tensor(rng, header)
+        if name is None:
+            break
+        start, end = header[name]["data_offsets"]
+        values = np.frombuffer(data[start:end], dtype=_DTYPES[header[name]["dtype"]]).copy()
+        hard = [0, 1, -1, -2, 2, 5, 64, 1000, 2**31 - 1, -(2**31)]
+        if values.dtype.kind == "f":
+            hard += [1e-300, 1e30, -1e300, float("nan"), float("inf"), -float("inf"), 0.5]
+        for _ in range(rng.choice((1, 1, 3, len(values)))):
+            i, j = rng.randrange(len(values)), rng.randrange(len(values))
+            if rng.random() < 0.3:
+                values[i], values[j] = values[j], values[i]
+            else:
+                with np.errstate(all="ignore"):
+                    values[i] = np.array(rng.choice(hard)).astype(values.dtype)
+        data[start:end] = values.tobytes()
+    return join(header, document, data)
+
+
+def edit_tensors(rng, header, document, data):
+    """Tensors swap names, are renamed, left out, or have another shape or dtype."""
+    if not header:
+        return join(header, document, data)
+    name, other = rng.choice(list(header)), rng.choice(list(header))
+    action = rng.randrange(6)
+    if action == 0:
+        header[name], header[other] = header[other], header[name]
+    elif action == 1:
+        header[name + "x"] = header.pop(name)
+    elif action == 2:
+        del header[name]
+    elif action == 3:
+        shape = header[name]["shape"]
+        header[name]["shape"] = rng.choice(([*shape, 1], [1, *shape], shape[::-1], [int(np.prod(shape))], [2**40, 0]))
+    elif action == 4:
+        header[name]["dtype"] = rng.choice(("F64", "F32", "I64", "I32", "BOOL", "U8", "BF16", "F8_E4M3", "U64"))
+    else:  # a longer or shorter first axis, with the data for it
+        entry = header[name]
+        start, end = entry["data_offsets"]
+        if entry["shape"] and entry["shape"][0] > 0 and end > start:
+            row = (end - start) // entry["shape"][0]
+            rows = rng.choice((-1, 1, 3))
+            change = rows * row
+            entry["shape"][0] += rows
+            data[end + min(change, 0) : end] = rng.randbytes(max(change, 0))
+            for each in header.values():
+                each["data_offsets"] = [place + (change if place >= end else 0) for place in each["data_offsets"]]
+            entry["data_offsets"][0] = start
+    return join(header, document, data)
+
+
+def flip_bits(rng, header, document, data):
+    """Some bits of the file are flipped: the checksum does not hold."""
+    content = bytearray(join(header, document, data))
+    for _ in range(rng.choice((1, 2, 10))):
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return bytes(content)
+
+
+def cut_or_extend(rng, header, document, data):
+    """The file, or its data, is shorter or longer; or its first number is another."""
+    content = join(header, document, data)
+    action = rng.randrange(4)
+    if action == 0:
+        return content[: rng.randrange(len(content))]
+    if action == 1:
+        return content + rng.randbytes(rng.choice((1, 8, 1000)))
+    if action == 2:
+        return join(header, document, data[: rng.randrange(len(data) + 1)] if rng.random() < 0.5 else data + b"\0" * 64)
+    return struct.pack("<Q", rng.choice((0, 1, 2, 2**20, 2**40, 2**64 - 1, 100_000_000))) + content[8:]
+
+
+def break_text(rng, header, document, data):
+    """The document is no longer what a JSON writer writes."""
+    text = json.dumps(document)
+    i = rng.randrange(len(text))
+    cut = rng.choice((text[:i], text[:i] + rng.choice('[]{},:"0-e') + text[i:], "[" * 100_000, "1e999", "{}", text * 2))
+    return join(header, cut.replace("0.", "1e999", 1) if rng.random() < 0.1 else cut, data)
+
+
+KINDS = (edit_json, edit_json, edit_json, random_bytes, hard_numbers, hard_numbers, edit_tensors, edit_tensors,
+         flip_bits, cut_or_extend, break_text)  # fmt: skip
+
+
+def mutated(family, seed):
+    """Kind and content of a mutation."""
+    rng = random.Random(f"{family} {seed}")
+    kind = rng.choice(KINDS)
+    return kind.__name__, kind(rng, *split(original(family)))
+
+
+class Trial:
+    """Loads files of a family and uses what was loaded."""
+
+    def __init__(self, family):
+        self.family, self.name = family, FAMILIES[family]
+        self.make = runpy.run_path(str(FOLDER / "make.py"))
+        self.folder = Path(tempfile.mkdtemp())
+        outcome, self.answers = self.outcome(original(family))
+        assert outcome == "other", outcome
+
+    def outcome(self, content):
+        """``"refused"``; ``"equal"``, or ``"other"`` (a model that predicts something else), or ``"error: ..."``."""
+        path = self.folder / "model.safetensors"
+        path.write_bytes(content)
+        try:
+            model = moeapps.load(path)
+        except FileFormatError:
+            return "refused", None
+        try:
+            answers = self.use(model)
+        except (ValueError, moeapps.core.errors.MoEAppsError) as error:  # of another table, say: refused in use
+            return f"refused in use: {type(error).__name__}: {str(error)[:80]}", None
+        before = getattr(self, "answers", None)
+        same = before is not None and all(np.array_equal(before[key], answers.get(key)) for key in before)
+        return "equal" if same else "other", answers
+
+    def use(self, model):
+        """Predict; a stream model learns, too."""
+        name = self.name
+        if name == "checkpoint":
+            model, name = model.model, "drift_data"
+        answers = {key: self.make["_plain"](value) for key, value in self.make["answers"](name, model).items()}
+        if name.startswith("drift"):
+            frame = self.make["table"]().fillna(0.0)
+            numbers = "Regressor" in type(model).__name__
+            for _ in range(2):
+                model.learn_many(frame[["a", "b", "c", "city"]], frame["number" if numbers else "label"])
+            answers["later"] = np.asarray(model.predict_many(frame[["a", "b", "c", "city"]]))
+        return answers
+
+
+def main(family, first, last):
+    """Try mutations; a line before and after each."""
+    warnings.simplefilter("ignore")
+    trial = Trial(family)
+    for seed in range(min(first, 3)):  # code that is imported or compiled when first needed is not a file's memory
+        trial.outcome(mutated(family, seed)[1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(first, last):
+        kind, content = mutated(family, seed)
+        print(json.dumps({"seed": seed, "kind": kind}), flush=True)
+        faulthandler.dump_traceback_later(30, exit=True)
+        try:
+            outcome, _ = trial.outcome(content)
+        except Exception as error:
+            outcome = f"error: {type(error).__name__}: {str(error)[:200]}"
+        faulthandler.cancel_dump_traceback_later()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        grown, before = (peak - before) // 1024, peak
+        print(json.dumps({"seed": seed, "kind": kind, "outcome": outcome, "MiB": grown}), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
