@@ -170,7 +170,7 @@ def _check_tree_shapes(t: Trees, trees: int, rows: int) -> None:
         "numeric": (slots, features, rows, classes), "nominal": (slots, places, values, classes),
         "subset": (slots, features), "subset_size": (slots,), "leaf": (slots,), "free_slots": (slots,),
         **dict.fromkeys(("root", "nodes", "splits", "grace", "delta", "features"), (trees,)),
-        "kind": (features,), "sizes": (4,),
+        "kind": (features,), "sizes": (4,), "values": (places,),
     }  # fmt: skip
     for name in Trees._fields:
         _shape(getattr(t, name), shapes[name], f"trees.{name}")
@@ -236,6 +236,7 @@ def _check_observers(t: Trees, features: int, nominal: list[bool], codes: list[i
     _require((kind >= 0) == np.array(nominal, dtype=bool), "features are not of the kinds that the trees know")
     chosen = kind[kind >= 0]
     _require(_within(chosen, 0, places) & (len(np.unique(chosen)) == len(chosen)), "categorical features lack room")
+    _require(_within(t.values, 0, values), "numbers of categories are impossible")
     _require(np.array(codes, dtype=np.int64) <= values - 1, "categories lack room")
     _require(_within(t.subset_size, 0, features + 1), "slots observe more features than there are")
     observed = np.arange(t.subset.shape[1]) < t.subset_size[:, None]

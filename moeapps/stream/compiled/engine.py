@@ -340,7 +340,7 @@ def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
         If one is missing, is none of the engine's, or is of another type.
     """
     expected = set(tree_arrays(engine))
-    if wrong := expected ^ set(arrays):
+    if wrong := (expected ^ set(arrays)) - ({"pool.trees.values"} - set(arrays)):  # 0.1 did not save it
         name = min(wrong)
         raise ValueError(f"{name} is {'missing' if name in expected else 'no array of this model'}")
 
