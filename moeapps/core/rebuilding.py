@@ -9,7 +9,9 @@
 4. Load the weights. Buffers that the arguments decide have to be what the arguments say, and the others possible.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moeapps.core.errors import FileFormatError
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["rebuild"]
+__all__ = ["rebuild", "uncounted"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,6 +32,22 @@ _ELEMENTS, _ELEMENTS_PER_ELEMENT = 1 << 22, 16
 
 _STEPS, _STEPS_PER_TENSOR = 5_000, 100
 """Calls of torch that constructors may make; they make about five per weight."""
+
+
+_counts: ContextVar[bool] = ContextVar("counts", default=True)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Let calls of torch in this block be free: they try something on the meta device, which the real build does not.
+
+    Used where a network is asked by an image which sizes it takes; the image may be a huge one.
+    """
+    token = _counts.set(False)
+    try:
+        yield
+    finally:
+        _counts.reset(token)
 
 
 class _Budget(TorchDispatchMode):
@@ -43,6 +61,8 @@ class _Budget(TorchDispatchMode):
         self.steps = _STEPS + _STEPS_PER_TENSOR * len(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _counts.get():
+            return func(*args, **(kwargs or {}))
         self.steps -= 1
         if self.steps < 0:
             raise FileFormatError(f"{self.source}: its arguments ask for far more weights than the {self.held} in it")
