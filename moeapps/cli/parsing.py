@@ -21,7 +21,7 @@ import moeapps
 from moeapps import plugins, registry
 from moeapps.cli.config_check import Source
 from moeapps.core.errors import ConfigError, FileFormatError, MoEAppsError
-from moeapps.core.yaml_files import check_file, check_yaml, parse_yaml
+from moeapps.core.yaml_files import TagRefused, check_file, check_yaml, parse_yaml
 
 __all__ = ["RecordingParser", "import_classes", "load_value", "own_error", "readable_error"]
 
@@ -68,8 +68,10 @@ def load_value(text: str) -> Any:
     """Load YAML for jsonargparse: within bounds, and with the classes imported that it names."""
     try:
         check_yaml(text, "the configuration")
+    except TagRefused as error:
+        raise YAMLError(str(error)) from None  # for jsonargparse to judge: a value such as !a may be text
     except FileFormatError as error:
-        if isinstance(error.__context__, YAMLError):  # a value that is text and no YAML, for jsonargparse to judge
+        if isinstance(error.__context__, YAMLError):  # so may *.png
             raise error.__context__ from None
         raise ConfigError(str(error)) from None
     value = _load_yaml(text)

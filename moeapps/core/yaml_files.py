@@ -12,7 +12,7 @@ import yaml
 
 from moeapps.core.errors import FileFormatError
 
-__all__ = ["MAX_BYTES", "check_file", "check_yaml", "parse_yaml", "read_text", "read_yaml"]
+__all__ = ["MAX_BYTES", "TagRefused", "check_file", "check_yaml", "parse_yaml", "read_text", "read_yaml"]
 
 MAX_BYTES = 1_000_000
 """Length of the longest text that is read; configurations of runs have a few thousand bytes."""
@@ -23,6 +23,10 @@ _TAGS = "tag:yaml.org,2002:"
 _NAMES = ("str", "int", "float", "bool", "null", "seq", "map", "set", "binary", "timestamp", "omap", "pairs", "merge")
 _KNOWN_TAGS = {f"{_TAGS}{name}" for name in _NAMES} | {"!", None}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml was there
+
+
+class TagRefused(FileFormatError):
+    """The text has a tag, or is no YAML but begins like one that has."""
 
 
 def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
@@ -135,7 +139,7 @@ def check_yaml(text: str, name: str) -> None:
             elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
                 if event.tag not in _KNOWN_TAGS:
                     tag = str(event.tag).replace(_TAGS, "!!")
-                    raise FileFormatError(f"{name}, line {line}: the tag {tag} is not allowed, only plain values are")
+                    raise TagRefused(f"{name}, line {line}: the tag {tag} is not allowed, only plain values are")
                 if isinstance(event, yaml.ScalarEvent):
                     sizes |= {event.anchor: 1} if event.anchor else {}
                 else:

@@ -336,6 +336,11 @@ def test_what_is_wrong_with_the_users_module_is_told_as_it_is(own, tmp_path, tex
     assert not Path("moeapps-runs").exists()
 
 
+@pytest.mark.parametrize("text", ["*.png", "!a", "[c", "{d", "%e", "@f", "a: b: c", "12e"])
+def test_text_that_looks_like_yaml_stays_text(own, text):
+    assert printed(own, *CLASSES, "--model.router", text)["model"]["init_args"]["router"] == text
+
+
 def test_a_file_that_a_library_hides_is_named(own, tmp_path):
     write(tmp_path / "random.py", "Module = 3")
     done = own("fit", *CLASSES, "--model", "random.Module")
