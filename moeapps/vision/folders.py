@@ -3,7 +3,7 @@
 # Shapes: N images, C channels, H height, W width
 
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,7 +102,7 @@ def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> di
     return {part: (stack_images(images, len(images)), classes) for part, (images, classes) in parts.items()}
 
 
-def stack_images(images: Iterable[tuple[str, NDArray[Any]]] | Iterator[tuple[str, NDArray[Any]]], count: int) -> Tensor:
+def stack_images(images: Iterable[tuple[str, NDArray[Any]]], count: int) -> Tensor:
     """Stack named images ``(C, H, W)`` of one size, uint8 or float32 in [0, 1]; one float makes all of them floats.
 
     Raises

@@ -210,7 +210,8 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
     deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and len(image.getbands()) > 1
     image.load()
-    if deep_colour and max(high for _, high in image.getextrema()[:3]) < 16:
+    extremes: Any = image.getextrema() if deep_colour else ()
+    if deep_colour and max(high for _, high in extremes[:3]) < 16:
         warnings.warn(
             f"{name} has 16 bits per channel, of which Pillow reads the upper 8, and uses a small part of them: "
             "stretch it, or give arrays",
@@ -254,7 +255,7 @@ def _what_it_is(source: Source) -> str:
         elif isinstance(source, bytes):
             head = source[:32]
         else:
-            source.seek(0)  # type: ignore[union-attr]
+            source.seek(0)
             head = source.read(32)  # type: ignore[union-attr]
     except (OSError, AttributeError, ValueError):
         return ""
