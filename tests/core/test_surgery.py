@@ -69,7 +69,7 @@ def test_training_goes_on_after_surgery(digits, trained):
 def test_pruning_for_a_task_keeps_what_the_task_uses(digits, trained):
     X, _, y, _ = digits
     layer = trained.model_.blocks[0]
-    numbers, codes = (torch.from_numpy(part) for part in trained.columns_.transform(X[y < 3]))
+    numbers, codes = (torch.from_numpy(part) for part in trained.encoder_.transform(X[y < 3]))
     use = measure_use(trained.model_, [(numbers, codes)])
     for name, found in use.items():
         assert found.weight.shape == (16,)
