@@ -252,8 +252,28 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         return state
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Weights of the network."""
-        return self.model_.state_dict()
+        """Weights of the network.
+
+        Raises
+        ------
+        ConfigError
+            If surgery was done on ``model_`` by hand, and the file could not be loaded.
+        """
+        tensors: dict[str, Tensor] = self.model_.state_dict()
+        if any(getattr(module, "changed_by_surgery", False) for module in self.model_.modules()):
+            self._check_loadable(tensors)
+        return tensors
+
+    def _check_loadable(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse to write what :meth:`from_saved` would refuse to read."""
+        try:
+            with isolate_rng():
+                self.from_saved(self.saved_arguments(), self.saved_state(), tensors, Path("the network after surgery"))
+        except FileFormatError as error:
+            raise ConfigError(
+                "the arguments of this estimator do not describe its network any more, so that a saved file could not "
+                f"be loaded: keep model_ with torch.save, or export it ({error})"
+            ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Set the fitted attributes from a file's state.

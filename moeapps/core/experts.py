@@ -4,6 +4,7 @@ Shapes: A assignments (rows, sorted by expert), d width, h hidden width, r rank,
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +74,6 @@ def _compute_dtype(rows: Tensor) -> torch.dtype:
 def _counts(offsets: Tensor) -> Tensor | None:
     """Rows of each expert; None while tracing, and on CUDA, where reading them synchronises with the device."""
     return None if values_are_hidden() or offsets.is_cuda else offsets.diff()
-
-
-def _row_counts(rows: Tensor, offsets: Tensor) -> list[int]:
-    """Rows of each expert and, last, of padding rows, for experts that are called one after the other."""
-    try:
-        counts: list[int] = offsets.diff().tolist()
-    except RuntimeError as error:
-        if not is_transformed():
-            raise
-        raise ConfigError(
-            "experts that are modules of their own cannot run under torch.func.vmap, which hides how many rows each "
-            "gets: loop over the samples, or use ExpertMLP"
-        ) from error
-    return [*counts, rows.shape[0] - sum(counts)]
 
 
 class ExpertMLP(Experts):
@@ -321,24 +308,40 @@ class ExpertList(Experts):
 
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
         """Apply the experts to rows ``(A, d)`` sorted by expert; ``backend`` does not matter here."""
+        if torch.compiler.is_exporting() or is_transformed():  # how many rows an expert gets is hidden
+            return self._on_every_row(rows, offsets)
         outputs = []
         idle = rows[:0].sum()  # zero, and a gradient of zero for rows, where no expert has any
-        *chunks, rest = rows.split(_row_counts(rows, offsets))
+        *chunks, rest = rows.split([*offsets.diff().tolist(), rows.shape[0] - int(offsets[-1])])
         for index, chunk in enumerate(chunks):
             expert = self.experts[index]
             if chunk.shape[0] == 0:
                 # its parameters still take part, with gradient zero: distributed training expects a gradient of each
                 idle = idle + sum(p.sum() * 0 for p in expert.parameters() if p.requires_grad)
                 continue
-            out = expert(chunk)
-            if out.shape != (chunk.shape[0], self.out_dim):
-                raise ConfigError(
-                    f"expert {index} ({type(expert).__name__}) returned {tuple(out.shape)} for rows of shape "
-                    f"{tuple(chunk.shape)}, expected {(chunk.shape[0], self.out_dim)}"
-                )
-            outputs.append(out)
+            outputs.append(self._output(index, chunk))
         dtype = outputs[0].dtype if outputs else rows.dtype
         return torch.cat([*outputs, rest.new_zeros(rest.shape[0], self.out_dim, dtype=dtype)]) + idle.to(dtype)
+
+    def _output(self, index: int, rows: Tensor) -> Tensor:
+        """Output of one expert, checked."""
+        expert = self.experts[index]
+        out: Tensor = expert(rows)
+        if out.shape != (rows.shape[0], self.out_dim):
+            raise ConfigError(
+                f"expert {index} ({type(expert).__name__}) returned {tuple(out.shape)} for rows of shape "
+                f"{tuple(rows.shape)}, expected {(rows.shape[0], self.out_dim)}"
+            )
+        return out
+
+    def _on_every_row(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Every expert on every row, of which its own are kept: E times the work."""
+        row = torch.arange(rows.shape[0], device=rows.device)[:, None]
+        out = rows.new_zeros(rows.shape[0], self.out_dim)
+        for index, (first, last) in enumerate(pairwise(offsets.unbind())):
+            mine = (row >= first) & (row < last)
+            out = out + torch.where(mine, self._output(index, torch.where(mine, rows, 0)), 0)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -360,6 +363,8 @@ class FeedForward(nn.Module):
     ConfigError
         If a size is below 1 or the activation is unknown.
     """
+
+    changed_by_surgery: bool = False  # whether it was a mixture
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None, activation: str = "gelu") -> None:
         super().__init__()

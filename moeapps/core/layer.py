@@ -132,6 +132,8 @@ class MoE(RoutedLayer):
     ['balance', 'z']
     """
 
+    changed_by_surgery: bool = False  # an estimator's arguments may not describe the layer any more
+
     def __init__(
         self,
         dim: int,
@@ -187,6 +189,7 @@ class MoE(RoutedLayer):
         parts = {id(old): new for old, new in ((self.router, router), (self.experts, experts)) if new is not None}
         layer = copy.deepcopy(self, parts)
         layer.num_experts = layer.experts.num_experts
+        layer.changed_by_surgery = True
         layer._check_parts()
         return layer.train(self.training)
 

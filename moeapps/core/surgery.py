@@ -310,6 +310,7 @@ def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForwar
             linear.weight.copy_(merged[matrix].t()).requires_grad_(e.get_parameter(matrix).requires_grad)
             linear.bias.copy_(merged.get(bias, torch.zeros_like(linear.bias)))
             linear.bias.requires_grad_(bias not in merged or e.get_parameter(bias).requires_grad)
+    dense.changed_by_surgery = True
     dense.train(layer.training)
     return dense, _report(layer, dense, [tuple(group)], experts_after=1)
 

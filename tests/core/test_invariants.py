@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeapps.core import MoE, make_router
+from moeapps.core import HeterogeneousExperts, MoE, make_router
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.experts import FactoredExpertMLP, LowRankExpertMLP
 from tests.core.dense import BACKENDS, ROUTERS, make, mixture
 
 PAIRS = [(router, backend) for router in ROUTERS for backend in BACKENDS if backend != "auto" or router == "topk"]
@@ -317,3 +318,65 @@ def test_gradients_of_gradients(router, backend):
         first = torch.autograd.grad(out.square().sum(), x, create_graph=True)[0]
         second.append(torch.autograd.grad(first.square().sum(), x, retain_graph=True)[0])
     torch.testing.assert_close(*second)
+
+
+@every_router
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 8), (0, 3, 8), (3, 0, 8), (0, 0, 8), (2, 0, 3, 8)])
+def test_empty_batches_of_every_shape_go_forward_and_backward(router, training, shape):
+    for options in ({}, {"capacity_factor": 1.0, "overflow": "next_best"}, {"eval_capacity_factor": 1.0}):
+        if options and not make_router(router, 8, 4).token_choice:
+            continue
+        layer, x = make(router, **options).train(training), torch.zeros(shape, requires_grad=True)
+        y = layer(x)
+        assert y.shape == shape
+        (y.sum() + sum(layer.auxiliary_losses().values())).backward()
+        layer.update(0.5)
+        assert x.grad is not None
+        assert all(p.grad is not None and not p.grad.any() for p in layer.experts.parameters())
+
+
+@pytest.mark.parametrize(
+    "experts", [FactoredExpertMLP(8, 16, 4, 3), LowRankExpertMLP(8, 16, 4, 3), HeterogeneousExperts(8, [4, 5, 6, 7])]
+)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_empty_batch_reaches_every_kind_of_experts_frozen_or_not(experts, frozen):
+    layer = MoE(8, 4, router="thor", experts=experts.requires_grad_(not frozen))
+    x = torch.zeros(0, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == (0, 8)
+    assert frozen or all(p.grad is not None and not p.grad.any() for p in experts.parameters())
+
+
+@every_router
+def test_a_whole_layer_saved_by_torch_answers_the_same(router):
+    layer, x = make(router), torch.randn(5, 8)
+    layer(x)
+    layer.update(progress=0.7)
+    layer.eval()
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), layer(x))
+
+
+@every_router
+@pytest.mark.parametrize("training", [True, False])
+def test_one_token_and_every_expert_at_once_train(router, training):
+    layer = make(router, k=4).train(training)
+    loss = layer(torch.randn(1, 8)).square().sum() + sum(layer.auxiliary_losses().values())
+    loss.backward()
+    layer.update(1.0)
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+@every_router
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(router):
+    layer, x = make(router), torch.randn(9, 8, requires_grad=True)
+    expected = torch.autograd.grad(layer.eval()(x).square().sum(), x)[0]
+    layer.experts.weight1.requires_grad_(False)
+    layer(x).square().sum().backward()
+    assert layer.experts.weight1.grad is None
+    assert layer.experts.weight2.grad is not None
+    torch.testing.assert_close(x.grad, expected)

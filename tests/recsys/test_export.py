@@ -14,6 +14,7 @@ import torch
 from moeapps.core import predict_file
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.recsys import AWMoERanker, MultiTaskRanker, OnnxRanker, export_ranker
+from moeapps.recsys.network import MULTI_TASK_MODELS, SEQUENCE_MODELS
 
 pytest.importorskip("onnxruntime")
 QUICK = {"max_epochs": 1, "random_state": 0, "accelerator": "cpu"}
@@ -63,12 +64,33 @@ def test_onnx_agrees_on_ten_thousand_rows(model, exported, frame):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["home", "ple", "aw_moe"])
-def test_onnx_agrees_for_every_model(name, frame, tmp_path):
-    part = frame.drop(columns=["stay", "views"])
-    model = AWMoERanker(**QUICK).fit(part, "click") if name == "aw_moe" else multi(name, frame)
+@pytest.mark.parametrize("name", [*MULTI_TASK_MODELS, *SEQUENCE_MODELS])
+@pytest.mark.parametrize(
+    "columns", [["user_id", "item_id", "age", "item_id_history"], ["user_id", "item_id", "item_id_history"],
+                ["user_id", "item_id"], ["age"]]
+)  # fmt: skip
+def test_both_programs_agree_for_every_model_and_kind_of_column(name, columns, frame, tmp_path):
+    if name in SEQUENCE_MODELS and "item_id_history" not in columns:
+        pytest.skip("needs a history")
+    part = frame[columns]
+    fitted = frame[[*columns, "click"]] if name in SEQUENCE_MODELS else frame[[*columns, "click", "stay", "views"]]
+    model = AWMoERanker(name, **QUICK).fit(fitted[:2000], "click") if name in SEQUENCE_MODELS else multi(name, fitted)
+    expected = model.predict_proba(part)
     export_ranker(model, tmp_path)
-    np.testing.assert_allclose(OnnxRanker(tmp_path).predict_proba(part), model.predict_proba(part), atol=1e-5)
+    np.testing.assert_allclose(OnnxRanker(tmp_path).predict_proba(part), expected, atol=1e-5)
+    program = torch.export.load(export_ranker(model, tmp_path, form="torch")).module()
+    rows = model.encoder_.transform(part)
+    for count in (0, 1, len(part)):
+        outputs = program(rows.sparse[:count], rows.dense[:count], *(entries[:count] for entries in rows.sequences))
+        np.testing.assert_allclose(outputs.detach(), expected[:count], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_of_numbers_only_is_exported_by_torch(frame, tmp_path):
+    model = MultiTaskRanker("mmoe", **QUICK).fit(frame[["age", "click"]][:2000], ["click"])
+    program = torch.export.load(export_ranker(model, tmp_path, form="torch")).module()
+    rows = model.encoder_.transform(frame)
+    np.testing.assert_allclose(program(rows.sparse, rows.dense).detach(), model.predict_proba(frame), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

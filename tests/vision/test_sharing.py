@@ -11,18 +11,23 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import SwitchDiT, ViTMoE, WideNet, WideNetClassifier, export_classifier
 from moeapps.vision.plots import plot_images, plot_patches, plot_timesteps, plot_trajectory
 from moeapps.vision.quality import frechet_distance, precision_recall
+from tests.core.dense import ROUTERS
+from tests.core.test_export import assert_programs_agree
 from tests.vision.conftest import CLASSIFIER
 
 
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        ("widenet", {}),
-        pytest.param("vit_moe", {}, marks=pytest.mark.slow),
+        ("widenet", {"router": "avg_k"}),  # whose mean once collided with the mean of the images
         pytest.param("vit", {}, marks=pytest.mark.slow),
-        pytest.param("widenet", {"router": "topp"}, marks=pytest.mark.slow),
         pytest.param("widenet", {"eval_capacity_factor": 0.5}, marks=pytest.mark.slow),
-        pytest.param("widenet", {"router": "soft"}, marks=pytest.mark.slow),
+        *(
+            pytest.param(model, {"router": router}, marks=pytest.mark.slow)
+            for router in ROUTERS
+            for model in ("widenet", "vit_moe")
+            if (router, model) != ("avg_k", "widenet")
+        ),
     ],
 )
 def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, options, digits, tmp_path):
@@ -37,6 +42,27 @@ def test_onnx_gives_the_same_probabilities_for_any_number_of_images(model, optio
     spec = json.loads(session.get_modelmeta().custom_metadata_map["spec"])
     assert spec["shape"] == [1, 8, 8]
     assert spec["classes"] == [str(i) for i in range(10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("sizes", [{"patch_size": 2, "dim": 16}, {"patch_size": 4, "dim": 64}])
+def test_programs_of_switch_dit_agree_with_it(num_classes, sizes):
+    network = SwitchDiT(img_size=8, in_chans=1, depth=2, num_heads=2, num_classes=num_classes, **sizes)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    labels = [torch.randint(0, 3, (9,))] if num_classes else []
+    assert_programs_agree(network, [torch.randn(9, 1, 8, 8), torch.randint(0, 1000, (9,)), *labels])
+
+
+def test_switch_dit_is_traced_for_any_number_of_images():
+    network = SwitchDiT(img_size=8, patch_size=4, in_chans=1, dim=16, depth=1, num_heads=2).eval()
+    torch.nn.init.normal_(network.head.weight)
+    images, t, count = torch.randn(7, 1, 8, 8), torch.randint(0, 1000, (7,)), torch.export.Dim("images")
+    with torch.no_grad():
+        traced = torch.export.export(network, (images[:3], t[:3]), dynamic_shapes=({0: count}, {0: count})).module()
+        for rows in (0, 1, 7):
+            torch.testing.assert_close(traced(images[:rows], t[:rows]), network(images[:rows], t[:rows]))
 
 
 def test_a_torch_program_gives_the_same_probabilities(digits, wide, tmp_path):

@@ -1,6 +1,7 @@
 """WideNet: what is shared, what it equals, and timm's whole interface."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -8,7 +9,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import moeapps.vision  # noqa: F401 - registers the models
+from moeapps.core.errors import ConfigError
 from moeapps.core.statistics import routed_layers
+from moeapps.core.surgery import merge_to_dense
 from moeapps.vision import SharedMoE, ViTMoE, WideNet
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 10}
@@ -148,3 +151,67 @@ def test_every_other_block_of_a_vit_moe_has_experts():
     assert list(routed_layers(model)) == [f"blocks.{i}.mlp" for i in (0, 2, 4)]
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     assert all(layer.balance_weight == pytest.approx(0.01 / 3) for layer in routed_layers(model).values())
+
+
+def test_a_loop_over_the_blocks_of_ones_own_keeps_the_routings_of_one_pass_only():
+    model = WideNet(**{**SMALL, "depth": 5})
+    tokens = torch.randn(3, 17, 32)
+    model(torch.randn(3, 3, 16, 16))
+    for blocks in (model.blocks, model.blocks[2:], model.blocks[::2], model.blocks[1:2]):
+        for _ in range(7):
+            x = tokens
+            for block in blocks:
+                x = block(x)
+            assert len(model.moe.routings) == len(blocks)
+    x = tokens
+    for block in model.blocks:
+        x = block(x)
+    sum(model.moe.auxiliary_losses().values()).backward()  # of this pass: the graphs of the others are not asked for
+    for _ in range(20):
+        model.moe(tokens)
+    assert len(model.moe.routings) <= 5
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert list(twin.moe.routings) == []
+        assert twin.moe.most_calls == 5
+
+
+def test_a_shared_layer_of_ones_own_model_keeps_the_calls_since_start_within_bounds():
+    layer, x = SharedMoE(8, 4), torch.randn(2, 3, 8)
+    layer.start()
+    for _ in range(3):
+        layer(x)
+    assert len(layer.routings) == 3
+    layer.most_calls = 4
+    for _ in range(9):
+        layer(x)
+    assert len(layer.routings) == 4
+
+
+@pytest.mark.parametrize("model", [WideNet, ViTMoE])
+def test_timms_gradient_checkpointing_changes_neither_losses_nor_gradients(model):
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = model(**SMALL).train()
+        network.set_grad_checkpointing(checkpointing)
+        images = torch.randn(4, 3, 16, 16)
+        torch.manual_seed(1)
+        out = network(images)
+        layers = list(routed_layers(network).values())
+        kept = [list(layer.routings) for layer in layers]
+        losses = [sum(layer.auxiliary_losses().values()) for layer in layers]
+        (out.square().sum() + sum(losses)).backward()
+        for layer, routings in zip(layers, kept, strict=True):  # the second pass of checkpointing is not counted
+            assert len(layer.routings) == len(routings)
+            assert all(after is before for after, before in zip(layer.routings, routings, strict=True))
+        results.append([out, *losses, *(p.grad for p in network.parameters() if p.grad is not None)])
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_a_widenet_without_its_mixture_says_so():
+    model = WideNet(**SMALL).eval()
+    model.shared["moe"] = merge_to_dense(model.moe)[0]
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ConfigError, match="surgery has replaced the experts of this WideNet: its blocks share a FeedForward"):
+        model.moe  # noqa: B018
