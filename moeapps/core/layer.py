@@ -17,7 +17,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import ExpertMLP, Experts
 from moeapps.core.kernels import BACKENDS, Backend
 from moeapps.core.losses import parameter_penalty_loss
-from moeapps.core.modes import is_recomputing
+from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
@@ -40,9 +40,10 @@ class RoutedLayer(nn.Module):
     def remember(self, routing: Routing) -> None:
         """Keep the routing of a forward pass, for losses and statistics.
 
-        Activation checkpointing runs a pass twice, the second time within the backward pass: it is not kept.
+        Activation checkpointing runs a pass twice, the second time within the backward pass: it is not kept. Nor is
+        that of torch.export.
         """
-        if not is_recomputing():
+        if notes_are_kept():
             self.last_routing = routing
             self._had_gradients = torch.is_grad_enabled()
 

@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_recomputing", "is_transformed", "values_are_hidden"]
+__all__ = ["is_transformed", "notes_are_kept", "values_are_hidden"]
 
 
 def is_transformed() -> bool:
@@ -21,7 +21,13 @@ def values_are_hidden() -> bool:
     return torch.compiler.is_compiling() or is_transformed()
 
 
-def is_recomputing() -> bool:
-    """Whether this runs inside of a backward pass, as activation checkpointing does to compute a layer again."""
+def notes_are_kept() -> bool:
+    """Whether a forward pass is one whose routing should be remembered.
+
+    Not in a backward pass, where activation checkpointing computes a layer again, and not in torch.export, whose
+    tensors hold no values.
+    """
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
     # torch has no public name for it; torch.utils.checkpoint and FSDP ask the same question
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return torch._C._current_graph_task_id() == -1

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moeapps.core.config import as_arguments, takes
 from moeapps.core.layer import RoutedLayer
-from moeapps.core.modes import values_are_hidden
+from moeapps.core.modes import notes_are_kept, values_are_hidden
 from moeapps.core.routers import TopKRouter
 from moeapps.vision.dit import DiT, DiTBlock, DiTConfig, modulate
 
@@ -178,8 +178,10 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
 
     def run_blocks(self, tokens: Tensor, condition: Tensor, temb: Tensor, t: Tensor) -> Tensor:
         """Run all blocks on tokens ``(N, T, d)``, each with its gates of the timesteps."""
-        self.last_gates = self._gates(temb, t)
-        for block, gates in zip(self.blocks, self.last_gates, strict=True):
+        every = self._gates(temb, t)
+        if notes_are_kept():
+            self.last_gates = every
+        for block, gates in zip(self.blocks, every, strict=True):
             tokens = block(tokens, condition, gates)
         return tokens
 

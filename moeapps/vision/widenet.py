@@ -17,7 +17,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
-from moeapps.core.modes import is_recomputing
+from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, TopKRouter
 from moeapps.core.routing import Routing
 
@@ -56,7 +56,7 @@ class SharedMoE(MoE):
 
     def enter(self, block: int) -> None:
         """Say which block calls next, by its number in the model."""
-        if is_recomputing():
+        if not notes_are_kept():
             return
         if block <= self._block:
             self.start()
@@ -64,7 +64,7 @@ class SharedMoE(MoE):
 
     def remember(self, routing: Routing) -> None:
         """Keep the routing of a call beside those of the pass's calls before."""
-        if not is_recomputing():
+        if notes_are_kept():
             self.routings = (*self.routings, routing)[-self.most_calls :]
         super().remember(routing)
 

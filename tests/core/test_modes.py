@@ -125,3 +125,12 @@ def test_losses_of_a_pass_without_gradients_can_be_read_where_nothing_would_be_t
     assert layer.auxiliary_losses()["balance"] > 0
     layer.requires_grad_(True).balance_weight = layer.z_weight = 0.0
     assert layer.auxiliary_losses()["balance"] == 0
+
+
+def test_an_export_leaves_the_routing_of_the_last_pass_as_it_was():
+    layer, x = MoE(8, 4).eval(), torch.randn(5, 8)
+    layer(x)
+    kept, losses = layer.last_routing, layer.auxiliary_losses()
+    torch.export.export(layer, (x,))
+    assert layer.last_routing is kept
+    assert layer.auxiliary_losses() == losses

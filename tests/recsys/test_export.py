@@ -89,8 +89,9 @@ def test_both_programs_agree_for_every_model_and_kind_of_column(name, columns, f
 def test_a_table_of_numbers_only_is_exported_by_torch(frame, tmp_path):
     model = MultiTaskRanker("mmoe", **QUICK).fit(frame[["age", "click"]][:2000], ["click"])
     program = torch.export.load(export_ranker(model, tmp_path, form="torch")).module()
-    rows = model.encoder_.transform(frame)
-    np.testing.assert_allclose(program(rows.sparse, rows.dense).detach(), model.predict_proba(frame), atol=1e-5)
+    part = frame[["age"]]
+    rows = model.encoder_.transform(part)
+    np.testing.assert_allclose(program(rows.sparse, rows.dense).detach(), model.predict_proba(part), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
