@@ -186,7 +186,7 @@ def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> 
     if options.resume and job.resume():
         _print(console, f"resumed after {job.counts.events:,} events")
         if job.restarted is not None:
-            _print(console, f"the source goes on from its beginning: {job.restarted}")
+            _print(console, job.restarted)
     if isinstance(job.source, CSVSource):
         _print(console, f"columns: {job.source.kinds.describe()}")
         for note in job.source.kinds.notes():

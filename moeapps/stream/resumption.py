@@ -169,10 +169,12 @@ class Resumption:
                     hint = "--allow-change reads it from its beginning"
                     raise DataError(f"{error}; name the source that was read before, or {hint}") from None
                 self.source.seek(None)
-                self.restarted = str(error)
+                self.restarted = f"{error}: it is read from its beginning"
                 return None
         if live and not self.replayed:
-            self.restarted = "it is a pipe, of which nothing is skipped; --replayed skips what was read before"
+            self.restarted = (
+                "the pipe goes on with what comes, nothing is skipped; --replayed skips what was read before"
+            )
         return run["position"]
 
     def _restore_ids(self, run: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ class StreamRun(Resumption, EventHandling):
         self.ids = RecentIds(self.id_window)
         self.position: Any = None
         self.restarted: str | None = None
-        """Why the source is read from its beginning though the run was resumed, if it is."""
+        """Why the source does not go on where it was though the run was resumed, if it does not."""
         self.reasons: Counter[str] = Counter()
         """Why events were rejected since the run began or was resumed, without what differs from event to event."""
         self._activation: list[float] = []

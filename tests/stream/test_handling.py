@@ -130,6 +130,46 @@ def test_an_event_that_comes_again_with_its_label_is_learned_once():
     assert (job.counts.learned, job.counts.repeated, len(job.waiting)) == (1, 1, 0)
 
 
+# --- S2: one reading of a cell
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_source_of_the_same_table_ends_in_the_same_model(seed):
+    rng = np.random.default_rng(seed)
+    n = 150
+    frame = pd.DataFrame({
+        "whole": rng.integers(-5, 5, n), "real": rng.normal(size=n) * 10.0 ** rng.integers(-20, 20, n),
+        "flag": rng.random(n) < 0.5, "text": rng.choice(["x", "NaNa", "1a", "é, \"q\"", " y "], n),
+        "zip": rng.choice(["00501", "10001", "7"], n), "late": [None] * 100 + list(rng.normal(size=n - 100)),
+        "id": [str(10**18 + int(i)) for i in rng.permutation(n)],
+    })  # fmt: skip
+    frame["hole"] = frame["whole"].astype("Int64").mask(rng.random(n) < 0.2)
+    frame["real"] = frame["real"].mask(rng.random(n) < 0.2)
+    frame["y"] = rng.choice([7, 12345678901234567, 2], n)
+    if seed % 2:
+        frame["y"] = frame["y"].map({7: "07", 12345678901234567: "1E5", 2: "b"})
+    frame.to_csv("t.csv", index=False)
+    frame.to_parquet("t.parquet")
+    rows = [{key: None if value is pd.NA or value != value else value for key, value in row.items()}
+            for row in frame.astype(object).to_dict("records")]  # fmt: skip
+    Path("t.ndjson").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = []
+    for name in ("t.csv", "t.parquet", "t.ndjson"):
+        given = ["stream", "run", "--source", name, "--target", "y", "--id", "id", "--checkpoint", f"{name}.c", *SMALL]
+        assert main(given) == 0
+        models.append(moeapps.load(f"{name}.c/stream.safetensors").model)
+    job = StreamRun(DriftMoEClassifier(**models[0].get_params()), FrameSource(frame), "y", id_field="id")
+    job.run()
+    models.append(job.model)
+    one = DriftMoEClassifier(**models[0].get_params())
+    for row in rows:
+        one.learn_one({key: value for key, value in row.items() if key not in ("id", "y")}, row["y"])
+    for model in models:
+        assert model.n_seen_ == n
+        assert model._labels.labels == one._labels.labels
+        assert same_model(model, one)
+
+
 # --- S10
 
 

@@ -16,7 +16,15 @@ import pytest
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.stream import CSVSource, DriftMoEClassifier, FrameSource, LinesSource, ParquetSource, StreamRun
+from moeapps.stream import (
+    CSVSource,
+    DriftMoEClassifier,
+    FrameSource,
+    LinesSink,
+    LinesSource,
+    ParquetSource,
+    StreamRun,
+)
 
 SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
 
@@ -182,6 +190,17 @@ def test_two_runs_in_one_folder_or_with_one_output_are_refused_while_the_first_i
     assert not list(Path("c").glob(".*"))  # no lock is left
 
 
+def test_two_runs_never_write_one_output(capsys):
+    given = begin()
+    first = StreamRun(DriftMoEClassifier(), FrameSource(table()), "y", Path("d"), predictions=LinesSink("p.ndjson"))
+    first.resume()
+    os.symlink("p.ndjson", "q.ndjson")
+    assert main([*given, "--resume", "--predictions", "q.ndjson"]) == 2
+    assert "p.ndjson is being written by another process" in capsys.readouterr().err
+    first.close()
+    assert main([*given, "--resume", "--predictions", "q.ndjson"]) == 0
+
+
 # --- S8
 
 
@@ -215,7 +234,7 @@ def test_a_resumed_run_refuses_what_differs_and_names_it(change, message, can, c
     status = main([*given, "--resume", *change, "--allow-change"])
     assert (status == 0) == can
     if change[0] == "--source":
-        assert "goes on from its beginning" in capsys.readouterr().out
+        assert "it is read from its beginning" in capsys.readouterr().out
         assert learned() == 300
 
 
@@ -372,7 +391,7 @@ def test_a_resumed_run_skips_nothing_of_a_pipe(monkeypatch, capsys):
     assert main(given) == 0
     feed(monkeypatch, rows[40:60])
     assert main([*given, "--resume"]) == 0
-    assert "it is a pipe, of which nothing is skipped; --replayed skips" in capsys.readouterr().out
+    assert "the pipe goes on with what comes, nothing is skipped; --replayed skips" in capsys.readouterr().out
     assert learned() == 60
 
 
