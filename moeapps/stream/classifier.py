@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.compiled.mixture_state import TASK
 from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
@@ -106,6 +107,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     ----------
     classes_ : array
         Labels seen so far, sorted.
+    columns_ : DataFrame
+        Features by name: kind, why, and numbers of categories, missing and bad values.
     drift_events_ : DataFrame
         Warnings and renewals of experts.
     activation_ : array
@@ -222,16 +225,22 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
 
     def predict_proba_many(self, X: pd.DataFrame) -> pd.DataFrame:
         """Probabilities, one row per row of ``X``, one column per label seen so far."""
+        X = as_frame(X, "X")
         if self._engine is None:
             return pd.DataFrame(index=X.index)
-        return pd.DataFrame(self._probabilities(self._encode_frame(X)), index=X.index, columns=self._labels.labels)
+        table = self._probabilities(self._encode_frame(X))
+        return pd.DataFrame(
+            table, index=X.index, columns=pd.Index(self._labels.labels, dtype=self._labels.pandas_dtype)
+        )
 
     def predict_many(self, X: pd.DataFrame) -> pd.Series:
         """Most probable label of each row."""
+        X = as_frame(X, "X")
         if self._engine is None:
             return pd.Series(index=X.index, dtype=object)
         best = self._probabilities(self._encode_frame(X)).argmax(axis=1)
-        return pd.Series([self._labels.labels[code] for code in best], index=X.index)
+        labels = [self._labels.labels[code] for code in best]
+        return pd.Series(labels, index=X.index, dtype=self._labels.pandas_dtype)
 
     @property
     def classes_(self) -> NDArray[Any]:

@@ -118,7 +118,7 @@ class FeatureEncoder(RowEncoder):
     def _new_column(self, name: Hashable, values: pd.Series) -> "_NewColumn":
         """Encode a column that is not known yet; its first good value decides its kind, as one by one."""
         column = _NewColumn(name, values)
-        if values.isna().all():
+        if values.dtype != object and values.isna().all():
             return column
         for row, value in enumerate(values.tolist()):
             if is_missing_cell(value, self.missing):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.config import config_from
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, WARN
 from moeapps.stream.compiled.network import layers_of
@@ -290,7 +291,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         Parameters
         ----------
         X : DataFrame of shape (n, F)
-            Columns are features.
+            Columns are features; also a polars frame or an Arrow table.
         y : array of shape (n,)
             Targets.
 
@@ -299,7 +300,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         DataError
             As :meth:`learn_one`; then no row has been learned.
         """
-        self._check_frame(X)
+        X = as_frame(X, "X")
         targets = targets_of(y)
         if len(targets) != len(X):
             raise DataError(f"X has {len(X)} rows, y has {len(targets)}")
@@ -332,13 +333,6 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
             good[i] = True
         return good
 
-    @staticmethod
-    def _check_frame(X: Any) -> None:
-        if not isinstance(X, pd.DataFrame):
-            raise DataError(f"X must be a pandas DataFrame, got {type(X).__name__}")
-        if not X.columns.is_unique:
-            raise DataError(f"X has the column {X.columns[X.columns.duplicated()][0]!r} more than once")
-
     # --- predicting
 
     def _outputs(self, table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -349,7 +343,6 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         return self._encoder.encode_known(x)
 
     def _encode_frame(self, X: pd.DataFrame) -> NDArray[np.float64]:
-        self._check_frame(X)
         return self._encoder.encode_known_frame(X)
 
     def expert_weights(self, X: Any) -> pd.DataFrame:
@@ -363,7 +356,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         self._need_fitted()
         if isinstance(X, Mapping):
             return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1])
-        frame = X if isinstance(X, pd.DataFrame) else self._named(pd.DataFrame(np.asarray(X)))
+        frame = as_frame(X, "X") if is_table(X) else self._named(pd.DataFrame(np.asarray(X)))
         return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index)
 
     def torch_router(self) -> "StreamRouter":
@@ -413,6 +406,29 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def n_ignored_(self) -> int:
         """Values of features beyond ``max_features``."""
         return self._encoder.ignored
+
+    @property
+    def columns_(self) -> pd.DataFrame:
+        """The features, one per row: what was decided about each, and what was seen of it.
+
+        ``kind`` ("number" or "category"), ``why``, ``categories`` (their number), ``missing`` (learned instances in
+        which the feature was missing or absent), ``bad`` (bad values that were imputed).
+        """
+        encoder = self._encoder
+        seen = self.n_seen_
+        present = [] if self._engine is None else self._engine.mixture.moments[:, 0].tolist()
+        rows = [
+            {
+                "kind": "category" if nominal else "number",
+                "why": encoder.why.get(name, ""),
+                "categories": len(encoder.codes[name]) if nominal else 0,
+                "missing": seen - int(present[column]),
+                "bad": encoder.bad_names.get(name, 0),
+            }
+            for (name, column), nominal in zip(encoder.columns.items(), encoder.nominal, strict=True)
+        ]
+        index = pd.Index(list(encoder.columns), dtype=object, name="column", tupleize_cols=False)
+        return pd.DataFrame(rows, index=index, columns=["kind", "why", "categories", "missing", "bad"])
 
     @property
     def drift_events_(self) -> pd.DataFrame:

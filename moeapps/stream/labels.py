@@ -62,6 +62,13 @@ def label_of(label: Any) -> Hashable:
     return savable(label, "y")  # type: ignore[no-any-return]
 
 
+def _is_unicode(label: Any) -> bool:
+    try:
+        return not isinstance(label, str) or label.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 class LabelEncoder:
     """Labels to classes 0, 1, ... in order of appearance; all of one kind (numbers, or text, or tuples).
 
@@ -148,11 +155,20 @@ class LabelEncoder:
         found[:] = labels
         if exact and not (self.dtype == "object" and str in kinds):
             found = np.array(labels)
-        if self.dtype is not None and found.dtype.kind in "biuf":
-            cast = found.astype(self.dtype)
-            if (cast == found).all():
-                return cast
+        if self.dtype not in (None, "object"):
+            try:
+                given = np.array(labels, dtype=self.dtype)
+            except (TypeError, ValueError, OverflowError):
+                return found
+            if given.tolist() == labels:
+                return given
         return found
+
+    @property
+    def pandas_dtype(self) -> type | None:
+        """Dtype for columns of labels: None for what pandas finds, object for text that is not Unicode, and tuples."""
+        plain = all(not isinstance(label, tuple) and _is_unicode(label) for label in self._labels)
+        return None if plain else object
 
     def order(self) -> NDArray[np.intp]:
         """Classes in the order of their sorted labels."""

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_y, check_consistent_length
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
+from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
@@ -130,6 +131,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def predict_many(self, X: pd.DataFrame) -> pd.Series:
         """Predicted number of each row."""
+        X = as_frame(X, "X")
         if self._engine is None:
             return pd.Series(0.0, index=X.index)
         return pd.Series(self._numbers_of(self._encode_frame(X)), index=X.index)

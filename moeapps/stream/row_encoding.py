@@ -351,7 +351,10 @@ class RowEncoder:
         Beyond ``max_categories`` all share the last code.
         """
         try:
-            value = value if type(value) in _PLAIN else unwrapped(value)
+            if type(value) not in _PLAIN:
+                value = unwrapped(value)
+                if is_missing_cell(value):  # a signalling NaN cannot be hashed
+                    return math.nan
             code = known.get(value)  # also what 0.1 has learned: numbers as they are, "NA" as a category
             if code is not None:
                 return float(code)
@@ -455,6 +458,8 @@ class RowEncoder:
 def bad_value(name: Hashable, value: Any, nominal: bool, where: str = "") -> DataError:
     """The error that names a bad value."""
     what = "is neither a number nor a category" if nominal else "is not a number that can be learned"
+    if nominal and isinstance(value, float | np.floating):
+        what = "is a float that identifies nothing: infinite, or beyond 2**53; use text or whole numbers"
     return DataError(
         f"feature {shown(name)}{where}: {shown(value)} {what}; on_bad='impute' takes bad values for missing, "
         "on_bad='skip' leaves such instances out"

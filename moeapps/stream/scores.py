@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
+from moeapps.core.labels import plain, value_from_json, value_to_json
+
 __all__ = ["ClassScores", "NumberScores"]
 
 
@@ -101,21 +103,21 @@ class ClassScores(_Scores):
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON values (labels have to be text, numbers or bools)."""
+        """Everything, as JSON values (labels have to be text, numbers, bools or tuples of these)."""
         return {
             **super().state(),
-            "seen": list(self.seen.items()),
-            "said": list(self.predicted.items()),
-            "last": self._last,
-            "majority": self._majority,
+            "seen": [[_to_json(label), count] for label, count in self.seen.items()],
+            "said": [[_to_json(label), count] for label, count in self.predicted.items()],
+            "last": _to_json(self._last),
+            "majority": _to_json(self._majority),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         super().restore(state)
-        self.seen = {label: int(count) for label, count in state["seen"]}
-        self.predicted = {label: int(count) for label, count in state["said"]}
-        self._last, self._majority = state["last"], state["majority"]
+        self.seen = {_from_json(label): int(count) for label, count in state["seen"]}
+        self.predicted = {_from_json(label): int(count) for label, count in state["said"]}
+        self._last, self._majority = _from_json(state["last"]), _from_json(state["majority"])
 
 
 class NumberScores(_Scores):
@@ -161,6 +163,15 @@ class NumberScores(_Scores):
             "rmse": math.sqrt(self.squared / self.n) if self.n else math.nan,
             "r2": 1.0 - self.squared / self.deviations if self.deviations > 0 else math.nan,
         }
+
+
+def _to_json(label: Any) -> Any:
+    """A label as 0.1 wrote it, as it is, unless it is a tuple or numpy's."""
+    return value_to_json(label) if isinstance(label, tuple) else plain(label)
+
+
+def _from_json(label: Any) -> Any:
+    return value_from_json(label) if isinstance(label, list) else label
 
 
 def _above(accuracy: float, reference: float) -> float:

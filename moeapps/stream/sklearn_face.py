@@ -13,6 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, validate_data
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.stream.values import savable
 
 __all__ = ["SklearnFace", "order_of"]
@@ -40,7 +41,7 @@ class SklearnFace(BaseEstimator):
         Parameters
         ----------
         X : DataFrame or array (n, F)
-            A frame may have text columns; NaN means missing.
+            A frame, of pandas, polars or Arrow, may have text columns; NaN means missing.
         y : array (n,)
             Targets.
         **unsupported
@@ -101,7 +102,8 @@ class SklearnFace(BaseEstimator):
 
         A frame after an array, or an array after a frame, has its columns matched by position, and warns.
         """
-        if isinstance(X, pd.DataFrame):
+        if is_table(X):
+            X = as_frame(X, "X")
             validate_data(self, X, reset=reset, skip_check_array=True)
             if len(X) == 0 or X.shape[1] == 0:
                 check_array(np.empty(X.shape))

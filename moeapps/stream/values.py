@@ -8,6 +8,7 @@ import enum
 import hashlib
 import math
 import numbers
+import uuid
 from collections.abc import Hashable
 from decimal import Decimal
 from typing import Any
@@ -25,7 +26,7 @@ LARGEST = 1e150
 """Larger numbers are bad values: their squares have to fit into a float64."""
 
 _NUMBERS = (numbers.Real, np.bool_, Decimal)
-_TIMES = (datetime.date, datetime.timedelta, np.datetime64, np.timedelta64)  # datetime and Timestamp are dates
+_TIMES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)  # a datetime is a date
 _LONGEST = 1000
 """Longer texts are known by their beginning and their digest, so that the memory of a stream stays bounded."""
 
@@ -48,7 +49,7 @@ def is_numeric(value: Any) -> bool:
 
 
 def number_of(value: Any, from_text: bool = False) -> float | None:
-    """A value as a number: times as seconds since 1970-01-01 UTC, durations as seconds.
+    """A value as a number: times as seconds since 1970-01-01 UTC, durations and times of day as seconds.
 
     Parameters
     ----------
@@ -83,6 +84,9 @@ def _as_numpy_time(value: Any) -> np.datetime64 | np.timedelta64:
         return value.to_timedelta64()
     if isinstance(value, datetime.timedelta):
         return np.timedelta64(value, "us")
+    if isinstance(value, datetime.time):
+        delta = datetime.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second)
+        return np.timedelta64(delta + datetime.timedelta(microseconds=value.microsecond), "us")
     if isinstance(value, datetime.datetime):
         if value.tzinfo is not None:
             value = value.astimezone(datetime.UTC).replace(tzinfo=None)
@@ -113,6 +117,8 @@ def category_of(value: Any, depth: int = 0) -> Hashable:
         return str(value) if len(value) <= _LONGEST else _digest(str(value))
     if isinstance(value, tuple) and depth < 8:
         return tuple(category_of(part, depth + 1) for part in value)
+    if isinstance(value, uuid.UUID):
+        return str(value)
     if isinstance(value, np.datetime64):
         value = pd.Timestamp(value)
     if isinstance(value, float | np.floating) and not math.isfinite(value):
@@ -121,8 +127,10 @@ def category_of(value: Any, depth: int = 0) -> Hashable:
         raise DataError("a duration is no category")
     try:
         text = category_text(value)
-    except (ValueError, OverflowError) as error:  # a whole number of thousands of digits
-        raise (error if isinstance(error, DataError) else DataError("the number has too many digits")) from None
+    except DataError:
+        raise
+    except Exception:  # a whole number of thousands of digits, or an object that cannot be shown
+        raise DataError(f"{shown(value)} is no category") from None
     return text if len(text) <= _LONGEST else _digest(text)
 
 
