@@ -125,7 +125,7 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
     width = description["width"]
     node: Any = _list(_Number, min_length=width, max_length=width)
     pair: Any = _list(_Whole, min_length=2, max_length=2)
-    nodes = Annotated[_list(_Whole) | None, Field(description="nodes to predict; all without it")]
+    nodes: Any = Annotated[_list(_Whole) | None, Field(description="nodes to predict; all without it")]
     graph: dict[str, Any] = {
         "x": (_list(node, min_length=1, description="features of each node"), ...),
         "edges": (_list(pair, description="source and target of each edge, as numbers of nodes"), ...),
@@ -150,7 +150,7 @@ def _rows(name: str, row: Any) -> type[BaseModel]:
 
 def _object(name: str, fields: dict[str, Any]) -> type[BaseModel]:
     """An object with these fields and no others."""
-    few = model_validator(mode="before")(_at_most(len(fields) + 20))
+    few: Any = model_validator(mode="before")(_at_most(len(fields) + 20))
     return create_model(name, __config__=_STRICT, __validators__={"few": few}, **fields)
 
 
