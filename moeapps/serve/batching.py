@@ -332,7 +332,8 @@ class ModelServer:
             if not batch:
                 self._something.clear()
                 try:
-                    await asyncio.wait_for(self._something.wait(), PING)
+                    async with asyncio.timeout(PING):  # wait_for of Python 3.11 loses a cancellation that comes with it
+                        await self._something.wait()
                     continue
                 except TimeoutError:
                     if self._supervisor.worker is None or len(self._queue):

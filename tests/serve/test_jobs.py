@@ -162,6 +162,19 @@ def test_waiting_bytes_are_bounded():
     asyncio.run(scenario())
 
 
+def test_a_server_that_is_closed_just_when_something_comes_ends(made):  # noqa: F811
+    async def scenario():
+        for _ in range(20):
+            server = ModelServer("model", make_worker=RowWorker)
+            server.start()
+            await server.run()
+            await asyncio.sleep(0.01)
+            server._something.set()  # and the task is cancelled before it has seen it
+            await asyncio.wait_for(server.close(), 10)
+
+    asyncio.run(scenario())
+
+
 def test_readiness_is_lost_when_the_worker_is_silent_and_comes_back(made, monkeypatch):  # noqa: F811
     monkeypatch.setattr("moeapps.serve.batching.SILENT", 0.2)
     monkeypatch.setattr("moeapps.serve.batching.PING", 0.05)
