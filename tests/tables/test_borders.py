@@ -169,6 +169,9 @@ def test_times_are_learned_as_numbers_and_are_the_same_as_text(model, frame):
     zoned = frame.assign(joined=frame["joined"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"))
     for same in (texts, zoned, frame.assign(joined=frame["joined"].dt.date)):
         np.testing.assert_array_equal(model.predict_proba(same), model.predict_proba(frame))
+    far = frame.assign(joined="1066-10-14")
+    far.loc[0, "joined"] = "9999-12-31T23:59:59.5+01:00"  # beyond pandas' nanoseconds
+    assert np.isfinite(model.predict_proba(far)).all()
     days = (frame["joined"] - pd.Timestamp(0)).dt.days
     regressor = MoERegressor(max_epochs=25, batch_size=64, random_state=0).fit(frame[["joined"]], days)
     assert regressor.score(frame[["joined"]], days) > 0.95

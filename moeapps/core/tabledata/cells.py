@@ -31,6 +31,7 @@ __all__ = [
     "number_key",
     "read_cell",
     "sample_of",
+    "shown",
     "text_kind",
 ]
 
@@ -56,6 +57,9 @@ _PATTERNS: tuple[tuple[CellKind, re.Pattern[str]], ...] = (
     ("list", re.compile(r"\[[\s\S]*\]")),
 )
 """Kinds of text cells, the most special first. Leading zeros make a code, such as 00501, not a number."""
+
+_TOO_LONG = 10**4000
+"""Python writes and reads whole numbers of up to 4,300 digits."""
 
 _ANY_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,9})?\s*", re.ASCII)
 
@@ -165,7 +169,7 @@ def read_cell(cell: str, kind: CellKind, missing: frozenset[str] = frozenset(MIS
         except (ValueError, RecursionError):
             pass
     names = {"number": "a finite number", "whole": "a whole number", "bool": "true or false", "list": "a JSON list"}
-    raise DataError(f"{cell!r} is not {names.get(kind, 'a time as ISO 8601 writes it')}")
+    raise DataError(f"{shown(cell)} is not {names.get(kind, 'a time as ISO 8601 writes it')}")
 
 
 def category_text(value: Any) -> str:
@@ -188,6 +192,8 @@ def category_text(value: Any) -> str:
     if isinstance(value, bool):
         return "True" if value else "False"
     if isinstance(value, int):
+        if abs(value) >= _TOO_LONG:
+            raise DataError("a whole number of more than 4,000 digits is not a category")
         return str(value)
     if isinstance(value, float):
         if not value.is_integer():
@@ -202,14 +208,14 @@ def category_text(value: Any) -> str:
         return _plain_decimal(value)
     if isinstance(value, datetime.date | datetime.time):  # also datetime and Timestamp
         return value.isoformat()
-    raise DataError(f"{value!r} ({type(value).__name__}) is not a category: use text, numbers or bools")
+    raise DataError(f"{shown(value)} ({type(value).__name__}) is not a category: use text, numbers or bools")
 
 
 def _plain_decimal(value: Decimal) -> str:
     """A Decimal as text without exponent and without zeros at the end."""
     key = number_key(str(value))
     if key is None or abs(key[2]) > 400:  # an exponent of 10**9 would fill the memory
-        raise DataError(f"{value!r} is not a category: it is not finite, or has too large an exponent")
+        raise DataError(f"{shown(value)} is not a category: it is not finite, or has too large an exponent")
     sign, digits, exponent = key
     if exponent >= 0:
         return str(sign * int(digits) * 10**exponent)
@@ -238,6 +244,12 @@ def is_number_value(value: Any) -> bool:
     return isinstance(value, numbers.Number) and not isinstance(value, bool | np.bool_ | complex | np.complexfloating)
 
 
+def shown(value: Any) -> str:
+    """A value for a message: its ``repr``, cut where it is long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < _TOO_LONG else "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def sample_of(values: Sequence[Any], most: int = 3) -> str:
     """Some values for a message."""
-    return ", ".join(repr(value) for value in list(values)[:most])
+    return ", ".join(map(shown, list(values)[:most]))

@@ -6,6 +6,7 @@
 """
 
 import datetime
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import EXACT, is_missing_cell, is_number_value
+from moeapps.core.tabledata.cells import EXACT, is_missing_cell, is_number_value, shown
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, is_named_id
 
@@ -170,7 +171,7 @@ class ColumnEvidence:
             name = _object_kind(value)
             if name is None:
                 raise self._refused(
-                    f"holds {value!r} ({type(value).__name__}) at row {column.index[row]}",
+                    f"holds {shown(value)} ({type(value).__name__}) at row {column.index[row]}",
                     "decode it to text" if isinstance(value, bytes) else "convert it to numbers, text, bools or times",
                 )
             self._add(name, 1)
@@ -187,7 +188,7 @@ class ColumnEvidence:
         if len(known) == 0:
             return
         if known.dtype == object:
-            self.whole = self.whole and all(value == int(value) for value in known if np.isfinite(float(value)))
+            self.whole = self.whole and all(map(_is_whole, known))
             large = [value for value in known if isinstance(value, int | np.integer) and abs(int(value)) > EXACT]
             if large and not self.beyond:
                 self.beyond = str(large[0])
@@ -271,7 +272,9 @@ class ColumnEvidence:
 
     def _beyond(self) -> Column:
         if not is_named_id(self.name):
-            self._warn(f"holds whole numbers beyond 2**53, such as {self.beyond}, which a float cannot hold exactly")
+            self._warn(
+                f"holds whole numbers beyond 2**53, such as {self.beyond[:40]}, which a float cannot hold exactly"
+            )
         return self._column("category", "whole numbers beyond 2**53, which a float cannot hold exactly", whole=True)
 
     def _warn(self, what: str) -> None:
@@ -307,12 +310,12 @@ class ColumnEvidence:
         )
         row, value = self.example.get("text", next(iter(self.example.values()), (0, "")))
         choice = (
-            f"if {value!r} means a missing value, add it to missing_values; if the column is a category, say so with "
+            f"if {shown(value)} means a missing value, add it to missing_values; if the column is a category, say so: "
             if isinstance(value, str)
             else "give all of its cells one type, or say what it is with "
         )
         return DataError(
-            f"column {self.name!r} holds {listed}, such as {value!r} at row {row}: {choice}"
+            f"column {self.name!r} holds {listed}, such as {shown(value)} at row {row}: {choice}"
             f"column_types={{{self.name!r}: 'category'}}"
         )
 
@@ -352,6 +355,12 @@ def infer_columns(
         evidence.update(frame.iloc[:, position])
         columns.append(evidence.decide(wanted.get(name)))
     return columns
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, int | np.integer):
+        return True  # also beyond what a float holds
+    return not math.isfinite(value) or bool(value == int(value))
 
 
 def _object_kind(value: Any) -> str | None:

@@ -159,7 +159,7 @@ class _TextPart(_Part):
         self._delimiter = "\t" if file_ending(path) == ".tsv" else ","
         try:
             self.columns = list(self._open(_BLOCK).schema.names)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             if "Empty CSV" in str(error):
                 raise FileFormatError(f"{path} is empty: expected a header with the names of the columns") from None
             raise self._error(error) from None
@@ -178,7 +178,7 @@ class _TextPart(_Part):
                 yield _as_frame(pa.Table.from_batches([batch]), names, numbers)
                 done += batch.num_rows
             return
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             if "conversion error" not in str(error):
                 raise self._error(error) from None
         yield from self._frames_of_text(names, numbers, done)
@@ -199,14 +199,14 @@ class _TextPart(_Part):
                         where = f"record {found[1]} (the header is record 1), column {name!r}: " if found else ""
                         raise DataError(f"{self.path}, {where}{found[2] if found else error}") from None
                 yield frame
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise self._error(error) from None
 
     def count_rows(self) -> int:
         """Number of records."""
         try:
             return sum(batch.num_rows for batch in self._batches(self.columns[:1], []))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise self._error(error) from None
 
     def _batches(self, names: list[str], numbers: list[str]) -> Iterator[pa.RecordBatch]:
@@ -229,6 +229,8 @@ class _TextPart(_Part):
         )
 
     def _error(self, error: Exception) -> FileFormatError:
+        if isinstance(error, OSError) and not isinstance(error, pa.ArrowInvalid):
+            return FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}")
         text = str(error).replace("Row #", "record ")
         return FileFormatError(f"{self.path}: {text} (the header is record 1)")
 
@@ -284,7 +286,7 @@ class _LinesPart(_Part):
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with io.BufferedReader(pa.input_stream(str(self.path), compression="detect")) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(self._lines(stream), 1):
                 if not line.strip():
                     continue
                 try:
@@ -294,6 +296,12 @@ class _LinesPart(_Part):
                 if not isinstance(fields, dict):
                     raise FileFormatError(f"{self.path}, line {number}: expected a JSON object, got {line[:60]!r}")
                 yield number, fields
+
+    def _lines(self, stream: io.BufferedReader) -> Iterator[bytes]:
+        try:
+            yield from stream
+        except OSError as error:
+            raise FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}") from None
 
 
 def _part_paths(path: str | os.PathLike[str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """Columns as float64: numbers and times from cells of any type, or an error that names the cell."""
 
+import datetime
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import is_missing_cell, is_number_value, read_cell
+from moeapps.core.tabledata.cells import is_missing_cell, is_number_value, read_cell, shown
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
 
 __all__ = ["TIME_PARTS", "list_column", "time_parts", "to_days", "to_numbers"]
@@ -93,8 +94,8 @@ def _from_text(column: pd.Series, missing: frozenset[str], name: str) -> NDArray
 
 def _no_number(value: Any, name: str, row: Any) -> DataError:
     return DataError(
-        f"column {name!r}, row {row}: {value!r} is not a number, as all cells of the column were in training; correct "
-        "the cell, or make it a missing value"
+        f"column {name!r}, row {row}: {shown(value)} is not a number, as all cells of the column were in training; "
+        "correct the cell, or make it a missing value"
     )
 
 
@@ -119,21 +120,25 @@ def to_days(column: pd.Series, missing: frozenset[str], name: str) -> NDArray[np
         raise _no_time(values[known].loc[row], name, row)
     try:
         times = pd.to_datetime(values[known], format="ISO8601", utc=True)
-    except (ValueError, TypeError, OverflowError):
-        for row, value in values[known].items():
-            try:
-                pd.to_datetime(pd.Series([value], dtype=object), format="ISO8601", utc=True)
-            except (ValueError, TypeError, OverflowError):
-                raise _no_time(value, name, row) from None
-        raise
-    seconds[known] = (times - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+        seconds[known] = (times - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    except (ValueError, TypeError, OverflowError):  # one is no time, or too far away for nanoseconds
+        seconds[known] = [_seconds(value, name, row) for row, value in values[known].items()]
     return seconds / 86400
+
+
+def _seconds(value: Any, name: str, row: Any) -> float:
+    try:
+        time = datetime.datetime.fromisoformat(value if isinstance(value, str) else value.isoformat())
+    except (ValueError, TypeError, AttributeError):
+        raise _no_time(value, name, row) from None
+    time = time if time.tzinfo is not None else time.replace(tzinfo=datetime.UTC)
+    return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)).total_seconds()
 
 
 def _no_time(value: Any, name: str, row: Any) -> DataError:
     return DataError(
-        f"column {name!r}, row {row}: {value!r} is not a time, as all cells of the column were in training; write it "
-        "as 2024-01-31 or 2024-01-31T18:30:00Z (ISO 8601)"
+        f"column {name!r}, row {row}: {shown(value)} is not a time, as all cells of the column were in training; "
+        "write it as 2024-01-31 or 2024-01-31T18:30:00Z (ISO 8601)"
     )
 
 
@@ -165,9 +170,9 @@ def list_column(column: pd.Series, missing: frozenset[str], name: str) -> list[l
             try:
                 found.append(read_cell(value, "list", missing))
             except DataError:
-                raise DataError(f"column {name!r}, row {row}: {value!r} is not a list, such as [1, 2]") from None
+                raise DataError(f"column {name!r}, row {row}: {shown(value)} is not a list, such as [1, 2]") from None
         elif is_missing_cell(value):
             found.append(None)
         else:
-            raise DataError(f"column {name!r}, row {row}: {value!r} is not a list, such as [1, 2]")
+            raise DataError(f"column {name!r}, row {row}: {shown(value)} is not a list, such as [1, 2]")
     return found

@@ -18,6 +18,7 @@ from moeapps.core.tabledata.cells import (
     missing_texts,
     number_key,
     sample_of,
+    shown,
 )
 
 __all__ = [
@@ -146,8 +147,8 @@ def distinct_cells(column: pd.Series, name: str) -> tuple[NDArray[np.intp], list
     except TypeError:
         bad = next((i, value) for i, value in enumerate(column) if not _is_hashable(value))
         raise DataError(
-            f"column {name!r} holds {bad[1]!r} at row {column.index[bad[0]]}, expected one category per row; lists "
-            "need a SequenceFeature of moeapps.recsys"
+            f"column {name!r} holds {shown(bad[1])} at row {column.index[bad[0]]}, expected one category per row; "
+            "lists need a SequenceFeature of moeapps.recsys"
         ) from None
     return index, values.tolist()
 

@@ -19,6 +19,7 @@ from moeapps.core.tabledata.cells import (
     missing_texts,
     number_key,
     read_cell,
+    shown,
     text_kind,
 )
 
@@ -122,3 +123,10 @@ def test_missing_texts_are_missing_only_where_they_are_named():
     assert is_missing_cell("NA", missing_texts())
     assert not is_missing_cell("NA")
     assert not is_missing_cell("?", missing_texts())
+
+
+def test_messages_stay_short_whatever_the_cell():
+    for value in ("x" * 10**6, 10**5000, [0] * 10**5):
+        assert len(shown(value)) < 120
+    with pytest.raises(DataError, match="thousands of digits|4,000 digits"):
+        category_text(10**5000)

@@ -1,5 +1,7 @@
 """Tables in files: the data-file cases of the catalogue (D1, D2), and files that are written whole or not at all."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -189,6 +191,15 @@ def test_text_that_is_no_table_is_refused_by_line(name, content, message, tmp_pa
     (tmp_path / name).write_text(content)
     with pytest.raises(FileFormatError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.ndjson.gz"])
+def test_a_compressed_file_that_is_damaged_is_named(name, tmp_path):
+    content = gzip.compress(b"a,b\n" + b"1,x\n" * 1000 if "csv" in name else b'{"a": 1}\n' * 1000)
+    for damaged in (content[:-20], b"a,b\n1,x\n"):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=f"{name} is damaged, or not what its ending says"):
+            read(tmp_path / name)
 
 
 def test_whole_numbers_of_any_length_survive_ndjson_and_parquet_with_missing_ones(tmp_path):
