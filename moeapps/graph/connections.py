@@ -16,8 +16,9 @@ from scipy import sparse
 from torch import Tensor
 from torch_geometric.data import Data
 
+from moeapps.core.arrays import as_array, numbers
 from moeapps.core.errors import DataError
-from moeapps.graph.arrays import as_array, as_frame, numbers
+from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.edges import is_sparse, sparse_parts
 from moeapps.graph.node_names import exact_ids, node_names, positions
 
@@ -65,7 +66,7 @@ def read_edges(edge_index: Any, num_nodes: int, x: Any = None, edge_weight: Any 
     DataError
         If there is an edge to a node that does not exist, or the form is unknown or has two meanings.
     """
-    edge_index = as_frame(edge_index)
+    edge_index = frame_if_table(edge_index)
     own: Any = None
     name = ""
     if sparse.issparse(edge_index) or is_sparse(edge_index):
@@ -100,12 +101,12 @@ def of_data(data: Data, num_nodes: int) -> Connections:
             "data.edge_index, data.edge_weight = torch_geometric.utils.dense_to_sparse(data.adj) reads it"
         )
     if adj_t is None:
-        return _with_weights(data, read_edges(edge_index, num_nodes, as_frame(data.x)), "edge_index")
+        return _with_weights(data, read_edges(edge_index, num_nodes, frame_if_table(data.x)), "edge_index")
     transposed = _of_adj_t(adj_t, num_nodes)
     if edge_index is None:
         # an edge_weight or edge_attr left beside adj_t is in its order, as ToSparseTensor sorts it
         return _with_weights(data, transposed, "adj_t")
-    found = _with_weights(data, read_edges(edge_index, num_nodes, as_frame(data.x)), "edge_index")
+    found = _with_weights(data, read_edges(edge_index, num_nodes, frame_if_table(data.x)), "edge_index")
     if not _same(found, transposed, num_nodes):
         raise DataError(
             "edge_index and adj_t are not the same edges (adj_t[i, j] is the edge from j to i) with the same weights: "

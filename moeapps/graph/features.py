@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from moeapps.core.arrays import kind_of, missing
 from moeapps.core.errors import DataError, DataTypeError
-from moeapps.graph.arrays import kind_of, missing
 
 __all__ = ["as_features"]
 

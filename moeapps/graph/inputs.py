@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.data import BaseData
 
 from moeapps.core.errors import DataError
-from moeapps.graph.arrays import as_frame
+from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.connections import of_data, read_edges
 from moeapps.graph.features import as_features
 from moeapps.graph.labels import as_labels, class_names, encode_labels, labeled
@@ -106,7 +106,7 @@ def bare_graph(x: Any, edge_index: Any = None, *, edge_weight: Any = None) -> Da
     """Make a checked graph of features and edges alone; parameters and errors as in :func:`as_graph`."""
     refuse_other_graphs(x)
     data = x if isinstance(x, Data) else None
-    x = as_frame(x if data is None else data.x)
+    x = frame_if_table(x if data is None else data.x)
     features = as_features(x)
     num_nodes = features.shape[0]
     if data is not None and "num_nodes" in data and data.num_nodes != num_nodes:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moeapps.core.arrays import EXACT, as_array, kind_of, missing, tightened, with_gaps
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, encode
-from moeapps.graph.arrays import EXACT, as_array, kind_of, missing, tightened, with_gaps
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moeapps.core.arrays import as_array, missing
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
-from moeapps.graph.arrays import as_array, missing
 
 __all__ = ["MASKS", "check_split", "has_splits", "node_index", "read_mask"]
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import MLP
 
+from moeapps.core.arrays import as_array
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
-from moeapps.graph.arrays import as_array, as_frame
+from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, refuse_other_graphs
@@ -89,7 +90,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         """
         with self._all_or_nothing() as fitted:
             refuse_other_graphs(X)
-            X = as_frame(X)
+            X = frame_if_table(X)
             if isinstance(X, Data):
                 fitted.__dict__.pop("feature_names_in_", None)
             else:
@@ -241,7 +242,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
-        X = as_frame(X)
+        X = frame_if_table(X)
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
         graph.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
         if not isinstance(X, Data):

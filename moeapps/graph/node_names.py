@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moeapps.core.arrays import as_array, kind_of, missing, whole_numbers
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
-from moeapps.graph.arrays import as_array, kind_of, missing, whole_numbers
 
 __all__ = ["check_alignment", "exact_ids", "node_names", "positions"]
 

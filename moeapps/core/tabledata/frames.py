@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from moeapps.core.errors import DataError
 
-__all__ = ["arrow_text", "arrow_to_frame", "as_frame", "is_arrow_text", "is_arrow_type", "is_table"]
+__all__ = ["arrow_text", "arrow_to_frame", "as_frame", "frame_if_table", "is_arrow_text", "is_arrow_type", "is_table"]
 
 
 def arrow_text(column: pd.Series, name: str) -> pa.Array:
@@ -74,6 +74,11 @@ def as_frame(X: Any, argument: str = "frame") -> pd.DataFrame:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise DataError(f"{argument} has the column {twice!r} more than once")
     return frame
+
+
+def frame_if_table(X: Any, argument: str = "X") -> Any:
+    """As :func:`as_frame` for a table with named columns; anything else as it is."""
+    return as_frame(X, argument) if is_table(X) else X
 
 
 def arrow_to_frame(table: pa.Table) -> pd.DataFrame:
