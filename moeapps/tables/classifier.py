@@ -162,7 +162,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
             that is not among them raises an error and changes nothing.
         """
         self._refuse_mixing()
-        with self._all_or_nothing() as fitted:
+        if hasattr(self, "model_"):
+            self._refuse_other_network()
+        with self._all_or_nothing(continued=hasattr(self, "model_")) as fitted:
             if hasattr(self, "model_"):
                 if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
                     known = f"differ from those of the first call: {self.classes_}"

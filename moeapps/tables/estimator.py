@@ -116,12 +116,15 @@ class TabularEstimator(LightningEstimator):
 
         The first call learns the columns (categories, quantiles) and targets; later calls keep them. Parameters,
         errors and what is returned are as in :meth:`fit`. Routers that mix the rows of a batch (``expert_choice``)
-        are refused, since their predictions would depend on how the caller batches the rows.
+        are refused, since their predictions would depend on how the caller batches the rows. Arguments that
+        ``set_params`` has changed apply, except those of the network (``num_experts``, ``dim``, ...): a change of these
+        is refused.
         """
         self._refuse_mixing()
+        if hasattr(self, "model_"):
+            self._refuse_other_network()
         with self._all_or_nothing(continued=hasattr(self, "model_")) as fitted:
             if hasattr(self, "model_"):
-                self._refuse_other_network()
                 fitted._continue(X, y, sample_weight)
             else:
                 fitted._fit(X, y, sample_weight, passes=1)
