@@ -89,7 +89,8 @@ class FeatureEncoder(RowEncoder):
         kind = values.dtype
         numbers: NDArray[np.float64] | None = None
         if isinstance(kind, pd.SparseDtype):
-            return self._number_column(name, values.sparse.to_dense())
+            dense = pd.Series(np.asarray(values.array), index=values.index)
+            return self._number_column(name, dense)
         if isinstance(kind, np.dtype) and kind.kind in "fiub":
             numbers = values.to_numpy(dtype=np.float64)
         elif isinstance(kind, pd.api.extensions.ExtensionDtype) and kind.kind in "fiub":

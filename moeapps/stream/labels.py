@@ -47,7 +47,7 @@ def label_of(label: Any) -> Hashable:
         If it is missing, or of another type.
     """
     if type(label) in _PLAIN and not isinstance(label, int | float):
-        return label  # type: ignore[no-any-return]
+        return label
     if isinstance(label, enum.Enum) and label != label.value:
         raise DataError(f"y is {label!r}: use its name or its value as the label, a file cannot hold the class")
     label = unwrapped(label)
@@ -59,7 +59,7 @@ def label_of(label: Any) -> Hashable:
         raise DataError(f"y is {label!r}: a label must be finite")
     if not isinstance(label, Hashable):
         raise DataError(f"y is a {type(label).__name__}, which cannot be a label")
-    return savable(label, "y")  # type: ignore[no-any-return]
+    return savable(label, "y")
 
 
 def _is_unicode(label: Any) -> bool:
