@@ -79,7 +79,7 @@ class MoEAppsCLI(LightningCLI):
         names = plugins.from_environment() or None
         parser.add_argument("--import", type=str | list[str] | None, default=names, help=IMPORT_HELP)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, turning an error into one line."""
         position = subcommand_position(args)
         assert position is not None
@@ -112,7 +112,7 @@ class MoEAppsCLI(LightningCLI):
             return
         config = parser.parse_args([option for option in args if not option.startswith("--print_config")])
         for reader in (parser, subparser):
-            reader.sources.clear()
+            reader.sources.clear()  # type: ignore[attr-defined]
         with sections_in_environment(arguments, config[name], name):
             yield
 

@@ -135,7 +135,7 @@ def check_yaml(text: str, name: str) -> None:
             if isinstance(event, yaml.AliasEvent):
                 if any(anchor == event.anchor for anchor, _ in opened):
                     raise FileFormatError(f"{name}, line {line}: the alias *{event.anchor} is inside of what it means")
-                values += sizes.get(event.anchor, 0)
+                values += sizes.get(str(event.anchor), 0)
             elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
                 if event.tag not in _KNOWN_TAGS:
                     tag = str(event.tag).replace(_TAGS, "!!")

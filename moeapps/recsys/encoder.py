@@ -181,7 +181,11 @@ class TableEncoder:
                     for value in entries:
                         seen[owner].setdefault(value, 0)
             numbers = self._numbers(frame)
-            empty.update(f.name for f, gone in zip(self.schema.dense, np.isnan(numbers).any(0), strict=True) if gone)
+            empty.update(
+                f.name
+                for f, gone in zip(self.schema.dense, np.isnan(numbers).any(axis=0).tolist(), strict=True)
+                if gone
+            )
             count, mean, squares = merge_moments((count, mean, squares), column_moments(numbers))
         if rows == 0:
             raise DataError("the frame has no rows")

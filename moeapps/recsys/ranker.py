@@ -82,7 +82,7 @@ class Ranker(LightningEstimator):
             ignored=ignored,
             kinds=None if kinds is None else dict(kinds),
             column_types=None if self.column_types is None else dict(self.column_types),
-            missing_values=self.missing_values if isinstance(self.missing_values, str) else list(self.missing_values),
+            missing_values="auto" if self.missing_values == "auto" else list(self.missing_values),
             batch_size=self.batch_size,
             validation_fraction=self.validation_fraction,
             seed=seed,

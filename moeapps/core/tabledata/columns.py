@@ -123,9 +123,10 @@ class ColumnEncoder:
             If a column cannot be learned, or a number is infinite or too large, naming row and column.
         """
         frame = X if isinstance(X, pd.DataFrame) else None
-        self.names = [str(name) for name in X.columns] if frame is not None else [
-            f"column {i}" for i in range(X.shape[1])
-        ]  # fmt: skip
+        if frame is not None:
+            self.names = [str(name) for name in frame.columns]
+        else:
+            self.names = [f"column {i}" for i in range(X.shape[1])]
         missing = missing_texts(missing_values)
         self.missing_values = sorted(missing)
         kinds = check_column_types(column_types, self.names)

@@ -116,8 +116,8 @@ def to_days(column: pd.Series, missing: frozenset[str], name: str) -> NDArray[np
     known = ~values.isna().to_numpy()
     wrong = values[known].map(lambda value: is_number_value(value) or isinstance(value, bool | list | tuple | bytes))
     if wrong.any():
-        row = wrong.idxmax()
-        raise _no_time(values[known].loc[row], name, row)
+        place = int(wrong.to_numpy().argmax())
+        raise _no_time(values[known].iloc[place], name, values[known].index[place])
     try:
         times = pd.to_datetime(values[known], format="ISO8601", utc=True)
         seconds[known] = (times - pd.Timestamp(0, tz="UTC")).dt.total_seconds()

@@ -74,10 +74,9 @@ class Vocabulary:
         if self.typed and self.values and all(value in (0, 1) for value in self.values):
             # bools and the numbers 0 and 1 stand for each other, as in numpy
             for number, truth in (((1, "0", 0), False), ((1, "1", 0), True)):
-                code = self._by_value.get(number, self._by_value.get(truth))
-                if code is not None:
-                    self._by_value.setdefault(number, code)
-                    self._by_value.setdefault(truth, code)
+                for key, other in ((number, truth), (truth, number)):
+                    if key in self._by_value:
+                        self._by_value.setdefault(other, self._by_value[key])
 
     def __len__(self) -> int:
         return len(self.values)

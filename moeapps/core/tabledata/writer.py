@@ -74,7 +74,9 @@ class TableWriter:
         if self.path.suffix == ".csv":
             frame.to_csv(self._file, index=False, header=self._file.tell() == 0)
             return
-        frame = frame.assign(**{n: _storable(frame[n]) for n, kind in frame.dtypes.items() if is_object_dtype(kind)})
+        frame = frame.assign(
+            **{str(n): _storable(frame[n]) for n, kind in frame.dtypes.items() if is_object_dtype(kind)}
+        )
         if self._parquet is None:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             self._parquet = pq.ParquetWriter(self._file, table.schema)

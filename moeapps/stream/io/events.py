@@ -40,8 +40,9 @@ class Source(Protocol):
     again, and ``resume_at(mark)``, which refuses another source.
     """
 
-    endless: bool
-    """Whether more events may come after none has. It may change: a pipe ends."""
+    @property
+    def endless(self) -> bool:
+        """Whether more events may come after none has. It may change: a pipe ends."""
 
     def read(self, n: int) -> list[Event]:
         """Up to ``n`` events; an empty list at the end, or where none has come for a moment."""
