@@ -183,7 +183,7 @@ class TableEncoder:
             numbers = self._numbers(frame)
             empty.update(
                 f.name
-                for f, gone in zip(self.schema.dense, np.isnan(numbers).any(axis=0).tolist(), strict=True)
+                for f, gone in zip(self.schema.dense, np.asarray(np.isnan(numbers).any(axis=0)), strict=True)
                 if gone
             )
             count, mean, squares = merge_moments((count, mean, squares), column_moments(numbers))

@@ -73,6 +73,7 @@ class Resumption:
                 self.target, self.id_field, types=self.types, missing=self.missing,
                 known=_known(self.model, self.target), numbers=self.model._numbers,
                 impute=self.model.on_bad == "impute",
+                missing_values=self.model.missing_values or (),
             )  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import moeapps
 from moeapps.cli.main import main
 from moeapps.serve.schema import learn_model, predict_model
 from moeapps.serve.services import StreamService
@@ -119,8 +120,6 @@ def test_a_stream_run_predicts_and_learns_what_dicts_do(ending, tmp_path):
         expected.append(model.predict_one(event))
         model.learn_one(event, label)
     assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == expected
-    import moeapps
-
     assert answers(moeapps.load(tmp_path / "run" / "stream.safetensors").model, made(3)) == answers(model, made(3))
 
 
@@ -138,3 +137,19 @@ def test_json_over_http_teaches_and_predicts_what_dicts_do():
     found = [record["probability_c1"] for record in service.answer(checked)]
     assert found == answers(learned_by_one(table), asked)
     assert all(math.isfinite(value) for value in found)
+
+
+@pytest.mark.parametrize("missing", ["auto", []])
+def test_na_in_a_file_is_missing_or_a_category_as_the_model_has_it(missing, tmp_path):
+    table = made(0)
+    arguments = {**ARGUMENTS, "missing_values": missing}
+    command = ["stream", "run", "--source", written(table, tmp_path, "csv"), "--target", "label", "--plain"]
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in arguments.items()]
+    kinds = [f"--types={name}=text" for name in ("code", "digits")]
+    assert main([*command, *settings, *kinds, "--checkpoint", str(tmp_path / "run")]) == 0
+    found = moeapps.load(tmp_path / "run" / "stream.safetensors").model
+    model = DriftMoEClassifier(**arguments)
+    frame = FRAMES["objects"](table)
+    model.learn_many(frame.drop(columns="label"), frame["label"])
+    assert found.columns_.loc["code", "categories"] == model.columns_.loc["code", "categories"] == 5 + (missing == [])
+    assert answers(found, made(2)) == answers(model, made(2))

@@ -79,7 +79,7 @@ class Columns:
 
     def __init__(self, names: list[str], sample: list[list[str]]) -> None:
         self.names = names
-        self.missing = frozenset(MISSING_VALUES)
+        self.missing = self._text_missing = frozenset(MISSING_VALUES)
         self.kinds: dict[str, CellKind | None] = {}
         self.reasons: dict[str, str] = {}
         self._target: str | None = None
@@ -100,6 +100,7 @@ class Columns:
         *,
         types: Mapping[str, CellKind] | None = None,
         missing: Iterable[str] = (),
+        missing_values: str | Iterable[str] = "auto",
         known: Mapping[str, CellKind] | None = None,
         numbers: bool = False,
         impute: bool = False,
@@ -116,6 +117,8 @@ class Columns:
             What the user says.
         missing : iterable of str
             Further texts that mean a missing value.
+        missing_values : "auto" or iterable of str, default "auto"
+            Those that the model takes for missing among texts; all usual ones are missing among numbers and times.
         known : mapping of str to CellKind, optional
             What the model has learned of the columns.
         numbers : bool, default False
@@ -131,6 +134,7 @@ class Columns:
         """
         self._target, self._id, self._impute = target, id_field, impute
         self.missing = missing_texts() | frozenset(missing)
+        self._text_missing = missing_texts(missing_values) | frozenset(missing)
         types = dict(types or {})
         for name in types:
             if name not in self.names:
@@ -192,7 +196,8 @@ class Columns:
                 fields[name] = cell or None  # an id may well be "NA"
                 continue
             if cell in self.missing:
-                fields[name] = None
+                # a text that the model does not take for missing is a category
+                fields[name] = cell if kind == "text" and cell not in self._text_missing else None
                 continue
             if kind is None:
                 kind = self._first_value(name, cell)
@@ -262,6 +267,7 @@ class Columns:
             if name in self.kinds and kind is not None and name not in self._types:
                 self.kinds[name], self.reasons[name] = kind, state["reasons"][name]
         self.missing |= frozenset(state["missing"])
+        self._text_missing |= frozenset(state["missing"])
 
 
 def _name(kind: CellKind) -> str:
