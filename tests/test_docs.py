@@ -197,6 +197,20 @@ def test_every_promise_of_robustness_has_tests_that_are_there():
             assert re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE), (number, file, test)
 
 
+def test_every_case_of_the_border_has_tests_that_are_there():
+    page = (ROOT / "docs/borders.md").read_text()
+    cases = re.split(r"^\*\*(?=[A-Z]\d+\*\* )", page, flags=re.MULTILINE)[1:]
+    numbers = [case.partition("**")[0] for case in cases]
+    expected = [*(f"T{i}" for i in range(1, 16)), *(f"G{i}" for i in range(1, 7)), *(f"S{i}" for i in range(1, 18))]
+    assert numbers == [*expected, *(f"I{i}" for i in range(1, 9)), *(f"W{i}" for i in range(1, 19))]
+    for number, case in zip(numbers, cases, strict=True):
+        tests = re.findall(r"^- `([\w/]+\.py)(?:::(\w+))?`$", case, re.MULTILINE)
+        assert tests, number
+        for file, test in tests:
+            content = (ROOT / "tests" / file).read_text()
+            assert not test or re.search(rf"^def {test}\(", content, re.MULTILINE), (number, file, test)
+
+
 @pytest.mark.parametrize("package", ["core", "tables", "graph", "stream", "recsys", "vision", "report"])
 def test_every_public_name_has_a_place_in_the_reference(package):
     shown: dict[str, list[str]] = {}
