@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -315,9 +316,12 @@ class TableEncoder:
     def summary(self) -> pd.DataFrame:
         """What each column is, why, how many categories it has and how many cells were missing in training."""
         known = {column.name: column for column in self.columns}
-        columns = [
-            known.get(name, Column(name, kind, "the schema says so")) for name, kind in self.column_kinds().items()
-        ]
+        columns = []
+        for name, kind in self.column_kinds().items():
+            column = known.get(name, Column(name, kind, "the schema says so"))
+            if kind == "category" and not column.is_category:  # what the model does counts
+                column = replace(column, kind="category", why=f"{column.why}, and the name is that of an id")
+            columns.append(column)
         return columns_frame(columns, {name: len(values) for name, values in self.values.items()})
 
     def state(self) -> dict[str, Any]:
@@ -360,7 +364,6 @@ class TableEncoder:
     def _check(self) -> None:
         """Refuse what :meth:`fit` cannot have learned."""
         learned = {name for name in self.table_names if self._buckets(name) is None}
-        codes = {name: code - FIRST for name, code in self.fill.items()}
         good = (
             set(self.values) == learned
             and len(self.mean) == len(self.scale) == len(self.schema.dense)
@@ -368,7 +371,7 @@ class TableEncoder:
             and all(isinstance(value, str | int | float) for values in self.values.values() for value in values)
             and all(len(set(values)) == len(values) for values in self.values.values())
             and set(self.complete) <= {feature.name for feature in self.schema.dense}
-            and all(name in learned and 0 <= code < len(self.values[name]) for name, code in codes.items())
+            and all(name in learned and 0 <= code < len(self.values[name]) for name, code in self.fill.items())
         )
         if not good:
             raise FileFormatError("its columns contradict each other")

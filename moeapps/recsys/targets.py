@@ -144,7 +144,11 @@ class Targets:
                 distinct = sorted(settle_values(distinct, True, name))
             if not distinct:
                 raise DataError(f"target {name!r} has no known label")
-            kind = self.kinds.setdefault(name, "binary" if len(distinct) <= 2 else "regression")
+            kind = self.kinds.setdefault(
+                name, "binary" if len(distinct) <= 2 and name not in self.times else "regression"
+            )
+            if kind != "regression" and name in self.times:
+                raise DataError(f"target {name!r} is {kind} and holds times, which can only be a regression")
             if kind == "binary":
                 if len(distinct) > 2:
                     raise DataError(f"target {name!r} is binary and has more than two values, such as {distinct[:3]}")
@@ -171,11 +175,14 @@ class Targets:
         labels = np.full((len(frame), len(self.names)), np.nan)
         for t, name in enumerate(self.names):
             if name in self.classes:
-                labels[:, t] = self._class_codes(name, frame[name])
+                labels[:, t] = self._class_codes(name, frame[name], self.classes[name])
                 continue
             try:
                 labels[:, t] = self._numbers(frame[name], name)
             except DataError as error:
+                if self.kinds[name] == "binary":  # true and false, which a CSV file has as text
+                    labels[:, t] = self._class_codes(name, frame[name], [0, 1])
+                    continue
                 raise DataError(f"target {name!r} is {self.kinds[name]}: {error}") from None
             if self.kinds[name] == "binary":
                 wrong = ~np.isnan(labels[:, t]) & (labels[:, t] != 0) & (labels[:, t] != 1)
@@ -192,13 +199,14 @@ class Targets:
             labels[:, t] = (labels[:, t] - self.mean[t]) / self.scale[t]
         return labels.astype(np.float32)
 
-    def _class_codes(self, name: str, column: pd.Series) -> NDArray[np.float64]:
-        codes = Vocabulary(self.classes[name], self.missing, name).codes(column)
+    def _class_codes(self, name: str, column: pd.Series, classes: Sequence[Any]) -> NDArray[np.float64]:
+        codes = Vocabulary(classes, self.missing, name).codes(column)
         unseen = codes == UNKNOWN
         if unseen.any():
             row = int(unseen.argmax())
             raise DataError(
-                f"target {name!r} holds {column.iloc[row]!r} at row {column.index[row]}, expected {self.classes[name]}"
+                f"target {name!r} is binary and holds {column.iloc[row]!r} at row {column.index[row]}, expected "
+                f"{classes}"
             )
         return np.where(codes == MISSING, np.nan, codes)
 

@@ -147,3 +147,39 @@ def test_a_cell_that_is_no_number_costs_an_error_not_the_accuracy(frame, ending,
         model.predict(wrong)
     with pytest.raises(DataError, match=r"table.*(record 402|row 400).*'38,96' is not a number"):
         predict_file(model, written(wrong, tmp_path, ending), tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("truths", [["True", "False"], ["true", "FALSE", ""], ["yes", "no", ""], ["1.0", "0", ""]])
+def test_a_target_of_true_and_false_is_read_alike_from_file_and_frame(truths, frame, tmp_path):
+    """A CSV file with True and False as labels was refused: 'False' is not a number."""
+    labelled = frame.assign(click=np.random.default_rng(1).choice(truths, ROWS))
+    path = written(labelled, tmp_path, "csv")
+    learned = AWMoERanker(**QUICK).fit(path, ["click"], validation=path)
+    from_frame = AWMoERanker(**QUICK).fit(labelled, ["click"], validation=labelled)
+    pd.testing.assert_frame_equal(learned.history_.filter(like="loss"), from_frame.history_.filter(like="loss"))
+    assert learned.evaluate(labelled).equals(from_frame.evaluate(labelled))
+    with pytest.raises(DataError, match="'perhaps' at row 0"):
+        learned.evaluate(labelled.assign(click="perhaps"))
+
+
+def test_two_dates_as_a_target_are_numbers_of_days(frame):
+    learned = MultiTaskRanker("mmoe", **QUICK).fit(
+        frame.assign(click=np.where(frame["click"], "2020-01-01", "2021-01-01")), ["click"]
+    )
+    assert learned.targets_.kinds == {"click": "regression"}
+    assert learned.predict(frame)["click"].between(17_000, 20_000).all()
+
+
+def test_columns_tell_that_ids_are_categories(frame):
+    learned = MultiTaskRanker("mmoe", **QUICK).fit(frame.assign(user_id=frame["user_id"] % 100), ["click"])
+    assert learned.columns_["kind"].to_dict() == learned.column_kinds()
+
+
+def test_a_ranker_whose_first_category_is_the_most_frequent_can_be_loaded(frame, tmp_path):
+    common = frame.assign(city=["Ulm"] * (ROWS - 1) + ["Bonn"])
+    learned = MultiTaskRanker("mmoe", **QUICK).fit(common, ["click"])
+    learned.save(tmp_path / "ranker.safetensors")
+    hole = common.head(1).assign(city=None)
+    with pytest.warns(UserWarning, match="'city' by 'Ulm'"):
+        found = moeapps.load(tmp_path / "ranker.safetensors").predict_proba(hole)
+    pd.testing.assert_frame_equal(found, learned.predict_proba(common.head(1)))

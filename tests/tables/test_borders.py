@@ -245,3 +245,29 @@ def test_files_of_every_kind_are_scored_from_the_command_line(model, frame, endi
     assert main(command) == 0
     found = pd.read_parquet(tmp_path / "out.parquet")["probability_True"]
     np.testing.assert_allclose(found, model.predict_proba(frame)[:, 1], atol=1e-12 if ending == "ndjson" else 0)
+
+
+def test_a_text_named_as_missing_among_numbers_leaves_numbers(frame, y):
+    """The error says: add "?" to missing_values. A frame's column then became a category, a file's a number."""
+    marked = frame.assign(age=[*["?"] * 3, *frame["age"].astype(str)[3:]])
+    model = MoEClassifier(max_epochs=1, missing_values=["?"]).fit(marked, y)
+    assert model.columns_.loc["age", ["kind", "missing"]].tolist() == ["number", 3]
+
+
+def test_brackets_are_lists_only_where_they_hold_values(frame, y):
+    model = MoEClassifier(max_epochs=1).fit(frame.assign(log=np.where(y, "[warn]", "[ok]")), y)
+    assert model.columns_.loc["log", "kind"] == "category"
+    with pytest.raises(DataError, match="holds lists"):
+        MoEClassifier(max_epochs=1).fit(frame.assign(log='["a", 1]'), y)
+
+
+def test_infinity_in_text_is_refused_as_in_numbers(frame, y):
+    for cells in (["inf", "1.5"], ["-Infinity", "2"]):
+        with pytest.raises(DataError, match=r"column 'x'|inf.*'x'"):
+            MoEClassifier(max_epochs=1, column_types={"x": "number"}).fit(frame.assign(x=cells * (ROWS // 2)), y)
+
+
+def test_a_cell_that_is_no_time_is_named_where_labels_of_rows_repeat(frame, y, model):
+    repeated = frame.head(3).assign(joined=[pd.Timestamp("2024-01-01"), 5, 6]).set_index(pd.Index([7, 7, 8]))
+    with pytest.raises(DataError, match=r"column 'joined', row 7: 5 is not a time"):
+        model.predict(repeated)

@@ -19,17 +19,19 @@ import pyarrow.compute as pc
 from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import EXACT, is_missing_cell, is_number_value, shown
+from moeapps.core.tabledata.cells import EXACT, MISSING_VALUES, is_missing_cell, is_number_value, shown
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, is_named_id
 
 __all__ = ["ColumnEvidence", "infer_columns"]
 
-_NUMBER = r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$"
+_NUMBER = r"^\s*[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity))\s*$"
+"""Also infinity, which pandas reads as a number: it is refused by name later, not learned as a category."""
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 _WHOLE = r"^\s*[+-]?\d+(\.0*)?\s*$"
 _TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
-_LIST = r"^\[[\s\S]*\]$"
+_LIST = r"""^\s*\[\s*([\d"'\[{\].-]|true\b|false\b|null\b|None\b)[\s\S]*\]\s*$|^\s*\[\s*\]\s*$"""
+"""A list in JSON, or as Python writes it; "[warn]" is text."""
 _BOOL = r"^(True|TRUE|true|False|FALSE|false)$"
 
 MOSTLY = 0.95
@@ -254,7 +256,8 @@ class ColumnEvidence:
         if seen.get("bool") == count:
             return self._column("category", "text that is true or false")
         if seen.get("number") == count and not seen.get("zero"):
-            if not self.untyped:
+            # "?" among numbers makes text of them; who names it as missing has said what they are
+            if not self.untyped and self.missing_seen <= set(MISSING_VALUES):
                 column = self._column("category", "text, although every cell is a number", typed=False)
                 if len(self.distinct) > 50:
                     self._warn(

@@ -94,7 +94,7 @@ def _from_text(column: pd.Series, missing: frozenset[str], name: str) -> NDArray
 
 def _no_number(value: Any, name: str, row: Any) -> DataError:
     return DataError(
-        f"column {name!r}, row {row}: {shown(value)} is not a number, as all cells of the column were in training; "
+        f"column {name!r}, row {row}: {shown(value)} is not a number, and the column is one of numbers; "
         "correct the cell, or make it a missing value"
     )
 
@@ -116,8 +116,8 @@ def to_days(column: pd.Series, missing: frozenset[str], name: str) -> NDArray[np
     known = ~values.isna().to_numpy()
     wrong = values[known].map(lambda value: is_number_value(value) or isinstance(value, bool | list | tuple | bytes))
     if wrong.any():
-        place = int(wrong.to_numpy().argmax())
-        raise _no_time(values[known].iloc[place], name, values[known].index[place])
+        place = int(wrong.to_numpy().argmax())  # labels of rows may occur more than once
+        raise _no_time(values[known].iloc[place], name, wrong.index[place])
     try:
         times = pd.to_datetime(values[known], format="ISO8601", utc=True)
         seconds[known] = (times - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
@@ -137,8 +137,8 @@ def _seconds(value: Any, name: str, row: Any) -> float:
 
 def _no_time(value: Any, name: str, row: Any) -> DataError:
     return DataError(
-        f"column {name!r}, row {row}: {shown(value)} is not a time, as all cells of the column were in training; "
-        "write it as 2024-01-31 or 2024-01-31T18:30:00Z (ISO 8601)"
+        f"column {name!r}, row {row}: {shown(value)} is not a time, and the column is one of times; "
+        "write it as 2024-01-31 or 2024-01-31T18:30:00Z (ISO 8601), or make it a missing value"
     )
 
 
