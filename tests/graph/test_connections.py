@@ -184,7 +184,7 @@ def test_gdc_gives_its_weights():
         ({"edge_attr": torch.rand(7)}, r"edge_attr has shape \(7,\)"),
         ({"edge_attr": torch.full((144, 1), torch.nan)}, "edge_attr has NaN or infinite entries in 144 of 144 edges"),
     ],
-    ids=str,
+    ids=["wide", "text", "two that differ", "wide beside weights", "too few", "nan"],
 )
 def test_edge_attributes_that_are_no_weight_are_refused_by_name_in_fit_and_predict(attributes, message):
     data = small_graph()
