@@ -3,6 +3,7 @@
 :func:`locked` gives a file one writer.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -63,9 +64,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        If writing fails, with the path and the free space in its message.
+        If writing fails, with the path and the free space in its message; also if there is a folder, a pipe or a
+        device at ``path``, which a file would take the place of.
     """
     target = Path(path).absolute()
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"could not write {target}: it is a folder")
+    if target.exists() and not target.is_file():  # root could replace /dev/null
+        raise OSError(errno.EINVAL, f"could not write {target}: it is a pipe, a socket or a device, not a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target.parent)
     token = secrets.token_hex(4)  # two threads may write the same file

@@ -1,4 +1,4 @@
-"""The lock that gives a file one writer."""
+"""The lock that gives a file one writer, and what a write never replaces."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from moeapps.core.errors import ConfigError
-from moeapps.core.files import locked
+from moeapps.core.files import atomic_write, locked
 
 HOLDER = """
 import sys, time
@@ -73,3 +73,23 @@ def test_a_lock_is_waited_for_as_long_as_asked(holder, tmp_path):
     holder.kill()
     with locked(tmp_path / "m", wait=10):
         pass
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "a folder"])
+def test_what_is_no_file_is_not_replaced_by_one(kind, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    before = path.lstat()
+    with (
+        pytest.raises(OSError, match=r"could not write .*model\.safetensors: it is a (folder|pipe)"),
+        atomic_write(path) as file,
+    ):
+        file.write(b"x")
+    after = path.lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
