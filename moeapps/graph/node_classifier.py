@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import MLP
 
-from moeapps.core.arrays import as_array
+from moeapps.core.arrays import as_array, tightened
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
@@ -223,7 +223,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
-        return graph, truth[chosen], chosen
+        return graph, tightened(truth[chosen]), chosen
 
     def _fitted_split(self, mask: Any) -> int:
         """Number of the split that the model was fitted on, needed if the mask has several."""

@@ -106,7 +106,7 @@ def positions(ends: pd.Index, names: pd.Index | None, what: str) -> np.ndarray:
             return np.zeros(0, dtype=np.int64)
         if not pd.api.types.is_integer_dtype(ends.dtype):
             raise DataError(
-                f"{what} has names like {ends[0]!r}, but the nodes have none: give x as a DataFrame whose index "
+                f"{what} has names like {plain(ends[0])!r}, but the nodes have none: give x as a DataFrame whose index "
                 "names them"
             )
         return ends.to_numpy()
@@ -118,7 +118,7 @@ def positions(ends: pd.Index, names: pd.Index | None, what: str) -> np.ndarray:
         if len(names) and _is_number(ends) != _is_number(names):
             hint = f" ({kind_of(as_array(names))}s like {plain(names[0])!r}; ids and index must be of one type)"
         raise DataError(
-            f"{what} names the node {ends[int((found < 0).argmax())]!r}, which is not in the index of x{hint}"
+            f"{what} names the node {plain(ends[int((found < 0).argmax())])!r}, which is not in the index of x{hint}"
         )
     return found
 

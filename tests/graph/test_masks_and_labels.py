@@ -420,3 +420,21 @@ def test_a_graph_on_another_device_is_the_same_graph():
         expected, model = kind(**QUICK).fit(data), kind(**QUICK).fit(there)
         assert np.array_equal(model.predict_proba(there), expected.predict_proba(data))
         assert model.score(there, nodes=there.test_mask) == expected.score(data)
+
+
+@pytest.mark.parametrize("kind", ["integer", "bool"])
+def test_labels_with_gaps_can_be_scored_as_they_were_fitted(kind):
+    data = small_graph()
+    y = np.asarray(data.y).astype(object) if kind == "integer" else (np.asarray(data.y) > 0).astype(object)
+    y[[2, 5]] = None
+    X, edges = data.x.numpy(), data.edge_index
+    model = GNNClassifier(**QUICK).fit(X, y, edges)
+    known = np.array([label is not None for label in y])
+    right = (model.predict(X, edges)[known] == y[known]).mean()
+    assert model.score(X, y, edges) == pytest.approx(right)
+
+
+def test_a_node_that_is_not_there_is_named_as_it_stands_in_the_data():
+    x = pd.DataFrame(np.eye(4), index=list("abcd"))
+    with pytest.raises(DataError, match="names the node 0, which is not in the index"):
+        as_graph(x, None, pd.DataFrame({"source": [0], "target": [1]}))
