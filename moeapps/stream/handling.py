@@ -237,7 +237,8 @@ class EventHandling:
 
     def _reject(self, event: Event, reason: str) -> None:
         self.counts.rejected += 1
-        short = re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*' (is|has|holds)", r"... \1", reason))[:200]
+        short = re.sub(r"'[^']*' (is|has|holds)", r"... \1", reason)
+        short = re.sub(r"(UTF-8|ISO 8601)|-?\d+(\.\d+)?(e[-+]?\d+)?", lambda found: found[1] or "N", short)[:200]
         if short in self.reasons or len(self.reasons) < 100:
             self.reasons[short] += 1
         if self.rejects is not None:

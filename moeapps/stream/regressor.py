@@ -106,7 +106,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
             good = isinstance(unwrapped(target), numbers.Real | np.bool_ | Decimal)
             number = number_of(target) if good and not isinstance(target, np.timedelta64) else None
             if number is None or not abs(number) < LARGEST:
-                raise DataError(f"y is {shown(target)}, expected a finite number")
+                raise DataError(f"y is {shown(target)}, expected a finite number below {LARGEST:g}")
         return {}
 
     def _add_labels(self, labels: list[Hashable], engine: TreeEngine | RiverEngine) -> None:

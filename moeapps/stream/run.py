@@ -107,7 +107,9 @@ class StreamRun(Resumption, EventHandling):
     replayed: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(every=self.every, batch=self.batch, window=self.window)
+        check_sizes(
+            every=self.every, batch=self.batch, window=self.window, pending=self.pending, id_window=self.id_window
+        )
         if self.limit is not None:
             check_sizes(limit=self.limit)
         if not self.every_seconds > 0:

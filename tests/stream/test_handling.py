@@ -12,6 +12,7 @@ import pytest
 
 import moeapps
 from moeapps.cli.main import main
+from moeapps.core.errors import DataError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, Event, FrameSource, LinesSink, StreamRun
 from moeapps.stream.compiled.engine import tree_arrays
 
@@ -321,3 +322,63 @@ def test_a_regressor_takes_numbers_of_a_csv():
     found = moeapps.load("c/stream.safetensors")
     assert isinstance(found.model, DriftMoERegressor)
     assert (found.run["counts"]["learned"], found.run["counts"]["rejected"]) == (299, 1)
+
+
+@pytest.mark.parametrize("ending", ["csv", "ndjson"])
+def test_a_label_of_thousands_of_digits_costs_only_its_own_event(ending, capsys):
+    long = "9" * 5000
+    texts = {"csv": "x,y\n1,1\n2,0\n1,LONG\n3,1\n", "ndjson": '{"x":1,"y":1}\n{"x":2,"y":0}\n{"x":1,"y":LONG}\n'}
+    Path(f"data.{ending}").write_text(texts[ending].replace("LONG", long))
+    given = ["stream", "run", "--source", f"data.{ending}", "--target", "y", "--checkpoint", "c", *SMALL]
+    assert main(given) == 0
+    assert "1 rejected" in capsys.readouterr().out
+    assert Path("c/stream.safetensors").exists()
+
+
+def test_the_summary_of_rejects_keeps_the_names_of_standards(capsys):
+    Path("data.csv").write_bytes("x,c,y\n1,é,1\n2,é,0\n".encode("latin-1"))
+    given = ["stream", "run", "--source", "data.csv", "--target", "y", "--checkpoint", "c", *SMALL]
+    assert main(given) == 3
+    assert "not UTF-8" in capsys.readouterr().out
+    Path("times.csv").write_text("x,y\n-1.5,1\n2.5e3,0\n")
+    given = [
+        "stream",
+        "run",
+        "--source",
+        "times.csv",
+        "--target",
+        "y",
+        "--checkpoint",
+        "d",
+        "--types",
+        "x=time",
+        *SMALL,
+    ]
+    assert main(given) == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "as ISO 8601 writes it" in out
+    assert "rejected 2: " in out
+    assert "since --types says so" in out
+
+
+def test_infinite_ids_are_rejected_since_they_are_no_ids():
+    Path("data.ndjson").write_text(
+        '{"i": 1e400, "x": 1, "y": 1}\n{"i": 2e400, "x": 2, "y": 0}\n{"i": 1, "x": 2, "y": 0}\n'
+    )
+    given = ["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", "--id", "i", *SMALL]
+    assert main(given) == 0
+    reasons = [json.loads(line)["reason"] for line in Path("c/rejects.ndjson").read_text().splitlines()]
+    assert reasons == ["the id: an infinite number is not an id"] * 2
+
+
+@pytest.mark.parametrize("option", ["pending", "id-window"])
+def test_a_size_that_is_impossible_is_named_as_the_option(option, capsys):
+    Path("data.csv").write_text("i,x,y\n1,1,1\n")
+    given = ["stream", "run", "--source", "data.csv", "--target", "y", "--id", "i", f"--{option}", "-1", *SMALL]
+    assert main(given) == 2
+    assert f"{option.replace('-', '_')} must be a whole number" in capsys.readouterr().err
+
+
+def test_a_target_that_is_too_large_for_a_regressor_is_told_its_bound():
+    with pytest.raises(DataError, match="y is 1e.300, expected a finite number below 1e.150"):
+        DriftMoERegressor(seed=0).learn_one({"x": 1.0}, 1e300)

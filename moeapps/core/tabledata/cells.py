@@ -152,7 +152,9 @@ def read_cell(cell: str, kind: CellKind, missing: frozenset[str] = frozenset(MIS
     text = cell.strip()
     if kind == "bool" and text in _BOOLS:
         return _BOOLS[text]
-    if kind == "whole" and (key := number_key(text)) is not None and key[2] >= 0 and key[2] < 400:
+    if kind == "whole" and (key := number_key(text)) is not None and 0 <= key[2] < 400:
+        if len(key[1]) + key[2] > 4000:  # Python reads no more than 4,300
+            raise DataError(f"{shown(cell)} is a whole number of more than 4,000 digits")
         return key[0] * int(key[1]) * 10 ** key[2]
     if kind == "number" and _ANY_NUMBER.fullmatch(text):
         number = float(text)

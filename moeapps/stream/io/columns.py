@@ -168,13 +168,13 @@ class Columns:
             if numbers:
                 return "number", "it is the target of a regressor"
             if name in types:  # labels never pass through a float
-                return "whole" if types[name] == "number" else "text", "of --types"
+                return "whole" if types[name] == "number" else "text", "--types says so"
             if name in known:
                 return known[name], "the labels of the model are"
             whole = bool(cells) and all(map(_WHOLE_LABEL.fullmatch, cells))
             return ("whole" if whole else "text") if cells else None, _seen(cells)
         if name in types:
-            return types[name], "of --types"
+            return types[name], "--types says so"
         found = _feature_kind(cells, self.missing)
         if name in known and known[name] != found:
             fits = known[name] == "number" and found in ("bool", "time")

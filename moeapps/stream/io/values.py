@@ -143,6 +143,8 @@ def event_key(value: Any) -> str | None:
             return _unicode(value)
         if isinstance(value, int):
             _bounded(value)
+        if isinstance(value, float | np.floating) and math.isinf(value):
+            raise DataError("an infinite number is not a category")
         return str(value) if isinstance(value, uuid.UUID) else category_text(value)
     except DataError as error:
         raise DataError(f"the id: {str(error).replace('a category', 'an id')}") from None
