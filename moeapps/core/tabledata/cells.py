@@ -160,7 +160,7 @@ def read_cell(cell: str, kind: CellKind, missing: frozenset[str] = frozenset(MIS
         number = float(text)
         if math.isfinite(number):
             return int(text) if text.lstrip("+-").isdigit() else number
-    if kind == "time":
+    if kind == "time" and text[:4].isdigit():  # pandas takes "now", "today" and "-1.5" for times as well
         try:
             return pd.to_datetime(text, format="ISO8601", utc=True).timestamp()
         except (ValueError, OverflowError):

@@ -130,3 +130,16 @@ def test_messages_stay_short_whatever_the_cell():
         assert len(shown(value)) < 120
     with pytest.raises(DataError, match="thousands of digits|4,000 digits"):
         category_text(10**5000)
+
+
+@pytest.mark.parametrize("cell", ["now", "today", "-1.5", "1.5", "12345", "01/02/2024"])
+def test_a_time_is_only_what_iso_8601_writes_and_never_the_clock(cell):
+    with pytest.raises(DataError, match="is not a time as ISO 8601 writes it"):
+        read_cell(cell, "time")
+
+
+def test_a_whole_number_of_thousands_of_digits_is_refused_by_its_length():
+    assert read_cell("9" * 4000, "whole") == 10**4000 - 1
+    for cell in ("9" * 4001, "9" * 5000, "9" * 3900 + "e200"):
+        with pytest.raises(DataError, match="more than 4,000 digits"):
+            read_cell(cell, "whole")
