@@ -98,6 +98,13 @@ class TableSource:
             As :func:`~moeapps.core.tabledata.evidence.infer_columns`.
         """
         wanted = check_column_types(column_types, map(str, self.columns))
+        names = list(names)
+        for name in names:
+            if not isinstance(name, str):
+                raise DataError(
+                    f"{self.name} has a column called {name!r} ({type(name).__name__}), names must be text: "
+                    "frame.columns = frame.columns.astype(str)"
+                )
         evidence = {name: ColumnEvidence(str(name), self.missing, self.untyped) for name in names}
         for frame in self.batches(list(evidence)):
             for name, seen in evidence.items():
@@ -135,12 +142,13 @@ class TableSource:
             raise
 
     def hashes(self, name: str) -> NDArray[np.uint64]:
-        """A hash of each value of a column, the same for the same cell of a frame and of a file."""
+        """A hash of each value of a column that is not missing, the same for the same cell of a frame and of a file."""
         parts = []
         for frame in self.batches([name]):
             index, values = distinct_cells(frame[name], name)
             texts = np.array([*map(category_text, values), ""], dtype=object)
-            parts.append(pd.util.hash_array(texts[index]))
+            known = ~np.isin(texts, list(self.missing))  # -1, a missing cell, finds the last one
+            parts.append(pd.util.hash_array(texts[index[known[index]]]))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.types import is_object_dtype
 
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import atomic_write
-from moeapps.core.tabledata.cells import is_missing_cell
+from moeapps.core.tabledata.cells import is_missing_cell, shown
 
 __all__ = ["TableWriter"]
 
@@ -52,6 +52,8 @@ class TableWriter:
 
     def __exit__(self, *error: Any) -> bool | None:
         if error[0] is not None:
+            if self._parquet is not None:
+                self._parquet.close()  # else it tries to once the file is closed
             return self._stack.__exit__(*error)
         with self._stack:
             self._flush()
@@ -79,10 +81,37 @@ class TableWriter:
         )
         if self._parquet is None:
             table = pa.Table.from_pandas(frame, preserve_index=False)
+            # a column that is all missing so far may hold anything later on, which text can hold
+            kinds = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
+            table = table.cast(pa.schema(kinds))
             self._parquet = pq.ParquetWriter(self._file, table.schema)
         else:
+            for field in self._parquet.schema:
+                frame[field.name] = self._as_before(frame[field.name], field)
             table = pa.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
         self._parquet.write_table(table)
+
+    def _as_before(self, column: pd.Series, field: pa.Field) -> pd.Series:
+        """Cells that fit the type which earlier rows of their column have in the file."""
+        try:
+            pa.array(column, field.type, from_pandas=True)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                return _texts(column)
+            raise DataError(
+                f"{self.path}: column {field.name!r} holds {field.type} in the first {_GROUP:,} rows and other cells, "
+                f"such as {shown(_misfit(column, field.type))}, later: write a .csv file, which holds any cell"
+            ) from None
+        return column
+
+
+def _misfit(column: pd.Series, kind: pa.DataType) -> Any:
+    for value in column:
+        try:
+            pa.array([value], kind, from_pandas=True)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            return value
+    return None
 
 
 def _storable(column: pd.Series) -> pd.Series:
@@ -93,6 +122,10 @@ def _storable(column: pd.Series) -> pd.Series:
         except (pa.ArrowException, OverflowError, TypeError):
             continue
         return column if kind is None else column.astype(pd.UInt64Dtype())
+    return _texts(column)
+
+
+def _texts(column: pd.Series) -> pd.Series:
     texts = [
         None if is_missing_cell(value) else value if isinstance(value, str) else json.dumps(value, default=str)
         for value in column

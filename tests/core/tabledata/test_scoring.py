@@ -8,6 +8,7 @@ from moeapps import MoEClassifier, MoERegressor, MowstClassifier
 from moeapps.cli.main import main
 from moeapps.core import predict_file
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.writer import TableWriter
 
 pytestmark = pytest.mark.xdist_group("scoring")  # one trained classifier
 
@@ -69,3 +70,26 @@ def test_models_that_cannot_are_named(frame, tmp_path):
     model = MoERegressor(max_epochs=1).fit(np.ones((20, 2)), np.arange(20.0))
     with pytest.raises(DataError, match="fitted on an array"):
         predict_file(model, tmp_path / "in.csv", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(("late", "kept"), [("late", "late"), (1.5, "1.5"), ([1, "a"], '[1, "a"]')])
+def test_a_column_missing_in_the_first_group_of_a_parquet_file_keeps_what_comes_later(late, kept, tmp_path):
+    """Kept cells of NDJSON ended in Arrow's own error once a group had been written with nothing but nulls."""
+    pieces = [pd.DataFrame({"note": pd.Series([cell] * 70_000, dtype=object)}) for cell in (None, late)]
+    with TableWriter(tmp_path / "out.parquet") as writer:
+        for piece in pieces:
+            writer.write(piece)
+    found = pd.read_parquet(tmp_path / "out.parquet")["note"]
+    assert found[:70_000].isna().all()
+    assert found[70_000:].eq(kept).all()
+
+
+def test_a_parquet_column_that_changes_its_type_is_named(tmp_path):
+    def write():
+        with TableWriter(tmp_path / "out.parquet") as writer:
+            for cell in (1, "t"):
+                writer.write(pd.DataFrame({"z": pd.Series([cell] * 70_000, dtype=object)}))
+
+    with pytest.raises(DataError, match=r"column 'z' holds int64 in the first .* such as 't', later: write a .csv"):
+        write()
+    assert not list(tmp_path.iterdir())

@@ -68,3 +68,15 @@ def test_bool_is_no_number():
     kinds = {"f": is_number(np.dtype(float)), "i": is_number(pd.Int64Dtype()), "b": is_number(np.dtype(bool))}
     assert kinds == {"f": True, "i": True, "b": False}
     assert not is_number(np.dtype(object))
+
+
+def test_rows_without_an_id_are_not_the_same_row(tmp_path):
+    frame = pd.DataFrame({"id": ["a", None, "NA", ""]})
+    frame.to_csv(tmp_path / "ids.csv", index=False)
+    for table in (frame, tmp_path / "ids.csv"):
+        assert len(TableSource(table).hashes("id")) == 1
+
+
+def test_names_of_columns_that_are_numbers_are_refused_by_name():
+    with pytest.raises(DataError, match="a column called 7"):
+        TableSource(pd.DataFrame({7: [1]})).infer([7])
