@@ -205,8 +205,7 @@ class Targets:
         if unseen.any():
             row = int(unseen.argmax())
             raise DataError(
-                f"target {name!r} is binary and holds {column.iloc[row]!r} at row {column.index[row]}, expected "
-                f"{classes}"
+                f"target {name!r} holds {column.iloc[row]!r} at row {column.index[row]}, expected {classes}"
             )
         return np.where(codes == MISSING, np.nan, codes)
 

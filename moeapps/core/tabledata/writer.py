@@ -83,7 +83,7 @@ class TableWriter:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             # a column that is all missing so far may hold anything later on, which text can hold
             kinds = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
-            table = table.cast(pa.schema(kinds))
+            table = table.cast(pa.schema(kinds, table.schema.metadata))
             self._parquet = pq.ParquetWriter(self._file, table.schema)
         else:
             for field in self._parquet.schema:
