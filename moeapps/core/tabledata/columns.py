@@ -230,7 +230,7 @@ class ColumnEncoder:
 
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
-        learned = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        learned = {name: value for name, value in sorted(vars(self).items()) if not name.startswith("_")}
         return {**learned, "columns": [column.to_json() for column in self.columns]}
 
     @classmethod

@@ -108,3 +108,9 @@ def test_infinite_numbers_in_a_frame_are_located(value):
     table.loc[1, "age"] = value
     with pytest.raises(DataError, match="row 1, column 'age'"):
         fitted(table)
+
+
+def test_a_state_that_was_loaded_is_written_in_the_same_order():
+    encoder = ColumnEncoder().fit(pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), np.ones(2))
+    text = json.dumps(encoder.state())
+    assert json.dumps(ColumnEncoder.from_state(json.loads(text)).state()) == text
