@@ -92,7 +92,7 @@ class Vocabulary:
         is_text = isinstance(value, str)
         text = value if is_text else category_text(value)
         code = self._exact.get(text)
-        if code is not None:
+        if code is not None and (is_text or self._by_value.get(_value_key(text)) != _AMBIGUOUS):
             return code
         if is_text and text in self.missing:
             return MISSING
