@@ -77,6 +77,7 @@ def test_a_tree_with_a_circle_is_refused_and_not_followed_for_ever(tmp_path):
 
 
 @in_stream_group
+@pytest.mark.slow  # the loops are compiled once more for it
 def test_a_large_stream_model_is_checked_in_no_time():
     from moeapps.stream import DriftMoEClassifier
     from moeapps.stream.restoring import check_engine
@@ -286,6 +287,7 @@ def test_a_training_that_diverged_never_passes_for_a_fitted_model(name, lr):
 
 
 @in_stream_group
+@pytest.mark.slow  # the loops are compiled once more for it
 def test_a_stream_whose_router_diverged_says_so():
     from moeapps.stream import DriftMoEClassifier
 
