@@ -2,7 +2,7 @@
 
 __all__ = ["IMPORT_HELP", "SUMMARIES", "subcommand", "subcommand_position", "take_option"]
 
-IMPORT_HELP = "module of yours to import first, where routers, models or data are registered; may be repeated"
+IMPORT_HELP = "module to import first, where your routers, models or data are registered; may be repeated"
 
 SUMMARIES = {
     "fit": "train a model from a YAML file",

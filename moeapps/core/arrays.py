@@ -15,9 +15,9 @@ from torch import Tensor
 
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import EXACT
-from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.frames import frame_if_table
 
-__all__ = ["EXACT", "as_array", "kind_of", "missing", "numbers", "tightened", "whole_numbers", "with_gaps"]
+__all__ = ["EXACT", "as_array", "kind_of", "missing", "numbers", "plain", "tightened", "whole_numbers", "with_gaps"]
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -34,8 +34,7 @@ def as_array(values: Any) -> np.ndarray:
     array
         In the shape of the values. Of dtype object if values are missing or of several kinds.
     """
-    if is_table(values):
-        values = as_frame(values, "the values")
+    values = frame_if_table(values, "the values")
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values if values.layout == torch.strided else values.to_dense()
@@ -110,7 +109,7 @@ def numbers(values: np.ndarray, what: str, where: str = "row") -> np.ndarray:
     first = int((~missing(values)).argmax())
     if kind == "mixed":
         first = next((i for i, value in enumerate(values) if isinstance(value, str)), first)
-    raise DataError(f"{what} must be numbers, got {_plain(values[first])!r} ({kind}) in {where} {first}")
+    raise DataError(f"{what} must be numbers, got {plain(values[first])!r} ({kind}) in {where} {first}")
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray | None:
@@ -139,5 +138,6 @@ def tightened(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A Python value in place of a numpy scalar."""
     return value.item() if isinstance(value, np.generic) else value

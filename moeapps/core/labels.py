@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from moeapps.core.arrays import as_array, kind_of, missing, tightened
+from moeapps.core.arrays import as_array, kind_of, missing, plain, tightened
 from moeapps.core.errors import DataError
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "classes_and_codes",
     "classes_from_json",
     "encode",
-    "is_missing",
     "label_kind",
     "labels_from_json",
     "labels_to_json",
@@ -161,16 +160,6 @@ _TYPES_OF_DTYPE: dict[str | None, tuple[type, ...]] = {
 # Labels that come one by one (streams) have no common dtype: each is written with a tag of its type.
 
 _TAGS: dict[str, type] = {"s": str, "i": int, "f": float, "b": bool}
-
-
-def plain(value: Any) -> Any:
-    """A Python value in place of a numpy scalar."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a single value is None, NaN, NA or NaT."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
 def label_kind(label: Any) -> str:

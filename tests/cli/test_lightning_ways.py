@@ -324,7 +324,7 @@ def test_the_folder_of_an_earlier_run_is_not_written_to_unless_it_is_continued(o
     ],
 )
 @pytest.mark.parametrize("form", ["option", "yaml"])
-def test_what_is_wrong_with_the_users_module_is_told_as_it_is(own, tmp_path, text, message, form):
+def test_what_is_wrong_with_the_users_module_is_told_with_its_cause(own, tmp_path, text, message, form):
     if text is not None:
         write(tmp_path / "own_bad.py", text)
     write(Path("c.yaml"), {"model": {"class_path": "own_bad.Module", "init_args": {"lr": 3}}})

@@ -204,7 +204,7 @@ FETCHING = {
         "file": "/etc/hostname",
     },
     "pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/weights.pth"},
-    "cache_dir": "/tmp/somewhere",
+    "cache_dir": "somewhere",
 }
 
 

@@ -17,14 +17,13 @@ from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types,
 from moeapps.core.tabledata.numbers import TIME_PARTS, time_parts, to_days, to_numbers
 from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
 from moeapps.core.tabledata.vocabulary import (
-    UnseenCategories,
     Vocabulary,
     count_values,
     warn_of_imputed,
     warn_of_unseen,
 )
 
-__all__ = ["ColumnEncoder", "UnseenCategories", "is_number"]
+__all__ = ["ColumnEncoder"]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Codes: a category not seen in training, a missing value, the first category."""
@@ -344,11 +343,6 @@ class ColumnEncoder:
                 "too large for float32. Use a missing value or a clipped one"
             )
         return numbers
-
-
-def is_number(kind: Any) -> bool:
-    """Whether a column of this dtype holds numbers; bool counts as a category."""
-    return pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
 
 
 def _column(X: pd.DataFrame | NDArray[Any], index: int) -> pd.Series:

@@ -59,7 +59,6 @@ class ColumnEvidence:
     missing: frozenset[str]
     untyped: bool = False
     rows: int = 0
-    empty: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     missing_seen: set[str] = field(default_factory=set)
     texts: dict[str, int] = field(default_factory=dict)

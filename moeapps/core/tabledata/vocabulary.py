@@ -17,6 +17,7 @@ from moeapps.core.tabledata.cells import (
     is_number_value,
     missing_texts,
     number_key,
+    read_cell,
     sample_of,
     shown,
 )
@@ -325,10 +326,10 @@ def _plain(value: Any) -> Any:
 def _typed(text: str) -> Any:
     if text in _BOOLS:
         return _BOOLS[text]
-    key = number_key(text)
-    if key is None or not 0 <= key[2] < 400:
+    try:
+        return read_cell(text, "whole", frozenset())
+    except DataError:
         return text
-    return key[0] * int(key[1]) * 10 ** key[2]
 
 
 def _value_key(text: str) -> Any:

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.columns import is_number
 from moeapps.core.tabledata.source import TableSource, listed, require_columns
 
 
@@ -62,12 +61,6 @@ def test_long_lists_of_names_are_cut():
     with pytest.raises(DataError, match=r"'c9' and 2 more$"):
         require_columns([f"c{i}" for i in range(12)], [], "the frame")
     assert listed(["a", 1]) == "'a', '1'"
-
-
-def test_bool_is_no_number():
-    kinds = {"f": is_number(np.dtype(float)), "i": is_number(pd.Int64Dtype()), "b": is_number(np.dtype(bool))}
-    assert kinds == {"f": True, "i": True, "b": False}
-    assert not is_number(np.dtype(object))
 
 
 def test_rows_without_an_id_are_not_the_same_row(tmp_path):
