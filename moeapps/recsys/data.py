@@ -191,18 +191,19 @@ class RankingData(L.LightningDataModule):
         if count == 0:
             raise DataError(f"{source.name}: there is no row to learn from")
         schema, columns = self._schema_for(source)
+        inferred = {column.name: column for column in columns}
         held_out = self._held_out(count)
         _check_columns(source, schema)
         source = self._source(table, schema.column_kinds())
         targets = Targets(self.target_names, self.kinds, self.missing)
+        if self.schema is not None:  # else they were looked at with the features
+            inferred = source.named(lambda: source.infer(self.target_names, self.column_types))
         self.targets = source.named(
-            lambda: targets.fit_batches(
-                source.batches(self.target_names), source.infer(self.target_names, self.column_types), source.untyped
-            )
+            lambda: targets.fit_batches(source.batches(self.target_names), inferred, source.untyped)
         )
         train = _batches(source, schema, ~held_out)
         self.encoder = source.named(lambda: TableEncoder(schema, self.missing).fit_batches(train, source.untyped))
-        self.encoder.columns = columns
+        self.encoder.columns = [column for column in columns if column.name not in self.target_names]
         self._train = self._encode(source, schema, ~held_out, "train")
         if (val := self.load("val")) is not None:
             self._val = self._encode(self._source(val, self.encoder.column_kinds()), schema, None, "val")
@@ -224,8 +225,9 @@ class RankingData(L.LightningDataModule):
             source.require(self.ignored, "ignored")
             left_out = {*self.target_names, *self.ignored}
             names = [name for name in source.columns if name not in left_out]
-            columns = list(source.named(lambda: source.infer(names, self.column_types)).values())
-            return Schema.from_columns(columns, self.target_names, self.ignored), columns
+            found = source.named(lambda: source.infer([*names, *self.target_names], self.column_types))
+            inputs = [column for name, column in found.items() if name not in self.target_names]
+            return Schema.from_columns(inputs, self.target_names, self.ignored), list(found.values())
         features = {feature.name for feature in self.schema.features}
         ignored = [*self.schema.ignored, *self.ignored]
         if source.is_file:

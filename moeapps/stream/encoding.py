@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moeapps.core.tabledata.cells import is_missing_cell
+from moeapps.core.tabledata.cells import is_missing_cell, shown
 from moeapps.stream.labels import LabelEncoder  # pickles of 0.1 find it here
 from moeapps.stream.row_encoding import Encoded, OnBad, RowEncoder, UnseenFeatures, bad_value, by_first_row
-from moeapps.stream.values import LARGEST, savable, seconds_of, shown
+from moeapps.stream.values import LARGEST, savable, seconds_of
 
 __all__ = ["Encoded", "FeatureEncoder", "LabelEncoder", "OnBad", "UnseenFeatures"]
 

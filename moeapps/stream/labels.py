@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
 from moeapps.core.labels import label_kind, value_from_json, value_to_json
-from moeapps.core.tabledata.cells import is_missing_cell
-from moeapps.stream.values import savable, shown, unwrapped
+from moeapps.core.tabledata.cells import is_missing_cell, shown
+from moeapps.stream.values import savable, unwrapped
 
 __all__ = ["LabelEncoder", "label_of", "targets_of"]
 

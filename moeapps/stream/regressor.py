@@ -15,12 +15,13 @@ from sklearn.utils.validation import _check_y, check_consistent_length
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
+from moeapps.core.tabledata.cells import shown
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
-from moeapps.stream.values import LARGEST, number_of, shown, unwrapped
+from moeapps.stream.values import LARGEST, number_of, unwrapped
 
 __all__ = ["DriftMoERegressor"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import value_from_json, value_to_json
-from moeapps.core.tabledata.cells import is_missing_cell, missing_texts
-from moeapps.stream.values import LARGEST, category_of, is_numeric, number_of, savable, shown, unwrapped
+from moeapps.core.tabledata.cells import is_missing_cell, missing_texts, shown
+from moeapps.stream.values import LARGEST, category_of, is_numeric, number_of, savable, unwrapped
 
 __all__ = [
     "NO_FEATURES",

@@ -18,9 +18,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import category_text, read_cell
+from moeapps.core.tabledata.cells import category_text, read_cell, shown
 
-__all__ = ["LARGEST", "category_of", "is_numeric", "number_of", "savable", "seconds_of", "shown", "unwrapped"]
+__all__ = ["LARGEST", "category_of", "is_numeric", "number_of", "savable", "seconds_of", "unwrapped"]
 
 LARGEST = 1e150
 """Larger numbers are bad values: their squares have to fit into a float64."""
@@ -165,12 +165,3 @@ def savable(value: Any, what: str) -> Any:
     if isinstance(plain, tuple):
         return tuple(savable(part, what) for part in plain)
     raise DataError(f"{what} is {shown(value)} ({type(value).__name__}): use text, a finite number, or a bool")
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """A value for a message, cut off; also where Python refuses to write it, such as a number of 5,000 digits."""
-    try:
-        text = repr(value)
-    except Exception:
-        return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from moeapps.core.errors import MoEAppsError
-from moeapps.serve.batching import Limits, ModelServer
+from moeapps.serve.batching import Limits
 from moeapps.serve.refusal import Refusal, model_failed
 from moeapps.serve.worker import WorkerDied, WorkerHung
+from tests.serve.scenarios import run_scenario
 
 
 class FakeWorker:
@@ -77,16 +78,7 @@ def made(monkeypatch, tmp_path):
 
 
 def run(scenario, **options):
-    async def whole():
-        server = ModelServer("model", make_worker=FakeWorker, **options)
-        server.start()
-        await server.run()
-        try:
-            await asyncio.wait_for(scenario(server), 20)
-        finally:
-            await server.close()
-
-    asyncio.run(whole())
+    run_scenario(scenario, FakeWorker, **options)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 from moeapps.serve.batching import Limits, ModelServer
 from moeapps.serve.jobs import Job, JobQueue
 from moeapps.serve.refusal import Refusal
+from tests.serve.scenarios import run_scenario
 
 from .test_batching import FakeWorker, made, refusal, until  # noqa: F401
 
@@ -29,16 +30,7 @@ class RowWorker(FakeWorker):
 
 
 def serve(scenario, **options):
-    async def whole():
-        server = ModelServer("model", make_worker=RowWorker, **options)
-        server.start()
-        await server.run()
-        try:
-            await asyncio.wait_for(scenario(server), 20)
-        finally:
-            await server.close()
-
-    asyncio.run(whole())
+    run_scenario(scenario, RowWorker, **options)
 
 
 def rows(*values) -> dict:

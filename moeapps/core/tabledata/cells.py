@@ -29,6 +29,7 @@ __all__ = [
     "is_number_value",
     "missing_texts",
     "number_key",
+    "pattern_of",
     "read_cell",
     "sample_of",
     "shown",
@@ -102,6 +103,11 @@ def is_missing_cell(value: Any, missing: frozenset[str] = frozenset()) -> bool:
     if isinstance(value, np.datetime64 | np.timedelta64):
         return bool(np.isnat(value))
     return isinstance(value, float | np.floating) and bool(value != value)
+
+
+def pattern_of(kind: CellKind) -> str:
+    """Regular expression, for Arrow, of the texts that are wholly of a kind."""
+    return f"^({dict(_PATTERNS)[kind].pattern})$"
 
 
 def text_kind(cell: str) -> CellKind:
@@ -246,10 +252,13 @@ def is_number_value(value: Any) -> bool:
     return isinstance(value, numbers.Number) and not isinstance(value, bool | np.bool_ | complex | np.complexfloating)
 
 
-def shown(value: Any) -> str:
-    """A value for a message: its ``repr``, cut where it is long."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < _TOO_LONG else "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message: its ``repr``, cut where it is long; also where Python refuses to write it."""
+    try:
+        text = repr(value)
+    except Exception:  # such as a number of 5,000 digits
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def sample_of(values: Sequence[Any], most: int = 3) -> str:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import EXACT, MISSING_VALUES, is_missing_cell, is_number_value, shown
+from moeapps.core.tabledata.cells import EXACT, MISSING_VALUES, is_missing_cell, is_number_value, pattern_of, shown
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, is_named_id
 
@@ -29,10 +29,18 @@ _NUMBER = r"^\s*[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity))\s*$"
 """Also infinity, which pandas reads as a number: it is refused by name later, not learned as a category."""
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 _WHOLE = r"^\s*[+-]?\d+(\.0*)?\s*$"
-_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
 _LIST = r"""^\s*\[\s*([\d"'\[{\].-]|true\b|false\b|null\b|None\b)[\s\S]*\]\s*$|^\s*\[\s*\]\s*$"""
 """A list in JSON, or as Python writes it; "[warn]" is text."""
-_BOOL = r"^(True|TRUE|true|False|FALSE|false)$"
+
+_TEXT_PATTERNS = {
+    "number": _NUMBER,
+    "zero": _LEADING_ZERO,
+    "whole": _WHOLE,
+    "time": pattern_of("time"),
+    "list": _LIST,
+    "bool": pattern_of("bool"),
+}
+"""What is counted of the texts of a column."""
 
 MOSTLY = 0.95
 """Part of numbers from which a column with other texts in it is refused: it is neither numbers nor categories."""
@@ -214,8 +222,7 @@ class ColumnEvidence:
         if len(known) == 0:
             return
         self.counts["text"] = self.counts.get("text", 0) + len(known)
-        for name, pattern in (("number", _NUMBER), ("zero", _LEADING_ZERO), ("whole", _WHOLE), ("time", _TIME),
-                              ("list", _LIST), ("bool", _BOOL)):  # fmt: skip
+        for name, pattern in _TEXT_PATTERNS.items():
             seen = self.texts.get(name, 0)
             if name != "number" and seen == 0 and self.texts.get("all", 0) > 0 and name != "zero":
                 continue  # one batch without any is enough to know

@@ -128,7 +128,7 @@ def test_missing_texts_are_missing_only_where_they_are_named():
 def test_messages_stay_short_whatever_the_cell():
     for value in ("x" * 10**6, 10**5000, [0] * 10**5):
         assert len(shown(value)) < 120
-    with pytest.raises(DataError, match="thousands of digits|4,000 digits"):
+    with pytest.raises(DataError, match="4,000 digits"):
         category_text(10**5000)
 
 
