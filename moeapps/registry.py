@@ -249,14 +249,25 @@ def foreign_parts(document: dict[str, Any]) -> list[dict[str, Any]]:
     list of dict
         Entries (kind, path, summary, alias), in the order of their paths.
     """
-    models = [document, document["state"].get("model")]  # the checkpoint of a stream run holds a model
     found = set()
-    for model in models:
-        if isinstance(model, dict) and "class" in model:
-            found.add(find("model", model["class"]))
-            found |= {find("router", name) for name in _router_names(model.get("arguments"))}
+    for model in _models(document):
+        found.add(find("model", model["class"]))
+        found |= {find("router", name) for name in _router_names(model.get("arguments"))}
     foreign = [entry for entry in found if entry is not None and entry.path not in _OWN]
     return [asdict(entry) for entry in sorted(foreign, key=lambda entry: entry.path)]
+
+
+def _models(document: Any) -> Iterator[dict[str, Any]]:
+    """A document and those inside it: the checkpoint of a stream run holds a model, a mixture estimators."""
+    if not isinstance(document, dict):
+        return
+    state = document.get("state")
+    if "class" in document:
+        yield document
+    for inner in (state.get("model"), *dict(state.get("nested") or {}).values()) if isinstance(state, dict) else ():
+        yield from _models(inner)
+    for _, inner in document.get("steps", ()):
+        yield from _models(inner)
 
 
 def are_parts(value: Any) -> bool:

@@ -16,7 +16,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -33,7 +35,18 @@ from moeapps.core.rebuilding import rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
 from moeapps.core.state_dict import non_finite_names
 
-__all__ = ["FORMAT", "Savable", "SavableModule", "arguments_to_json", "load", "registered_path"]
+__all__ = [
+    "FORMAT",
+    "NESTED",
+    "Loading",
+    "Savable",
+    "SavableModule",
+    "arguments_to_json",
+    "load",
+    "loading",
+    "registered_path",
+    "restore",
+]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -42,6 +55,29 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _MAX_HEADER = 100_000_000  # as safetensors
 _MAX_CONTAINERS = 5_000_000
 """Largest number of lists and objects in a document: a pair of brackets is two bytes of a file and 56 of memory."""
+
+NESTED = "nested."
+"""Tensors whose names begin so belong to estimators inside an estimator, which check them themselves."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the caller of :func:`load` allows.
+
+    Parameters
+    ----------
+    trusted : tuple of (str or type), default=()
+        Types of other packages that the file may hold.
+    allow_non_finite : bool, default=False
+        Whether weights may be NaN or infinite.
+    """
+
+    trusted: tuple[str | type, ...] = ()
+    allow_non_finite: bool = False
+
+
+loading: ContextVar[Loading] = ContextVar("loading", default=Loading())  # noqa: B039 (it is frozen)
+"""What the call of :func:`load` that is running allows, for the estimators inside an estimator."""
 
 
 class Savable(Protocol):
@@ -85,11 +121,13 @@ class SaveMixin:
             If the class is not registered, or an argument cannot be written as JSON.
         """
         class_path = registered_path(type(self))
+        arguments = arguments_to_json(self.saved_arguments())
+        state, tensors = self.saved_content()  # type: ignore[attr-defined]
         document = {
             "format": FORMAT,
             "class": class_path,
-            "arguments": arguments_to_json(self.saved_arguments()),
-            "state": self.saved_state(),
+            "arguments": arguments,
+            "state": state,
             "versions": {
                 "moeapps": moeapps.__version__,
                 "torch": importlib.metadata.version("torch"),
@@ -98,7 +136,11 @@ class SaveMixin:
         }
         if parts := registry.foreign_parts(document):  # routers and classes of other packages
             document["parts"] = parts
-        _write(path, document, self.saved_tensors())
+        _write(path, document, tensors)
+
+    def saved_content(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """State and tensors; a class that makes both at once overrides this."""
+        return self.saved_state(), self.saved_tensors()
 
 
 class SavableModule(SaveMixin, nn.Module):
@@ -137,6 +179,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     import_modules: str | Iterable[str] = (),
+    trusted: Iterable[str | type] = (),
     allow_non_finite: bool = False,
     **modules: nn.Module,
 ) -> Any:
@@ -149,6 +192,9 @@ def load(
     import_modules : str or iterable of str, default=()
         Modules to import first, where routers or classes of your own are defined that the model needs. The file names
         them, but they are never imported on its account.
+    trusted : iterable of (str or type), default=()
+        Types of other packages that a mixture's experts may hold, besides those that are safe: the error that refuses
+        a file names them. Name them only if you know who wrote the file, since loading them may run code of theirs.
     allow_non_finite : bool, default=False
         Whether to load weights that are NaN or infinite, to look at them. Such a model predicts nothing of use.
     **modules
@@ -184,30 +230,67 @@ def load(
     plugins.import_modules(import_modules)
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
+    _warn_of_versions(document["versions"], file)
+    token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
+    try:
+        return restore(document, tensors, file, modules)
+    finally:
+        loading.reset(token)
+
+
+def restore(
+    document: Mapping[str, Any], tensors: dict[str, Tensor], source: Path, modules: Mapping[str, nn.Module] | None = None
+) -> Any:
+    """Build the object of a document: of a file, or of an estimator inside one.
+
+    Parameters
+    ----------
+    document : mapping
+        With ``class``, ``arguments`` and ``state``.
+    tensors : dict of str to Tensor
+        Its tensors.
+    source : Path
+        The file, for messages.
+    modules : mapping of str to Module, optional
+        The caller's modules that were constructor arguments.
+
+    Raises
+    ------
+    FileFormatError
+        As :func:`load`.
+    """
     class_path = document["class"]
     try:
         cls = registry.resolve(class_path)
     except KeyError:
         raise FileFormatError(
-            f"{file} holds a {class_path!r}, which is not a registered class. It would be of "
+            f"{source} holds a {class_path!r}, which is not a registered class. It would be of "
             f"{registry.describe_import(class_path.rpartition('.')[0])}"
         ) from None
     if not isinstance(cls, type) or not issubclass(cls, SaveMixin):
-        raise FileFormatError(f"{file} holds a {class_path!r}, which cannot be loaded from a file")
-    if not allow_non_finite and (names := non_finite_names(tensors, cls.non_finite_tensors)):
+        raise FileFormatError(f"{source} holds a {class_path!r}, which cannot be loaded from a file")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(NESTED)}
+    if not loading.get().allow_non_finite and (names := non_finite_names(own, cls.non_finite_tensors)):
         raise FileFormatError(
-            f"{file} holds NaN or infinity in {', '.join(names[:3])}: its training has diverged, or it was changed. "
+            f"{source} holds NaN or infinity in {', '.join(names[:3])}: its training has diverged, or it was changed. "
             "moeapps.load(path, allow_non_finite=True) loads it all the same"
         )
-    arguments = complete_arguments(document["arguments"], modules, file)
-    check_kinds(cls, document["arguments"], file)
-    _warn_of_versions(document["versions"], file)
+    arguments = complete_arguments(document["arguments"], dict(modules or {}), source)
+    check_kinds(cls, document["arguments"], source)
     try:
-        return cls.from_saved(arguments, document["state"], tensors, file)  # type: ignore[attr-defined]
+        return cls.from_saved(arguments, document["state"], tensors, source)  # type: ignore[attr-defined]
     except (FileFormatError, ImportError):  # a library that is not installed is no fault of the file
         raise
     except Exception as error:  # whatever contradicts itself in a file, the constructor that stumbles says how
-        raise FileFormatError(f"{file} does not fit {class_path}: {type(error).__name__}: {error}") from error
+        raise FileFormatError(f"{source} does not fit {class_path}: {type(error).__name__}: {error}") from error
+
+
+def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:
+    types = (trusted,) if isinstance(trusted, str | type) else tuple(trusted)
+    for entry in types:
+        if not isinstance(entry, str | type):
+            raise ConfigError(f"trusted must hold types or their full names, got {entry!r}")
+    return types
 
 
 def _write(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
