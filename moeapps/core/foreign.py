@@ -157,7 +157,9 @@ def _pack_own(estimator: Any, name: str) -> tuple[dict[str, Any], dict[str, Tens
     document["arguments"] = arguments_to_json(estimator.saved_arguments())
     modules = [argument for argument, value in document["arguments"].items() if is_module(value)]
     if modules:
-        raise ConfigError(f"{name} has a torch module of your own as {modules[0]}, which cannot be saved inside another")
+        raise ConfigError(
+            f"{name} has a torch module of your own as {modules[0]}, which cannot be saved inside another"
+        )
     try:
         document["state"], tensors = estimator.saved_content()
     except NotFittedError:
@@ -186,7 +188,9 @@ def _unpack_own(document: dict[str, Any], tensors: dict[str, Tensor], source: Pa
 
 def _pack_pipeline(pipeline: Pipeline, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if pipeline.memory is not None:  # joblib's cache is pickles in a folder
-        raise ConfigError(f"{name} is a pipeline with memory={pipeline.memory!r}: save it without, set_params(memory=None)")
+        raise ConfigError(
+            f"{name} is a pipeline with memory={pipeline.memory!r}: save it without, set_params(memory=None)"
+        )
     steps, tensors = [], {}
     for position, (step, estimator) in enumerate(pipeline.steps):
         document, parts = pack_estimator(estimator, f"{name}, step {step!r}")
@@ -247,8 +251,8 @@ def _unpack_foreign(tensor: Tensor, source: Path, trusted: tuple[str | type, ...
         if unknown:
             wanted = sorted({*unknown, *map(skops_file.type_name, trusted)})
             raise FileFormatError(
-                f"{name} holds types that are not trusted, {', '.join(sorted(unknown))}: if you know who wrote the file, "
-                f"moeapps.load(path, trusted={wanted})"
+                f"{name} holds types that are not trusted, {', '.join(sorted(unknown))}: if you know who wrote the "
+                f"file, moeapps.load(path, trusted={wanted})"
             )
         estimator = skops_file.load(content, trusted)
         check_loaded(estimator)

@@ -46,7 +46,9 @@ def check_loaded(estimator: Any) -> None:
         except FileFormatError:
             raise
         except Exception as error:  # an attribute that is missing, or of another kind
-            raise FileFormatError(f"a {type(part).__name__} in it is damaged: {type(error).__name__}: {error}") from error
+            raise FileFormatError(
+                f"a {type(part).__name__} in it is damaged: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _check(part: Any) -> None:
@@ -108,10 +110,7 @@ def _check_boosting(model: Any) -> None:
     _require(not vars(model).get("_in_fit", False), model)
     width = features
     if model._preprocessor is not None:
-        names = getattr(model, "feature_names_in_", None)
-        row: Any = np.full((1, features), np.nan)
-        row = row if names is None else pd.DataFrame(row, columns=names)
-        width = model._preprocess_X(row, reset=False).shape[1]
+        width = _encoded_width(model, features)
     categorical = np.asarray(model._bin_mapper.is_categorical_)
     _require(width == features and categorical.shape == (features,), model)
     for predictor in (predictor for iteration in model._predictors for predictor in iteration):
@@ -126,6 +125,21 @@ def _check_boosting(model: Any) -> None:
         sets = chosen["is_categorical"] != 0
         _require(bool((chosen["bitset_idx"][sets] < len(bitsets)).all()), predictor)
         _require(bool(np.asarray(categorical[feature[sets]], dtype=bool).all()), predictor)
+
+
+def _encoded_width(model: Any, features: int) -> int:
+    """Number of columns that a boosting model's own encoder of categories makes, seen by a row of known categories."""
+    chosen = np.flatnonzero(np.asarray(model.is_categorical_))
+    categories = model._preprocessor.named_transformers_["encoder"].categories_
+    _require(len(chosen) == len(categories), model)
+    columns = [pd.Series([0.0])] * features
+    for position, values in zip(chosen, categories, strict=True):
+        columns[position] = pd.Series(values[:1])
+    names = getattr(model, "feature_names_in_", range(features))
+    row: Any = pd.concat(columns, axis=1, keys=names)
+    return int(
+        model._preprocess_X(row if hasattr(model, "feature_names_in_") else row.to_numpy(), reset=False).shape[1]
+    )
 
 
 def parts_of(value: Any) -> Iterator[Any]:

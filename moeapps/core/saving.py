@@ -239,7 +239,10 @@ def load(
 
 
 def restore(
-    document: Mapping[str, Any], tensors: dict[str, Tensor], source: Path, modules: Mapping[str, nn.Module] | None = None
+    document: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    source: Path,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Any:
     """Build the object of a document: of a file, or of an estimator inside one.
 

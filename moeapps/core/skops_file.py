@@ -20,6 +20,8 @@ __all__ = ["SAFE_TYPES", "dump", "load", "type_name", "untrusted_types"]
 SAFE_TYPES = (
     "collections.OrderedDict",
     "functools.partial",
+    "moeapps.tables.mixture.experts.CodedLabels",
+    "moeapps.tables.mixture.features.TableFeatures",
     "numpy.dtype",
     "scipy.sparse._csc.csc_array",
     "scipy.sparse._csc.csc_matrix",
@@ -35,8 +37,9 @@ SAFE_TYPES = (
 )
 """Types that are loaded besides those that skops trusts.
 
-They run nothing when they are loaded (a partial holds trusted functions only: numpy's and this one). Trees and sparse matrices hold indices that compiled code follows without a look;
-skops leaves them out for that, and :mod:`moeapps.core.loaded_trees` compares every index with what it points into.
+They run nothing when they are loaded (a partial holds trusted functions only: numpy's and this one). Trees and sparse
+matrices hold indices that compiled code follows without a look; skops leaves them out for that, and
+:mod:`moeapps.core.loaded_trees` compares every index with what it points into.
 """
 
 _SCHEMA = "schema.json"
