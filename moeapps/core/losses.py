@@ -22,6 +22,7 @@ __all__ = [
     "entropy_loss",
     "importance_loss",
     "load_balance_loss",
+    "mixture_loss",
     "mutual_information",
     "parameter_penalty_loss",
     "router_z_loss",
@@ -141,6 +142,31 @@ def consistency_loss(first: Tensor, second: Tensor, token_weight: Tensor | None 
     """
     p, q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
     rows = 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(dim=-1)
+    return _mean(rows, torch.ones_like(rows) if token_weight is None else token_weight.to(rows.dtype))
+
+
+def mixture_loss(weights: Tensor, log_likelihood: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    r"""Negative log-likelihood of a mixture of experts (Jacobs et al. 1991, eq. 1.3).
+
+    .. math:: L = -\overline{\log \sum_e w_{ne}\, p_e(y_n \mid x_n)}
+
+    Parameters
+    ----------
+    weights : Tensor
+        ``(N, E)`` mixture weights, rows sum to 1. A weight of exactly 0 has no gradient.
+    log_likelihood : Tensor
+        ``(N, E)`` what each expert gives the row's target, as a logarithm.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each row counts.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    used = weights > 0  # the logarithm's gradient at 0 would be NaN after the sum, even times 0
+    log_weights = torch.where(used, torch.where(used, weights, 1).log(), -torch.inf)
+    rows = -(log_weights + log_likelihood).logsumexp(dim=-1)
     return _mean(rows, torch.ones_like(rows) if token_weight is None else token_weight.to(rows.dtype))
 
 
