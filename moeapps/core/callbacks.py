@@ -32,9 +32,14 @@ __all__ = [
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators."""
+    _seed_cpu(seed)
+    torch.manual_seed(seed)
+
+
+def _seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries draw from NumPy's global generator
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 class StepSeeding(L.Callback):
@@ -64,7 +69,9 @@ class StepSeeding(L.Callback):
         step = trainer.fit_loop.epoch_loop.total_batch_idx
         assert self.seed is not None
         state = np.random.SeedSequence([self.seed, step, trainer.global_rank]).generate_state(1, np.uint64)
-        seed_everything(int(state[0] >> np.uint64(1)))
+        # on the CPU not torch.manual_seed: it keeps a traceback of every call, to seed CUDA when that is first used
+        seed = _seed_cpu if pl_module.device.type == "cpu" else seed_everything
+        seed(int(state[0] >> np.uint64(1)))
 
     def state_dict(self) -> dict[str, Any]:
         """The seed."""

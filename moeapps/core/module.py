@@ -4,13 +4,14 @@ import inspect
 import math
 from traceback import walk_stack
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from moeapps.core.distributed import world_size
+from moeapps.core.epoch_means import EpochMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.state_dict import check_state_dict
@@ -135,7 +136,30 @@ class MoEModule(L.LightningModule):
             Rows in the batch, for Lightning's averaging.
         """
         logged = {f"train/{name}": term.detach() for name, term in {**terms, "loss": loss}.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
+        trainer = self._trainer
+        if trainer is None or batch_size is None or not trainer.training:  # only Lightning knows the rows of the batch
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
+            return
+        means = self._epoch_means()
+        means.begin(trainer.current_epoch)
+        means.add(logged, batch_size)
+        if trainer.is_last_batch:
+            self._log_means(means)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of an epoch that ended before its last batch, as ``max_steps`` ends it."""
+        self._log_means(self._epoch_means())
+
+    def _epoch_means(self) -> EpochMeans:
+        """Sums of this epoch's terms: they belong to a training, so that no copy or file of the module holds them."""
+        return cast(EpochMeans, vars(self.trainer).setdefault("_moeapps_epoch_means", EpochMeans()))
+
+    def _log_means(self, means: EpochMeans) -> None:
+        processes = world_size()
+        for name, value, rows, weight in means.take():
+            # one process: the means as they are; several: weighted by the rows of each
+            size: Any = rows if processes > 1 else weight
+            self.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=processes > 1)
 
     def with_cosine_schedule(
         self, optimizer: torch.optim.Optimizer, warmup: float = 0.0, end: float = 0.1
