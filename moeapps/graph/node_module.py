@@ -15,6 +15,7 @@ from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
 from moeapps.core.module import MoEModule
+from moeapps.core.optimizers import fused_where_possible
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
@@ -281,7 +282,8 @@ class GNNModule(NodeModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay)
+        fused = fused_where_possible(self.parameters())
+        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay, **fused)
 
 
 def check_rates(**rates: float) -> None:

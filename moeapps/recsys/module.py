@@ -15,6 +15,7 @@ from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.module import DataDependentModule
+from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
@@ -206,8 +207,11 @@ class RankingModule(Configurable, DataDependentModule):
         ]
         if self.config.sparse_gradients:
             torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
-        make = torch.optim.Adagrad if self.config.sparse_gradients else torch.optim.AdamW
-        return self.with_cosine_schedule(make([group for group in groups if group["params"]], lr=self.lr))
+        groups = [group for group in groups if group["params"]]
+        if self.config.sparse_gradients:
+            return self.with_cosine_schedule(torch.optim.Adagrad(groups, lr=self.lr))
+        fused = fused_where_possible(self.parameters())
+        return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr, **fused))
 
 
 def _check(config: RankingConfig) -> None:

@@ -12,6 +12,7 @@ from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
+from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.routers import Router
 from moeapps.tables.network import TabularMoE
 
@@ -105,7 +106,8 @@ class TabularModule(Configurable, MoEModule):
         decayed = [p for p in self.parameters() if p.ndim > 1]
         others = [p for p in self.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        fused = fused_where_possible(self.parameters())
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, **fused)
         if self.schedule == "constant":
             if self.optimizer_state is not None:
                 optimizer.load_state_dict(self.optimizer_state)

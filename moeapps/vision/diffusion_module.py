@@ -19,6 +19,7 @@ from moeapps.core.config import Configurable, config_from, field_names, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
+from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.views import Map, Views
 from moeapps.vision.diffusion import Diffusion, DiffusionConfig
 from moeapps.vision.dit import SIZES, DiT, DiTConfig
@@ -351,5 +352,6 @@ class DiffusionModule(SpecModule, Configurable):
     def configure_optimizers(self) -> Any:
         """AdamW, with a constant learning rate after the warm-up."""
         config = self.config
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=config.weight_decay)
+        fused = fused_where_possible(self.network.parameters())
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=config.weight_decay, **fused)
         return self.with_cosine_schedule(optimizer, config.warmup, end=1.0)

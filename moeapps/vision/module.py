@@ -15,6 +15,7 @@ from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
 from moeapps.core.module import DataDependentModule
+from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.images import ImageSpec, pad_to, to_float
@@ -260,7 +261,8 @@ class ImageModule(SpecModule, Configurable):
         chosen = {id(p) for p in plain}
         decayed = [p for p in self.network.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr), self.config.warmup)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, **fused_where_possible(self.network.parameters()))
+        return self.with_cosine_schedule(optimizer, self.config.warmup)
 
 
 _BIASES = ("experts.bias1", "experts.bias2")
