@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -49,12 +50,16 @@ class EpochSampler(DistributedSampler[int]):
         return math.ceil(self.length / world_size())
 
     def __iter__(self) -> Iterator[int]:
+        yield from self.order().tolist()
+
+    def order(self) -> Tensor:
+        """Rows of this process from ``start`` on, which then is 0 again, as one int64 tensor."""
         start, self.start = self.start, 0
         generator = self.random_generator()
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
         if (processes := world_size()) > 1:
             order = order.repeat(2)[: len(self) * processes][rank() :: processes]
-        yield from order[start:].tolist()
+        return order[start:]
 
 
 class ResumableLoader(DataLoader):
@@ -63,6 +68,9 @@ class ResumableLoader(DataLoader):
     Its state is the number of batches delivered, modulo its length. Nothing is drawn before the first batch is asked
     for: Lightning makes the iterator before it says which epoch it is. Randomness inside ``dataset[i]`` is repeated
     exactly from an epoch's start, not from its middle.
+
+    A data set in memory whose ``take(rows)`` gives a whole batch (``rows`` int64 tensor, or a slice where the order is
+    that of the data) is asked by it, without a list of row numbers, unless other processes load.
     """
 
     _start = 0
@@ -81,11 +89,28 @@ class ResumableLoader(DataLoader):
                 self.generator.manual_seed(self.sampler.random_generator().initial_seed())
         else:
             skip = start  # another sampler (a distributed one, say): go through the batches that were seen
-        for index, batch in enumerate(_with_plain_errors(super().__iter__())):
+        batches = self._taken() if self._is_in_memory() else super().__iter__()
+        for index, batch in enumerate(_with_plain_errors(batches)):
             if index < skip:
                 continue
             self._position += 1
             yield batch
+
+    def _is_in_memory(self) -> bool:
+        return self.num_workers == 0 and hasattr(self.dataset, "take") and isinstance(self.sampler, EpochSampler)
+
+    def _taken(self) -> Iterator[Any]:
+        """Batches of a data set in memory."""
+        sampler: EpochSampler = self.sampler  # type: ignore[assignment]
+        size, take = self.batch_size or 1, self.dataset.take  # type: ignore[attr-defined]
+        in_order, first = not sampler.shuffle and world_size() == 1, sampler.start
+        order = sampler.order()
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            if len(rows) < size and self.drop_last:
+                return
+            batch = take(slice(first + start, first + start + len(rows)) if in_order else rows)
+            yield batch if self.collate_fn is None else self.collate_fn(batch)
 
     def state_dict(self) -> dict[str, int]:
         """Position inside the epoch, in batches."""

@@ -8,7 +8,19 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.loading import make_loader
+from moeapps.core.loading import identity_collate, make_loader
+
+
+class InMemory(TensorDataset):
+    """Gives whole batches; ``asked`` is what they were asked by."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.asked = []
+
+    def take(self, rows):
+        self.asked.append(type(rows))
+        return [tensor[rows] for tensor in self.tensors]
 
 
 def rows(loader) -> list[list[int]]:
@@ -72,3 +84,33 @@ class Broken(Dataset):
 def test_an_error_in_a_worker_shows_its_own_message(workers):
     with pytest.raises(KeyError, match="row 3 of the file is broken"):
         list(make_loader(Broken(), 4, num_workers=workers))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_data_in_memory_give_the_same_batches_whole(shuffle, drop_last):
+    settings = {"shuffle": shuffle, "seed": 5, "drop_last": drop_last}
+    data = InMemory(torch.arange(22))
+    whole = make_loader(data, 4, collate_fn=identity_collate, **settings)
+    plain = make_loader(TensorDataset(torch.arange(22)), 4, **settings)
+    for epoch in (0, 1):
+        whole.sampler.set_epoch(epoch)
+        plain.sampler.set_epoch(epoch)
+        assert rows(whole) == rows(plain)
+    assert set(data.asked) == {torch.Tensor if shuffle else slice}
+    assert len(data.asked) == 2 * len(whole)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_data_in_memory_continue_where_they_were(shuffle):
+    def fresh():
+        data = InMemory(torch.arange(22))
+        return make_loader(data, 4, shuffle=shuffle, seed=5, collate_fn=identity_collate)
+
+    whole, first, second = rows(fresh()), fresh(), fresh()
+    iterator = iter(first)
+    seen = [next(iterator)[0].tolist() for _ in range(3)]
+    second.load_state_dict(first.state_dict())
+    assert seen + rows(second) == whole
+    assert rows(second) == whole
+    assert second.state_dict() == {"position": 0}

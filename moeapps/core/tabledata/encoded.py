@@ -21,5 +21,10 @@ class EncodedTable(Dataset[tuple[Tensor, ...]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """Return a whole batch; torch's loader calls it where it exists."""
-        chosen = torch.as_tensor(indices)
-        return tuple(column.index_select(0, chosen) for column in self.columns)
+        return self.take(torch.as_tensor(indices))
+
+    def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
+        """Return a whole batch; :class:`~moeapps.core.loading.ResumableLoader` calls it."""
+        if isinstance(rows, slice):
+            return tuple(column[rows] for column in self.columns)
+        return tuple(column.index_select(0, rows) for column in self.columns)
