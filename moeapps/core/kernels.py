@@ -11,15 +11,16 @@ Shapes: A assignments (rows), d width, h hidden width, E experts; ``offsets`` (E
 each expert.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
+from moeapps.core.activations import ACTIVATIONS, Activation
 from moeapps.core.errors import ConfigError
 from moeapps.core.modes import is_transformed
 
@@ -43,34 +44,15 @@ FEW_ROWS = 48
 WASTE = 2.0
 """How many rows, per real row, padding may compute before it stops paying."""
 
+WHOLE = 2**18
+"""Hidden numbers of all rows up to which, on CPU, their activation is one call rather than one per expert.
+
+oneDNN prepares an activation anew for a number of rows that it has not seen, which takes as long as computing 30,000 of
+its values, and an expert's number of rows changes from batch to batch. Beyond this size, what the cache holds of an
+expert's activations is worth more."""
+
 GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= "2.15"
 """Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""
-
-
-class Activation(NamedTuple):
-    """An activation, its gradient, and whether it multiplies two halves of the first layer (then 2h wide)."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-    gated: bool = False
-
-
-def _swiglu(pre: Tensor) -> Tensor:
-    gate, value = pre.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-def _swiglu_backward(grad: Tensor, pre: Tensor) -> Tensor:
-    gate, value = pre.chunk(2, dim=-1)
-    return torch.cat([torch.ops.aten.silu_backward(grad * value, gate), grad * F.silu(gate)], dim=-1)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": Activation(F.gelu, lambda grad, pre: torch.ops.aten.gelu_backward(grad, pre)),
-    "relu": Activation(F.relu, lambda grad, pre: torch.ops.aten.threshold_backward(grad, pre, 0)),
-    "silu": Activation(F.silu, lambda grad, pre: torch.ops.aten.silu_backward(grad, pre)),
-    "swiglu": Activation(_swiglu, _swiglu_backward, gated=True),
-}
 
 
 def grouped_is_possible(dtype: torch.dtype, *widths: int) -> bool:
@@ -315,7 +297,8 @@ class _Loop(_TwoLayer):
     """One product per expert and layer, each written into its part of a common buffer.
 
     An expert's hidden activations live only while it is their turn: they stay in the cache, and are computed again
-    from the first layer's outputs when the gradient needs them.
+    from the first layer's outputs when the gradient needs them. Where there are few, the activations of all experts
+    are one call (see ``WHOLE``); the numbers are the same.
     """
 
     @staticmethod
@@ -325,14 +308,21 @@ class _Loop(_TwoLayer):
     ) -> Tensor:  # fmt: skip
         counts = _split_counts(rows, offsets)
         out = rows.new_empty(rows.shape[0], w2.shape[2])
-        keep = any(ctx.needs_input_grad)
-        pre = rows.new_empty(rows.shape[0], w1.shape[2]) if keep else None
+        keep, whole = any(ctx.needs_input_grad), _is_small(rows, w1)
+        pre = rows.new_empty(rows.shape[0], w1.shape[2]) if keep or whole else None
         pres = [None] * len(counts) if pre is None else pre.split(counts)
         *outs, rest = out.split(counts)
-        layers = zip(rows.split(counts), pres, outs, _each(w1), _each(b1, w1), _each(w2), _each(b2, w1), strict=False)
-        for x, kept, y, first, bias1, second, bias2 in layers:
-            if x.shape[0]:
-                _affine(act.forward(_affine(x, first, bias1, kept)), second, bias2, y)
+        firsts, seconds = (_each(w1), _each(b1, w1)), (_each(w2), _each(b2, w1))
+        if whole:
+            assert pre is not None
+            _products(rows.split(counts), *firsts, pres)
+            _products(_activated(act, pre, counts), *seconds, outs)
+        else:
+            for x, kept, y, first, bias1, second, bias2 in zip(
+                rows.split(counts), pres, outs, *firsts, *seconds, strict=False
+            ):
+                if x.shape[0]:
+                    _affine(act.forward(_affine(x, first, bias1, kept)), second, bias2, y)
         rest.zero_()
         if keep:
             ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre)
@@ -343,6 +333,8 @@ class _Loop(_TwoLayer):
     def gradients(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, _, w1, b1, w2, b2, pre = ctx.saved_tensors
         counts, act = ctx.counts, ctx.act
+        if _is_small(rows, w1):
+            return cls._gradients_of_few(ctx, grad)
         grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
         *grads_x, rest = grad_rows.split(counts)
         sums1, sums2 = [], []
@@ -362,6 +354,28 @@ class _Loop(_TwoLayer):
                 sums2.append(dy.sum(0))
         rest.zero_()
         return grad_rows, None, None, g1, _stack(sums1), g2, _stack(sums2)
+
+    @classmethod
+    def _gradients_of_few(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The same with the activations, and their gradients, of all experts in one call each."""
+        rows, _, w1, b1, w2, b2, pre = ctx.saved_tensors
+        counts, act = ctx.counts, ctx.act
+        grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
+        *grads_x, rest = grad_rows.split(counts)
+        grads_y = grad.split(counts)
+        grad_hidden = rows.new_empty(rows.shape[0], w2.shape[1])
+        _products(grads_y, w2.transpose(1, 2).unbind(), _each(None, w1), grad_hidden.split(counts))
+        total = rows.shape[0] - counts[-1]
+        grads_pre = act.backward(grad_hidden[:total], pre[:total]).split(counts[:-1])
+        for hidden, dy, grad2 in zip(_activated(act, pre, counts), grads_y, g2.unbind(), strict=False):
+            torch.mm(hidden.t(), dy, out=grad2)  # without rows: zeros
+        for x, dpre, grad1 in zip(rows.split(counts), grads_pre, g1.unbind(), strict=False):
+            torch.mm(x.t(), dpre, out=grad1)
+        _products(grads_pre, w1.transpose(1, 2).unbind(), _each(None, w1), grads_x)
+        rest.zero_()
+        sum1 = None if b1 is None else torch.stack([dpre.sum(0) for dpre in grads_pre])
+        sum2 = None if b2 is None else torch.stack([dy.sum(0) for dy in grads_y[:-1]])
+        return grad_rows, None, None, g1, sum1, g2, sum2
 
 
 class _Padded(_TwoLayer):
@@ -416,6 +430,29 @@ def _each(stacked: Tensor | None, like: Tensor | None = None) -> Sequence[Tensor
 
 def _stack(rows: list[Tensor]) -> Tensor | None:
     return torch.stack(rows) if rows else None
+
+
+def _is_small(rows: Tensor, w1: Tensor) -> bool:
+    """Whether the activations of all experts are one call."""
+    return rows.shape[0] * w1.shape[2] <= WHOLE
+
+
+def _activated(act: Activation, pre: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """Hidden activations of each expert, from the first layer's outputs ``(A, h)``; padding rows have none."""
+    return act.forward(pre[: pre.shape[0] - counts[-1]]).split(counts[:-1])
+
+
+def _products(
+    rows: Sequence[Tensor],
+    weight: Sequence[Tensor | None],
+    bias: Sequence[Tensor | None],
+    out: Sequence[Tensor | None],
+) -> None:
+    """One layer of each expert, into ``out``."""
+    for x, w, b, y in zip(rows, weight, bias, out, strict=False):
+        if x.shape[0]:
+            assert w is not None
+            _affine(x, w, b, y)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
