@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from moeapps.stream.classifier import DriftMoEClassifier as DriftMoEClassifier
     from moeapps.stream.regressor import DriftMoERegressor as DriftMoERegressor
     from moeapps.tables.classifier import MoEClassifier as MoEClassifier
+    from moeapps.tables.mixture.classifier import MixtureClassifier as MixtureClassifier
+    from moeapps.tables.mixture.regressor import MixtureRegressor as MixtureRegressor
     from moeapps.tables.regressor import MoERegressor as MoERegressor
 
 _LAZY = {
     "load": "moeapps.core.saving",
     "MoEClassifier": "moeapps.tables.classifier",
     "MoERegressor": "moeapps.tables.regressor",
+    "MixtureClassifier": "moeapps.tables.mixture.classifier",
+    "MixtureRegressor": "moeapps.tables.mixture.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
     "AWMoERanker": "moeapps.recsys.aw_moe_ranker",
@@ -44,6 +48,8 @@ __all__ = [
     "DriftMoEClassifier",
     "DriftMoERegressor",
     "GNNClassifier",
+    "MixtureClassifier",
+    "MixtureRegressor",
     "MoEClassifier",
     "MoERegressor",
     "MowstClassifier",

@@ -65,6 +65,8 @@ ENTRIES: dict[str, Entry] = {
         ),
         Entry("model", "moeapps.tables.MoEClassifier", "mixture of experts for tables, classification"),
         Entry("model", "moeapps.tables.MoERegressor", "mixture of experts for tables, regression"),
+        Entry("model", "moeapps.tables.MixtureClassifier", "a gate over any fitted classifiers, weights by row"),
+        Entry("model", "moeapps.tables.MixtureRegressor", "a gate over any fitted regressors, weights by row"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),

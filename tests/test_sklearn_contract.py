@@ -1,9 +1,11 @@
 """scikit-learn's own checks: tables, and graphs without edges."""
 
 import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from moeapps import MoEClassifier, MoERegressor
+from moeapps import MixtureClassifier, MixtureRegressor, MoEClassifier, MoERegressor
 from moeapps.graph import GNNClassifier, MowstClassifier
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
 
@@ -16,6 +18,8 @@ ESTIMATORS = [
     DriftMoEClassifier(n_experts=3, seed=0),
     DriftMoEClassifier("task", n_experts=3, seed=0),
     DriftMoERegressor(n_experts=3, seed=0),
+    MixtureClassifier([LogisticRegression(), DecisionTreeClassifier(max_depth=3)], cv=2, gate="mean"),
+    MixtureRegressor([Ridge(), DecisionTreeRegressor(max_depth=3)], cv=2, gate="mean"),
 ]
 
 

@@ -3,8 +3,20 @@
 from moeapps.core.tabledata.columns import ColumnEncoder
 from moeapps.tables.classifier import MoEClassifier
 from moeapps.tables.data import TableDataModule
+from moeapps.tables.mixture import MixtureClassifier, MixtureRegressor, TableFeatures, default_experts
 from moeapps.tables.module import TabularModule
 from moeapps.tables.network import TabularMoE
 from moeapps.tables.regressor import MoERegressor
 
-__all__ = ["ColumnEncoder", "MoEClassifier", "MoERegressor", "TableDataModule", "TabularMoE", "TabularModule"]
+__all__ = [
+    "ColumnEncoder",
+    "MixtureClassifier",
+    "MixtureRegressor",
+    "MoEClassifier",
+    "MoERegressor",
+    "TableDataModule",
+    "TableFeatures",
+    "TabularMoE",
+    "TabularModule",
+    "default_experts",
+]

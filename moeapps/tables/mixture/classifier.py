@@ -1,0 +1,182 @@
+"""Mixture of any classifiers, behind scikit-learn's interface."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+
+from moeapps.core.config import store_arguments
+from moeapps.core.errors import DataError
+from moeapps.core.labels import UNKNOWN, class_labels, encode
+from moeapps.tables.mixture.answers import ClassAnswers, probability_floor
+from moeapps.tables.mixture.estimator import MixtureEstimator
+from moeapps.tables.mixture.experts import Named
+
+__all__ = ["MixtureClassifier"]
+
+
+class MixtureClassifier(ClassifierMixin, MixtureEstimator):
+    """Mixture of experts whose experts are any classifiers: a gate weighs them for each row.
+
+    Every expert is fitted on ``cv`` folds, as in :class:`~sklearn.ensemble.StackingClassifier`, and the gate learns from
+    what they predict for the rows that they have not seen: weights of the experts from the row's features and from how
+    sure each expert is (Jacobs et al. 1991, mixture likelihood), with one temperature per expert. Several gates compete,
+    down to a single expert alone, on rows that the gate has not seen; the simplest one within one standard error of
+    the best is taken. So the mixture is meant to be no worse than its best expert beyond noise. Afterwards every expert
+    is fitted on all rows.
+
+    Parameters
+    ----------
+    experts : list of estimators or of (name, estimator) pairs, optional
+        Classifiers with ``predict_proba``: pipelines, gradient boosting of any library, networks, estimators of moeapps.
+        They are cloned, and get the rows as they are. An estimator without a name is called as its class in lower case.
+        ``"drop"`` in the place of an estimator leaves it out. None: a logistic regression, HistGradientBoosting, a
+        random forest and a :class:`~moeapps.tables.MoEClassifier`, each of which reads any table that moeapps reads.
+    gate : str or GateConfig, default="auto"
+        "auto" lets all compete: "best" (one expert alone), "mean" (equal weights), "constant" (the same weights for all
+        rows), "confidence" (weights by how sure the experts are), "linear" and "mlp" (weights by row and certainty). The
+        name of one fixes it. A
+        :class:`~moeapps.core.mixing.GateConfig` sets its router, ``top_k`` and width.
+    costs : "measured", dict or list, default="measured"
+        Cost of asking each expert for a row: seconds measured at the fit, or numbers above 0 by name or in the order of
+        ``experts``. Measured ones differ a little from fit to fit; give numbers where a cascade has to be reproducible.
+    budget : float, optional
+        For the cascade: mean cost per row, as a fraction above 0 and at most 1 of the cost of asking all experts.
+    tolerance : float, optional
+        For the cascade: how much worse the loss may be than that of asking all experts. Not with ``budget``.
+    inference : {"mix", "cascade"}, default="mix"
+        "mix" asks for each row all experts that the gate can use; "cascade" asks them in the order of their cost, and
+        stops for a row when the gate sees that the next is not worth it. May be changed after the fit.
+    cv : int, "prefit", splitter or list of (train, test), default=5
+        Folds: a number of shuffled stratified ones, a splitter of scikit-learn, or given rows. A row that no fold
+        predicts teaches the gate nothing. "prefit": the experts are fitted already, on other rows than those of ``fit``,
+        and are kept as they are.
+    calibrate : bool, default=True
+        Whether each expert's probabilities get a temperature.
+    n_jobs : int, optional
+        Processes that fit experts and folds, as in joblib. It changes no result.
+    verbose : bool, default=False
+        Whether to show a progress bar over experts and folds.
+    random_state : int or RandomState, optional
+        Seed of folds and gate, and of those experts whose own ``random_state`` is None.
+
+    Attributes
+    ----------
+    classes_ : array of shape (K,)
+        Labels.
+    experts_ : list of estimators
+        Experts fitted on all rows. One that learns no labels but 0 to K-1 is wrapped in
+        :class:`~moeapps.tables.mixture.experts.CodedLabels`.
+    expert_names_ : list of str
+        Their names.
+    named_experts_ : Bunch
+        Experts by name.
+    mixture_ : GatedMixture
+        Gate, temperatures and choice.
+    cascade_ : Cascade
+        Order of the experts and threshold.
+    candidates_ : DataFrame
+        Gates that competed, with loss and standard error on rows that they had not seen.
+    chosen_ : str
+        The one that predicts.
+    temperatures_ : Series
+        Temperature of each expert.
+    costs_ : Series
+        Cost per row of each expert: seconds, if measured.
+    failed_ : dict
+        Reason for each expert that failed in some fold and was left out, with a warning.
+    gate_features_ : TableFeatures
+        Encoder of the gate's features.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    See Also
+    --------
+    sklearn.ensemble.StackingClassifier : one linear model of all experts' predictions, the same for all rows.
+
+    Notes
+    -----
+    Labels reach the experts as they are given, so that an expert's ``class_weight`` by label works. In a fold whose
+    rows lack a class, an expert's probability of that class is 1 / (n K), 0.001 at most.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.naive_bayes import GaussianNB
+    >>> from moeapps import MixtureClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = MixtureClassifier([LogisticRegression(max_iter=500), GaussianNB()], random_state=0).fit(X, y)
+    >>> model.score(X, y) > 0.9
+    True
+    >>> model.weights(X[:2]).columns.tolist()
+    ['logisticregression', 'gaussiannb']
+    """
+
+    task: Literal["classification"] = "classification"
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        experts: Sequence[Any] | None = None,
+        *,
+        gate: Any = "auto",
+        costs: Literal["measured"] | Mapping[str, float] | Sequence[float] = "measured",
+        budget: float | None = None,
+        tolerance: float | None = None,
+        inference: Literal["mix", "cascade"] = "mix",
+        cv: Any = 5,
+        calibrate: bool = True,
+        n_jobs: int | None = None,
+        verbose: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        store_arguments(self, locals())
+
+    def _check_target(self, y: Any) -> NDArray[Any]:
+        return class_labels(y)
+
+    def _learn_answers(self, y: NDArray[Any], weight: NDArray[np.float64], named: Named) -> None:
+        # prefit experts may know classes that the rows given here lack
+        known = [np.asarray(expert.classes_) for _, expert in named if hasattr(expert, "classes_")]
+        try:
+            self.classes_ = np.unique(np.concatenate([y, *known]))
+        except TypeError:
+            raise DataError("the labels of y are of another type than those of the fitted experts") from None
+        if len(self.classes_) < 2:
+            raise DataError(
+                f"{type(self).__name__} needs samples of at least 2 classes in y, got one class: "
+                f"{self.classes_.tolist()[0]!r}"
+            )
+        self.answers_ = ClassAnswers(self.classes_, probability_floor(weight.sum(), len(self.classes_)))
+
+    def _encode_target(self, y: NDArray[Any]) -> NDArray[np.int64]:
+        codes = encode(y, self.classes_)
+        if (codes == UNKNOWN).any():
+            new = y[codes == UNKNOWN][:1].tolist()[0]
+            raise DataError(f"y has the label {new!r}, which is not among the classes {self.classes_.tolist()}")
+        return codes
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities, shape (n, K); columns in the order of ``classes_``."""
+        return self._answers(X).mixed
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithms of the class probabilities."""
+        with np.errstate(divide="ignore"):
+            logs: NDArray[np.float64] = np.log(self.predict_proba(X))
+        return logs
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Most probable class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def _row_scores(self, mixed: NDArray[np.float64], target: NDArray[Any]) -> NDArray[np.float64]:
+        return (mixed.argmax(axis=1) == target).astype(np.float64)
+
+    def _groups(self, X: Any) -> NDArray[Any]:
+        return self.predict(X)

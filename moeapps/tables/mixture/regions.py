@@ -1,0 +1,129 @@
+"""Where each expert leads: rules in words of the table's columns, from a shallow tree on the gate's weights."""
+
+# n rows, E experts, F readable features
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.tree import DecisionTreeRegressor
+
+from moeapps.core.tabledata.columns import FIRST, MISSING
+from moeapps.core.tabledata.numbers import TIME_PARTS
+from moeapps.tables.mixture.features import readable_number
+
+if TYPE_CHECKING:
+    from moeapps.tables.mixture.features import TableFeatures
+
+__all__ = ["find_regions"]
+
+_LEAF = 0.02
+"""A region has at least this part of the rows."""
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A feature that a rule can speak of: a number, a time, or whether a category is this one."""
+
+    name: str
+    kind: str
+    value: str = ""
+
+    def rule(self, threshold: float, below: bool, missing: bool) -> str:
+        """Condition in words; ``missing`` says whether missing values are on this side, too."""
+        if self.kind == "category":
+            return f"{self.name} is {'not ' if below else ''}{self.value}"
+        shown = readable_number(threshold)
+        if self.kind == "time":
+            shown = str(np.datetime64("1970-01-01") + np.timedelta64(round(threshold * 86_400), "s"))
+        return f"{self.name} {'<=' if below else '>'} {shown}{' or missing' if missing else ''}"
+
+
+def find_regions(
+    encoder: "TableFeatures",
+    table: Any,
+    weights: NDArray[np.float64],
+    names: list[str],
+    scores: dict[str, NDArray[np.float64]],
+    max_depth: int,
+) -> pd.DataFrame:
+    """Leaves of a tree that predicts the weights from the columns.
+
+    Parameters
+    ----------
+    encoder : TableFeatures
+        What the columns are.
+    table : DataFrame or array of shape (n, P)
+        Rows.
+    weights : array of shape (n, E)
+        The gate's.
+    names : list of str
+        Of the experts.
+    scores : dict of str to array of shape (n,)
+        Scores of each row, to be averaged in each region.
+    max_depth : int
+        Depth of the tree.
+
+    Returns
+    -------
+    DataFrame
+        A line per region, the largest first.
+    """
+    readable, features = _readable(encoder, table)
+    smallest = max(1, round(_LEAF * len(features)))
+    tree = DecisionTreeRegressor(max_depth=max_depth, min_samples_leaf=smallest, random_state=0)
+    if features.shape[1] == 0:  # nothing to tell rows apart by
+        features, readable = np.zeros((len(weights), 1)), [Readable("", "number")]
+    tree.fit(features, weights)
+    leaves = tree.apply(features)
+    rules = _rules(tree.tree_, readable, np.isnan(features).any(axis=0))
+    records = []
+    for leaf in np.unique(leaves):
+        rows = leaves == leaf
+        mean = weights[rows].mean(axis=0)
+        record: dict[str, Any] = {
+            "where": rules[leaf],
+            "rows": int(rows.sum()),
+            "leader": names[int(mean.argmax())],
+            **{f"weight {name}": float(value) for name, value in zip(names, mean, strict=True)},
+            **{f"score {name}": float(values[rows].mean()) for name, values in scores.items()},
+        }
+        records.append(record)
+    return pd.DataFrame(records).sort_values("rows", ascending=False, kind="stable", ignore_index=True)
+
+
+def _rules(tree: Any, readable: list[Readable], holes: NDArray[np.bool_]) -> dict[int, str]:
+    """For each leaf the conditions on the way to it."""
+    rules: dict[int, str] = {}
+    ways: list[tuple[int, list[str]]] = [(0, [])]
+    while ways:
+        node, conditions = ways.pop()
+        if tree.children_left[node] == -1:
+            rules[node] = " and ".join(conditions) or "everywhere"
+            continue
+        index, threshold = tree.feature[node], float(tree.threshold[node])
+        left = bool(tree.missing_go_to_left[node])
+        for child, below in ((tree.children_left[node], True), (tree.children_right[node], False)):
+            missing = bool(holes[index]) and left == below
+            ways.append((int(child), [*conditions, readable[index].rule(threshold, below, missing)]))
+    return rules
+
+
+def _readable(features: "TableFeatures", table: Any) -> tuple[list[Readable], NDArray[np.float64]]:
+    """Numbers as they are (NaN where missing), times as days since 1970, and a column per frequent category."""
+    encoder = features.encoder_
+    numbers, codes = encoder.transform(features.chosen(table))
+    named = [Readable(encoder.names[i], "number") for i in encoder.numeric]
+    columns = [numbers[:, i] for i in range(len(encoder.numeric))]
+    for position, i in enumerate(encoder.times):
+        named.append(Readable(encoder.names[i], "time"))
+        columns.append(numbers[:, len(encoder.numeric) + position * len(TIME_PARTS)])
+    for position, i in enumerate(encoder.categorical):
+        for code in features.kept_[position]:
+            if code >= FIRST or code == MISSING:
+                named.append(Readable(encoder.names[i], "category", features.category(position, code)))
+                columns.append((codes[:, position] == code).astype(np.float64))
+    stacked = np.column_stack(columns) if columns else np.zeros((len(numbers), 0))
+    return named, stacked
