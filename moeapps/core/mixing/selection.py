@@ -1,0 +1,279 @@
+"""Which mixture: the candidates are compared on rows that their gates have not seen, then one is fitted on all rows.
+
+1. The rows, whose predictions are out-of-fold already, are cut into folds (stratified, or by group).
+2. On all folds but one each candidate is fitted: calibration of the experts, gate, temperature of the mixture.
+3. On the remaining fold it is judged: log loss, or squared error. So every row is judged once by every candidate.
+4. :func:`choose` takes one, and it is fitted on all rows.
+
+This is the cross-validated choice among combinations of van der Laan, Polley and Hubbard (2007, "Super learner"), with
+level-one data as in stacking (Wolpert 1992).
+
+Shapes: n rows, E experts, K classes or targets, C candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.model_selection import GroupKFold
+
+from moeapps.core.checks import check_one_of
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_temperature, picked
+from moeapps.core.mixing.gate import KINDS, FixedGate, GateConfig
+from moeapps.core.mixing.inputs import Floats, MixingData, Task
+from moeapps.core.mixing.mixture import GatedMixture
+from moeapps.core.mixing.training import train_gate
+
+__all__ = ["GATES", "CandidateFitter", "Gate", "choose", "compare", "cross_fitted_losses", "fit_mixture"]
+
+Gate = Literal["auto", "best", "mean", "constant", "confidence", "linear", "mlp"]
+GATES = ("auto", "best", "mean", *KINDS)
+FOLDS = 5
+FEWEST = 10
+"""With fewer rows nothing is fitted: the experts and their mean compete as they are."""
+
+DEFAULTS = {
+    "constant": GateConfig("constant"),
+    "confidence": GateConfig("confidence"),
+    "linear": GateConfig("linear", penalty=30.0),
+    "mlp": GateConfig("mlp", penalty=10.0),
+}
+"""Settings of the gates that compete."""
+
+
+def fit_mixture(
+    features: Any,
+    predictions: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    task: Task = "classification",
+    names: Sequence[str] | None = None,
+    gate: Gate | GateConfig = "auto",
+    calibrate: bool = True,
+    groups: Any = None,
+    seed: int = 0,
+    verbose: bool = False,
+) -> GatedMixture:
+    """Fit a mixture of experts that are known by their out-of-fold predictions.
+
+    Parameters
+    ----------
+    features : array of shape (n, F)
+        What the gate may look at beside the predictions: numbers without missing values. F may be 0.
+    predictions : array of shape (n, E, K)
+        Log-probabilities, or predicted targets (standardised ones where their scales differ), by experts that have not
+        seen these rows.
+    target : array of shape (n,) of class codes, or (n, K)
+        What was to be predicted.
+    weight : array of shape (n,), optional
+        Weight of each row; all 1 when None.
+    task : {"classification", "regression"}, default="classification"
+        Which kind of prediction.
+    names : sequence of str, optional
+        Names of the experts; ``"0"``, ``"1"``, ... when None.
+    gate : str or GateConfig, default="auto"
+        ``"auto"``: whichever candidate does best. ``"best"``: the best expert alone. ``"mean"``, ``"constant"``,
+        ``"confidence"``, ``"linear"``, ``"mlp"`` or a :class:`~moeapps.core.mixing.GateConfig`: that one.
+    calibrate : bool, default=True
+        Whether each expert and the mixture get a temperature.
+    groups : array of shape (n,), optional
+        Rows of one group stay in one fold.
+    seed : int, default=0
+        Seed of folds and gates. The global random state is left as it was.
+    verbose : bool, default=False
+        Whether the candidates are printed.
+
+    Returns
+    -------
+    GatedMixture
+        Its ``candidates`` has one row per candidate: ``candidate``, ``loss`` (mean over rows that its gate had not
+        seen), ``standard_error``, ``difference`` to the lowest loss, ``difference_error`` (the standard error of that
+        difference, by pairs of rows), ``chosen``.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
+    DataError
+        If the arrays do not fit together, or a value is NaN; the message names the expert.
+    """
+    check_one_of("task", task, ("classification", "regression"))
+    if not isinstance(gate, GateConfig):
+        check_one_of("gate", gate, GATES)
+    shape = np.shape(predictions)
+    names = tuple(str(i) for i in range(shape[1] if len(shape) == 3 else 1)) if names is None else tuple(names)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"names of the experts must differ, and there must be one at least, got {names}")
+    if groups is not None:
+        groups = np.unique(np.asarray(groups), return_inverse=True)[1]
+        if len(groups) != shape[0]:
+            raise DataError(f"groups must have one entry per row: {shape[0]}, got {len(groups)}")
+        if weight is not None:
+            groups = groups[np.asarray(weight, dtype=np.float64) > 0]
+    data = MixingData.checked(features, predictions, target, weight, task, names)
+    fitter = CandidateFitter(names, calibrate, seed)
+    candidates = _candidates(gate, names, len(data))
+    losses, temperatures = cross_fitted_losses(fitter, candidates, data, groups)
+    chosen = _chosen(gate, list(candidates), losses, data.weight)
+    table = compare(list(candidates), losses, data.weight)
+    table["chosen"] = table["candidate"] == chosen
+    if verbose:
+        print(table.to_string(index=False, float_format="{:.4f}".format))
+    mixture = fitter.fit({chosen: candidates[chosen]}, data)[chosen]
+    return replace(mixture, temperature=temperatures[chosen], candidates=table)
+
+
+@dataclass(frozen=True)
+class CandidateFitter:
+    """Fits candidates on rows, calibration and gate.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the E experts.
+    calibrate : bool
+        Whether there are temperatures.
+    seed : int
+        Seed of the gates.
+    """
+
+    names: tuple[str, ...]
+    calibrate: bool
+    seed: int
+
+    def calibrates(self, data: MixingData) -> bool:
+        """Whether temperatures are fitted on these rows."""
+        return self.calibrate and data.task == "classification" and len(data) >= FEWEST
+
+    def fit(self, candidates: "Candidates", data: MixingData) -> dict[str, GatedMixture]:
+        """One mixture per candidate; they share the experts' calibration."""
+        classification = data.task == "classification"
+        calibration = fit_calibration(data) if self.calibrates(data) else Calibration.identity(data.num_experts)
+        calibrated = replace(data, predictions=calibration(data.predictions)) if classification else data
+        mixtures = {}
+        for name, gate in candidates.items():
+            mixtures[name] = GatedMixture(
+                task=data.task,
+                names=self.names,
+                num_outputs=data.predictions.shape[2],
+                num_features=data.features.shape[1],
+                name=name,
+                gate=train_gate(gate, calibrated, self.seed) if isinstance(gate, GateConfig) else FixedGate(gate),
+                calibration=calibration,
+            )
+        return mixtures
+
+
+def cross_fitted_losses(
+    fitter: CandidateFitter, candidates: "Candidates", data: MixingData, groups: NDArray[np.int64] | None = None
+) -> tuple[Floats, dict[str, float]]:
+    """Judge candidates on the folds that they were not fitted on.
+
+    Returns
+    -------
+    losses : float64 array of shape (n, C)
+        Log loss, or squared error as a mean over the targets, of each row by each candidate.
+    temperatures : dict of str to float
+        Temperature of each candidate's mixed probabilities, fitted on the same rows: on rows that a gate learned from
+        its mixture looks surer than it may be.
+    """
+    mixed = {name: np.empty((len(data), data.predictions.shape[2])) for name in candidates}
+    for train, held in cut_folds(data, groups, fitter.seed):
+        judged = data.rows(held)
+        for name, mixture in fitter.fit(candidates, data.rows(train)).items():
+            mixed[name][held] = mixture.log_mix(judged.features, judged.predictions)
+    temperatures = dict.fromkeys(candidates, 1.0)
+    if data.task == "regression":
+        return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), temperatures
+    if fitter.calibrates(data):
+        for name in candidates:
+            if not name.startswith("expert:"):  # an expert alone has its temperature already
+                temperatures[name] = fit_temperature(mixed[name], data.target, data.weight)[0]
+    scaled = [log_softmax(mixed[name] / temperatures[name], axis=1) for name in candidates]
+    return np.stack([-picked(log_probs, data.target) for log_probs in scaled], axis=1), temperatures
+
+
+def cut_folds(
+    data: MixingData, groups: NDArray[np.int64] | None, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit on and rows to judge on, of each fold; all rows are both where there are too few to cut.
+
+    Classes are dealt out in turn, so that folds are stratified, and a class with one row is no trouble.
+    """
+    n = len(data)
+    rows = np.arange(n)
+    count = len(np.unique(rows if groups is None else groups))
+    if n < FEWEST or count < 2:
+        return [(rows, rows)]
+    if groups is not None:
+        return list(GroupKFold(min(FOLDS, count)).split(rows, groups=groups))
+    shuffled = np.random.default_rng(seed).permutation(n)
+    if data.task == "classification":
+        shuffled = shuffled[np.argsort(data.target[shuffled], kind="stable")]
+    fold = np.empty(n, dtype=np.int64)
+    fold[shuffled] = rows % FOLDS
+    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(FOLDS)]
+
+
+def compare(names: Sequence[str], losses: Floats, weight: Floats) -> pd.DataFrame:
+    """Mean loss of each candidate, and its difference to the lowest by pairs of rows, with standard errors."""
+    means = (weight[:, None] * losses).mean(axis=0)
+    differences = losses - losses[:, [np.argmin(means)]]
+    return pd.DataFrame(
+        {
+            "candidate": list(names),
+            "loss": means,
+            "standard_error": _standard_error(losses, weight),
+            "difference": (weight[:, None] * differences).mean(axis=0),
+            "difference_error": _standard_error(differences, weight),
+        }
+    )
+
+
+def _standard_error(values: Floats, weight: Floats) -> Floats:
+    """Standard error of each column's weighted mean; the weights have mean 1."""
+    centred = weight[:, None] * (values - (weight[:, None] * values).mean(axis=0))
+    error: Floats = np.sqrt(np.square(centred).sum(axis=0)) / len(values)
+    return error
+
+
+def choose(names: Sequence[str], losses: Floats, weight: Floats) -> str:
+    """The candidate with the lowest loss on rows that it has not seen."""
+    return names[int(np.argmin((weight[:, None] * losses).mean(axis=0)))]
+
+
+Candidates = dict[str, GateConfig | Floats]
+"""Gates to be trained, and fixed weights ``(E,)``, by the candidate's name."""
+
+
+def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candidates:
+    """The experts, their mean, and the gates that ``gate`` lets compete."""
+    num_experts = len(names)
+    made: Candidates = {f"expert:{name}": weights for name, weights in zip(names, np.eye(num_experts), strict=True)}
+    if num_experts == 1 and not isinstance(gate, GateConfig) and gate in ("auto", "best"):
+        return made
+    made["mean"] = np.full(num_experts, 1 / num_experts)
+    if isinstance(gate, GateConfig):
+        made[gate.kind] = gate
+    elif gate in DEFAULTS:
+        made[gate] = DEFAULTS[gate]
+    elif gate == "auto" and n >= FEWEST:
+        made.update(DEFAULTS)
+    return made
+
+
+def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: Floats) -> str:
+    if isinstance(gate, GateConfig):
+        return gate.kind
+    if gate in names:
+        return gate
+    if gate == "auto" and len(losses) < FEWEST and "mean" in names:
+        return "mean"  # too few rows to prefer an expert
+    allowed = [i for i, name in enumerate(names) if gate == "auto" or name.startswith("expert:")]
+    return choose([names[i] for i in allowed], losses[:, allowed], weight)
