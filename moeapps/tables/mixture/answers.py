@@ -19,7 +19,7 @@ _SMALLEST = 1e-15
 
 
 def probability_floor(rows: float, classes: int) -> float:
-    """Probability of a class that an expert has not seen: 1 / (n K) for the sum n of weights, and never more than 0.001."""
+    """Probability of a class that an expert has not seen: 1 / (n K), n the sum of weights, or 0.001 if less."""
     return min(1.0 / (max(rows, 1.0) * classes), _HIGHEST_FLOOR)
 
 

@@ -20,25 +20,24 @@ __all__ = ["MixtureClassifier"]
 class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     """Mixture of experts whose experts are any classifiers: a gate weighs them for each row.
 
-    Every expert is fitted on ``cv`` folds, as in :class:`~sklearn.ensemble.StackingClassifier`, and the gate learns from
-    what they predict for the rows that they have not seen: weights of the experts from the row's features and from how
-    sure each expert is (Jacobs et al. 1991, mixture likelihood), with one temperature per expert. Several gates compete,
-    down to a single expert alone, on rows that the gate has not seen; the simplest one within one standard error of
-    the best is taken. So the mixture is meant to be no worse than its best expert beyond noise. Afterwards every expert
-    is fitted on all rows.
+    Every expert is fitted on ``cv`` folds, as in :class:`~sklearn.ensemble.StackingClassifier`. From what they predict
+    for the rows that they have not seen, the gate learns weights of the experts (Jacobs et al. 1991, by the likelihood
+    of the mixture): from the row's features and from how sure each expert is, whose probabilities have a temperature
+    each. Several gates compete, down to a single expert alone, and are judged by rows that they have not seen, so that
+    the mixture should be no worse than its best expert beyond noise. Afterwards every expert is fitted on all rows.
 
     Parameters
     ----------
     experts : list of estimators or of (name, estimator) pairs, optional
-        Classifiers with ``predict_proba``: pipelines, gradient boosting of any library, networks, estimators of moeapps.
-        They are cloned, and get the rows as they are. An estimator without a name is called as its class in lower case.
+        Classifiers with ``predict_proba``: pipelines, gradient boosting of any library, networks, moeapps' own. They
+        are cloned, and get the rows as they are. An estimator without a name is called as its class in lower case.
         ``"drop"`` in the place of an estimator leaves it out. None: a logistic regression, HistGradientBoosting, a
         random forest and a :class:`~moeapps.tables.MoEClassifier`, each of which reads any table that moeapps reads.
     gate : str or GateConfig, default="auto"
-        "auto" lets all compete: "best" (one expert alone), "mean" (equal weights), "constant" (the same weights for all
-        rows), "confidence" (weights by how sure the experts are), "linear" and "mlp" (weights by row and certainty). The
-        name of one fixes it. A
-        :class:`~moeapps.core.mixing.GateConfig` sets its router, ``top_k`` and width.
+        "auto" lets all compete: each expert alone, "mean" (equal weights), "constant" (the same weights for all rows),
+        "confidence" (weights by how sure the experts are), "linear" and "mlp" (by the row as well). The name of one
+        fixes it, and "best" takes the best expert alone. A :class:`~moeapps.core.mixing.GateConfig` sets its router,
+        ``top_k`` and width.
     costs : "measured", dict or list, default="measured"
         Cost of asking each expert for a row: seconds measured at the fit, or numbers above 0 by name or in the order of
         ``experts``. Measured ones differ a little from fit to fit; give numbers where a cascade has to be reproducible.
@@ -51,8 +50,8 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         stops for a row when the gate sees that the next is not worth it. May be changed after the fit.
     cv : int, "prefit", splitter or list of (train, test), default=5
         Folds: a number of shuffled stratified ones, a splitter of scikit-learn, or given rows. A row that no fold
-        predicts teaches the gate nothing. "prefit": the experts are fitted already, on other rows than those of ``fit``,
-        and are kept as they are.
+        predicts teaches the gate nothing. "prefit": the experts are fitted already, on other rows than those given to
+        ``fit``, and are kept as they are.
     calibrate : bool, default=True
         Whether each expert's probabilities get a temperature.
     n_jobs : int, optional

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing import Cascade, FixedGate, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.mixing import FixedGate, GatedMixture, fit_mixture
 from moeapps.core.saving import SaveMixin
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
@@ -62,7 +62,7 @@ class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
     expert_names_: list[str]
     failed_: dict[str, str]
     mixture_: GatedMixture
-    cascade_: Cascade | None
+    cascade_: Any
     costs_: pd.Series
     gate_features_: TableFeatures
     answers_: ClassAnswers | TargetAnswers
@@ -148,9 +148,7 @@ class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
             codes = target if self.task == "classification" else None
             folds = make_folds(self.cv, table, y, seeds[0], codes, counts)
             passed = None if sample_weight is None else weight
-            outcome = fit_experts(
-                named, table, y, passed, folds, self.answers_, seeds[2:], self.n_jobs, self.verbose
-            )
+            outcome = fit_experts(named, table, y, passed, folds, self.answers_, seeds[2:], self.n_jobs, self.verbose)
         self.failed_ = outcome.failed
         self.expert_names_ = [name for name, _ in outcome.experts]
         self.experts_ = [expert for _, expert in outcome.experts]
@@ -188,6 +186,11 @@ class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
         else:
             costs = given_costs(self.costs, names)[[names.index(name) for name in self.expert_names_]]
         self.costs_ = pd.Series(costs, index=pd.Index(self.expert_names_, name="expert"), name="cost per row")
+        try:
+            from moeapps.core.mixing.cascade import fit_cascade
+        except ImportError:  # its room lands it next
+            self.cascade_ = None
+            return
         self.cascade_ = fit_cascade(
             self.mixture_,
             features,
@@ -231,9 +234,7 @@ class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
         """Check a table: column names, number of columns, and (in arrays) that all values are numbers."""
         if not is_table(X):
             holes = "allow-nan" if get_tags(self).input_tags.allow_nan else True
-            array: NDArray[np.float64] = validate_data(
-                self, X, dtype=np.float64, reset=reset, ensure_all_finite=holes
-            )
+            array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=holes)
             return array
         X = as_frame(X, "X")
         validate_data(self, X, reset=reset, skip_check_array=True)
@@ -249,9 +250,7 @@ class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
         """Predictions ``(n, E, K)`` of the wanted experts; the others' place is filled."""
         predictions = np.zeros((len(table), len(self.experts_), self.answers_.width))
         for index, expert in enumerate(self.experts_):
-            predictions[:, index] = (
-                self._answer(expert, table) if wanted[index] else self.answers_.unknown(len(table))
-            )
+            predictions[:, index] = self._answer(expert, table) if wanted[index] else self.answers_.unknown(len(table))
         return predictions
 
     def _needed(self) -> NDArray[np.bool_]:
@@ -361,7 +360,5 @@ class MixtureAnswer:
         Which experts were asked.
     """
 
-    def __init__(
-        self, mixed: NDArray[np.float64], weights: NDArray[np.float64], asked: NDArray[np.bool_]
-    ) -> None:
+    def __init__(self, mixed: NDArray[np.float64], weights: NDArray[np.float64], asked: NDArray[np.bool_]) -> None:
         self.mixed, self.weights, self.asked = mixed, weights, asked

@@ -159,9 +159,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         """Numbers that had missing values in training; one flag per time is enough."""
         first, width = len(self.encoder_.numeric), len(TIME_PARTS)
         return [
-            i
-            for i, fill in enumerate(self.encoder_.fill)
-            if fill is None and (i < first or (i - first) % width == 0)
+            i for i, fill in enumerate(self.encoder_.fill) if fill is None and (i < first or (i - first) % width == 0)
         ]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
@@ -174,9 +172,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         if self.kind in ("codes", "categories"):
             return np.array([*numbers, *categories], dtype=object)
         flags = [f"{numbers[i]} is missing" for i in self._with_holes()]
-        onehot = [
-            f"{name}={self.category(i, code)}" for i, name in enumerate(categories) for code in self.kept_[i]
-        ]
+        onehot = [f"{name}={self.category(i, code)}" for i, name in enumerate(categories) for code in self.kept_[i]]
         return np.array([*numbers, *flags, *onehot], dtype=object)
 
     def category(self, position: int, code: int) -> str:

@@ -161,9 +161,7 @@ def fit_experts(
         for number, (train, test) in enumerate([*folds, (everything, everything[:0])])
     ]
     calls = (
-        delayed(_fit_one)(
-            named[index][1], X, y, weight, train, test, answers, seeds[index], arguments[named[index][0]]
-        )
+        delayed(_fit_one)(named[index][1], X, y, weight, train, test, answers, seeds[index], arguments[named[index][0]])
         for index, _, train, test in jobs
     )
     first: Exception | None = None

@@ -18,7 +18,7 @@ from moeapps.tables.mixture.folds import take
 from moeapps.tables.mixture.regions import find_regions
 
 if TYPE_CHECKING:
-    from moeapps.core.mixing import Cascade, GatedMixture
+    from moeapps.core.mixing import GatedMixture
     from moeapps.tables.mixture.features import TableFeatures
 
 __all__ = ["MixtureInspection"]
@@ -32,7 +32,7 @@ class MixtureInspection:
 
     task: Any
     mixture_: "GatedMixture"
-    cascade_: "Cascade | None"
+    cascade_: Any
     gate_features_: "TableFeatures"
     expert_names_: list[str]
     random_state: Any
@@ -128,7 +128,9 @@ class MixtureInspection:
         predictions = self._ask(table, self._needed())
         weights = self.mixture_.weights(features, predictions)
         rng = check_random_state(self.random_state)
-        names = list(table.columns) if isinstance(table, pd.DataFrame) else [f"column {i}" for i in range(table.shape[1])]
+        names = (
+            list(table.columns) if isinstance(table, pd.DataFrame) else [f"column {i}" for i in range(table.shape[1])]
+        )
         moved: dict[Any, list[float]] = {name: [] for name in [*names, PREDICTIONS]}
         for _ in range(n_repeats):
             order = rng.permutation(len(table))
@@ -163,7 +165,7 @@ class MixtureInspection:
         -------
         DataFrame
             ``where`` ("age <= 30 and city is Ulm"), ``rows``, ``leader`` (expert of the largest mean weight),
-            ``weight <expert>`` for each and, with ``y``, ``score <expert>`` and ``score mixture``; largest region first.
+            ``weight <expert>`` for each and, with ``y``, ``score <expert>`` and ``score mixture``; largest first.
         """
         check_is_fitted(self, "mixture_")
         check_sizes(max_depth=max_depth)
@@ -234,7 +236,7 @@ class MixtureInspection:
         predictions = self._ask(table, np.ones(len(self.expert_names_), dtype=bool))
         return self._features(table), predictions, target
 
-    def _required_cascade(self) -> "Cascade":
+    def _required_cascade(self) -> Any:
         if self.cascade_ is None:
             raise ConfigError(f"the mixture has one expert, {self.expert_names_[0]!r}: there is no cascade to draw")
         return self.cascade_

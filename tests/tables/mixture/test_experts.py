@@ -48,7 +48,8 @@ def test_parameters_are_reached_by_name():
     assert mixture.experts[1].max_depth == 2
     assert mixture.experts[0][1].var_smoothing == 0.1
     copied = clone(mixture)
-    assert copied.experts[1].max_depth == 2 and copied.experts[1] is not mixture.experts[1]
+    assert copied.experts[1].max_depth == 2
+    assert copied.experts[1] is not mixture.experts[1]
     with pytest.raises(ValueError, match="Invalid parameter"):
         mixture.set_params(nonsense=1)
 
@@ -173,4 +174,6 @@ def test_held_out_rows_may_lack_a_class_that_fitted_experts_know():
 
 def test_a_frozen_expert_survives_cloning():
     nb = FrozenEstimator(GaussianNB().fit(X, Y))
-    assert clone(MixtureClassifier([("nb", nb)], cv="prefit", gate="constant", random_state=0)).fit(X, Y).score(X, Y) > 0.9
+    assert (
+        clone(MixtureClassifier([("nb", nb)], cv="prefit", gate="constant", random_state=0)).fit(X, Y).score(X, Y) > 0.9
+    )

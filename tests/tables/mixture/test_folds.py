@@ -48,7 +48,9 @@ def test_a_class_with_one_row_is_learned_and_keeps_its_column():
     labels[17] = "rare"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        mixture = MixtureClassifier([RandomForestClassifier(20), GaussianNB()], gate="constant", random_state=0).fit(X, labels)
+        mixture = MixtureClassifier([RandomForestClassifier(20), GaussianNB()], gate="constant", random_state=0).fit(
+            X, labels
+        )
     assert mixture.failed_ == {}
     probabilities = mixture.predict_proba(X)
     assert probabilities.shape == (150, 4)
@@ -95,7 +97,9 @@ def test_if_all_experts_fail_the_first_error_is_raised():
 
 def test_costs_of_a_failed_expert_are_dropped_with_it():
     with pytest.warns(UserWarning, match="'a' is left out"):
-        mixture = MixtureClassifier([("a", FailsIf()), *PAIR], costs=[5.0, 1.0, 2.0], gate="constant", random_state=0).fit(X, Y)
+        mixture = MixtureClassifier(
+            [("a", FailsIf()), *PAIR], costs=[5.0, 1.0, 2.0], gate="constant", random_state=0
+        ).fit(X, Y)
     assert mixture.costs_.to_dict() == {"nb": 1.0, "tree": 2.0}
 
 
@@ -125,7 +129,9 @@ def test_splitters_and_given_rows():
 
 def test_rows_that_no_fold_predicts_teach_the_gate_nothing():
     t = np.arange(80.0)
-    model = MixtureRegressor([Ridge(), DecisionTreeRegressor(max_depth=3)], cv=TimeSeriesSplit(3), gate="constant", random_state=0)
+    model = MixtureRegressor(
+        [Ridge(), DecisionTreeRegressor(max_depth=3)], cv=TimeSeriesSplit(3), gate="constant", random_state=0
+    )
     assert model.fit(t[:, None], np.sin(t / 9)).predict(t[:, None]).shape == (80,)
 
 
