@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from moeapps.core.mixing import FixedGate, GateConfig, GatedMixture, PredictionGate, fit_mixture
-from moeapps.core.mixing.gate import dense_weights
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
+from moeapps.core.mixing import FixedGate, GateConfig, GatedMixture, PredictionGate, fit_mixture
+from moeapps.core.mixing.gate import dense_weights
 
 # n rows, E experts, K classes
 
