@@ -6,7 +6,8 @@ Shapes: N tokens, d width, E experts, k experts per token, A assignments (N k wi
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from itertools import cycle
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,18 @@ from torch import Tensor, nn
 from moeapps.core.capacity import OVERFLOW, Overflow, apply_capacity
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.experts import ExpertMLP, Experts
+from moeapps.core.expert_sizes import ExpertSizes, hidden_sizes
+from moeapps.core.experts import ExpertMLP, Experts, HeterogeneousExperts
 from moeapps.core.kernels import BACKENDS, Backend
-from moeapps.core.losses import parameter_penalty_loss
+from moeapps.core.losses import mutual_information, parameter_penalty_loss
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
-__all__ = ["MoE", "RoutedLayer"]
+__all__ = ["BALANCE_LOSSES", "BalanceLoss", "MoE", "RoutedLayer"]
+
+BalanceLoss = Literal["load", "mutual_information"]
+BALANCE_LOSSES = ("load", "mutual_information")
 
 
 class RoutedLayer(nn.Module):
@@ -82,6 +87,14 @@ class MoE(RoutedLayer):
     batch (with ``eval_capacity_factor`` it depends on those of its sample). Shapes: ``(..., d)`` to ``(..., d_out)``,
     with at least one leading dimension.
 
+    With ``iterations=C`` above 1 the layer is a chain of experts (Wang et al. 2025, section 3): the experts are applied
+    C times in turn, chosen by a router of each iteration's own,
+
+    .. math:: h_0 = x, \qquad h_t = h_{t-1} + \sum_{e \in R_t(h_{t-1})} w_{t,e}(h_{t-1})\, f_e(h_{t-1}), \qquad
+              y = h_C - x
+
+    so that ``x + layer(x)`` is the paper's output.
+
     Parameters
     ----------
     dim : int
@@ -115,6 +128,14 @@ class MoE(RoutedLayer):
         Factor of the router z-loss.
     penalty_weight : float, default=0.1
         Factor of the parameter penalty, for experts of different sizes.
+    iterations : int, default=1
+        Iterations C of a chain of experts. Routers are made anew for each of them; losses are the mean over them.
+    balance_loss : {"load", "mutual_information"}, default="load"
+        ``"load"`` is the router's own balance loss, ``"mutual_information"`` that of ModuleFormer (Shen et al. 2023,
+        eq. 6) in its place: minus the mutual information of tokens and experts, -log E to 0 nats.
+    expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
+        Hidden widths of experts of different sizes (HMoE), for the default experts; see
+        :func:`~moeapps.core.expert_sizes.hidden_sizes`. All are ``hidden_dim`` wide when None.
 
     Raises
     ------
@@ -134,6 +155,10 @@ class MoE(RoutedLayer):
     """
 
     changed_by_surgery: bool = False  # an estimator's arguments may not describe the layer any more
+    # of layers that were pickled before these arguments existed
+    iterations: int = 1
+    balance_loss: BalanceLoss = "load"
+    _taken: tuple[Routing, ...] = ()  # routings of the last forward pass, one per iteration
 
     def __init__(
         self,
@@ -151,17 +176,26 @@ class MoE(RoutedLayer):
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
         penalty_weight: float = 0.1,
+        iterations: int = 1,
+        balance_loss: BalanceLoss = "load",
+        expert_sizes: ExpertSizes = None,
     ) -> None:
         super().__init__()
-        check_sizes(dim=dim, num_experts=num_experts)
+        check_sizes(dim=dim, num_experts=num_experts, iterations=iterations)
+        check_one_of("balance_loss", balance_loss, BALANCE_LOSSES)
         check_one_of("backend", backend, BACKENDS)
         check_one_of("overflow", overflow, OVERFLOW)
         check_at_least_zero(balance_weight=balance_weight, z_weight=z_weight, penalty_weight=penalty_weight)
         self.router = make_router(router, dim, num_experts, top_k) if isinstance(router, str) else router
         if experts is None:
             hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-            experts = self.router.default_experts(hidden_dim) or ExpertMLP(dim, hidden_dim, num_experts)
+            experts = self._default_experts(dim, hidden_dim, num_experts, expert_sizes)
+        elif expert_sizes is not None:
+            raise ConfigError("expert_sizes are those of the default experts: those that were given have their own")
         self.experts = experts
+        self.iterations, self.balance_loss = iterations, balance_loss
+        if iterations > 1:
+            self.later_routers = nn.ModuleList(_another(self.router) for _ in range(iterations - 1))
         self.dim, self.num_experts = dim, num_experts
         self.backend: Backend = backend
         self.capacity_factor, self.overflow = capacity_factor, overflow
@@ -169,7 +203,38 @@ class MoE(RoutedLayer):
         self.balance_weight, self.z_weight, self.penalty_weight = balance_weight, z_weight, penalty_weight
         self._check_parts()
 
-    def rebuilt(self, *, router: Router | None = None, experts: Experts | None = None) -> Self:
+    def _default_experts(self, dim: int, hidden_dim: int, num_experts: int, sizes: ExpertSizes) -> Experts:
+        """Those that the router needs, else two-layer networks, of one width or of several."""
+        required = self.router.default_experts(hidden_dim)
+        if sizes is None:
+            return required or ExpertMLP(dim, hidden_dim, num_experts)
+        widths = hidden_sizes(sizes, hidden_dim, num_experts)
+        if required is not None:
+            raise ConfigError(
+                f"{type(self.router).__name__} needs {type(required).__name__}, whose experts are of one size: leave "
+                "expert_sizes None"
+            )
+        return HeterogeneousExperts(dim, widths)
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """The router of each iteration; one, unless the layer is a chain of experts."""
+        return (self.router, *getattr(self, "later_routers", ()))
+
+    @property
+    def routings(self) -> Sequence[Routing]:
+        """Routing of each iteration in the last forward pass."""
+        if self.last_routing is None:
+            return []
+        return [self.last_routing] if self.iterations == 1 else list(self._taken)
+
+    def rebuilt(
+        self,
+        *,
+        router: Router | None = None,
+        experts: Experts | None = None,
+        later_routers: Sequence[Router] | None = None,
+    ) -> Self:
         """Copy of this layer with another router, other experts, or both.
 
         Everything else is kept: arguments, the class and what a subclass holds. Surgery is built on it.
@@ -180,6 +245,8 @@ class MoE(RoutedLayer):
             Used without copying; a copy of this layer's router when None.
         experts : Experts, optional
             Used without copying; a copy of this layer's experts when None. Their number becomes E.
+        later_routers : sequence of Router, optional
+            Routers of the later iterations of a chain of experts, used without copying; copies when None.
 
         Raises
         ------
@@ -187,7 +254,9 @@ class MoE(RoutedLayer):
             If router and experts do not fit together.
         """
         # deepcopy takes what its memo holds as copied already
-        parts = {id(old): new for old, new in ((self.router, router), (self.experts, experts)) if new is not None}
+        later = zip(self.routers[1:], later_routers or (), strict=False)
+        pairs = [(self.router, router), (self.experts, experts), *later]
+        parts = {id(old): new for old, new in pairs if new is not None}
         layer = copy.deepcopy(self, parts)
         layer.num_experts = layer.experts.num_experts
         layer.changed_by_surgery = True
@@ -205,23 +274,41 @@ class MoE(RoutedLayer):
             ``(...)`` int64 token ids, for the hash router.
         """
         self._check(x)
-        tokens = x.reshape(-1, self.dim)  # (N, d)
-        routing: Routing = self.router(
+        state = x.reshape(-1, self.dim)  # (N, d)
+        total: Tensor | None = None
+        taken = []
+        for router in self.routers:
+            routing = self._route(router, state, ids, x)
+            out = routing.combine(self.experts(routing.dispatch(state), routing.offsets, self.backend))
+            taken.append(routing)
+            total = out if total is None else total + out
+            if len(taken) < self.iterations:
+                state = state + out
+        assert total is not None
+        if notes_are_kept():
+            self._taken = tuple(taken)
+        for routing in taken:
+            self.remember(routing)
+        return total.view(*x.shape[:-1], total.shape[-1])
+
+    def _route(self, router: Router, tokens: Tensor, ids: Tensor | None, x: Tensor) -> Routing:
+        """Routing of tokens ``(N, d)`` within the capacities; ``x`` has their leading shape."""
+        routing: Routing = router(
             tokens,
             experts=self.experts,
             ids=None if ids is None else ids.reshape(-1),
             sample_size=x.shape[-2] if x.ndim > 2 else 1,
         )
         if self.training and self.capacity_factor is not None:
-            routing = apply_capacity(routing, self.capacity_factor, self.overflow)
-        elif not self.training and self.eval_capacity_factor is not None and x.ndim > 2 and x.shape[-2] > 0:
-            routing = apply_capacity(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
-        out = routing.combine(self.experts(routing.dispatch(tokens), routing.offsets, self.backend))
-        self.remember(routing)
-        return out.view(*x.shape[:-1], out.shape[-1])
+            return apply_capacity(routing, self.capacity_factor, self.overflow)
+        if not self.training and self.eval_capacity_factor is not None and x.ndim > 2 and x.shape[-2] > 0:
+            return apply_capacity(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
+        return routing
 
     def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass: those of the router, and the experts' parameter penalty.
+
+        Of several calls or iterations it is the mean, so that a weight does not depend on their number.
 
         Parameters
         ----------
@@ -232,14 +319,28 @@ class MoE(RoutedLayer):
         ------
         ConfigError
             In training, if the forward pass ran without gradients, as reentrant activation checkpointing runs it: the
-            losses could not train anything.
+            losses could not train anything. With ``balance_loss="mutual_information"``, if the router has no balance
+            loss, which it would replace.
         """
-        routing = self.last_routing
-        if routing is None:
-            return {}
         weight = None if token_weight is None else token_weight.reshape(-1)
+        pairs = zip(cycle(self.routers), self.routings, strict=False)
+        calls = [self._losses(router, routing, weight) for router, routing in pairs]
+        if len(calls) < 2:
+            return calls[0] if calls else {}
+        return {name: torch.stack([losses[name] for losses in calls]).mean() for name in calls[0]}
+
+    def _losses(self, router: Router, routing: Routing, weight: Tensor | None) -> dict[str, Tensor]:
+        """Weighted losses of one call."""
         factors = {"balance": self.balance_weight, "z": self.z_weight, "penalty": self.penalty_weight}
-        losses = {name: factors.get(name, 1.0) * value for name, value in self.router.losses(routing, weight).items()}
+        found = router.losses(routing, weight)
+        if self.balance_loss == "mutual_information":
+            if "balance" not in found:
+                raise ConfigError(
+                    f"balance_loss='mutual_information' replaces a router's balance loss, and {type(router).__name__} "
+                    "has none: leave it 'load'"
+                )
+            found["balance"] = -mutual_information(routing, weight)
+        losses = {name: factors.get(name, 1.0) * value for name, value in found.items()}
         if self.experts.sizes is not None:
             losses["penalty"] = self.penalty_weight * parameter_penalty_loss(routing, self.experts.sizes, weight)
         if any(factors.get(name, 1.0) > 0 for name in losses):
@@ -247,9 +348,14 @@ class MoE(RoutedLayer):
         return losses
 
     def update(self, progress: float) -> None:
-        """Update what the router learns without gradients."""
-        if self.last_routing is not None:
-            self.router.update(self.last_routing, progress)
+        """Update what the routers learn without gradients."""
+        routings = self.routings
+        if routings:
+            for index, router in enumerate(self.routers):
+                router.update(routings[index :: self.iterations][-1], progress)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_taken": ()}
 
     def _check_gradients(self) -> None:
         """Refuse losses that should train but cannot."""
@@ -262,12 +368,17 @@ class MoE(RoutedLayer):
 
     def _check_parts(self) -> None:
         """Refuse a router, experts and capacities that do not fit together."""
-        for name, part in (("router", self.router), ("experts", self.experts)):
+        for name, part in (*(("router", router) for router in self.routers), ("experts", self.experts)):
             if (part.dim, part.num_experts) != (self.dim, self.num_experts):
                 raise ConfigError(
                     f"{name} is built for dim={part.dim}, num_experts={part.num_experts}, "
                     f"the layer for dim={self.dim}, num_experts={self.num_experts}"
                 )
+        if self.iterations > 1 and self.experts.out_dim != self.dim:
+            raise ConfigError(
+                f"iterations={self.iterations} apply the experts to their own outputs: these map {self.dim} numbers to "
+                f"{self.experts.out_dim}"
+            )
         for name in ("capacity_factor", "eval_capacity_factor"):
             factor = getattr(self, name)
             if factor is None:
@@ -290,3 +401,11 @@ class MoE(RoutedLayer):
                 if x.is_floating_point()
                 else f"tokens are {x.dtype} but the layer is {dtype}: convert the tokens with x.to({dtype})"
             )
+
+
+def _another(router: Router) -> Router:
+    """A router with the same arguments and parameters of its own; a copy where it does not keep its arguments."""
+    try:
+        return type(router)(router.dim, router.num_experts, **router.arguments())
+    except TypeError:
+        return copy.deepcopy(router)

@@ -51,6 +51,15 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Factor of the router's balance loss.
     z_weight : float, default=0.001
         Factor of the router z-loss.
+    balance_loss : {"load", "mutual_information"}, default="load"
+        The router's own balance loss, or ModuleFormer's in its place: minus the mutual information of rows and experts.
+    iterations : int, default=1
+        How often each block applies its experts in turn, chosen anew each time (chain of experts).
+    expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
+        Experts of different hidden widths (HMoE): a name, by which they share the units of ``hidden_dim``, or the
+        widths; all alike when None.
+    penalty_weight : float, default=0.1
+        Factor of the parameter penalty of experts of different widths.
     lr : float, default=0.002
         Learning rate of AdamW, above 0.
     weight_decay : float, default=0.01
@@ -129,6 +138,10 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         dropout: float = 0.0,
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
+        balance_loss: Literal["load", "mutual_information"] = "load",
+        iterations: int = 1,
+        expert_sizes: str | Sequence[int] | None = None,
+        penalty_weight: float = 0.1,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
         batch_size: int | Literal["auto"] = "auto",

@@ -373,13 +373,14 @@ class TabularEstimator(LightningEstimator):
         pruned._fit_params = {**pruned._as_fitted(), **changed}
         return pruned
 
-    def merge(self, num_experts: int, X: Any) -> Self:
+    def merge(self, num_experts: int, X: Any, *, globally: bool = False) -> Self:
         """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
 
-        Parameters and what is returned are as in :meth:`prune`.
+        Parameters and what is returned are as in :meth:`prune`; with ``globally=True`` the number is the mean over the
+        blocks, see :func:`~moeapps.core.surgery.merge_experts`.
         """
         merged = self._operated()
-        merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X))
+        merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X), globally=globally)
         merged.merged_ = [[list(group) for group in report.groups] for report in reports.values()]
         return merged
 
@@ -419,7 +420,8 @@ class TabularEstimator(LightningEstimator):
         if "columns_" in state:
             state = {**state, "encoder_": state["columns_"]}
             del state["columns_"]
-        super().__setstate__({"column_types": None, "missing_values": "auto", **state})
+        later = {"balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
+        super().__setstate__({"column_types": None, "missing_values": "auto", **later, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, with plain containers."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.config import Configurable, takes
-from moeapps.core.layer import MoE
+from moeapps.core.expert_sizes import ExpertSizes
+from moeapps.core.layer import BalanceLoss, MoE
 from moeapps.core.routers import Router, make_router
 
 __all__ = ["NumericEmbedding", "TabularConfig", "TabularMoE"]
@@ -100,6 +101,15 @@ class TabularConfig:
         Factor of the router's balance loss.
     z_weight : float, default=0.001
         Factor of the router z-loss.
+    balance_loss : {"load", "mutual_information"}, default="load"
+        The router's own balance loss, or ModuleFormer's in its place; see :class:`~moeapps.core.MoE`.
+    iterations : int, default=1
+        How often each block applies its experts in turn (chain of experts).
+    expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
+        Experts of different hidden widths (HMoE): a name, by which they share the units of ``hidden_dim``, or the
+        widths; all alike when None.
+    penalty_weight : float, default=0.1
+        Factor of the parameter penalty of experts of different widths.
     """
 
     dim: int = 128
@@ -115,6 +125,10 @@ class TabularConfig:
     dropout: float = 0.0
     balance_weight: float = 0.01
     z_weight: float = 0.001
+    balance_loss: BalanceLoss = "load"
+    iterations: int = 1
+    expert_sizes: ExpertSizes = None
+    penalty_weight: float = 0.1
 
     def make_router(self) -> Router:
         """Router of one block."""
@@ -182,9 +196,17 @@ class TabularMoE(Configurable, nn.Module):
                 capacity_factor=config.capacity_factor,
                 balance_weight=config.balance_weight,
                 z_weight=config.z_weight,
+                penalty_weight=config.penalty_weight,
+                balance_loss=config.balance_loss,
+                iterations=config.iterations,
+                expert_sizes=config.expert_sizes,
             )
             for _ in range(config.num_blocks)
         )
+        if shared is not None and config.iterations > 1:
+            first, *others = self.blocks
+            for block in others:
+                block.later_routers = first.later_routers
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, out_dim))
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 # Shapes: N images, C channels, H height, W width, T tokens per image, E experts
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,14 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Experts per patch. Not for ``"vit"``.
     router : str, default "topk"
         Name of a router, as in ``moeapps list routers``. Not for ``"vit"``.
+    balance_loss : {"load", "mutual_information"}, default "load"
+        The router's own balance loss, or ModuleFormer's in its place: minus the mutual information of patches and
+        experts. Not for ``"vit"``.
+    iterations : int, default 1
+        How often a layer applies its experts in turn, chosen anew each time (chain of experts). Not for ``"vit"``.
+    expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
+        Experts of different hidden widths (HMoE): a name, by which they share the units of experts of one size, or the
+        widths; all alike when None. Not for ``"vit"``.
     options : dict, optional
         Further arguments of the model (``drop_path_rate``, ``capacity_factor``, ``individual_norms``, ...).
     augment : str, default "none"
@@ -135,6 +143,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         num_experts: int = 4,
         top_k: int = 2,
         router: str = "topk",
+        balance_loss: Literal["load", "mutual_information"] = "load",
+        iterations: int = 1,
+        expert_sizes: str | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
         augment: str = "none",
         lr: float = 3e-3,
@@ -151,6 +162,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         random_state: Any = None,
     ) -> None:
         store_arguments(self, locals())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 some arguments did not exist."""
+        super().__setstate__({"balance_loss": "load", "iterations": 1, "expert_sizes": None, **state})
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Train on images.

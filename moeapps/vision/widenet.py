@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
 from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, VisionTransformer
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.errors import ConfigError
-from moeapps.core.layer import MoE
+from moeapps.core.expert_sizes import ExpertSizes
+from moeapps.core.layer import BalanceLoss, MoE
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, TopKRouter
 from moeapps.core.routing import Routing
@@ -32,7 +32,7 @@ class SharedMoE(MoE):
     1. The model calls :meth:`start`, which drops the routings of the pass before.
     2. Each of the L blocks calls :meth:`enter` and :meth:`forward`; router and experts are the same, the tokens are
        not, so every call has a routing of its own, which is kept.
-    3. :meth:`auxiliary_losses` computes the losses of every call and returns their mean, so that their weight does not
+    3. ``auxiliary_losses`` computes the losses of every call and returns their mean, so that their weight does not
        depend on the depth.
 
     In a loop of one's own over the blocks nobody calls :meth:`start`: there a block that does not come after the one
@@ -43,10 +43,10 @@ class SharedMoE(MoE):
     routings : sequence of Routing
         Routing of each call of the last forward pass.
     most_calls : int, default=1024
-        Largest number of calls in a pass: no more routings than that are kept. A model sets it to its depth.
+        Largest number of calls in a pass: no more are kept. A model sets it to its depth.
     """
 
-    routings: Sequence[Routing] = ()
+    routings: Sequence[Routing] = ()  # type: ignore[assignment]
     most_calls: int = 1024
     _block: int = -1  # the block that called last
 
@@ -65,17 +65,8 @@ class SharedMoE(MoE):
     def remember(self, routing: Routing) -> None:
         """Keep the routing of a call beside those of the pass's calls before."""
         if notes_are_kept():
-            self.routings = (*self.routings, routing)[-self.most_calls :]
+            self.routings = (*self.routings, routing)[-self.most_calls * self.iterations :]
         super().remember(routing)
-
-    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted losses by name, mean over the calls; empty before the first."""
-        per_call = []
-        for routing in self.routings:
-            self.last_routing = routing
-            per_call.append(super().auxiliary_losses(token_weight))
-        names = per_call[0] if per_call else {}
-        return {name: torch.stack([losses[name] for losses in per_call]).mean() for name in names}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "routings": (), "_block": -1}
@@ -127,7 +118,7 @@ class WideBlock(nn.Module):
 def _init_experts(moe: MoE) -> None:
     """Initialise experts as timm initialises the MLPs of its transformers."""
     for name, parameter in moe.experts.named_parameters():
-        if name.startswith("bias"):
+        if name.rpartition(".")[2].startswith("bias"):
             nn.init.zeros_(parameter)
         else:
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -155,6 +146,15 @@ class VisionMoEConfig:
         Factor of the balance loss, the mean over the blocks with experts.
     z_weight : float, default 0.0
         Factor of the router z-loss, the mean over the blocks with experts.
+    balance_loss : {"load", "mutual_information"}, default "load"
+        The router's own balance loss, or ModuleFormer's in its place; see :class:`~moeapps.core.MoE`.
+    iterations : int, default 1
+        How often a layer applies its experts in turn (chain of experts).
+    expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
+        Experts of different hidden widths (HMoE): a name, by which they share the units of experts of one size, or the
+        widths; all alike when None.
+    penalty_weight : float, default 0.1
+        Factor of the parameter penalty of experts of different widths, the mean over the blocks with experts.
     """
 
     num_experts: int = 4
@@ -164,6 +164,10 @@ class VisionMoEConfig:
     eval_capacity_factor: float | None = None
     balance_weight: float = 0.01
     z_weight: float = 0.0
+    balance_loss: BalanceLoss = "load"
+    iterations: int = 1
+    expert_sizes: ExpertSizes = None
+    penalty_weight: float = 0.1
 
 
 L = TypeVar("L", bound=MoE)
@@ -189,7 +193,7 @@ class WideNet(
 
     Parameters
     ----------
-    num_experts, top_k, router, capacity_factor, eval_capacity_factor, balance_weight, z_weight
+    num_experts, top_k, router, ...
         Fields of :class:`VisionMoEConfig`, as keyword arguments.
     individual_norms : bool, default True
         Whether every block has norms of its own; False shares them too (the paper's ablation).
@@ -287,7 +291,7 @@ class ViTMoE(
 
     Parameters
     ----------
-    num_experts, top_k, router, capacity_factor, eval_capacity_factor, balance_weight, z_weight
+    num_experts, top_k, router, ...
         Fields of :class:`VisionMoEConfig`, as keyword arguments. A router is given by name, since each of those blocks
         has its own.
     moe_every : int, default 2
@@ -309,7 +313,10 @@ class ViTMoE(
         chosen = [i for i in range(depth) if (depth - 1 - i) % moe_every == 0]
         # Losses of all layers are added up, those of one layer count 1 / (number of layers).
         each = replace(
-            config, balance_weight=config.balance_weight / len(chosen), z_weight=config.z_weight / len(chosen)
+            config,
+            balance_weight=config.balance_weight / len(chosen),
+            z_weight=config.z_weight / len(chosen),
+            penalty_weight=config.penalty_weight / len(chosen),
         )
         for i in chosen:
             moe = _make_moe(MoE, dim, int(dim * vit.get("mlp_ratio", 4.0)), each)

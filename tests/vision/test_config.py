@@ -38,7 +38,7 @@ LEFT_OUT = {
         "grad_checkpointing": "small images need no saving of memory",
     },
     (WideNetClassifier, VisionMoEConfig): dict.fromkeys(
-        ["capacity_factor", "eval_capacity_factor", "balance_weight", "z_weight"], IN_OPTIONS
+        ["capacity_factor", "eval_capacity_factor", "balance_weight", "z_weight", "penalty_weight"], IN_OPTIONS
     ),
     (SwitchDiTGenerator, DiTConfig): {"img_size": OF_IMAGES, "in_chans": OF_IMAGES, "num_classes": OF_IMAGES},
     (SwitchDiTGenerator, SwitchDiTConfig): {},
@@ -118,11 +118,15 @@ def test_what_an_estimator_is_told_reaches_its_network():
     assert (module.diffusion.snr_gamma, network.out_chans, module.prior.windows.shape) == (5.0, 2, (60, 8))
     classifier = WideNetClassifier(embed_dim=16, depth=3, num_heads=2, mlp_ratio=3.0, num_experts=5, top_k=1)
     classifier.set_params(options={"capacity_factor": 1.5, "drop_path_rate": 0.1}, patch_size=4)
+    classifier.set_params(iterations=2, balance_loss="mutual_information")
     classifier.spec_ = spec
     wide = classifier._build_model().network
     assert (wide.embed_dim, len(wide.blocks), wide.moe.num_experts, wide.moe.router.top_k) == (16, 3, 5, 1)
     assert (wide.moe.experts.hidden_dim, wide.moe.capacity_factor, wide.patch_embed.patch_size) == (48, 1.5, (4, 4))
     assert isinstance(wide.blocks[-1].drop_path, nn.Module)
+    assert (len(wide.moe.routers), wide.moe.balance_loss) == (2, "mutual_information")
+    classifier.set_params(expert_sizes="arithmetic")
+    assert classifier._build_model().network.moe.experts.sizes == (29, 38, 48, 58, 67)
 
 
 def test_hyperparameters_of_a_module_are_its_arguments():
