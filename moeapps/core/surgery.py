@@ -6,21 +6,21 @@ work on every :class:`~moeapps.core.layer.MoE` inside it (or on the layer itself
 Shapes: E experts, d width, h hidden width.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moeapps.core.checks import check_one_of, check_sizes, check_top_k
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError
 from moeapps.core.expert_tensors import averaged, sliced, stack_of
+from moeapps.core.expert_use import ExpertUse, measure_use
 from moeapps.core.experts import ExpertMLP, FeedForward, LowRankExpertMLP
 from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.layer import MoE
-from moeapps.core.routers.merged import MergedRouter
+from moeapps.core.merging import merge_experts, regroup
+from moeapps.core.operations import LayerReport, Model, operate, report, use_of
 
 __all__ = [
     "ExpertUse",
@@ -33,97 +33,6 @@ __all__ = [
     "regroup",
     "upcycle",
 ]
-
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class ExpertUse:
-    """How the tokens of some data use the experts of one layer.
-
-    Attributes
-    ----------
-    weight : Tensor
-        ``(E,)`` sum of the weights that tokens gave each expert, divided by the number of tokens. On the data of one
-        task it is the task-conditioned score of PreMoe (2025).
-    similarity : Tensor
-        ``(E, E)`` correlation of the router's logits over tokens: experts that the same tokens prefer.
-    """
-
-    weight: Tensor
-    similarity: Tensor
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What surgery changed in one layer.
-
-    Attributes
-    ----------
-    experts_before : int
-        Number of experts before.
-    experts_after : int
-        Number of experts after.
-    parameters_before : int
-        Number of parameters of the layer before.
-    parameters_after : int
-        Number of parameters of the layer after.
-    groups : tuple[tuple[int, ...], ...]
-        For each new expert, the old ones it was made of.
-    error : float, default=0.0
-        Mean relative error of the expert weights, where they were approximated; else 0.
-    """
-
-    experts_before: int
-    experts_after: int
-    parameters_before: int
-    parameters_after: int
-    groups: tuple[tuple[int, ...], ...]
-    error: float = 0.0
-
-
-@torch.no_grad()
-def measure_use(model: nn.Module, batches: Iterable[Any]) -> dict[str, ExpertUse]:
-    """Measure how data uses the experts.
-
-    Parameters
-    ----------
-    model : Module
-        A layer or a model with :class:`~moeapps.core.layer.MoE` layers.
-    batches : iterable of Any
-        Inputs; a tuple is passed as several arguments.
-
-    Returns
-    -------
-    dict of str to ExpertUse
-        The use of each layer, by its name in the model (``""`` for the layer itself).
-
-    Raises
-    ------
-    DataError
-        If there is not a single valid token.
-    """
-    probe = copy.deepcopy(model).eval()
-    layers = _layers(probe)
-    weight = {name: torch.zeros(layer.num_experts, dtype=torch.float64) for name, layer in layers.items()}
-    logits: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for batch in batches:
-        probe(*batch) if isinstance(batch, tuple | list) else probe(batch)
-        for name, layer in layers.items():
-            for routing in layer.routings:  # one per call, where several blocks share the layer
-                ok = routing.valid[routing.token]
-                total = torch.zeros(layer.num_experts + 1, dtype=torch.float64, device=ok.device)
-                total = total.index_add(0, routing.expert[ok], routing.weight[ok].double())
-                weight[name] += total[:-1].cpu()
-                logits[name].append(routing.probabilities[routing.valid].clamp(min=1e-12).log().double().cpu())
-    use = {}
-    for name in layers:
-        every = torch.cat(logits[name]) if logits[name] else torch.zeros(0, 1)
-        if len(every) == 0:
-            raise DataError(f"layer {name!r} saw no valid token: its use cannot be measured")
-        use[name] = ExpertUse(weight[name] / len(every), torch.atleast_2d(torch.corrcoef(every.t())).nan_to_num())
-    return use
 
 
 def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) -> tuple[Model, dict[str, LayerReport]]:
@@ -151,74 +60,15 @@ def prune_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) 
 
     def prune(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
         check_top_k(num_experts, layer.num_experts, "num_experts")
-        score = _use(use, name).weight.clone()
+        score = use_of(use, name).weight.clone()
         score[: layer.router.always_on] = torch.inf
         kept = score.topk(num_experts).indices.sort().values.tolist()
         experts = sliced(layer.experts, [[e] for e in kept], lambda group: stack_of(layer.experts, group[0]))
-        pruned = layer.rebuilt(router=layer.router.restricted(kept), experts=experts)
-        return pruned, _report(layer, pruned, [(e,) for e in kept])
+        router, *later = (router.restricted(kept) for router in layer.routers)
+        pruned = layer.rebuilt(router=router, experts=experts, later_routers=later)
+        return pruned, report(layer, pruned, [(e,) for e in kept])
 
-    return _operate(model, prune)
-
-
-def merge_experts(model: Model, num_experts: int, use: Mapping[str, ExpertUse]) -> tuple[Model, dict[str, LayerReport]]:
-    """Merge similar experts after aligning their hidden units, weighted by use (M-SMoE, Li et al. 2024, section 3).
-
-    1. The most used experts are the heads of groups.
-    2. Each of the others joins the head whose router logits correlate most with its own.
-    3. The hidden units of a group are aligned to those of its head, and the weights averaged by use.
-    4. The router stays and sends the tokens of an old expert to the one it was merged into.
-
-    Parameters
-    ----------
-    model : Model
-        A layer or a model.
-    num_experts : int
-        How many experts are left in each layer.
-    use : mapping of str to ExpertUse
-        Result of :func:`measure_use`.
-
-    Returns
-    -------
-    tuple[Model, dict of str to LayerReport]
-        The merged copy and a report per layer.
-
-    Raises
-    ------
-    ConfigError
-        If there are not that many experts, or tokens do not choose experts in this kind of router.
-    """
-
-    def merge(name: str, layer: MoE) -> tuple[nn.Module, LayerReport]:
-        check_top_k(num_experts, layer.num_experts, "num_experts")
-        measured = _use(use, name)
-        heads = measured.weight.topk(num_experts).indices.tolist()
-        groups = [[head] for head in heads]
-        for e in range(layer.num_experts):
-            if e not in heads:
-                groups[int(measured.similarity[e, heads].argmax())].append(e)
-        merged = regroup(layer, groups, measured.weight)
-        return merged, _report(layer, merged, groups)
-
-    return _operate(model, merge)
-
-
-def regroup(layer: MoE, groups: Sequence[Sequence[int]], weight: Tensor | None = None) -> MoE:
-    """Merge the experts of a layer into given groups.
-
-    Parameters
-    ----------
-    layer : MoE
-        The layer.
-    groups : Sequence[sequence of int]
-        For each new expert the old ones it is made of, the one that the others are aligned to first.
-    weight : Tensor, optional
-        ``(E,)`` how much each old expert counts; all alike when None.
-    """
-    use = torch.ones(layer.num_experts, dtype=torch.float64) if weight is None else weight
-    router = MergedRouter(copy.deepcopy(layer.router), groups)
-    experts = sliced(layer.experts, groups, lambda group: averaged(layer.experts, group, use))
-    return layer.rebuilt(router=router, experts=experts)
+    return operate(model, prune)
 
 
 def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerReport]]:
@@ -270,15 +120,20 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
         both = {"down": e.weight1, "up": e.weight2}
         for part, made in experts.named_parameters():  # what was frozen stays frozen
             made.requires_grad_((both[part] if part in both else e.get_parameter(part)).requires_grad)
-        compressed = layer.rebuilt(router=layer.router, experts=experts)  # layers that share a router still do
+        # layers that share routers still do
+        compressed = layer.rebuilt(router=layer.router, experts=experts, later_routers=layer.routers[1:])
         groups = [(i,) for i in range(layer.num_experts)]
-        return compressed, _report(layer, compressed, groups, float(torch.cat(errors).mean()))
+        return compressed, report(layer, compressed, groups, float(torch.cat(errors).mean()))
 
-    return _operate(model, compress)
+    return operate(model, compress)
 
 
 def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForward, LayerReport]:
-    """Merge all experts of a layer into one dense network (MEO, He et al. 2023, with one weight per expert).
+    """Merge all experts of a layer into one dense network: the mean of their weights, the same for every token.
+
+    That is not MEO (He et al. 2023, eq. 5), which merges the weights of the chosen experts anew for each input, by its
+    router's weights; here the router goes, and what is left costs what one expert does. Hidden units are aligned to
+    those of the most used expert first.
 
     Parameters
     ----------
@@ -312,7 +167,7 @@ def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForwar
             linear.bias.requires_grad_(bias not in merged or e.get_parameter(bias).requires_grad)
     dense.changed_by_surgery = True
     dense.train(layer.training)
-    return dense, _report(layer, dense, [tuple(group)], experts_after=1)
+    return dense, report(layer, dense, [tuple(group)], experts_after=1)
 
 
 def upcycle(
@@ -391,55 +246,7 @@ def upcycle(
     return layer, LayerReport(len(sources), num_experts, before, after, groups)
 
 
-def _layers(model: nn.Module) -> dict[str, MoE]:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
-    if not layers:
-        raise ConfigError(f"there is no MoE layer in this {type(model).__name__}")
-    return layers
-
-
-def _operate(
-    model: Model, operation: Callable[[str, MoE], tuple[nn.Module, LayerReport]]
-) -> tuple[Model, dict[str, LayerReport]]:
-    """Apply an operation to each layer of a copy of the model."""
-    result = copy.deepcopy(model)
-    reports = {}
-    for name, layer in _layers(result).items():
-        new, reports[name] = operation(name, layer)
-        if name == "":
-            return cast(Model, new), reports
-        for parent in list(result.modules()):  # several blocks may share the layer
-            for child, module in parent._modules.items():
-                if module is layer:
-                    setattr(parent, child, new)
-    return result, reports
-
-
-def _use(use: Mapping[str, ExpertUse], name: str) -> ExpertUse:
-    if name not in use:
-        raise ConfigError(f"use has no entry for layer {name!r}, it has {', '.join(map(repr, use))}")
-    return use[name]
-
-
 def _stacked(layer: MoE) -> ExpertMLP:
     if type(layer.experts) is not ExpertMLP:
         raise ConfigError(f"this needs experts of type ExpertMLP, got {type(layer.experts).__name__}")
     return layer.experts
-
-
-def _report(
-    before: nn.Module,
-    after: nn.Module,
-    groups: Sequence[Sequence[int]],
-    error: float = 0.0,
-    experts_after: int | None = None,
-) -> LayerReport:
-    assert isinstance(before, MoE)
-    return LayerReport(
-        before.num_experts,
-        after.num_experts if isinstance(after, MoE) else experts_after or 0,
-        sum(p.numel() for p in before.parameters()),
-        sum(p.numel() for p in after.parameters()),
-        tuple(tuple(group) for group in groups),
-        error,
-    )

@@ -65,6 +65,13 @@ class MergedRouter(Router):
         self.register_buffer("group", torch.tensor([*new, len(groups)]))
 
     @property
+    def always_on(self) -> int:
+        """Those of the old router, where they were not merged with others and still come first."""
+        shared, group = self.router.always_on, self.group[:-1].tolist()
+        alone = group[:shared] == list(range(shared)) and all(new >= shared for new in group[shared:])
+        return shared if alone else 0
+
+    @property
     def consistency_weight(self) -> float:  # type: ignore[override]
         """That of the old router."""
         return self.router.consistency_weight
