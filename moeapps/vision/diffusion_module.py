@@ -3,7 +3,7 @@
 # Shapes: N images, C channels, H height, W width, T timesteps, E experts, L blocks
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
 from moeapps.core.config import Configurable, config_from, field_names, takes
@@ -28,7 +28,7 @@ from moeapps.vision.module import SpecModule
 from moeapps.vision.plots import plot_images
 from moeapps.vision.prior import TimestepPrior
 from moeapps.vision.sampling import Noise, Watcher, draw
-from moeapps.vision.switch_dit import SwitchDiT
+from moeapps.vision.switch_dit import SwitchDiT, TimestepRouter
 
 __all__ = ["NETWORKS", "DiffusionModule", "DiffusionModuleConfig", "MovingAverage", "SampleImages"]
 
@@ -54,6 +54,19 @@ class MovingAverage(EMAWeightAveraging):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
             super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Average what a checkpoint of 0.1 has, whose gates have no bias."""
+        if self._average_model is not None and "prior_gates" not in checkpoint.get("hyper_parameters", {}):
+            drop_gate_biases(self._average_model)
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def drop_gate_biases(network: nn.Module) -> None:
+    """Make every gate one without bias, as in moeapps 0.1."""
+    for module in network.modules():
+        if isinstance(module, TimestepRouter):
+            module.without_bias()
 
 
 class SampleImages(L.Callback):
@@ -132,6 +145,9 @@ class DiffusionModuleConfig:
         Decay of the exponential moving average of the weights, below 1; 0 for none.
     compile : bool, default False
         Whether ``torch.compile`` compiles the network.
+    prior_gates : {"all", "chosen"}, default "all"
+        What the prior compares with its windows: the probabilities of all experts, as the released code does, or the
+        weights of the chosen experts alone, as moeapps 0.1 did.
     """
 
     model: str = "switch_dit"
@@ -152,6 +168,7 @@ class DiffusionModuleConfig:
     warmup: float = 0.0
     ema_decay: float = 0.9999
     compile: bool = False
+    prior_gates: str = "all"
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -163,6 +180,7 @@ class DiffusionModuleConfig:
         """
         check_one_of("model", self.model, NETWORKS)
         check_one_of("size", self.size, SIZES)
+        check_one_of("prior_gates", self.prior_gates, ("all", "chosen"))
         check_sizes(match_every=self.match_every)
         check_at_least_zero(prior_weight=self.prior_weight, lr=self.lr, weight_decay=self.weight_decay)
         check_below_one(warmup=self.warmup, ema_decay=self.ema_decay)
@@ -191,7 +209,8 @@ class DiffusionModule(SpecModule, Configurable):
     2. A timestep and noise are drawn for each image; :meth:`Diffusion.q_sample` makes the noisy image.
     3. The network predicts the noise (or velocity), and with ``learn_sigma`` the variance.
     4. :meth:`Diffusion.losses` compares: ``task``, and with ``learn_sigma`` also ``vlb``.
-    5. With Switch-DiT, the divergence between the gates of the batch's timesteps and the prior is added.
+    5. With Switch-DiT, the divergence between the gates of the batch's timesteps (``prior_gates``) and the prior is
+       added.
     6. After the optimiser's step, the moving average of the weights follows (:class:`MovingAverage`).
 
     Attributes
@@ -246,6 +265,24 @@ class DiffusionModule(SpecModule, Configurable):
         if self.config.compile:
             self.network.compile()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on as 0.1 did where it wrote the checkpoint: gates without bias, a prior of the chosen experts.
+
+        Raises
+        ------
+        FileFormatError
+            If the images, or the weights, are not those of this module.
+        """
+        if "prior_gates" not in checkpoint.get("hyper_parameters", {}):
+            self.config = replace(self.config, prior_gates="chosen")
+            if self.config.model == "switch_dit":
+                options = {"gate_bias": False, **(self.config.options or {})}
+                self.config = replace(self.config, options=options)
+            self.hparams.update({"prior_gates": "chosen", "options": self.config.options})
+            if hasattr(self, "network"):  # built for the data of a training that goes on
+                drop_gate_biases(self.network)
+        super().on_load_checkpoint(checkpoint)
+
     def configure_callbacks(self) -> list[Callback]:
         """The moving average."""
         return [MovingAverage(decay=self.config.ema_decay)] if self.config.ema_decay > 0 else []
@@ -275,7 +312,9 @@ class DiffusionModule(SpecModule, Configurable):
         terms = self._losses(images, labels, t, torch.randn(images.shape, device=images.device))
         if self.prior is not None:
             assert isinstance(self.network, SwitchDiT)
-            terms["prior"] = self.config.prior_weight * self.prior(torch.stack(self.network.last_gates), t)
+            chosen = self.config.prior_gates == "chosen"
+            gates = torch.stack(self.network.last_gates) if chosen else self.network.last_probabilities()
+            terms["prior"] = self.config.prior_weight * self.prior(gates, t)
         return self.total_loss(terms, batch_size=len(images))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -2,6 +2,7 @@
 
 # Shapes: N images, C channels, S = H = W side of an image
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,6 +21,8 @@ from moeapps.vision.images import ImageSpec, as_images
 from moeapps.vision.switch_dit import SwitchDiT, SwitchDiTConfig
 
 __all__ = ["SwitchDiTGenerator"]
+
+_AS_IN_0_1 = {"gate_bias": False, "prior_gates": "chosen"}
 
 
 class SwitchDiTGenerator(ImageEstimator):
@@ -43,6 +46,8 @@ class SwitchDiTGenerator(ImageEstimator):
         Number of experts per block. Not for ``"dit"``.
     top_k : int, default 2
         Experts per timestep and block. Not for ``"dit"``.
+    gate_bias : bool, default True
+        Whether the gates have a bias, as in the released code; those of moeapps 0.1 had none. Not for ``"dit"``.
     timesteps : int, default 1000
         Number of timesteps of the diffusion.
     schedule : {"cosine", "linear"}, default "cosine"
@@ -59,6 +64,9 @@ class SwitchDiTGenerator(ImageEstimator):
         Factor of Switch-DiT's diffusion prior loss; 0 for none.
     prior_alpha : float, default 4.0
         Exponent of the prior.
+    prior_gates : {"all", "chosen"}, default "all"
+        Whether the prior compares the probabilities of all experts with its windows, as the released code does, or the
+        weights of the chosen experts alone, as moeapps 0.1 did.
     match_every : int, default 100
         Steps between two matchings of experts to the prior's units.
     lr : float, default 2e-3
@@ -125,6 +133,7 @@ class SwitchDiTGenerator(ImageEstimator):
         patch_size: int = 2,
         num_experts: int = 3,
         top_k: int = 2,
+        gate_bias: bool = True,
         timesteps: int = 1000,
         schedule: str = "cosine",
         prediction: str = "v",
@@ -133,6 +142,7 @@ class SwitchDiTGenerator(ImageEstimator):
         class_dropout: float = 0.1,
         prior_weight: float = 1.0,
         prior_alpha: float = 4.0,
+        prior_gates: str = "all",
         match_every: int = 100,
         lr: float = 2e-3,
         warmup: float = 0.05,
@@ -147,6 +157,17 @@ class SwitchDiTGenerator(ImageEstimator):
         random_state: Any = None,
     ) -> None:
         store_arguments(self, locals())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 some arguments did not exist."""
+        super().__setstate__({**_AS_IN_0_1, **state})
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """As any estimator; a file of 0.1 lacks arguments, with today's defaults for which it would be another one."""
+        return super().from_saved({**_AS_IN_0_1, **arguments}, state, tensors, source)
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Train on images.

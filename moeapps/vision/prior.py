@@ -30,12 +30,14 @@ class TimestepPrior(nn.Module):
     r"""Diffusion prior loss (Park et al., ECCV 2024): which experts a timestep should use, and the distance from that.
 
     1. The experts of all blocks are numbered as U = L E units. The prior of timestep t is a window of k L units, whose
-       start slides from 0 to U - k L with :math:`(t / T)^\alpha`: neighbouring timesteps share most of their window.
+       start slides from 0 to U - k L with :math:`(t / (T - 1))^\alpha`: neighbouring timesteps share most of their
+       window, the first and the last as little as possible.
     2. :meth:`match` assigns units to columns of the window matrix such that the experts that are chosen now agree with
        it as far as possible: a bipartite matching on the CPU, by scipy. It is called every few steps, not at every one,
        since it synchronises with the device.
     3. :meth:`forward` normalises the gates of a batch's timesteps and their windows to sum 1, and returns the mean
-       Jensen-Shannon divergence.
+       Jensen-Shannon divergence. The released code gives it the probabilities of all experts, chosen or not, which sum
+       to L; so does :class:`~moeapps.vision.DiffusionModule` unless ``prior_gates="chosen"``.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class TimestepPrior(nn.Module):
         if not alpha > 0:
             raise ConfigError(f"alpha must be above 0, got {alpha!r}")
         units, width = depth * num_experts, depth * top_k
-        start = ((torch.arange(timesteps) / timesteps) ** alpha * (units - width)).round()
+        start = (torch.linspace(0, 1, timesteps, dtype=torch.float64) ** alpha * (units - width)).round()
         unit = torch.arange(units)
         windows = ((unit >= start[:, None]) & (unit < start[:, None] + width)).float()
         self.register_buffer("windows", windows, persistent=False)

@@ -3,22 +3,55 @@
 # Shapes: N images, T tokens per image, d width, E experts, k experts per timestep, L blocks, S timesteps
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.config import as_arguments, takes
+from moeapps.core.errors import ConfigError
 from moeapps.core.layer import RoutedLayer
 from moeapps.core.modes import notes_are_kept, values_are_hidden
 from moeapps.core.routers import TopKRouter
 from moeapps.vision.dit import DiT, DiTBlock, DiTConfig, modulate
 
-__all__ = ["SwitchBlock", "SwitchDiT", "SwitchDiTConfig", "TimestepSwitch"]
+__all__ = ["SwitchBlock", "SwitchDiT", "SwitchDiTConfig", "TimestepRouter", "TimestepSwitch"]
 
 MOST_MATRIX = 8
 """One matrix per image is used where the width is at most this multiple of the number of tokens."""
+
+
+class TimestepRouter(TopKRouter):
+    r"""Router of a block as released: logits :math:`V x + b`, V Xavier-uniform and b zero at first, no renormalisation.
+
+    Parameters
+    ----------
+    dim : int
+        Width d of an embedded timestep.
+    num_experts : int
+        Number of experts E.
+    top_k : int
+        Experts k per timestep.
+    """
+
+    per_expert = ("weight", "bias")
+    bias: nn.Parameter | None
+
+    def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
+        super().__init__(dim, num_experts, top_k, renormalize=False)
+        nn.init.xavier_uniform_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(num_experts))
+
+    def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
+        """Logits ``(N, E)``."""
+        logits = super().scores(x, experts, ids)
+        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
+
+    def without_bias(self) -> None:
+        """Drop the bias: moeapps 0.1 had none."""
+        self.bias = None
+        self.per_expert = ("weight",)  # type: ignore[misc]
 
 
 class TimestepSwitch(RoutedLayer):
@@ -26,7 +59,7 @@ class TimestepSwitch(RoutedLayer):
 
     .. math::
         x \odot mask(x), \quad mask(x) = 1 + \sum_{e \in top-k} p_e(t)\,(W_e x + b_e), \quad
-        p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)))
+        p(t) = \mathrm{softmax}(V\,\mathrm{SiLU}(temb(t)) + c)
 
     where the probabilities of the chosen experts are not renormalised. Experts are initialised to zero, so that the
     mask is one. Since experts are linear,
@@ -45,11 +78,17 @@ class TimestepSwitch(RoutedLayer):
         Number of experts E.
     top_k : int, default 2
         Experts k per timestep.
+    gate_bias : bool, default True
+        Whether the gate has the bias c.
     """
 
-    def __init__(self, dim: int, num_experts: int = 3, top_k: int = 2) -> None:
+    def __init__(self, dim: int, num_experts: int = 3, top_k: int = 2, gate_bias: bool = True) -> None:
         super().__init__()
-        self.router = TopKRouter(dim, num_experts, top_k, renormalize=False)
+        self.router: TopKRouter = (
+            TimestepRouter(dim, num_experts, top_k)
+            if gate_bias
+            else TopKRouter(dim, num_experts, top_k, renormalize=False)
+        )
         self.weight = nn.Parameter(torch.zeros(num_experts, dim, dim))
         self.bias = nn.Parameter(torch.zeros(num_experts, dim))
 
@@ -85,13 +124,21 @@ class SwitchBlock(DiTBlock):
     ----------
     dim, num_heads, mlp_ratio
         As in :class:`~moeapps.vision.dit.DiTBlock`.
-    num_experts, top_k
+    num_experts, top_k, gate_bias
         As in :class:`TimestepSwitch`.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, num_experts: int = 3, top_k: int = 2) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        num_experts: int = 3,
+        top_k: int = 2,
+        gate_bias: bool = True,
+    ) -> None:
         super().__init__(dim, num_heads, mlp_ratio)
-        self.switch = TimestepSwitch(dim, num_experts, top_k)
+        self.switch = TimestepSwitch(dim, num_experts, top_k, gate_bias)
 
     def forward(self, x: Tensor, condition: Tensor, gates: Tensor | None = None) -> Tensor:
         """Tokens ``(N, T, d)``, condition ``(N, d)`` and gates ``(N or 1, E)`` to tokens."""
@@ -113,10 +160,13 @@ class SwitchDiTConfig:
         Number of experts E per block.
     top_k : int, default 2
         Experts k per timestep and block.
+    gate_bias : bool, default True
+        Whether the gates have a bias, as in the released code; those of moeapps 0.1 had none.
     """
 
     num_experts: int = 3
     top_k: int = 2
+    gate_bias: bool = True
 
 
 class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-experts"]):
@@ -153,7 +203,26 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
 
     def make_block(self, dim: int, num_heads: int, mlp_ratio: float) -> nn.Module:
         """Make a block with experts."""
-        return SwitchBlock(dim, num_heads, mlp_ratio, self._switch.num_experts, self._switch.top_k)
+        switch = self._switch
+        return SwitchBlock(dim, num_heads, mlp_ratio, switch.num_experts, switch.top_k, switch.gate_bias)
+
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> "SwitchDiT":
+        """Load a folder or repository; one that 0.1 saved does not say that its gates have no bias."""
+        return cast(SwitchDiT, super()._from_pretrained(**{"gate_bias": False, **arguments}))
+
+    def last_probabilities(self) -> Tensor:
+        """Probabilities ``(L, N or 1, E)`` of all experts, chosen or not, in the last forward pass that ran routers.
+
+        Raises
+        ------
+        ConfigError
+            If none did.
+        """
+        routings = [switch.last_routing for switch in self.switches]
+        if any(routing is None for routing in routings):
+            raise ConfigError("no router has run yet: call the network first, in training mode")
+        return torch.stack([routing.probabilities for routing in routings if routing is not None])
 
     def gate_table(self) -> Tensor:
         """Gates ``(L, S, E)`` of every block at every timestep; zero for experts that are not chosen."""

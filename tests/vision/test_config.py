@@ -100,7 +100,7 @@ def test_arguments_of_the_first_release_keep_their_order():
     assert list(inspect.signature(DiffusionModule).parameters) == [
         "model", "size", "options", "conditional", "timesteps", "schedule", "prediction", "learn_sigma", "snr_gamma",
         "class_dropout", "prior_weight", "prior_alpha", "match_every", "lr", "weight_decay", "warmup", "ema_decay",
-        "compile",
+        "compile", "prior_gates",
     ]  # fmt: skip
     assert list(inspect.signature(PublicImageData).parameters)[-3:] == ["batch_size", "num_workers", "seed"]
 
@@ -108,10 +108,11 @@ def test_arguments_of_the_first_release_keep_their_order():
 def test_what_an_estimator_is_told_reaches_its_network():
     spec = ImageSpec((1, 8, 8), ("a", "b"), (0.5,), (0.5,))
     generator = SwitchDiTGenerator(dim=16, depth=2, num_heads=2, num_experts=4, top_k=1, patch_size=4, timesteps=60)
-    generator.set_params(snr_gamma=5.0, class_dropout=0.2, learn_sigma=True, prior_alpha=2.0)
+    generator.set_params(snr_gamma=5.0, class_dropout=0.2, learn_sigma=True, prior_alpha=2.0, prior_gates="chosen")
     generator.spec_, generator.classes_ = spec, ["a", "b"]
     module = generator._build_model()
     network = module.network
+    assert (module.config.prior_gates, network.switches[0].router.bias is None) == ("chosen", False)
     router = network.switches[0].router
     assert (len(network.blocks), network.patch_size, router.num_experts, router.top_k) == (2, 4, 4, 1)
     assert (network.timesteps, module.diffusion.timesteps, network.class_dropout) == (60, 60, 0.2)

@@ -223,6 +223,28 @@ def test_a_training_goes_on_exactly_with_its_averaged_weights(tmp_path):
         torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
 
 
+def test_a_training_that_0_1_began_goes_on_without_biases(tmp_path):
+    """The module has today's defaults, since the YAML file of then names none; the checkpoint does not know them."""
+    sizes = {"dim": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
+    then = {"options": {**sizes, "gate_bias": False}, "prior_gates": "chosen", "match_every": 2}
+    whole = trained(tmp_path / "whole", 3, **then)
+    old = trained(tmp_path / "part", 1, **then)
+    path = next((tmp_path / "part").rglob("last.ckpt"))
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    del content["hyper_parameters"]["prior_gates"]
+    content["hyper_parameters"]["options"] = sizes
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    loaded = DiffusionModule.load_from_checkpoint(path, weights_only=True)
+    assert (loaded.hparams["prior_gates"], loaded.hparams["options"]["gate_bias"]) == ("chosen", False)
+    labels = torch.tensor([1, 2])
+    assert torch.equal(loaded.sample(labels, steps=3), old.sample(labels, steps=3))
+    rest = trained(tmp_path / "part", 3, resume=path, match_every=2)
+    assert rest.config.prior_gates == "chosen"
+    assert not [name for name in rest.state_dict() if name.endswith("router.bias")]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
 def test_a_checkpoint_holds_the_average_and_draws_by_itself(tmp_path):
     found = trained(tmp_path, 2)
     checkpoint = next(tmp_path.rglob("last.ckpt"))

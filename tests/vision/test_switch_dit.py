@@ -1,12 +1,24 @@
 """DiT and Switch-DiT: initialisation, the experts that a timestep chooses, and the prior."""
 
 import copy
+import json
+import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional as F
 
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.vision import DiT, SwitchDiT, TimestepPrior, TimestepSwitch
+from moeapps.vision import (
+    DiffusionModule,
+    DiT,
+    ImageSpec,
+    SwitchDiT,
+    TimestepPrior,
+    TimestepSwitch,
+)
 from moeapps.vision.prior import js_divergence
 from moeapps.vision.switch_dit import SwitchBlock
 
@@ -51,7 +63,7 @@ def test_a_mask_is_one_and_the_chosen_experts_with_their_probabilities(tokens):
     switch = shaken(TimestepSwitch(32, num_experts=4, top_k=2))
     x, temb = torch.randn(5, tokens, 32), torch.randn(5, 32)
     gates = switch.gates(temb)
-    p = torch.nn.functional.linear(torch.nn.functional.silu(temb), switch.router.weight).softmax(-1)
+    p = torch.nn.functional.linear(torch.nn.functional.silu(temb), switch.router.weight, switch.router.bias).softmax(-1)
     top, chosen = p.topk(2)
     torch.testing.assert_close(gates, torch.zeros(5, 4).scatter(1, chosen, top))
     expected = torch.ones_like(x)
@@ -192,3 +204,94 @@ def test_the_divergence_is_symmetric_bounded_and_zero_for_equals():
     p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])
     torch.testing.assert_close(js_divergence(p, q), torch.tensor([0.6931, 0.0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(js_divergence(p, q), js_divergence(q, p))
+
+
+# ---------------------------------------------------------------- as released
+
+
+def released_prior(logits, table, windows, t, depth, top_k):
+    """Mean over t of JSD(softmax of all units / L, matched window / its sum), the matching the one of least distance.
+
+    ``logits`` and ``table`` are ``(T, L, E)``; windows ``(T, L E)``.
+    """
+    p = logits.softmax(-1).flatten(1) / depth
+    used = (table.flatten(1) > 0).double()
+    cost = (used[:, :, None] - windows[:, None]).abs().sum(0)
+    _, columns = linear_sum_assignment(cost.numpy())
+    total = 0.0
+    for time in t.tolist():
+        q = windows[time, columns] / (top_k * depth)
+        for x, y in zip(p[time].tolist(), q.tolist(), strict=True):
+            m = (x + y) / 2
+            total += 0.5 * sum(v * math.log(v / m) for v in (x, y) if v > 0)
+    return total / len(t), cost, columns
+
+
+def test_windows_start_where_the_released_code_has_them():
+    for timesteps, alpha in ((1000, 4.0), (50, 2.0), (1, 4.0)):
+        prior = TimestepPrior(depth=4, num_experts=3, top_k=2, timesteps=timesteps, alpha=alpha)
+        start = (np.linspace(0, 1, timesteps) ** alpha * (12 - 8)).round()
+        units = np.arange(12)
+        expected = (units >= start[:, None]) & (units < start[:, None] + 8)
+        np.testing.assert_array_equal(prior.windows.numpy(), expected)
+        assert prior.windows[-1].tolist() == ([0.0] * 4 + [1.0] * 8 if timesteps > 1 else [1.0] * 8 + [0.0] * 4)
+
+
+def test_the_loss_of_training_is_the_released_one():
+    torch.manual_seed(0)
+    spec = ImageSpec((1, 8, 8), ("a", "b"), (0.5,), (0.5,))
+    module = DiffusionModule(
+        size="tiny", options={"dim": 32, "depth": 3, "num_heads": 4, "patch_size": 4}, timesteps=50, prior_weight=0.7
+    )
+    module.attach(spec)
+    network = shaken(module.network.double()).train()
+    module.prior.match(network.gate_table())
+    t = torch.tensor([0, 7, 20, 33, 49])
+    network(torch.randn(5, 1, 8, 8, dtype=torch.float64), t, torch.tensor([0, 1, 0, 1, 0]))
+    probabilities = network.last_probabilities()
+    silu = F.silu(network.t_embed(torch.arange(50)))
+    logits = torch.stack([silu @ s.router.weight.t() + s.router.bias for s in network.switches], 1)
+    table = network.gate_table().transpose(0, 1)
+    expected, cost, columns = released_prior(
+        logits.detach(), table.detach(), module.prior.windows.double(), t, depth=3, top_k=2
+    )
+    columns = torch.as_tensor(columns)
+    ours = cost.gather(1, module.prior.place[:, None]).sum()
+    assert float(ours) == pytest.approx(float(cost[torch.arange(9), columns].sum()))  # as good a matching
+    module.prior.place.copy_(columns)  # there may be several
+    found = module.prior(probabilities, t)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    for switch in network.switches:  # experts that were not chosen take part, and so does the bias
+        assert (switch.router.weight.grad.abs().sum(1) > 0).all()
+        assert switch.router.bias.grad.abs().sum() > 0
+
+
+def test_the_gates_as_in_0_1_give_the_prior_the_chosen_experts_only():
+    torch.manual_seed(0)
+    network = shaken(SwitchDiT(**SMALL, gate_bias=False)).train()
+    assert not [name for name in network.state_dict() if name.endswith("router.bias")]
+    network(torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), torch.tensor([1, 2]))
+    gates, p = torch.stack(network.last_gates), network.last_probabilities()
+    torch.testing.assert_close(gates, torch.where(gates > 0, p, 0.0))
+    assert ((gates > 0).sum(-1) == 2).all()
+    torch.testing.assert_close(p.sum(-1), torch.ones(3, 2))
+    with pytest.raises(ConfigError, match="no router has run yet"):
+        SwitchDiT(**SMALL).last_probabilities()
+
+
+def test_what_0_1_saved_has_gates_without_bias_and_today_says_so(tmp_path):
+    torch.manual_seed(0)
+    for bias in (False, True):
+        network = shaken(SwitchDiT(**SMALL, gate_bias=bias)).eval()
+        network.save_pretrained(tmp_path / str(bias))
+        config = tmp_path / str(bias) / "config.json"
+        if not bias:  # 0.1 did not know the argument
+            arguments = json.loads(config.read_text())
+            del arguments["gate_bias"]
+            config.write_text(json.dumps(arguments))
+        twin = SwitchDiT.from_pretrained(tmp_path / str(bias)).eval()
+        assert list(twin.state_dict()) == list(network.state_dict())
+        x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), torch.tensor([1, 2])
+        with torch.no_grad():
+            assert torch.equal(twin(x, t, y), network(x, t, y))
