@@ -143,9 +143,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def measure(table: PublicTable, split: Split, seed: int) -> dict[str, Scores]:
     """Scores of all models on one split."""
-    from moeapps.tables.mixture import default_experts
-
     from moeapps import MixtureClassifier, MixtureRegressor
+    from moeapps.tables.mixture import default_experts
 
     train, train_y, test, test_y = split
     classify = table.task == "classification"
