@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moeapps.core.experts import ExpertMLP as ExpertMLP
     from moeapps.core.experts import Experts as Experts
     from moeapps.core.experts import FactoredExpertMLP as FactoredExpertMLP
+    from moeapps.core.experts import GatedFactoredExpertMLP as GatedFactoredExpertMLP
     from moeapps.core.experts import FeedForward as FeedForward
     from moeapps.core.experts import HeterogeneousExperts as HeterogeneousExperts
     from moeapps.core.gates import MultiGate as MultiGate
@@ -54,6 +55,7 @@ _LAZY = {
     "ExpertMLP": "experts",
     "Experts": "experts",
     "FactoredExpertMLP": "experts",
+    "GatedFactoredExpertMLP": "experts",
     "FeedForward": "experts",
     "HashRouter": "routers",
     "HeterogeneousExperts": "experts",
@@ -96,6 +98,7 @@ __all__ = [
     "ExpertMLP",
     "Experts",
     "FactoredExpertMLP",
+    "GatedFactoredExpertMLP",
     "FeedForward",
     "HashRouter",
     "HeterogeneousExperts",

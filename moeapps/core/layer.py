@@ -352,7 +352,7 @@ class MoE(RoutedLayer):
         routings = self.routings
         if routings:
             for index, router in enumerate(self.routers):
-                router.update(routings[index :: self.iterations][-1], progress)
+                router.update_by_calls(routings[index :: self.iterations], progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_taken": ()}

@@ -26,7 +26,9 @@ __all__ = [
     "mutual_information",
     "parameter_penalty_loss",
     "router_z_loss",
+    "squared_difference",
     "squared_variation",
+    "token_entropy",
 ]
 
 
@@ -92,7 +94,7 @@ def entropy_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor
 
     Confident routers need fewer experts to reach top-p's share of the probability.
     """
-    return _mean(_entropy(routing.probabilities), routing.token_weight(token_weight))
+    return _mean(token_entropy(routing.probabilities), routing.token_weight(token_weight))
 
 
 def mutual_information(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
@@ -101,7 +103,7 @@ def mutual_information(routing: Routing, token_weight: Tensor | None = None) -> 
     To be *maximised*: all experts are used, and each token is sure of its own. 0 to log E nats.
     """
     weight = routing.token_weight(token_weight)
-    return _entropy(_mean(routing.probabilities, weight)) - _mean(_entropy(routing.probabilities), weight)
+    return token_entropy(_mean(routing.probabilities, weight)) - _mean(token_entropy(routing.probabilities), weight)
 
 
 def parameter_penalty_loss(routing: Routing, sizes: Sequence[int], token_weight: Tensor | None = None) -> Tensor:
@@ -170,6 +172,17 @@ def mixture_loss(weights: Tensor, log_likelihood: Tensor, token_weight: Tensor |
     return _mean(rows, torch.ones_like(rows) if token_weight is None else token_weight.to(rows.dtype))
 
 
-def _entropy(p: Tensor) -> Tensor:
+def squared_difference(first: Tensor, second: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    """What :func:`consistency_loss` is for numbers ``(N, T)``: the mean over rows of their mean squared difference.
+
+    It is twice the symmetric KL divergence of normal distributions of variance 1, as the squared error, beside which it
+    stands, is twice their negative log-likelihood.
+    """
+    rows = (first - second).square().flatten(1).mean(dim=1)
+    return _mean(rows, torch.ones_like(rows) if token_weight is None else token_weight.to(rows.dtype))
+
+
+def token_entropy(p: Tensor) -> Tensor:
+    """Entropy in nats of probabilities along the last axis, ``(..., E)`` to ``(...)``."""
     # not torch.special.entr: its gradient at p = 0 is infinite
     return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(dim=-1)

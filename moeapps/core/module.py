@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from traceback import walk_stack
 from types import FrameType
 from typing import Any, ClassVar, cast
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from moeapps.core.distributed import world_size
 from moeapps.core.epoch_means import EpochMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
+from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
+from moeapps.core.routers import Router
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
@@ -29,7 +32,21 @@ class MoEModule(L.LightningModule):
         def training_step(self, batch, batch_idx):
             x, y = batch
             return self.total_loss({"task": F.cross_entropy(self(x), y)})
+
+    One whose network may hold any router lets :meth:`by_draws` run it, which does so twice where a router (THOR's) asks
+    for it::
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+
+            def run():
+                logits = self(x)
+                return logits, {"task": F.cross_entropy(logits, y)}
+
+            return self.total_loss(self.by_draws(run, consistency_loss))
     """
+
+    _as_in_0_1 = False  # whether its routers go on with the defaults of moeapps 0.1
 
     def keep_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as hyperparameters, except modules, whose weights are saved anyway.
@@ -56,6 +73,45 @@ class MoEModule(L.LightningModule):
             for name, layer in routed_layers(self).items()
             for kind, value in layer.auxiliary_losses(token_weight).items()
         }
+
+    @property
+    def consistency_weight(self) -> float:
+        """Largest factor of a consistency loss among the routers; 0 where none draws experts at random."""
+        return max((m.consistency_weight for m in self.modules() if isinstance(m, Router)), default=0.0)
+
+    @property
+    def draws_per_step(self) -> int:
+        """Forward passes of a training step: two where a router compares two random draws of experts."""
+        return max((m.draws_per_step for m in self.modules() if isinstance(m, Router)), default=1)
+
+    def by_draws(
+        self, run: Callable[[], tuple[Tensor, dict[str, Tensor]]], apart: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Loss terms of a training step, from two draws of experts where a router asks for them (THOR).
+
+        Then each term is the mean of both, and ``consistency`` is added: :attr:`consistency_weight` times how far the
+        outputs are apart. Up to the factor 2 this is the objective of Zuo et al. 2022, eq. 5, who add the two losses up.
+
+        Parameters
+        ----------
+        run : callable
+            Runs the network; returns its outputs and the step's loss terms by name, scalars.
+        apart : callable
+            From the outputs of both draws to how much they differ, a scalar:
+            :func:`~moeapps.core.losses.consistency_loss` for class logits,
+            :func:`~moeapps.core.losses.squared_difference` for numbers.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Terms for :meth:`total_loss`.
+        """
+        outputs, terms = run()
+        if self.draws_per_step == 1:
+            return terms
+        again, others = run()
+        mean = {name: 0.5 * (term + others[name]) for name, term in terms.items()}
+        return {**mean, "consistency": self.consistency_weight * apart(outputs, again)}
 
     def optimizer_step(self, epoch: int, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """After the optimiser's step, update what routers learn without gradients (growing k, balancing bias).
@@ -199,17 +255,22 @@ class MoEModule(L.LightningModule):
         return sharded_parameters(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the optimiser's state of all processes' experts."""
+        """Save the optimiser's state of all processes' experts, and whose defaults the routers have."""
         gather_optimizer_states(self, checkpoint)
+        if not self._as_in_0_1:
+            checkpoint[DEFAULTS_ENTRY] = DEFAULTS
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which weights do not fit, before Lightning tries to load them.
+        """Go on with 0.1's defaults where 0.1 wrote it; say which weights do not fit, before Lightning loads them.
 
         Raises
         ------
         FileFormatError
             Naming the first missing, unexpected and mismatched weights, with both shapes.
         """
+        self._as_in_0_1 = DEFAULTS_ENTRY not in checkpoint
+        if self._as_in_0_1:
+            as_in_0_1(self)
         if self.strict_loading:
             check_state_dict(self, checkpoint["state_dict"], "the checkpoint")
         scatter_optimizer_states(checkpoint)
@@ -219,7 +280,7 @@ class MoEModule(L.LightningModule):
         bad = [f"{name} = {float(term.detach())}" for name, term in terms.items() if not bool(term.isfinite())]
         layers = []
         for name, layer in routed_layers(self).items():
-            if layer.last_routing is not None and (count := int((~layer.last_routing.valid).sum())):
+            if count := sum(int((~routing.valid).sum()) for routing in layer.routings):
                 layers.append(f"layer {name or type(layer).__name__!r} got {count} non-finite tokens")
         where = f"; {', '.join(layers)}" if layers else ""
         return f"the loss is not finite at step {step}: {', '.join(bad) or 'sum of terms'}{where}. Training stopped"

@@ -31,6 +31,7 @@ import moeapps
 from moeapps import plugins, registry
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, ordinary_file
+from moeapps.core.older import DEFAULTS, arguments_of_0_1
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
 from moeapps.core.state_dict import non_finite_names
@@ -125,6 +126,7 @@ class SaveMixin:
         state, tensors = self.saved_content()  # type: ignore[attr-defined]
         document = {
             "format": FORMAT,
+            "defaults": DEFAULTS,
             "class": class_path,
             "arguments": arguments,
             "state": state,
@@ -231,6 +233,8 @@ def load(
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
     _warn_of_versions(document["versions"], file)
+    if "defaults" not in document:
+        document["arguments"] = arguments_of_0_1(document["arguments"])
     token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
     try:
         return restore(document, tensors, file, modules)

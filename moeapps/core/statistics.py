@@ -143,12 +143,12 @@ class GroupCounts:
     def update(self, module: torch.nn.Module, groups: Tensor) -> None:
         """Add the last forward pass of a module, whose batch had ``groups`` ``(B,)``; tokens follow their sample."""
         for name, layer in routed_layers(module).items():
-            routing = layer.last_routing
-            if routing is None or len(routing.valid) % max(len(groups), 1):
-                continue
-            tokens = groups.repeat_interleave(len(routing.valid) // max(len(groups), 1))
-            found = _count_by_group(routing, tokens, len(self.names))
-            self.counts[name] = self.counts.get(name, 0) + found
+            for routing in layer.routings:  # one per call, where several blocks share the layer
+                if len(routing.valid) % max(len(groups), 1):
+                    continue
+                tokens = groups.repeat_interleave(len(routing.valid) // max(len(groups), 1))
+                found = _count_by_group(routing, tokens, len(self.names))
+                self.counts[name] = self.counts.get(name, 0) + found
 
     def maps(self, what: str) -> list[Map]:
         """One map per layer: which share of a group's assignments each expert gets."""
@@ -225,7 +225,8 @@ class RoutingMonitor(L.Callback):
             key = f"{stage}moe/{name}"
             if key not in self._statistics:
                 self._statistics[key] = RoutingStatistics(routing.num_experts).to(pl_module.device)
-            self._statistics[key].update(routing)
+            for each in layer.routings:  # one per call, where several blocks share the layer
+                self._statistics[key].update(each)
 
     def _log(self, pl_module: L.LightningModule, stage: str) -> None:
         values: dict[str, Tensor] = {}

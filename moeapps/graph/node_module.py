@@ -14,6 +14,7 @@ from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
+from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible
 from moeapps.graph.batches import NodeBatch
@@ -277,8 +278,12 @@ class GNNModule(NodeModule):
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Cross-entropy over the training nodes."""
         y = batch.graph.y[batch.chosen("train_mask")]
-        loss = F.cross_entropy(self.train_logits(node_expert(self.model), batch), y, weight=self._class_weight)
-        return self.total_loss({"task": loss}, batch_size=len(y))
+
+        def run() -> tuple[Tensor, dict[str, Tensor]]:
+            logits = self.train_logits(node_expert(self.model), batch)
+            return logits, {"task": F.cross_entropy(logits, y, weight=self._class_weight)}
+
+        return self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(y))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""

@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
-from moeapps.core.losses import consistency_loss
+from moeapps.core.losses import consistency_loss, squared_difference
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible
-from moeapps.core.routers import Router
 from moeapps.tables.network import TabularMoE
 
 __all__ = ["TabularModule", "TabularTraining"]
@@ -70,24 +69,18 @@ class TabularModule(Configurable, MoEModule):
             raise ConfigError("lr must be above 0, got 0")
         self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
         self.schedule = config.schedule
-        routers = [module for module in model.modules() if isinstance(module, Router)]
         self.optimizer_state: dict[str, Any] | None = None  # of the last call of partial_fit
-        self.draws_per_step = max(router.draws_per_step for router in routers)
-        self.consistency_weight = max(router.consistency_weight for router in routers)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch ``(numbers, codes, target, weight)``."""
         numbers, codes, target, weight = batch
-        out = self.model(numbers, codes)
-        terms = {"task": self.task_loss(out, target, weight)}
-        if self.draws_per_step == 2:
-            again = self.model(numbers, codes)
-            terms["task"] = 0.5 * (terms["task"] + self.task_loss(again, target, weight))
-            if self.task == "classification":
-                apart = consistency_loss(out, again, weight)
-            else:
-                apart = _weighted((out - again).square().mean(dim=1), weight)
-            terms["consistency"] = self.consistency_weight * apart
+
+        def run() -> tuple[Tensor, dict[str, Tensor]]:
+            out = self.model(numbers, codes)
+            return out, {"task": self.task_loss(out, target, weight)}
+
+        distance = consistency_loss if self.task == "classification" else squared_difference
+        terms = self.by_draws(run, lambda first, second: distance(first, second, weight))
         return self.total_loss(terms, batch_size=len(target), token_weight=weight)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

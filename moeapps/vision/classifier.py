@@ -60,6 +60,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Experts per patch. Not for ``"vit"``.
     router : str, default "topk"
         Name of a router, as in ``moeapps list routers``. Not for ``"vit"``.
+    router_args : dict, optional
+        Further arguments of the router: ``{"slots": 4}`` for ``"soft"``. Not for ``"vit"``.
     balance_loss : {"load", "mutual_information"}, default "load"
         The router's own balance loss, or ModuleFormer's in its place: minus the mutual information of patches and
         experts. Not for ``"vit"``.
@@ -128,6 +130,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     model_: ImageModule
     _saved_attributes = ("n_iter_", "largest_")
     _optional_attributes = ("largest_",)
+    router_args: Mapping[str, Any] | None = None  # pickles of 0.1 have none
     largest_: float  # of models that 0.1 saved: largest absolute pixel value of training
 
     def __init__(
@@ -143,6 +146,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         num_experts: int = 4,
         top_k: int = 2,
         router: str = "topk",
+        router_args: Mapping[str, Any] | None = None,
         balance_loss: Literal["load", "mutual_information"] = "load",
         iterations: int = 1,
         expert_sizes: str | Sequence[int] | None = None,

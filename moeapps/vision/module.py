@@ -14,6 +14,7 @@ from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
+from moeapps.core.losses import consistency_loss
 from moeapps.core.module import DataDependentModule
 from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.statistics import GroupCounts
@@ -216,8 +217,12 @@ class ImageModule(SpecModule, Configurable):
         images, labels = batch
         if self.config.augment != "none":
             images = shift_and_flip(images, self.config.augment == "shift_flip")
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.config.label_smoothing)
-        return self.total_loss({"task": loss}, batch_size=len(labels))
+
+        def run() -> tuple[Tensor, dict[str, Tensor]]:
+            logits = self(images)
+            return logits, {"task": F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
+
+        return self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(labels))
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts of experts by class."""
@@ -229,7 +234,7 @@ class ImageModule(SpecModule, Configurable):
         self._by_class.update(self, batch[1])
 
     def views(self) -> Views:
-        """Experts by class, over all patches of the last validation (in a WideNet, those of its last block)."""
+        """Experts by class, over all patches of the last validation (in a WideNet, in all its blocks)."""
         return Views(maps=self._by_class.maps("class") if hasattr(self, "_by_class") else [])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -3,7 +3,7 @@
 # Shapes: N images, T tokens (patches, and the class token) per image, d width, E experts, L blocks
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.expert_sizes import ExpertSizes
 from moeapps.core.layer import BalanceLoss, MoE
 from moeapps.core.modes import notes_are_kept
-from moeapps.core.routers import Router, TopKRouter
+from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
 __all__ = ["SharedMoE", "ViTMoE", "VisionMoEConfig", "WideBlock", "WideNet"]
@@ -137,6 +137,8 @@ class VisionMoEConfig:
     router : str or Router, default "topk"
         Name of a router, as in ``moeapps list routers``, or a router. ``"topk"`` has noise of standard deviation 1 / E
         in training, ``"soft"`` makes the model a Soft MoE.
+    router_args : mapping, optional
+        Further arguments of a router that is given by name: ``{"slots": 4}`` for ``"soft"``.
     capacity_factor : float, optional
         Training only: an expert takes at most this multiple of its fair share of tokens (1.2 in the paper). None is no
         limit.
@@ -160,6 +162,7 @@ class VisionMoEConfig:
     num_experts: int = 4
     top_k: int = 2
     router: Router | str = "topk"
+    router_args: Mapping[str, Any] | None = None
     capacity_factor: float | None = None
     eval_capacity_factor: float | None = None
     balance_weight: float = 0.01
@@ -175,10 +178,15 @@ L = TypeVar("L", bound=MoE)
 
 def _make_moe(layer: type[L], dim: int, hidden_dim: int, config: VisionMoEConfig) -> L:
     """A layer of the given class, with the router's default noise."""
-    router = config.router
-    if router == "topk":  # the noise of V-MoE and WideNet
-        router = TopKRouter(dim, config.num_experts, config.top_k, noise_std=1.0 / config.num_experts)
-    return layer(dim, hidden_dim=hidden_dim, **as_arguments(replace(config, router=router)))
+    router, given = config.router, dict(config.router_args or {})
+    if isinstance(router, str):
+        noise = {"noise_std": 1.0 / config.num_experts} if router == "topk" else {}  # that of V-MoE and WideNet
+        router = make_router(router, dim, config.num_experts, **{"top_k": config.top_k, **noise, **given})
+    elif given:
+        raise ConfigError("router_args are for a router that is given by name: this one has its arguments")
+    arguments = as_arguments(replace(config, router=router))
+    del arguments["router_args"]
+    return layer(dim, hidden_dim=hidden_dim, **arguments)
 
 
 class WideNet(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moeapps import registry
-from moeapps.core import FactoredExpertMLP, MoE, make_router
+from moeapps.core import FactoredExpertMLP, GatedFactoredExpertMLP, MoE, make_router
 from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.routers import SoftRouting
 
@@ -31,6 +31,10 @@ def make(
 
 def every_expert(experts: Any, x: Tensor) -> Tensor:
     """Outputs ``(N, E, d_out)`` of every expert on every token."""
+    if isinstance(experts, GatedFactoredExpertMLP):
+        narrow = torch.einsum("nd,edr->ner", x, experts.down)
+        gate = torch.nn.functional.silu(torch.einsum("ner,erh->neh", narrow, experts.weight1))
+        return torch.einsum("neh,eho->neo", gate * torch.einsum("nd,edh->neh", x, experts.value), experts.weight2)
     if isinstance(experts, FactoredExpertMLP):
         inner = torch.einsum("nd,edr->ner", x, experts.down)
         pre = torch.einsum("ner,erh->neh", inner, experts.weight1) + experts.bias1

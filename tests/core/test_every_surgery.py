@@ -44,7 +44,7 @@ OPERATIONS = {
     "merge": lambda model, use, experts: merge_experts(model, experts, use)[0],
     "compress": lambda model, use, experts: compress_experts(model, 4)[0],
 }
-REFUSED = "cannot be taken out|cannot be merged|needs experts of type ExpertMLP, got FactoredExpertMLP"
+REFUSED = "cannot be taken out|cannot be merged|needs experts of type ExpertMLP, got GatedFactoredExpertMLP"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

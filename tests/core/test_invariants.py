@@ -108,6 +108,8 @@ def test_an_expert_without_tokens_gets_zero_gradients(router, backend):
         assert idle.any()
     used = ("weight2", "bias2")  # of the self-scoring experts the first layer also answers to the scores
     for name in used:
+        if getattr(layer.experts, name) is None:  # gated experts have no biases
+            continue
         gradient = getattr(layer.experts, name).grad
         assert gradient is not None
         assert not gradient[idle].any()

@@ -55,12 +55,17 @@ class Router(nn.Module):
         Whether tokens choose experts, so that a capacity can be set.
     scores_itself : bool, default=True
         Whether the scores come from the tokens and the router alone, not from the experts.
+    balances_itself : bool, default=False
+        Whether the balance loss is one of its own (groups, null experts), which it keeps when experts are merged.
     per_expert : tuple[str, ...], optional
         Names of the tensors with one row per expert, for :meth:`restricted`; None where experts cannot be taken out.
     always_on : int
         Number of experts that take every token. They come first.
     consistency_weight : float, default=0.0
-        Factor of the loss that makes the outputs of several draws agree.
+        Factor of the loss that makes the outputs of two draws agree; :meth:`~moeapps.core.module.MoEModule.by_draws`
+        adds it.
+    defaults_of_0_1 : dict[str, Any]
+        Arguments whose defaults moeapps 0.1 had otherwise, with these: what it saved goes on with them.
 
     Raises
     ------
@@ -71,7 +76,9 @@ class Router(nn.Module):
     mixes_tokens: ClassVar[bool] = False
     token_choice: ClassVar[bool] = True
     scores_itself: ClassVar[bool] = True
+    balances_itself: ClassVar[bool] = False
     per_expert: ClassVar[tuple[str, ...] | None] = None
+    defaults_of_0_1: ClassVar[dict[str, Any]] = {}
     consistency_weight: float = 0.0
 
     def __init__(self, dim: int, num_experts: int) -> None:
@@ -177,6 +184,18 @@ class Router(nn.Module):
         progress : float
             Fraction of the training that is done, 0 to 1.
         """
+
+    def update_by_calls(self, routings: Sequence[Routing], progress: float) -> None:
+        """:meth:`update` after a step in which several blocks called the same layer: by the last call unless overridden.
+
+        Parameters
+        ----------
+        routings : sequence of Routing
+            The step's routings, at least one, in the order of the calls.
+        progress : float
+            Fraction of the training that is done, 0 to 1.
+        """
+        self.update(routings[-1], progress)
 
     def restricted(self, kept: Sequence[int]) -> Self:
         """Copy of this router over some of its experts only.

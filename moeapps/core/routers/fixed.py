@@ -1,7 +1,7 @@
 """Routers without learned weights: by hash, at random per batch, and fixed random with growing k."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +98,10 @@ def _mix(value: Tensor) -> Tensor:
 class ThorRouter(Router):
     """Random experts, the same ones for a whole batch, in training; the mean of all experts in evaluation.
 
-    No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: a training
-    module draws twice and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times
-    ``consistency_weight``, as :class:`moeapps.tables.TabularModule` does.
+    No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: every training
+    module of moeapps draws twice (:meth:`~moeapps.core.module.MoEModule.by_draws`), takes the mean of the two task
+    losses, and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times ``consistency_weight``. The
+    released code adds the task losses up and has ``--consistency-alpha 5.0``: half of that is the default here.
 
     Parameters
     ----------
@@ -108,8 +109,8 @@ class ThorRouter(Router):
         Width d of a token and number of experts E.
     top_k : int, default=1
         Experts drawn per batch.
-    consistency_weight : float, default=1.0
-        Factor of the consistency loss; 0 for a single draw.
+    consistency_weight : float, default=2.5
+        Factor of the consistency loss beside the mean of the task losses; 0 for a single draw.
 
     Raises
     ------
@@ -118,8 +119,9 @@ class ThorRouter(Router):
     """
 
     per_expert = ()
+    defaults_of_0_1: ClassVar[dict[str, Any]] = {"consistency_weight": 1.0}
 
-    def __init__(self, dim: int, num_experts: int, top_k: int = 1, consistency_weight: float = 1.0) -> None:
+    def __init__(self, dim: int, num_experts: int, top_k: int = 1, consistency_weight: float = 2.5) -> None:
         super().__init__(dim, num_experts)
         check_top_k(top_k, num_experts)
         check_at_least_zero(consistency_weight=consistency_weight)
@@ -153,8 +155,9 @@ class SMoEDropoutRouter(Router):
     ----------
     dim, num_experts : int
         Width d of a token and number of experts E.
-    start_k : int, default=1
-        Experts per token at the beginning of training.
+    start_k : int, optional
+        Experts per token at the beginning of training; half of E, at most ``end_k``, when None (8 of 16 in the released
+        scripts).
     end_k : int, optional
         Experts per token at its end; E when None.
 
@@ -172,11 +175,13 @@ class SMoEDropoutRouter(Router):
     per_expert = ("projection",)
     projection: Tensor
     current_k: Tensor
+    defaults_of_0_1: ClassVar[dict[str, Any]] = {"start_k": 1}
 
-    def __init__(self, dim: int, num_experts: int, start_k: int = 1, end_k: int | None = None) -> None:
+    def __init__(self, dim: int, num_experts: int, start_k: int | None = None, end_k: int | None = None) -> None:
         super().__init__(dim, num_experts)
         end_k = num_experts if end_k is None else end_k
         check_top_k(end_k, num_experts, "end_k")
+        start_k = min(max(num_experts // 2, 1), end_k) if start_k is None else start_k
         check_top_k(start_k, end_k, "start_k")
         self.start_k, self.end_k = start_k, end_k
         self.register_buffer("projection", torch.randn(num_experts, dim) * dim**-0.5)

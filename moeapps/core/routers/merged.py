@@ -31,7 +31,7 @@ class MergedRouter(Router):
     """Route among the old experts, then send each assignment to the expert that the old one was merged into.
 
     The weights of a token stay what they were (M-SMoE, Li et al. 2024, section 3.2). In training the old router's
-    losses and :meth:`update` go on, over the old experts; only ``balance``, where it has such a loss, is that of the
+    losses and :meth:`update` go on, over the old experts; only ``balance``, where it has the common one, is that of the
     merged ones.
 
     Parameters
@@ -96,15 +96,19 @@ class MergedRouter(Router):
         return MergedRouting(**vars(merged), before=old)
 
     def losses(self, routing: Routing, token_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Losses of the old router; ``balance``, where it has one, over the merged experts."""
+        """Losses of the old router; ``balance``, where it has the common one, over the merged experts."""
         losses = self.router.losses(_before(routing), token_weight)
-        if "balance" in losses:
+        if "balance" in losses and not self.router.balances_itself:
             losses["balance"] = load_balance_loss(routing, token_weight)
         return losses
 
     def update(self, routing: Routing, progress: float) -> None:
         """Update what the old router learns without gradients."""
         self.router.update(_before(routing), progress)
+
+    def update_by_calls(self, routings: Sequence[Routing], progress: float) -> None:
+        """The same after several calls."""
+        self.router.update_by_calls([_before(routing) for routing in routings], progress)
 
 
 def _before(routing: Routing) -> Routing:

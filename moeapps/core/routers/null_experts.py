@@ -40,6 +40,8 @@ class NullExpertsRouter(Router):
         If a size is impossible.
     """
 
+    balances_itself = True
+
     def __init__(self, dim: int, num_experts: int, num_null: int | None = None, top_k: int | None = None) -> None:
         super().__init__(dim, num_experts)
         num_null = num_experts if num_null is None else num_null

@@ -1,7 +1,8 @@
 """Shared experts beside fine-grained routed ones, balanced by a bias instead of a loss."""
 
+import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ __all__ = ["SharedExpertsRouter"]
 class SharedExpertsRouter(Router):
     r"""The first ``num_shared`` experts take every token, the others are routed (DeepSeekMoE, Dai et al. 2024, eq. 9).
 
-    Routed experts are chosen by :math:`s_e + b_e` and weighted by :math:`s_e` alone, scaled to sum to 1. After each
+    Routed experts are chosen by :math:`s_e + b_e` and weighted by :math:`s_e` alone: sigmoids are scaled to sum to 1,
+    a softmax is taken as it is, and both are multiplied by ``route_scale`` (DeepSeek-V3's released gate). After each
     optimiser step the bias of an overloaded expert falls by ``bias_rate`` and that of an underloaded one rises:
-    balance without an auxiliary loss (Wang et al. 2024; DeepSeek-V3, section 2.1.2).
+    balance without an auxiliary loss (Wang et al. 2024; DeepSeek-V3, section 2.1.2). Where several blocks share a
+    layer, the load is that of all its calls.
 
     Parameters
     ----------
@@ -38,6 +41,12 @@ class SharedExpertsRouter(Router):
         ``"sigmoid"`` (DeepSeek-V3) or ``"softmax"`` (DeepSeekMoE).
     bias_rate : float, default=0.001
         Step u of the balancing bias; 0 turns it off.
+    renormalize : bool, optional
+        Whether the k weights are scaled to sum to 1. None means: for a sigmoid and k > 1. One weight alone would
+        always be 1 and leave the router without a gradient, so at k = 1 the score itself is the weight, as in
+        :class:`TopKRouter` (the released gate has no such case).
+    route_scale : float, default=1.0
+        Factor of the routed experts' weights, above 0; 2.5 in DeepSeek-V3.
 
     Raises
     ------
@@ -46,6 +55,9 @@ class SharedExpertsRouter(Router):
     """
 
     balance_bias: Tensor
+    defaults_of_0_1: ClassVar[dict[str, Any]] = {"renormalize": True}
+    renormalize: bool = True  # as in pickles of 0.1, which have neither
+    route_scale: float = 1.0
 
     def __init__(
         self,
@@ -55,6 +67,8 @@ class SharedExpertsRouter(Router):
         num_shared: int = 1,
         score: Literal["sigmoid", "softmax"] = "sigmoid",
         bias_rate: float = 0.001,
+        renormalize: bool | None = None,
+        route_scale: float = 1.0,
     ) -> None:
         super().__init__(dim, num_experts)
         if isinstance(num_shared, bool) or not isinstance(num_shared, int) or not 0 <= num_shared < num_experts:
@@ -67,7 +81,12 @@ class SharedExpertsRouter(Router):
             )
         check_one_of("score", score, ("sigmoid", "softmax"))
         check_at_least_zero(bias_rate=bias_rate)
+        if not 0 < route_scale < math.inf:
+            raise ConfigError(f"route_scale must be a number above 0, got {route_scale!r}")
         self.top_k, self.num_shared, self.score, self.bias_rate = top_k, num_shared, score, bias_rate
+        learns = routed > 1 and top_k == 1  # with a single routed expert there is nothing to choose, nor to learn
+        self.renormalize = score == "sigmoid" and not learns if renormalize is None else renormalize
+        self.route_scale = route_scale
         self.weight = linear_scores(dim, routed)
         self.register_buffer("balance_bias", torch.zeros(routed))
 
@@ -79,7 +98,11 @@ class SharedExpertsRouter(Router):
         """All shared experts with weight 1, then the k routed ones."""
         affinity = logits.sigmoid() if self.score == "sigmoid" else logits.softmax(dim=-1)
         routed = (affinity.detach() + self.balance_bias.to(affinity.dtype)).topk(self.top_k, dim=-1).indices
-        weight = normalized(affinity.gather(-1, routed))
+        weight = affinity.gather(-1, routed)
+        if self.renormalize:
+            weight = normalized(weight)
+        if self.route_scale != 1:
+            weight = weight * self.route_scale
         shared = torch.arange(self.num_shared, device=logits.device).expand(logits.shape[0], -1)
         always = weight.new_ones(shared.shape)
         routed_share = normalized(affinity)
@@ -115,8 +138,13 @@ class SharedExpertsRouter(Router):
         """``z`` only: the bias balances the load."""
         return {"z": router_z_loss(routing, token_weight)}
 
-    @torch.no_grad()
     def update(self, routing: Routing, progress: float) -> None:
         """Move the bias of each routed expert towards balance."""
-        counts = global_sum(routing.valid_counts()[self.num_shared :])
+        self.update_by_calls([routing], progress)
+
+    @torch.no_grad()
+    def update_by_calls(self, routings: Sequence[Routing], progress: float) -> None:
+        """Move the bias of each routed expert towards balance of all calls together."""
+        counts = torch.stack([routing.valid_counts()[self.num_shared :] for routing in routings]).sum(0)
+        counts = global_sum(counts)
         self.balance_bias += self.bias_rate * torch.sign(counts.mean() - counts).to(self.balance_bias.dtype)

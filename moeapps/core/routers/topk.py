@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_top_k
 from moeapps.core.distributed import global_sum
 from moeapps.core.errors import ConfigError
-from moeapps.core.losses import importance_loss, squared_variation
+from moeapps.core.losses import importance_loss, squared_variation, token_entropy
 from moeapps.core.routers.base import Router, linear_scores
 from moeapps.core.routing import Routing
 
@@ -31,6 +31,10 @@ class TopKRouter(Router):
     that is not the best one is scaled by 1/3 three times out of four, where the gradient of the weight then equals
     Heun's third-order estimate of what the whole expert contributes. For ``top_k`` 1 or 2; evaluation takes the best.
 
+    ``broadcast_above=`` is for fine-tuning: a token whose router is unsure, entropy :math:`H(p) \ge` that many nats, goes
+    to all experts with weights p, so that any of them learns what such a token needs; evaluation is unchanged (GW-MoE,
+    Wu et al. 2024, section 3). On a trained model set it as an attribute: ``layer.router.broadcast_above = 1.5``.
+
     Parameters
     ----------
     dim, num_experts : int
@@ -46,12 +50,14 @@ class TopKRouter(Router):
         constantly 1 would leave the router without a gradient), and no with sparsemixer.
     gradient : {"softmax", "sparsemixer"}, default="softmax"
         ``"softmax"`` or ``"sparsemixer"``.
+    broadcast_above : float, optional
+        Entropy of p in nats, 0 to log E, from which a token goes to all experts in training; None for never.
 
     Raises
     ------
     ConfigError
         If a size is impossible (``top_k`` outside 1..E, negative noise), or sparsemixer is asked for more than two
-        experts per token.
+        experts per token or together with ``broadcast_above``.
 
     Examples
     --------
@@ -62,6 +68,7 @@ class TopKRouter(Router):
     """
 
     per_expert = ("weight",)
+    broadcast_above: float | None = None  # pickles of 0.1 have none
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class TopKRouter(Router):
         jitter: float = 0.0,
         renormalize: bool | None = None,
         gradient: Literal["softmax", "sparsemixer"] = "softmax",
+        broadcast_above: float | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
         check_top_k(top_k, num_experts)
@@ -79,7 +87,12 @@ class TopKRouter(Router):
         check_one_of("gradient", gradient, ("softmax", "sparsemixer"))
         if gradient == "sparsemixer" and top_k > 2:
             raise ConfigError(f"gradient='sparsemixer' is defined for top_k 1 or 2, got top_k={top_k}")
+        if broadcast_above is not None:
+            check_at_least_zero(broadcast_above=broadcast_above)
+            if gradient == "sparsemixer":
+                raise ConfigError("broadcast_above has no meaning with gradient='sparsemixer', which draws experts")
         self.top_k, self.noise_std, self.jitter, self.gradient = top_k, noise_std, jitter, gradient
+        self.broadcast_above = broadcast_above
         self.renormalize = top_k > 1 and gradient == "softmax" if renormalize is None else renormalize
         self.weight = linear_scores(dim, num_experts)
 
@@ -95,6 +108,8 @@ class TopKRouter(Router):
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
         """The k most probable experts, or, with sparsemixer in training, k drawn ones."""
         probabilities = logits.softmax(dim=-1)
+        if self.training and self.broadcast_above is not None:
+            return self._broadcast(logits, probabilities, valid, self.broadcast_above)
         if self.gradient == "sparsemixer":
             weight, expert = sparsemixer(logits, self.top_k, self.jitter or 0.1, self.training)
         elif self.top_k == 1:
@@ -104,6 +119,17 @@ class TopKRouter(Router):
         if self.renormalize:
             weight = weight / weight.sum(dim=-1, keepdim=True)  # never 0: the best of E is at least 1 / E
         return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid)
+
+    def _broadcast(self, logits: Tensor, probabilities: Tensor, valid: Tensor, threshold: float) -> Routing:
+        """As :meth:`choose`, with all experts for the tokens of which the router is unsure."""
+        weight, expert = probabilities.topk(self.num_experts, dim=-1)
+        unsure = token_entropy(probabilities.detach()) >= threshold
+        best = torch.arange(self.num_experts, device=logits.device) < self.top_k
+        if self.renormalize:  # those of all experts sum to 1 already
+            among_best = torch.where(best, weight, 0).sum(dim=-1, keepdim=True)
+            weight = torch.where(unsure[:, None], weight, weight / among_best)
+        keep = best | unsure[:, None]
+        return Routing.from_topk(expert, weight, logits=logits, probabilities=probabilities, valid=valid, keep=keep)
 
 
 def sparsemixer(logits: Tensor, top_k: int, tolerance: float, training: bool) -> tuple[Tensor, Tensor]:
