@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from moeapps.core.experts import ExpertMLP as ExpertMLP
     from moeapps.core.experts import Experts as Experts
     from moeapps.core.experts import FactoredExpertMLP as FactoredExpertMLP
-    from moeapps.core.experts import GatedFactoredExpertMLP as GatedFactoredExpertMLP
     from moeapps.core.experts import FeedForward as FeedForward
+    from moeapps.core.experts import GatedFactoredExpertMLP as GatedFactoredExpertMLP
     from moeapps.core.experts import HeterogeneousExperts as HeterogeneousExperts
     from moeapps.core.gates import MultiGate as MultiGate
     from moeapps.core.gates import mix_experts as mix_experts
@@ -98,8 +98,8 @@ __all__ = [
     "ExpertMLP",
     "Experts",
     "FactoredExpertMLP",
-    "GatedFactoredExpertMLP",
     "FeedForward",
+    "GatedFactoredExpertMLP",
     "HashRouter",
     "HeterogeneousExperts",
     "LightningEstimator",

@@ -90,7 +90,7 @@ class MoEModule(L.LightningModule):
         """Loss terms of a training step, from two draws of experts where a router asks for them (THOR).
 
         Then each term is the mean of both, and ``consistency`` is added: :attr:`consistency_weight` times how far the
-        outputs are apart. Up to the factor 2 this is the objective of Zuo et al. 2022, eq. 5, who add the two losses up.
+        outputs are apart. Up to a factor of 2 it is the objective of Zuo et al. 2022, eq. 5, who add the two losses up.
 
         Parameters
         ----------

@@ -186,7 +186,7 @@ class Router(nn.Module):
         """
 
     def update_by_calls(self, routings: Sequence[Routing], progress: float) -> None:
-        """:meth:`update` after a step in which several blocks called the same layer: by the last call unless overridden.
+        """:meth:`update` after a step in which several blocks called the same layer; by the last call by default.
 
         Parameters
         ----------

@@ -126,7 +126,9 @@ class BilevelRouter(Router):
             return super().losses(routing, token_weight)
         weight = routing.token_weight(token_weight)
         group, inside = routing.details["group"].exp(), routing.details["inside"].exp()
-        visits = routing.details["chosen"].to(weight.dtype) * weight[:, None]  # (N, G), which groups a token looked into
+        visits = (
+            routing.details["chosen"].to(weight.dtype) * weight[:, None]
+        )  # (N, G), which groups a token looked into
         parts = (
             routing.valid_counts(token_weight).detach(),  # (E,) assignments
             (group * weight[:, None]).sum(0),  # (G,) probability of the groups

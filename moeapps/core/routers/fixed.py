@@ -98,9 +98,9 @@ def _mix(value: Tensor) -> Tensor:
 class ThorRouter(Router):
     """Random experts, the same ones for a whole batch, in training; the mean of all experts in evaluation.
 
-    No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: every training
-    module of moeapps draws twice (:meth:`~moeapps.core.module.MoEModule.by_draws`), takes the mean of the two task
-    losses, and adds :func:`~moeapps.core.losses.consistency_loss` of the two outputs times ``consistency_weight``. The
+    No router is learned at all (THOR, Zuo et al. 2022). The experts are made alike by a consistency loss: training
+    modules draw twice (:meth:`~moeapps.core.module.MoEModule.by_draws`), take the mean of the two task
+    losses, and add :func:`~moeapps.core.losses.consistency_loss` of the two outputs times ``consistency_weight``. The
     released code adds the task losses up and has ``--consistency-alpha 5.0``: half of that is the default here.
 
     Parameters

@@ -31,9 +31,10 @@ class TopKRouter(Router):
     that is not the best one is scaled by 1/3 three times out of four, where the gradient of the weight then equals
     Heun's third-order estimate of what the whole expert contributes. For ``top_k`` 1 or 2; evaluation takes the best.
 
-    ``broadcast_above=`` is for fine-tuning: a token whose router is unsure, entropy :math:`H(p) \ge` that many nats, goes
-    to all experts with weights p, so that any of them learns what such a token needs; evaluation is unchanged (GW-MoE,
-    Wu et al. 2024, section 3). On a trained model set it as an attribute: ``layer.router.broadcast_above = 1.5``.
+    ``broadcast_above=`` is for fine-tuning: a token of which the router is unsure, with an entropy of at least that
+    many nats, goes to all experts with weights p, so that any of them learns what such a token needs; evaluation is
+    unchanged (GW-MoE, Wu et al. 2024, section 3). On a trained model set it as an attribute:
+    ``layer.router.broadcast_above = 1.5``.
 
     Parameters
     ----------
