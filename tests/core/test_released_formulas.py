@@ -115,7 +115,7 @@ class Drawn(MoEModule):
 
 
 def test_thors_step_is_half_the_released_objective():
-    """Released: loss1 + loss2 + 5 * sum over tokens of 1/2 sum (p - q)(log p - log q), all over the number of tokens."""
+    """Released: loss1 + loss2 + 5 * sum over tokens of 1/2 sum (p - q)(log p - log q), by the number of tokens."""
     torch.manual_seed(3)
     module = Drawn(weight=ThorRouter(4, 6).consistency_weight)
     x, y = torch.randn(20, 4), torch.randint(0, 4, (20,))
