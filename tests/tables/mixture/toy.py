@@ -24,6 +24,20 @@ class HalfRight(ClassifierMixin, BaseEstimator):
         return np.column_stack([1 - positive, positive])
 
 
+class FromHint(HalfRight):
+    """The same where a column says which half a row is in, by a value or by whether it is missing."""
+
+    def __init__(self, value=None, sign=1):
+        self.value = value
+        self.sign = sign
+
+    confidence = 0.9
+
+    def predict_proba(self, X):
+        east = X["hint"].isna() if pd.isna(self.value) else X["hint"] == self.value
+        return super().predict_proba(np.column_stack([np.where(east, 1.0, -1.0), X["z"]]))
+
+
 class HalfRightRegressor(RegressorMixin, BaseEstimator):
     """The same for numbers: the second column, with its sign turned in the other half."""
 
