@@ -30,7 +30,12 @@ from moeapps.vision.plots import plot_images, plot_timesteps, plot_trajectory
 from moeapps.vision.quality import frechet_distance, precision_recall
 from moeapps.vision.sampling import Noise, draw
 
-MODELS = {"DiT": "dit", "Switch-DiT": "switch_dit"}
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the module, and further ones of the network
+    "DiT": ({"model": "dit"}, {}),
+    # gates without bias and a prior of the chosen experts, as the recorded runs of moeapps 0.1 had them
+    "Switch-DiT": ({"model": "switch_dit", "prior_gates": "chosen"}, {"gate_bias": False}),
+    "Switch-DiT, as released": ({"model": "switch_dit"}, {}),
+}
 EVERY = 20
 
 
@@ -76,9 +81,10 @@ class Watch(Callback):
 
 def run(model: str, seed: int, epochs: int, judge: Judge, pictures: Path | None) -> dict[str, Any]:
     seed_everything(seed)
+    arguments, further = MODELS[model]
     module = DiffusionModule(
-        MODELS[model], options={"patch_size": 2}, schedule="cosine", prediction="v", learn_sigma=False, lr=2e-3,
-        warmup=0.05, ema_decay=0.995,
+        **arguments, options={"patch_size": 2, **further}, schedule="cosine", prediction="v", learn_sigma=False,
+        lr=2e-3, warmup=0.05, ema_decay=0.995,
     )  # fmt: skip
     watch = Watch(judge)
     trainer = L.Trainer(
@@ -96,7 +102,7 @@ def run(model: str, seed: int, epochs: int, judge: Judge, pictures: Path | None)
 
 def draw_pictures(model: str, module: DiffusionModule, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    name = model.lower().replace("-", "_")
+    name = model.lower().replace("-", "_").replace(", ", "_").replace(" ", "_")
     labels = torch.arange(10).repeat_interleave(10)
     drawn = draw(module.network, module.diffusion, (1, 8, 8), Noise(1, 0, 100), labels, steps=50, guidance=2.0)
     plot_images((drawn + 1) / 2, columns=10).savefig(folder / f"{name}_samples.png", dpi=70)

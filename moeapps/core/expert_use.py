@@ -31,7 +31,7 @@ class ExpertUse:
         task it is the task-conditioned score of PreMoe (2025).
     similarity : Tensor
         ``(E, E)`` cosine of the router's logits over tokens: experts that the same tokens prefer (M-SMoE, Li et al.
-        2024, section 3.1). That of experts without logits, those that take every token, is 0 with all others.
+        2024, section 3). That of experts without logits, those that take every token, is 0 with all others.
     frequency : Tensor, optional
         ``(E,)`` how often each expert was chosen, as a fraction of all choices. Merging weighs by it; by ``weight``
         where it is None.

@@ -87,7 +87,7 @@ class MoE(RoutedLayer):
     batch (with ``eval_capacity_factor`` it depends on those of its sample). Shapes: ``(..., d)`` to ``(..., d_out)``,
     with at least one leading dimension.
 
-    With ``iterations=C`` above 1 the layer is a chain of experts (Wang et al. 2025, section 3): the experts are applied
+    With ``iterations=C`` above 1 the layer is a chain of experts (Chain-of-Experts, Wang et al. 2025): the experts are applied
     C times in turn, chosen by a router of each iteration's own,
 
     .. math:: h_0 = x, \qquad h_t = h_{t-1} + \sum_{e \in R_t(h_{t-1})} w_{t,e}(h_{t-1})\, f_e(h_{t-1}), \qquad
@@ -131,8 +131,8 @@ class MoE(RoutedLayer):
     iterations : int, default=1
         Iterations C of a chain of experts. Routers are made anew for each of them; losses are the mean over them.
     balance_loss : {"load", "mutual_information"}, default="load"
-        ``"load"`` is the router's own balance loss, ``"mutual_information"`` that of ModuleFormer (Shen et al. 2023,
-        eq. 6) in its place: minus the mutual information of tokens and experts, -log E to 0 nats.
+        ``"load"`` is the router's own balance loss, ``"mutual_information"`` that of ModuleFormer (Shen et al. 2023)
+        in its place: minus the mutual information of tokens and experts, -log E to 0 nats.
     expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
         Hidden widths of experts of different sizes (HMoE), for the default experts; see
         :func:`~moeapps.core.expert_sizes.hidden_sizes`. All are ``hidden_dim`` wide when None.

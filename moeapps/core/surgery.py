@@ -131,7 +131,7 @@ def compress_experts(model: Model, rank: int) -> tuple[Model, dict[str, LayerRep
 def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForward, LayerReport]:
     """Merge all experts of a layer into one dense network: the mean of their weights, the same for every token.
 
-    That is not MEO (He et al. 2023, eq. 5), which merges the weights of the chosen experts anew for each input, by its
+    That is not MEO (He et al. 2023), which merges the weights of the chosen experts anew for each input, by its
     router's weights; here the router goes, and what is left costs what one expert does. Hidden units are aligned to
     those of the most used expert first.
 
