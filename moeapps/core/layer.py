@@ -87,8 +87,8 @@ class MoE(RoutedLayer):
     batch (with ``eval_capacity_factor`` it depends on those of its sample). Shapes: ``(..., d)`` to ``(..., d_out)``,
     with at least one leading dimension.
 
-    With ``iterations=C`` above 1 the layer is a chain of experts (Chain-of-Experts, Wang et al. 2025): the experts are applied
-    C times in turn, chosen by a router of each iteration's own,
+    With ``iterations=C`` above 1 the layer is a chain of experts (Chain-of-Experts, Wang et al. 2025): the experts are
+    applied C times in turn, chosen by a router of each iteration's own,
 
     .. math:: h_0 = x, \qquad h_t = h_{t-1} + \sum_{e \in R_t(h_{t-1})} w_{t,e}(h_{t-1})\, f_e(h_{t-1}), \qquad
               y = h_C - x

@@ -35,7 +35,7 @@ class TimestepRouter(TopKRouter):
         Experts k per timestep.
     """
 
-    per_expert = ("weight", "bias")
+    per_expert: tuple[str, ...] = ("weight", "bias")  # type: ignore[assignment, misc]
     bias: nn.Parameter | None
 
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
@@ -51,7 +51,7 @@ class TimestepRouter(TopKRouter):
     def without_bias(self) -> None:
         """Drop the bias: moeapps 0.1 had none."""
         self.bias = None
-        self.per_expert = ("weight",)  # type: ignore[misc]
+        self.per_expert = ("weight",)
 
 
 class TimestepSwitch(RoutedLayer):

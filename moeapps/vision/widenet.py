@@ -46,7 +46,7 @@ class SharedMoE(MoE):
         Largest number of calls in a pass: no more are kept. A model sets it to its depth.
     """
 
-    routings: Sequence[Routing] = ()  # type: ignore[assignment]
+    routings: Sequence[Routing] = ()
     most_calls: int = 1024
     _block: int = -1  # the block that called last
 
