@@ -153,8 +153,8 @@ def uncertainty(predictions: Floats, task: Task) -> Floats:
     """
     n, num_experts, num_classes = predictions.shape
     if task == "regression":
-        return np.abs(predictions - predictions.mean(axis=1, keepdims=True)).reshape(n, -1)
+        return np.abs(predictions - predictions.mean(axis=1, keepdims=True)).reshape(n, num_experts * num_classes)
     p = np.exp(predictions)
     first = p.max(axis=2)
     second = np.partition(p, -2, axis=2)[:, :, -2] if num_classes > 1 else np.zeros((n, num_experts))
-    return np.stack([first, entr(p).sum(axis=2), first - second], axis=2).reshape(n, -1)
+    return np.stack([first, entr(p).sum(axis=2), first - second], axis=2).reshape(n, 3 * num_experts)

@@ -37,6 +37,10 @@ FOLDS = 5
 FEWEST = 10
 """With fewer rows nothing is fitted: the experts and their mean compete as they are."""
 
+SIMPLER_FIRST = ("constant", "confidence", "linear", "mlp", "mean", "expert")
+MARGIN = 0.5
+"""Set on the tuning tables (``benchmarks/gate_selection.py --every-candidate``), as the order."""
+
 DEFAULTS = {
     "constant": GateConfig("constant"),
     "confidence": GateConfig("confidence"),
@@ -200,7 +204,7 @@ def cross_fitted_losses(
 
 
 def cut_folds(
-    data: MixingData, groups: NDArray[np.int64] | None, seed: int
+    data: MixingData, groups: NDArray[np.int64] | None, seed: int, folds: int = FOLDS
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows to fit on and rows to judge on, of each fold; all rows are both where there are too few to cut.
 
@@ -212,13 +216,13 @@ def cut_folds(
     if n < FEWEST or count < 2:
         return [(rows, rows)]
     if groups is not None:
-        return list(GroupKFold(min(FOLDS, count)).split(rows, groups=groups))
+        return list(GroupKFold(min(folds, count)).split(rows, groups=groups))
     shuffled = np.random.default_rng(seed).permutation(n)
     if data.task == "classification":
         shuffled = shuffled[np.argsort(data.target[shuffled], kind="stable")]
     fold = np.empty(n, dtype=np.int64)
-    fold[shuffled] = rows % FOLDS
-    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(FOLDS)]
+    fold[shuffled] = rows % folds
+    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]
 
 
 def compare(names: Sequence[str], losses: Floats, weight: Floats) -> pd.DataFrame:
@@ -244,8 +248,31 @@ def _standard_error(values: Floats, weight: Floats) -> Floats:
 
 
 def choose(names: Sequence[str], losses: Floats, weight: Floats) -> str:
-    """The candidate with the lowest loss on rows that it has not seen."""
-    return names[int(np.argmin((weight[:, None] * losses).mean(axis=0)))]
+    """Choose a candidate: the simplest that is not clearly behind the best.
+
+    1. The best has the lowest mean loss on rows that it has not seen.
+    2. Those behind it by at most :data:`MARGIN` standard errors of the paired difference are as good.
+    3. Of these the first of :data:`SIMPLER_FIRST` is taken; among experts the one with the lowest loss.
+
+    This is Breiman's rule (Breiman et al. 1984, section 3.4.3, with one standard error) on paired differences, which
+    are far less noisy than the losses themselves. Simple means few chances to go wrong on new rows: fitted constant
+    weights come before the plain mean, which a bad expert spoils, and both before an expert alone, whose choice is
+    the one that overfits.
+
+    Parameters
+    ----------
+    names : sequence of C str
+        The candidates.
+    losses : float64 array of shape (n, C)
+        Loss of each row.
+    weight : float64 array of shape (n,)
+        Weights with mean 1.
+    """
+    table = compare(names, losses, weight)
+    as_good = table[table["difference"] <= MARGIN * table["difference_error"] + 1e-12]
+    kinds = [SIMPLER_FIRST.index(name.partition(":")[0]) for name in as_good["candidate"]]
+    simplest = as_good[np.array(kinds) == min(kinds)]
+    return str(simplest["candidate"][simplest["loss"].idxmin()])
 
 
 Candidates = dict[str, GateConfig | Floats]

@@ -170,7 +170,7 @@ def test_rows_of_one_group_stay_in_one_fold():
     one = fit_mixture(x, predictions, y, gate="constant", groups=np.repeat(np.arange(20), 5))
     other = fit_mixture(x, predictions, y, gate="constant")
     assert one.candidates["loss"].iloc[-1] != other.candidates["loss"].iloc[-1]
-    assert (one.mix(x, predictions) == other.mix(x, predictions)).all()  # fitted on all rows at last
+    assert (one.weights(x, predictions) == other.weights(x, predictions)).all()  # fitted on all rows at last
 
 
 # data at the edge
