@@ -222,18 +222,21 @@ class ColumnEvidence:
         if len(known) == 0:
             return
         self.counts["text"] = self.counts.get("text", 0) + len(known)
+        # each pattern is tried once per distinct text; these are in order of appearance
+        tally = pc.value_counts(known)
+        different, rows_of = tally.field("values"), tally.field("counts")
         for name, pattern in _TEXT_PATTERNS.items():
             seen = self.texts.get(name, 0)
             if name != "number" and seen == 0 and self.texts.get("all", 0) > 0 and name != "zero":
                 continue  # one batch without any is enough to know
-            match = pc.match_substring_regex(known, pattern)
-            self.texts[name] = seen + (pc.sum(match).as_py() or 0)
+            match = pc.match_substring_regex(different, pattern)
+            self.texts[name] = seen + (pc.sum(pc.filter(rows_of, match)).as_py() or 0)
             if name == "number" and "text" not in self.example and not pc.all(match).as_py():
-                place = pc.index(match, False).as_py()
+                text = different[pc.index(match, False).as_py()]
                 rows = pc.indices_nonzero(keep)
-                self.example["text"] = (start + rows[place].as_py(), known[place].as_py())
+                self.example["text"] = (start + rows[pc.index(known, text).as_py()].as_py(), text.as_py())
             if name == "whole" and not self.beyond:
-                long = pc.filter(known, pc.and_(match, pc.greater(pc.utf8_length(known), 15)))
+                long = pc.filter(different, pc.and_(match, pc.greater(pc.utf8_length(different), 15)))
                 for text in long.to_pylist():
                     if abs(int(text.strip().split(".")[0])) > EXACT:
                         self.beyond = text.strip()
