@@ -27,6 +27,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Name of the routing method, as in ``moeapps list routers``.
     router_args : dict, optional
         Further arguments of that router.
+    route_by : name or position of a column, optional
+        Categorical column by which ``router="hash"`` routes: each category has its expert, chosen in ``fit`` so that
+        all get about the same number of rows. None routes by the row.
     num_experts : int, default=8
         Experts per block.
     top_k : int, default=2
@@ -126,6 +129,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         router: str = "topk",
         *,
         router_args: Mapping[str, Any] | None = None,
+        route_by: Any = None,
         num_experts: int = 8,
         top_k: int = 2,
         dim: int = 64,

@@ -33,7 +33,7 @@ from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.data import TableDataModule
 from moeapps.tables.module import TabularModule, TabularTraining
-from moeapps.tables.network import TabularConfig, TabularMoE
+from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
 
 __all__ = ["TabularEstimator"]
 
@@ -64,6 +64,7 @@ class TabularEstimator(LightningEstimator):
     dtype: Literal["auto", "float32", "float64"]
     router: str
     router_args: Mapping[str, Any] | None
+    route_by: Any
     top_k: int
     share_router: bool
 
@@ -159,6 +160,8 @@ class TabularEstimator(LightningEstimator):
             seed_everything(seed)
             model = self._build_model()
         rows = (*self.encoder_.transform(table), self._encode_target(y), weight)
+        if model.route_by is not None:
+            balance_hashes(model, rows[1][:, model.route_by])
         self._run(model, rows, seed, passes)
 
     def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
@@ -298,11 +301,24 @@ class TabularEstimator(LightningEstimator):
             columns.edges,
             cardinalities,
             int(self.n_outputs_),
-            config=config_from(TabularConfig, self),
+            config=config_from(TabularConfig, self, route_by=self._route_column()),
         )
         for index, groups in enumerate(self.merged_ or []):
             model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
         return model
+
+    def _route_column(self) -> int | None:
+        """``route_by`` as a position among the categorical columns."""
+        if self.route_by is None:
+            return None
+        names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+        categorical = [names[i] for i in self.encoder_.categorical]
+        if self.route_by not in categorical:
+            raise ConfigError(
+                f"route_by must be one of the categorical columns {', '.join(map(str, categorical)) or '(none)'}, "
+                f"got {self.route_by!r}"
+            )
+        return categorical.index(self.route_by)
 
     # ------------------------------------------------------------------ predicting
 
@@ -420,7 +436,7 @@ class TabularEstimator(LightningEstimator):
         if "columns_" in state:
             state = {**state, "encoder_": state["columns_"]}
             del state["columns_"]
-        later = {"balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
+        later = {"route_by": None, "balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
         super().__setstate__({"column_types": None, "missing_values": "auto", **later, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:

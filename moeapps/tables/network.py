@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.config import Configurable, takes
+from moeapps.core.errors import ConfigError
 from moeapps.core.expert_sizes import ExpertSizes
 from moeapps.core.layer import BalanceLoss, MoE
-from moeapps.core.routers import Router, make_router
+from moeapps.core.routers import HashRouter, Router, make_router, router_class
 
-__all__ = ["NumericEmbedding", "TabularConfig", "TabularMoE"]
+__all__ = ["NumericEmbedding", "TabularConfig", "TabularMoE", "balance_hashes"]
 
 
 class NumericEmbedding(nn.Module):
@@ -110,6 +113,8 @@ class TabularConfig:
         widths; all alike when None.
     penalty_weight : float, default=0.1
         Factor of the parameter penalty of experts of different widths.
+    route_by : int, optional
+        Which of the categorical columns has the ids that ``router="hash"`` routes by; None routes by the row.
     """
 
     dim: int = 128
@@ -129,10 +134,18 @@ class TabularConfig:
     iterations: int = 1
     expert_sizes: ExpertSizes = None
     penalty_weight: float = 0.1
+    route_by: int | None = None
 
-    def make_router(self) -> Router:
-        """Router of one block."""
-        return make_router(self.router, self.dim, self.num_experts, **{"top_k": self.top_k, **(self.router_args or {})})
+    def make_router(self, cardinalities: Sequence[int] = ()) -> Router:
+        """Router of one block; ``cardinalities`` as those of :class:`TabularMoE`."""
+        given = {"top_k": self.top_k, **(self.router_args or {})}
+        if self.route_by is not None:
+            if router_class(self.router) is not HashRouter:
+                raise ConfigError(f"route_by is for router='hash', which routes by an id, got router={self.router!r}")
+            if not 0 <= self.route_by < len(cardinalities):
+                raise ConfigError(f"route_by must be below the {len(cardinalities)} categorical columns")
+            given["vocabulary"] = cardinalities[self.route_by]
+        return make_router(self.router, self.dim, self.num_experts, **given)
 
 
 class TabularMoE(Configurable, nn.Module):
@@ -160,6 +173,7 @@ class TabularMoE(Configurable, nn.Module):
     """
 
     determined_buffers = ("start",)
+    route_by: int | None = None  # pickles of 0.1 have none
 
     @takes(TabularConfig)
     def __init__(
@@ -185,14 +199,15 @@ class TabularMoE(Configurable, nn.Module):
         width = self.numeric.out_dim + len(cardinalities) * embedding_dim
         self.drop = nn.Dropout(config.dropout)
         self.project = nn.Linear(width, dim)
-        shared = config.make_router() if config.share_router else None
+        self.route_by = config.route_by
+        shared = config.make_router(cardinalities) if config.share_router else None
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(config.num_blocks))
         self.blocks = nn.ModuleList(
             MoE(
                 dim,
                 config.num_experts,
                 hidden_dim=2 * dim if config.hidden_dim is None else config.hidden_dim,
-                router=config.make_router() if shared is None else shared,
+                router=config.make_router(cardinalities) if shared is None else shared,
                 capacity_factor=config.capacity_factor,
                 balance_weight=config.balance_weight,
                 z_weight=config.z_weight,
@@ -215,6 +230,13 @@ class TabularMoE(Configurable, nn.Module):
         features = torch.cat([self.numeric(numbers).to(embedded.dtype), embedded], dim=1)
         x = self.project(self.drop(features))
         for norm, block in zip(self.norms, self.blocks, strict=True):
-            x = x + self.drop(block(norm(x)))
+            x = x + self.drop(block(norm(x)) if self.route_by is None else block(norm(x), codes[:, self.route_by]))
         out: Tensor = self.head(x)
         return out
+
+
+def balance_hashes(model: nn.Module, ids: NDArray[np.int64]) -> None:
+    """Give the hash routers of a network the balanced table for ids ``(n,)`` of the training data."""
+    for router in model.modules():
+        if isinstance(router, HashRouter) and router.vocabulary is not None:
+            router.balance(np.bincount(ids, minlength=router.vocabulary))

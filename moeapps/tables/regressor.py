@@ -42,6 +42,7 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         router: str = "topk",
         *,
         router_args: Mapping[str, Any] | None = None,
+        route_by: Any = None,
         num_experts: int = 8,
         top_k: int = 2,
         dim: int = 64,

@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
+import moeapps
 from moeapps import GNNClassifier, MoEClassifier, MoERegressor
 from moeapps.core import (
     AutonomyRouter,
@@ -21,7 +23,7 @@ from moeapps.core import (
     consistency_loss,
     make_router,
 )
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.older import arguments_of_0_1, as_in_0_1
 from moeapps.core.statistics import GroupCounts, RoutingMonitor
 from moeapps.core.surgery import regroup
@@ -279,6 +281,76 @@ def test_uncertain_tokens_go_to_all_experts_in_training_only(top_k):
     torch.testing.assert_close(layer.eval()(x), plain(x))
     with pytest.raises(ConfigError, match="no meaning with gradient='sparsemixer'"):
         TopKRouter(8, 4, 1, gradient="sparsemixer", broadcast_above=1.0)
+
+
+# ------------------------------------------------------------------ balanced hash
+
+
+def test_balanced_hash_gives_each_id_in_order_of_frequency_to_the_emptiest_expert():
+    counts = np.random.default_rng(0).zipf(1.6, 60).clip(max=500)
+    counts[::7] = 0
+    router = make_router("hash", 8, 4, vocabulary=60)
+    plain = router.table.clone()
+    router.balance(counts)
+    load, expected = np.zeros(4), plain.numpy().copy()
+    for i in np.argsort(-counts, kind="stable"):
+        if counts[i] > 0:
+            expected[i] = load.argmin()
+            load[load.argmin()] += counts[i]
+    assert router.table.tolist() == expected.tolist()
+    ids = torch.from_numpy(np.repeat(np.arange(60), counts))
+    routing = router(torch.randn(len(ids), 8), ids=ids)
+    assert routing.counts.tolist() == load.tolist()
+    assert routing.counts.max() <= max(counts.max(), 1.05 * len(ids) / 4)
+    twin = make_router("hash", 8, 4, vocabulary=60)
+    twin.load_state_dict(router.state_dict())
+    others = torch.tensor([-1, 60, 10**9])
+    expected = make_router("hash", 8, 4)(torch.randn(3, 8), ids=others).choices
+    assert torch.equal(twin(torch.randn(3, 8), ids=others).choices, expected)  # without an entry: hashed
+    pruned = twin.restricted([3, 1])
+    after = pruned(torch.randn(60, 8), ids=torch.arange(60)).choices[:, 0]
+    for new, old in enumerate([3, 1]):
+        assert (after[router.table == old] == new).all()
+    assert set(after.tolist()) == {0, 1}
+
+
+def test_a_balanced_hash_refuses_what_it_cannot_use():
+    router = make_router("hash", 8, 4, vocabulary=5)
+    for counts in ([1, 2], [1, 2, 3, 4, -1], [1, 2, 3, 4, np.nan]):
+        with pytest.raises(DataError, match="counts must be 5 numbers of at least 0"):
+            router.balance(counts)
+    with pytest.raises(ConfigError, match="give it a vocabulary"):
+        make_router("hash", 8, 4).balance([1])
+    router.table[2] = 4
+    assert router.check_buffers() == "its table has experts outside of 0..3"
+
+
+def test_a_table_is_routed_by_a_column_with_a_balanced_hash(tmp_path):
+    rng = np.random.default_rng(0)
+    city = rng.choice(["a", "b", "c", "d", "e", "f"], 200, p=[0.3, 0.25, 0.15, 0.1, 0.1, 0.1])
+    X = pd.DataFrame({"x": rng.normal(size=200), "kind": rng.choice(["u", "v"], 200), "city": city})
+    y = (X["x"] > 0) ^ (X["city"] < "c")
+    small = {"dim": 8, "num_blocks": 1, "num_experts": 3, "max_epochs": 2, "random_state": 0}
+    model = MoEClassifier("hash", route_by="city", **small).fit(X, y)
+    load = model.expert_load(X, groups=X["city"])
+    assert (load.max(axis=1) == 1).all()  # each city has its expert
+    rows = load.mul(X["city"].value_counts(), axis=0).sum()
+    assert rows.max() <= 1.2 * 200 / 3
+    model.save(tmp_path / "model.safetensors")
+    loaded = moeapps.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    assert loaded.get_params()["route_by"] == "city"
+    for smaller in (model.prune(2, X), model.merge(2, X)):
+        smaller.save(tmp_path / "smaller.safetensors")
+        again = moeapps.load(tmp_path / "smaller.safetensors")
+        np.testing.assert_array_equal(again.predict_proba(X), smaller.predict_proba(X))
+    table = model.model_.blocks[0].router.table.clone()
+    model.partial_fit(X.iloc[:50], y.iloc[:50])
+    assert torch.equal(model.model_.blocks[0].router.table, table)
+    with pytest.raises(ConfigError, match="one of the categorical columns kind, city, got 'x'"):
+        MoEClassifier("hash", route_by="x", **small).fit(X, y)
+    with pytest.raises(ConfigError, match="route_by is for router='hash'"):
+        MoEClassifier("topk", route_by="city", **small).fit(X, y)
 
 
 # ------------------------------------------------------------------ options by name, merged routers, 0.1

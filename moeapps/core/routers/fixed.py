@@ -1,5 +1,6 @@
 """Routers without learned weights: by hash, at random per batch, and fixed random with growing k."""
 
+import heapq
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_at_least_zero, check_top_k
-from moeapps.core.errors import DataError
+from moeapps.core.checks import check_at_least_zero, check_sizes, check_top_k
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers.base import Router, normalized
 from moeapps.core.routing import Routing
 
@@ -21,30 +22,89 @@ class HashRouter(Router):
     With token ids (``layer(x, ids=...)``) the expert is a hash of the id; for continuous tokens it is the argmax of a
     fixed random projection, which sends similar tokens to the same expert. The weight is always 1.
 
+    Frequent ids make the load of a plain hash uneven. With ``vocabulary=V`` the ids 0 to V - 1 are looked up in a table,
+    which :meth:`balance` fills from a count of the training data: the paper's balanced assignment (section 3.2). It is
+    part of the saved state. Any other id is hashed.
+
     Parameters
     ----------
     dim, num_experts : int
         Width d of a token and number of experts E.
     seed : int, default=0
         Which hash; the same seed gives the same assignment everywhere.
+    vocabulary : int, optional
+        Number of ids V that have an entry in the table; None for no table.
 
     Raises
     ------
     ConfigError
         If a size is below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> router = HashRouter(dim=8, num_experts=2, vocabulary=5)
+    >>> router.balance([4, 3, 2, 1, 0])
+    >>> router.table[:4].tolist()
+    [0, 1, 1, 0]
     """
 
     per_expert = ("projection",)
+    vocabulary: int | None = None  # pickles of 0.1 have none
     projection: Tensor
+    table: Tensor
     _hashed: int  # number of experts that ids are hashed to
     _kept: tuple[int, ...] | None  # those of them that are left, None for all
 
-    def __init__(self, dim: int, num_experts: int, seed: int = 0) -> None:
+    def __init__(self, dim: int, num_experts: int, seed: int = 0, vocabulary: int | None = None) -> None:
         super().__init__(dim, num_experts)
-        self.seed = seed
+        self.seed, self.vocabulary = seed, vocabulary
         self._hashed, self._kept = num_experts, None
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("projection", torch.randn(num_experts, dim, generator=generator) * dim**-0.5)
+        if vocabulary is not None:
+            check_sizes(vocabulary=vocabulary)
+            self.register_buffer("table", self._hash(torch.arange(vocabulary)))
+
+    @torch.no_grad()
+    def balance(self, counts: Any) -> None:
+        """Fill the table: ids in the order of their frequency, each to the expert with the fewest tokens so far.
+
+        Ids that were not counted keep the expert of their hash.
+
+        Parameters
+        ----------
+        counts : array or Tensor
+            ``(V,)`` how often each id occurs in the training data, at least 0.
+
+        Raises
+        ------
+        ConfigError
+            If the router has no table.
+        DataError
+            If there is not one count of at least 0 per id.
+        """
+        if self.vocabulary is None:
+            raise ConfigError("this hash router has no table to balance: give it a vocabulary, the number of ids")
+        counts = torch.as_tensor(counts, dtype=torch.float64).cpu()
+        if counts.shape != (self.vocabulary,) or not bool(((counts >= 0) & counts.isfinite()).all()):
+            raise DataError(f"counts must be {self.vocabulary} numbers of at least 0, one per id")
+        table = self._hash(torch.arange(self.vocabulary))
+        loads = [(0.0, expert) for expert in range(self.num_experts)]
+        for i in counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist():
+            load, expert = loads[0]
+            table[i] = expert
+            heapq.heapreplace(loads, (load + float(counts[i]), expert))
+        self.table.copy_(table)
+
+    def check_buffers(self) -> str | None:
+        """What is impossible about the table of a file; None where nothing is."""
+        if self.vocabulary is None or bool(((self.table >= 0) & (self.table < self.num_experts)).all()):
+            return None
+        return f"its table has experts outside of 0..{self.num_experts - 1}"
+
+    def _hash(self, ids: Tensor) -> Tensor:
+        return self._bucket(_mix(ids.long() + self.seed))
 
     def scores(self, x: Tensor, experts: nn.Module | None, ids: Tensor | None) -> Tensor:
         """1 for the hashed expert and 0 for the others; NaN where the token is not finite."""
@@ -55,7 +115,10 @@ class HashRouter(Router):
                 raise DataError(
                     f"ids must be whole numbers of shape {(x.shape[0],)}, got {ids.dtype} {tuple(ids.shape)}"
                 )
-            bucket = self._bucket(_mix(ids.long() + self.seed))
+            bucket = self._hash(ids)
+            if self.vocabulary is not None:
+                known = (ids >= 0) & (ids < self.vocabulary)
+                bucket = torch.where(known, self.table[torch.where(known, ids, 0)], bucket)
         # not F.one_hot, which looks at the values
         hit = (bucket[:, None] == torch.arange(self.num_experts, device=x.device)).to(x.dtype)
         return hit + x.detach().sum(dim=-1, keepdim=True) * 0
@@ -74,6 +137,11 @@ class HashRouter(Router):
         copied = super().restricted(kept)
         before = range(self.num_experts) if self._kept is None else self._kept
         copied._kept = tuple(before[e] for e in kept)
+        if self.vocabulary is not None:
+            number = {old: new for new, old in enumerate(kept)}
+            renumbered = torch.tensor([number.get(e, -1) for e in range(self.num_experts)], device=self.table.device)
+            new, hashed = renumbered[self.table], copied._hash(torch.arange(self.vocabulary, device=self.table.device))
+            copied.table = torch.where(new >= 0, new, hashed)
         return copied
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
