@@ -22,7 +22,7 @@ class HashRouter(Router):
     With token ids (``layer(x, ids=...)``) the expert is a hash of the id; for continuous tokens it is the argmax of a
     fixed random projection, which sends similar tokens to the same expert. The weight is always 1.
 
-    Frequent ids make the load of a plain hash uneven. With ``vocabulary=V`` the ids 0 to V - 1 are looked up in a table,
+    Frequent ids make the load of a plain hash uneven. With ``vocabulary=V`` ids 0 to V - 1 are looked up in a table,
     which :meth:`balance` fills from a count of the training data: the paper's balanced assignment (section 3.2). It is
     part of the saved state. Any other id is hashed.
 
