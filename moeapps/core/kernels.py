@@ -433,8 +433,8 @@ def _stack(rows: list[Tensor]) -> Tensor | None:
 
 
 def _is_small(rows: Tensor, w1: Tensor) -> bool:
-    """Whether the activations of all experts are one call."""
-    return rows.shape[0] * w1.shape[2] <= WHOLE
+    """Whether the activations of all experts are one call; not in float64, which oneDNN does not compute."""
+    return rows.dtype != torch.float64 and rows.shape[0] * w1.shape[2] <= WHOLE
 
 
 def _activated(act: Activation, pre: Tensor, counts: list[int]) -> Sequence[Tensor]:

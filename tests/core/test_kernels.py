@@ -38,8 +38,10 @@ def test_one_call_for_all_activations_equals_one_per_expert(activation, dtype, p
             assert each is None
             assert whole is None
             continue
-        # the last numbers of a call are computed by other instructions
-        torch.testing.assert_close(each, whole, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
+        if dtype == torch.float64:  # always one call per expert: predictions of 0.1 are to be the same to the bit
+            assert torch.equal(each, whole)
+        else:  # the last numbers of a call may be computed by other instructions
+            torch.testing.assert_close(each, whole, rtol=1e-5, atol=1e-5)
     assert (results[1][0][300 - padding :] == 0).all()
     assert (results[1][2][2] == 0).all()
 
