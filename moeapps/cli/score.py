@@ -33,6 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="columns to copy next to the predictions, separated by commas; may be given several times",
     )
     parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="write the weight of each expert of a mixture too (weight_<expert>), and in a cascade whether it was asked "
+        "(asked_<expert>)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="TYPES",
+        help="types of other packages that the model's file may hold, separated by commas; name them only if you know "
+        "who wrote it",
+    )
+    parser.add_argument(
         "--explain-columns",
         action="store_true",
         help="print what each column of the model is (number, category, id, time) and why; predict only if there is an "
@@ -46,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from moeapps.core.errors import ConfigError
     from moeapps.core.tabledata.scoring import predict_file
 
-    model = moeapps.load(options.model)
+    model = moeapps.load(options.model, trusted=[name for entry in options.trust for name in entry.split(",")])
     if options.explain_columns:
         columns = getattr(model, "columns_", None)
         if columns is None:
@@ -57,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     for option in ("input", "output"):
         if getattr(options, option) is None:
             raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
-    rows = predict_file(model, options.input, options.output, _kept(options))
+    rows = predict_file(model, options.input, options.output, _kept(options), weights=options.weights)
     print(f"predictions: {options.output} ({rows} rows)")
     return 0
 

@@ -23,7 +23,7 @@ import pandas as pd
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
-from moeapps.core.tabledata.scoring import TableModel, label_columns, predict_frame
+from moeapps.core.tabledata.scoring import MixtureModel, TableModel, label_columns, predict_frame
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.serve.refusal import HALF_LEARNED, Refusal, half_learned, model_failed, no_worker, not_saved, refused_data
 
@@ -104,7 +104,10 @@ class Service:
 
 
 class TableService(Service):
-    """Estimators and rankers for tables; rows of all the requests are predicted at once."""
+    """Estimators and rankers for tables; rows of all the requests are predicted at once.
+
+    A mixture of estimators also answers with the weights of its experts, which cost nothing more.
+    """
 
     kind = "table"
 
@@ -112,6 +115,7 @@ class TableService(Service):
         super().__init__(model)
         unnamed = hasattr(model, "n_features_in_") and not hasattr(model, "feature_names_in_")
         self.width = int(model.n_features_in_) if unnamed else 0
+        self.weights = isinstance(model, MixtureModel)
         self.columns = {} if unnamed else {str(name): kind for name, kind in model.column_kinds().items()}
 
     @classmethod
@@ -140,9 +144,7 @@ class TableService(Service):
         """The columns that :func:`~moeapps.core.tabledata.scoring.predict_file` would write."""
         if self.width:
             array = np.array(request["rows"], dtype=np.float64).reshape(-1, self.width)
-            if hasattr(self.model, "predict_proba"):
-                return _records(label_columns(self.model.classes_, self.model.predict_proba(array)))
-            return _records(pd.DataFrame({"prediction": self.model.predict(array)}))
+            return _records(predict_frame(self.model, array, self.weights))
         columns: dict[str, Any] = {}
         for name, kind in self.columns.items():
             values = [row[name] for row in request["rows"]]
@@ -150,7 +152,7 @@ class TableService(Service):
         with warnings.catch_warnings():  # a line of the log per request is nothing that anybody reads
             warnings.simplefilter("ignore", UnseenCategories)
             warnings.simplefilter("ignore", ImputedValues)
-            return _records(predict_frame(self.model, pd.DataFrame(columns)))
+            return _records(predict_frame(self.model, pd.DataFrame(columns), self.weights))
 
 
 class StreamService(Service):

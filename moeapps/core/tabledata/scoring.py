@@ -13,7 +13,7 @@ from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource
 from moeapps.core.tabledata.writer import TableWriter
 
-__all__ = ["TableModel", "label_columns", "predict_file", "predict_frame"]
+__all__ = ["MixtureModel", "TableModel", "label_columns", "number_columns", "predict_file", "predict_frame"]
 
 
 @runtime_checkable
@@ -27,12 +27,21 @@ class TableModel(Protocol):
         """Predictions of rows."""
 
 
+@runtime_checkable
+class MixtureModel(TableModel, Protocol):
+    """A model that also says how much each of its experts counts for a row."""
+
+    def predict_table(self, X: Any) -> pd.DataFrame:
+        """Predictions, weights of the experts, and which of them were asked, as columns."""
+
+
 def predict_file(
     model: TableModel,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     keep: Sequence[str] = (),
     batch_rows: int = 65_536,
+    weights: bool = False,
 ) -> int:
     """Predict the rows of a file of any size into another file, in memory that does not grow with it.
 
@@ -53,6 +62,9 @@ def predict_file(
         the name of a kept one, it is called ``prediction_<name>``.
     batch_rows : int, default 65536
         Rows that are in memory at once.
+    weights : bool, default False
+        Whether to write the weights of a mixture's experts too, ``weight_<expert>``, and in a cascade
+        ``asked_<expert>``.
 
     Returns
     -------
@@ -62,13 +74,17 @@ def predict_file(
     Raises
     ------
     ConfigError
-        If the model does not predict tables, the output has another ending or lies in the source, or ``keep`` names a
-        column twice.
+        If the model does not predict tables, or has no weights where they are asked for; the output has another ending
+        or lies in the source; or ``keep`` names a column twice.
     DataError
         Naming file, row and column, if a column is missing or has a value that it cannot have.
     """
     if not isinstance(model, TableModel):
         raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
+    if weights and not isinstance(model, MixtureModel):
+        raise ConfigError(
+            f"a {type(model).__name__} has no weights of experts per row: MixtureClassifier and MixtureRegressor have"
+        )
     kinds = model.column_kinds()
     _check_output(source, output)
     keep = list(dict.fromkeys(keep))
@@ -83,7 +99,7 @@ def predict_file(
     table.require([*known, *keep])
     with TableWriter(output) as writer:
         for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
-            predictions = table.named(partial(predict_frame, model, frame[known]))
+            predictions = table.named(partial(predict_frame, model, frame[known], weights))
             predictions.columns = [f"prediction_{name}" if name in keep else name for name in predictions.columns]
             writer.write(pd.concat([frame[keep], predictions], axis=1))
     return writer.rows
@@ -97,14 +113,42 @@ def _check_output(source: str | os.PathLike[str], output: str | os.PathLike[str]
         raise ConfigError(f"{output} lies in {source}, the folder to be predicted: name another place to write to")
 
 
-def predict_frame(model: Any, frame: pd.DataFrame) -> pd.DataFrame:
-    """Predictions of a frame as columns: what :func:`predict_file` writes for these rows."""
+def predict_frame(model: Any, rows: Any, weights: bool = False) -> pd.DataFrame:
+    """Predictions of rows as columns: what :func:`predict_file` writes for these rows.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    rows : DataFrame or array of shape (n, P)
+        Rows.
+    weights : bool, default False
+        Whether to add the weights of a mixture's experts.
+    """
+    if weights:
+        return model.predict_table(rows)
+    index = rows.index if isinstance(rows, pd.DataFrame) else None
     if not hasattr(model, "predict_proba"):
-        return pd.DataFrame({"prediction": model.predict(frame)}, index=frame.index)
-    probabilities = model.predict_proba(frame)
+        return number_columns(model.predict(rows), index)
+    probabilities = model.predict_proba(rows)
     if isinstance(probabilities, pd.DataFrame):  # a ranker: a column per target
         return probabilities
-    return label_columns(model.classes_, probabilities, frame.index)
+    return label_columns(model.classes_, probabilities, index)
+
+
+def number_columns(predictions: Any, index: Any = None) -> pd.DataFrame:
+    """Predicted numbers as the column ``prediction``, or of several targets ``prediction_0``, ``prediction_1``, ...
+
+    Parameters
+    ----------
+    predictions : array of shape (n,) or (n, T)
+        Numbers.
+    index : optional
+        Index of the frame.
+    """
+    if predictions.ndim == 1:
+        return pd.DataFrame({"prediction": predictions}, index=index)
+    return pd.DataFrame({f"prediction_{t}": column for t, column in enumerate(predictions.T)}, index=index)
 
 
 def label_columns(classes: Any, probabilities: Any, index: Any = None) -> pd.DataFrame:
