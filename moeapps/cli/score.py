@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         action="store_true",
-        help="write the weight of each expert of a mixture too (weight_<expert>), and in a cascade whether it was asked "
-        "(asked_<expert>)",
+        help="write the weight of each expert of a mixture too (weight_<expert>), and in a cascade whether it was "
+        "asked (asked_<expert>)",
     )
     parser.add_argument(
         "--trust",

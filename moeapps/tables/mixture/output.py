@@ -63,7 +63,9 @@ class MixtureOutput:
             predictions = number_columns(self._decode_target(answer.mixed), index)
         parts = {"weight": answer.weights, **({"asked": answer.asked} if self.inference == "cascade" else {})}
         columns = {
-            f"{what}_{name}": values[:, e] for what, values in parts.items() for e, name in enumerate(self.expert_names_)
+            f"{what}_{name}": values[:, e]
+            for what, values in parts.items()
+            for e, name in enumerate(self.expert_names_)
         }
         return pd.concat([predictions, pd.DataFrame(columns, index=index)], axis=1)
 

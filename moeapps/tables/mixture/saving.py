@@ -6,6 +6,10 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import sklearn.model_selection
+from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
+from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
+from moeapps.tables.mixture.experts import name_experts
+from moeapps.tables.mixture.features import TableFeatures
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -14,15 +18,11 @@ from moeapps.core.config import as_arguments
 from moeapps.core.errors import FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, labels_to_json
-from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, fits
 from moeapps.core.saving import SaveMixin
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
-from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
-from moeapps.tables.mixture.experts import name_experts
-from moeapps.tables.mixture.features import TableFeatures
 
-__all__ = ["MixtureSaving"]
+__all__ = ["MixtureSaving", "features_from"]
 
 _MIXTURE, _CASCADE = "mixture.", "cascade."
 """Beginnings of the names of tensors; those of experts begin with "nested."."""
@@ -207,7 +207,7 @@ class MixtureSaving(SaveMixin):
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
         self._restore_target(state, source)
-        self.gate_features_ = _features_from(state["gate_features_"], self.n_features_in_)
+        self.gate_features_ = features_from(state["gate_features_"], self.n_features_in_)
         self.mixture_ = GatedMixture.from_state(state[_MIXTURE + "state"], _part(tensors, _MIXTURE))
         self._check_mixture(source)
         self.cascade_ = None
@@ -285,7 +285,7 @@ def _arguments(saved: dict[str, Any], experts: dict[str, Any]) -> dict[str, Any]
     return arguments
 
 
-def _features_from(state: Any, width: int) -> TableFeatures:
+def features_from(state: Any, width: int) -> TableFeatures:
     """The gate's encoder of columns, whose parts have to fit each other.
 
     Raises

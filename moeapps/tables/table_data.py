@@ -1,0 +1,362 @@
+"""Tables for ``moeapps fit``: a file or a public table as rows, targets and weights, held in memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.labels import class_labels
+from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
+from moeapps.core.splits import hold_out
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.encoded import EncodedTable
+from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
+from moeapps.core.tabledata.numbers import to_numbers
+from moeapps.core.tabledata.source import Table, TableSource
+
+__all__ = ["PUBLIC_TABLES", "TableData", "TablePart"]
+
+MAX_WHOLE = 20
+"""A target of whole numbers with at most so many different ones is a class, unless ``task`` says otherwise."""
+
+EVALUATION_ROWS = 8192
+"""Rows that are evaluated at once."""
+
+
+def _census() -> pd.DataFrame:
+    sample = files("moeapps") / "recsys" / "embedded" / "census_income_sample.parquet"  # core imports no task
+    with sample.open("rb") as file:
+        return pd.read_parquet(file).drop(columns=["never_married", "instance_weight"])
+
+
+def _sklearn(name: str) -> Callable[[], pd.DataFrame]:
+    def load() -> pd.DataFrame:
+        import sklearn.datasets
+
+        frame: pd.DataFrame = getattr(sklearn.datasets, f"load_{name}")(as_frame=True).frame
+        return frame
+
+    return load
+
+
+PUBLIC_TABLES: dict[str, tuple[Callable[[], pd.DataFrame], str]] = {
+    "census-income": (_census, "income"),
+    "breast-cancer": (_sklearn("breast_cancer"), "target"),
+    "diabetes": (_sklearn("diabetes"), "target"),
+    "digits": (_sklearn("digits"), "target"),
+    "iris": (_sklearn("iris"), "target"),
+    "wine": (_sklearn("wine"), "target"),
+}
+"""Tables by name, and their targets: a sample of 8,000 rows of Census-Income (KDD), and those in scikit-learn."""
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """Rows of a part.
+
+    Parameters
+    ----------
+    frame : DataFrame of n rows
+        The features.
+    target : array of shape (n,), optional
+        Labels or numbers; None where they are not known.
+    weight : array of shape (n,)
+        Weights of the rows.
+    kept : DataFrame
+        Columns to copy beside the predictions.
+    """
+
+    frame: pd.DataFrame
+    target: NDArray[Any] | None
+    weight: NDArray[np.float64]
+    kept: pd.DataFrame
+
+    def rows(self, chosen: NDArray[np.int64]) -> "TablePart":
+        """Some of the rows, numbered anew."""
+        target = None if self.target is None else self.target[chosen]
+        frames = (frame.iloc[chosen].reset_index(drop=True) for frame in (self.frame, self.kept))
+        frame, kept = frames
+        return TablePart(frame, target, self.weight[chosen], kept)
+
+
+class TableData(L.LightningDataModule):
+    """A table with one target.
+
+    Batches are the numbers of rows, their targets (class codes, or float64 numbers) and weights; a module encodes the
+    frames of :meth:`part` once and looks its batches up. All rows are held in memory.
+
+    Parameters
+    ----------
+    file : DataFrame or path, optional
+        Frame, ``.csv``, ``.tsv``, ``.ndjson`` or ``.parquet`` file, or folder of such files, to learn from.
+    target : str, optional
+        Column to be predicted; a public table has one.
+    name : str, optional
+        A public table instead of a file: "census-income" (a sample of 8,000 rows), "breast-cancer", "diabetes",
+        "digits", "iris", "wine".
+    val : DataFrame or path, optional
+        To validate on; a part of the training rows by default.
+    test : DataFrame or path, optional
+        To test on.
+    predict : DataFrame or path, optional
+        To predict; it needs no target.
+    task : {"auto", "classification", "regression"}, default="auto"
+        "auto" takes numbers as classes if they are whole and at most 20 different ones.
+    weight : str, optional
+        Column with the weights of rows.
+    drop : list of str, default=()
+        Columns that are not used.
+    column_types : dict, optional
+        What columns are, where that shall not be inferred: ``{zip: category}``; one of "number", "category", "id",
+        "time".
+    missing_values : "auto" or list of str, default="auto"
+        Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
+    keep : list of str, default=()
+        Columns to copy beside the predictions.
+    batch_size : int, default=1024
+        Rows per step.
+    validation_fraction : float, default=0.1
+        Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
+    seed : int, default=0
+        Seed of the order and of the validation rows.
+
+    Attributes
+    ----------
+    classes : array of shape (K,) or None
+        Labels of a classification, after ``setup("fit")``.
+    columns : dict of str to Column
+        What the columns are, after ``setup("fit")``.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
+    DataError
+        In ``setup``, naming file, row and column, if a table cannot be learned from.
+    """
+
+    classes: NDArray[Any] | None
+    columns: dict[str, Column]
+
+    def __init__(
+        self,
+        file: Any = None,
+        target: str | None = None,
+        name: str | None = None,
+        val: Any = None,
+        test: Any = None,
+        predict: Any = None,
+        task: Literal["auto", "classification", "regression"] = "auto",
+        weight: str | None = None,
+        drop: Sequence[str] = (),
+        column_types: dict[str, ColumnKind] | None = None,
+        missing_values: Literal["auto"] | list[str] = "auto",
+        keep: Sequence[str] = (),
+        batch_size: int = 1024,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_sizes(batch_size=batch_size)
+        check_one_of("task", task, ("auto", "classification", "regression"))
+        if validation_fraction != 0:
+            check_fraction(validation_fraction=validation_fraction)
+        if validation_fraction >= 1:
+            raise ConfigError(f"validation_fraction must be below 1, got {validation_fraction!r}")
+        if name is not None:
+            check_one_of("name", name, tuple(PUBLIC_TABLES))
+            if file is not None:
+                raise ConfigError("file and name are both given: a table is either your own or a public one")
+            target = target or PUBLIC_TABLES[name][1]
+        self.name, self.target, self.weight = name, target, weight
+        self.parts: dict[str, Any] = {"train": file, "val": val, "test": test, "predict": predict}
+        self.given_task, self.drop, self.keep = task, list(drop), list(keep)
+        self.column_types, self.missing_values = check_column_types(column_types), missing_values
+        self.missing = missing_texts(missing_values)
+        self.batch_size, self.validation_fraction, self.seed = batch_size, validation_fraction, seed
+        self._read: dict[str, TablePart] = {}
+
+    @property
+    def task(self) -> Literal["classification", "regression"]:
+        """What is predicted, once the table is read."""
+        return "regression" if self.classes is None else "classification"
+
+    def load(self, part: str) -> Table | None:
+        """The table of a part (train, val, test, predict), which may be a file."""
+        if part == "train" and self.name is not None:
+            return PUBLIC_TABLES[self.name][0]()
+        table: Table | None = self.parts[part]
+        return table
+
+    def part(self, part: str) -> TablePart:
+        """Rows of a part: train, val, test or predict.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such part.
+        DataError
+            Naming file, row and column, if the rows cannot be read.
+        """
+        if part not in self._read:
+            table = self.load(part)
+            if table is None:
+                option = "file (or name)" if part == "train" else part
+                raise ConfigError(f"{option} is not set: a frame, or the path of a .csv or .parquet file")
+            self._read[part] = self._rows(table, part)
+        return self._read[part]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation rows."""
+        return "val" in self._read or self.load("val") is not None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the training table, learn what its columns and its target are, and hold the validation rows back.
+
+        Other stages need a trained model, which knows the columns.
+
+        Raises
+        ------
+        ConfigError
+            If there is no table or no target.
+        DataError
+            Naming file, row and column, if the table cannot be learned from.
+        """
+        if stage != "fit" or "train" in self._read:
+            return
+        if self.target is None:
+            raise ConfigError("target is not set: the column to be predicted")
+        table = self.load("train")
+        if table is None:
+            raise ConfigError("file is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
+        source = TableSource(table, missing=self.missing)
+        source.require([self.target], "target")
+        source.require([name for name in (self.weight, *self.drop) if name is not None], "weight and drop")
+        left_out = {self.target, self.weight, *self.drop}
+        names = [name for name in source.columns if name not in left_out]
+        if not names:
+            raise DataError(f"{source.name} has no column to learn from besides {self.target!r}")
+        self.columns = source.named(lambda: source.infer([*names, self.target], self.column_types))
+        kind = self.columns.pop(self.target)
+        self._learn_target(source, kind)
+        train = self.part("train")
+        if len(train.frame) == 0:
+            raise DataError(f"{source.name}: there is no row to learn from")
+        if self.load("val") is None and self.validation_fraction:
+            assert train.target is not None
+            codes = None if self.classes is None else self.codes(train.target)
+            rows, held = hold_out(len(train.frame), self.validation_fraction, self.seed, codes)
+            self._read |= {"train": train.rows(np.sort(rows)), "val": train.rows(np.sort(held))}
+
+    def _learn_target(self, source: TableSource, column: Column) -> None:
+        parts = [self._target(frame) for frame in source.batches([self.target or ""])]
+        values = source.named(lambda: pd.concat(parts, ignore_index=True))
+        numbers = column.kind == "number"
+        self.classes = None
+        if self.given_task != "regression":
+            labels = self._labels(values, numbers)
+            classes = np.unique(labels)
+            whole = not numbers or (bool((classes == np.round(classes)).all()) and len(classes) <= MAX_WHOLE)
+            if self.given_task == "classification" or whole:
+                if len(classes) < 2:
+                    raise DataError(f"{source.name}: {self.target!r} has one value, {classes.tolist()[0]!r}")
+                self.classes = classes
+        if self.classes is None and not numbers:
+            raise DataError(f"{source.name}: {self.target!r} is a {column.kind}, not numbers: task=classification")
+
+    def _target(self, frame: pd.DataFrame) -> pd.Series:
+        column = frame[self.target]
+        if (gone := column.isna() | column.isin(list(self.missing))).any():
+            raise DataError(f"{self.target!r} is missing in row {int(np.argmax(gone))}: leave such rows out")
+        return column
+
+    def _labels(self, values: pd.Series, numbers: bool) -> NDArray[Any]:
+        if not numbers:
+            return class_labels(values.astype(str) if values.dtype == object else values)
+        array = to_numbers(values, self.missing, str(self.target))
+        return array.astype(np.int64) if (array == np.round(array)).all() else array
+
+    def codes(self, target: NDArray[Any]) -> NDArray[np.int64]:
+        """Class codes of labels.
+
+        Raises
+        ------
+        DataError
+            If one is not among the classes.
+        """
+        assert self.classes is not None
+        known = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
+        if new := [label for label in target.tolist() if label not in known]:
+            raise DataError(
+                f"{self.target!r} has the value {new[0]!r}, which is not among {self.classes.tolist()[:10]}"
+            )
+        return np.array([known[label] for label in target.tolist()], dtype=np.int64)
+
+    def _known(self) -> tuple[dict[str, ColumnKind], Any]:
+        """Kinds of the columns and classes: of the training rows, or of the trained module."""
+        if hasattr(self, "columns"):
+            return {name: column.kind for name, column in self.columns.items()}, self.classes
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if module is None or not getattr(module, "attached", False):
+            raise ConfigError("the table's columns are not known: give the checkpoint of a trained model, --ckpt_path")
+        self.classes = module.classes
+        return module.column_kinds(), module.classes
+
+    def _rows(self, table: Table, part: str) -> TablePart:
+        kinds, classes = self._known()
+        source = TableSource(table, kinds={n: k for n, k in kinds.items() if n not in self.keep}, missing=self.missing)
+        labelled = part != "predict"
+        extra = [self.weight] if self.weight is not None and labelled else []
+        wanted = list(dict.fromkeys([*kinds, *([self.target] if labelled else []), *extra, *self.keep]))
+        source.require([str(name) for name in wanted])
+        frame = source.named(lambda: pd.concat(list(source.batches(wanted)), ignore_index=True))
+        target = None
+        if labelled:
+            values = source.named(lambda: self._target(frame))
+            if classes is None:
+                target = source.named(lambda: to_numbers(values, self.missing, str(self.target)))
+            else:
+                target = self._labels(values, classes.dtype.kind in "if")
+        weight = np.ones(len(frame))
+        if extra:
+            weight = source.named(lambda: to_numbers(frame[self.weight], self.missing, str(self.weight)))
+            if not (np.isfinite(weight) & (weight >= 0)).all():
+                row = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
+                raise DataError(f"{source.name}: {self.weight!r} must be at least 0, got {weight[row]} in row {row}")
+        return TablePart(frame[list(kinds)], target, weight, frame[self.keep])
+
+    def _loader(self, name: str, shuffle: bool = False) -> ResumableLoader:
+        part = self.part(name)
+        columns: list[Tensor] = [torch.arange(len(part.frame))]
+        if part.target is not None:
+            target = part.target.astype(np.float64) if self.classes is None else self.codes(part.target)
+            columns += [torch.from_numpy(target), torch.from_numpy(part.weight)]
+        size = self.batch_size if shuffle else max(self.batch_size, EVALUATION_ROWS)
+        rows = EncodedTable(*columns)
+        return make_loader(rows, size, shuffle=shuffle, seed=self.seed, collate_fn=identity_collate)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches (row, target, weight)."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """Batches in order."""
+        return self._loader("val") if self.has_validation else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Batches in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Batches in order, without targets."""
+        return self._loader("predict")
