@@ -147,7 +147,7 @@ ENTRIES: dict[str, Entry] = {
             "a public table: census-income, ml-100k, KuaiRand, ...",
         ),
         Entry("data", "moeapps.recsys.RankingData", "your own table: a frame, or a CSV or Parquet file of any size"),
-        Entry("data", "moeapps.tables.TableData", "your own table or a public one: a CSV or Parquet file, census-income"),
+        Entry("data", "moeapps.tables.TableData", "your own table, a CSV or Parquet file, or census-income"),
         Entry("data", "moeapps.vision.PublicImageData", "images by name: digits (embedded), CIFAR-10, MNIST, ..."),
         Entry("data", "moeapps.vision.ImageFolderData", "your own images: one folder per class"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),

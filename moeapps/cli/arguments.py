@@ -1,6 +1,9 @@
 """What several commands do with their arguments before a parser sees them."""
 
-__all__ = ["IMPORT_HELP", "SUMMARIES", "subcommand", "subcommand_position", "take_option"]
+import argparse
+import os
+
+__all__ = ["IMPORT_HELP", "SUMMARIES", "add_trust", "subcommand", "subcommand_position", "take_option", "trust"]
 
 IMPORT_HELP = "module to import first, where your routers, models or data are registered; may be repeated"
 
@@ -36,3 +39,23 @@ def take_option(arguments: list[str], name: str) -> str | None:
             del arguments[position]
             return arguments.pop(position)
     return None
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--trust``, of the commands that load a model."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="TYPES",
+        help="types of other packages that the model's file may hold, separated by commas; name them only if you know "
+        "who wrote it",
+    )
+
+
+def trust(options: argparse.Namespace) -> None:
+    """Let this process, and those that it starts, load the types of ``--trust``."""
+    from moeapps.core.saving import TRUST
+
+    if options.trust:
+        os.environ[TRUST] = ",".join([*options.trust, *filter(None, [os.environ.get(TRUST)])])

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 import moeapps
+from moeapps.cli.arguments import add_trust, trust
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARY", "add_arguments", "run", "run_as_predict"]
@@ -38,14 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the weight of each expert of a mixture too (weight_<expert>), and in a cascade whether it was "
         "asked (asked_<expert>)",
     )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="TYPES",
-        help="types of other packages that the model's file may hold, separated by commas; name them only if you know "
-        "who wrote it",
-    )
+    add_trust(parser)
     parser.add_argument(
         "--explain-columns",
         action="store_true",
@@ -60,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     from moeapps.core.errors import ConfigError
     from moeapps.core.tabledata.scoring import predict_file
 
-    model = moeapps.load(options.model, trusted=[name for entry in options.trust for name in entry.split(",")])
+    trust(options)
+    model = moeapps.load(options.model)
     if options.explain_columns:
         columns = getattr(model, "columns_", None)
         if columns is None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moeapps.cli.arguments import add_trust, trust
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -40,6 +41,7 @@ TOKEN = "MOEAPPS_TOKEN"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", help="file that model.save wrote, or the checkpoint folder of a stream run")
+    add_trust(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one")
     parser.add_argument(
@@ -90,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {options.port}")
     token = _token(options.token_file)
+    trust(options)
     try:
         import uvicorn
 

@@ -154,7 +154,11 @@ def unpack_estimators(documents: Any, tensors: dict[str, Tensor], source: Path) 
 
 def _pack_own(estimator: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     document: dict[str, Any] = {"kind": "own", "class": registered_path(type(estimator))}
-    document["arguments"] = arguments_to_json(estimator.saved_arguments())
+    try:
+        document["arguments"] = arguments_to_json(estimator.saved_arguments())
+    except NotFittedError:
+        kind = type(estimator).__name__
+        raise ConfigError(f"{name} is a {kind} that is not fitted, which cannot be saved inside another") from None
     modules = [argument for argument, value in document["arguments"].items() if is_module(value)]
     if modules:
         raise ConfigError(

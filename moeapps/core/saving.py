@@ -39,6 +39,7 @@ from moeapps.core.state_dict import non_finite_names
 __all__ = [
     "FORMAT",
     "NESTED",
+    "TRUST",
     "Loading",
     "Savable",
     "SavableModule",
@@ -51,6 +52,9 @@ __all__ = [
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
+
+TRUST = "MOEAPPS_TRUST"
+"""Environment variable with types to trust, separated by commas; the processes of a server inherit it."""
 
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _MAX_HEADER = 100_000_000  # as safetensors
@@ -294,6 +298,7 @@ def restore(
 
 def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:
     types = (trusted,) if isinstance(trusted, str | type) else tuple(trusted)
+    types += tuple(name for name in os.environ.get(TRUST, "").split(",") if name)
     for entry in types:
         if not isinstance(entry, str | type):
             raise ConfigError(f"trusted must hold types or their full names, got {entry!r}")

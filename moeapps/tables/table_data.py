@@ -35,7 +35,14 @@ EVALUATION_ROWS = 8192
 def _census() -> pd.DataFrame:
     sample = files("moeapps") / "recsys" / "embedded" / "census_income_sample.parquet"  # core imports no task
     with sample.open("rb") as file:
-        return pd.read_parquet(file).drop(columns=["never_married", "instance_weight"])
+        frame = pd.read_parquet(file).drop(columns=["never_married", "instance_weight"])
+    return _categorical(frame, [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])])
+
+
+def _categorical(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Text columns that are categories as such: boosting reads them so, and nobody asks again what they are."""
+    text = [name for name in names if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name].dtype)]
+    return frame.astype(dict.fromkeys(text, "category"))
 
 
 def _sklearn(name: str) -> Callable[[], pd.DataFrame]:
@@ -333,14 +340,15 @@ class TableData(L.LightningDataModule):
             if not (np.isfinite(weight) & (weight >= 0)).all():
                 row = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
                 raise DataError(f"{source.name}: {self.weight!r} must be at least 0, got {weight[row]} in row {row}")
-        return TablePart(frame[list(kinds)], target, weight, frame[self.keep])
+        categories = [name for name, kind in kinds.items() if kind == "category"]
+        return TablePart(_categorical(frame[list(kinds)], categories), target, weight, frame[self.keep])
 
     def _loader(self, name: str, shuffle: bool = False) -> ResumableLoader:
         part = self.part(name)
         columns: list[Tensor] = [torch.arange(len(part.frame))]
         if part.target is not None:
             target = part.target.astype(np.float64) if self.classes is None else self.codes(part.target)
-            columns += [torch.from_numpy(target), torch.from_numpy(part.weight)]
+            columns += [torch.from_numpy(target), torch.from_numpy(part.weight.copy())]
         size = self.batch_size if shuffle else max(self.batch_size, EVALUATION_ROWS)
         rows = EncodedTable(*columns)
         return make_loader(rows, size, shuffle=shuffle, seed=self.seed, collate_fn=identity_collate)

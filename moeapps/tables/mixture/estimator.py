@@ -16,7 +16,6 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import FixedGate, GatedMixture, fit_mixture
-from moeapps.core.saving import SaveMixin
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
@@ -31,7 +30,9 @@ from moeapps.tables.mixture.experts import (
 from moeapps.tables.mixture.features import TableFeatures
 from moeapps.tables.mixture.folds import FittedExperts, fit_experts, make_folds, take
 from moeapps.tables.mixture.inspection import MixtureInspection
+from moeapps.tables.mixture.output import MixtureOutput
 from moeapps.tables.mixture.portfolio import default_experts
+from moeapps.tables.mixture.saving import MixtureSaving
 
 __all__ = ["MixtureEstimator"]
 
@@ -41,7 +42,7 @@ GATE_CATEGORIES = 16
 Task = Literal["classification", "regression"]
 
 
-class MixtureEstimator(SaveMixin, MixtureInspection, ExpertComposition):
+class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
     """Base of :class:`MixtureClassifier` and :class:`MixtureRegressor`, each of which declares its own constructor."""
 
     task: Task

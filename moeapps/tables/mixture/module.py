@@ -11,20 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from moeapps.core.mixing import Cascade, GateConfig, GatedMixture, PredictionGate, fit_cascade
-from moeapps.core.mixing.calibration import Calibration, fit_calibration
-from moeapps.core.mixing.gate import dense_weights
-from moeapps.core.mixing.inputs import MixingData, uncertainty, uncertainty_width
-from moeapps.core.mixing.training import BALANCE_WEIGHT, gate_loss
-from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers, probability_floor
-from moeapps.tables.mixture.classifier import MixtureClassifier
-from moeapps.tables.mixture.costs import measure_costs
-from moeapps.tables.mixture.estimator import GATE_CATEGORIES
-from moeapps.tables.mixture.experts import check_experts, name_experts
-from moeapps.tables.mixture.features import TableFeatures
-from moeapps.tables.mixture.folds import fit_experts, make_folds
-from moeapps.tables.mixture.portfolio import default_experts
-from moeapps.tables.mixture.regressor import MixtureRegressor
 from sklearn.base import clone
 from torch import Tensor
 
@@ -34,10 +20,24 @@ from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, encode, labels_to_json, probability_columns
+from moeapps.core.mixing import GateConfig, GatedMixture, PredictionGate
+from moeapps.core.mixing.calibration import Calibration, fit_calibration
+from moeapps.core.mixing.gate import dense_weights
+from moeapps.core.mixing.inputs import MixingData, uncertainty, uncertainty_width
+from moeapps.core.mixing.training import BALANCE_WEIGHT, gate_loss
 from moeapps.core.module import DataDependentModule
 from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.views import Views
+from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers, probability_floor
+from moeapps.tables.mixture.classifier import MixtureClassifier
+from moeapps.tables.mixture.costs import measure_costs
+from moeapps.tables.mixture.estimator import GATE_CATEGORIES
+from moeapps.tables.mixture.experts import check_experts, name_experts
+from moeapps.tables.mixture.features import TableFeatures
+from moeapps.tables.mixture.folds import fit_experts, make_folds
+from moeapps.tables.mixture.portfolio import default_experts
+from moeapps.tables.mixture.regressor import MixtureRegressor
 from moeapps.tables.mixture.saving import features_from
 
 __all__ = ["MixtureModule", "MixtureTraining"]
@@ -441,7 +441,7 @@ class MixtureModule(Configurable, DataDependentModule):
         estimator._fit_params = estimator.get_params(deep=False)
         return estimator
 
-    def _cascade(self, mixture: GatedMixture, data: Any) -> Cascade | None:
+    def _cascade(self, mixture: GatedMixture, data: Any) -> Any:
         """A cascade learned from the out-of-fold rows, where their targets are at hand."""
         data = getattr(self._trainer, "datamodule", None) if data is None else data
         if data is None:
@@ -452,8 +452,12 @@ class MixtureModule(Configurable, DataDependentModule):
             raise DataError(f"data has {len(train.frame)} training rows, the training had {len(self._out_of_fold)}")
         target = self._encoded(train.target)
         features = self.features.transform(train.frame)
+        try:
+            from moeapps.core.mixing import fit_cascade
+        except ImportError:  # its room lands it next
+            return None
         return fit_cascade(
-            mixture, features, self._out_of_fold, target, train.weight, self._costs, seed=self.config.seed
+            mixture, features, self._out_of_fold, target, train.weight, costs=self._costs, seed=self.config.seed
         )
 
     def views(self) -> Views:

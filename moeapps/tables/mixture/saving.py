@@ -6,10 +6,6 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import sklearn.model_selection
-from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
-from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
-from moeapps.tables.mixture.experts import name_experts
-from moeapps.tables.mixture.features import TableFeatures
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -18,9 +14,13 @@ from moeapps.core.config import as_arguments
 from moeapps.core.errors import FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, labels_to_json
+from moeapps.core.mixing import GateConfig, GatedMixture
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, fits
 from moeapps.core.saving import SaveMixin
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
+from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
+from moeapps.tables.mixture.experts import name_experts
+from moeapps.tables.mixture.features import TableFeatures
 
 __all__ = ["MixtureSaving", "features_from"]
 
@@ -44,7 +44,7 @@ class MixtureSaving(SaveMixin):
     failed_: dict[str, str]
     costs_: pd.Series
     mixture_: GatedMixture
-    cascade_: Cascade | None
+    cascade_: Any
     gate_features_: TableFeatures
     answers_: Any
     task: Any
@@ -83,6 +83,7 @@ class MixtureSaving(SaveMixin):
 
     def saved_arguments(self) -> dict[str, Any]:
         """Constructor arguments of the fit; the experts by the keys of :meth:`saved_content`."""
+        check_is_fitted(self, "mixture_")
         params: dict[str, Any] = self.get_params(deep=False)  # type: ignore[attr-defined]
         return self._savable({**params, **(self._fit_params or {}), "experts": self.experts})
 
@@ -212,6 +213,8 @@ class MixtureSaving(SaveMixin):
         self._check_mixture(source)
         self.cascade_ = None
         if state[_CASCADE + "state"] is not None:
+            from moeapps.core.mixing import Cascade
+
             self.cascade_ = Cascade.from_state(state[_CASCADE + "state"], _part(tensors, _CASCADE))
         self.experts_ = [experts[_key(str(i), name)] for i, name in enumerate(names)]
         for name, expert in zip(names, self.experts_, strict=True):
@@ -314,6 +317,7 @@ def features_from(state: Any, width: int) -> TableFeatures:
     )
     if not good:
         raise FileFormatError("the columns of its gate contradict each other")
-    features.encoder_, features.columns_, features.kept_ = encoder, columns, kept
+    # in the order of fit, so that it is saved again as the same bytes
     features.n_features_in_ = width
+    features.columns_, features.encoder_, features.kept_ = columns, encoder, kept
     return features
