@@ -27,8 +27,7 @@ def test_the_page_shows_what_the_mixture_did(mixture, tmp_path):
     page = write_report([str(folder)], str(tmp_path / "page.html")).read_text()
     seen = ["load of the experts", "share of rows it leads", "gates that competed", "linear (chosen)", "accuracy",
             "mean weight of experts by region", "experts", "linear, boosting"]  # fmt: skip
-    if mixture.cascade_ is not None:
-        seen.append("cost of the cascade against its score")
+    seen.append("cost of the cascade against its score")
     for text in seen:
         assert text in page, text
 

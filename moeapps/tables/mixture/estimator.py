@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing import FixedGate, GatedMixture, fit_mixture
+from moeapps.core.mixing import FixedGate, GatedMixture, fit_cascade, fit_mixture
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
@@ -187,18 +187,13 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         else:
             costs = given_costs(self.costs, names)[[names.index(name) for name in self.expert_names_]]
         self.costs_ = pd.Series(costs, index=pd.Index(self.expert_names_, name="expert"), name="cost per row")
-        try:
-            from moeapps.core.mixing.cascade import fit_cascade
-        except ImportError:  # its room lands it next
-            self.cascade_ = None
-            return
         self.cascade_ = fit_cascade(
             self.mixture_,
             features,
             predictions,
             target[rows],
             weight[rows],
-            costs,
+            costs=costs,
             budget=self.budget,
             tolerance=self.tolerance,
             seed=seed,

@@ -20,7 +20,7 @@ from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, encode, labels_to_json, probability_columns
-from moeapps.core.mixing import GateConfig, GatedMixture, PredictionGate
+from moeapps.core.mixing import Cascade, GateConfig, GatedMixture, PredictionGate, fit_cascade
 from moeapps.core.mixing.calibration import Calibration, fit_calibration
 from moeapps.core.mixing.gate import dense_weights
 from moeapps.core.mixing.inputs import MixingData, uncertainty, uncertainty_width
@@ -441,7 +441,7 @@ class MixtureModule(Configurable, DataDependentModule):
         estimator._fit_params = estimator.get_params(deep=False)
         return estimator
 
-    def _cascade(self, mixture: GatedMixture, data: Any) -> Any:
+    def _cascade(self, mixture: GatedMixture, data: Any) -> Cascade | None:
         """A cascade learned from the out-of-fold rows, where their targets are at hand."""
         data = getattr(self._trainer, "datamodule", None) if data is None else data
         if data is None:
@@ -452,10 +452,6 @@ class MixtureModule(Configurable, DataDependentModule):
             raise DataError(f"data has {len(train.frame)} training rows, the training had {len(self._out_of_fold)}")
         target = self._encoded(train.target)
         features = self.features.transform(train.frame)
-        try:
-            from moeapps.core.mixing import fit_cascade
-        except ImportError:  # its room lands it next
-            return None
         return fit_cascade(
             mixture, features, self._out_of_fold, target, train.weight, costs=self._costs, seed=self.config.seed
         )

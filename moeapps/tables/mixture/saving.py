@@ -14,7 +14,7 @@ from moeapps.core.config import as_arguments
 from moeapps.core.errors import FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, labels_to_json
-from moeapps.core.mixing import GateConfig, GatedMixture
+from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, fits
 from moeapps.core.saving import SaveMixin
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
@@ -44,7 +44,7 @@ class MixtureSaving(SaveMixin):
     failed_: dict[str, str]
     costs_: pd.Series
     mixture_: GatedMixture
-    cascade_: Any
+    cascade_: Cascade | None
     gate_features_: TableFeatures
     answers_: Any
     task: Any
@@ -213,8 +213,6 @@ class MixtureSaving(SaveMixin):
         self._check_mixture(source)
         self.cascade_ = None
         if state[_CASCADE + "state"] is not None:
-            from moeapps.core.mixing import Cascade
-
             self.cascade_ = Cascade.from_state(state[_CASCADE + "state"], _part(tensors, _CASCADE))
         self.experts_ = [experts[_key(str(i), name)] for i, name in enumerate(names)]
         for name, expert in zip(names, self.experts_, strict=True):

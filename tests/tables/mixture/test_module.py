@@ -23,9 +23,8 @@ PEOPLE = pd.DataFrame(
 PEOPLE["pay"] = np.where((PEOPLE["age"] > 40) ^ (PEOPLE["hours"] > 30), "high", "low")
 PEOPLE["wage"] = PEOPLE["age"] * 2 + (PEOPLE["hours"] > 30) * 30.0
 EXPERTS = {"linear": LogisticRegression(max_iter=300), "boosting": HistGradientBoostingClassifier(max_iter=10)}
-QUIET = dict(
-    accelerator="cpu", enable_checkpointing=False, logger=False, enable_progress_bar=False, enable_model_summary=False
-)
+QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "logger": False,
+         "enable_progress_bar": False, "enable_model_summary": False}  # fmt: skip
 
 
 def trainer(folder, epochs, **options):

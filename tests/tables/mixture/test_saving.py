@@ -53,8 +53,6 @@ def test_predictions_and_weights_are_the_same_to_the_bit(mixture, saved):
 
 
 def test_a_cascade_asks_the_same_experts(mixture, saved):
-    if mixture.cascade_ is None:
-        pytest.skip("no cascade")
     loaded = moeapps.load(saved).set_params(inference="cascade")
     mixture.set_params(inference="cascade")
     try:
