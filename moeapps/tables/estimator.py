@@ -341,7 +341,7 @@ class TabularEstimator(LightningEstimator):
         groups : array of shape (n,), optional
             What to group rows by (classes, time, region); what the model predicts when None.
         layer : int
-            Which block.
+            Which block; of a chain of experts, the mean over its iterations.
 
         Returns
         -------
@@ -357,9 +357,9 @@ class TabularEstimator(LightningEstimator):
         model = copy.deepcopy(self.model_)
         with torch.no_grad():
             model(torch.from_numpy(numbers), torch.from_numpy(codes))
-        routing = list(routed_layers(model).values())[layer].last_routing
-        assert routing is not None
-        load = load_by_group(routing, torch.from_numpy(number), len(names))
+        routings = list(routed_layers(model).values())[layer].routings
+        loads = [load_by_group(routing, torch.from_numpy(number), len(names)) for routing in routings]
+        load = torch.stack(loads).mean(dim=0)
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
 
     def plot_expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> Any:

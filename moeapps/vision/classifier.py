@@ -321,7 +321,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         groups : array of shape (n,), optional
             Group of each image; the predicted class when None.
         layer : int, default -1
-            Index among the blocks with experts.
+            Index among the blocks with experts; of a chain of experts it is its last iteration.
 
         Returns
         -------
@@ -364,7 +364,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if not layers:
             raise ConfigError(f"model={self.model!r} has no experts")
         module(images)
-        routings = [routing for routed in layers for routing in routed.routings]
+        routings = []
+        for routed in layers:
+            steps = getattr(routed, "iterations", 1)  # of a chain of experts, the last one
+            routings += list(routed.routings)[steps - 1 :: steps]
         if not -len(routings) <= layer < len(routings):
             raise ConfigError(f"layer must be below the {len(routings)} blocks with experts, got {layer}")
         return routings[layer]

@@ -50,6 +50,8 @@ def test_it_reaches_every_block(fitted):
             assert sum(block.experts.sizes) == (36 if name == "sizes" else 4 * 32)
         if "penalty_weight" in given:
             assert block.penalty_weight == given["penalty_weight"]
+    X, y = load_iris(return_X_y=True)
+    np.testing.assert_allclose(model.expert_load(X, y).sum(axis=1), 1.0)
     shared = all(a is b for a, b in zip(blocks[0].routers, blocks[1].routers, strict=True))
     assert shared == given.get("share_router", False)
 
