@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moeapps.core.chain import pass_on as core_pass_on
 from moeapps.core.routing import Routing
 from moeapps.graph.confidence import ConfidenceOutput
 from moeapps.graph.mixing import chain_log_weights, mix_log_probs
@@ -155,28 +156,33 @@ def pass_on(
     combine : callable
         :func:`mixture` or :func:`last_expert`.
     """
-    z = run(names[0], None)
-    confidence, g = gate(names[0], z)
-    seen, gate_logits = [z], [g]
-    log_probs, share = combine(seen, [])
-    weights = F.pad(share, (0, len(names) - 1))
-    last = torch.zeros_like(confidence, dtype=torch.int64)
-    goes_on = ~stops(0, confidence)
-    for i, name in enumerate(names[1:], start=1):
-        rows = goes_on.nonzero().flatten()
-        if not rows.numel():
-            break
-        part = run(name, rows)
-        z = part.new_full((len(last), part.shape[1]), torch.nan).index_copy(0, rows, part)
+    n = len(names)
+    seen: list[Tensor] = []  # logits of each expert, NaN for nodes that stopped before
+    gate_logits: list[Tensor] = []
+    log_probs = weights = confidence = torch.empty(0)
+
+    def visit(i: int, rows: Tensor | None) -> Tensor:
+        nonlocal log_probs, weights, confidence
+        z = run(names[i], rows)
+        if rows is None:
+            here = torch.ones_like(z[:, 0], dtype=torch.bool)
+            rows = here.nonzero().flatten()
+        else:
+            here = torch.zeros_like(confidence, dtype=torch.bool).index_fill(0, rows, True)
+            z = z.new_full((len(here), z.shape[1]), torch.nan).index_copy(0, rows, z)
         seen.append(z)
-        combined, share = combine(seen, gate_logits)  # NaN for nodes that stopped before, which keep what they have
-        log_probs = torch.where(goes_on[:, None], combined, log_probs)
-        weights = torch.where(goes_on[:, None], F.pad(share, (0, len(names) - 1 - i)), weights)
-        last = torch.where(goes_on, i, last)
-        if i + 1 < len(names):
-            c, g = gate(name, z)
-            gate_logits.append(g)
-            goes_on = goes_on & ~stops(i, c)
+        combined, share = combine(seen, gate_logits)
+        share = F.pad(share, (0, n - 1 - i))
+        log_probs = combined if i == 0 else torch.where(here[:, None], combined, log_probs)
+        weights = share if i == 0 else torch.where(here[:, None], share, weights)
+        if i + 1 == n:
+            return here[rows]  # no node goes on from the last
+        c, logit = gate(names[i], z)
+        confidence = c if i == 0 else confidence
+        gate_logits.append(logit)
+        return ~stops(i, c)[rows]
+
+    last = core_pass_on(n, visit)
     logits = {**dict.fromkeys(names), **dict(zip(names, seen, strict=False))}
     return Chain(log_probs, logits, confidence, weights, last)
 
