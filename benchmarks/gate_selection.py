@@ -10,9 +10,10 @@ out-of-fold predictions (as StackingClassifier and StackingRegressor, which pred
 log loss, and the squared error of the standardised target. The last lines have mean ranks over all tables, and on
 how many splits the mixture was behind the expert that turned out best by more than one standard error.
 
-``--cascade`` prints what half the cost (``budget=0.5``) loses against asking all experts. Only the tables of
-``TUNING`` are read: the candidates, their order and the rule of choice were set on these. Predictions of the experts
-are kept in the cache folder.
+``--every-candidate`` prints cross-fitted and test loss of each candidate, ``--cascade`` what half the cost
+(``budget=0.5``) loses against asking all experts, ``--calibration`` what temperature and floor bring each expert.
+Only the tables of ``TUNING`` are read: the candidates, their order and the rule of choice were set on these.
+Predictions of the experts are kept in the cache folder.
 """
 
 import argparse
@@ -42,7 +43,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from moeapps.core.mixing import fit_mixture
+from moeapps.core.mixing import Calibration, fit_calibration, fit_cascade, fit_mixture
+from moeapps.core.mixing.calibration import fit_temperature, picked
 from moeapps.core.mixing.inputs import MixingData
 from moeapps.core.mixing.selection import DEFAULTS, CandidateFitter, cross_fitted_losses
 
@@ -210,6 +212,37 @@ def behind(losses, names):
     return difference.mean() / max(difference.std() / len(difference) ** 0.5, 1e-12)
 
 
+def half_the_cost(kept):
+    """Test loss and score of a cascade with ``budget=0.5`` by each criterion, and of asking all, with their costs."""
+    classification = kept["oof"].shape[2] > 1
+    task = "classification" if classification else "regression"
+    fit_on = kept["features"], kept["oof"], kept["y"].astype(np.int64) if classification else kept["y"]
+    test = kept["test_features"], kept["test"], kept["test_y"].astype(np.int64) if classification else kept["test_y"]
+    names = [str(name) for name in kept["names"]]
+    mixture = fit_mixture(*fit_on, task=task, names=names)
+    costs = np.maximum(kept["costs"], 1e-7)
+    rows = {}
+    for criterion in ("gain", "confidence") if classification else ("gain",):
+        cascade = fit_cascade(mixture, *fit_on, costs=costs, budget=0.5, criterion=criterion)
+        curve = cascade.curve(*test)
+        rows[criterion] = curve[curve["threshold"] == cascade.threshold].iloc[0, 1:].tolist()
+        rows["all"] = curve.iloc[-1, 1:].tolist()
+    return rows
+
+
+def floors(kept):
+    """Test log loss of each expert: as it predicts, with a temperature, and with a temperature and a floor."""
+    y, test_y = kept["y"].astype(np.int64), kept["test_y"].astype(np.int64)
+    names = [str(name) for name in kept["names"]]
+    data = MixingData.checked(kept["features"], kept["oof"], y, None, "classification", names)
+    both = fit_calibration(data)
+    alone = [fit_temperature(data.predictions[:, e], y, data.weight)[0] for e in range(len(names))]
+    one = Calibration(np.array(alone), np.full(len(names), FLOOR))
+    plain = Calibration(np.ones(len(names)), np.full(len(names), FLOOR))
+    losses = [-picked(calibration(kept["test"]), test_y).mean(axis=0) for calibration in (plain, one, both)]
+    return dict(zip(names, np.transpose(losses), strict=True))
+
+
 def main() -> None:
     """Print one line per split of a table, and mean ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,6 +251,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000, help="at most so many rows of a table")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--every-candidate", action="store_true", help="test loss of each candidate instead")
+    parser.add_argument("--cascade", action="store_true", help="what half the cost loses instead")
+    parser.add_argument("--calibration", action="store_true", help="test loss of calibrated experts instead")
     options = parser.parse_args()
     console, ranks, lost, ways = Console(width=160), [], [], []
     table = Table("table", "split", "best expert", "voting", "stacking", "mixture", "chosen", "behind best", "s")
@@ -233,6 +268,15 @@ def main() -> None:
                 seen, test = every_candidate(kept)
                 cells = "  ".join(f"{name} {seen[name].mean():.4f}/{test[name].mean():.4f}" for name in seen)
                 console.print(f"{place.name} {split}: {cells}", soft_wrap=True)
+                continue
+            if options.cascade:
+                for way, (cost, loss, score) in half_the_cost(kept).items():
+                    console.print(f"{place.name:15} {split} {way:10} cost {cost:.3f} loss {loss:.4f} score {score:.4f}")
+                continue
+            if options.calibration:
+                for name, (plain, temperature, both) in floors(kept).items() if place.task != "regression" else ():
+                    ways = f"{plain:.4f}, with a temperature {temperature:.4f}, and a floor {both:.4f}"
+                    console.print(f"{place.name:15} {split} {name:7} {ways}")
                 continue
             losses, mixture, seconds = measure(kept)
             means = {name: loss.mean() for name, loss in losses.items()}

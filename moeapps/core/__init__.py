@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moeapps.core.losses import entropy_loss as entropy_loss
     from moeapps.core.losses import importance_loss as importance_loss
     from moeapps.core.losses import load_balance_loss as load_balance_loss
+    from moeapps.core.losses import mixture_loss as mixture_loss
     from moeapps.core.losses import mutual_information as mutual_information
     from moeapps.core.losses import parameter_penalty_loss as parameter_penalty_loss
     from moeapps.core.losses import router_z_loss as router_z_loss
@@ -83,6 +84,7 @@ _LAZY = {
     "load_balance_loss": "losses",
     "make_router": "routers",
     "mix_experts": "gates",
+    "mixture_loss": "losses",
     "mutual_information": "losses",
     "parameter_penalty_loss": "losses",
     "predict_file": "tabledata.scoring",
@@ -126,6 +128,7 @@ __all__ = [
     "load_balance_loss",
     "make_router",
     "mix_experts",
+    "mixture_loss",
     "mutual_information",
     "parameter_penalty_loss",
     "predict_file",

@@ -68,7 +68,8 @@ class PredictionGate(Configurable, nn.Module):
     Raises
     ------
     ConfigError
-        If an argument is impossible, or the router needs the experts themselves or lets experts choose rows.
+        If an argument is impossible, or the router needs the experts themselves, lets experts choose rows, or has
+        nothing to learn.
 
     Examples
     --------
@@ -105,6 +106,8 @@ class PredictionGate(Configurable, nn.Module):
                 f"router={config.router!r} cannot weight predictions: rows have to choose experts, by scores that the "
                 "router makes itself, as in 'topk' or 'topp'"
             )
+        if not any(True for _ in self.router.parameters()):
+            raise ConfigError(f"router={config.router!r} cannot weight predictions: it has nothing to learn")
         weight = getattr(self.router, "weight", None)
         if isinstance(weight, nn.Parameter):
             nn.init.zeros_(weight)  # the mean of all experts is where training begins

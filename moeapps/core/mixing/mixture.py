@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 from torch import Tensor
@@ -258,7 +259,8 @@ def _gate_from(state: Mapping[str, Any], num_experts: int, tensors: Mapping[str,
             check_kinds(GateConfig, state["gate"], "a mixture's gate")  # type: ignore[arg-type]
             width = uncertainty_width(state["task"], num_experts, state["num_outputs"])
             config = GateConfig(**state["gate"])
-            gate = PredictionGate.from_config(state["num_features"], width, num_experts, config=config)
+            with isolate_rng():  # initial weights are drawn before the saved ones replace them
+                gate = PredictionGate.from_config(state["num_features"], width, num_experts, config=config)
         gate.load_state_dict(dict(tensors))
     except (ConfigError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"the gate of a mixture cannot be restored: {error}") from None

@@ -142,6 +142,7 @@ def test_the_same_seed_gives_the_same_mixture_and_global_random_states_stay():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = (fit_mixture(x, predictions, y, gate="mlp", seed=5) for _ in range(2))
     assert (first.mix(x, predictions) == second.mix(x, predictions)).all()
+    GatedMixture.from_state(*first.state())
     assert (torch.get_rng_state() == before[0]).all()
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
 
@@ -263,6 +264,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
         ({"names": ["a", "a"]}, "names of the experts must differ"),
         ({"gate": GateConfig("linear", router="expert_choice")}, "rows have to choose experts"),
         ({"gate": GateConfig("linear", router="avg_k")}, "rows have to choose experts"),
+        ({"gate": GateConfig("linear", router="thor")}, "it has nothing to learn"),
         ({"gate": GateConfig("linear", top_k=3)}, "top_k must be between 1 and num_experts=2"),
     ],
 )
