@@ -231,6 +231,8 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         if not is_table(X):
             holes = "allow-nan" if get_tags(self).input_tags.allow_nan else True
             array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=holes)
+            if not reset and hasattr(self, "feature_names_in_"):  # what the experts were fitted on
+                return pd.DataFrame(array, columns=self.feature_names_in_)
             return array
         X = as_frame(X, "X")
         validate_data(self, X, reset=reset, skip_check_array=True)
@@ -337,8 +339,8 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        experts = [expert for _, expert in self._named() if hasattr(expert, "fit") and not isinstance(expert, type)]
-        tags.input_tags.allow_nan = bool(experts) and all(get_tags(e).input_tags.allow_nan for e in experts)
+        experts = self._expert_tags()
+        tags.input_tags.allow_nan = bool(experts) and all(expert.input_tags.allow_nan for expert in experts)
         tags.input_tags.categorical = True
         return tags
 

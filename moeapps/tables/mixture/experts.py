@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone, is_classifier, is_regressor
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, check_random_state, get_tags
@@ -93,10 +93,19 @@ def check_experts(named: Named, task: str, arguments: Sequence[str]) -> Named:
     return kept
 
 
+def tags_of(expert: Any) -> Tags | None:
+    """scikit-learn's tags of an expert; None for one that has none, from a library older than they are."""
+    try:
+        return get_tags(expert)
+    except (AttributeError, TypeError):
+        return None
+
+
 def _check_kind(name: str, expert: Any, task: str) -> None:
     kind = type(expert).__name__
+    tags = tags_of(expert)
     if task == "classification":
-        if is_regressor(expert):
+        if tags is not None and tags.estimator_type == "regressor":
             raise ConfigError(f"expert {name!r} is a regressor, {kind}: a classifier is needed, or MixtureRegressor")
         if not hasattr(expert, "predict_proba"):
             raise ConfigError(
@@ -104,7 +113,7 @@ def _check_kind(name: str, expert: Any, task: str) -> None:
                 f"sklearn.calibration.CalibratedClassifierCV({kind}(...)), or set what makes it predict probabilities"
             )
     else:
-        if is_classifier(expert):
+        if tags is not None and tags.estimator_type == "classifier":
             raise ConfigError(f"expert {name!r} is a classifier, {kind}: a regressor is needed, or MixtureClassifier")
         if not hasattr(expert, "predict"):
             raise ConfigError(f"expert {name!r} ({kind}) has no predict")
@@ -198,7 +207,8 @@ class CodedLabels(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
+        if (inner := tags_of(self.estimator)) is not None:
+            tags.input_tags = inner.input_tags
         return tags
 
 
@@ -214,6 +224,11 @@ class ExpertComposition(_BaseComposition):
     """Parameters of experts by name, ``hgb__max_iter``, as :class:`~sklearn.ensemble.VotingClassifier` has them."""
 
     experts: Any
+
+    def _expert_tags(self) -> list[Tags]:
+        """Tags of the experts that have some."""
+        experts = [expert for _, expert in self._named() if hasattr(expert, "fit") and not isinstance(expert, type)]
+        return [tags for expert in experts if (tags := tags_of(expert)) is not None]
 
     def _named(self) -> Named:
         """The experts by name; none where they are not given or no list of estimators."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
-from sklearn.utils import Tags, get_tags
+from sklearn.utils import Tags
 
 from moeapps.core.config import store_arguments
 from moeapps.tables.mixture.answers import TargetAnswers
@@ -90,6 +90,5 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        experts = [expert for _, expert in self._named() if hasattr(expert, "fit") and not isinstance(expert, type)]
-        tags.target_tags.multi_output = all(get_tags(expert).target_tags.multi_output for expert in experts)
+        tags.target_tags.multi_output = all(expert.target_tags.multi_output for expert in self._expert_tags())
         return tags
