@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing import FixedGate, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.mixing import Cascade, GatedMixture, fit_cascade, fit_mixture
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
@@ -63,7 +63,7 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
     expert_names_: list[str]
     failed_: dict[str, str]
     mixture_: GatedMixture
-    cascade_: Any
+    cascade_: Cascade
     costs_: pd.Series
     gate_features_: TableFeatures
     answers_: ClassAnswers | TargetAnswers
@@ -168,7 +168,7 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         if not len(rows):
             raise DataError("cv predicts no row that counts: the gate has nothing to learn from")
         gate_table = take(table, rows)
-        self.gate_features_ = TableFeatures("gate", GATE_CATEGORIES, skip_unreadable=self.experts is not None)
+        self.gate_features_ = TableFeatures("clipped", GATE_CATEGORIES, skip_unreadable=self.experts is not None)
         self.gate_features_.fit(table, sample_weight=weight)
         features = self.gate_features_.transform(gate_table)
         self.mixture_ = fit_mixture(
@@ -251,14 +251,6 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
             predictions[:, index] = self._answer(expert, table) if wanted[index] else self.answers_.unknown(len(table))
         return predictions
 
-    def _needed(self) -> NDArray[np.bool_]:
-        """Experts whose weight can be other than 0."""
-        gate = self.mixture_.gate
-        if isinstance(gate, FixedGate):
-            needed: NDArray[np.bool_] = np.asarray(gate.weights) > 0
-            return needed
-        return np.ones(len(self.experts_), dtype=bool)
-
     def _answer(self, expert: Any, table: Any) -> NDArray[np.float64]:
         return self.answers_.read(expert, table)
 
@@ -272,12 +264,12 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         check_one_of("inference", self.inference, ("mix", "cascade"))
         table = self._table(X, reset=False)
         features = self._features(table)
-        if self.inference == "cascade" and self.cascade_ is not None:
+        if self.inference == "cascade":
             answer = self.cascade_.run(
                 features, lambda expert, rows: self._answer(self.experts_[expert], take(table, rows)), len(table)
             )
             return MixtureAnswer(answer.mixed, answer.weights, answer.asked)
-        needed = self._needed()
+        needed = np.asarray(self.mixture_.needed, dtype=bool)
         predictions = self._ask(table, needed)
         return MixtureAnswer(
             self.mixture_.mix(features, predictions),

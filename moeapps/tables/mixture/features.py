@@ -22,7 +22,7 @@ from moeapps.core.tabledata.numbers import TIME_PARTS
 __all__ = ["TableFeatures"]
 
 _CLIP = 3.0
-"""Standardised numbers of the gate approach this many standard deviations and never exceed them."""
+"""Clipped standardised numbers approach this many standard deviations and never exceed them."""
 
 
 class TableFeatures(TransformerMixin, BaseEstimator):
@@ -33,11 +33,12 @@ class TableFeatures(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    kind : {"onehot", "codes", "categories", "gate"}, default="onehot"
+    kind : {"onehot", "codes", "categories", "clipped"}, default="onehot"
         "onehot": standardised numbers with a flag for missing ones, and a column per category, for linear models.
         "codes": numbers with NaN where missing, and the codes of categories, for trees.
         "categories": the same as a DataFrame with category columns, which HistGradientBoosting takes as such.
-        "gate": as "onehot", with numbers clipped smoothly to three standard deviations.
+        "clipped": as "onehot", with numbers clipped smoothly to three standard deviations, for gates and linear
+        classifiers, which one extreme value would lead astray.
     max_categories : int, default=64
         Most frequent categories per column that are told apart; the others are one. ("codes" tells all apart.)
     skip_unreadable : bool, default=False
@@ -56,7 +57,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        kind: Literal["onehot", "codes", "categories", "gate"] = "onehot",
+        kind: Literal["onehot", "codes", "categories", "clipped"] = "onehot",
         max_categories: int = 64,
         skip_unreadable: bool = False,
     ) -> None:
@@ -72,7 +73,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         DataError
             Naming the column that cannot be read.
         """
-        check_one_of("kind", self.kind, ("onehot", "codes", "categories", "gate"))
+        check_one_of("kind", self.kind, ("onehot", "codes", "categories", "clipped"))
         check_sizes(max_categories=self.max_categories)
         table = self._table(X)
         weight = np.ones(len(table)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
@@ -149,7 +150,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         scaled = (numbers - np.array(self.encoder_.mean)) / np.array(self.encoder_.scale)
         gone = np.isnan(scaled)
         scaled[gone] = 0.0
-        if self.kind == "gate":  # x / sqrt(1 + (x / c)^2) of Holzmüller et al. 2024 (RealMLP), section 3
+        if self.kind == "clipped":  # x / sqrt(1 + (x / c)^2) of Holzmüller et al. 2024 (RealMLP), section 3
             scaled /= np.sqrt(1.0 + np.square(scaled / _CLIP))
         parts = [scaled, gone[:, self._with_holes()].astype(np.float64)]
         parts += [(codes[:, [i]] == np.array(kept)).astype(np.float64) for i, kept in enumerate(self.kept_) if kept]

@@ -12,13 +12,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import ConfigError
 from moeapps.core.plots import new_figure, plot_load
 from moeapps.tables.mixture.folds import take
 from moeapps.tables.mixture.regions import find_regions
 
 if TYPE_CHECKING:
-    from moeapps.core.mixing import GatedMixture
+    from moeapps.core.mixing import Cascade, GatedMixture
     from moeapps.tables.mixture.features import TableFeatures
 
 __all__ = ["MixtureInspection"]
@@ -32,7 +31,7 @@ class MixtureInspection:
 
     task: Any
     mixture_: "GatedMixture"
-    cascade_: Any
+    cascade_: "Cascade"
     gate_features_: "TableFeatures"
     expert_names_: list[str]
     random_state: Any
@@ -40,7 +39,6 @@ class MixtureInspection:
     _answers: Any
     _ask: Any
     _features: Any
-    _needed: Any
     _check_target: Any
     _encode_target: Any
 
@@ -125,7 +123,7 @@ class MixtureInspection:
         check_sizes(n_repeats=n_repeats)
         table = self._table(X, reset=False)
         features = self._features(table)
-        predictions = self._ask(table, self._needed())
+        predictions = self._ask(table, np.asarray(self.mixture_.needed, dtype=bool))
         weights = self.mixture_.weights(features, predictions)
         rng = check_random_state(self.random_state)
         names = (
@@ -196,14 +194,9 @@ class MixtureInspection:
         DataFrame
             A line per threshold: ``threshold``, ``cost`` (mean per row, as a fraction of asking all), ``loss`` and
             ``accuracy`` or, for regression, ``r2``.
-
-        Raises
-        ------
-        ConfigError
-            If there is one expert only, which leaves nothing to save.
         """
         features, predictions, target = self._judged(X, y)
-        return self._required_cascade().curve(features, predictions, target, np.ones(len(target)))
+        return self.cascade_.curve(features, predictions, target, np.ones(len(target)))
 
     def plot_cost_curve(self, X: Any, y: Any) -> Figure:
         """Draw :meth:`cost_curve`, with a point for each expert alone; returns a matplotlib Figure."""
@@ -235,11 +228,6 @@ class MixtureInspection:
         target = self._encode_target(self._check_target(y))
         predictions = self._ask(table, np.ones(len(self.expert_names_), dtype=bool))
         return self._features(table), predictions, target
-
-    def _required_cascade(self) -> Any:
-        if self.cascade_ is None:
-            raise ConfigError(f"the mixture has one expert, {self.expert_names_[0]!r}: there is no cascade to draw")
-        return self.cascade_
 
 
 def _total_score(predicted: NDArray[np.float64], target: NDArray[Any], task: str) -> float:

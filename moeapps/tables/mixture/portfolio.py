@@ -69,7 +69,12 @@ def default_experts(
         boosting = MultiOutputRegressor(boosting)
     # HistGradientBoosting takes at most 255 categories per column
     return [
-        ("linear", Pipeline([("features", TableFeatures("onehot")), ("model", linear)])),
+        (
+            "linear",
+            Pipeline(
+                [("features", TableFeatures("clipped" if task == "classification" else "onehot")), ("model", linear)]
+            ),
+        ),
         ("boosting", Pipeline([("features", TableFeatures("categories", max_categories=254)), ("model", boosting)])),
         ("forest", Pipeline([("features", TableFeatures("codes")), ("model", forest)])),
         ("moe", network),

@@ -178,7 +178,7 @@ def test_a_progress_bar_only_if_asked_for(capsys):
     MixtureClassifier(PAIR, cv=2, gate="constant", random_state=0).fit(X, Y)
     silent = capsys.readouterr()
     assert silent.out + silent.err == ""
-    MixtureClassifier(PAIR, cv=2, random_state=0, verbose=True).fit(X, Y)
+    MixtureClassifier(PAIR, cv=2, gate="constant", random_state=0, verbose=True).fit(X, Y)
     assert "6/6" in capsys.readouterr().out
 
 
