@@ -151,7 +151,7 @@ class MixtureModule(Configurable, DataDependentModule):
             return
         train = data.part("train")
         named = self._named(data)
-        self.features = TableFeatures("gate", GATE_CATEGORIES, skip_unreadable=self.config.experts is not None)
+        self.features = TableFeatures("clipped", GATE_CATEGORIES, skip_unreadable=self.config.experts is not None)
         self.features.fit(train.frame, sample_weight=train.weight)
         if data.task == "classification":
             answers: Any = ClassAnswers(data.classes, probability_floor(len(train.frame), len(data.classes)))

@@ -299,7 +299,7 @@ def features_from(state: Any, width: int) -> TableFeatures:
     encoder = ColumnEncoder.from_state(state["encoder_"])
     columns, kept = state["columns_"], state["kept_"]
     good = (
-        features.kind == "gate"
+        features.kind == "clipped"
         and state["n_features_in_"] == width
         and fits(columns, list[int])
         and sorted(set(columns)) == columns
