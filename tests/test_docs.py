@@ -73,6 +73,10 @@ def make_world(page: str) -> None:
         from sklearn.datasets import load_iris
 
         MoEClassifier(num_experts=2, max_epochs=2, log_dir="moeapps-runs").fit(*load_iris(return_X_y=True))
+    if page == "mixture":
+        from sklearn.datasets import load_breast_cancer
+
+        load_breast_cancer(as_frame=True).data[:50].to_csv("people.csv", index=False)
     if page == "serve":
         frame = pd.DataFrame({"age": [31, 40] * 20, "city": ["Ulm", "Kiel"] * 20})
         MoEClassifier(num_experts=2, max_epochs=2, random_state=0).fit(frame, [0, 1] * 20).save("bought.safetensors")

@@ -17,6 +17,7 @@ SCRIPTS = {
     "graph/search.py": ["--trials", "1", "--seeds", "1", "--strong", "gcn"],
     "recsys/census.py": ["--epochs", "1"],
     "stream/drift_led.py": ["--n", "2000"],
+    "tables/mixture.py": ["--rows", "600"],
     "tables/mixture.py": [],
     "vision/digits.py": ["--epochs", "1"],
 }
@@ -38,7 +39,8 @@ def test_those_on_embedded_data_train_and_are_drawn(config, tmp_path, monkeypatc
     assert main(["fit", "--config", str(config), *short]) == 0
     assert main(["report", "moeapps-runs"]) == 0
     page = Path("moeapps-report.html").read_text()
-    inside = {"widenet": "experts by class", "switch_dit": "weight of experts by timestep",
+    inside = {"mixture": "load of the experts", "widenet": "experts by class",
+              "switch_dit": "weight of experts by timestep",
               "home": "mean weight of experts by gate", "mowst": "confidence, validation nodes"}  # fmt: skip
     for name, seen in inside.items():
         if config.stem.startswith(name):
