@@ -17,7 +17,7 @@ SCRIPTS = {
     "graph/search.py": ["--trials", "1", "--seeds", "1", "--strong", "gcn"],
     "recsys/census.py": ["--epochs", "1"],
     "stream/drift_led.py": ["--n", "2000"],
-    "tables/mixture.py": ["--rows", "600"],
+    "tables/mixture_cost.py": ["--rows", "600"],
     "tables/mixture.py": [],
     "vision/digits.py": ["--epochs", "1"],
 }
