@@ -37,6 +37,9 @@ FOLDS = 5
 FEWEST = 10
 """With fewer rows nothing is fitted: the experts and their mean compete as they are."""
 
+SUSPICIOUS = 2.0
+"""Temperatures above this or below its inverse are tried without, too, where the gate tells rows apart."""
+
 SIMPLER_FIRST = ("constant", "confidence", "linear", "mlp", "mean", "expert")
 MARGIN = 0.5
 """Set on the tuning tables (``benchmarks/gate_selection.py --every-candidate``), as the order."""
@@ -157,21 +160,40 @@ class CandidateFitter:
 
     def fit(self, candidates: "Candidates", data: MixingData) -> dict[str, GatedMixture]:
         """One mixture per candidate; they share the experts' calibration."""
-        classification = data.task == "classification"
         calibration = fit_calibration(data) if self.calibrates(data) else Calibration.identity(data.num_experts)
+        return {name: self._fit_one(name, gate, calibration, data) for name, gate in candidates.items()}
+
+    def _fit_one(
+        self, name: str, gate: GateConfig | Floats, calibration: Calibration, data: MixingData
+    ) -> GatedMixture:
+        made = self._with_calibration(name, gate, calibration, data)
+        stretch = np.abs(np.log(calibration.temperatures)).max()
+        if not isinstance(gate, GateConfig) or gate.kind == "constant" or stretch <= np.log(SUSPICIOUS):
+            return made
+        # An expert that is sure and right in one part of the rows and wrong in another gets a high temperature from all
+        # rows, which hides what it knows. A gate that tells the parts apart does better with its own probabilities.
+        own = replace(calibration, temperatures=np.ones(data.num_experts))
+        twin = self._with_calibration(name, gate, own, data)
+        losses = [
+            float(-(data.weight * picked(mixture.log_mix(data.features, data.predictions), data.target)).mean())
+            for mixture in (made, twin)
+        ]
+        return made if losses[0] <= losses[1] else twin  # on the rows of the fit: both have as many parameters
+
+    def _with_calibration(
+        self, name: str, gate: GateConfig | Floats, calibration: Calibration, data: MixingData
+    ) -> GatedMixture:
+        classification = data.task == "classification"
         calibrated = replace(data, predictions=calibration(data.predictions)) if classification else data
-        mixtures = {}
-        for name, gate in candidates.items():
-            mixtures[name] = GatedMixture(
-                task=data.task,
-                names=self.names,
-                num_outputs=data.predictions.shape[2],
-                num_features=data.features.shape[1],
-                name=name,
-                gate=train_gate(gate, calibrated, self.seed) if isinstance(gate, GateConfig) else FixedGate(gate),
-                calibration=calibration,
-            )
-        return mixtures
+        return GatedMixture(
+            task=data.task,
+            names=self.names,
+            num_outputs=data.predictions.shape[2],
+            num_features=data.features.shape[1],
+            name=name,
+            gate=train_gate(gate, calibrated, self.seed) if isinstance(gate, GateConfig) else FixedGate(gate),
+            calibration=calibration,
+        )
 
 
 def cross_fitted_losses(

@@ -174,6 +174,20 @@ def test_rows_of_one_group_stay_in_one_fold():
     assert (one.weights(x, predictions) == other.weights(x, predictions)).all()  # fitted on all rows at last
 
 
+@pytest.mark.parametrize("gate", ["linear", "mlp"])
+def test_experts_that_are_sure_and_wrong_in_half_of_the_rows_keep_their_sureness_where_they_are_right(gate):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2))
+    y = rng.integers(0, 2, 600)
+    known, wrong = np.where(y == 1, 0.9, 0.1), np.where(rng.random(600) < 0.5, 0.9, 0.1)
+    p = np.stack([np.where(x[:, 0] < 0, known, wrong), np.where(x[:, 0] >= 0, known, wrong)], axis=1)
+    predictions = np.log(np.stack([1 - p, p], axis=2))
+    mixture = fit_mixture(x, predictions, y, gate=gate)
+    assert log_loss(mixture.mix(x, predictions), y) < 0.3
+    flat = -np.log(0.5)
+    assert mixture.candidates.set_index("candidate")["loss"][gate] < 0.6 * flat
+
+
 # data at the edge
 
 
