@@ -50,6 +50,18 @@ def test_demo():
         assert cells in PAGE, cells
 
 
+def test_tables_beside_boosting_in_speed():
+    found = results("tabular_speed")
+    for when in ("before", "now"):
+        for name, entry in found[when].items():
+            cells = []
+            for what in ("fit", "predict"):
+                ours, boosting = (entry[model][what]["cpu"] for model in ("moe", "boosting"))
+                cells += [f"{ours:.2f}", f"{boosting:.2f}", f"{ours / max(boosting, 1e-3):.1f}"]
+            row = f"| {name}, {when} | {entry['moe']['epochs']} | {' | '.join(cells)} |"
+            assert row in PAGE, row
+
+
 def test_tables():
     sets = results("tabular")["sets"]
     for name, found in sets.items():
