@@ -24,6 +24,11 @@ ESTIMATORS = [
 
 
 def excused(estimator) -> dict[str, str]:
+    if isinstance(estimator, MixtureClassifier):
+        return {
+            "check_sample_weight_equivalence_on_dense_data": "temperatures have a prior of half a row, and rows "
+            "are counted: a weight of 2 is not exactly the row twice (a weight of 0 does equal leaving the row out)"
+        }
     if not isinstance(estimator, GNNClassifier | MowstClassifier):
         return {}
     return {

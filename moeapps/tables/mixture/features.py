@@ -88,7 +88,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             self.encoder_ = ColumnEncoder().fit(self.chosen(table), weight)
         codes = self.encoder_.transform(self.chosen(table))[1]
         self.kept_ = [
-            self._frequent(np.bincount(column, weights=weight, minlength=len(values) + FIRST))
+            self._frequent(np.bincount(column, weights=weight, minlength=len(values) + FIRST).astype(np.float64))
             for column, values in zip(codes.T, self.encoder_.categories, strict=True)
         ]
         return self
@@ -143,7 +143,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         for i, kept in enumerate(self.kept_):
             places = np.full(len(self.encoder_.categories[i]) + FIRST, -1)  # -1: rare or unknown, which pandas holds
             places[kept] = np.arange(len(kept))  # as missing
-            columns[f"c{i}"] = pd.Categorical.from_codes(places[codes[:, i]], categories=range(len(kept)))
+            columns[f"c{i}"] = pd.Categorical.from_codes(places[codes[:, i]], categories=list(range(len(kept))))
         return pd.DataFrame(columns)
 
     def _standardised(self, numbers: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -48,21 +48,20 @@ def default_experts(
     """
     check_one_of("task", task, ("classification", "regression"))
     rows, targets = len(X), 1 if getattr(y, "ndim", 1) == 1 else y.shape[1]
-    seed = {"random_state": random_state}
     leaf = 1 if rows < _MANY else 5
     linear, boosting, forest, network = (
         (
-            LogisticRegression(max_iter=500, **seed),
-            HistGradientBoostingClassifier(**seed),
-            RandomForestClassifier(min_samples_leaf=leaf, **seed),
-            MoEClassifier(**seed),
+            LogisticRegression(max_iter=500, random_state=random_state),
+            HistGradientBoostingClassifier(random_state=random_state),
+            RandomForestClassifier(min_samples_leaf=leaf, random_state=random_state),
+            MoEClassifier(random_state=random_state),
         )
         if task == "classification"
         else (
             RidgeCV(alphas=(0.1, 1.0, 10.0, 100.0)),
-            HistGradientBoostingRegressor(**seed),
-            RandomForestRegressor(min_samples_leaf=leaf, **seed),
-            MoERegressor(**seed),
+            HistGradientBoostingRegressor(random_state=random_state),
+            RandomForestRegressor(min_samples_leaf=leaf, random_state=random_state),
+            MoERegressor(random_state=random_state),
         )
     )
     if targets > 1:  # boosting has one target

@@ -78,7 +78,7 @@ def find_regions(
         features, readable = np.zeros((len(weights), 1)), [Readable("", "number")]
     tree.fit(features, weights)
     leaves = tree.apply(features)
-    rules = _rules(tree.tree_, readable, np.isnan(features).any(axis=0))
+    rules = _rules(tree.tree_, readable, np.asarray(np.isnan(features).any(axis=0)))
     records = []
     for leaf in np.unique(leaves):
         rows = leaves == leaf
