@@ -118,9 +118,9 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             If a loss, the metric that chooses the epoch, or a weight at the end is NaN or infinite: what has diverged
             never passes for a fitted model.
         """
-        if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, int) or self.max_epochs < 1:
-            raise ConfigError(f"max_epochs must be a whole number of at least 1, got {self.max_epochs!r}")
         max_epochs = self.max_epochs if max_epochs is None else max_epochs
+        if isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1:
+            raise ConfigError(f"max_epochs must be a whole number of at least 1, got {max_epochs!r}")
         history = HistoryRecorder()
         callbacks: list[Callback] = [StepSeeding(seed), history]
         if monitor is not None:

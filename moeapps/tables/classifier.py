@@ -36,7 +36,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Experts per row, for routers with such an argument.
     dim : int, default=64
         Width of the network.
-    hidden_dim : int, optional
+    hidden_dim : int or None, default=64
         Hidden width of an expert; ``2 * dim`` when None.
     num_blocks : int, default=2
         Number of residual MoE blocks.
@@ -48,8 +48,18 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Width of a categorical column's embedding.
     num_bins : int, default=32
         Quantile bins of a numeric column's piecewise-linear encoding, at most.
-    dropout : float, default=0.0
-        Probability of dropping a feature in training.
+    numeric_embedding : {"piecewise", "periodic", "both", "linear"}, default="periodic"
+        What a number enters as besides its scaled value: its position among the column's quantiles ("piecewise"),
+        learned waves ("periodic", PBLD of Holzmüller et al. 2024), both, or nothing ("linear").
+    numeric_dim : int, default=8
+        Features that the waves of a numeric column become.
+    scaling : {"standard", "robust"}, default="robust"
+        Numbers by mean and standard deviation, or by median and quartile range and then bounded smoothly.
+    num_members : int or "auto", default="auto"
+        Members that share the blocks and have scales, shifts and heads of their own (TabM, Gorishniy et al. 2025); the
+        prediction is their mean. "auto" takes fewer the more rows there are.
+    dropout : float or "auto", default="auto"
+        Probability of dropping a feature in training; "auto" is 0.1, and 0 while all rows make one batch.
     balance_weight : float, default=0.01
         Factor of the router's balance loss.
     z_weight : float, default=0.001
@@ -67,16 +77,24 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Learning rate of AdamW, above 0.
     weight_decay : float, default=0.01
         Weight decay of AdamW.
+    beta2 : float, default=0.999
+        Decay of AdamW's mean of squared gradients.
+    warmup : float, default=0.0
+        Part of the steps over which the learning rate rises from a tenth; then it falls along a cosine.
+    final_lr : float, default=0.1
+        Part of the learning rate that is left after the last epoch.
+    label_smoothing : float, default=0.0
+        Part of a label's weight that is spread over all classes in training.
     batch_size : int or "auto", default="auto"
         Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
-    max_epochs : int, default=100
-        Passes over the data, at most.
+    max_epochs : int or "auto", default="auto"
+        Passes over the data, at most; "auto" makes fewer the more rows there are.
     early_stopping : bool or "auto", default="auto"
         Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
         and keep the best epoch; "auto" does for more than 200 rows.
     validation_fraction : float, default=0.1
         Part of the rows that is set aside.
-    patience : int, default=10
+    patience : int, default=16
         Epochs without a better validation loss before training stops.
     class_weight : dict or "balanced", optional
         Weights of the classes.
@@ -108,6 +126,8 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         What was logged, one row per epoch.
     n_iter_ : int
         Number of epochs.
+    auto_ : dict
+        What ``num_members``, ``dropout`` and ``max_epochs`` are where they are "auto".
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -133,13 +153,17 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         num_experts: int = 8,
         top_k: int = 2,
         dim: int = 64,
-        hidden_dim: int | None = None,
+        hidden_dim: int | None = 64,
         num_blocks: int = 2,
         share_router: bool = False,
         capacity_factor: float | None = None,
         embedding_dim: int = 16,
         num_bins: int = 32,
-        dropout: float = 0.0,
+        numeric_embedding: Literal["piecewise", "periodic", "both", "linear"] = "periodic",
+        numeric_dim: int = 8,
+        scaling: Literal["standard", "robust"] = "robust",
+        num_members: int | Literal["auto"] = "auto",
+        dropout: float | Literal["auto"] = "auto",
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
         balance_loss: Literal["load", "mutual_information"] = "load",
@@ -148,11 +172,15 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         penalty_weight: float = 0.1,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
+        beta2: float = 0.999,
+        warmup: float = 0.0,
+        final_lr: float = 0.1,
+        label_smoothing: float = 0.0,
         batch_size: int | Literal["auto"] = "auto",
-        max_epochs: int = 100,
+        max_epochs: int | Literal["auto"] = "auto",
         early_stopping: bool | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
-        patience: int = 10,
+        patience: int = 16,
         class_weight: Any = None,
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,

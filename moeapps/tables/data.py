@@ -3,11 +3,13 @@
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from moeapps.core.errors import DataError
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.tabledata.encoded import EncodedTable
 
-__all__ = ["TableDataModule"]
+__all__ = ["TableDataModule", "refuse_holes"]
 
 
 class TableDataModule(L.LightningDataModule):
@@ -54,3 +56,15 @@ def _table(arrays: tuple[np.ndarray, ...], dtype: torch.dtype) -> EncodedTable:
     numbers, codes, target, weight = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     target = target if target.dtype == torch.int64 else target.to(dtype)
     return EncodedTable(numbers, codes, target, weight.to(dtype))
+
+
+def refuse_holes(array: NDArray[np.float64]) -> None:
+    """Raise an error that names the first NaN or number beyond float32."""
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(array) <= np.finfo(np.float32).max)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = array[row, column]
+        what = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else f"{value}, too large for float32,"
+        cure = "; NaN means missing in a DataFrame: pass one, or impute" if np.isnan(value) else ""
+        raise DataError(f"Input X contains {what} at row {row}, column {column}{cure}")

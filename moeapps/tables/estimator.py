@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,
 )
+from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
@@ -31,14 +33,13 @@ from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_ex
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
-from moeapps.tables.data import TableDataModule
+from moeapps.tables.data import TableDataModule, refuse_holes
+from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, check_automatic
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
+from moeapps.tables.numbers import Scaling
 
 __all__ = ["TabularEstimator"]
-
-ONE_BATCH = 200
-"""Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
 
 PREDICT_ROWS = 4096
 """Rows per forward pass in prediction."""
@@ -52,9 +53,15 @@ class TabularEstimator(LightningEstimator):
     encoder_: ColumnEncoder
     merged_: list[list[list[int]]] | None = None
     n_outputs_: int
-    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_")
+    auto_: dict[str, int | float]
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "n_outputs_", "merged_", "auto_")
+    _optional_attributes: tuple[str, ...] = ("auto_",)  # 0.1 had none
 
     batch_size: int | Literal["auto"]
+    max_epochs: int | Literal["auto"]  # type: ignore[assignment]
+    dropout: float | Literal["auto"]
+    num_members: int | Literal["auto"]
+    scaling: Scaling
     early_stopping: bool | Literal["auto"]
     validation_fraction: float
     num_bins: int
@@ -153,8 +160,15 @@ class TabularEstimator(LightningEstimator):
         table, y, weight = self._validated(X, y, sample_weight, reset=True)
         self._learn_target(y, weight)
         self.encoder_ = ColumnEncoder().fit(
-            table, weight, self.categorical_features, self.num_bins, self.column_types, self.missing_values
+            table,
+            weight,
+            self.categorical_features,
+            self.num_bins,
+            self.column_types,
+            self.missing_values,
+            self.scaling,
         )
+        self.auto_ = automatic(len(y))
         seed = self._seed()
         with isolate_rng():
             seed_everything(seed)
@@ -193,7 +207,7 @@ class TabularEstimator(LightningEstimator):
             seed,
             monitor="val/loss" if val is not None else None,
             mode="min",
-            max_epochs=passes,
+            max_epochs=passes or int(self._resolved("max_epochs")),
             validate=val is not None,
         )
         self._optimizer_state = module.optimizer_state if passes is not None else None
@@ -210,6 +224,7 @@ class TabularEstimator(LightningEstimator):
     def _check_arguments(self) -> None:
         if self.batch_size != "auto":
             check_sizes(batch_size=self.batch_size)
+        check_automatic(self.num_members, self.max_epochs, self.dropout)
         check_sizes(num_bins=self.num_bins)
         check_one_of("dtype", self.dtype, ("auto", "float32", "float64"))
         check_one_of("early_stopping", self.early_stopping, ("auto", True, False))
@@ -239,7 +254,7 @@ class TabularEstimator(LightningEstimator):
         """Check a table: column names, number of columns, and (in arrays) that every value is there."""
         if not is_table(X):
             array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
-            _refuse_holes(array)
+            refuse_holes(array)
             return array
         X = as_frame(X, "X")
         validate_data(self, X, reset=reset, skip_check_array=True)
@@ -277,6 +292,11 @@ class TabularEstimator(LightningEstimator):
         check_is_fitted(self, "model_")
         return self.encoder_.summary()
 
+    def _resolved(self, name: str) -> int | float:
+        """An argument, or what "auto" became when the network was built."""
+        value: int | float | str = getattr(self, name)
+        return self.auto_[name] if isinstance(value, str) else value
+
     def _batch_size(self, n: int) -> int:
         """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""
         if self.batch_size != "auto":
@@ -301,7 +321,13 @@ class TabularEstimator(LightningEstimator):
             columns.edges,
             cardinalities,
             int(self.n_outputs_),
-            config=config_from(TabularConfig, self, route_by=self._route_column()),
+            config=config_from(
+                TabularConfig,
+                self,
+                route_by=self._route_column(),
+                dropout=self._resolved("dropout"),
+                num_members=self._resolved("num_members"),
+            ),
         )
         for index, groups in enumerate(self.merged_ or []):
             model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
@@ -357,6 +383,7 @@ class TabularEstimator(LightningEstimator):
         model = copy.deepcopy(self.model_)
         with torch.no_grad():
             model(torch.from_numpy(numbers), torch.from_numpy(codes))
+        number = np.repeat(number, model.num_members)  # each member of a row visits experts of its own
         routings = list(routed_layers(model).values())[layer].routings
         loads = [load_by_group(routing, torch.from_numpy(number), len(names)) for routing in routings]
         load = torch.stack(loads).mean(dim=0)
@@ -437,7 +464,8 @@ class TabularEstimator(LightningEstimator):
             state = {**state, "encoder_": state["columns_"]}
             del state["columns_"]
         later = {"route_by": None, "balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
-        super().__setstate__({"column_types": None, "missing_values": "auto", **later, **state})
+        defaults = {"column_types": None, "missing_values": "auto", **later, **self._before(), "auto_": {}}
+        super().__setstate__({**defaults, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, with plain containers."""
@@ -463,18 +491,18 @@ class TabularEstimator(LightningEstimator):
         if self.n_features_in_ != len(self.encoder_.names):
             raise FileFormatError("it has columns of another number than it was fitted on")
 
+    @classmethod
+    def _before(cls) -> dict[str, Any]:
+        """Arguments that 0.1 did not have, as it behaved."""
+        return {name: value for name, value in BEFORE.items() if name in cls._get_param_names()}
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """As every estimator; arguments that 0.1 did not have mean in its files what it did."""
+        return super().from_saved({**cls._before(), **arguments}, {"auto_": {}, **state}, tensors, source)
+
     def _build_saved_model(self) -> TabularMoE:
         """In float64, as it was saved."""
         return self._build_model().double()
-
-
-def _refuse_holes(array: NDArray[np.float64]) -> None:
-    """Raise an error that names the first NaN or number beyond float32."""
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(array) <= np.finfo(np.float32).max)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        value = array[row, column]
-        what = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else f"{value}, too large for float32,"
-        cure = "; NaN means missing in a DataFrame: pass one, or impute" if np.isnan(value) else ""
-        raise DataError(f"Input X contains {what} at row {row}, column {column}{cure}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_at_least_zero, check_one_of
+from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss, squared_difference
@@ -31,13 +31,25 @@ class TabularTraining:
     weight_decay : float, default=0.01
         Weight decay of AdamW, on matrices only.
     schedule : {"cosine", "constant"}, default="cosine"
-        Whether the rate falls along a cosine to a tenth over all epochs.
+        Whether the rate falls along a cosine over all epochs.
+    warmup : float, default=0.0
+        Part of the steps over which the rate first rises from a tenth; below 1.
+    final_lr : float, default=0.1
+        Part of the rate that is left at the end of the cosine.
+    beta2 : float, default=0.999
+        Decay of AdamW's mean of squared gradients, below 1.
+    label_smoothing : float, default=0.0
+        In classification, part of a label's weight that is spread evenly over all classes in training; below 1.
     """
 
     task: Literal["classification", "regression"] = "classification"
     lr: float = 1e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.0
+    final_lr: float = 0.1
+    beta2: float = 0.999
+    label_smoothing: float = 0.0
 
 
 class TabularModule(Configurable, MoEModule):
@@ -65,47 +77,55 @@ class TabularModule(Configurable, MoEModule):
         check_one_of("task", config.task, ("classification", "regression"))
         check_one_of("schedule", config.schedule, ("cosine", "constant"))
         check_at_least_zero(lr=config.lr, weight_decay=config.weight_decay)
+        check_below_one(warmup=config.warmup, beta2=config.beta2, label_smoothing=config.label_smoothing)
+        check_at_least_zero(final_lr=config.final_lr)
         if config.lr == 0:
             raise ConfigError("lr must be above 0, got 0")
         self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
-        self.schedule = config.schedule
+        self.schedule, self.warmup, self.final_lr = config.schedule, config.warmup, config.final_lr
+        self.beta2, self.label_smoothing = config.beta2, config.label_smoothing
         self.optimizer_state: dict[str, Any] | None = None  # of the last call of partial_fit
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch ``(numbers, codes, target, weight)``."""
         numbers, codes, target, weight = batch
+        members = self.model.num_members  # each learns from every row
+        target, repeated = target.repeat_interleave(members, 0), weight.repeat_interleave(members, 0)
 
         def run() -> tuple[Tensor, dict[str, Tensor]]:
-            out = self.model(numbers, codes)
-            return out, {"task": self.task_loss(out, target, weight)}
+            out = self.model.member_outputs(numbers, codes).flatten(0, 1)
+            return out, {"task": self.task_loss(out, target, repeated, self.label_smoothing)}
 
         distance = consistency_loss if self.task == "classification" else squared_difference
-        terms = self.by_draws(run, lambda first, second: distance(first, second, weight))
-        return self.total_loss(terms, batch_size=len(target), token_weight=weight)
+        terms = self.by_draws(run, lambda first, second: distance(first, second, repeated))
+        return self.total_loss(terms, batch_size=len(weight), token_weight=repeated)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val/loss``."""
         numbers, codes, target, weight = batch
         self.log("val/loss", self.task_loss(self.model(numbers, codes), target, weight), batch_size=len(target))
 
-    def task_loss(self, out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def task_loss(self, out: Tensor, target: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Weighted mean of the rows' losses."""
         if self.task == "classification":
-            return _weighted(F.cross_entropy(out, target, reduction="none"), weight)
+            rows = F.cross_entropy(out, target, reduction="none", label_smoothing=label_smoothing)
+            return _weighted(rows, weight)
         return _weighted((out - target).square().mean(dim=1), weight)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; weight decay on matrices only, not on biases and norms."""
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]
+        """AdamW; weight decay on matrices only, not on biases, norms and the members' scales."""
+        scales = [] if self.model.members is None else [id(p) for p in self.model.members.parameters()]
+        decayed = [p for p in self.parameters() if p.ndim > 1 and id(p) not in scales]
+        others = [p for p in self.parameters() if p.ndim <= 1 or id(p) in scales]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         fused = fused_where_possible(self.parameters())
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, **fused)
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, self.beta2), **fused)
         if self.schedule == "constant":
             if self.optimizer_state is not None:
                 optimizer.load_state_dict(self.optimizer_state)
             return optimizer
-        return self.with_cosine_schedule(optimizer)
+        return self.with_cosine_schedule(optimizer, self.warmup, self.final_lr)
 
     def on_train_end(self) -> None:
         """Keep the optimiser's state for the next call of ``partial_fit``."""

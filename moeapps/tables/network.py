@@ -1,11 +1,10 @@
-"""The network of the tabular estimators: embedded columns, residual MoE blocks, a linear head.
+"""The network of the tabular estimators: embedded columns, residual MoE blocks, members, linear heads.
 
 Shapes: n rows, P numeric columns, C categorical columns, d width of the blocks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,57 +18,57 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.expert_sizes import ExpertSizes
 from moeapps.core.layer import BalanceLoss, MoE
 from moeapps.core.routers import HashRouter, Router, make_router, router_class
+from moeapps.tables.numbers import NumericEmbedding, NumericKind, PeriodicEmbedding, Scaling, check_numeric
 
-__all__ = ["NumericEmbedding", "TabularConfig", "TabularMoE", "balance_hashes"]
+__all__ = ["MemberLinear", "MemberScale", "NumericEmbedding", "TabularConfig", "TabularMoE", "balance_hashes"]
 
 
-class NumericEmbedding(nn.Module):
-    """Numeric columns as features for a linear layer: standardised value, missing flag, piecewise-linear encoding.
+class MemberScale(nn.Module):
+    """One token per member from each row: the row scaled and shifted by the member's own vectors.
 
-    The encoding is that of Gorishniy et al. 2022 (section 3.1): one feature per quantile bin, 0 below the bin, 1 above
-    it, linear inside.
+    The members share every other weight up to the head (BatchEnsemble as in Gorishniy et al. 2025, TabM-mini, whose
+    scales begin as random signs). They begin apart, so that each learns its own function, and so does the routing: one
+    row can visit other experts for each member.
 
     Parameters
     ----------
-    mean : sequence of float
-        Mean of each column.
-    scale : sequence of float
-        Standard deviation of each column.
-    edges : sequence of sequences of float
-        Quantiles of each column; empty for a constant column.
+    num_members : int
+        Number of members M.
+    dim : int
+        Width d.
     """
 
-    mean: Tensor
-    scale: Tensor
-    low: Tensor
-    width: Tensor
-    column: Tensor
-    determined_buffers = ("mean", "scale", "column", "low", "width")
-
-    def __init__(self, mean: Sequence[float], scale: Sequence[float], edges: Sequence[Sequence[float]]) -> None:
+    def __init__(self, num_members: int, dim: int) -> None:
         super().__init__()
-        bins = [(i, a, b - a) for i, e in enumerate(edges) for a, b in pairwise(e)]
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
-        self.register_buffer("column", torch.tensor([i for i, _, _ in bins], dtype=torch.int64))
-        self.register_buffer("low", torch.tensor([a for _, a, _ in bins], dtype=torch.float64))
-        self.register_buffer("width", torch.tensor([w for _, _, w in bins], dtype=torch.float64))
-        self.out_dim = 2 * len(mean) + len(bins)
+        self.scale = nn.Parameter(torch.randint(0, 2, (num_members, dim)) * 2.0 - 1.0)
+        self.shift = nn.Parameter(torch.zeros(num_members, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map float64 numbers ``(n, P)``, NaN where missing, to ``(n, out_dim)`` features."""
-        missing = x.isnan()
-        binned = ((x[:, self.column] - self.low) / self.width).clamp(0, 1).nan_to_num(0.0)  # (n, bins of all columns)
-        standard = torch.where(missing, 0.0, (x - self.mean) / self.scale)
-        return torch.cat([standard, missing.to(x.dtype), binned], dim=1)
+        """Map ``(n, d)`` to ``(n, M, d)``."""
+        return torch.addcmul(self.shift, x[:, None], self.scale)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "NumericEmbedding":
-        """Follow the model to another device, but keep the quantiles in float64: they are compared with raw numbers."""
-        kept = {name: getattr(self, name) for name in ("mean", "scale", "low", "width")}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
+
+class MemberLinear(nn.Module):
+    """A linear layer of each member's own, initialised as ``torch.nn.Linear``.
+
+    Parameters
+    ----------
+    num_members : int
+        Number of members M.
+    dim : int
+        Input width d.
+    out_dim : int
+        Output width.
+    """
+
+    def __init__(self, num_members: int, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_members, dim, out_dim).uniform_(-(dim**-0.5), dim**-0.5))
+        self.bias = nn.Parameter(torch.empty(num_members, out_dim).uniform_(-(dim**-0.5), dim**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, M, d)`` to ``(n, M, out_dim)``."""
+        return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,15 @@ class TabularConfig:
         Factor of the parameter penalty of experts of different widths.
     route_by : int, optional
         Which of the categorical columns has the ids that ``router="hash"`` routes by; None routes by the row.
+    numeric_embedding : {"piecewise", "periodic", "both", "linear"}, default="piecewise"
+        What a number enters as besides its scaled value: its position among the column's quantiles, learned waves
+        (:class:`~moeapps.tables.numbers.PeriodicEmbedding`), both, or nothing.
+    numeric_dim : int, default=8
+        Waves of a numeric column that the network sees.
+    scaling : {"standard", "robust"}, default="standard"
+        Whether scaled numbers are bounded smoothly ("robust"); what they are scaled by is up to the caller.
+    num_members : int, default=1
+        Members M that share the blocks and have scales, shifts and heads of their own; the output is their mean.
     """
 
     dim: int = 128
@@ -135,6 +143,10 @@ class TabularConfig:
     expert_sizes: ExpertSizes = None
     penalty_weight: float = 0.1
     route_by: int | None = None
+    numeric_embedding: NumericKind = "piecewise"
+    numeric_dim: int = 8
+    scaling: Scaling = "standard"
+    num_members: int = 1
 
     def make_router(self, cardinalities: Sequence[int] = ()) -> Router:
         """Router of one block; ``cardinalities`` as those of :class:`TabularMoE`."""
@@ -149,7 +161,7 @@ class TabularConfig:
 
 
 class TabularMoE(Configurable, nn.Module):
-    """Embedded columns, a linear layer, residual blocks x + MoE(norm(x)), a linear head.
+    """Embedded columns, a linear layer, residual blocks x + MoE(norm(x)), a linear head per member.
 
     Parameters
     ----------
@@ -188,8 +200,11 @@ class TabularMoE(Configurable, nn.Module):
         super().__init__()
         dim, embedding_dim = config.dim, config.embedding_dim
         check_sizes(dim=dim, num_blocks=config.num_blocks, num_experts=config.num_experts, embedding_dim=embedding_dim)
+        check_sizes(num_members=config.num_members, numeric_dim=config.numeric_dim)
         check_below_one(dropout=config.dropout)
-        self.numeric = NumericEmbedding(mean, scale, edges)
+        check_numeric(config.numeric_embedding, config.scaling)
+        bins = config.numeric_embedding in ("piecewise", "both")
+        self.numeric = NumericEmbedding(mean, scale, edges, bins, config.scaling)
         # one embedding table for all columns: the codes of a column start where those of the last one end
         starts = [sum(cardinalities[:i]) for i in range(len(cardinalities))]
         self.start: Tensor
@@ -197,6 +212,10 @@ class TabularMoE(Configurable, nn.Module):
         self.embedding = nn.Embedding(max(sum(cardinalities), 1), embedding_dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
         width = self.numeric.out_dim + len(cardinalities) * embedding_dim
+        self.waves = None
+        if mean and config.numeric_embedding in ("periodic", "both"):
+            self.waves = PeriodicEmbedding(len(mean), config.numeric_dim)
+            width += self.waves.out_dim
         self.drop = nn.Dropout(config.dropout)
         self.project = nn.Linear(width, dim)
         self.route_by = config.route_by
@@ -222,17 +241,37 @@ class TabularMoE(Configurable, nn.Module):
             first, *others = self.blocks
             for block in others:
                 block.later_routers = first.later_routers
-        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, out_dim))
+        members = self.num_members = config.num_members
+        self.members = None if members == 1 else MemberScale(members, dim)
+        last = nn.Linear(dim, out_dim) if members == 1 else MemberLinear(members, dim, out_dim)
+        self.head = nn.Sequential(nn.LayerNorm(dim), last)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; one of 0.1 has no waves and one member."""
+        super().__setstate__({"num_members": 1, **state})
+        for name in ("waves", "members"):  # at the end: a copy's parameters keep their order
+            self._modules.setdefault(name, None)
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
-        """Map numbers ``(n, P)`` in float64 and codes ``(n, C)`` to outputs ``(n, out_dim)``."""
+        """Map numbers ``(n, P)`` in float64 and codes ``(n, C)`` to outputs ``(n, out_dim)``, the members' mean."""
+        out = self.member_outputs(numbers, codes)
+        return out[:, 0] if self.num_members == 1 else out.mean(dim=1)
+
+    def member_outputs(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """Outputs of each member, ``(n, M, out_dim)``; the blocks route a row's M tokens next to each other."""
         embedded = self.embedding(codes + self.start).flatten(1)
-        features = torch.cat([self.numeric(numbers).to(embedded.dtype), embedded], dim=1)
-        x = self.project(self.drop(features))
+        numeric = self.numeric(numbers).to(embedded.dtype)
+        parts = [numeric, embedded]
+        if self.waves is not None:
+            parts.append(self.waves(numeric[:, : numbers.shape[1]]))
+        x = self.project(self.drop(torch.cat(parts, dim=1)))
+        if self.members is not None:
+            x = self.members(x).flatten(0, 1)  # (n M, d)
+        ids = None if self.route_by is None else codes[:, self.route_by].repeat_interleave(self.num_members)
         for norm, block in zip(self.norms, self.blocks, strict=True):
-            x = x + self.drop(block(norm(x)) if self.route_by is None else block(norm(x), codes[:, self.route_by]))
-        out: Tensor = self.head(x)
-        return out
+            x = x + self.drop(block(norm(x)) if ids is None else block(norm(x), ids))
+        out: Tensor = self.head(x.unflatten(0, (-1, self.num_members)) if self.members is not None else x)
+        return out if self.members is not None else out[:, None]
 
 
 def balance_hashes(model: nn.Module, ids: NDArray[np.int64]) -> None:

@@ -1,0 +1,53 @@
+"""What the tabular estimators' arguments are where nobody says: "auto" by the number of rows, and in files of 0.1."""
+
+from typing import Any
+
+import numpy as np
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError
+
+__all__ = ["BEFORE", "ONE_BATCH", "automatic", "check_automatic"]
+
+ONE_BATCH = 200
+"""Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
+
+BEFORE: dict[str, Any] = {
+    "numeric_embedding": "piecewise",
+    "numeric_dim": 8,
+    "scaling": "standard",
+    "num_members": 1,
+    "warmup": 0.0,
+    "final_lr": 0.1,
+    "beta2": 0.999,
+    "label_smoothing": 0.0,
+}
+"""What arguments that 0.1 did not have are in what it saved."""
+
+
+def check_automatic(num_members: Any, max_epochs: Any, dropout: Any) -> None:
+    """Refuse what is neither "auto" nor possible, naming the argument."""
+    if num_members != "auto":
+        check_sizes(num_members=num_members)
+    if max_epochs != "auto" and (isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1):
+        raise ConfigError(f"max_epochs must be 'auto' or a whole number of at least 1, got {max_epochs!r}")
+    if isinstance(dropout, str) and dropout != "auto":
+        raise ConfigError(f"dropout must be 'auto' or a number of at least 0 and below 1, got {dropout!r}")
+
+
+def automatic(n: int) -> dict[str, int | float]:
+    """What "auto" means for a table of n rows, by the ablation on the tuning tables (benchmarks/tabular_ablation.py).
+
+    Dropout is 0 while all rows make one batch: a whole weight then equals repeating the row.
+    """
+    if n <= ONE_BATCH:
+        return {"num_members": 4, "dropout": 0.0, "max_epochs": 60}
+    members = next(number for most, number in _MEMBERS if n <= most)
+    return {"num_members": members, "dropout": 0.1, "max_epochs": 100 if n <= _MANY_ROWS else 20}
+
+
+_MEMBERS = ((30_000, 4), (60_000, 2), (np.inf, 1))
+"""Members up to so many rows: their cost is that of the blocks times their number."""
+
+_MANY_ROWS = 60_000
+"""Above so many rows 20 epochs are thousands of steps."""
