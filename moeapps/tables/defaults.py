@@ -1,5 +1,6 @@
 """What the tabular estimators' arguments are where nobody says: "auto" by the number of rows, and in files of 0.1."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
 
-__all__ = ["BEFORE", "ONE_BATCH", "automatic", "check_automatic"]
+__all__ = ["BEFORE", "ONE_BATCH", "automatic", "check_automatic", "route_column"]
 
 ONE_BATCH = 200
 """Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
@@ -36,7 +37,7 @@ def check_automatic(num_members: Any, max_epochs: Any, dropout: Any) -> None:
 
 
 def automatic(n: int) -> dict[str, int | float]:
-    """What "auto" means for a table of n rows, by the ablation on the tuning tables (benchmarks/tabular_ablation.py).
+    """What "auto" means for a table of n rows.
 
     Dropout is 0 while all rows make one batch: a whole weight then equals repeating the row.
     """
@@ -51,3 +52,15 @@ _MEMBERS = ((30_000, 4), (60_000, 2), (np.inf, 1))
 
 _MANY_ROWS = 60_000
 """Above so many rows 20 epochs are thousands of steps."""
+
+
+def route_column(route_by: Any, names: Sequence[Any], categorical: Sequence[int]) -> int | None:
+    """``route_by`` as a position among the categorical columns, which are given by their positions in ``names``."""
+    if route_by is None:
+        return None
+    known = [names[i] for i in categorical]
+    if route_by not in known:
+        raise ConfigError(
+            f"route_by must be one of the categorical columns {', '.join(map(str, known)) or '(none)'}, got {route_by!r}"
+        )
+    return known.index(route_by)

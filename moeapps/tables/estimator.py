@@ -34,7 +34,7 @@ from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.data import TableDataModule, refuse_holes
-from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, check_automatic
+from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, check_automatic, route_column
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
 from moeapps.tables.numbers import Scaling
@@ -314,6 +314,7 @@ class TabularEstimator(LightningEstimator):
 
     def _build_model(self) -> TabularMoE:
         columns = self.encoder_
+        names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
         cardinalities = [len(values) + FIRST for values in columns.categories]
         model: TabularMoE = TabularMoE.from_config(
             columns.mean,
@@ -324,7 +325,7 @@ class TabularEstimator(LightningEstimator):
             config=config_from(
                 TabularConfig,
                 self,
-                route_by=self._route_column(),
+                route_by=route_column(self.route_by, names, self.encoder_.categorical),
                 dropout=self._resolved("dropout"),
                 num_members=self._resolved("num_members"),
             ),
@@ -332,19 +333,6 @@ class TabularEstimator(LightningEstimator):
         for index, groups in enumerate(self.merged_ or []):
             model.blocks[index] = regroup(model.blocks[index], groups)  # type: ignore[arg-type]
         return model
-
-    def _route_column(self) -> int | None:
-        """``route_by`` as a position among the categorical columns."""
-        if self.route_by is None:
-            return None
-        names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
-        categorical = [names[i] for i in self.encoder_.categorical]
-        if self.route_by not in categorical:
-            raise ConfigError(
-                f"route_by must be one of the categorical columns {', '.join(map(str, categorical)) or '(none)'}, "
-                f"got {self.route_by!r}"
-            )
-        return categorical.index(self.route_by)
 
     # ------------------------------------------------------------------ predicting
 
