@@ -61,6 +61,7 @@ def route_column(route_by: Any, names: Sequence[Any], categorical: Sequence[int]
     known = [names[i] for i in categorical]
     if route_by not in known:
         raise ConfigError(
-            f"route_by must be one of the categorical columns {', '.join(map(str, known)) or '(none)'}, got {route_by!r}"
+            f"route_by must be one of the categorical columns {', '.join(map(str, known)) or '(none)'}, "
+            f"got {route_by!r}"
         )
     return known.index(route_by)
