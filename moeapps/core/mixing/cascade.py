@@ -134,7 +134,7 @@ class Cascade:
                 )
             known[rows, expert] = answer
             asked[rows, expert] = True
-            mixed[rows], weights[np.ix_(rows, self.experts_at(stage))], score = self.at(
+            mixed[rows], weights[np.ix_(rows, np.array(self.experts_at(stage)))], score = self.at(
                 stage, features[rows], known[rows]
             )
             return torch.from_numpy(score > self.threshold)
@@ -254,7 +254,7 @@ class Cascade:
         costs = _finite(tensors, "costs", (len(order),))
         if (np.diff(costs, prepend=0.0) <= 0).any():
             raise FileFormatError("the costs of a cascade must rise from stage to stage")
-        gains = ()
+        gains: tuple[Gain, ...] = ()
         if state["criterion"] == "gain":
             gains = tuple(_gain_from(tensors, i, stage, len(order)) for i, stage in enumerate(stages))
         return cls(mixture, order, tuple(stages), costs, state["criterion"], gains, float(state["threshold"]))

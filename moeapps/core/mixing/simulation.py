@@ -152,8 +152,8 @@ def choose_cost(
     table = measure_thresholds(mixed, scores, costs, thresholds_of(scores), data)
     allowed = table if budget is None else table[table["cost"] <= budget + 1e-12]
     if budget is not None and tolerance is None:
-        return float(allowed["cost"][allowed["loss"].idxmin()])
-    all_asked = table["loss"][table["threshold"].idxmin()]
+        return float(allowed["cost"].to_numpy()[allowed["loss"].to_numpy().argmin()])
+    all_asked = float(table["loss"].to_numpy()[table["threshold"].to_numpy().argmin()])
     limit = (all_asked if budget is None else allowed["loss"].min()) + (tolerance or 0.0)
     return float(allowed["cost"][allowed["loss"] <= limit].min())
 

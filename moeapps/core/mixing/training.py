@@ -136,7 +136,7 @@ def _train_smooth(gate: PredictionGate, rows: _Rows, penalty: float) -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = rows.loss(gate) + penalty / (2 * len(rows.inputs)) * sum(p.square().sum() for p in parameters)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     before = copy.deepcopy(gate.state_dict())
@@ -167,6 +167,6 @@ def _train_in_batches(gate: PredictionGate, rows: _Rows, penalty: float, train: 
             optimizer.zero_grad()
             loss = rows.loss(gate, chosen)
             loss = loss + penalty / (2 * len(train)) * sum(p.square().sum() for p in parameters)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     gate.load_state_dict(best_state)
