@@ -5,6 +5,7 @@ Shapes: n rows, E experts, K classes or targets, F features, U columns of uncert
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.mixing.calibration import Calibration
 from moeapps.core.mixing.gate import FixedGate, GateConfig, PredictionGate, dense_weights
 from moeapps.core.mixing.inputs import Floats, Task, check_predictions, uncertainty, uncertainty_width
+from moeapps.core.rebuilding import rebuild
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields, check_kinds
 
@@ -169,14 +171,13 @@ class GatedMixture:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a file has to hold: JSON values, and tensors by name."""
-        fixed = isinstance(self.gate, FixedGate)
         document = {
             "task": self.task,
             "names": list(self.names),
             "num_outputs": self.num_outputs,
             "num_features": self.num_features,
             "name": self.name,
-            "gate": None if fixed else as_arguments(self.gate.config),
+            "gate": as_arguments(self.gate.config) if isinstance(self.gate, PredictionGate) else None,
             "temperature": float(self.temperature),
             "candidates": [_plain(row) for row in self.candidates.to_dict("records")],
         }
@@ -255,14 +256,18 @@ def _gate_from(state: Mapping[str, Any], num_experts: int, tensors: Mapping[str,
     try:
         if state["gate"] is None:
             gate = FixedGate(np.ones(num_experts))
+            gate.load_state_dict(dict(tensors))
         else:
             check_kinds(GateConfig, state["gate"], "a mixture's gate")  # type: ignore[arg-type]
             width = uncertainty_width(state["task"], num_experts, state["num_outputs"])
             config = GateConfig(**state["gate"])
             with isolate_rng():  # initial weights are drawn before the saved ones replace them
-                gate = PredictionGate.from_config(state["num_features"], width, num_experts, config=config)
-        gate.load_state_dict(dict(tensors))
-    except (ConfigError, TypeError, RuntimeError) as error:
+                gate = rebuild(
+                    lambda: PredictionGate.from_config(state["num_features"], width, num_experts, config=config),
+                    dict(tensors),
+                    Path("the gate of a mixture"),
+                )
+    except (ConfigError, OverflowError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"the gate of a mixture cannot be restored: {error}") from None
     for name, tensor in gate.state_dict().items():
         if not bool(tensor.isfinite().all()):

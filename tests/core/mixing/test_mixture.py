@@ -1,5 +1,6 @@
 """Mixtures of experts known by their predictions: fitting, weights, mixing, saving, and data at the edge."""
 
+import copy
 import json
 
 import numpy as np
@@ -310,7 +311,7 @@ def test_a_mixture_survives_its_state(gate):
         (lambda s, t: s.update(task="ranking"), "task of"),
         (lambda s, t: s.update(names=["a", "a"]), "experts cannot be"),
         (lambda s, t: s.update(names=["a"]), "temperatures of a mixture must be 1 numbers"),
-        (lambda s, t: s.update(num_features=3), "cannot be restored"),
+        (lambda s, t: s.update(num_features=3), "does not fit PredictionGate"),
         (lambda s, t: s.update(temperature=0.0), "temperature of a mixture"),
         (lambda s, t: s["gate"].update(router="nonsense"), "cannot be restored"),
         (lambda s, t: s["gate"].update(hidden_dim="wide"), "hidden_dim cannot be"),
@@ -318,8 +319,8 @@ def test_a_mixture_survives_its_state(gate):
         (lambda s, t: t.pop("floors"), "floors of a mixture"),
         (lambda s, t: t["temperatures"].fill_(-1), "above 0"),
         (lambda s, t: t["gate.router.weight"].fill_(torch.nan), "not finite"),
-        (lambda s, t: t.pop("gate.router.weight"), "cannot be restored"),
-        (lambda s, t: t.update({"gate.scale": torch.zeros(7)}), "cannot be restored"),
+        (lambda s, t: t.pop("gate.router.weight"), "missing router.weight"),
+        (lambda s, t: t.update({"gate.scale": torch.zeros(7)}), r"scale is \(7,\) in the file"),
     ],
 )
 def test_a_damaged_state_is_refused(damage, message):
@@ -328,3 +329,26 @@ def test_a_damaged_state_is_refused(damage, message):
     damage(state, tensors)
     with pytest.raises(FileFormatError, match=message):
         GatedMixture.from_state(state, tensors)
+
+
+@pytest.fixture(scope="module")
+def saved_mlp():
+    x, predictions, y = two_halves(60)
+    return fit_mixture(x, predictions, y, gate="mlp").state()
+
+
+@pytest.mark.parametrize("size", [10**9, 10**30], ids=["too much memory", "no number of torch"])
+@pytest.mark.parametrize("field", ["hidden_dim", "num_features"])
+def test_a_forged_size_of_the_gate_is_refused_before_it_takes_memory(field, size, saved_mlp, monkeypatch):
+    state, tensors = copy.deepcopy(saved_mlp)
+    (state["gate"] if field == "hidden_dim" else state)[field] = size
+    made, plain = [], PredictionGate.__init__
+
+    def watched(gate, *args, **kwargs):
+        plain(gate, *args, **kwargs)
+        made.append(gate)
+
+    monkeypatch.setattr(PredictionGate, "__init__", watched)
+    with pytest.raises(FileFormatError, match="far more than" if size == 10**9 else "cannot be restored"):
+        GatedMixture.from_state(state, tensors)
+    assert made == []
