@@ -13,7 +13,7 @@ from moeapps.core.config import takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import sum_of_terms
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes
@@ -169,11 +169,14 @@ class MowstModule(NodeModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam per part, so that a frozen part cannot move; their momentum persists over turns."""
         return [
-            torch.optim.Adam(
-                list(self.model.part(part).parameters()),
-                lr=lr,
-                weight_decay=self.weight_decay,
-                **fused_where_possible(self.model.parameters()),
+            with_checked_state(
+                torch.optim.Adam(
+                    list(self.model.part(part).parameters()),
+                    lr=lr,
+                    weight_decay=self.weight_decay,
+                    **fused_where_possible(self.model.parameters()),
+                ),
+                self,
             )
             for part, lr in self.rates.items()
         ]

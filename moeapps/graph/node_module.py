@@ -16,7 +16,7 @@ from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
@@ -288,7 +288,8 @@ class GNNModule(NodeModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         fused = fused_where_possible(self.parameters())
-        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay, **fused)
+        adam = torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay, **fused)
+        return with_checked_state(adam, self)
 
 
 def check_rates(**rates: float) -> None:

@@ -12,7 +12,7 @@ from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss, squared_difference
 from moeapps.core.module import MoEModule
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.tables.network import TabularMoE
 
 __all__ = ["TabularModule", "TabularTraining"]
@@ -121,6 +121,7 @@ class TabularModule(Configurable, MoEModule):
         fused = fused_where_possible(self.parameters())
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, self.beta2), **fused)
+        with_checked_state(optimizer, self)
         if self.schedule == "constant":
             if self.optimizer_state is not None:
                 optimizer.load_state_dict(self.optimizer_state)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.errors import FileFormatError
+from moeapps.core.optimizers import fused_where_possible, with_checked_state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -46,3 +47,39 @@ def test_an_optimiser_goes_on_from_the_state_of_the_other_form():
 )
 def test_torch_decides_for_other_parameters(parameter):
     assert fused_where_possible([nn.Parameter(torch.ones(2)), parameter]) == {}
+
+
+def stepped(width):
+    """A layer of four outputs after one step, and its optimiser."""
+    layer = nn.Linear(width, 4)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, **fused_where_possible(layer.parameters()))
+    layer(torch.ones(2, width)).sum().backward()
+    optimizer.step()
+    return layer, with_checked_state(optimizer, layer)
+
+
+@pytest.mark.parametrize("entry", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_state_of_other_shapes_is_refused_and_changes_nothing(entry):
+    layer, optimizer = stepped(3)
+    state = optimizer.state_dict()
+    state["state"][0] = state["state"][0] | {entry: torch.zeros(4, 2)}
+    with pytest.raises(
+        FileFormatError, match=rf"^the optimiser's state does not fit the model: {entry} of weight .*4, 2"
+    ):
+        optimizer.load_state_dict(state)
+    assert optimizer.state[layer.weight]["exp_avg"].shape == (4, 3)
+
+
+def test_a_state_with_less_memory_than_its_shape_is_refused():
+    _, optimizer = stepped(3)
+    state = optimizer.state_dict()
+    state["state"][1] = state["state"][1] | {"exp_avg": torch.zeros(1).expand(4)}
+    with pytest.raises(FileFormatError, match="exp_avg of bias lies in memory"):
+        optimizer.load_state_dict(state)
+
+
+def test_the_state_of_the_same_model_is_taken():
+    (layer, optimizer), (_, other) = stepped(3), stepped(3)
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.step()
+    assert optimizer.state[layer.weight]["step"] == 2

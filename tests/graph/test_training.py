@@ -9,6 +9,7 @@ import torch
 from torch_geometric.data import Data
 
 from benchmarks.graph_two_halves import compare
+from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.graph import GNNModule, GraphDataModule, Mowst, MowstModule
 from moeapps.graph.plan import TrainingPlan
@@ -167,6 +168,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
             trainer(tmp_path / "x", epochs=4).fit(
                 other, GraphDataModule(small_graph()), ckpt_path=tmp_path / "last.ckpt"
             )
+
+
+@pytest.mark.parametrize("make", [module, lambda: GNNModule(hidden_channels=8)], ids=["mowst", "one network"])
+def test_a_checkpoint_with_an_optimiser_of_other_shapes_is_refused(tmp_path, make):
+    trainer(tmp_path, epochs=2).fit(make(), GraphDataModule(small_graph()))
+    checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    state = next(optimizer["state"] for optimizer in checkpoint["optimizer_states"] if optimizer["state"])
+    state[min(state)]["exp_avg"] = torch.zeros(2)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "forged.ckpt")
+    with pytest.raises(FileFormatError, match=r"exp_avg of .* has the shape \(2,\)"):
+        trainer(tmp_path / "x", epochs=3).fit(
+            make(), GraphDataModule(small_graph()), ckpt_path=tmp_path / "forged.ckpt"
+        )
 
 
 def test_a_weak_expert_that_memorises_its_nodes_is_reported(tmp_path):

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 import moeapps
 from moeapps import MoEClassifier, MoERegressor
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from tests.core.dense import ROUTERS
 
 QUICK = {"num_experts": 3, "dim": 8, "num_blocks": 1, "max_epochs": 3, "accelerator": "cpu", "random_state": 0}
@@ -216,6 +216,14 @@ def test_partial_fit_continues_the_optimiser():
     assert set(steps) == {1.0}
     model.partial_fit(X, y)
     assert {float(s["step"]) for s in model._optimizer_state["state"].values()} == {2.0}
+
+
+def test_partial_fit_refuses_an_optimiser_state_of_another_network():
+    X, y = table()
+    model, other = (MoEClassifier(**{**QUICK, "dim": dim}).partial_fit(X, y) for dim in (8, 16))
+    model._optimizer_state = other._optimizer_state
+    with pytest.raises(FileFormatError, match=r"exp_avg of model\..* has the shape"):
+        model.partial_fit(X, y)
 
 
 def test_a_router_that_mixes_rows_is_refused_on_a_stream():
