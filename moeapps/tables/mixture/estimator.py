@@ -309,11 +309,18 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         Raises
         ------
         DataError
-            If the mixture was fitted on an array, whose columns have no names.
+            If the mixture was fitted on an array, whose columns have no names; or if only its experts read a column,
+            since nobody knows then how cells of a file have to be read for them.
         """
         check_is_fitted(self, "gate_features_")
         if not hasattr(self, "feature_names_in_"):
             raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
+        if alone := self.gate_features_.left_out():
+            raise DataError(
+                f"only the experts read {', '.join(repr(str(self.feature_names_in_[i])) for i in alone)}, which the "
+                "gate could not: the kinds of all columns have to be known to score a file or to serve. Call predict "
+                "on a DataFrame, or fit on a table without such columns"
+            )
         return self.gate_features_.encoder_.column_kinds()
 
     def missing_texts(self) -> frozenset[str]:

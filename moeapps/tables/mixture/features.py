@@ -111,6 +111,10 @@ class TableFeatures(TransformerMixin, BaseEstimator):
                 warnings.warn(f"the gate does not read a column: {error}", UserWarning, stacklevel=4)
         return good
 
+    def left_out(self) -> list[int]:
+        """Positions of the columns that could not be read."""
+        return sorted(set(range(self.n_features_in_)) - set(self.columns_))
+
     def chosen(self, table: Any) -> Any:
         """The columns that are read."""
         return table if len(self.columns_) == table.shape[1] else _columns(table, self.columns_)
@@ -143,7 +147,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         for i, kept in enumerate(self.kept_):
             places = np.full(len(self.encoder_.categories[i]) + FIRST, -1)  # -1: rare or unknown, which pandas holds
             places[kept] = np.arange(len(kept))  # as missing
-            columns[f"c{i}"] = pd.Categorical.from_codes(places[codes[:, i]], categories=list(range(len(kept))))
+            columns[f"c{i}"] = pd.Categorical.from_codes(places[codes[:, i]], categories=pd.Index(np.arange(len(kept))))
         return pd.DataFrame(columns)
 
     def _standardised(self, numbers: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -151,7 +151,8 @@ class MixtureModule(Configurable, DataDependentModule):
             return
         train = data.part("train")
         named = self._named(data)
-        self.features = TableFeatures("clipped", GATE_CATEGORIES, skip_unreadable=self.config.experts is not None)
+        # a checkpoint has to know all columns: none is skipped
+        self.features = TableFeatures("clipped", GATE_CATEGORIES)
         self.features.fit(train.frame, sample_weight=train.weight)
         if data.task == "classification":
             answers: Any = ClassAnswers(data.classes, probability_floor(len(train.frame), len(data.classes)))
@@ -377,15 +378,15 @@ class MixtureModule(Configurable, DataDependentModule):
         weights, scored = self._mixed("predict", index)
         columns = {name: values.to_numpy()[index.cpu()] for name, values in self._data.part("predict").kept.items()}
         if self.task == "classification":
-            probabilities = self._probabilities(weights, scored)
-            probabilities = (probabilities / probabilities.sum(dim=1, keepdim=True)).cpu().numpy()
+            mixed = self._probabilities(weights, scored)
+            probabilities = (mixed / mixed.sum(dim=1, keepdim=True)).cpu().numpy()
             columns["prediction"] = self.classes[probabilities.argmax(axis=1)]
             columns |= dict(zip(probability_columns(self.classes), probabilities.T, strict=True))
         else:
             answers = self.answers
             assert isinstance(answers, TargetAnswers)
-            mixed = torch.einsum("ne,nek->nk", weights, scored)[:, 0].cpu().numpy()
-            columns["prediction"] = mixed * answers.scale[0] + answers.mean[0]
+            standardised = torch.einsum("ne,nek->nk", weights, scored)[:, 0].cpu().numpy()
+            columns["prediction"] = standardised * answers.scale[0] + answers.mean[0]
         return columns | {f"weight_{name}": weights[:, e].cpu().numpy() for e, name in enumerate(self.names)}
 
     def configure_optimizers(self) -> Any:

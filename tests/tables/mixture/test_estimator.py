@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from moeapps import MixtureClassifier, MixtureRegressor
+from moeapps.core import predict_file
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.tables.mixture import default_experts
 
@@ -96,7 +97,7 @@ def test_arrays_with_holes_are_for_experts_that_take_them():
         MixtureClassifier().fit(holes, Y)
 
 
-def test_a_column_that_the_gate_cannot_read_is_left_to_the_experts():
+def test_a_column_that_the_gate_cannot_read_is_left_to_the_experts(tmp_path):
     frame = X.assign(tags=[["a"]] * 150)
 
     class Drops(GaussianNB):
@@ -109,6 +110,12 @@ def test_a_column_that_the_gate_cannot_read_is_left_to_the_experts():
     with pytest.warns(UserWarning, match="gate does not read a column.*'tags' holds lists"):
         mixture = MixtureClassifier([Drops()], random_state=0).fit(frame, Y)
     assert mixture.score(frame, Y) > 0.9
+    with pytest.raises(DataError, match="only the experts read 'tags'"):  # a file's cells would get to them as guesses
+        mixture.column_kinds()
+    frame.assign(tags="a").to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match="only the experts read 'tags'"):
+        predict_file(mixture, tmp_path / "rows.csv", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
     with pytest.raises(DataError, match="'tags' holds lists"):
         MixtureClassifier().fit(frame, Y)
 
