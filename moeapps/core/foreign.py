@@ -120,7 +120,8 @@ def pack_estimators(estimators: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     ConfigError
         As :func:`pack_estimator`, naming the estimator.
     """
-    documents, tensors = {}, {}
+    documents: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for name, estimator in estimators.items():
         documents[name], parts = pack_estimator(estimator, f"expert {name.partition('-')[2] or name!r}")
         tensors |= {f"{NESTED}{name}.{part}": tensor for part, tensor in parts.items()}
@@ -195,7 +196,8 @@ def _pack_pipeline(pipeline: Pipeline, name: str) -> tuple[dict[str, Any], dict[
         raise ConfigError(
             f"{name} is a pipeline with memory={pipeline.memory!r}: save it without, set_params(memory=None)"
         )
-    steps, tensors = [], {}
+    steps: list[Any] = []
+    tensors: dict[str, Tensor] = {}
     for position, (step, estimator) in enumerate(pipeline.steps):
         document, parts = pack_estimator(estimator, f"{name}, step {step!r}")
         steps.append([step, document])
@@ -209,7 +211,7 @@ def _unpack_pipeline(
     steps, inputs = document.get("steps"), document.get("transform_input")
     good = isinstance(steps, list) and all(isinstance(s, list) and len(s) == 2 and isinstance(s[0], str) for s in steps)
     names = inputs is None or (isinstance(inputs, list) and all(isinstance(entry, str) for entry in inputs))
-    if not good or not names:
+    if not good or not names or steps is None:
         raise FileFormatError(f"{source}: {name} is a pipeline whose steps are malformed")
     parts: list[dict[str, Tensor]] = [{} for _ in steps]
     for full, tensor in tensors.items():

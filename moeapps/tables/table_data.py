@@ -36,7 +36,7 @@ def _census() -> pd.DataFrame:
     sample = files("moeapps") / "recsys" / "embedded" / "census_income_sample.parquet"  # core imports no task
     with sample.open("rb") as file:
         frame = pd.read_parquet(file).drop(columns=["never_married", "instance_weight"])
-    return _categorical(frame, [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])])
+    return _categorical(frame, [str(name) for name in frame if not pd.api.types.is_numeric_dtype(frame[name])])
 
 
 def _categorical(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -253,7 +253,8 @@ class TableData(L.LightningDataModule):
         names = [name for name in source.columns if name not in left_out]
         if not names:
             raise DataError(f"{source.name} has no column to learn from besides {self.target!r}")
-        self.columns = source.named(lambda: source.infer([*names, self.target], self.column_types))
+        wanted = [*names, self.target]
+        self.columns = source.named(lambda: source.infer(wanted, self.column_types))
         kind = self.columns.pop(self.target)
         self._learn_target(source, kind)
         train = self.part("train")
@@ -324,9 +325,10 @@ class TableData(L.LightningDataModule):
         source = TableSource(table, kinds={n: k for n, k in kinds.items() if n not in self.keep}, missing=self.missing)
         labelled = part != "predict"
         extra = [self.weight] if self.weight is not None and labelled else []
-        wanted = list(dict.fromkeys([*kinds, *([self.target] if labelled else []), *extra, *self.keep]))
-        source.require([str(name) for name in wanted])
-        frame = source.named(lambda: pd.concat(list(source.batches(wanted)), ignore_index=True))
+        targets = [self.target] if labelled and self.target is not None else []
+        wanted = list(dict.fromkeys([*kinds, *targets, *extra, *self.keep]))
+        source.require(wanted)
+        frame: pd.DataFrame = source.named(lambda: pd.concat(list(source.batches(wanted)), ignore_index=True))
         target = None
         if labelled:
             values = source.named(lambda: self._target(frame))

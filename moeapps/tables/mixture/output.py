@@ -31,8 +31,6 @@ class MixtureOutput:
     experts_: list[Any]
     mixture_: "GatedMixture"
     cascade_: "Cascade | None"
-    candidates_: pd.DataFrame
-    chosen_: str
     costs_: pd.Series
     classes_: Any
     _answers: Any
@@ -107,7 +105,7 @@ class MixtureOutput:
         facts = {
             "model": type(self).__name__,
             "experts": ", ".join(self.expert_names_),
-            "gate": self.chosen_,
+            "gate": self.mixture_.name,
             "rows of this report": f"{len(y):,}",
         }
         score = {"name": "accuracy" if self.task == "classification" else "R2", "values": [float(self.score(X, y))]}
@@ -130,9 +128,9 @@ def make_views(mixture: Any, X: Any, y: Any, weights: Any, asked: Any) -> Views:
         index=names,
     )
     maps = [Map.of("load of the experts", load, "expert", "")]
-    if len(candidates := mixture.candidates_):
+    if len(candidates := mixture.mixture_.candidates):
         numbers = candidates.set_index("candidate").select_dtypes("number")
-        shown = [f"{name} (chosen)" if name == mixture.chosen_ else str(name) for name in numbers.index]
+        shown = [f"{name} (chosen)" if name == mixture.mixture_.name else str(name) for name in numbers.index]
         maps.append(Map.of("gates that competed", numbers.set_axis(shown), "candidate", ""))
     regions = mixture.regions(X)
     weight = regions.set_index("where")[[f"weight {name}" for name in names]].set_axis(names, axis=1)

@@ -221,13 +221,13 @@ class MixtureSaving(SaveMixin):
     def _check_mixture(self, source: Path) -> None:
         own = (self.mixture_.task, list(self.mixture_.names), self.mixture_.num_outputs)
         width = len(self.gate_features_.get_feature_names_out())
-        wanted = (self.task, self.expert_names_, self.answers_.width)  # type: ignore[attr-defined]
+        wanted = (self.task, self.expert_names_, self.answers_.width)
         if own != wanted or self.mixture_.num_features != width:
             raise FileFormatError(f"{source}: its gate is one of other experts, classes or columns")
 
     def _check_expert(self, name: str, expert: Any, source: Path) -> None:
         """An expert that was fitted on something else would predict something else, without a word."""
-        method = "predict_proba" if self.task == "classification" else "predict"  # type: ignore[attr-defined]
+        method = "predict_proba" if self.task == "classification" else "predict"
         columns, classes = getattr(expert, "n_features_in_", None), getattr(expert, "classes_", ())
         problem = None
         if not hasattr(expert, method):
