@@ -16,12 +16,12 @@ ExpertSizes = str | Sequence[int] | None
 
 
 def hidden_sizes(sizes: str | Sequence[int], hidden_dim: int, num_experts: int) -> tuple[int, ...]:
-    r"""Hidden width of each expert, smallest first (HMoE, Wang et al. 2024, section 3).
+    r"""Hidden width of each expert, smallest first (HMoE, Wang et al. 2024).
 
     ``"arithmetic"``: widths proportional to :math:`E + 1 + 2e` (9, 11, ..., 23 for eight experts), so that the largest
     is almost three times the smallest. ``"geometric"``: proportional to :math:`2^e` (1, 2, ..., 128 for eight). Either
     way they add up to E h, so that the layer has the parameters of one with experts of width h; no expert is narrower
-    than 1.
+    than 1. These proportions are ours.
 
     Parameters
     ----------

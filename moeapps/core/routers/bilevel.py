@@ -24,12 +24,13 @@ class BilevelRouter(Router):
     Only the ``top_groups`` most probable groups are looked into; inside them the k most probable experts are taken.
     Where each group lives on one machine, a token then travels to few machines.
 
-    The balance loss is the paper's sum of one between the groups and one inside them,
+    As in the paper, the balance loss is a sum of one between the groups and one inside them. That the latter are averaged
+    over the groups, and that both have the same weight, is our reading:
 
     .. math:: G \sum_g f_g P_g + \frac1G \sum_g M \sum_m f_{m|g} P_{m|g},
 
     f the fraction of assignments and P the mean probability of the group's softmax, and inside a group those of the
-    tokens that it got: what each machine of the paper computes from its own tokens. It is 2 at uniform routing.
+    tokens that it got, on whatever process. It is 2 at uniform routing.
 
     Parameters
     ----------

@@ -23,8 +23,8 @@ class HashRouter(Router):
     fixed random projection, which sends similar tokens to the same expert. The weight is always 1.
 
     Frequent ids make the load of a plain hash uneven. With ``vocabulary=V`` ids 0 to V - 1 are looked up in a table,
-    which :meth:`balance` fills from a count of the training data: the paper's balanced assignment (section 3.2). It is
-    part of the saved state. Any other id is hashed.
+    which :meth:`balance` fills from a count of the training data, greedily, as the paper describes its balanced
+    assignment. It is part of the saved state. Any other id is hashed.
 
     Parameters
     ----------

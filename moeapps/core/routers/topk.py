@@ -33,8 +33,8 @@ class TopKRouter(Router):
 
     ``broadcast_above=`` is for fine-tuning: a token of which the router is unsure, with an entropy of at least that
     many nats, goes to all experts with weights p, so that any of them learns what such a token needs; evaluation is
-    unchanged (GW-MoE, Wu et al. 2024, section 3). On a trained model set it as an attribute:
-    ``layer.router.broadcast_above = 1.5``.
+    unchanged (GW-MoE, Wu et al. 2024, as the paper describes it, without a limit on such tokens per sequence). On a
+    trained model set it as an attribute: ``layer.router.broadcast_above = 1.5``.
 
     Parameters
     ----------
