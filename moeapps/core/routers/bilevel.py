@@ -24,8 +24,8 @@ class BilevelRouter(Router):
     Only the ``top_groups`` most probable groups are looked into; inside them the k most probable experts are taken.
     Where each group lives on one machine, a token then travels to few machines.
 
-    As in the paper, the balance loss is a sum of one between the groups and one inside them. That the latter are averaged
-    over the groups, and that both have the same weight, is our reading:
+    As in the paper, the balance loss is a sum of one between the groups and one inside them. That the latter are
+    averaged over the groups, and that both have the same weight, is our reading:
 
     .. math:: G \sum_g f_g P_g + \frac1G \sum_g M \sum_m f_{m|g} P_{m|g},
 
