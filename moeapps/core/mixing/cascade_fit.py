@@ -53,7 +53,8 @@ def fit_cascade(
     costs : array of shape (E,)
         Cost per row of each expert, in any unit; 0 counts as next to nothing.
     budget : float, optional
-        Largest mean cost per row as a fraction of asking all E experts, in (0, 1]; the loss is as low as it allows.
+        Largest mean cost per row as a fraction of asking all E experts, in (0, 1]; the loss is as low as it allows, and
+        where less cost makes no difference beyond noise, the budget is used.
     tolerance : float, optional
         Loss (log loss, or squared error) that may be given up against asking all; the cost is as low as it allows.
         When neither is given it is 0.

@@ -120,7 +120,8 @@ def choose_cost(
     """Choose how much a cascade may cost on average.
 
     1. Keep thresholds whose mean cost is at most ``budget``.
-    2. With a budget and no tolerance, take the one with the lowest loss.
+    2. With a budget and no tolerance, take the dearest one that is within one standard error (by pairs of rows) of the
+       lowest loss: what is paid for is used, where the rows cannot tell it from what does best on them.
     3. Otherwise take the cheapest whose loss is at most ``tolerance`` above that of asking all or, with a budget, above
        the lowest that it allows. Without either the tolerance is 0: what costs no loss on these rows is saved.
 
@@ -152,10 +153,25 @@ def choose_cost(
     table = measure_thresholds(mixed, scores, costs, thresholds_of(scores), data)
     allowed = table if budget is None else table[table["cost"] <= budget + 1e-12]
     if budget is not None and tolerance is None:
-        return float(allowed["cost"].to_numpy()[allowed["loss"].to_numpy().argmin()])
+        return _dearest_within_noise(allowed, scores, row_losses(mixed, data), data.weight)
     all_asked = float(table["loss"].to_numpy()[table["threshold"].to_numpy().argmin()])
     limit = (all_asked if budget is None else allowed["loss"].min()) + (tolerance or 0.0)
     return float(allowed["cost"][allowed["loss"] <= limit].min())
+
+
+def _dearest_within_noise(allowed: pd.DataFrame, scores: Floats, losses: Floats, weight: Floats) -> float:
+    """Highest cost among thresholds whose loss is the lowest one's up to the standard error of their difference."""
+    rows, best = np.arange(losses.shape[1]), int(allowed["loss"].to_numpy().argmin())
+    thresholds, costs = allowed["threshold"].to_numpy(), allowed["cost"].to_numpy()
+    lowest = losses[last_stage(scores, thresholds[best]), rows]
+    chosen = float(costs[best])
+    for threshold, cost in zip(thresholds, costs, strict=True):
+        gap = losses[last_stage(scores, threshold), rows] - lowest
+        mean = np.average(gap, weights=weight)
+        error = np.sqrt(np.square(weight * (gap - mean)).sum()) / weight.sum()
+        if cost > chosen and mean <= error:
+            chosen = float(cost)
+    return chosen
 
 
 def threshold_for(cost: float, scores: Floats, costs: Floats, data: MixingData) -> float:
