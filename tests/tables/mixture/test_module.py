@@ -218,3 +218,9 @@ def test_a_file_is_read_as_the_frame(ending, tmp_path):
 def test_a_table_that_cannot_be_learned_from_is_refused(arguments, message):
     with pytest.raises((ConfigError, DataError), match=message):
         TableData(**arguments).setup("fit")
+
+
+def test_a_column_of_lists_is_refused_before_experts_are_fitted(tmp_path):
+    data = TableData(PEOPLE.assign(tags=[["a"]] * len(PEOPLE)), "pay", drop=["wage"])
+    with pytest.raises(DataError, match="tags"):
+        trainer(tmp_path, 1).fit(MixtureModule(EXPERTS, cv=3), datamodule=data)
