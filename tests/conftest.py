@@ -59,7 +59,8 @@ def short_trainings(monkeypatch):
     for kind, epochs in most.items():
 
         def fit(self, *args, fit=kind.fit, epochs=epochs, **options):
-            return fit(self.set_params(max_epochs=min(self.max_epochs, epochs)), *args, **options)
+            most = epochs if self.max_epochs == "auto" else min(self.max_epochs, epochs)
+            return fit(self.set_params(max_epochs=most), *args, **options)
 
         monkeypatch.setattr(kind, "fit", fit)
 

@@ -11,6 +11,7 @@ from moeapps.cli.main import main
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*/*.yaml"))
 EMBEDDED = [path for path in CONFIGS if path.name.endswith(("cora.yaml", "census.yaml", "digits.yaml"))]
+SLOW = {"mixture_census"}  # tests/tables/mixture/test_module.py trains such a mixture on fewer rows
 SCRIPTS = {
     "core/wine.py": [],
     "graph/mowst_cora.py": [],
@@ -32,7 +33,9 @@ def test_every_configuration_is_understood(config, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("config", EMBEDDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in EMBEDDED]
+)
 def test_those_on_embedded_data_train_and_are_drawn(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]

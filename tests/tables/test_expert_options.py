@@ -47,7 +47,7 @@ def test_it_reaches_every_block(fitted):
         assert block.balance_loss == given.get("balance_loss", "load")
         if "expert_sizes" in given:
             assert isinstance(block.experts, HeterogeneousExperts)
-            assert sum(block.experts.sizes) == (36 if name == "sizes" else 4 * 32)
+            assert sum(block.experts.sizes) == (36 if name == "sizes" else 4 * model.hidden_dim)
         if "penalty_weight" in given:
             assert block.penalty_weight == given["penalty_weight"]
     X, y = load_iris(return_X_y=True)

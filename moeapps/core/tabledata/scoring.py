@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import ConfigError
@@ -146,7 +147,7 @@ def number_columns(predictions: Any, index: Any = None) -> pd.DataFrame:
     index : optional
         Index of the frame.
     """
-    if predictions.ndim == 1:
+    if np.ndim(predictions) == 1:
         return pd.DataFrame({"prediction": predictions}, index=index)
     return pd.DataFrame({f"prediction_{t}": column for t, column in enumerate(predictions.T)}, index=index)
 
