@@ -150,10 +150,12 @@ def differences(runs: dict[str, dict[str, Any]], name: str, what: str, task: str
 
 
 def with_error(values: np.ndarray, digits: int) -> str:
-    """Mean and its standard error."""
+    """Mean and its standard error, marked where the mean is more than two standard errors away from 0."""
     if len(values) < 2:
         return ""
-    return f"{values.mean():+.{digits}f} ± {values.std(ddof=1) / len(values) ** 0.5:.{digits}f}"
+    mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
+    mark = "**" if abs(mean) > 2 * error else ""
+    return f"{mark}{mean:+.{digits}f} ± {error:.{digits}f}{mark}"
 
 
 def cells(runs: dict[str, dict[str, Any]], name: str) -> list[str]:
@@ -179,7 +181,8 @@ def show(document: dict[str, Any]) -> None:
     for column in ("variant", "accuracy, points", "R2, points", "loss, %", "fit, s"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for name in variants("classification"):
-        table.add_row(name, *([""] * 3 + cells(runs, name)[3:] if name == "default" else cells(runs, name)))
+        row = cells(runs, name)
+        table.add_row(name, *(["", "", "", row[-1]] if name == "default" else row))
     Console(width=110).print(table)
 
 
