@@ -138,11 +138,11 @@ def complete(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return whole
 
 
-def differences(runs: dict[str, dict[str, Any]], name: str, what: str, task: str | None = None) -> np.ndarray:
+def differences(runs: dict[str, dict[str, Any]], name: str, what: str, task: str) -> np.ndarray:
     """Variant minus default, one entry per table and seed: points of the score, or per cent of the loss."""
     found = []
     for key, run in complete(runs).items():
-        if name not in run or task not in (None, TABLES[key.rpartition(", ")[0]].task):
+        if name not in run or task != TABLES[key.rpartition(", ")[0]].task:
             continue
         ours, default = run[name][what], run["default"][what]
         found.append(100 * (ours - default) if what == "score" else 100 * (ours / default - 1))
@@ -161,12 +161,12 @@ def with_error(values: np.ndarray, digits: int) -> str:
 def cells(runs: dict[str, dict[str, Any]], name: str) -> list[str]:
     """One row of the table of the docs."""
     seconds = np.mean([run[name]["fit"] for run in complete(runs).values() if name in run])
-    return [
-        with_error(differences(runs, name, "score", "classification"), 2),
-        with_error(differences(runs, name, "score", "regression"), 2),
-        with_error(differences(runs, name, "loss"), 1),
-        f"{seconds:.1f}",
+    found = [
+        with_error(differences(runs, name, what, task), 2 if what == "score" else 1)
+        for task in ("classification", "regression")
+        for what in ("score", "loss")
     ]
+    return [*found, f"{seconds:.1f}"]
 
 
 def show(document: dict[str, Any]) -> None:
@@ -178,12 +178,12 @@ def show(document: dict[str, Any]) -> None:
         return
     print(f"{len(whole)} complete: {'; '.join(whole)}")
     table = Table(title="variant minus default: mean ± standard error over tables and seeds")
-    for column in ("variant", "accuracy, points", "R2, points", "loss, %", "fit, s"):
+    for column in ("variant", "accuracy, points", "log loss, %", "R2, points", "squared error, %", "fit, s"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for name in variants("classification"):
         row = cells(runs, name)
-        table.add_row(name, *(["", "", "", row[-1]] if name == "default" else row))
-    Console(width=110).print(table)
+        table.add_row(name, *(["", "", "", "", row[-1]] if name == "default" else row))
+    Console(width=130).print(table)
 
 
 def main() -> None:
