@@ -140,6 +140,13 @@ class GatedMixture:
         calibrated = self.calibrated(predictions)
         return self.pool(self._weights(self._features(features), calibrated), calibrated)
 
+    def weigh(self, features: Any, predictions: Any) -> tuple[Floats, Floats]:
+        """:meth:`weights` and :meth:`mix` of the same rows, from one pass of the gate."""
+        calibrated = self.calibrated(predictions)
+        weights = self._weights(self._features(features), calibrated)
+        mixed = self.pool(weights, calibrated)
+        return weights, np.exp(mixed) if self.task == "classification" else mixed
+
     def pool(self, weights: Floats, calibrated: Floats) -> Floats:
         """Mix calibrated predictions by given weights: log-probabilities or targets ``(n, K)``."""
         mixed = mix_predictions(weights, calibrated, self.task)

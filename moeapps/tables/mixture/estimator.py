@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing import Cascade, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
@@ -248,34 +248,27 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         """Predictions ``(n, E, K)`` of the wanted experts; the others' place is filled."""
         predictions = np.zeros((len(table), len(self.experts_), self.answers_.width))
         for index, expert in enumerate(self.experts_):
-            predictions[:, index] = self._answer(expert, table) if wanted[index] else self.answers_.unknown(len(table))
+            read = wanted[index]
+            predictions[:, index] = self.answers_.read(expert, table) if read else self.answers_.unknown(len(table))
         return predictions
-
-    def _answer(self, expert: Any, table: Any) -> NDArray[np.float64]:
-        return self.answers_.read(expert, table)
 
     def _features(self, table: Any) -> NDArray[np.float64]:
         features: NDArray[np.float64] = self.gate_features_.transform(table)
         return features
 
-    def _answers(self, X: Any) -> "MixtureAnswer":
+    def _answers(self, X: Any) -> CascadeAnswer:
         """Mixed predictions, weights of the experts, and which of them were asked."""
         check_is_fitted(self, "mixture_")
         check_one_of("inference", self.inference, ("mix", "cascade"))
         table = self._table(X, reset=False)
         features = self._features(table)
         if self.inference == "cascade":
-            answer = self.cascade_.run(
-                features, lambda expert, rows: self._answer(self.experts_[expert], take(table, rows)), len(table)
+            return self.cascade_.run(
+                features, lambda expert, rows: self.answers_.read(self.experts_[expert], take(table, rows)), len(table)
             )
-            return MixtureAnswer(answer.mixed, answer.weights, answer.asked)
-        needed = np.asarray(self.mixture_.needed, dtype=bool)
-        predictions = self._ask(table, needed)
-        return MixtureAnswer(
-            self.mixture_.mix(features, predictions),
-            self.mixture_.weights(features, predictions),
-            np.broadcast_to(needed, (len(table), len(needed))),
-        )
+        needed = self.mixture_.needed
+        weights, mixed = self.mixture_.weigh(features, self._ask(table, needed))
+        return CascadeAnswer(mixed, weights, np.broadcast_to(needed, (len(table), len(needed))))
 
     # ------------------------------------------------------------------ what was fitted
 
@@ -342,20 +335,3 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         tags.input_tags.allow_nan = bool(experts) and all(expert.input_tags.allow_nan for expert in experts)
         tags.input_tags.categorical = True
         return tags
-
-
-class MixtureAnswer:
-    """What a mixture says about rows.
-
-    Attributes
-    ----------
-    mixed : array of shape (n, K)
-        Class probabilities, or standardised targets.
-    weights : array of shape (n, E)
-        Weights of the experts.
-    asked : array of shape (n, E)
-        Which experts were asked.
-    """
-
-    def __init__(self, mixed: NDArray[np.float64], weights: NDArray[np.float64], asked: NDArray[np.bool_]) -> None:
-        self.mixed, self.weights, self.asked = mixed, weights, asked

@@ -123,7 +123,7 @@ class MixtureInspection:
         check_sizes(n_repeats=n_repeats)
         table = self._table(X, reset=False)
         features = self._features(table)
-        predictions = self._ask(table, np.asarray(self.mixture_.needed, dtype=bool))
+        predictions = self._ask(table, self.mixture_.needed)
         weights = self.mixture_.weights(features, predictions)
         rng = check_random_state(self.random_state)
         names = (
@@ -200,9 +200,8 @@ class MixtureInspection:
 
     def plot_cost_curve(self, X: Any, y: Any) -> Figure:
         """Draw :meth:`cost_curve`, with a point for each expert alone; returns a matplotlib Figure."""
-        check_is_fitted(self, "mixture_")
-        curve = self.cost_curve(X, y)
         features, predictions, target = self._judged(X, y)
+        curve = self.cascade_.curve(features, predictions, target, np.ones(len(target)))
         measure = "accuracy" if self.task == "classification" else "r2"
         figure = new_figure()
         axes = figure.axes[0]
