@@ -30,7 +30,7 @@ class MixtureOutput:
     expert_names_: list[str]
     experts_: list[Any]
     mixture_: "GatedMixture"
-    cascade_: "Cascade"
+    cascade_: "Cascade | None"
     costs_: pd.Series
     classes_: Any
     _answers: Any
@@ -135,11 +135,13 @@ def make_views(mixture: Any, X: Any, y: Any, weights: Any, asked: Any) -> Views:
     regions = mixture.regions(X)
     weight = regions.set_index("where")[[f"weight {name}" for name in names]].set_axis(names, axis=1)
     maps.append(Map.of("mean weight of experts by region", weight, "where"))
-    curve = mixture.cost_curve(X, y).sort_values("cost")
-    measure = "accuracy" if mixture.task == "classification" else "r2"
-    title = "cost of the cascade against its score"
-    lines = {measure: curve[measure]}
-    curves = [Curves.of(title, curve["cost"].tolist(), lines, "cost, as a fraction of asking all", measure)]
+    curves = []
+    if mixture.cascade_ is not None:
+        curve = mixture.cost_curve(X, y).sort_values("cost")
+        measure = "accuracy" if mixture.task == "classification" else "r2"
+        title = "cost of the cascade against its score"
+        lines = {measure: curve[measure]}
+        curves.append(Curves.of(title, curve["cost"].tolist(), lines, "cost, as a fraction of asking all", measure))
     return Views(maps, curves, _hints(names, weights))
 
 
