@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moeapps.core.checks import check_fraction, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.labels import class_labels
+from moeapps.core.labels import UNKNOWN, class_labels, encode
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.core.tabledata.cells import missing_texts
@@ -303,12 +303,12 @@ class TableData(L.LightningDataModule):
             If one is not among the classes.
         """
         assert self.classes is not None
-        known = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
-        if new := [label for label in target.tolist() if label not in known]:
+        codes = encode(target, self.classes)
+        if (new := target[codes == UNKNOWN]).size:
             raise DataError(
-                f"{self.target!r} has the value {new[0]!r}, which is not among {self.classes.tolist()[:10]}"
+                f"{self.target!r} has the value {new.tolist()[0]!r}, which is not among {self.classes.tolist()[:10]}"
             )
-        return np.array([known[label] for label in target.tolist()], dtype=np.int64)
+        return codes
 
     def _known(self) -> tuple[dict[str, ColumnKind], Any]:
         """Kinds of the columns and classes: of the training rows, or of the trained module."""

@@ -63,7 +63,7 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
     expert_names_: list[str]
     failed_: dict[str, str]
     mixture_: GatedMixture
-    cascade_: Cascade
+    cascade_: Cascade | None
     costs_: pd.Series
     gate_features_: TableFeatures
     answers_: ClassAnswers | TargetAnswers
@@ -263,12 +263,20 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         table = self._table(X, reset=False)
         features = self._features(table)
         if self.inference == "cascade":
-            return self.cascade_.run(
+            return self._fitted_cascade().run(
                 features, lambda expert, rows: self.answers_.read(self.experts_[expert], take(table, rows)), len(table)
             )
         needed = self.mixture_.needed
         weights, mixed = self.mixture_.weigh(features, self._ask(table, needed))
         return CascadeAnswer(mixed, weights, np.broadcast_to(needed, (len(table), len(needed))))
+
+    def _fitted_cascade(self) -> Cascade:
+        if self.cascade_ is None:
+            raise ConfigError(
+                "this mixture has no cascade, since MixtureModule.to_estimator() was not given the data of the "
+                "training: to_estimator(data), or inference='mix'"
+            )
+        return self.cascade_
 
     # ------------------------------------------------------------------ what was fitted
 

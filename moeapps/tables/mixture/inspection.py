@@ -17,7 +17,7 @@ from moeapps.tables.mixture.folds import take
 from moeapps.tables.mixture.regions import find_regions
 
 if TYPE_CHECKING:
-    from moeapps.core.mixing import Cascade, GatedMixture
+    from moeapps.core.mixing import GatedMixture
     from moeapps.tables.mixture.features import TableFeatures
 
 __all__ = ["MixtureInspection"]
@@ -31,7 +31,7 @@ class MixtureInspection:
 
     task: Any
     mixture_: "GatedMixture"
-    cascade_: "Cascade"
+    _fitted_cascade: Any
     gate_features_: "TableFeatures"
     expert_names_: list[str]
     random_state: Any
@@ -196,12 +196,12 @@ class MixtureInspection:
             ``accuracy`` or, for regression, ``r2``.
         """
         features, predictions, target = self._judged(X, y)
-        return self.cascade_.curve(features, predictions, target, np.ones(len(target)))
+        return self._fitted_cascade().curve(features, predictions, target, np.ones(len(target)))
 
     def plot_cost_curve(self, X: Any, y: Any) -> Figure:
         """Draw :meth:`cost_curve`, with a point for each expert alone; returns a matplotlib Figure."""
         features, predictions, target = self._judged(X, y)
-        curve = self.cascade_.curve(features, predictions, target, np.ones(len(target)))
+        curve = self._fitted_cascade().curve(features, predictions, target, np.ones(len(target)))
         measure = "accuracy" if self.task == "classification" else "r2"
         figure = new_figure()
         axes = figure.axes[0]

@@ -38,7 +38,7 @@ from moeapps.tables.mixture.features import TableFeatures
 from moeapps.tables.mixture.folds import fit_experts, make_folds
 from moeapps.tables.mixture.portfolio import default_experts
 from moeapps.tables.mixture.regressor import MixtureRegressor
-from moeapps.tables.mixture.saving import features_from
+from moeapps.tables.mixture.saving import expert_key, features_from
 
 __all__ = ["MixtureModule", "MixtureTraining"]
 
@@ -206,7 +206,7 @@ class MixtureModule(Configurable, DataDependentModule):
             pairs = zip(self.names, self._experts, strict=True)
             with warnings.catch_warnings():  # a checkpoint is loaded by the one who trains; to_estimator().save() warns
                 warnings.simplefilter("ignore", UserWarning)
-                documents, tensors = pack_estimators({f"{i}-{_plain(n)}": e for i, (n, e) in enumerate(pairs)})
+                documents, tensors = pack_estimators({expert_key(str(i), n): e for i, (n, e) in enumerate(pairs)})
             state |= {
                 "experts": documents,
                 "tensors": tensors,
@@ -464,7 +464,3 @@ class MixtureModule(Configurable, DataDependentModule):
             return Views()
         val = data.part("val")
         return self.to_estimator().views(val.frame, val.target)
-
-
-def _plain(name: str) -> str:
-    return name.replace(".", "_")

@@ -22,7 +22,7 @@ from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
 from moeapps.tables.mixture.experts import name_experts
 from moeapps.tables.mixture.features import TableFeatures
 
-__all__ = ["MixtureSaving", "features_from"]
+__all__ = ["MixtureSaving", "expert_key", "features_from"]
 
 _MIXTURE, _CASCADE = "mixture.", "cascade."
 """Beginnings of the names of tensors; those of experts begin with "nested."."""
@@ -112,11 +112,11 @@ class MixtureSaving(SaveMixin):
         """Keys of the experts of the arguments; a prefit one is kept once, as the fitted one that it is."""
         fitted = {id(expert): key for key, expert in self._fitted_by_key().items()}
         named = enumerate(name_experts(self.experts))
-        return [fitted.get(id(expert), _key(f"argument{i}", name)) for i, (name, expert) in named]
+        return [fitted.get(id(expert), expert_key(f"argument{i}", name)) for i, (name, expert) in named]
 
     def _fitted_by_key(self) -> dict[str, Any]:
         pairs = zip(self.expert_names_, self.experts_, strict=True)
-        return {_key(str(i), name): expert for i, (name, expert) in enumerate(pairs)}
+        return {expert_key(str(i), name): expert for i, (name, expert) in enumerate(pairs)}
 
     def saved_content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and tensors, with the experts inside.
@@ -214,7 +214,7 @@ class MixtureSaving(SaveMixin):
         self.cascade_ = None
         if state[_CASCADE + "state"] is not None:
             self.cascade_ = Cascade.from_state(state[_CASCADE + "state"], _part(tensors, _CASCADE))
-        self.experts_ = [experts[_key(str(i), name)] for i, name in enumerate(names)]
+        self.experts_ = [experts[expert_key(str(i), name)] for i, name in enumerate(names)]
         for name, expert in zip(names, self.experts_, strict=True):
             self._check_expert(name, expert, source)
 
@@ -240,7 +240,7 @@ class MixtureSaving(SaveMixin):
             raise FileFormatError(f"{source}: its expert {name!r} is {problem}")
 
 
-def _key(number: str, name: str) -> str:
+def expert_key(number: str, name: str) -> str:
     """Name of an estimator's part in the file, which has no dots: the tensors' names are parted by them."""
     return f"{number}-{name.replace('.', '_')}"
 

@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.tree import DecisionTreeClassifier
 
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.tables import MixtureModule, TableData
+from moeapps.tables import MixtureClassifier, MixtureModule, TableData
 
 rng = np.random.default_rng(0)
 PEOPLE = pd.DataFrame(
@@ -224,3 +226,15 @@ def test_a_column_of_lists_is_refused_before_experts_are_fitted(tmp_path):
     data = TableData(PEOPLE.assign(tags=[["a"]] * len(PEOPLE)), "pay", drop=["wage"])
     with pytest.raises(DataError, match="tags"):
         trainer(tmp_path, 1).fit(MixtureModule(EXPERTS, cv=3), datamodule=data)
+
+
+def test_a_mixture_without_a_cascade_says_how_to_get_one(tmp_path):
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    experts = [LogisticRegression(max_iter=500), DecisionTreeClassifier(max_depth=2)]
+    model = MixtureClassifier(experts, cv=2, gate="mean", random_state=0).fit(X, y)
+    model.cascade_ = None  # as MixtureModule.to_estimator() leaves it without data
+    assert model.views(X, y).curves == []
+    with pytest.raises(ConfigError, match=r"to_estimator\(data\)"):
+        model.cost_curve(X, y)
+    with pytest.raises(ConfigError, match="has no cascade"):
+        model.set_params(inference="cascade").predict(X)
