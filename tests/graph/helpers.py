@@ -30,3 +30,12 @@ def trainer(folder, *callbacks, epochs: int) -> L.Trainer:
         num_sanity_val_steps=0, default_root_dir=folder, plugins=[AtomicCheckpointIO()],
         callbacks=[StepSeeding(3), LastCheckpoint(str(folder)), *callbacks],
     )  # fmt: skip
+
+
+def graph_with(**changes) -> Data:
+    """:func:`small_graph` with its edges sorted and each there once, as in PyG's data sets, and with other attributes."""
+    data = small_graph()
+    data.edge_index = data.edge_index.unique(dim=1)
+    for name, value in changes.items():
+        data[name] = value
+    return data

@@ -9,13 +9,12 @@ import pytest
 import torch
 import torch_geometric.transforms as T
 from scipy import sparse
-from torch import nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GCNConv, GraphConv
 
-from moeapps.core.errors import DataError, NonFiniteError
+from moeapps.core.errors import DataError
 from moeapps.graph import Edges, GNNClassifier, GraphDataModule, Mowst, MowstClassifier, load_cora, predict_nodes
 from moeapps.graph.inputs import as_graph, bare_graph
+from tests.graph.helpers import graph_with as graph
 from tests.graph.helpers import small_graph
 
 QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu"}
@@ -35,14 +34,6 @@ class SparseTensor:
 
     def sparse_sizes(self):
         return self.size
-
-
-def graph(**changes) -> Data:
-    data = small_graph()
-    data.edge_index = data.edge_index.unique(dim=1)  # as PyG's data sets are: sorted, each edge once
-    for name, value in changes.items():
-        data[name] = value
-    return data
 
 
 def as_pairs(data: Data) -> dict[tuple[int, int], float]:
@@ -210,86 +201,6 @@ def test_edge_types_are_named_when_they_are_not_used():
     types = torch.arange(graph().num_edges) % 2
     with pytest.warns(UserWarning, match="edge_type is not used"):
         as_graph(graph(edge_type=types))
-
-
-class OwnGCN(nn.Module):
-    """A user's module with PyG's layer."""
-
-    def __init__(self, layer=GCNConv):
-        super().__init__()
-        self.layer = layer(5, 3)
-
-    def forward(self, x, edge_index, edge_weight=None):
-        return self.layer(x, edge_index, edge_weight)
-
-
-@pytest.mark.parametrize("value", [-1.0, -0.01], ids=str)
-@pytest.mark.parametrize(
-    "model",
-    [
-        GNNClassifier(**QUICK),
-        GNNClassifier("gcn_jk", batch_size=8, **QUICK),
-        MowstClassifier(**QUICK),
-        MowstClassifier(strong="gcn_skip", variant="mowst", pretrain="none", **QUICK),
-        MowstClassifier(strong=OwnGCN(GraphConv), medium="gcn", **QUICK),
-        MowstClassifier(batch_size=8, confidence="given", **QUICK),
-    ],
-    ids=str,
-)
-def test_negative_weights_of_a_gcn_are_refused_before_the_first_step(model, value):
-    weight = torch.ones(graph().num_edges)
-    weight[3] = value
-    with pytest.raises(DataError, match=r"edge_weight is below 0 at 1 edges, the first is edge 3"):
-        model.fit(graph(edge_weight=weight))
-
-
-def test_negative_weights_are_refused_in_prediction_too():
-    model, weight = GNNClassifier(**QUICK).fit(graph()), torch.full((graph().num_edges,), -1.0)
-    for attempt in (model.predict, model.score, model.evaluate, model.predict_proba):
-        with pytest.raises(DataError, match="below 0"):
-            attempt(graph(edge_weight=weight))
-
-
-@pytest.mark.parametrize("pretrain", ["both", "none"])
-def test_a_network_that_gives_nan_stops_training_before_it_is_selected_by_nothing(pretrain):
-    data = graph(edge_weight=-torch.ones(graph().num_edges))
-    with pytest.raises(NonFiniteError, match="the strong expert predicts NaN for .* of the 21 nodes"):
-        MowstClassifier(strong=OwnGCN(), pretrain=pretrain, **QUICK).fit(data)
-    with pytest.raises(NonFiniteError, match="not finite"):
-        GNNClassifier(OwnGCN(), **QUICK).fit(data)
-    for model in (MowstClassifier(strong=OwnGCN(GraphConv), **QUICK), GNNClassifier(OwnGCN(GraphConv), **QUICK)):
-        assert np.isfinite(model.fit(data).predict_proba(data)).all()
-
-
-def test_a_prediction_of_nan_is_an_error():
-    model = GNNClassifier(norm=None, **QUICK).fit(graph())
-    for attempt in (model.predict, model.predict_proba, model.score, model.evaluate):
-        with pytest.raises(NonFiniteError, match="predicts NaN"):
-            attempt(graph(x=torch.randn(60, 5).sign() * 3e38))
-
-
-@pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
-def test_a_monitored_score_that_does_not_exist_is_refused(kind):
-    data = graph()
-    data.val_mask = data.val_mask & (data.y != 2)
-    with pytest.raises(DataError, match="monitor='auc' cannot be computed.*every class"):
-        kind(monitor="auc", **QUICK).fit(data)
-    data.val_mask = data.val_mask & (data.y == 1)
-    with pytest.raises(DataError, match="no validation node is of a class with a class_weight above 0"):
-        kind(class_weight={1: 0.0}, **QUICK).fit(data)
-
-
-def test_a_module_without_weights_refuses_them():
-    class Plain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(5, 3)
-
-        def forward(self, x, edge_index):
-            return self.linear(x)
-
-    with pytest.raises(DataError, match="Plain does not use edge weights"):
-        GNNClassifier(Plain(), **QUICK).fit(graph(edge_weight=torch.rand(graph().num_edges)))
 
 
 BIG = [2**62 + 1, 2**62 + 2, 2**62 + 3, 2**62 + 4]  # one float for all

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -232,9 +233,7 @@ class MixtureInspection:
 def _total_score(predicted: NDArray[np.float64], target: NDArray[Any], task: str) -> float:
     if task == "classification":
         return float((predicted.argmax(axis=1) == target).mean())
-    spread = np.square(target - target.mean(axis=0)).sum(axis=0)
-    errors = np.square(target - predicted).sum(axis=0)
-    return float(np.mean(1.0 - errors / np.where(spread > 0, spread, 1.0)))
+    return float(r2_score(target, predicted))
 
 
 def _index(X: Any) -> Any:

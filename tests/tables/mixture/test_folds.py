@@ -182,7 +182,7 @@ def test_a_progress_bar_only_if_asked_for(capsys):
     assert "6/6" in capsys.readouterr().out
 
 
-def test_a_frame_reaches_the_experts_as_it_is():
+def test_a_frame_reaches_the_experts_unchanged():
     seen = []
 
     class Looks(GaussianNB):
