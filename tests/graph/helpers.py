@@ -33,7 +33,7 @@ def trainer(folder, *callbacks, epochs: int) -> L.Trainer:
 
 
 def graph_with(**changes) -> Data:
-    """:func:`small_graph` with its edges sorted and each there once, as in PyG's data sets, and with other attributes."""
+    """:func:`small_graph` with sorted edges, each there once, as in PyG's data sets, and with other attributes."""
     data = small_graph()
     data.edge_index = data.edge_index.unique(dim=1)
     for name, value in changes.items():

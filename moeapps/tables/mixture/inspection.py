@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from moeapps.core.checks import check_sizes
 from moeapps.core.plots import new_figure, plot_load
 from moeapps.tables.mixture.folds import take
-from moeapps.tables.mixture.regions import find_regions
+from moeapps.tables.mixture.regions import REGION_DEPTH, find_regions
 
 if TYPE_CHECKING:
     from moeapps.core.mixing import GatedMixture
@@ -148,7 +148,7 @@ class MixtureInspection:
         )
         return frame.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
-    def regions(self, X: Any, y: Any = None, max_depth: int = 2) -> pd.DataFrame:
+    def regions(self, X: Any, y: Any = None, max_depth: int = REGION_DEPTH) -> pd.DataFrame:
         """Where which expert leads, as rules: the leaves of a shallow tree on the gate's weights.
 
         Parameters

@@ -12,9 +12,10 @@ from sklearn.utils.validation import check_is_fitted
 from moeapps.core.files import atomic_write
 from moeapps.core.tabledata.scoring import label_columns, number_columns
 from moeapps.core.views import Curves, Map, Views
+from moeapps.tables.mixture.regions import REGION_DEPTH, find_regions
 
 if TYPE_CHECKING:
-    from moeapps.core.mixing import Cascade, GatedMixture
+    from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture
 
 __all__ = ["MixtureOutput"]
 
@@ -35,7 +36,6 @@ class MixtureOutput:
     classes_: Any
     _answers: Any
     _decode_target: Any
-    regions: Any
     cost_curve: Any
     score: Any
 
@@ -78,8 +78,7 @@ class MixtureOutput:
             Their targets.
         """
         check_is_fitted(self, "mixture_")
-        answer = self._answers(X)
-        return make_views(self, X, y, answer.weights, answer.asked)
+        return _make_views(self, X, y, self._answers(X))
 
     def save_run(self, folder: str | os.PathLike[str], X: Any, y: Any) -> Path:
         """Leave a folder that ``moeapps report`` shows.
@@ -114,9 +113,9 @@ class MixtureOutput:
         return path
 
 
-def make_views(mixture: Any, X: Any, y: Any, weights: Any, asked: Any) -> Views:
-    """Views of a mixture, from the weights of rows and which experts were asked for them."""
-    names = mixture.expert_names_
+def _make_views(mixture: Any, X: Any, y: Any, answer: "CascadeAnswer") -> Views:
+    """Views of a mixture, from what it answered for rows and their targets."""
+    names, weights, asked = mixture.expert_names_, answer.weights, answer.asked
     lead = np.bincount(weights.argmax(axis=1), minlength=len(names)) / max(len(weights), 1)
     load = pd.DataFrame(
         {
@@ -132,7 +131,8 @@ def make_views(mixture: Any, X: Any, y: Any, weights: Any, asked: Any) -> Views:
         numbers = candidates.set_index("candidate").select_dtypes("number")
         shown = [f"{name} (chosen)" if name == mixture.mixture_.name else str(name) for name in numbers.index]
         maps.append(Map.of("gates that competed", numbers.set_axis(shown), "candidate", ""))
-    regions = mixture.regions(X)
+    table = mixture._table(X, reset=False)
+    regions = find_regions(mixture.gate_features_, table, weights, names, {}, REGION_DEPTH)
     weight = regions.set_index("where")[[f"weight {name}" for name in names]].set_axis(names, axis=1)
     maps.append(Map.of("mean weight of experts by region", weight, "where"))
     curves = []

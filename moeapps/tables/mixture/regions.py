@@ -17,7 +17,10 @@ from moeapps.tables.mixture.features import readable_number
 if TYPE_CHECKING:
     from moeapps.tables.mixture.features import TableFeatures
 
-__all__ = ["find_regions"]
+__all__ = ["REGION_DEPTH", "find_regions"]
+
+REGION_DEPTH = 2
+"""Conditions per rule, at most, where nobody says."""
 
 _LEAF = 0.02
 """A region has at least this part of the rows."""
