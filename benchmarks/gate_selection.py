@@ -197,10 +197,10 @@ def every_candidate(kept):
     eye = np.eye(len(names))
     candidates = {f"expert:{name}": eye[i] for i, name in enumerate(names)}
     candidates |= {"mean": np.full(len(names), 1 / len(names)), **DEFAULTS}
-    seen, temperatures = cross_fitted_losses(fitter, candidates, data)
+    seen, corrections = cross_fitted_losses(fitter, candidates, data)
     test = {}
     for name, mixture in fitter.fit(candidates, data).items():
-        mixed = replace(mixture, temperature=temperatures[name]).mix(kept["test_features"], kept["test"])
+        mixed = replace(mixture, **corrections[name]).mix(kept["test_features"], kept["test"])
         test[name] = losses_of(mixed, kept["test_y"])
     return dict(zip(candidates, seen.T, strict=True)), test
 

@@ -6,7 +6,9 @@ Temperature scaling (Guo et al. 2017, eq. 9), applied to the logarithms of the p
 constant. The floor is needed because forests and nearest neighbours give probabilities of exactly 0, whose logarithm
 no temperature makes harmless. ``benchmarks/gate_selection.py --calibration`` compares the two on public tables.
 
-Shapes: n rows, E experts, K classes.
+In regression there is one straight line for the mixture (:class:`Line`), and nothing for the single experts.
+
+Shapes: n rows, E experts, K classes or targets.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from scipy.special import log_softmax
 
 from moeapps.core.mixing.inputs import LOWEST, Floats, MixingData
 
-__all__ = ["FLOORS", "Calibration", "fit_calibration", "fit_temperature", "picked"]
+__all__ = ["FLOORS", "Calibration", "Line", "fit_calibration", "fit_line", "fit_temperature", "picked"]
 
 FLOORS = (1e-15, 1e-8, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Floors that are tried; the first is no floor."""
@@ -57,6 +59,54 @@ class Calibration:
     def experts(self, chosen: Sequence[int]) -> "Calibration":
         """Calibration of some of the experts, in this order."""
         return Calibration(self.temperatures[list(chosen)], self.floors[list(chosen)])
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is added to and what multiplies a mixed prediction, for each target.
+
+    A mean of regressions varies less than the target does, the more so the more they differ, as weights that sum to 1
+    cannot give it its spread back (Breiman 1996, "Stacked regressions", section 3, on sums that are left free).
+
+    Parameters
+    ----------
+    slope : float64 array of shape (K,)
+        Factor.
+    intercept : float64 array of shape (K,)
+        Summand.
+    """
+
+    slope: Floats
+    intercept: Floats
+
+    def __call__(self, mixed: Floats) -> Floats:
+        """Map predictions ``(n, K)`` to corrected ones."""
+        out: Floats = self.slope * mixed + self.intercept
+        return out
+
+
+LINE_ROWS = 10
+"""So many rows stand for the line that changes nothing, with the variance that the predictions have."""
+
+
+def fit_line(mixed: Floats, target: Floats, weight: Floats) -> Line:
+    """Line with the least squared error, drawn towards the one that changes nothing by :data:`LINE_ROWS` rows.
+
+    Parameters
+    ----------
+    mixed, target : float64 array of shape (n, K)
+        Predictions for rows that the mixture was not fitted on, and what was to be predicted.
+    weight : float64 array of shape (n,)
+        Weights with mean 1.
+    """
+    prior, column = LINE_ROWS / len(mixed), weight[:, None]
+    centre, wanted = (column * mixed).mean(axis=0), (column * target).mean(axis=0)
+    spread = (column * (mixed - centre) ** 2).mean(axis=0)
+    together = (column * (mixed - centre) * (target - wanted)).mean(axis=0)
+    constant = spread <= 1e-18 * (1 + centre**2)
+    slope = np.where(constant, 1.0, (together + prior * spread) / np.where(constant, 1.0, (1 + prior) * spread))
+    middle = centre + (wanted - centre) / (1 + prior)
+    return Line(slope, middle - slope * centre)
 
 
 def picked(log_probs: Floats, target: NDArray[np.int64]) -> Floats:

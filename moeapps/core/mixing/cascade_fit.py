@@ -13,7 +13,7 @@ import numpy as np
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
-from moeapps.core.mixing.calibration import fit_temperature
+from moeapps.core.mixing.calibration import fit_line, fit_temperature
 from moeapps.core.mixing.cascade import CRITERIA, Cascade, Criterion
 from moeapps.core.mixing.gain import Gain, fit_gain, known_of
 from moeapps.core.mixing.gate import FixedGate, PredictionGate
@@ -162,9 +162,11 @@ class _StageFitter:
             gate=self._gate(data, experts),
             calibration=whole.calibration.experts(experts),
         )
-        if whole.temperature == 1 or len(experts) == 1:  # not calibrated, or by the expert's own temperature
-            return stage
+        if len(experts) == 1 or (whole.temperature == 1 and whole.line is None):
+            return stage  # the expert has its own temperature, or nothing is calibrated
         mixed = stage.log_mix(data.features, data.predictions[:, experts])
+        if whole.task == "regression":
+            return replace(stage, line=fit_line(mixed, data.target, data.weight))
         return replace(stage, temperature=fit_temperature(mixed, data.target, data.weight)[0])
 
     def _gains(self, cascade: Cascade, data: MixingData) -> tuple[Gain, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moeapps.core.config import as_arguments
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.mixing.calibration import Calibration
+from moeapps.core.mixing.calibration import Calibration, Line
 from moeapps.core.mixing.gate import FixedGate, GateConfig, PredictionGate, dense_weights
 from moeapps.core.mixing.inputs import Floats, Task, check_predictions, uncertainty, uncertainty_width
 from moeapps.core.rebuilding import rebuild
@@ -64,6 +64,8 @@ class GatedMixture:
     temperature : float, default=1.0
         Temperature of the mixed probabilities. A mean of calibrated probabilities is less sure than it should be
         (Ranjan and Gneiting 2010), which a temperature below 1 corrects.
+    line : Line, optional
+        The same in regression: a slope and an intercept for the mixed prediction.
     candidates : DataFrame, optional
         What was compared; see :func:`~moeapps.core.mixing.fit_mixture`.
     """
@@ -76,6 +78,7 @@ class GatedMixture:
     gate: PredictionGate | FixedGate
     calibration: Calibration
     temperature: float = 1.0
+    line: Line | None = None
     candidates: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
@@ -151,7 +154,7 @@ class GatedMixture:
         """Mix calibrated predictions by given weights: log-probabilities or targets ``(n, K)``."""
         mixed = mix_predictions(weights, calibrated, self.task)
         if self.task == "regression":
-            return mixed
+            return mixed if self.line is None else self.line(mixed)
         scaled: Floats = log_softmax(mixed / self.temperature, axis=1)
         return scaled
 
@@ -186,6 +189,7 @@ class GatedMixture:
             "name": self.name,
             "gate": as_arguments(self.gate.config) if isinstance(self.gate, PredictionGate) else None,
             "temperature": float(self.temperature),
+            "line": None if self.line is None else [self.line.slope.tolist(), self.line.intercept.tolist()],
             "candidates": [_plain(row) for row in self.candidates.to_dict("records")],
         }
         tensors = {f"gate.{name}": value.clone() for name, value in self.gate.state_dict().items()}
@@ -214,6 +218,7 @@ class GatedMixture:
         calibration = Calibration(
             *(_positive(tensors, name, len(names)) for name in ("temperatures", "floors"))  # in the fields' order
         )
+        line = None if state["line"] is None else _line_from(state["line"], state["num_outputs"])
         gate_tensors = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("gate.")}
         gate = _gate_from(state, len(names), gate_tensors)
         return cls(
@@ -225,6 +230,7 @@ class GatedMixture:
             gate,
             calibration,
             float(state["temperature"]),
+            line,
             pd.DataFrame(state["candidates"]),
         )
 
@@ -239,6 +245,7 @@ class _MixtureState:
     name: str
     gate: dict[str, Any] | None
     temperature: float
+    line: list[list[float]] | None
     candidates: list[dict[str, Any]]
 
 
@@ -256,6 +263,13 @@ def _positive(tensors: Mapping[str, Tensor], name: str, num_experts: int) -> Flo
     if not (np.isfinite(values) & (values > 0)).all():
         raise FileFormatError(f"{name} of a mixture must be finite and above 0")
     return values
+
+
+def _line_from(numbers: list[list[float]], num_outputs: int) -> Line:
+    """A line from its slopes and intercepts."""
+    if [len(part) for part in numbers] != [num_outputs] * 2 or not np.isfinite(numbers).all():
+        raise FileFormatError(f"the line of a mixture must be {num_outputs} slopes and as many intercepts, all finite")
+    return Line(*np.asarray(numbers, dtype=np.float64))
 
 
 def _gate_from(state: Mapping[str, Any], num_experts: int, tensors: Mapping[str, Tensor]) -> PredictionGate | FixedGate:

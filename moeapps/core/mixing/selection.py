@@ -23,7 +23,7 @@ from sklearn.model_selection import GroupKFold
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_temperature, picked
+from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_line, fit_temperature, picked
 from moeapps.core.mixing.gate import KINDS, FixedGate, GateConfig
 from moeapps.core.mixing.inputs import Floats, MixingData, Task
 from moeapps.core.mixing.mixture import GatedMixture
@@ -88,7 +88,7 @@ def fit_mixture(
         ``"auto"``: whichever candidate does best. ``"best"``: the best expert alone. ``"mean"``, ``"constant"``,
         ``"confidence"``, ``"linear"``, ``"mlp"`` or a :class:`~moeapps.core.mixing.GateConfig`: that one.
     calibrate : bool, default=True
-        Whether each expert and the mixture get a temperature.
+        Whether each expert and the mixture get a temperature, or in regression the mixture a straight line.
     groups : array of shape (n,), optional
         Rows of one group stay in one fold.
     seed : int, default=0
@@ -126,14 +126,14 @@ def fit_mixture(
     data = MixingData.checked(features, predictions, target, weight, task, names)
     fitter = CandidateFitter(names, calibrate, seed)
     candidates = _candidates(gate, names, len(data))
-    losses, temperatures = cross_fitted_losses(fitter, candidates, data, groups)
+    losses, corrections = cross_fitted_losses(fitter, candidates, data, groups)
     chosen = _chosen(gate, list(candidates), losses, data.weight)
     table = compare(list(candidates), losses, data.weight)
     table["chosen"] = table["candidate"] == chosen
     if verbose:
         print(table.to_string(index=False, float_format="{:.4f}".format))
     mixture = fitter.fit({chosen: candidates[chosen]}, data)[chosen]
-    return replace(mixture, temperature=temperatures[chosen], candidates=table)
+    return replace(mixture, **corrections[chosen], candidates=table)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class CandidateFitter:
     names : tuple of str
         Names of the E experts.
     calibrate : bool
-        Whether there are temperatures.
+        Whether there are temperatures and lines.
     seed : int
         Seed of the gates.
     """
@@ -155,8 +155,8 @@ class CandidateFitter:
     seed: int
 
     def calibrates(self, data: MixingData) -> bool:
-        """Whether temperatures are fitted on these rows."""
-        return self.calibrate and data.task == "classification" and len(data) >= FEWEST
+        """Whether temperatures, or a line, are fitted on these rows."""
+        return self.calibrate and len(data) >= FEWEST
 
     def fit(self, candidates: "Candidates", data: MixingData) -> dict[str, GatedMixture]:
         """One mixture per candidate; they share the experts' calibration."""
@@ -198,31 +198,34 @@ class CandidateFitter:
 
 def cross_fitted_losses(
     fitter: CandidateFitter, candidates: "Candidates", data: MixingData, groups: NDArray[np.int64] | None = None
-) -> tuple[Floats, dict[str, float]]:
+) -> tuple[Floats, dict[str, dict[str, Any]]]:
     """Judge candidates on the folds that they were not fitted on.
 
     Returns
     -------
     losses : float64 array of shape (n, C)
         Log loss, or squared error as a mean over the targets, of each row by each candidate.
-    temperatures : dict of str to float
-        Temperature of each candidate's mixed probabilities, fitted on the same rows: on rows that a gate learned from
-        its mixture looks surer than it may be.
+    corrections : dict of str to dict
+        What each candidate's mixture gets beside its gate, ``temperature`` or ``line``, fitted on the same rows: on
+        rows that a gate learned from its mixture looks surer than it may be.
     """
     mixed = {name: np.empty((len(data), data.predictions.shape[2])) for name in candidates}
     for train, held in cut_folds(data, groups, fitter.seed):
         judged = data.rows(held)
         for name, mixture in fitter.fit(candidates, data.rows(train)).items():
             mixed[name][held] = mixture.log_mix(judged.features, judged.predictions)
-    temperatures = dict.fromkeys(candidates, 1.0)
+    corrections: dict[str, dict[str, Any]] = {name: {} for name in candidates}
+    # an expert alone has its temperature already, and in regression it stays as it is
+    several = [name for name in candidates if fitter.calibrates(data) and not name.startswith("expert:")]
     if data.task == "regression":
-        return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), temperatures
-    if fitter.calibrates(data):
-        for name in candidates:
-            if not name.startswith("expert:"):  # an expert alone has its temperature already
-                temperatures[name] = fit_temperature(mixed[name], data.target, data.weight)[0]
-    scaled = [log_softmax(mixed[name] / temperatures[name], axis=1) for name in candidates]
-    return np.stack([-picked(log_probs, data.target) for log_probs in scaled], axis=1), temperatures
+        for name in several:
+            line = fit_line(mixed[name], data.target, data.weight)
+            corrections[name], mixed[name] = {"line": line}, line(mixed[name])
+        return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), corrections
+    for name in several:
+        temperature = fit_temperature(mixed[name], data.target, data.weight)[0]
+        corrections[name], mixed[name] = {"temperature": temperature}, log_softmax(mixed[name] / temperature, axis=1)
+    return np.stack([-picked(log_probs, data.target) for log_probs in mixed.values()], axis=1), corrections
 
 
 def cut_folds(

@@ -31,8 +31,8 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
         :class:`~moeapps.tables.MoERegressor`. With several targets, an expert that predicts only one is left out with a
         warning: wrap it in :class:`~sklearn.multioutput.MultiOutputRegressor`.
     gate, costs, budget, tolerance, inference, cv, calibrate, n_jobs, verbose, random_state
-        As in :class:`MixtureClassifier`, with ``cv`` of folds that are not stratified; regressors have no
-        temperatures.
+        As in :class:`MixtureClassifier`, with ``cv`` of folds that are not stratified. What ``calibrate`` fits is
+        no temperature but a straight line for the mixed prediction, whose spread a mean of experts shrinks.
 
     Attributes
     ----------

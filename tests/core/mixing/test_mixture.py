@@ -289,6 +289,26 @@ def test_impossible_arguments_are_refused(change, message):
         fit_mixture(x, predictions, y, **change)
 
 
+def two_shrunk_regressions(n=600, seed=0):
+    """Features, predictions of two experts that each know one of two summands, and their sum."""
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(n, 2))
+    return np.zeros((n, 0)), parts[:, :, None], parts.sum(axis=1, keepdims=True) + 0.1 * rng.normal(size=(n, 1))
+
+
+def test_a_mixture_of_regressions_gets_its_spread_back():
+    x, predictions, y = two_shrunk_regressions()
+    mixture = fit_mixture(x, predictions, y, task="regression")
+    assert mixture.line.slope[0] == pytest.approx(2, rel=0.1)  # weights of a half each, and twice that
+    x, predictions, y = two_shrunk_regressions(seed=1)
+    assert np.square(mixture.mix(x, predictions) - y).mean() < 0.05
+    plain = fit_mixture(x, predictions, y, task="regression", calibrate=False)
+    assert plain.line is None
+    assert np.square(plain.mix(x, predictions) - y).mean() > 0.4
+    alone = fit_mixture(x, predictions, y, task="regression", gate="best")
+    assert alone.line is None  # an expert alone predicts what it predicts
+
+
 # saving
 
 
@@ -302,6 +322,17 @@ def test_a_mixture_survives_its_state(gate):
     assert (again.weights(x, predictions) == mixture.weights(x, predictions)).all()
     assert again.candidates.equals(mixture.candidates)
     assert again.names == mixture.names
+
+
+def test_a_mixture_of_regressions_survives_its_state():
+    x, predictions, y = two_shrunk_regressions()
+    mixture = fit_mixture(x, predictions, y, task="regression")
+    state, tensors = mixture.state()
+    again = GatedMixture.from_state(json.loads(json.dumps(state, allow_nan=False)), tensors)
+    assert (again.mix(x, predictions) == mixture.mix(x, predictions)).all()
+    for line in ([[1.0]], [[1.0], [2.0, 3.0]], [[1.0], [float("inf")]]):
+        with pytest.raises(FileFormatError, match="line of a mixture must be 1 slopes"):
+            GatedMixture.from_state({**state, "line": line}, tensors)
 
 
 @pytest.mark.parametrize(

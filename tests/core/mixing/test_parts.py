@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 
 from moeapps.core.losses import mixture_loss
 from moeapps.core.mixing import Calibration, GateConfig, PredictionGate, fit_calibration
-from moeapps.core.mixing.calibration import fit_temperature, picked
+from moeapps.core.mixing.calibration import Line, fit_line, fit_temperature, picked
 from moeapps.core.mixing.gain import fit_gain
 from moeapps.core.mixing.gate import dense_weights
 from moeapps.core.mixing.inputs import MixingData, uncertainty
@@ -31,6 +31,30 @@ def drawn(n=2000, sharpness=1.0, seed=0):
     logits = rng.normal(size=(n, 3)) * 2
     y = (softmax(logits, axis=1).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
     return log_softmax(logits * sharpness, axis=1)[:, None], np.minimum(y, 2)
+
+
+def test_a_line_is_the_one_with_the_least_squared_error():
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(3, 2, size=(4000, 2))
+    target = mixed * [1.5, -0.5] + [4, 100] + rng.normal(size=(4000, 2))
+    weight = rng.uniform(0.5, 1.5, size=4000)
+    weight /= weight.mean()
+    line = fit_line(mixed, target, weight)
+    for column in range(2):
+        slope, intercept = np.polyfit(mixed[:, column], target[:, column], 1, w=np.sqrt(weight))
+        assert line.slope[column] == pytest.approx(slope, rel=0.01)
+        assert line.intercept[column] == pytest.approx(intercept, rel=0.01)
+    np.testing.assert_allclose(line(mixed), mixed * line.slope + line.intercept)
+
+
+def test_a_line_of_few_rows_changes_little():
+    mixed, target = np.array([[0.0], [1.0]]), np.array([[0.0], [3.0]])
+    line = fit_line(mixed, target, np.ones(2))
+    assert 1 < line.slope[0] < 1.5  # two rows against ten that say nothing is to be changed
+    same = fit_line(np.full((50, 1), 7.0), np.arange(50.0)[:, None], np.ones(50))
+    assert same.slope[0] == 1  # a constant prediction is moved only
+    assert same(np.full((1, 1), 7.0))[0, 0] == pytest.approx(7 + (24.5 - 7) * 50 / 60)
+    assert isinstance(same, Line)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
