@@ -5,7 +5,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import DropPath
@@ -18,6 +18,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.expert_sizes import ExpertSizes
 from moeapps.core.layer import BalanceLoss, MoE
 from moeapps.core.modes import notes_are_kept
+from moeapps.core.older import arguments_of_0_1
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
 
@@ -189,6 +190,11 @@ def _make_moe(layer: type[L], dim: int, hidden_dim: int, config: VisionMoEConfig
     return layer(dim, hidden_dim=hidden_dim, **arguments)
 
 
+def _as_saved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a folder or repository says, as it was meant: one that 0.1 saved names no ``iterations``."""
+    return arguments if "iterations" in arguments else arguments_of_0_1(arguments)
+
+
 class WideNet(
     VisionTransformer, Configurable, PyTorchModelHubMixin, library_name="moeapps", tags=["mixture-of-experts"]
 ):
@@ -266,6 +272,11 @@ class WideNet(
         self.init_weights(vit.get("weight_init", ""))
         _init_experts(self.moe)
 
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> Self:
+        """Load a folder or repository; the router of one that 0.1 saved has the defaults of then."""
+        return cast(Self, super()._from_pretrained(**_as_saved(arguments)))
+
     @property
     def moe(self) -> SharedMoE:
         """The MoE layer that all blocks share."""
@@ -330,3 +341,8 @@ class ViTMoE(
             moe = _make_moe(MoE, dim, int(dim * vit.get("mlp_ratio", 4.0)), each)
             _init_experts(moe)
             self.blocks[i].mlp = moe
+
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> Self:
+        """Load a folder or repository; the router of one that 0.1 saved has the defaults of then."""
+        return cast(Self, super()._from_pretrained(**_as_saved(arguments)))

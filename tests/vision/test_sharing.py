@@ -99,6 +99,23 @@ def test_a_model_is_shared_as_the_hub_wants_it(model, tmp_path):
     assert "moeapps" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("network", [WideNet, ViTMoE])
+@pytest.mark.parametrize(("router", "then"), [("autonomy", {"form": "narrow"}), ("shared", {"renormalize": True})])
+def test_what_0_1_shared_keeps_the_routers_defaults_of_then(network, router, then, tmp_path):
+    size = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    built = network(**size, num_classes=3, router=router, top_k=1, router_args=then).eval()
+    built.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    arguments = json.loads(config.read_text())
+    for later in ("router_args", "balance_loss", "iterations", "expert_sizes"):  # 0.1 did not know these
+        del arguments[later]
+    config.write_text(json.dumps(arguments))
+    loaded = network.from_pretrained(tmp_path).eval()
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), built(x))
+
+
 def test_pictures_have_a_panel_for_every_image(digits):
     digits = digits[0]
     rng = np.random.default_rng(0)
