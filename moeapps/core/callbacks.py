@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 
+from moeapps.core.averaging import averaged_module
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.writer import TableWriter
 
@@ -180,6 +181,8 @@ class StopOnSignal(L.Callback):
 class BestWeights(L.Callback):
     """Keep the weights of the best epoch in memory and put them back when training ends.
 
+    Where a callback averages the weights, it is the average that was validated, and that is kept.
+
     Parameters
     ----------
     monitor : str
@@ -211,7 +214,8 @@ class BestWeights(L.Callback):
         score = float(trainer.callback_metrics[self.monitor])
         if self.best_score is None or self.sign * score > self.sign * self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            self._weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+            validated = averaged_module(trainer) or pl_module
+            self._weights = {name: tensor.detach().clone() for name, tensor in validated.state_dict().items()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""

@@ -24,6 +24,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from moeapps.core.averaging import RisingAverage
 from moeapps.core.callbacks import (
     BestWeights,
     HistoryRecorder,
@@ -86,6 +87,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         mode: Literal["min", "max"] = "max",
         max_epochs: int | None = None,
         validate: bool = True,
+        ema_decay: float = 0.0,
     ) -> pd.DataFrame:
         """Fit a module.
 
@@ -106,6 +108,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             Number of epochs; the estimator's own when None.
         validate : bool, default=True
             Whether the data has a validation part.
+        ema_decay : float, default=0.0
+            Decay of a moving average of the weights, which is validated and kept; none when 0.
 
         Returns
         -------
@@ -123,6 +127,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             raise ConfigError(f"max_epochs must be a whole number of at least 1, got {max_epochs!r}")
         history = HistoryRecorder()
         callbacks: list[Callback] = [StepSeeding(seed), history]
+        if ema_decay:
+            callbacks.append(RisingAverage(ema_decay))  # before BestWeights, whose weights are the last to be put back
         if monitor is not None:
             if self.patience < 1:
                 raise ConfigError(f"patience must be at least 1, got {self.patience!r}")

@@ -85,6 +85,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Part of the learning rate that is left after the last epoch.
     label_smoothing : float, default=0.0
         Part of a label's weight that is spread over all classes in training.
+    ema_decay : float, default=0.98
+        Decay of the moving average of the weights that is validated and kept, below 1: it covers about
+        1 / (1 - ``ema_decay``) steps. 0 takes the weights as they are.
     batch_size : int or "auto", default="auto"
         Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
     max_epochs : int or "auto", default="auto"
@@ -94,7 +97,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         and keep the best epoch; "auto" does for more than 200 rows.
     validation_fraction : float, default=0.1
         Part of the rows that is set aside.
-    patience : int, default=16
+    patience : int, default=5
         Epochs without a better validation loss before training stops.
     class_weight : dict or "balanced", optional
         Weights of the classes.
@@ -176,11 +179,12 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         warmup: float = 0.0,
         final_lr: float = 0.1,
         label_smoothing: float = 0.0,
+        ema_decay: float = 0.98,
         batch_size: int | Literal["auto"] = "auto",
         max_epochs: int | Literal["auto"] = "auto",
         early_stopping: bool | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
-        patience: int = 16,
+        patience: int = 5,
         class_weight: Any = None,
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,

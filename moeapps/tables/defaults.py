@@ -22,6 +22,7 @@ BEFORE: dict[str, Any] = {
     "final_lr": 0.1,
     "beta2": 0.999,
     "label_smoothing": 0.0,
+    "ema_decay": 0.0,
 }
 """What arguments that 0.1 did not have are in what it saved."""
 

@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_fraction, check_one_of, check_sizes
 from moeapps.core.config import config_from, field_names
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
@@ -63,6 +63,7 @@ class TabularEstimator(LightningEstimator):
     num_members: int | Literal["auto"]
     scaling: Scaling
     early_stopping: bool | Literal["auto"]
+    ema_decay: float
     validation_fraction: float
     num_bins: int
     categorical_features: Literal["auto"] | Sequence[Any] | None
@@ -209,6 +210,7 @@ class TabularEstimator(LightningEstimator):
             mode="min",
             max_epochs=passes or int(self._resolved("max_epochs")),
             validate=val is not None,
+            ema_decay=0.0 if passes is not None else self.ema_decay,
         )
         self._optimizer_state = module.optimizer_state if passes is not None else None
         self.history_ = history if passes is None or not hasattr(self, "history_") else self._joined(history)
@@ -229,6 +231,7 @@ class TabularEstimator(LightningEstimator):
         check_one_of("dtype", self.dtype, ("auto", "float32", "float64"))
         check_one_of("early_stopping", self.early_stopping, ("auto", True, False))
         check_fraction(validation_fraction=self.validation_fraction)
+        check_below_one(ema_decay=self.ema_decay)
         if self.validation_fraction >= 1:
             raise ConfigError(f"validation_fraction must be below 1, got {self.validation_fraction!r}")
 
