@@ -57,6 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout=0": {"dropout": 0.0},
     "hidden_dim=128": {"hidden_dim": 128},
     "dense blocks of equal FLOPs": {"num_experts": 1, "top_k": 1, "hidden_dim": 128},  # two experts of width 64
+    "num_experts=4": {"num_experts": 4},
+    "ema_decay=0": {"ema_decay": 0.0},
+    "ema_decay=0, patience=10": {"ema_decay": 0.0, "patience": 10},
     "patience=10": {"patience": 10},
     "label_smoothing=0.1": {"label_smoothing": 0.1},
     "all as in 0.1": {**BEFORE, "hidden_dim": None, "dropout": 0.0, "max_epochs": 100, "patience": 10},

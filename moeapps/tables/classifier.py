@@ -57,7 +57,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Numbers by mean and standard deviation, or by median and quartile range and then bounded smoothly.
     num_members : int or "auto", default="auto"
         Members that share the blocks and have scales, shifts and heads of their own (TabM, Gorishniy et al. 2025); the
-        prediction is their mean. "auto" takes fewer the more rows there are.
+        prediction is their mean. "auto" is 4, 2 above 30,000 rows, and 1 above 60,000.
     dropout : float or "auto", default="auto"
         Probability of dropping a feature in training; "auto" is 0.1, and 0 while all rows make one batch.
     balance_weight : float, default=0.01
@@ -89,9 +89,10 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Decay of the moving average of the weights that is validated and kept, below 1: it covers about
         1 / (1 - ``ema_decay``) steps. 0 takes the weights as they are.
     batch_size : int or "auto", default="auto"
-        Rows per step; "auto" takes all rows up to 200, else n / 20 between 32 and 512.
+        Rows per step; "auto" takes all rows up to 200, then n / 20 between 32 and 512, and 1,024 above
+        60,000 rows.
     max_epochs : int or "auto", default="auto"
-        Passes over the data, at most; "auto" makes fewer the more rows there are.
+        Passes over the data, at most; "auto" is 100, 60 up to 200 rows, and 8 above 60,000.
     early_stopping : bool or "auto", default="auto"
         Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
         and keep the best epoch; "auto" does for more than 200 rows.

@@ -8,7 +8,7 @@ import numpy as np
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
 
-__all__ = ["BEFORE", "ONE_BATCH", "automatic", "check_automatic", "route_column"]
+__all__ = ["BEFORE", "ONE_BATCH", "automatic", "batch_rows", "check_automatic", "route_column"]
 
 ONE_BATCH = 200
 """Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
@@ -45,14 +45,21 @@ def automatic(n: int) -> dict[str, int | float]:
     if n <= ONE_BATCH:
         return {"num_members": 4, "dropout": 0.0, "max_epochs": 60}
     members = next(number for most, number in _MEMBERS if n <= most)
-    return {"num_members": members, "dropout": 0.1, "max_epochs": 100 if n <= _MANY_ROWS else 20}
+    return {"num_members": members, "dropout": 0.1, "max_epochs": 100 if n <= MANY_ROWS else 8}
+
+
+def batch_rows(n: int) -> int:
+    """Rows per step: all of them while they are few, about 20 batches while there are thousands, then 512 or 1,024."""
+    if n <= ONE_BATCH:
+        return n
+    return int(2 ** np.clip(np.floor(np.log2(n / 20)), 5, 9)) if n <= MANY_ROWS else 1024
 
 
 _MEMBERS = ((30_000, 4), (60_000, 2), (np.inf, 1))
 """Members up to so many rows: their cost is that of the blocks times their number."""
 
-_MANY_ROWS = 60_000
-"""Above so many rows 20 epochs are thousands of steps."""
+MANY_ROWS = 60_000
+"""Above so many rows 8 epochs are hundreds of large steps."""
 
 
 def route_column(route_by: Any, names: Sequence[Any], categorical: Sequence[int]) -> int | None:

@@ -34,7 +34,7 @@ from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.data import TableDataModule, refuse_holes
-from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, check_automatic, route_column
+from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, batch_rows, check_automatic, route_column
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
 from moeapps.tables.numbers import Scaling
@@ -188,7 +188,7 @@ class TabularEstimator(LightningEstimator):
         """Train the network on encoded rows and keep it; ``passes`` overrides the number of epochs."""
         module = TabularModule.from_config(model, config=config_from(TabularTraining, self))
         n = len(rows[0])
-        batch_size = self._batch_size(n)
+        batch_size = batch_rows(n) if self.batch_size == "auto" else self.batch_size
         dtype = self._training_dtype(n, batch_size)
         module.to(dtype)
         train, val = rows, None
@@ -299,12 +299,6 @@ class TabularEstimator(LightningEstimator):
         """An argument, or what "auto" became when the network was built."""
         value: int | float | str = getattr(self, name)
         return self.auto_[name] if isinstance(value, str) else value
-
-    def _batch_size(self, n: int) -> int:
-        """All rows at once while they are few, about 20 batches while there are thousands, 512 rows from there."""
-        if self.batch_size != "auto":
-            return self.batch_size
-        return n if n <= ONE_BATCH else int(2 ** np.clip(np.floor(np.log2(n / 20)), 5, 9))
 
     def _training_dtype(self, n: int, batch_size: int) -> torch.dtype:
         """In float64 while all rows fit into one batch, where it costs nothing."""
