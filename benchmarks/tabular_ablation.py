@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from public_tables import TABLES, load_table
+from public_tables import TABLES, encoded, load_table
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import (
@@ -39,7 +39,6 @@ from sklearn.ensemble import (
 from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
-from tabular import encoded
 
 from moeapps import MoEClassifier, MoERegressor
 from moeapps.tables.defaults import BEFORE
