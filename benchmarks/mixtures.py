@@ -317,8 +317,8 @@ def ranks(means: pd.DataFrame) -> pd.DataFrame:
             "rank by loss": wide["loss"][complete].rank(axis=1).mean(),
             "mean score": wide["score"][complete].mean(),
             "mean loss": wide["loss"][complete].mean(),
-            "fit, s": wide["fit"][complete].mean(),
-            "predict, s": wide["predict"][complete].mean(),
+            "fit": wide["fit"][complete].mean(),
+            "predict": wide["predict"][complete].mean(),
         }
     ).sort_values("rank by loss")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/routers.py [--seeds 3] [--plot docs/routing]
 
-MoEClassifier with 8 experts, top-2 where a router has a k, one member, no dropout, 60 epochs without early stopping, on
+MoEClassifier with 8 experts, top-2 where a router has a k, one member, no dropout, no averages, 60 epochs without early stopping, on
 scikit-learn's digits (1,797 rows, 64 numbers; a quarter for testing, another one for each seed). "Experts per row" is
 how many experts a row of the test set uses, "largest load" the share of the busiest expert times 8 (1 is perfect
 balance), "entropy" that of the router's probabilities as a part of log 8; all of the last of two blocks. Time is that
@@ -42,13 +42,14 @@ def split(seed: int) -> list[Any]:
 
 
 PLAIN: dict[str, Any] = {
+    "ema_decay": 0.0,
     "num_members": 1,
     "numeric_embedding": "piecewise",
     "scaling": "standard",
     "dropout": 0.0,
     "hidden_dim": 128,
 }
-"""One member without dropout: several members would blur what the router does."""
+"""One member without dropout and averages: they would blur what the router does."""
 
 
 def make(router: str, seed: int, epochs: int) -> MoEClassifier:
