@@ -2,12 +2,12 @@
 
     python benchmarks/routers.py [--seeds 3] [--plot docs/routing]
 
-MoEClassifier with 8 experts, top-2 where a router has a k, one member, no dropout, no averages, 60 epochs without early stopping, on
-scikit-learn's digits (1,797 rows, 64 numbers; a quarter for testing, another one for each seed). "Experts per row" is
-how many experts a row of the test set uses, "largest load" the share of the busiest expert times 8 (1 is perfect
-balance), "entropy" that of the router's probabilities as a part of log 8; all of the last of two blocks. Time is that
-of trainings of 3 epochs on one thread, divided by topk's: all take turns in one process, the ratio is the median over
-7 rounds. Accuracies that are in the results file already are not measured again.
+MoEClassifier with 8 experts, top-2 where a router has a k, one member, no dropout, no averages, 60 epochs without
+early stopping, on scikit-learn's digits (1,797 rows, 64 numbers; a quarter for testing, another one for each seed).
+"Experts per row" is how many experts a row of the test set uses, "largest load" the share of the busiest expert times
+8 (1 is perfect balance), "entropy" that of the router's probabilities as a part of log 8; all of the last of two
+blocks. Time is that of trainings of 3 epochs on one thread, divided by topk's: all take turns in one process, the
+ratio is the median over 7 rounds. Accuracies that are in the results file already are not measured again.
 """
 
 import argparse
