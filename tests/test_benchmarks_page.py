@@ -129,7 +129,9 @@ def mixture_rows(mixtures: Any, found: Any, task: str) -> list[str]:
             values = f"{scale * row[f'{key} gain']:+.{digits}f} ± {scale * row[f'{key} s.e.']:.{digits}f}"
             gains += [row[f"best by {key}"], values]
         kept = "yes" if row["kept"] else "**no**"
-        rows.append(f"| {row['table']} | {' | '.join([*gains, kept])} | {100 * row['lost at half']:+.2f} | {row.cost:.2f} |")
+        rows.append(
+            f"| {row['table']} | {' | '.join([*gains, kept])} | {100 * row['lost at half']:+.2f} | {row.cost:.2f} |"
+        )
     return rows
 
 
