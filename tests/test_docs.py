@@ -25,7 +25,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
-SMALL = {"widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"]}
+SMALL = {
+    "widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"],
+    "mixture_census.yaml": ["--data.validation_fraction", "0.9", "--model.cv", "2"],
+}
 ELSEWHERE = ("devices", "kafka://", "moeapps demo")  # needs several devices or a broker, or runs in CI: only parsed
 
 
