@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from sklearn.linear_model import RidgeCV
 
 from moeapps.core.mixing.inputs import LOWEST, Floats, MixingData
 
-__all__ = ["FLOORS", "Calibration", "Line", "fit_calibration", "fit_line", "fit_temperature", "picked"]
+__all__ = ["FLOORS", "Calibration", "Line", "fit_calibration", "fit_line", "fit_stacked", "fit_temperature", "picked"]
 
 FLOORS = (1e-15, 1e-8, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Floors that are tried; the first is no floor."""
@@ -63,7 +64,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Line:
-    """What is added to and what multiplies a mixed prediction, for each target.
+    """What multiplies a mixed prediction and what is added to it, for each target.
 
     A mean of regressions varies less than the target does, the more so the more they differ, as weights that sum to 1
     cannot give it its spread back (Breiman 1996, "Stacked regressions", section 3, on sums that are left free).
@@ -74,15 +75,18 @@ class Line:
         Factor.
     intercept : float64 array of shape (K,)
         Summand.
+    free : float64 array of shape (E, K), optional
+        Factors of the experts' own predictions, of any sign.
     """
 
     slope: Floats
     intercept: Floats
+    free: Floats | None = None
 
-    def __call__(self, mixed: Floats) -> Floats:
-        """Map predictions ``(n, K)`` to corrected ones."""
+    def __call__(self, mixed: Floats, predictions: Floats) -> Floats:
+        """Map mixed predictions ``(n, K)`` and those of the experts ``(n, E, K)`` to corrected ones ``(n, K)``."""
         out: Floats = self.slope * mixed + self.intercept
-        return out
+        return out if self.free is None else out + np.einsum("nek,ek->nk", predictions, self.free)
 
 
 LINE_ROWS = 10
@@ -107,6 +111,23 @@ def fit_line(mixed: Floats, target: Floats, weight: Floats) -> Line:
     slope = np.where(constant, 1.0, (together + prior * spread) / np.where(constant, 1.0, (1 + prior) * spread))
     middle = centre + (wanted - centre) / (1 + prior)
     return Line(slope, middle - slope * centre)
+
+
+def fit_stacked(predictions: Floats, target: Floats, weight: Floats) -> Line:
+    """Ridge regression of each target on what the experts predict for it, as scikit-learn's StackingRegressor has it.
+
+    Parameters
+    ----------
+    predictions : float64 array of shape (n, E, K)
+        Of experts that have not seen the rows, in units of the targets' standard deviations.
+    target : float64 array of shape (n, K)
+        What was to be predicted.
+    weight : float64 array of shape (n,)
+        Weights with mean 1.
+    """
+    fits = [RidgeCV().fit(predictions[:, :, k], target[:, k], weight) for k in range(target.shape[1])]
+    intercepts = np.array([float(fit.intercept_) for fit in fits])
+    return Line(np.zeros(len(fits)), intercepts, np.stack([fit.coef_ for fit in fits], axis=1))
 
 
 def picked(log_probs: Floats, target: NDArray[np.int64]) -> Floats:

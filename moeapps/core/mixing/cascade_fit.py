@@ -13,7 +13,7 @@ import numpy as np
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
-from moeapps.core.mixing.calibration import fit_line, fit_temperature
+from moeapps.core.mixing.calibration import fit_line, fit_stacked, fit_temperature
 from moeapps.core.mixing.cascade import CRITERIA, Cascade, Criterion
 from moeapps.core.mixing.gain import Gain, fit_gain, known_of
 from moeapps.core.mixing.gate import FixedGate, PredictionGate
@@ -164,6 +164,8 @@ class _StageFitter:
         )
         if len(experts) == 1 or (whole.temperature == 1 and whole.line is None):
             return stage  # the expert has its own temperature, or nothing is calibrated
+        if whole.line is not None and whole.line.free is not None:
+            return replace(stage, line=fit_stacked(data.predictions[:, experts], data.target, data.weight))
         mixed = stage.log_mix(data.features, data.predictions[:, experts])
         if whole.task == "regression":
             return replace(stage, line=fit_line(mixed, data.target, data.weight))

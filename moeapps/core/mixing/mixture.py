@@ -55,8 +55,8 @@ class GatedMixture:
     num_features : int
         Width F of the gate's features.
     name : str
-        Which candidate this is: ``"expert:<name>"``, ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"`` or
-        ``"mlp"``.
+        Which candidate this is: ``"expert:<name>"``, ``"mean"``, ``"constant"``, ``"stacked"``, ``"confidence"``,
+        ``"linear"`` or ``"mlp"``.
     gate : PredictionGate or FixedGate
         Its forward gives a core :class:`~moeapps.core.routing.Routing` over the experts.
     calibration : Calibration
@@ -65,7 +65,8 @@ class GatedMixture:
         Temperature of the mixed probabilities. A mean of calibrated probabilities is less sure than it should be
         (Ranjan and Gneiting 2010), which a temperature below 1 corrects.
     line : Line, optional
-        The same in regression: a slope and an intercept for the mixed prediction.
+        The same in regression: a slope and an intercept for the mixed prediction, or a linear regression on those of
+        the experts.
     candidates : DataFrame, optional
         What was compared; see :func:`~moeapps.core.mixing.fit_mixture`.
     """
@@ -154,7 +155,7 @@ class GatedMixture:
         """Mix calibrated predictions by given weights: log-probabilities or targets ``(n, K)``."""
         mixed = mix_predictions(weights, calibrated, self.task)
         if self.task == "regression":
-            return mixed if self.line is None else self.line(mixed)
+            return mixed if self.line is None else self.line(mixed, calibrated)
         scaled: Floats = log_softmax(mixed / self.temperature, axis=1)
         return scaled
 
@@ -189,7 +190,7 @@ class GatedMixture:
             "name": self.name,
             "gate": as_arguments(self.gate.config) if isinstance(self.gate, PredictionGate) else None,
             "temperature": float(self.temperature),
-            "line": None if self.line is None else [self.line.slope.tolist(), self.line.intercept.tolist()],
+            "line": None if self.line is None else _line_state(self.line),
             "candidates": [_plain(row) for row in self.candidates.to_dict("records")],
         }
         tensors = {f"gate.{name}": value.clone() for name, value in self.gate.state_dict().items()}
@@ -218,7 +219,7 @@ class GatedMixture:
         calibration = Calibration(
             *(_positive(tensors, name, len(names)) for name in ("temperatures", "floors"))  # in the fields' order
         )
-        line = None if state["line"] is None else _line_from(state["line"], state["num_outputs"])
+        line = None if state["line"] is None else _line_from(state["line"], state["num_outputs"], len(names))
         gate_tensors = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("gate.")}
         gate = _gate_from(state, len(names), gate_tensors)
         return cls(
@@ -265,11 +266,22 @@ def _positive(tensors: Mapping[str, Tensor], name: str, num_experts: int) -> Flo
     return values
 
 
-def _line_from(numbers: list[list[float]], num_outputs: int) -> Line:
-    """A line from its slopes and intercepts."""
-    if [len(part) for part in numbers] != [num_outputs] * 2 or not np.isfinite(numbers).all():
-        raise FileFormatError(f"the line of a mixture must be {num_outputs} slopes and as many intercepts, all finite")
-    return Line(*np.asarray(numbers, dtype=np.float64))
+def _line_state(line: Line) -> list[list[float]]:
+    """Slopes, intercepts, and the factors of each expert where there are some."""
+    free = [] if line.free is None else line.free.tolist()
+    return [line.slope.tolist(), line.intercept.tolist(), *free]
+
+
+def _line_from(numbers: list[list[float]], num_outputs: int, num_experts: int) -> Line:
+    """The line whose state this is."""
+    fits = len(numbers) in (2, 2 + num_experts) and all(len(part) == num_outputs for part in numbers)
+    if not fits or not np.isfinite(numbers).all():
+        raise FileFormatError(
+            f"the line of a mixture must be {num_outputs} slopes, as many intercepts, and as many factors for each of "
+            f"{num_experts} experts or none, all finite"
+        )
+    slope, intercept, *free = (np.asarray(part, dtype=np.float64) for part in numbers)
+    return Line(slope, intercept, np.stack(free) if free else None)
 
 
 def _gate_from(state: Mapping[str, Any], num_experts: int, tensors: Mapping[str, Tensor]) -> PredictionGate | FixedGate:

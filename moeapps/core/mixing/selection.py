@@ -23,7 +23,7 @@ from sklearn.model_selection import GroupKFold
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_line, fit_temperature, picked
+from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_line, fit_stacked, fit_temperature, picked
 from moeapps.core.mixing.gate import KINDS, FixedGate, GateConfig
 from moeapps.core.mixing.inputs import Floats, MixingData, Task
 from moeapps.core.mixing.mixture import GatedMixture
@@ -31,8 +31,8 @@ from moeapps.core.mixing.training import train_gate
 
 __all__ = ["GATES", "CandidateFitter", "Gate", "choose", "compare", "cross_fitted_losses", "fit_mixture"]
 
-Gate = Literal["auto", "best", "mean", "constant", "confidence", "linear", "mlp"]
-GATES = ("auto", "best", "mean", *KINDS)
+Gate = Literal["auto", "best", "mean", "constant", "stacked", "confidence", "linear", "mlp"]
+GATES = ("auto", "best", "mean", "stacked", *KINDS)
 FOLDS = 5
 FEWEST = 10
 """With fewer rows nothing is fitted: the experts and their mean compete as they are."""
@@ -40,7 +40,7 @@ FEWEST = 10
 SUSPICIOUS = 2.0
 """Temperatures above this or below its inverse are tried without, too, where the gate tells rows apart."""
 
-SIMPLER_FIRST = ("constant", "confidence", "linear", "mlp", "mean", "expert")
+SIMPLER_FIRST = ("constant", "stacked", "confidence", "linear", "mlp", "mean", "expert")
 MARGIN = 0.5
 """Set on the tuning tables (``benchmarks/gate_selection.py --every-candidate``), as the order."""
 
@@ -87,6 +87,8 @@ def fit_mixture(
     gate : str or GateConfig, default="auto"
         ``"auto"``: whichever candidate does best. ``"best"``: the best expert alone. ``"mean"``, ``"constant"``,
         ``"confidence"``, ``"linear"``, ``"mlp"`` or a :class:`~moeapps.core.mixing.GateConfig`: that one.
+        ``"stacked"``, in regression only: a linear regression on the predictions, whose weights are the absolute
+        factors' shares.
     calibrate : bool, default=True
         Whether each expert and the mixture get a temperature, or in regression the mixture a straight line.
     groups : array of shape (n,), optional
@@ -113,6 +115,8 @@ def fit_mixture(
     check_one_of("task", task, ("classification", "regression"))
     if not isinstance(gate, GateConfig):
         check_one_of("gate", gate, GATES)
+    if gate == "stacked" and task == "classification":
+        raise ConfigError("gate='stacked' is for regression: take 'constant', 'linear' or 'mlp' for classes")
     shape = np.shape(predictions)
     names = tuple(str(i) for i in range(shape[1] if len(shape) == 3 else 1)) if names is None else tuple(names)
     if not names or len(set(names)) < len(names):
@@ -126,6 +130,8 @@ def fit_mixture(
     data = MixingData.checked(features, predictions, target, weight, task, names)
     fitter = CandidateFitter(names, calibrate, seed)
     candidates = _candidates(gate, names, len(data))
+    if gate == "auto" and task == "regression" and fitter.calibrates(data) and len(names) > 1:
+        candidates["stacked"] = None
     losses, corrections = cross_fitted_losses(fitter, candidates, data, groups)
     chosen = _chosen(gate, list(candidates), losses, data.weight)
     table = compare(list(candidates), losses, data.weight)
@@ -164,8 +170,14 @@ class CandidateFitter:
         return {name: self._fit_one(name, gate, calibration, data) for name, gate in candidates.items()}
 
     def _fit_one(
-        self, name: str, gate: GateConfig | Floats, calibration: Calibration, data: MixingData
+        self, name: str, gate: GateConfig | Floats | None, calibration: Calibration, data: MixingData
     ) -> GatedMixture:
+        if gate is None:
+            line = fit_stacked(data.predictions, data.target, data.weight)
+            assert line.free is not None
+            factors = np.abs(line.free).mean(axis=1)
+            shares = factors / factors.sum() if factors.sum() > 0 else np.full(len(factors), 1 / len(factors))
+            return replace(self._with_calibration(name, shares, calibration, data), line=line)
         made = self._with_calibration(name, gate, calibration, data)
         stretch = np.abs(np.log(calibration.temperatures)).max()
         if not isinstance(gate, GateConfig) or gate.kind == "constant" or stretch <= np.log(SUSPICIOUS):
@@ -215,12 +227,13 @@ def cross_fitted_losses(
         for name, mixture in fitter.fit(candidates, data.rows(train)).items():
             mixed[name][held] = mixture.log_mix(judged.features, judged.predictions)
     corrections: dict[str, dict[str, Any]] = {name: {} for name in candidates}
-    # an expert alone has its temperature already, and in regression it stays as it is
-    several = [name for name in candidates if fitter.calibrates(data) and not name.startswith("expert:")]
+    # an expert alone has its temperature already, and in regression it stays as it is; a linear regression has a line
+    corrected = [name for name, gate in candidates.items() if gate is not None and not name.startswith("expert:")]
+    several = corrected if fitter.calibrates(data) else []
     if data.task == "regression":
         for name in several:
             line = fit_line(mixed[name], data.target, data.weight)
-            corrections[name], mixed[name] = {"line": line}, line(mixed[name])
+            corrections[name], mixed[name] = {"line": line}, line(mixed[name], data.predictions)
         return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), corrections
     for name in several:
         temperature = fit_temperature(mixed[name], data.target, data.weight)[0]
@@ -300,8 +313,8 @@ def choose(names: Sequence[str], losses: Floats, weight: Floats) -> str:
     return str(simplest["candidate"][simplest["loss"].idxmin()])
 
 
-Candidates = dict[str, GateConfig | Floats]
-"""Gates to be trained, and fixed weights ``(E,)``, by the candidate's name."""
+Candidates = dict[str, GateConfig | Floats | None]
+"""Gates to be trained, fixed weights ``(E,)``, and None for a linear regression, by the candidate's name."""
 
 
 def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candidates:
@@ -313,6 +326,8 @@ def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candid
     made["mean"] = np.full(num_experts, 1 / num_experts)
     if isinstance(gate, GateConfig):
         made[gate.kind] = gate
+    elif gate == "stacked":
+        made["stacked"] = None if n >= FEWEST else made["mean"]
     elif gate in DEFAULTS:
         made[gate] = DEFAULTS[gate]
     elif gate == "auto" and n >= FEWEST:

@@ -32,7 +32,9 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
         warning: wrap it in :class:`~sklearn.multioutput.MultiOutputRegressor`.
     gate, costs, budget, tolerance, inference, cv, calibrate, n_jobs, verbose, random_state
         As in :class:`MixtureClassifier`, with ``cv`` of folds that are not stratified. What ``calibrate`` fits is
-        no temperature but a straight line for the mixed prediction, whose spread a mean of experts shrinks.
+        no temperature but a straight line for the mixed prediction, whose spread a mean of experts shrinks. One more
+        gate competes, ``"stacked"``: a linear regression on what the experts predict, as in
+        :class:`~sklearn.ensemble.StackingRegressor`. Its weights are the shares of its absolute factors.
 
     Attributes
     ----------

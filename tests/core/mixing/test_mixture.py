@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.mixing import FixedGate, GateConfig, GatedMixture, PredictionGate, fit_mixture
+from moeapps.core.mixing import FixedGate, GateConfig, GatedMixture, PredictionGate, fit_cascade, fit_mixture
 from moeapps.core.mixing.gate import dense_weights
 
 # n rows, E experts, K classes
@@ -298,15 +298,34 @@ def two_shrunk_regressions(n=600, seed=0):
 
 def test_a_mixture_of_regressions_gets_its_spread_back():
     x, predictions, y = two_shrunk_regressions()
-    mixture = fit_mixture(x, predictions, y, task="regression")
+    mixture = fit_mixture(x, predictions, y, task="regression", gate="constant")
     assert mixture.line.slope[0] == pytest.approx(2, rel=0.1)  # weights of a half each, and twice that
     x, predictions, y = two_shrunk_regressions(seed=1)
     assert np.square(mixture.mix(x, predictions) - y).mean() < 0.05
-    plain = fit_mixture(x, predictions, y, task="regression", calibrate=False)
+    plain = fit_mixture(x, predictions, y, task="regression", gate="constant", calibrate=False)
     assert plain.line is None
     assert np.square(plain.mix(x, predictions) - y).mean() > 0.4
     alone = fit_mixture(x, predictions, y, task="regression", gate="best")
     assert alone.line is None  # an expert alone predicts what it predicts
+
+
+def test_a_mixture_of_regressions_can_subtract_an_expert():
+    rng = np.random.default_rng(0)
+    signal, noise = rng.normal(size=(2, 800, 1))
+    predictions = np.stack([signal + noise, noise], axis=1)  # the second knows the first one's error only
+    train, test = slice(600), slice(600, None)
+    mixture = fit_mixture(np.zeros((600, 0)), predictions[train], signal[train], task="regression")
+    assert mixture.name == "stacked"
+    assert np.square(mixture.mix(np.zeros((200, 0)), predictions[test]) - signal[test]).mean() < 1e-3
+    weights = mixture.weights(np.zeros((200, 0)), predictions[test])
+    np.testing.assert_allclose(weights, 0.5, atol=0.01)
+    cascade = fit_cascade(mixture, np.zeros((600, 0)), predictions[train], signal[train], costs=[1.0, 1.0])
+    answer = cascade.run(np.zeros((200, 0)), lambda expert, rows: predictions[test][rows, expert])
+    np.testing.assert_allclose(answer.mixed, mixture.mix(np.zeros((200, 0)), predictions[test]))
+    with pytest.raises(ConfigError, match="gate='stacked' is for regression"):
+        fit_mixture(np.zeros((9, 0)), np.zeros((9, 2, 2)), np.zeros(9, dtype=int), gate="stacked")
+    few = fit_mixture(np.zeros((3, 0)), predictions[:3], signal[:3], task="regression", gate="stacked")
+    np.testing.assert_allclose(few.mix(np.zeros((3, 0)), predictions[:3]), predictions[:3].mean(axis=1))
 
 
 # saving
@@ -326,11 +345,16 @@ def test_a_mixture_survives_its_state(gate):
 
 def test_a_mixture_of_regressions_survives_its_state():
     x, predictions, y = two_shrunk_regressions()
-    mixture = fit_mixture(x, predictions, y, task="regression")
+    for gate in ("constant", "stacked"):
+        mixture = fit_mixture(x, predictions, y, task="regression", gate=gate)
+        state, tensors = mixture.state()
+        again = GatedMixture.from_state(json.loads(json.dumps(state, allow_nan=False)), tensors)
+        assert (again.mix(x, predictions) == mixture.mix(x, predictions)).all()
+    mixture = fit_mixture(x, predictions, y, task="regression", gate="constant")
     state, tensors = mixture.state()
     again = GatedMixture.from_state(json.loads(json.dumps(state, allow_nan=False)), tensors)
     assert (again.mix(x, predictions) == mixture.mix(x, predictions)).all()
-    for line in ([[1.0]], [[1.0], [2.0, 3.0]], [[1.0], [float("inf")]]):
+    for line in ([[1.0]], [[1.0], [2.0, 3.0]], [[1.0], [float("inf")]], [[1.0], [2.0], [3.0]]):
         with pytest.raises(FileFormatError, match="line of a mixture must be 1 slopes"):
             GatedMixture.from_state({**state, "line": line}, tensors)
 

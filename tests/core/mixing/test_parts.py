@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.linear_model import RidgeCV
 
 from moeapps.core.losses import mixture_loss
 from moeapps.core.mixing import Calibration, GateConfig, PredictionGate, fit_calibration
-from moeapps.core.mixing.calibration import Line, fit_line, fit_temperature, picked
+from moeapps.core.mixing.calibration import Line, fit_line, fit_stacked, fit_temperature, picked
 from moeapps.core.mixing.gain import fit_gain
 from moeapps.core.mixing.gate import dense_weights
 from moeapps.core.mixing.inputs import MixingData, uncertainty
@@ -44,7 +45,7 @@ def test_a_line_is_the_one_with_the_least_squared_error():
         slope, intercept = np.polyfit(mixed[:, column], target[:, column], 1, w=np.sqrt(weight))
         assert line.slope[column] == pytest.approx(slope, rel=0.01)
         assert line.intercept[column] == pytest.approx(intercept, rel=0.01)
-    np.testing.assert_allclose(line(mixed), mixed * line.slope + line.intercept)
+    np.testing.assert_allclose(line(mixed, mixed[:, None]), mixed * line.slope + line.intercept)
 
 
 def test_a_line_of_few_rows_changes_little():
@@ -53,8 +54,21 @@ def test_a_line_of_few_rows_changes_little():
     assert 1 < line.slope[0] < 1.5  # two rows against ten that say nothing is to be changed
     same = fit_line(np.full((50, 1), 7.0), np.arange(50.0)[:, None], np.ones(50))
     assert same.slope[0] == 1  # a constant prediction is moved only
-    assert same(np.full((1, 1), 7.0))[0, 0] == pytest.approx(7 + (24.5 - 7) * 50 / 60)
+    assert same(np.full((1, 1), 7.0), np.zeros((1, 1, 1)))[0, 0] == pytest.approx(7 + (24.5 - 7) * 50 / 60)
     assert isinstance(same, Line)
+
+
+def test_a_linear_regression_on_predictions_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    predictions = rng.normal(size=(500, 3, 2))
+    target = np.stack([predictions[:, :, 0] @ [1.0, -0.4, 0.0], predictions[:, :, 1] @ [0.2, 0.2, 2.0] + 1], axis=1)
+    target += 0.1 * rng.normal(size=target.shape)
+    weight = rng.uniform(0.5, 1.5, size=500)
+    line = fit_stacked(predictions, target, weight)
+    for k in range(2):
+        reference = RidgeCV().fit(predictions[:, :, k], target[:, k], weight)
+        found = line(np.full((500, 2), np.pi), predictions)[:, k]  # whatever the gate mixes
+        np.testing.assert_allclose(found, reference.predict(predictions[:, :, k]))
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
