@@ -41,7 +41,7 @@ from moeapps.tables.numbers import Scaling
 
 __all__ = ["TabularEstimator"]
 
-PREDICT_ROWS = 4096
+PREDICT_ROWS = 1024
 """Rows per forward pass in prediction."""
 
 
