@@ -115,14 +115,17 @@ def script(name: str) -> Any:
 
 
 def mixture_rows(mixtures: Any, found: Any, task: str) -> list[str]:
-    """Rows of the page for one task: mean ranks, then what was promised of each table."""
+    """Rows of the page for one task: mean ranks, those on the splits of slow models, promises by table."""
     names = {"mixture": "**MixtureClassifier**" if task == "classification" else "**MixtureRegressor**"}
     names["moe"] = "MoEClassifier" if task == "classification" else "MoERegressor"
     rows = []
-    for name, row in mixtures.ranks(mixtures.summary(found, task, without=("TabM-D",))).iterrows():
-        cells = [f"{row[key]:.2f}" for key in ("rank by score", "rank by loss")]
-        cells += [f"{row[key]:.4f}" for key in ("mean score", "mean loss")]
-        rows.append(f"| {names.get(name, name)} | {' | '.join([*cells, f'{row.fit:.1f}', f'{row.predict:.2f}'])} |")
+    all_splits = mixtures.ranks(mixtures.summary(found, task, without=mixtures.SLOW)).reset_index()
+    for ranks in (all_splits, *(mixtures.beside(found, task, name) for name in mixtures.SLOW)):
+        for row in ranks.to_dict("records"):
+            cells = [f"{row[key]:.2f}" for key in ("rank by score", "rank by loss")]
+            cells += [f"{row[key]:.4f}" for key in ("mean score", "mean loss")]
+            cells += [f"{row['fit']:.1f}", f"{row['predict']:.2f}"]
+            rows.append(f"| {names.get(row['model'], row['model'])} | {' | '.join(cells)} |")
     for _, row in mixtures.promises(found, task).iterrows():
         gains = []
         for key, scale, digits in (("score", 100, 2), ("loss", 1, 4)):

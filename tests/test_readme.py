@@ -53,7 +53,7 @@ def distances(data: str, model: str) -> list[float]:
     return [-run["curve"][-1]["fid"] for run in results("vision_diffusion")["runs"][model].values()]  # less is better
 
 
-ALONE = ("boosting", "forest", "linear", "MLP", "RealMLP-TD")
+ALONE = ("boosting", "forest", "linear", "MLP")
 TOGETHER = (*ALONE, "moe", "voting", "stacking")
 OTHERS = (*(f"torch-rechub {name}" for name in ("SharedBottom", "MMoE", "CGC", "PLE", "MMoE, fast", "PLE, fast")),
           "deepctr-torch MMoE", "deepctr-torch PLE")  # fmt: skip
