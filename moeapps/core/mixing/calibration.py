@@ -90,20 +90,20 @@ class Line:
 
 
 LINE_ROWS = 10
-"""So many rows stand for the line that changes nothing, with the variance that the predictions have."""
+"""So many rows of weight 1 stand for the line that changes nothing, with the variance that the predictions have."""
 
 
-def fit_line(mixed: Floats, target: Floats, weight: Floats) -> Line:
+def fit_line(mixed: Floats, data: MixingData) -> Line:
     """Line with the least squared error, drawn towards the one that changes nothing by :data:`LINE_ROWS` rows.
 
     Parameters
     ----------
-    mixed, target : float64 array of shape (n, K)
-        Predictions for rows that the mixture was not fitted on, and what was to be predicted.
-    weight : float64 array of shape (n,)
-        Weights with mean 1.
+    mixed : float64 array of shape (n, K)
+        Predictions for rows that the mixture was not fitted on.
+    data : MixingData
+        The rows, with their targets and weights.
     """
-    prior, column = LINE_ROWS / len(mixed), weight[:, None]
+    prior, column, target = LINE_ROWS / data.amount, data.weight[:, None], data.target
     centre, wanted = (column * mixed).mean(axis=0), (column * target).mean(axis=0)
     spread = (column * (mixed - centre) ** 2).mean(axis=0)
     together = (column * (mixed - centre) * (target - wanted)).mean(axis=0)

@@ -168,7 +168,7 @@ class _StageFitter:
             return replace(stage, line=fit_stacked(data.predictions[:, experts], data.target, data.weight))
         mixed = stage.log_mix(data.features, data.predictions[:, experts])
         if whole.task == "regression":
-            return replace(stage, line=fit_line(mixed, data.target, data.weight))
+            return replace(stage, line=fit_line(mixed, data))
         return replace(stage, temperature=fit_temperature(mixed, data.target, data.weight)[0])
 
     def _gains(self, cascade: Cascade, data: MixingData) -> tuple[Gain, ...]:

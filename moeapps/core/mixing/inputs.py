@@ -36,15 +36,23 @@ class MixingData:
         Class codes, or targets.
     weight : float64 array of shape (n,)
         Weight of each row, above 0, with mean 1.
+    scale : float, default=1.0
+        Mean of the weights as they were given.
     """
 
     features: Floats
     predictions: Floats
     target: NDArray[Any]
     weight: Floats
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def amount(self) -> float:
+        """Sum of the weights as they were given: a row of weight 2 counts as two rows."""
+        return self.scale * len(self)
 
     @property
     def num_experts(self) -> int:
@@ -59,7 +67,10 @@ class MixingData:
     def rows(self, chosen: NDArray[np.int64]) -> "MixingData":
         """Some of the rows; the weights keep their mean of 1."""
         weight = self.weight[chosen]
-        return MixingData(self.features[chosen], self.predictions[chosen], self.target[chosen], weight / weight.mean())
+        mean = float(weight.mean())
+        return MixingData(
+            self.features[chosen], self.predictions[chosen], self.target[chosen], weight / mean, self.scale * mean
+        )
 
     def experts(self, chosen: Sequence[int]) -> "MixingData":
         """Some of the experts, in this order."""

@@ -232,7 +232,7 @@ def cross_fitted_losses(
     several = corrected if fitter.calibrates(data) else []
     if data.task == "regression":
         for name in several:
-            line = fit_line(mixed[name], data.target, data.weight)
+            line = fit_line(mixed[name], data)
             corrections[name], mixed[name] = {"line": line}, line(mixed[name], data.predictions)
         return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), corrections
     for name in several:

@@ -34,13 +34,27 @@ def drawn(n=2000, sharpness=1.0, seed=0):
     return log_softmax(logits * sharpness, axis=1)[:, None], np.minimum(y, 2)
 
 
+def regression_of(mixed, target, weight=None):
+    return MixingData.checked(np.zeros((len(mixed), 0)), mixed[:, None], target, weight, "regression", ["0"])
+
+
+def test_a_row_of_weight_two_counts_as_two_in_a_line():
+    rng = np.random.default_rng(0)
+    mixed, target = rng.normal(size=(2, 12, 1))
+    counts = rng.integers(1, 4, size=12)
+    weighted = fit_line(mixed, regression_of(mixed, target, counts))
+    mixed, target = mixed.repeat(counts, axis=0), target.repeat(counts, axis=0)
+    repeated = fit_line(mixed, regression_of(mixed, target))
+    np.testing.assert_allclose([weighted.slope, weighted.intercept], [repeated.slope, repeated.intercept])
+
+
 def test_a_line_is_the_one_with_the_least_squared_error():
     rng = np.random.default_rng(0)
     mixed = rng.normal(3, 2, size=(4000, 2))
     target = mixed * [1.5, -0.5] + [4, 100] + rng.normal(size=(4000, 2))
     weight = rng.uniform(0.5, 1.5, size=4000)
     weight /= weight.mean()
-    line = fit_line(mixed, target, weight)
+    line = fit_line(mixed, regression_of(mixed, target, weight))
     for column in range(2):
         slope, intercept = np.polyfit(mixed[:, column], target[:, column], 1, w=np.sqrt(weight))
         assert line.slope[column] == pytest.approx(slope, rel=0.01)
@@ -50,9 +64,10 @@ def test_a_line_is_the_one_with_the_least_squared_error():
 
 def test_a_line_of_few_rows_changes_little():
     mixed, target = np.array([[0.0], [1.0]]), np.array([[0.0], [3.0]])
-    line = fit_line(mixed, target, np.ones(2))
+    line = fit_line(mixed, regression_of(mixed, target))
     assert 1 < line.slope[0] < 1.5  # two rows against ten that say nothing is to be changed
-    same = fit_line(np.full((50, 1), 7.0), np.arange(50.0)[:, None], np.ones(50))
+    constant = np.full((50, 1), 7.0)
+    same = fit_line(constant, regression_of(constant, np.arange(50.0)[:, None]))
     assert same.slope[0] == 1  # a constant prediction is moved only
     assert same(np.full((1, 1), 7.0), np.zeros((1, 1, 1)))[0, 0] == pytest.approx(7 + (24.5 - 7) * 50 / 60)
     assert isinstance(same, Line)
