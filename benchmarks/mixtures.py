@@ -213,10 +213,10 @@ def complete(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     categories = {name: train[name].astype(str).astype("category").dtype for name in text}
     numbers = train.columns.difference(text)
     middle = train[numbers].astype(float).median().fillna(0.0)
-    made = []
-    for table in (train, test):
-        codes = {name: table[name].astype(str).astype(categories[name]) for name in text}
-        made.append(table.assign(**codes).assign(**table[numbers].astype(float).fillna(middle)))
+    made = [
+        pd.concat([table[text].astype(str).astype(categories), table[numbers].astype(float).fillna(middle)], axis=1)
+        for table in (train, test)
+    ]
     return made[0], made[1]
 
 
