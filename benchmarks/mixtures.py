@@ -307,7 +307,7 @@ def promises(document: dict[str, Any], task: str) -> pd.DataFrame:
 SLOW = ("RealMLP-TD", "TabM-D")
 """Models that are measured on fewer splits; beside them stand the others' results on the same splits."""
 
-NOT_MEMBERS = ("voting", "stacking", "mixture", "mixture, budget=0.5", "MLP", "RealMLP-TD", "TabM-D")
+NOT_MEMBERS = ("voting", "stacking", "mixture", "mixture, budget=0.5", "MLP", *SLOW)
 
 
 def ranks(means: pd.DataFrame) -> pd.DataFrame:
@@ -352,6 +352,8 @@ def show(document: dict[str, Any]) -> None:
             f"{task}: chosen": means[means.model == "mixture"][["table", "splits", "chosen"]],
         }
         for title, frame in frames.items():
+            if frame.empty:
+                continue
             table = Table(title=title)
             for column in frame:
                 table.add_column(str(column), justify="left" if frame[column].dtype == object else "right")

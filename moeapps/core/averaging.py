@@ -19,7 +19,8 @@ class RisingAverage(WeightAveraging):
 
     .. math:: d_n = \min\left(d, \frac{1 + n}{10 + n}\right)
 
-    so that the first weights, which know nothing, are soon forgotten. Buffers are copied, not averaged.
+    so that the first weights, which know nothing, are soon forgotten. Averages of weights are those of Polyak and
+    Juditsky 1992; the rise is that of TensorFlow's ``ExponentialMovingAverage``. Buffers are copied, not averaged.
 
     Parameters
     ----------

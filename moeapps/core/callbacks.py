@@ -214,7 +214,8 @@ class BestWeights(L.Callback):
         score = float(trainer.callback_metrics[self.monitor])
         if self.best_score is None or self.sign * score > self.sign * self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            validated = averaged_module(trainer) or pl_module
+            averaged = averaged_module(trainer)
+            validated = pl_module if averaged is None else averaged
             self._weights = {name: tensor.detach().clone() for name, tensor in validated.state_dict().items()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

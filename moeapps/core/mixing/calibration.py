@@ -113,19 +113,17 @@ def fit_line(mixed: Floats, data: MixingData) -> Line:
     return Line(slope, middle - slope * centre)
 
 
-def fit_stacked(predictions: Floats, target: Floats, weight: Floats) -> Line:
+def fit_stacked(data: MixingData) -> Line:
     """Ridge regression of each target on what the experts predict for it, as scikit-learn's StackingRegressor has it.
 
     Parameters
     ----------
-    predictions : float64 array of shape (n, E, K)
-        Of experts that have not seen the rows, in units of the targets' standard deviations.
-    target : float64 array of shape (n, K)
-        What was to be predicted.
-    weight : float64 array of shape (n,)
-        Weights with mean 1.
+    data : MixingData
+        Rows with targets, weights, and predictions of experts that have not seen them. The penalties that are tried
+        suit targets in units of their standard deviations.
     """
-    fits = [RidgeCV().fit(predictions[:, :, k], target[:, k], weight) for k in range(target.shape[1])]
+    targets = range(data.target.shape[1])
+    fits = [RidgeCV().fit(data.predictions[:, :, k], data.target[:, k], data.weight) for k in targets]
     intercepts = np.array([float(fit.intercept_) for fit in fits])
     return Line(np.zeros(len(fits)), intercepts, np.stack([fit.coef_ for fit in fits], axis=1))
 

@@ -165,7 +165,7 @@ class _StageFitter:
         if len(experts) == 1 or (whole.temperature == 1 and whole.line is None):
             return stage  # the expert has its own temperature, or nothing is calibrated
         if whole.line is not None and whole.line.free is not None:
-            return replace(stage, line=fit_stacked(data.predictions[:, experts], data.target, data.weight))
+            return replace(stage, line=fit_stacked(data.experts(experts)))
         mixed = stage.log_mix(data.features, data.predictions[:, experts])
         if whole.task == "regression":
             return replace(stage, line=fit_line(mixed, data))

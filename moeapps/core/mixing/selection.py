@@ -173,7 +173,7 @@ class CandidateFitter:
         self, name: str, gate: GateConfig | Floats | None, calibration: Calibration, data: MixingData
     ) -> GatedMixture:
         if gate is None:
-            line = fit_stacked(data.predictions, data.target, data.weight)
+            line = fit_stacked(data)
             assert line.free is not None
             factors = np.abs(line.free).mean(axis=1)
             shares = factors / factors.sum() if factors.sum() > 0 else np.full(len(factors), 1 / len(factors))

@@ -79,9 +79,11 @@ def test_a_linear_regression_on_predictions_is_that_of_scikit_learn():
     target = np.stack([predictions[:, :, 0] @ [1.0, -0.4, 0.0], predictions[:, :, 1] @ [0.2, 0.2, 2.0] + 1], axis=1)
     target += 0.1 * rng.normal(size=target.shape)
     weight = rng.uniform(0.5, 1.5, size=500)
-    line = fit_stacked(predictions, target, weight)
+    names = ["a", "b", "c"]
+    data = MixingData.checked(np.zeros((500, 0)), predictions, target, weight, "regression", names)
+    line = fit_stacked(data)
     for k in range(2):
-        reference = RidgeCV().fit(predictions[:, :, k], target[:, k], weight)
+        reference = RidgeCV().fit(predictions[:, :, k], target[:, k], data.weight)
         found = line(np.full((500, 2), np.pi), predictions)[:, k]  # whatever the gate mixes
         np.testing.assert_allclose(found, reference.predict(predictions[:, :, k]))
 
