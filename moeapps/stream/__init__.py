@@ -2,9 +2,18 @@
 
 from moeapps.stream.classifier import DriftMoEClassifier
 from moeapps.stream.compiled.pool import HoeffdingPool
-from moeapps.stream.datasets import SYNTHETIC_STREAMS, SyntheticStream, electricity, synthetic_stream
+from moeapps.stream.datasets import PUBLIC_STREAMS, electricity, public_stream
+from moeapps.stream.drift_report import drift_report
 from moeapps.stream.evaluate import PrequentialResult, plot_prequential, prequential
-from moeapps.stream.io.delay import PendingLabels, RecentIds
+from moeapps.stream.generators import (
+    RECURRING_STREAMS,
+    SYNTHETIC_STREAMS,
+    SyntheticStream,
+    recurring_stream,
+    synthetic_stream,
+    with_label_noise,
+)
+from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, RecentIds
 from moeapps.stream.io.events import Event, Source
 from moeapps.stream.io.sinks import CSVSink, LinesSink, Sink, open_sink
 from moeapps.stream.io.sources import CSVSource, FrameSource, LinesSource, ParquetSource, open_source
@@ -13,7 +22,10 @@ from moeapps.stream.router import StreamRouter
 from moeapps.stream.run import StreamCheckpoint, StreamRun
 
 __all__ = [
+    "PUBLIC_STREAMS",
+    "RECURRING_STREAMS",
     "SYNTHETIC_STREAMS",
+    "Arrival",
     "CSVSink",
     "CSVSource",
     "DriftMoEClassifier",
@@ -21,6 +33,7 @@ __all__ = [
     "Event",
     "FrameSource",
     "HoeffdingPool",
+    "LateLabels",
     "LinesSink",
     "LinesSource",
     "ParquetSource",
@@ -33,10 +46,14 @@ __all__ = [
     "StreamRouter",
     "StreamRun",
     "SyntheticStream",
+    "drift_report",
     "electricity",
     "open_sink",
     "open_source",
     "plot_prequential",
     "prequential",
+    "public_stream",
+    "recurring_stream",
     "synthetic_stream",
+    "with_label_noise",
 ]

@@ -3,7 +3,8 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from river.base import Regressor
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
+from moeapps.stream.drift_report import BATCH, AlarmWindows
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels
 from moeapps.stream.scores import ClassScores, NumberScores
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PrequentialResult", "plot_prequential", "prequential"]
 
-CHUNK = 256
+CHUNK = BATCH
 """Instances per call of ``test_then_train``; the result does not depend on it."""
 
 
@@ -43,6 +46,9 @@ class PrequentialResult:
         Instances evaluated.
     seconds : float
         Time spent in the model.
+    drift_report : DataFrame
+        Which features moved at the last 100 alarms, see :func:`drift_report`; made when it is asked for. Empty where
+        the model has no ``drift_events_``.
     """
 
     scores: dict[str, float]
@@ -50,6 +56,12 @@ class PrequentialResult:
     drift_events: pd.DataFrame
     n: int
     seconds: float
+    windows: AlarmWindows | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def drift_report(self) -> pd.DataFrame:
+        """Which features moved when an alarm came."""
+        return (self.windows or AlarmWindows()).report()
 
     @property
     def instances_per_second(self) -> float:
@@ -59,11 +71,12 @@ class PrequentialResult:
 
 def prequential(
     model: Any,
-    stream: Iterable[tuple[dict[Any, Any], Any]] | tuple[pd.DataFrame, Any],
+    stream: Iterable[tuple[dict[Any, Any], Any]] | tuple[pd.DataFrame, Any] | LateLabels,
     *,
     n: int | None = None,
     window: int = 1000,
     delay: int = 0,
+    drift_window: int = 200,
     progress: bool = False,
 ) -> PrequentialResult:
     """Test a model on every instance before it learns it.
@@ -72,14 +85,17 @@ def prequential(
     ----------
     model : object
         A model of this package, or any river classifier or regressor.
-    stream : Iterable[tuple[dict[Any, Any], Any]] or tuple[DataFrame, Any]
-        Pairs of features and target, or a frame and its targets.
+    stream : Iterable[tuple[dict[Any, Any], Any]] or tuple[DataFrame, Any] or LateLabels
+        Pairs of features and target, or a frame and its targets. Of :class:`LateLabels` a prediction is scored, and its
+        instance learned, when the label arrives.
     n : int, optional
         Largest number of instances; the whole stream when None.
     window : int, default 1000
         Instances per row of the curve and in the windowed score.
     delay : int, default 0
         Number of instances by which labels are late; each is learned with its own features when it arrives.
+    drift_window : int, default 200
+        Instances before and after an alarm that the result's ``drift_report`` compares.
     progress : bool, default False
         Whether to show a progress bar.
 
@@ -95,9 +111,11 @@ def prequential(
     >>> found.scores["accuracy"] > 0.8, len(found.curve)
     (True, 3)
     """
-    check_sizes(window=window)
+    check_sizes(window=window, drift_window=drift_window)
     if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
         raise ConfigError(f"delay must be a whole number of at least 0, got {delay!r}")
+    if delay and isinstance(stream, LateLabels):
+        raise ConfigError(f"delay must be 0 for a stream of LateLabels, which has delays of its own, got {delay!r}")
     if n is not None:
         check_sizes(n=n)
     numbers = isinstance(model, Regressor)
@@ -107,20 +125,26 @@ def prequential(
     before = np.zeros(0)
     seconds = 0.0
     bar = _bar(total or None) if progress else None
-    learner = _Delayed(model, delay) if delay else _Direct(model)
-    instances = islice(_pairs(stream), n)
+    instances: Iterator[Any]
+    learner: _Direct | _Delayed | _Late
+    if isinstance(stream, LateLabels):
+        instances, learner = stream.arrivals(n), _Late(model, stream.high + 1)
+    else:
+        instances, learner = islice(_pairs(stream), n), _Delayed(model, delay) if delay else _Direct(model)
+    windows = AlarmWindows(drift_window, model.n_seen_) if isinstance(model, StreamEstimator) else None
     done = 0
     while batch := list(islice(instances, min(CHUNK, window - done % window))):
-        features, targets = [x for x, _ in batch], [y for _, y in batch]
         start = time.perf_counter()
-        predictions = learner.step(features, targets)
+        scored = learner.step(batch)
         seconds += time.perf_counter() - start
-        for truth, prediction in zip(targets, predictions, strict=True):
+        for truth, prediction in scored:
             scores.update(truth, prediction)
-        done += len(batch)
+        done += len(scored)
+        if windows is not None:
+            windows.update(learner.learned, model.drift_events_)
         if bar is not None:
-            bar.advance(bar.task_ids[0], len(batch))
-        if done % window == 0:
+            bar.advance(bar.task_ids[0], len(scored))
+        if scored and done % window == 0:
             rows.append({"instance": done, "windowed": scores.windowed, "total": scores.total, "seconds": seconds})
             if isinstance(model, StreamEstimator):
                 rows[-1]["bytes"] = model.nbytes_
@@ -131,8 +155,10 @@ def prequential(
                 before = now
     if bar is not None:
         bar.stop()
+    if windows is not None:
+        windows.finish()
     events = getattr(model, "drift_events_", pd.DataFrame(columns=["instance", "expert", "event"]))
-    return PrequentialResult(scores.as_dict(), pd.DataFrame(rows), events, done, seconds)
+    return PrequentialResult(scores.as_dict(), pd.DataFrame(rows), events, done, seconds, windows)
 
 
 def _pairs(stream: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
@@ -153,19 +179,26 @@ class _Direct:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.learned: list[tuple[dict[Any, Any], Any]] = []
+        """What the last step has learned."""
 
-    def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
+    def step(self, batch: list[tuple[dict[Any, Any], Any]]) -> list[tuple[Any, Any]]:
+        """Targets and predictions that can be scored."""
+        self.learned = batch
+        targets = [y for _, y in batch]
         if isinstance(self.model, StreamEstimator):
-            predictions, refused = self.model.test_then_train(rows, targets)
+            predictions, refused = self.model.test_then_train([x for x, _ in batch], targets)
             for error in refused.values():
                 if self.model.on_bad != "skip":
                     raise error
-            return predictions
+            if refused:
+                self.learned = [pair for i, pair in enumerate(batch) if i not in refused]
+            return list(zip(targets, predictions, strict=True))
         predictions = []
-        for x, y in zip(rows, targets, strict=True):
+        for x, y in batch:
             predictions.append(self.model.predict_one(x))
             self.model.learn_one(x, y)
-        return predictions
+        return list(zip(targets, predictions, strict=True))
 
 
 class _Delayed:
@@ -173,16 +206,39 @@ class _Delayed:
 
     def __init__(self, model: Any, delay: int) -> None:
         self.model, self.delay = model, delay
+        self.learned: list[tuple[dict[Any, Any], Any]] = []
         self.waiting: deque[tuple[dict[Any, Any], Any]] = deque()
 
-    def step(self, rows: list[dict[Any, Any]], targets: list[Any]) -> list[Any]:
-        predictions = []
-        for x, y in zip(rows, targets, strict=True):
-            predictions.append(self.model.predict_one(x))
+    def step(self, batch: list[tuple[dict[Any, Any], Any]]) -> list[tuple[Any, Any]]:
+        """Targets and predictions that can be scored."""
+        scored, self.learned = [], []
+        for x, y in batch:
+            scored.append((y, self.model.predict_one(x)))
             self.waiting.append((x, y))
             if len(self.waiting) > self.delay:
-                self.model.learn_one(*self.waiting.popleft())
-        return predictions
+                self.learned.append(self.waiting.popleft())
+                self.model.learn_one(*self.learned[-1])
+        return scored
+
+
+class _Late:
+    """Features and labels arrive apart."""
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self.waiting = PendingLabels(model, capacity)
+        self.learned: list[tuple[dict[Any, Any], Any]] = []
+
+    def step(self, batch: list[Arrival]) -> list[tuple[Any, Any]]:
+        """Targets and predictions that can be scored."""
+        scored, self.learned = [], []
+        for key, x, y in batch:
+            if x is not None:
+                self.waiting.predict(key, x)
+            elif found := self.waiting.get(key):
+                self.waiting.label(key, y)
+                self.learned.append((found[0], y))
+                scored.append((y, found[1]))
+        return scored
 
 
 def _bar(total: int | None) -> Any:

@@ -1,13 +1,17 @@
 """Labels that arrive late, twice, or never."""
 
+import heapq
+import random
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
-from moeapps.core.checks import check_sizes
+from moeapps.core.checks import check_below_one, check_sizes
+from moeapps.core.errors import ConfigError
 from moeapps.core.labels import plain, value_from_json, value_to_json
 
-__all__ = ["PendingLabels", "RecentIds"]
+__all__ = ["Arrival", "LateLabels", "PendingLabels", "RecentIds"]
 
 
 class PendingLabels:
@@ -152,3 +156,107 @@ class RecentIds:
         """Undo :meth:`state`."""
         self._ids = OrderedDict((key, None) for key in state)
         self._forget()
+
+
+class Arrival(NamedTuple):
+    """What arrives: the features of an instance, or later its label.
+
+    Attributes
+    ----------
+    key : int
+        Number of the instance.
+    x : dict[Any, Any] or None
+        Its features; None where this is its label.
+    y : Any
+        Its label; None where this is its features.
+    """
+
+    key: int
+    x: dict[Any, Any] | None
+    y: Any
+
+
+class LateLabels:
+    """A stream whose labels arrive late, out of order, or never.
+
+    Iterating gives an :class:`Arrival` for the features of every instance, and one for its label after ``delay``
+    further instances. Labels that are still out at the end of the stream arrive then. :func:`prequential` takes such a
+    stream, and scores a prediction when its label arrives.
+
+    Parameters
+    ----------
+    stream : Iterable[tuple[dict[Any, Any], Any]]
+        Pairs of features and label.
+    delay : int or tuple[int, int]
+        Number of instances by which a label is late, or the least and the largest, between which it is drawn.
+    never : float, default 0.0
+        Share of labels that never arrive, at least 0 and below 1.
+    seed : int, default 0
+        Seed of the delays; each iteration gives the same.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
+
+    Examples
+    --------
+    >>> late = LateLabels([({"a": 1}, "no"), ({"a": 2}, "yes")], delay=1)
+    >>> [(key, x, y) for key, x, y in late]
+    [(0, {'a': 1}, None), (1, {'a': 2}, None), (0, None, 'no'), (1, None, 'yes')]
+    """
+
+    def __init__(
+        self,
+        stream: Iterable[tuple[dict[Any, Any], Any]],
+        delay: int | tuple[int, int],
+        *,
+        never: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        low, high = (delay, delay) if isinstance(delay, int) else tuple(delay)
+        if any(isinstance(bound, bool) or not isinstance(bound, int) for bound in (low, high)) or not 0 <= low <= high:
+            raise ConfigError(f"delay must be a whole number of at least 0, or two in their order, got {delay!r}")
+        check_below_one(never=never)
+        self.stream, self.low, self.high, self.never, self.seed = stream, low, high, never, seed
+
+    def arrivals(self, n: int | None = None) -> Iterator[Arrival]:
+        """Features and labels of the first ``n`` instances (all when None), in the order in which they arrive."""
+        rng = random.Random(self.seed)
+        out: list[tuple[int, int, Any]] = []  # (due, key, label); keys differ, so labels are never compared
+        for key, (x, y) in enumerate(islice(self.stream, n)):
+            yield Arrival(key, x, None)
+            late, lost = rng.randint(self.low, self.high), rng.random() < self.never
+            if not lost:
+                heapq.heappush(out, (key + late, key, y))
+            while out and out[0][0] <= key:
+                _, earlier, label = heapq.heappop(out)
+                yield Arrival(earlier, None, label)
+        while out:
+            _, earlier, label = heapq.heappop(out)
+            yield Arrival(earlier, None, label)
+
+    def __iter__(self) -> Iterator[Arrival]:
+        return self.arrivals()
+
+    def records(self, id: str = "id", target: str = "target") -> Iterator[dict[Any, Any]]:
+        """The arrivals as events of ``moeapps stream run --id id --target target``.
+
+        Parameters
+        ----------
+        id, target : str, default "id" and "target"
+            Names of these fields; a feature of this name is refused.
+
+        Raises
+        ------
+        ConfigError
+            If a feature has one of the names.
+        """
+        for key, x, y in self:
+            if x is None:
+                yield {id: key, target: y}
+                continue
+            for name in (id, target):
+                if name in x:
+                    raise ConfigError(f"{'id' if name == id else 'target'}={name!r} is the name of a feature")
+            yield {id: key, **x}
