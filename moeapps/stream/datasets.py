@@ -273,7 +273,7 @@ def _airlines(folder: Path) -> Labeled:
         raise DataError(f"{path} is not a readable ARFF file: {error}") from None
     frame = pd.DataFrame(rows)
     if "Delay" not in frame:
-        raise DataError(f"{path} has the columns {', '.join(frame)}, expected Delay as the last")
+        raise DataError(f"{path} has the columns {', '.join(map(str, frame))}, expected Delay as the last")
     for column in frame.select_dtypes(object):
         frame[column] = frame[column].str.decode("utf-8")
     return _airlines_frame(frame.drop(columns="Delay"), frame["Delay"])
@@ -374,8 +374,8 @@ _PUBLIC: dict[str, _Public] = {
         },
     ),
     **{
-        f"insects-{variant}": _insects_public(variant, rows["n_samples"])
-        for variant, rows in datasets.Insects.variant_configs.items()
+        f"insects-{variant}": _insects_public(variant, datasets.Insects(variant).n_samples)
+        for variant in datasets.Insects.variants
     },
 }
 

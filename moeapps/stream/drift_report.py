@@ -158,7 +158,7 @@ def drift_report(
         One row per alarm and feature, for the last 100 alarms, in an alarm the largest statistic first:
 
         - ``alarm``: instances learned when it came; ``experts``: number of experts that were replaced;
-        - ``feature``, None for the target; ``kind``: "number", "category" or "target";
+        - ``feature``, missing for the target; ``kind``: "number", "category" or "target";
         - ``statistic``: the largest difference of the distribution functions (numbers), half the sum of the differences
           of shares (categories), or the difference of the shares of missing values where too few are present;
         - ``p_value`` of the two-sample test, and ``moved``: whether it is significant at a false discovery rate of 1 %
@@ -215,7 +215,7 @@ def _compare(alarm: Alarm) -> pd.DataFrame:
     if not (targets[0].isna().all() and targets[1].isna().all()):
         # whole numbers, bools and text are labels
         kind = "number" if all(values.dtype.kind == "f" for values in targets) else "category"
-        found.append({"feature": None, **_test(*targets, kind=kind), "kind": "target"})
+        found.append({"feature": None, **_test(targets[0], targets[1], kind=kind), "kind": "target"})
     frame = pd.DataFrame(found)
     frame["moved"] = false_discovery_control(frame["p_value"]) <= LEVEL
     frame["alarm"], frame["experts"] = alarm.instance, len(alarm.experts)
@@ -267,7 +267,8 @@ def _test_categories(before: pd.Series, after: pd.Series) -> dict[str, Any]:
     counts = pd.DataFrame({"before": before.value_counts(), "after": after.value_counts()}).fillna(0.0)
     shares = counts / counts.sum()
     change = shares["after"] - shares["before"]
-    most = change.abs().idxmax()
+    place = int(change.abs().to_numpy().argmax())
+    most, difference = change.index[place], float(change.iloc[place])
     table = counts[counts.sum(axis=1) >= RARE]
     rest = counts[counts.sum(axis=1) < RARE].sum()
     if rest.sum() > 0:
@@ -275,7 +276,7 @@ def _test_categories(before: pd.Series, after: pd.Series) -> dict[str, Any]:
     return {
         "statistic": float(change.abs().sum() / 2),
         "p_value": float(chi2_contingency(table).pvalue) if len(table) > 1 else 1.0,
-        "direction": "" if change[most] == 0 else f"{'more' if change[most] > 0 else 'fewer'} {most!r}",
-        "before": float(shares["before"][most]),
-        "after": float(shares["after"][most]),
+        "direction": "" if difference == 0 else f"{'more' if difference > 0 else 'fewer'} {most!r}",
+        "before": float(shares["before"].iloc[place]),
+        "after": float(shares["after"].iloc[place]),
     }

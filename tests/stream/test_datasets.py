@@ -100,7 +100,12 @@ def test_files_that_were_changed_or_cut_are_refused_unless_asked_for(tmp_path):
     [
         ("weather", "NEweather_data.csv", "1,2\n3,4\n", r"shape \(2, 2\).*expected n x 8"),
         ("weather", "NEweather_class.csv", "0\n", r"1 labels, expected n x 8 and n"),
-        ("weather", "NEweather_data.csv", "1,2,3,4,5,6,7,8\n1,2,x,4,5,6,7,8\n", "line 2, column 2: 'x' is not a number"),
+        (
+            "weather",
+            "NEweather_data.csv",
+            "1,2,3,4,5,6,7,8\n1,2,x,4,5,6,7,8\n",
+            "line 2, column 2: 'x' is not a number",
+        ),
         ("covertype", "covtype.data.gz", None, "covtype.data.gz could not be read"),
         ("insects-gradual_balanced", "gradual_balanced.csv", "1,2,3\n", "has 3 columns, expected 33 features"),
         ("airlines", "airlines.arff", "nothing\n", "not a readable ARFF file"),
@@ -149,7 +154,7 @@ def test_what_libraries_serve_has_the_form_of_the_files(monkeypatch, tmp_path):
 
     def openml(**options):
         asked.append(options)
-        data = X.astype({column: "category" for column in X.select_dtypes(exclude="number")})
+        data = X.astype(dict.fromkeys(X.select_dtypes(exclude="number"), "category"))
         return SimpleNamespace(data=data, target=y.astype(str).astype("category"))
 
     monkeypatch.setattr(ours, "fetch_openml", openml)
