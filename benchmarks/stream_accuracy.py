@@ -65,12 +65,7 @@ def learners(ablation: bool, cache: Path) -> Iterator[tuple[str, Measure, Rival]
     for label, make in OURS.items():
         yield label, lambda stream, seed, make=make: evaluate(make(seed), stream), ours
     for label, rival in MOA.items():
-        yield (
-            label,
-            lambda stream, seed, label=label: evaluate_moa(label, stream, seed, cache),
-            rival.random,
-            rival.once,
-        )
+        yield label, lambda s, seed, label=label: evaluate_moa(label, s, seed, cache), rival
     for label, rival in RIVER.items():
         yield label, lambda s, seed, rival=rival: evaluate(rival.make(seed), s.first(rival.first)), rival
     for label in SHORT:

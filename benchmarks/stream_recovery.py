@@ -77,9 +77,9 @@ def windowed(hits: np.ndarray) -> np.ndarray:
     return (total[WINDOW:] - total[:-WINDOW]) / WINDOW
 
 
-def measure(name: str, seed: int, n: int, cache: Path, rival: str) -> dict[str, Any]:
+def measure(name: str, seed: int, n: int, every: int, cache: Path, rival: str) -> dict[str, Any]:
     """Accuracies, recoveries and curves of all models on one stream."""
-    stream = load(name, seed, n, None, cache)
+    stream = load(name, seed, n, None, cache, every)
     hits = {model: hits_of(OURS[model](seed), stream) for model in MODELS}
     if rival in MOA:
         hits[rival] = evaluate_moa(rival, stream, seed, cache, hits=True)["hits"]
@@ -146,7 +146,8 @@ def draw(runs: dict[str, Any], rival: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=100_000, help="instances of a stream; a turn has 10,000")
+    parser.add_argument("--n", type=int, default=100_000, help="instances of a stream")
+    parser.add_argument("--every", type=int, default=10_000, help="instances of a turn")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rival", default="MOA ARF(12)" if no_capymoa() is None else "river ARF(12)")
     parser.add_argument("--table", action="store_true", help="only show what has been measured")
@@ -156,8 +157,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.rival not in {*MOA, *RIVER}:
         parser.error(f"--rival must be one of {', '.join((*MOA, *RIVER))}, got {options.rival!r}")
-    if options.n < 50_000 and not options.table:
-        parser.error(f"--n must be at least 50000, so that a concept returns, got {options.n}")
+    if options.n < 4 * options.every or options.every < 2 * WINDOW:
+        parser.error(f"--every must be at least {2 * WINDOW}, and --n four turns, so that a concept returns")
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     if results.get("rival", options.rival) != options.rival:
         if not options.table:
@@ -170,7 +171,7 @@ def main() -> None:
         for name in RECURRING:
             if (key := f"{name}, {seed}") in runs:
                 continue
-            runs[key] = measure(name, seed, options.n, options.cache, options.rival)
+            runs[key] = measure(name, seed, options.n, options.every, options.cache, options.rival)
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(results, indent=1) + "\n")
     Console(width=160).print(table(runs, options.rival))

@@ -84,21 +84,21 @@ def available(names: tuple[str, ...], folder: str | None) -> dict[str, str]:
     return missing
 
 
-def load(name: str, seed: int, n: int, folder: str | None, cache: Path) -> Stream:
-    """A stream; synthetic ones have ``n`` instances and are made once."""
+def load(name: str, seed: int, n: int, folder: str | None, cache: Path, every: int = 10_000) -> Stream:
+    """A stream; synthetic ones have ``n`` instances, recurring ones a drift every ``every``. They are made once."""
     if name in REAL:
         X, y = public_stream(REAL[name], folder)
         return Stream(name, X.to_numpy(), np.unique(y, return_inverse=True)[1], fixed=True)
     drifts, concepts = (), ()
     if name in RECURRING:
-        stream = recurring_stream(name.partition("_")[0], n, seed=seed)  # type: ignore[arg-type]
+        stream = recurring_stream(name.partition("_")[0], n, every=every, seed=seed)  # type: ignore[arg-type]
         drifts, concepts, make = stream.drifts, stream.concepts, stream.arrays
     elif name in SYNTHETIC:
         synthetic = synthetic_stream(name, n, seed)  # type: ignore[arg-type]
         drifts, make = synthetic.drifts, synthetic.arrays
     else:
         make = {"digits": lambda: digits(seed), "flights": lambda: flights(seed)}[name]
-    X, y = _kept(cache / f"{name}_{n}_{seed}.npz", make)
+    X, y = _kept(cache / f"{name}_{n}{f'_{every}' if concepts else ''}_{seed}.npz", make)
     return Stream(name, X, y, drifts, concepts)
 
 

@@ -1,7 +1,7 @@
 """DriftMoERegressor: the same mixture for streams of numbers."""
 
 import numbers
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from decimal import Decimal
 from typing import Any, Literal, Self
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from river.base import MiniBatchRegressor
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_y, check_consistent_length
+from torch import Tensor, from_numpy
 
 from moeapps.core.config import config_from, store_arguments
-from moeapps.core.errors import DataError
+from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.labels import plain
 from moeapps.core.tabledata.cells import shown
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.config import DriftMoEConfig
-from moeapps.stream.encoding import OnBad
+from moeapps.stream.encoding import Encoded, OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.intervals import ConformalIntervals
 from moeapps.stream.values import LARGEST, number_of, unwrapped
 
 __all__ = ["DriftMoERegressor"]
@@ -33,6 +35,10 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     As :class:`DriftMoEClassifier` with ``variant="data"``. An expert counts as right if its absolute error is at most
     the running median of all experts' errors. Drift detection receives the error in units of three standard deviations
     of the target, cut off at 1. Leaves predict the mean of their targets.
+
+    ``predict_interval_one`` and ``predict_interval_many`` give intervals that contain the target with a chosen
+    probability, also while the stream drifts: adaptive conformal inference (Gibbs and Candes, NeurIPS 2021) on the
+    residuals of the last 500 predictions that were made before their instance was learned.
 
     Parameters
     ----------
@@ -61,6 +67,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     """
 
     _numbers = True
+    _intervals: ConformalIntervals
 
     def __init__(
         self,
@@ -97,6 +104,14 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         store_arguments(self, locals())
         self._reset()
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._intervals = ConformalIntervals()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; a pickle of 0.1 has no residuals, so its intervals begin anew."""
+        super().__setstate__({"_intervals": ConformalIntervals(), **state})
+
     def _config(self) -> DriftMoEConfig:
         return config_from(DriftMoEConfig, self, blend=0.0)  # the router has no outputs of its own for numbers
 
@@ -119,6 +134,11 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     def _label_of(self, code: Any) -> Any:
         return float(code)
 
+    def _learn_encoded(self, encoded: Encoded, targets: Any, added: Mapping[Hashable, int]) -> NDArray[Any]:
+        predictions = super()._learn_encoded(encoded, targets, added)
+        self._intervals.update(np.abs(self._codes(targets) - predictions))
+        return predictions
+
     def _numbers_of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         out, _ = self._outputs(table)
         assert self._engine is not None
@@ -129,6 +149,44 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         if self._engine is None:
             return 0.0
         return float(self._numbers_of(self._encode_one(x))[0])
+
+    def predict_interval_one(self, x: dict[Hashable, Any], level: float = 0.9) -> tuple[float, float]:
+        """Interval that contains the target with probability ``level``. Nothing is changed.
+
+        The share of targets that are inside converges to the level on any stream, drifting or not; it does not hold for
+        each region of the features, since the width is the same for all instances.
+
+        Parameters
+        ----------
+        x : dict
+            Features, as in :meth:`predict_one`.
+        level : float, default 0.9
+            Share of targets that should be inside, above 0 and below 1.
+
+        Returns
+        -------
+        lower, upper : float
+            Infinite where the residuals so far do not support the level: before nine for 0.9 and ninety-nine for 0.99,
+            and for some instances after many targets in a row were outside.
+
+        Raises
+        ------
+        ConfigError
+            If the level is impossible.
+
+        References
+        ----------
+        Gibbs and Candes, "Adaptive conformal inference under distribution shift", NeurIPS 2021.
+        """
+        half = self._intervals.half_width(level)
+        prediction = self.predict_one(x)
+        return prediction - half, prediction + half
+
+    def predict_interval_many(self, X: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
+        """Interval of each row, see :meth:`predict_interval_one`: columns ``lower`` and ``upper``."""
+        half = self._intervals.half_width(level)
+        predictions = self.predict_many(X)
+        return pd.DataFrame({"lower": predictions - half, "upper": predictions + half})
 
     def predict_many(self, X: pd.DataFrame) -> pd.Series:
         """Predicted number of each row."""
@@ -151,3 +209,25 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         """Predicted number of each row, shape (n,)."""
         self._need_fitted()
         return self._numbers_of(self._encode_frame(self._table(X, reset=False)))
+
+    def saved_state(self) -> dict[str, Any]:
+        """Names, categories and counters."""
+        return {**super().saved_state(), "intervals_seen": self._intervals.seen}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Every array of the engine, and the residuals of the intervals."""
+        tensors = super().saved_tensors()
+        if tensors:
+            tensors.update({name: from_numpy(array) for name, array in self._intervals.arrays().items()})
+        return tensors
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._intervals.seen = state.get("intervals_seen", 0)
+
+    def _restore_engine(self, config: DriftMoEConfig, tensors: dict[str, Tensor]) -> None:
+        own = {name: tensors[name].numpy() for name in self._intervals.arrays() if name in tensors}
+        super()._restore_engine(config, {name: tensor for name, tensor in tensors.items() if name not in own})
+        if len(own) == len(self._intervals.arrays()):
+            self._intervals = ConformalIntervals.restored(own, self._intervals.seen)
+        elif own or self._intervals.seen:  # a file of 0.1 has neither
+            raise FileFormatError("the residuals of its intervals are incomplete")
