@@ -32,7 +32,6 @@ from stream_sets import Stream, available, load
 
 from moeapps.stream import DriftMoEClassifier
 
-REPEATS = 3
 SHORT = 1500
 OUR_MODELS = ("DriftMoE", "DriftMoE, use_router=False", "paper, data", "paper, task")
 RIVER_MODELS = ("river HT", "river kNN", "river ARF(10)", "river AMF(10)", "river LevBag(10)")
@@ -109,7 +108,9 @@ def first_use() -> dict[str, float]:
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
-def measure(streams: dict[str, Stream], cache: Path, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measure(
+    streams: dict[str, Stream], repeats: int, cache: Path, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Rates of every candidate, ``{stream: {candidate: [rate, ...]}}`` per second and per second of processor time."""
     moa = [] if no_capymoa() else MOA_MODELS
     warm_up(OUR_MODELS)
@@ -123,7 +124,7 @@ def measure(streams: dict[str, Stream], cache: Path, save: Callable[[dict[str, A
             rates.setdefault(label, []).append(rate[0])
             cpu.setdefault(label, []).append(rate[1])
 
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             for model in OUR_MODELS:
                 for work in (learn_many, test_then_train, one_by_one):
                     add(f"{model}, {work.__name__.replace('_', ' ')}", work(OURS[model](0), stream.X, stream.y))
@@ -141,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", "--elec", dest="data", help="folder with elec2_data.dat and elec2_label.dat")
     parser.add_argument("--n", type=int, default=20_000, help="instances")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--first-use", action="store_true", help="measure only the first use, and add it to the output")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream_speed.json"))
@@ -169,8 +171,8 @@ def main() -> None:
         for name in names
         if name not in missing
     }
-    found = measure(streams, options.cache, save)
-    table = Table(title="instances per second, median of three | per second of processor time")
+    found = measure(streams, options.repeats, options.cache, save)
+    table = Table(title="instances per second, medians | per second of processor time")
     table.add_column("candidate")
     for name in streams:
         table.add_column(name, justify="right")
