@@ -32,7 +32,7 @@ from moeapps.stream.compiled.mixture_state import (
 )
 from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room, pool_as_structref
 
-__all__ = ["GrowingMixture", "TreeEngine", "restore_arrays", "tree_arrays"]
+__all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "restore_arrays", "tree_arrays", "vote_trees"]
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,8 @@ def _remove(p, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
+def vote_trees(p, ts, s, x, work):  # type: ignore[no-untyped-def]
+    """Fill the votes of the trees, all zero where one has seen nothing."""
     for e in range(s.n_experts):
         leaf = trees.leaf_of(p.trees, p.place[e], x)
         work.naive_bayes[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
@@ -222,12 +223,12 @@ def _vote(p, ts, s, x, work):  # type: ignore[no-untyped-def]
 @kernel
 def _learn_classes(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
-    t, scratch = p.trees, work.scratch
+    t = p.trees
     for i in range(start, X.shape[0]):
         if needs_room(t, may_grow):
             return i
         x = X[i]
-        _vote(p, ts, s, x, work)
+        vote_trees(p, ts, s, x, work)
         predictions[i] = decide_class(m, s, x, classes, work)
         score_experts(m, s, x, y[i], classes, work)
         trees.count_values(t, x)
@@ -235,16 +236,22 @@ def _learn_classes(state, may_grow, X, y, classes, start, predictions):  # type:
             label = y[i]
             if s.variant == TASK:
                 label = 1 if y[i] == e else 0
-            weight = work.learn[e]
-            if weight > 0.0:
-                trees.learn(t, ts, p.place[e], x, label, weight, work.naive_bayes[e], scratch, p.rng)
-                if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
-                    background_tree = p.place[s.n_experts + e]
-                    naive_bayes = trees.predict(t, ts, trees.leaf_of(t, background_tree, x), x, scratch[0])
-                    trees.learn(t, ts, background_tree, x, label, weight, naive_bayes, scratch, p.rng)
-            if work.action[e] != KEEP:
-                _act(p, s, e, work.action[e])
+            learn_tree(p, ts, s, e, x, label, work)
     return X.shape[0]
+
+
+@kernel
+def learn_tree(p, ts, s, e, x, label, work):  # type: ignore[no-untyped-def]
+    """Let a tree and its background tree learn an instance, and start or replace them where that is called for."""
+    t, scratch, weight = p.trees, work.scratch, work.learn[e]
+    if weight > 0.0:
+        trees.learn(t, ts, p.place[e], x, label, weight, work.naive_bayes[e], scratch, p.rng)
+        if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
+            background_tree = p.place[s.n_experts + e]
+            naive_bayes = trees.predict(t, ts, trees.leaf_of(t, background_tree, x), x, scratch[0])
+            trees.learn(t, ts, background_tree, x, label, weight, naive_bayes, scratch, p.rng)
+    if work.action[e] != KEEP:
+        _act(p, s, e, work.action[e])
 
 
 @kernel
@@ -270,7 +277,7 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
 def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     for i in range(X.shape[0]):
-        _vote(p, ts, s, X[i], work)
+        vote_trees(p, ts, s, X[i], work)
         decide_class(m, s, X[i], classes, work)
         copy_row(work.mixed, out[i], classes)
         copy_row(work.weights, weights[i], s.n_experts)

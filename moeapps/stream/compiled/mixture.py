@@ -59,6 +59,7 @@ __all__ = [
     "decide_number",
     "score_experts",
     "score_experts_numeric",
+    "watch",
 ]
 
 
@@ -313,7 +314,7 @@ def _advance(m, s, x, work):  # type: ignore[no-untyped-def]
             work.learn[e] = float(poisson(m.rng, s.bagging))
         m.age[e] += 1.0
         m.recent[e] += max(1.0 / s.window, 1.0 / m.age[e]) * (work.right[e] - m.recent[e])
-        work.action[e] = _watch(m, s, e, work.error[e]) if s.drift != FIXED else KEEP
+        work.action[e] = watch(m, s, e, work.error[e]) if s.drift != FIXED else KEEP
 
 
 @kernel
@@ -330,7 +331,7 @@ def _train_router(m, s, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _watch(m, s, e, error):  # type: ignore[no-untyped-def]
+def watch(m, s, e, error):  # type: ignore[no-untyped-def]
     """Add an expert's error to its ADWIN windows; an alarm counts only if the error has risen."""
     action = KEEP
     if s.drift == REPLACE and _risen(m.windows, s.n_experts + e, error, s.warning_delta):
