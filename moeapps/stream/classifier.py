@@ -1,7 +1,7 @@
 """DriftMoEClassifier: a mixture of Hoeffding trees under an online router, for streams that change."""
 
 from collections.abc import Hashable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.frames import as_frame
-from moeapps.stream.compiled.mixture_state import TASK
+from moeapps.stream.compiled.mixture_state import TASK, MixtureSettings
 from moeapps.stream.encoding import OnBad
-from moeapps.stream.engine import RiverEngine, TreeEngine
+from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.labels import LabelEncoder, label_of, targets_of
 from moeapps.stream.restoring import check_labels
@@ -26,43 +26,52 @@ __all__ = ["DriftMoEClassifier"]
 
 @MiniBatchClassifier.register
 class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
-    """Mixture of Hoeffding trees and a neural router that are trained together, one instance at a time.
+    """Experts of different kinds that learn one instance at a time, mixed by a gate that learns with them.
 
-    The router (an MLP) is trained on the multi-hot mask of the trees that predicted the label, so it learns which trees
-    are right where. The prediction mixes the trees by the router's estimates. ``DriftMoEClassifier.paper("data")`` and
-    ``.paper("task")`` are the algorithms of the paper. The defaults are stronger: every tree learns every instance with
-    a Poisson weight (online bagging), all trees are mixed, a tree whose error rises is replaced by one grown since the
-    warning, the router's inputs are standardised features and the trees' recent accuracies, and the router's own class
-    probabilities are averaged with those of the trees, weighted by recent accuracy. It is an estimator of river and of
-    scikit-learn.
+    By default the experts are Hoeffding trees (online bagging, ADWIN, background trees), naive Bayes, nearest
+    neighbours, linear models and a small neural network. The gate keeps four ways of mixing them: the mean, weights by
+    recent accuracy, stacked log-probabilities, and a softmax over the experts that sees the instance. It answers with
+    the way whose log loss over the recent instances is lowest, see :mod:`~moeapps.stream.compiled.online_gate`.
+
+    ``experts=None`` is the mixture of 0.1, trees under a neural router: an MLP that is trained on the multi-hot mask of
+    the trees that predicted the label, so it learns which trees are right where. ``DriftMoEClassifier.paper("data")``
+    and ``.paper("task")`` are the algorithms of the paper. It is an estimator of river and of scikit-learn.
 
     Parameters
     ----------
     variant : {"data", "task"}, default "data"
-        "data": ``n_experts`` trees that know all classes. "task": one binary tree per class, and the router predicts
-        the class.
+        "data": ``n_experts`` trees that know all classes. "task": one binary tree per class, and the neural router
+        predicts the class.
     n_experts : int, default 12
-        Number of trees of the data variant.
+        Number of trees of the data variant, where ``experts`` has no count of them.
     top_k : int, default 3
-        Experts that learn each instance where ``learn_with="top_k"``.
+        Experts that learn each instance where ``learn_with="top_k"``. [1]_
     expert : river classifier, optional
-        Cloned once per expert in place of the built-in trees. Slower; such a model can be pickled, but not saved.
+        Cloned ``n_experts`` times in place of the built-in experts. Slower; such a model can be pickled, but not
+        saved. [1]_
+    experts : list of str, dict of str to int, "auto" or None, default "auto"
+        Kinds of experts: "tree" (``n_experts`` of them), "bayes" (2), "neighbours" (3), "linear" (3), "network" (1). A
+        list of kinds, or a dict of how many there are of each; those of one kind differ in how much they remember.
+        None stands for trees under the neural router. "auto" stands for all kinds, and for None where an argument with
+        [1]_ is not at its default.
+    gate : {"auto", "mean", "accuracy", "stack", "context"}, default "auto"
+        The one way of mixing experts of several kinds; "auto" keeps all and chooses.
     predict_with : {"mixture", "top"}, default "mixture"
-        All experts by weight, or the one with the largest (in the task variant: the router alone).
+        All trees by weight, or the one with the largest (in the task variant: the router alone). [1]_
     learn_with : {"all", "top_k"}, default "all"
-        Which experts learn an instance.
+        Which trees learn an instance. [1]_
     bagging : float, default 6.0
-        Rate of the Poisson weights of online bagging, at most 50; 0 gives every instance weight 1.
+        Rate of the Poisson weights of online bagging of the trees, at most 50; 0 gives every instance weight 1.
     drift : {"replace", "reset"} or None, default "replace"
-        What follows when ADWIN finds that an expert's error rises: the background tree grown since the warning replaces
+        What follows when ADWIN finds that a tree's error rises: the background tree grown since the warning replaces
         it, it starts anew, or nothing.
     drift_delta, warning_delta : float, default 0.01 and 0.05
-        Confidences of the two ADWIN windows of each expert.
+        Confidences of the two ADWIN windows of each tree.
     window : int, default 100
         Instances over which recent accuracies are averaged.
     blend : float, default 30.0
         How sharply trees and router are weighted by their recent accuracies; 0 leaves the router's own class
-        probabilities out.
+        probabilities out. [1]_
     leaf_prediction : {"mc", "nb", "nba"}, default "nba"
         Leaves predict by majority class, naive Bayes, or the better of the two.
     grace_period : int, default 100
@@ -76,19 +85,20 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     max_nodes : int, default 1023
         Largest number of nodes per tree.
     use_router : bool, default True
-        Whether the router weights the experts; else their recent accuracy does.
+        Whether the gate (or the neural router) weights the experts; else their recent accuracy does, as with
+        ``gate="accuracy"``.
     router_inputs : {"enriched", "raw"}, default "enriched"
-        Standardised features and the experts' recent accuracies, or the features as they are.
+        Standardised features and the trees' recent accuracies, or the features as they are. [1]_
     router_hidden : pair of int, default (128, 64)
-        Widths of the router's hidden layers.
+        Widths of the router's hidden layers. [1]_
     router_lr : float, default 0.003
-        Learning rate of the router's Adam.
+        Learning rate of the router's Adam. [1]_
     router_dropout : float, default 0.0
-        Dropout after the router's first layer, in training.
+        Dropout after the router's first layer, in training. [1]_
     router_period : int, default 8
-        Instances per step of the router.
+        Instances per step of the router. [1]_
     temperature : float, default 0.8
-        Of the softmax over the experts, with ``predict_with="top"``.
+        Of the softmax over the trees, with ``predict_with="top"``. [1]_
     max_features, max_categories : int, default 1000 and 256
         Largest number of feature names, and of codes per categorical feature; see ``n_ignored_``.
     on_bad : {"raise", "skip", "impute"}, default "raise"
@@ -113,8 +123,16 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         Warnings and renewals of experts.
     activation_ : array
         Sum of each expert's weights in the predictions of all learned instances.
+    expert_names_ : list of str
+        Kind and number of each expert, in the order of ``activation_``.
+    gate_ : DataFrame
+        The ways of mixing experts of several kinds: recent log loss, and how often each has answered.
     n_seen_, n_skipped_, n_bad_, n_ignored_ : int
         Instances learned, instances skipped, bad values imputed, values ignored.
+
+    Notes
+    -----
+    .. [1] Of trees under the neural router (``experts=None``).
 
     References
     ----------
@@ -130,6 +148,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     True
     """
 
+    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto"}
+
     def __init__(
         self,
         variant: Literal["data", "task"] = "data",
@@ -137,6 +157,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         top_k: int = 3,
         *,
         expert: Any = None,
+        experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto",
+        gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto",
         predict_with: Literal["mixture", "top"] = "mixture",
         learn_with: Literal["all", "top_k"] = "all",
         bagging: float = 6.0,
@@ -178,10 +200,14 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         instance.
         """
         return cls(
-            variant, n_experts, 3, predict_with="top", learn_with="top_k", bagging=0.0, drift=None, blend=0.0,
-            grace_period=50, delta=1e-7, router_inputs="raw", router_hidden=(256, 128), router_lr=2e-3,
+            variant, n_experts, 3, experts=None, predict_with="top", learn_with="top_k", bagging=0.0, drift=None,
+            blend=0.0, grace_period=50, delta=1e-7, router_inputs="raw", router_hidden=(256, 128), router_lr=2e-3,
             router_dropout=0.2, router_period=256 if variant == "data" else 1, temperature=0.8, seed=seed,
         )  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; a pickle of 0.1 has trees under the neural router."""
+        super().__setstate__({**self._not_in_0_1, **state})
 
     def _reset(self) -> None:
         super()._reset()
@@ -248,6 +274,17 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         if self._engine is None:
             raise AttributeError("classes_ is there once a label was learned")
         return self._labels.array()[self._labels.order()]
+
+    @property
+    def gate_(self) -> pd.DataFrame:
+        """The ways of mixing experts of several kinds, one per row.
+
+        ``loss`` (log loss over about the last 500 instances, of predictions made before the label was learned),
+        ``answered`` (share of the learned instances that it has answered), ``answers`` (whether it answers now).
+        """
+        if not isinstance(self._engine, KindEngine):
+            raise AttributeError("gate_ is there once experts of several kinds have learned an instance")
+        return pd.DataFrame(self._engine.gate_table())
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, **unsupported: Any) -> Self:
         """Learn rows on top of what was learned before.
@@ -322,7 +359,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     def _resize(self, engine: TreeEngine) -> None:
         super()._resize(engine)
         engine.n_classes = len(self._labels.codes)
-        if engine.settings.variant == TASK:
+        if isinstance(engine.settings, MixtureSettings) and engine.settings.variant == TASK:
             engine.settings = engine.settings._replace(n_experts=engine.n_classes)
             engine.pool = engine._new_pool()
 

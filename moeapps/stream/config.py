@@ -1,6 +1,7 @@
 """Settings of DriftMoE, declared once: what the estimators take, and what the engines are built from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_o
 from moeapps.core.config import config_from
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.cells import missing_texts
+from moeapps.stream.compiled.kinds import KINDS, KindSettings
 from moeapps.stream.compiled.mixture_state import (
     ALL,
     DATA,
@@ -24,6 +26,7 @@ from moeapps.stream.compiled.mixture_state import (
     TOP_K,
     MixtureSettings,
 )
+from moeapps.stream.compiled.online_gate import ACCURACY, AUTO, WAYS
 from moeapps.stream.compiled.pool import TreeConfig
 from moeapps.stream.row_encoding import OnBad, check_column_types
 
@@ -34,6 +37,12 @@ PREDICT_WITH = {"mixture": MIX, "top": TOP}
 LEARN_WITH = {"all": ALL, "top_k": TOP_K}
 DRIFT = {None: FIXED, "reset": RESET, "replace": REPLACE}
 ROUTER_INPUTS = {"enriched": ENRICHED, "raw": RAW}
+GATES = {"auto": AUTO, **{name: way for way, name in enumerate(WAYS)}}
+OF_TREES_ALONE = (
+    "variant", "expert", "top_k", "predict_with", "learn_with", "blend", "router_inputs", "router_hidden", "router_lr",
+    "router_dropout", "router_period", "temperature",
+)  # fmt: skip
+"""Settings of trees under the neural router, which experts of several kinds do not have."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class DriftMoEConfig:
         See :class:`DriftMoEClassifier`; the regressor has ``variant="data"`` and ``blend=0``, its leaves predict means.
     n_experts, top_k, expert, predict_with, learn_with, bagging, drift, drift_delta, warning_delta, window
         Of the mixture, see :class:`DriftMoEClassifier`.
+    experts, gate
+        Kinds of experts and how they are mixed, see :class:`DriftMoEClassifier`; the regressor has trees only.
     grace_period, delta, tie_threshold, feature_share, max_nodes
         Of the trees, see :class:`~moeapps.stream.compiled.pool.TreeConfig`.
     use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
@@ -65,6 +76,8 @@ class DriftMoEConfig:
     n_experts: int = 12
     top_k: int = 3
     expert: Any = None
+    experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto"
+    gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto"
     predict_with: Literal["mixture", "top"] = "mixture"
     learn_with: Literal["all", "top_k"] = "all"
     bagging: float = 6.0
@@ -123,8 +136,63 @@ class DriftMoEConfig:
         if len(tuple(self.router_hidden)) != 2:
             raise ConfigError(f"router_hidden must be two widths, got {self.router_hidden!r}")
         check_sizes(**{f"router_hidden[{i}]": width for i, width in enumerate(self.router_hidden)})
+        self._check_kinds()
         if not (self.seed is None or isinstance(self.seed, int | np.integer)) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be a whole number or None, got {self.seed!r}")
+
+    def _check_kinds(self) -> None:
+        check_one_of("gate", self.gate, GATES)
+        if self.experts is not None and self.experts != "auto":
+            self._check_counts()
+            for name in OF_TREES_ALONE:
+                if self._is_changed(name):
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} is for trees under the neural router, and experts asks for "
+                        "experts of several kinds: leave one of the two out (experts=None means the trees)"
+                    )
+        if self.gate == "auto":
+            return
+        if self.kinds is None:
+            raise ConfigError(f"gate={self.gate!r} is for experts of several kinds, and these are trees under a router")
+        if not self.use_router and self.gate != "accuracy":
+            raise ConfigError(f"use_router=False means gate='accuracy', got gate={self.gate!r}: leave one of them out")
+
+    def _check_counts(self) -> None:
+        """Names, and counts that there are settings for."""
+        experts: Any = self.experts
+        if isinstance(experts, str) or not isinstance(experts, Mapping | list | tuple) or not experts:
+            known = ", ".join(KINDS)
+            raise ConfigError(
+                f"experts must be 'auto', None, a list of kinds ({known}) or a dict of their counts, got {experts!r}"
+            )
+        if not isinstance(experts, Mapping) and len(set(map(str, experts))) < len(experts):
+            raise ConfigError(f"experts names a kind twice: {experts!r}; a dict has counts")
+        for name in experts:
+            check_one_of("experts", name, KINDS)
+            if isinstance(experts, Mapping):
+                check_sizes(**{f"experts[{name!r}]": experts[name]})
+                most = KINDS[name]
+                if most is not None and experts[name] > most:
+                    raise ConfigError(
+                        f"experts[{name!r}] must be at most {most}, got {experts[name]!r}: experts of this kind differ "
+                        "in how much they remember, and there are no more settings"
+                    )
+
+    def _is_changed(self, name: str) -> bool:
+        """Whether a setting differs from its default; a pair may come from a file as a list."""
+        value, default = getattr(self, name), next(field.default for field in fields(self) if field.name == name)
+        return list(value) != list(default) if isinstance(default, tuple) else value is not default and value != default
+
+    @property
+    def kinds(self) -> dict[str, int] | None:
+        """How many experts there are of each kind; None for trees under the neural router, or river's models."""
+        if self.experts is None or (self.experts == "auto" and any(self._is_changed(name) for name in OF_TREES_ALONE)):
+            return None
+        most = {name: self.n_experts if number is None else number for name, number in KINDS.items()}
+        if self.experts == "auto":
+            return most
+        given = self.experts if isinstance(self.experts, Mapping) else {name: most[name] for name in self.experts}
+        return {name: int(given.get(name, 0)) for name in KINDS}
 
     @property
     def hidden(self) -> tuple[int, int]:
@@ -159,4 +227,24 @@ class DriftMoEConfig:
             router_dropout=float(self.router_dropout),
             router_lr=float(self.router_lr),
             router_period=self.router_period,
+        )
+
+    @property
+    def kind_settings(self) -> KindSettings:
+        """The settings of experts of several kinds as numbers, for the compiled loops."""
+        kinds = self.kinds
+        assert kinds is not None
+        return KindSettings(
+            n_experts=kinds["tree"],
+            bayes=kinds["bayes"],
+            neighbours=kinds["neighbours"],
+            linear=kinds["linear"],
+            networks=kinds["network"],
+            variant=DATA,
+            gate=GATES[self.gate] if self.use_router else ACCURACY,
+            bagging=float(self.bagging),
+            drift=DRIFT[self.drift],
+            drift_delta=self.drift_delta,
+            warning_delta=self.warning_delta,
+            window=self.window,
         )

@@ -7,26 +7,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.engine import GrowingMixture, TreeEngine
+from moeapps.stream.compiled.kind_engine import KindEngine
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
     RENEW,
     TASK,
     WARN,
-    Mixture,
     MixtureSettings,
     make_work,
     mixture_as_structref,
     work_as_structref,
 )
 
-__all__ = ["Engine", "RiverEngine", "TreeEngine"]
+__all__ = ["Engine", "KindEngine", "RiverEngine", "TreeEngine"]
 
 
 class Engine(Protocol):
     """What the estimators need of an engine."""
 
-    mixture: Mixture
-    settings: MixtureSettings
+    mixture: Any
+    settings: Any
 
     def add_features(self, nominal: Sequence[bool]) -> None:
         """Make room for features, of which each is categorical or not."""

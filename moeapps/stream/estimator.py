@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from moeapps.core.config import config_from
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, WARN
 from moeapps.stream.compiled.network import layers_of
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import Encoded, FeatureEncoder, OnBad, UnseenFeatures
-from moeapps.stream.engine import RiverEngine, TreeEngine
+from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
 from moeapps.stream.labels import targets_of
 from moeapps.stream.river_face import RiverFace
 from moeapps.stream.row_encoding import NO_FEATURES
@@ -101,6 +101,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         config = self._config()
         if self.expert is not None:
             return RiverEngine(config.mixture, self.expert, config.hidden, seed, self._numbers, self._decode_row)
+        if config.kinds is not None:
+            return KindEngine(config.kind_settings, config.trees, seed)
         return TreeEngine(config.mixture, config.trees, config.hidden, seed, self._numbers)
 
     def _decode_row(self, row: NDArray[np.float64]) -> dict[Hashable, Any]:
@@ -370,6 +372,8 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
 
         self._need_fitted()
         assert self._engine is not None
+        if isinstance(self._engine, KindEngine):
+            raise ConfigError("experts of several kinds have no neural router: experts=None makes a model with one")
         network = self._engine.mixture.network
         inputs, *hidden, outputs = (int(size) for size in network.sizes)
         config = self._config()
@@ -449,6 +453,16 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def activation_(self) -> NDArray[np.float64]:
         """``(E,)`` sum of the weights that each expert had in the predictions of all learned instances."""
         return np.zeros(0) if self._engine is None else self._engine.mixture.activation.copy()
+
+    @property
+    def expert_names_(self) -> list[str]:
+        """Kind and number of each expert, in the order of ``activation_``."""
+        if self._engine is None:
+            return []
+        if isinstance(self._engine, KindEngine):
+            return self._engine.expert_names()
+        kind = "tree" if isinstance(self._engine, TreeEngine) else type(self.expert).__name__
+        return [f"{kind} {e}" for e in range(self._engine.settings.n_experts)]
 
     @property
     def nbytes_(self) -> int:

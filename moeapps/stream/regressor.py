@@ -113,7 +113,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         super().__setstate__({"_intervals": ConformalIntervals(), **state})
 
     def _config(self) -> DriftMoEConfig:
-        return config_from(DriftMoEConfig, self, blend=0.0)  # the router has no outputs of its own for numbers
+        return config_from(DriftMoEConfig, self, blend=0.0, experts=None)  # no outputs of the router's own; trees only
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         for target in targets:

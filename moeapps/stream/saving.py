@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class StreamSaving(SaveMixin):
     _order: list[Hashable] | None
     missing_values: Any
     column_types: Any
+    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": []}
+    """Constructor arguments that 0.1 did not have, as it would have been with them."""
     _start_params: dict[str, Any] | None = None
     """Constructor arguments with which the engine was built; ``set_params`` may change them later."""
 
@@ -101,7 +103,7 @@ class StreamSaving(SaveMixin):
         """Construct, then restore names and arrays; check that they fit each other."""
         if arguments.get("expert") is not None:
             raise FileFormatError(f"{source}: a saved model has no experts of river's, its expert must be None")
-        model = cls(**{"missing_values": [], **arguments})  # 0.1 knew no texts that mean missing
+        model = cls(**{**cls._not_in_0_1, **arguments})
         config = model._config()
         model._features.restore(state["features"])
         check_encoder(model._features, state["features"])

@@ -18,6 +18,7 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import trees
@@ -27,6 +28,7 @@ from moeapps.stream.compiled.engine import TreeEngine, learn_tree, vote_trees
 from moeapps.stream.compiled.inputs import Layout, encode, update_moments
 from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, poisson, structref_class
 from moeapps.stream.compiled.kinds import (
+    KINDS,
     KindMixture,
     KindSettings,
     KindWork,
@@ -41,7 +43,7 @@ from moeapps.stream.compiled.linear import learn_linear, vote_linear
 from moeapps.stream.compiled.mixture import watch
 from moeapps.stream.compiled.mixture_state import FIXED, INSTANCES, KEEP
 from moeapps.stream.compiled.neighbours import learn_neighbours, vote_neighbours
-from moeapps.stream.compiled.online_gate import decide, learn_gate
+from moeapps.stream.compiled.online_gate import AUTO, WAYS, decide, learn_gate
 from moeapps.stream.compiled.perceptron import learn_perceptrons, vote_perceptrons
 from moeapps.stream.compiled.pool import PoolState, TreeConfig, needs_room, pool_as_structref
 
@@ -132,6 +134,22 @@ class KindEngine(TreeEngine):
     def n_all_experts(self) -> int:
         """Number E of experts of all kinds."""
         return first_of_each_kind(self.settings)[-1]
+
+    def expert_names(self) -> list[str]:
+        """Kind and number of each expert."""
+        first = first_of_each_kind(self.settings)
+        return [f"{kind} {i}" for kind, a, b in zip(KINDS, first[:-1], first[1:], strict=True) for i in range(b - a)]
+
+    def gate_table(self) -> dict[str, pd.Series]:
+        """The ways of mixing by name: recent log loss, share of the answers, whether it is the one that answers."""
+        gate = self.mixture.gate
+        kept = [self.settings.gate in (AUTO, way) for way in range(len(WAYS))]
+        columns = {
+            "loss": gate.loss,
+            "answered": gate.answered / max(int(gate.state[1]), 1),
+            "answers": np.arange(len(WAYS)) == gate.state[0],
+        }
+        return {name: pd.Series(column, index=WAYS)[kept] for name, column in columns.items()}
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""

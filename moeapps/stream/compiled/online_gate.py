@@ -193,14 +193,14 @@ def _mix_by_context(g, recent, votes, rows, numbers, n, experts, classes, w):  #
 @kernel
 def decide(g, way, recent, votes, rows, numbers, n, experts, classes, w):  # type: ignore[no-untyped-def]
     """Fill ``mixed`` and ``weights`` of each way (of one, where ``way`` names it); returns the way that answers."""
-    if way == AUTO or way == MEAN:
+    if way in (AUTO, MEAN):
         w.weights[MEAN, :experts] = 1.0
         _average(w.weights[MEAN], votes, experts, classes, w.mixed[MEAN])
-    if way == AUTO or way == ACCURACY:
+    if way in (AUTO, ACCURACY):
         _mix_by_accuracy(recent, votes, experts, classes, w)
-    if way == AUTO or way == STACK:
+    if way in (AUTO, STACK):
         _stack(g, votes, experts, classes, w)
-    if way == AUTO or way == CONTEXT:
+    if way in (AUTO, CONTEXT):
         _mix_by_context(g, recent, votes, rows, numbers, n, experts, classes, w)
     return g.state[0]
 
@@ -266,7 +266,7 @@ def _learn_context(g, votes, rows, numbers, n, y, experts, classes, w):  # type:
 def learn_gate(g, way, votes, rows, numbers, n, y, experts, classes, w):  # type: ignore[no-untyped-def]
     """Score and learn, after :func:`decide` of the same instance."""
     _compare(g, w, y, classes, way == AUTO)
-    if way == AUTO or way == STACK:
+    if way in (AUTO, STACK):
         _learn_stack(g, y, experts, classes, w)
-    if way == AUTO or way == CONTEXT:
+    if way in (AUTO, CONTEXT):
         _learn_context(g, votes, rows, numbers, n, y, experts, classes, w)

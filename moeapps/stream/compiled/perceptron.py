@@ -24,8 +24,8 @@ __all__ = [
     "vote_perceptrons",
 ]
 
-NETWORKS = (0.003, 0.001)
-"""Learning rate of the first expert of this kind, and of the second."""
+NETWORKS = (0.003,)
+"""Learning rate of the experts of this kind."""
 
 HIDDEN = 64
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8

@@ -1,0 +1,112 @@
+"""Checks of arrays that all mixtures of streams have in common, and those of experts of several kinds."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeapps.core.errors import FileFormatError
+from moeapps.stream.compiled.adwin import BUCKETS, COUNT, ROWS, TICK, VARIATION, Windows
+from moeapps.stream.compiled.kind_engine import KindEngine
+from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, RENEW, WARN
+from moeapps.stream.compiled.online_gate import AUTO, WAYS
+
+__all__ = ["MOST", "check_events", "check_kinds_of_engine", "check_shape", "check_windows", "require", "within"]
+
+Array = NDArray[Any]
+
+MOST = 2**53
+"""Largest count: beyond it float64 does not count by ones."""
+
+
+def require(good: Any, what: str) -> None:
+    """Refuse a file unless all of this holds; ``what`` is what is wrong with it.
+
+    Raises
+    ------
+    FileFormatError
+        "its" and what is wrong.
+    """
+    if not np.all(good):
+        raise FileFormatError(f"its {what}")
+
+
+def check_shape(array: Array, shape: tuple[int, ...], name: str) -> None:
+    """Refuse an array of another shape."""
+    if array.shape != shape:
+        raise FileFormatError(f"its {name} has shape {array.shape}, expected {shape}")
+
+
+def within(values: Array, low: int, high: int) -> Any:
+    """Whether low <= value < high, for each."""
+    return (values >= low) & (values < high)
+
+
+def check_windows(w: Windows, number: int) -> None:
+    """Refuse ADWIN windows that no stream makes."""
+    filled = w.filled
+    check_shape(filled, (number, ROWS), "windows.filled")
+    for name in ("sums", "variations"):
+        check_shape(getattr(w, name), (number, ROWS, BUCKETS + 1), f"windows.{name}")
+    check_shape(w.whole, (number, 4), "windows.whole")
+    require(within(filled, 0, BUCKETS + 1), "windows have impossible buckets")
+    require(filled[:, ROWS - 1] == 0, "windows are longer than any stream")
+    require(w.whole[:, COUNT] == (filled * 2.0 ** np.arange(ROWS)).sum(axis=1), "windows do not hold what they count")
+    require((w.whole[:, VARIATION] >= 0) & (w.whole[:, TICK] >= 0), "windows are impossible")
+    require(w.whole[:, TICK] < MOST, "windows are impossible")
+
+
+def check_events(m: Any, experts: int) -> None:
+    """Refuse events that are of no expert of these, of no kind, or of the future."""
+    events = m.events[: min(int(m.counters[EVENTS]), MAX_EVENTS)]
+    require(within(events[:, 1], 0, max(experts, 1)), "events are of experts that are not there")
+    require(within(events[:, 2], WARN, RENEW + 1), "events are of no kind")
+    require(within(events[:, 0], 0, int(m.counters[INSTANCES]) + 1), "events are of the future")
+
+
+def check_kinds_of_engine(engine: KindEngine) -> None:
+    """Refuse what experts of several kinds and their gate could not have learned; the trees have been checked before.
+
+    Raises
+    ------
+    FileFormatError
+        Saying what is impossible.
+    """
+    s, m, classes = engine.settings, engine.mixture, engine.n_classes
+    engine.resize(engine.n_features, classes)  # an empty mixture of the shapes that the trees ask for
+    empty, engine.mixture = engine.mixture, m
+    for part in ("bayes", "neighbours", "linear", "networks", "gate"):
+        for name, like in getattr(empty, part)._asdict().items():
+            check_shape(getattr(getattr(m, part), name), like.shape, f"mixture.{part}.{name}")
+    for name in ("recent", "age", "moments", "activation", "counters", "events", "rng"):
+        check_shape(getattr(m, name), getattr(empty, name).shape, f"mixture.{name}")
+    check_windows(m.windows, 2 * s.n_experts)
+    require((m.recent >= -1e-9) & (m.recent <= 1 + 1e-9), "recent accuracies are not in 0..1")
+    require((m.age >= 0) & (m.activation >= 0), "ages and activations are negative")
+    require((m.moments[:, 0] >= 0) & (m.moments[:, 2] >= 0), "moments of features are negative")
+    require(within(m.counters, 0, MOST), "counters are negative")
+    check_events(m, s.n_experts)
+    for name in ("weight", "seen", "variance", "precision"):
+        require(getattr(m.bayes, name) >= 0, f"{name} of naive Bayes is negative")
+    require((m.bayes.share >= 0) & (m.bayes.share <= 1 + 1e-9), "frequencies of categories are not in 0..1")
+    require(within(m.neighbours.labels, 0, max(classes, 1)), "neighbours have labels that are not there")
+    require(within(m.neighbours.seen, 0, MOST), "number of neighbours is impossible")
+    for part, name in (("bayes", "rate"), ("linear", "rate"), ("networks", "rate")):
+        same = getattr(getattr(m, part), name) == getattr(getattr(empty, part), name)
+        require(same, f"rates of {part} are not those of its arguments")
+    for name in ("nearest", "window"):
+        same = getattr(m.neighbours, name) == getattr(empty.neighbours, name)
+        require(same, f"{name} of neighbours is not that of its arguments")
+    require(m.linear.squares > 0, "squared gradients are not positive")
+    require(within(m.networks.steps, 0, MOST), "number of steps of a network is impossible")
+    for weights in (m.networks.first[:, :, 2], m.networks.second[:, :, 2]):
+        require(weights >= 0, "moments of a network are negative")
+    gate = m.gate
+    for name in ("stack_squares", "context_squares", "sure_squares"):
+        require(getattr(gate, name) > 0, "squared gradients of the gate are not positive")
+    require((gate.stack >= 0) & np.isfinite(gate.stack), "weights of the stack are negative")
+    require((gate.loss >= 0) & (gate.gap_squares >= 0), "losses of the gate are negative")
+    require(within(gate.answered, 0, MOST), "counts of the gate are impossible")
+    way, learned = gate.state.tolist()
+    require(0 <= way < len(WAYS) if s.gate == AUTO else way == s.gate, "gate answers in no way of its own")
+    require(learned == gate.answered.sum() == m.counters[INSTANCES], "gate has learned another number of instances")
