@@ -16,7 +16,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.compiled.mixture_state import TASK, MixtureSettings
 from moeapps.stream.encoding import OnBad
-from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
+from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.labels import LabelEncoder, label_of, targets_of
 from moeapps.stream.restoring import check_labels
@@ -274,17 +274,6 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         if self._engine is None:
             raise AttributeError("classes_ is there once a label was learned")
         return self._labels.array()[self._labels.order()]
-
-    @property
-    def gate_(self) -> pd.DataFrame:
-        """The ways of mixing experts of several kinds, one per row.
-
-        ``loss`` (log loss over about the last 500 instances, of predictions made before the label was learned),
-        ``answered`` (share of the learned instances that it has answered), ``answers`` (whether it answers now).
-        """
-        if not isinstance(self._engine, KindEngine):
-            raise AttributeError("gate_ is there once experts of several kinds have learned an instance")
-        return pd.DataFrame(self._engine.gate_table())
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, **unsupported: Any) -> Self:
         """Learn rows on top of what was learned before.

@@ -23,6 +23,7 @@ from moeapps.stream.labels import targets_of
 from moeapps.stream.river_face import RiverFace
 from moeapps.stream.row_encoding import NO_FEATURES
 from moeapps.stream.saving import StreamSaving
+from moeapps.stream.several_kinds import SeveralKinds
 from moeapps.stream.sklearn_face import SklearnFace, order_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["StreamEstimator"]
 
 
-class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
+class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
     """Base of :class:`DriftMoEClassifier` and :class:`DriftMoERegressor`.
 
     Constructor arguments are stored unchanged and checked at the first instance. What was learned is in ``_engine``
@@ -121,8 +122,12 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
 
     # --- learning
 
-    def _learn_encoded(self, encoded: Encoded, targets: Any, added: Mapping[Hashable, int]) -> NDArray[Any]:
+    def _learn_encoded(
+        self, encoded: Encoded, targets: Any, added: Mapping[Hashable, int], **late: NDArray[Any]
+    ) -> NDArray[Any]:
         """Learn rows, growing where features or labels (``added``: by row) appear for the first time.
+
+        ``late`` may have the experts' ``votes`` of when a single instance came.
 
         Returns
         -------
@@ -134,7 +139,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         if encoded.unseen is None and not added and self._engine is not None:
             if encoded.bad or encoded.ignored:
                 encoder.count(encoded)
-            return self._engine.learn(table, self._codes(targets))
+            return self._engine.learn(table, self._codes(targets), **late)
         engine = self._engine or self._start()
         predictions = np.empty(len(table), dtype=np.float64 if self._numbers else np.int64)
         first_rows = [row for row, _ in encoded.unseen.features.values()] if encoded.unseen else []
@@ -147,7 +152,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
             if self._grow(engine, encoded, first, labels.get(first, [])):
                 table = np.column_stack([np.full(len(table), np.nan), table])
             rows = _padded(table[first:last], engine.n_features)
-            predictions[first:last] = engine.learn(rows, self._codes(targets[first:last]))
+            predictions[first:last] = engine.learn(rows, self._codes(targets[first:last]), **late)
             predictions[first] = before
         encoder.count(encoded)
         self._engine = engine
@@ -204,7 +209,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
         """The label, or number, that an engine's prediction stands for."""
         raise NotImplementedError
 
-    def learn_one(self, x: dict[Hashable, Any], y: Any) -> None:
+    def learn_one(self, x: dict[Hashable, Any], y: Any, votes: Any = None) -> None:
         """Learn one instance.
 
         Parameters
@@ -214,14 +219,18 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
             None, NaN, or absent. New names may appear at any time.
         y : label or float
             The target.
+        votes : array, optional
+            What :meth:`votes_one` gave when the instance came, where the label is late and other instances have been
+            learned since: the experts are then judged by what they knew.
 
         Raises
         ------
         DataError
-            If the target cannot be learned, or a feature has a bad value and ``on_bad`` is "raise". Nothing has been
-            learned or changed then.
+            If the target cannot be learned, the votes are not this model's, or a feature has a bad value and ``on_bad``
+            is "raise". Nothing has been learned or changed then.
         """
         added = self._check_targets([y])
+        late = {} if votes is None else {"votes": self._checked_votes(votes)}
         try:
             encoded = self._encoder.encode(x)
         except DataError:
@@ -229,7 +238,7 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
                 raise
             self._skipped += 1
             return
-        self._learn_encoded(encoded, [y], added)
+        self._learn_encoded(encoded, [y], added, **late)
 
     def test_then_train(
         self, rows: Sequence[dict[Hashable, Any]], targets: Sequence[Any]
@@ -453,16 +462,6 @@ class StreamEstimator(StreamSaving, SklearnFace, RiverFace):
     def activation_(self) -> NDArray[np.float64]:
         """``(E,)`` sum of the weights that each expert had in the predictions of all learned instances."""
         return np.zeros(0) if self._engine is None else self._engine.mixture.activation.copy()
-
-    @property
-    def expert_names_(self) -> list[str]:
-        """Kind and number of each expert, in the order of ``activation_``."""
-        if self._engine is None:
-            return []
-        if isinstance(self._engine, KindEngine):
-            return self._engine.expert_names()
-        kind = "tree" if isinstance(self._engine, TreeEngine) else type(self.expert).__name__
-        return [f"{kind} {e}" for e in range(self._engine.settings.n_experts)]
 
     @property
     def nbytes_(self) -> int:

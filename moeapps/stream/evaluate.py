@@ -17,7 +17,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
 from moeapps.stream.drift_report import BATCH, AlarmWindows
 from moeapps.stream.estimator import StreamEstimator
-from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels
+from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, learn_late, votes_of
 from moeapps.stream.scores import ClassScores, NumberScores
 
 if TYPE_CHECKING:
@@ -207,17 +207,18 @@ class _Delayed:
     def __init__(self, model: Any, delay: int) -> None:
         self.model, self.delay = model, delay
         self.learned: list[tuple[dict[Any, Any], Any]] = []
-        self.waiting: deque[tuple[dict[Any, Any], Any]] = deque()
+        self.waiting: deque[tuple[dict[Any, Any], Any, Any]] = deque()
 
     def step(self, batch: list[tuple[dict[Any, Any], Any]]) -> list[tuple[Any, Any]]:
         """Targets and predictions that can be scored."""
         scored, self.learned = [], []
         for x, y in batch:
             scored.append((y, self.model.predict_one(x)))
-            self.waiting.append((x, y))
+            self.waiting.append((x, y, votes_of(self.model, x)))
             if len(self.waiting) > self.delay:
-                self.learned.append(self.waiting.popleft())
-                self.model.learn_one(*self.learned[-1])
+                then = self.waiting.popleft()
+                self.learned.append(then[:2])
+                learn_late(self.model, *then)
         return scored
 
 

@@ -17,7 +17,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.labels import plain
 from moeapps.core.tabledata.cells import CellKind
 from moeapps.stream.estimator import StreamEstimator
-from moeapps.stream.io.delay import PendingLabels, RecentIds
+from moeapps.stream.io.delay import PendingLabels, RecentIds, learn_late
 from moeapps.stream.io.events import Event
 from moeapps.stream.io.sinks import Sink
 from moeapps.stream.io.values import event_key, is_empty, plain_fields, plain_label, retyped, storable
@@ -197,7 +197,7 @@ class EventHandling:
             return
         fields, prediction = found
         try:
-            self.model.learn_one(fields, label)
+            learn_late(self.model, fields, label, self.waiting.votes(key))
         except DataError as error:
             self._reject(pending.event, str(error))
             return

@@ -23,9 +23,10 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
 from moeapps.stream.compiled.engine import tree_arrays
 
-SMALL = {"n_experts": 3, "router_hidden": (8, 8)}
+SMALL = {"n_experts": 3, "router_hidden": (8, 8)}  # trees under the neural router
 VARIANTS = {
-    "defaults": lambda: DriftMoEClassifier(seed=3, **SMALL),
+    "defaults": lambda: DriftMoEClassifier(seed=3, n_experts=3),
+    "router": lambda: DriftMoEClassifier(seed=3, **SMALL),
     "task": lambda: DriftMoEClassifier("task", seed=3, **SMALL),
     "paper data": lambda: DriftMoEClassifier.paper("data", seed=3),
     "paper task": lambda: DriftMoEClassifier.paper("task", seed=3),
@@ -56,6 +57,7 @@ def river_checks(name: str, model):
     [
         pytest.param(model, check, id=f"{name}-{check.__name__}", marks=pytest.mark.slow if slow else ())
         for name, model in (
+            ("several kinds", DriftMoEClassifier(seed=1, n_experts=3)),
             ("classifier", DriftMoEClassifier(seed=1, **SMALL)),
             ("unseeded", DriftMoEClassifier(**SMALL)),
             ("task", DriftMoEClassifier("task", seed=1, **SMALL)),

@@ -15,6 +15,8 @@ LEFT_OUT = {
     DriftMoERegressor: {
         "variant": "numbers have no classes that an expert could be for",
         "blend": "the router has no outputs of its own for numbers",
+        "experts": "trees are the only kind that predicts numbers",
+        "gate": "it mixes class probabilities",
         "leaf_prediction": "leaves of regression trees predict their mean",
     },
     HoeffdingPool: {},

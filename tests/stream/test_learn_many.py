@@ -11,6 +11,7 @@ from moeapps.stream.compiled.engine import tree_arrays
 
 TINY = {"n_experts": 2, "router_hidden": (4, 4), "router_period": 3, "grace_period": 8, "seed": 3}
 KINDS = {
+    "several": lambda **more: DriftMoEClassifier(**{"n_experts": 2, "grace_period": 8, "seed": 3, **more}),
     "data": lambda **more: DriftMoEClassifier("data", **{**TINY, **more}),
     "task": lambda **more: DriftMoEClassifier("task", **{**TINY, **more}),
     "regressor": lambda **more: DriftMoERegressor(**{**TINY, **more}),

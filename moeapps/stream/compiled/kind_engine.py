@@ -3,7 +3,7 @@
 For every instance (x, y), in this order:
 
 1. Every expert predicts class probabilities for x (:func:`_vote`); a tree that has seen nothing predicts all classes
-   equally.
+   equally. Where the label is late, votes of when the instance came take their place in steps 2 to 4.
 2. The gate mixes them in four ways and answers with one (:mod:`~moeapps.stream.compiled.online_gate`).
 3. The ways are scored on y, then stack and context gate learn it.
 4. Recent accuracies are updated. ADWIN receives every tree's error, and each tree gets a Poisson weight, as in
@@ -151,22 +151,36 @@ class KindEngine(TreeEngine):
         }
         return {name: pd.Series(column, index=WAYS)[kept] for name, column in columns.items()}
 
-    def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
-        """Predict, then learn, row by row; the predictions."""
+    def learn(self, X: NDArray[np.float64], y: NDArray[Any], votes: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Predict, then learn, row by row; the predictions.
+
+        ``votes`` ``(n, E, C)``, or fewer classes, are what the experts predicted when the instances came, where their
+        labels are late: what experts and gate are judged by, in place of what they would predict now.
+        """
+        late = np.zeros((0 if votes is None else len(X), self.n_all_experts, self.n_classes))
+        if votes is not None:
+            late[:, :, : votes.shape[2]] = votes
         predictions = np.empty(len(X), dtype=np.int64)
         if not is_compiled(_learn):
             logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
         start = 0
         while start < len(X):
             self.pool.reserve()
-            start = _learn(self._reference(), self.pool.may_grow, X, y, self.n_classes, start, predictions)
+            start = _learn(self._reference(), self.pool.may_grow, X, y, late, self.n_classes, start, predictions)
         return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Class probabilities, and weights of the experts; nothing is changed."""
         out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.n_all_experts))
-        _predict(self._reference(), X, self.n_classes, out, weights)
+        _predict(self._reference(), X, self.n_classes, out, weights, np.empty((0, 0, 0)))
         return out, weights
+
+    def votes(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Class probabilities of every expert ``(n, E, C)``; nothing is changed."""
+        out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.n_all_experts))
+        votes = np.empty((len(X), self.n_all_experts, self.n_classes))
+        _predict(self._reference(), X, self.n_classes, out, weights, votes)
+        return votes
 
 
 @kernel
@@ -195,12 +209,12 @@ def _vote(state, x, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _score(state, way, y, classes):  # type: ignore[no-untyped-def]
+def _score(state, votes, way, y, classes):  # type: ignore[no-untyped-def]
     """Step 4 of the module's list."""
     m, s, w = state.mixture, state.settings, state.work
     m.counters[INSTANCES] += 1
     for e in range(m.recent.shape[0]):
-        right = 1.0 if trees.argmax(w.votes[e], classes) == y else 0.0
+        right = 1.0 if trees.argmax(votes[e], classes) == y else 0.0
         m.activation[e] += w.gate.weights[way, e]
         m.age[e] += 1.0
         m.recent[e] += max(1.0 / s.window, 1.0 / m.age[e]) * (right - m.recent[e])
@@ -223,7 +237,7 @@ def _learn_others(state, n, x, y, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
+def _learn(state, may_grow, X, y, late, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, w = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     experts = m.recent.shape[0]
     for i in range(start, X.shape[0]):
@@ -231,10 +245,11 @@ def _learn(state, may_grow, X, y, classes, start, predictions):  # type: ignore[
             return i
         x = X[i]
         n = _vote(state, x, classes)
-        way = decide(m.gate, s.gate, m.recent, w.votes, w.rows, w.numbers, n, experts, classes, w.gate)
+        votes = late[i] if late.shape[0] > 0 else w.votes
+        way = decide(m.gate, s.gate, m.recent, votes, w.rows, w.numbers, n, experts, classes, w.gate)
         predictions[i] = trees.argmax(w.gate.mixed[way], classes)
-        learn_gate(m.gate, s.gate, w.votes, w.rows, w.numbers, n, y[i], experts, classes, w.gate)
-        _score(state, way, y[i], classes)
+        learn_gate(m.gate, s.gate, votes, w.rows, w.numbers, n, y[i], experts, classes, w.gate)
+        _score(state, votes, way, y[i], classes)
         trees.count_values(p.trees, x)
         for e in range(s.n_experts):
             learn_tree(p, ts, s, e, x, y[i], w)
@@ -243,7 +258,7 @@ def _learn(state, may_grow, X, y, classes, start, predictions):  # type: ignore[
 
 
 @kernel
-def _predict(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
+def _predict(state, X, classes, out, weights, votes):  # type: ignore[no-untyped-def]
     m, s, w = state.mixture, state.settings, state.work
     experts = m.recent.shape[0]
     for i in range(X.shape[0]):
@@ -251,3 +266,6 @@ def _predict(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
         way = decide(m.gate, s.gate, m.recent, w.votes, w.rows, w.numbers, n, experts, classes, w.gate)
         copy_row(w.gate.mixed[way], out[i], classes)
         copy_row(w.gate.weights[way], weights[i], experts)
+        if votes.shape[0] > 0:
+            for e in range(experts):
+                copy_row(w.votes[e], votes[i, e], classes)

@@ -2,16 +2,20 @@
 
 import heapq
 import random
+from base64 import b64decode, b64encode
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import plain, value_from_json, value_to_json
 
-__all__ = ["Arrival", "LateLabels", "PendingLabels", "RecentIds"]
+__all__ = ["Arrival", "LateLabels", "PendingLabels", "RecentIds", "learn_late", "votes_of"]
 
 
 class PendingLabels:
@@ -47,6 +51,7 @@ class PendingLabels:
         self.model, self.capacity = model, capacity
         self.dropped = self.unknown = 0
         self._waiting: OrderedDict[Hashable, tuple[dict[Any, Any], Any]] = OrderedDict()
+        self._votes: dict[Hashable, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,27 +62,37 @@ class PendingLabels:
     def discard(self, key: Hashable) -> None:
         """Forget a waiting instance, if there is one."""
         self._waiting.pop(key, None)
+        self._votes.pop(key, None)
 
     def get(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Features and prediction of a waiting instance, which goes on waiting; None if there is none."""
         return self._waiting.get(key)
 
+    def votes(self, key: Hashable) -> NDArray[np.float32] | None:
+        """What the experts predicted for a waiting instance; None if that is not known."""
+        return self._votes.get(key)
+
     def predict(self, key: Hashable, x: dict[Any, Any]) -> Any:
         """Predict an instance and remember its features under ``key``; the same key again replaces them."""
         prediction = self.model.predict_one(x)
-        self._waiting.pop(key, None)
+        self.discard(key)
         self._waiting[key] = (dict(x), prediction)
+        votes = votes_of(self.model, x)
+        if votes is not None:
+            self._votes[key] = votes
         self._drop()
         return prediction
 
     def _drop(self) -> None:
         while len(self._waiting) > self.capacity:
-            self._waiting.popitem(last=False)
+            key, _ = self._waiting.popitem(last=False)
+            self._votes.pop(key, None)
             self.dropped += 1
 
     def take(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Remove a waiting instance and return its features and prediction; None if there is none."""
         found = self._waiting.pop(key, None)
+        self._votes.pop(key, None)
         if found is None:
             self.unknown += 1
         return found
@@ -93,14 +108,15 @@ class PendingLabels:
         if key not in self._waiting:
             self.unknown += 1
             return False
-        self.model.learn_one(self._waiting[key][0], y)
-        del self._waiting[key]
+        learn_late(self.model, self._waiting[key][0], y, self._votes.get(key))
+        self.discard(key)
         return True
 
     def state(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
         waiting = [[key, *_entry_to_json(*entry)] for key, entry in self._waiting.items()]
-        return {"waiting": waiting, "dropped": self.dropped, "unknown": self.unknown}
+        votes = [[key, *votes.shape, b64encode(votes.tobytes()).decode()] for key, votes in self._votes.items()]
+        return {"waiting": waiting, "votes": votes, "dropped": self.dropped, "unknown": self.unknown}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
@@ -108,8 +124,27 @@ class PendingLabels:
             (key, (dict(x) if isinstance(x, dict) else {value_from_json(name): value for name, value in x}, prediction))
             for key, x, prediction in state["waiting"]
         )
+        self._votes = {
+            key: np.frombuffer(b64decode(text), dtype=np.float32).reshape(experts, classes)
+            for key, experts, classes, text in state.get("votes", [])  # 0.1 had none
+            if key in self._waiting
+        }
         self.dropped, self.unknown = int(state["dropped"]), int(state["unknown"])
         self._drop()
+
+
+def votes_of(model: Any, x: dict[Any, Any]) -> NDArray[np.float32] | None:
+    """What the experts of a model predict now, None for a model that does not say it."""
+    votes_one = getattr(model, "votes_one", None)
+    return None if votes_one is None else votes_one(x)
+
+
+def learn_late(model: Any, x: dict[Any, Any], y: Any, votes: NDArray[np.float32] | None) -> None:
+    """Let a model learn a late label, with what its experts predicted when the instance came."""
+    if votes is None:
+        model.learn_one(x, y)
+    else:
+        model.learn_one(x, y, votes=votes)
 
 
 def _entry_to_json(x: dict[Any, Any], prediction: Any) -> tuple[Any, Any]:

@@ -1,0 +1,66 @@
+"""What the stream estimators tell of experts of several kinds: who they are, what each predicts, how they are mixed."""
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from moeapps.core.errors import DataError
+from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
+
+__all__ = ["SeveralKinds"]
+
+
+class SeveralKinds:
+    """Mixed into the stream estimators."""
+
+    expert: Any
+    _engine: TreeEngine | RiverEngine | None
+
+    if TYPE_CHECKING:  # the estimator's
+
+        def _encode_one(self, x: dict[Hashable, Any]) -> NDArray[np.float64]: ...
+
+    def votes_one(self, x: dict[Hashable, Any]) -> NDArray[np.float32] | None:
+        """Class probabilities of every expert ``(E, C)``, for :meth:`learn_one` when the label comes late.
+
+        None before any label was seen, and where the experts are not of several kinds. Nothing is changed.
+        """
+        if not isinstance(self._engine, KindEngine) or self._engine.n_classes == 0:
+            return None
+        return self._engine.votes(self._encode_one(x))[0].astype(np.float32)
+
+    def _checked_votes(self, votes: Any) -> NDArray[np.float64]:
+        """Votes as ``(1, E, C)``."""
+        table = np.asarray(votes, dtype=np.float64)
+        if not isinstance(self._engine, KindEngine):
+            raise DataError("votes are of experts of several kinds, which this model does not have")
+        experts, classes = self._engine.n_all_experts, self._engine.n_classes
+        if table.ndim != 2 or table.shape[0] != experts or not 0 < table.shape[1] <= classes:
+            raise DataError(f"votes must have shape ({experts}, at most {classes}), got {table.shape}")
+        if not ((table >= 0) & (table <= 1)).all():
+            raise DataError("votes must be probabilities, as votes_one gave them")
+        return table[None]
+
+    @property
+    def expert_names_(self) -> list[str]:
+        """Kind and number of each expert, in the order of ``activation_``."""
+        if self._engine is None:
+            return []
+        if isinstance(self._engine, KindEngine):
+            return self._engine.expert_names()
+        kind = "tree" if isinstance(self._engine, TreeEngine) else type(self.expert).__name__
+        return [f"{kind} {e}" for e in range(self._engine.settings.n_experts)]
+
+    @property
+    def gate_(self) -> pd.DataFrame:
+        """The ways of mixing experts of several kinds, one per row.
+
+        ``loss`` (log loss over about the last 500 instances, of predictions made before the label was learned),
+        ``answered`` (share of the learned instances that it has answered), ``answers`` (whether it answers now).
+        """
+        if not isinstance(self._engine, KindEngine):
+            raise AttributeError("gate_ is there once experts of several kinds have learned an instance")
+        return pd.DataFrame(self._engine.gate_table())
