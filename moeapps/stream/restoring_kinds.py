@@ -73,6 +73,8 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
         Saying what is impossible.
     """
     s, m, classes = engine.settings, engine.mixture, engine.n_classes
+    kind = engine.pool.state.trees.kind[: engine.n_features]
+    require(np.array_equal(kind[kind >= 0], np.arange((kind >= 0).sum())), "categorical features are not in order")
     engine.resize(engine.n_features, classes)  # an empty mixture of the shapes that the trees ask for
     empty, engine.mixture = engine.mixture, m
     for part in ("bayes", "neighbours", "linear", "networks", "gate"):

@@ -57,6 +57,9 @@ MEMORY = 500.0
 NOISE = 2.0
 """Standard errors by which another way has to be better."""
 
+LEAST = 30
+"""Instances before which no way is called better."""
+
 FLOOR = 0.01
 """Share of a uniform distribution in the probabilities that are scored, so that no loss is infinite."""
 
@@ -229,7 +232,7 @@ def _compare(g, w, y, classes, auto):  # type: ignore[no-untyped-def]
             best = a
     gap = g.gap[now, best]
     variance = max(g.gap_squares[now, best] - gap * gap, 0.0)
-    if best != now and gap > NOISE * np.sqrt(variance * rate / (2.0 - rate)):
+    if g.state[1] >= LEAST and best != now and gap > NOISE * np.sqrt(variance * rate / (2.0 - rate)):
         g.state[0] = best
 
 
