@@ -60,7 +60,7 @@ def learners(ablation: bool, cache: Path) -> Iterator[tuple[str, Measure, Rival]
             settings = {**settings, **change}
             yield label, lambda s, seed, a=settings: evaluate(DriftMoEClassifier(**{**a, "seed": seed}), s), ours
         for label, change in stream_models.WITHOUT.items():
-            yield label, lambda s, seed, a=change: evaluate(DriftMoEClassifier(**a, seed=seed), s), ours
+            yield label, lambda s, seed, a=change: evaluate(DriftMoEClassifier(**a, experts=None, seed=seed), s), ours
         return
     for label, make in OURS.items():
         yield label, lambda stream, seed, make=make: evaluate(make(seed), stream), ours

@@ -29,7 +29,7 @@ def summary(values: Any, digits: int = 4, scale: float = 1.0) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_result_has_a_script(path):
-    scripts = {"stream_ablation": "stream_accuracy", "gpu": "gpu/run"}
+    scripts = {"stream_ablation": "stream_accuracy", "stream_kinds": "stream_ablation", "gpu": "gpu/run"}
     assert (ROOT / f"benchmarks/{scripts.get(path.stem, path.stem)}.py").exists()
 
 
