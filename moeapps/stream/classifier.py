@@ -56,6 +56,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         [1]_ is not at its default.
     gate : {"auto", "mean", "accuracy", "stack", "context"}, default "auto"
         The one way of mixing experts of several kinds; "auto" keeps all and chooses.
+    archive : int or "auto", default "auto"
+        Trees among experts of several kinds that are kept when a drift alarm retires them, and tried again at later
+        alarms, see :mod:`~moeapps.stream.compiled.archive`. 0 keeps none, "auto" twice the number of trees.
     predict_with : {"mixture", "top"}, default "mixture"
         All trees by weight, or the one with the largest (in the task variant: the router alone). [1]_
     learn_with : {"all", "top_k"}, default "all"
@@ -127,6 +130,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         Kind and number of each expert, in the order of ``activation_``.
     gate_ : DataFrame
         The ways of mixing experts of several kinds: recent log loss, and how often each has answered.
+    archive_, recurrences_ : DataFrame
+        Retired trees that are kept, and which of them came back.
     n_seen_, n_skipped_, n_bad_, n_ignored_ : int
         Instances learned, instances skipped, bad values imputed, values ignored.
 
@@ -148,7 +153,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     True
     """
 
-    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto"}
+    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto", "archive": 0}
 
     def __init__(
         self,
@@ -159,6 +164,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         expert: Any = None,
         experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto",
         gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto",
+        archive: int | Literal["auto"] = "auto",
         predict_with: Literal["mixture", "top"] = "mixture",
         learn_with: Literal["all", "top_k"] = "all",
         bagging: float = 6.0,

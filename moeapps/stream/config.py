@@ -55,8 +55,9 @@ class DriftMoEConfig:
         See :class:`DriftMoEClassifier`; the regressor has ``variant="data"`` and ``blend=0``, its leaves predict means.
     n_experts, top_k, expert, predict_with, learn_with, bagging, drift, drift_delta, warning_delta, window
         Of the mixture, see :class:`DriftMoEClassifier`.
-    experts, gate
-        Kinds of experts and how they are mixed, see :class:`DriftMoEClassifier`; the regressor has trees only.
+    experts, gate, archive
+        Kinds of experts, how they are mixed and how many retired trees are kept, see :class:`DriftMoEClassifier`; the
+        regressor has trees only.
     grace_period, delta, tie_threshold, feature_share, max_nodes
         Of the trees, see :class:`~moeapps.stream.compiled.pool.TreeConfig`.
     use_router, router_inputs, router_hidden, router_lr, router_dropout, router_period, temperature
@@ -78,6 +79,7 @@ class DriftMoEConfig:
     expert: Any = None
     experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto"
     gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto"
+    archive: int | Literal["auto"] = "auto"
     predict_with: Literal["mixture", "top"] = "mixture"
     learn_with: Literal["all", "top_k"] = "all"
     bagging: float = 6.0
@@ -150,6 +152,14 @@ class DriftMoEConfig:
                         f"{name}={getattr(self, name)!r} is for trees under the neural router, and experts asks for "
                         "experts of several kinds: leave one of the two out (experts=None means the trees)"
                     )
+        if self.archive != "auto":
+            if self.archive:
+                check_sizes(archive=self.archive)
+            if self.archive and not self._may_archive:
+                raise ConfigError(
+                    f"archive={self.archive!r} keeps trees that a drift alarm retires: it needs trees among experts of "
+                    "several kinds (experts), and drift='replace' or 'reset'"
+                )
         if self.gate == "auto":
             return
         if self.kinds is None:
@@ -182,6 +192,10 @@ class DriftMoEConfig:
         """Whether a setting differs from its default; a pair may come from a file as a list."""
         value, default = getattr(self, name), next(field.default for field in fields(self) if field.name == name)
         return list(value) != list(default) if isinstance(default, tuple) else value is not default and value != default
+
+    @property
+    def _may_archive(self) -> bool:
+        return self.kinds is not None and self.kinds["tree"] > 0 and self.drift is not None
 
     @property
     def kinds(self) -> dict[str, int] | None:
@@ -234,6 +248,7 @@ class DriftMoEConfig:
         """The settings of experts of several kinds as numbers, for the compiled loops."""
         kinds = self.kinds
         assert kinds is not None
+        archive = 2 * kinds["tree"] * self._may_archive if self.archive == "auto" else self.archive
         return KindSettings(
             n_experts=kinds["tree"],
             bayes=kinds["bayes"],
@@ -247,4 +262,5 @@ class DriftMoEConfig:
             drift_delta=self.drift_delta,
             warning_delta=self.warning_delta,
             window=self.window,
+            archive=int(archive),
         )

@@ -23,7 +23,6 @@ from moeapps.stream.compiled.engine import TreeEngine
 from moeapps.stream.compiled.kind_engine import KindEngine
 from moeapps.stream.compiled.mixture_state import (
     MAX_EVENTS,
-    REPLACE,
     TASK,
     WAITING,
     Mixture,
@@ -138,17 +137,16 @@ def check_engine(engine: TreeEngine, nominal: list[bool], codes: list[int]) -> N
     settings = engine.settings
     features, classes = engine.n_features, engine.n_classes
     require(len(nominal) == features, "names are not those of its features")
-    number = settings.n_experts * (2 if settings.drift == REPLACE else 1)
     trees = engine.pool.state.trees
     seen = BINS if engine.numbers else 2 if settings.variant == TASK else classes
-    _check_tree_shapes(trees, max(number, 1), FRAME + 1 if engine.numbers else OFFSET + 1)
+    _check_tree_shapes(trees, engine.pool.n_trees, FRAME + 1 if engine.numbers else OFFSET + 1)
     require(trees.sizes[N_FEATURES] == features, "number of features is not that of its names")
     require(trees.sizes[N_CLASSES] == seen <= trees.counts.shape[1], "number of classes is not that of its labels")
     _check_trees(trees, features, engine.pool.settings.max_nodes)
     _check_observers(trees, features, nominal, codes, engine.numbers)
     place = engine.pool.state.place
     check_shape(engine.pool.state.rng, (1,), "pool.rng")
-    require(np.array_equal(np.sort(place), np.arange(max(number, 1))), "places of the trees are no permutation")
+    require(np.array_equal(np.sort(place), np.arange(engine.pool.n_trees)), "places of the trees are no permutation")
     if features > 0:
         require(trees.root[place[: settings.n_experts]] >= 0, "experts lack a tree")
     if isinstance(engine, KindEngine):

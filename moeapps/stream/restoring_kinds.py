@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import FileFormatError
 from moeapps.stream.compiled.adwin import BUCKETS, COUNT, ROWS, TICK, VARIATION, Windows
+from moeapps.stream.compiled.archive import TRIAL, Archive, new_archive
 from moeapps.stream.compiled.kind_engine import KindEngine
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, RENEW, WARN
 from moeapps.stream.compiled.online_gate import AUTO, WAYS
@@ -112,3 +113,24 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
     way, learned = gate.state.tolist()
     require(0 <= way < len(WAYS) if s.gate == AUTO else way == s.gate, "gate answers in no way of its own")
     require(learned == gate.answered.sum() == m.counters[INSTANCES], "gate has learned another number of instances")
+    if engine.archive is not None:
+        _check_archive(engine, engine.archive)
+
+
+def _check_archive(engine: KindEngine, a: Archive) -> None:
+    """Refuse archived trees that are not there, and trials and returns that are impossible."""
+    s, now = engine.settings, int(engine.mixture.counters[INSTANCES])
+    for name, like in new_archive(s.n_experts, s.archive, engine.n_classes)._asdict().items():
+        check_shape(getattr(a, name), like.shape, f"archive.{name}")
+    state = engine.pool.state
+    rooted = state.trees.root[state.place[len(state.place) - s.archive :]] >= 0
+    require(rooted == (a.retired >= 0), "archived trees are not those that its archive names")
+    require(within(a.retired, -1, now + 1) & within(a.used, 0, now + 1), "archived trees are of the future")
+    require(within(a.origin, 0, s.n_experts), "archived trees were no experts")
+    require(within(a.left, 0, TRIAL + 2) & within(a.right, -1, TRIAL + 1), "trials of archived trees are impossible")
+    require(a.left[a.right >= 0] > 0, "trials of archived trees are over")
+    require(within(a.rival, 0, TRIAL + 1), "trials of archived trees are impossible")
+    for name in ("steady", "accuracy", "where"):
+        require((getattr(a, name) >= -1e-9) & (getattr(a, name) <= 1 + 1e-9), "accuracies of trees are not in 0..1")
+    require(a.share >= 0, "weights of classes are negative")
+    require(within(a.counters, 0, MOST), "number of returns is impossible")

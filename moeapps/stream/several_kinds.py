@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
+from moeapps.stream.compiled.archive import MAX_RETURNS, TRIAL
 from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
 
 __all__ = ["SeveralKinds"]
@@ -18,6 +19,7 @@ class SeveralKinds:
 
     expert: Any
     _engine: TreeEngine | RiverEngine | None
+    _labels: Any
 
     if TYPE_CHECKING:  # the estimator's
 
@@ -64,3 +66,38 @@ class SeveralKinds:
         if not isinstance(self._engine, KindEngine):
             raise AttributeError("gate_ is there once experts of several kinds have learned an instance")
         return pd.DataFrame(self._engine.gate_table())
+
+    @property
+    def archive_(self) -> pd.DataFrame:
+        """Retired trees that are kept, one per row.
+
+        ``expert`` (which it was), ``retired`` (at which instance), ``accuracy`` (in its best time), and for each label
+        the share of it that the tree was right of, before it was retired.
+        """
+        engine = self._engine
+        if not isinstance(engine, KindEngine) or engine.archive is None:
+            raise AttributeError("archive_ is there once a model with archive= has learned an instance")
+        archive = engine.archive
+        kept = archive.retired >= 0
+        frame = pd.DataFrame(
+            {"expert": archive.origin, "retired": archive.retired, "accuracy": archive.accuracy}, dtype=object
+        ).astype({"expert": int, "retired": int, "accuracy": float})
+        where = pd.DataFrame(archive.where, columns=pd.Index(self._labels.labels, dtype=object))
+        return pd.concat([frame, where], axis=1)[kept].sort_values("retired", ignore_index=True)
+
+    @property
+    def recurrences_(self) -> pd.DataFrame:
+        """Archived trees that came back, one per row; the last 256.
+
+        ``instance`` (when), ``expert`` (whose place it took), ``retired`` (when it had been retired), ``accuracy``
+        (in the trial), ``instead_of`` (accuracy of the fresh tree in it).
+        """
+        columns = ["instance", "expert", "retired", "accuracy", "instead_of"]
+        engine = self._engine
+        if not isinstance(engine, KindEngine) or engine.archive is None:
+            return pd.DataFrame(columns=columns)
+        total = int(engine.archive.counters[0])
+        order = np.arange(max(0, total - MAX_RETURNS), total) % MAX_RETURNS
+        frame = pd.DataFrame(engine.archive.returns[order], columns=columns)
+        frame[["accuracy", "instead_of"]] /= TRIAL
+        return frame.astype({"instance": int, "expert": int, "retired": int})

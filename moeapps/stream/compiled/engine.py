@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import NonFiniteError
 from moeapps.stream.compiled import regression_trees, trees
+from moeapps.stream.compiled.archive import Archive
 from moeapps.stream.compiled.arena import TreeSettings, values_of_0_1
 from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, structref_class
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
@@ -32,7 +33,7 @@ from moeapps.stream.compiled.mixture_state import (
 )
 from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room, pool_as_structref
 
-__all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "restore_arrays", "tree_arrays", "vote_trees"]
+__all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "remove_trees", "restore_arrays", "tree_arrays", "vote_trees"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class TreeEngine(GrowingMixture):
         Whether the targets are numbers.
     """
 
+    archive: Archive | None = None
+    """Retired trees that are tried again; only a :class:`~moeapps.stream.compiled.kind_engine.KindEngine` has them."""
+
     def __init__(
         self,
         settings: MixtureSettings,
@@ -138,15 +142,19 @@ class TreeEngine(GrowingMixture):
             self._packed = state, _as_structref(state)
         return self._packed[1]
 
+    def _n_archived(self) -> int:
+        """Trees that the pool has room for beside experts and background trees."""
+        return 0
+
     def _new_pool(self) -> HoeffdingPool:
         number = self.settings.n_experts * (2 if self.settings.drift == REPLACE else 1)
         pool: HoeffdingPool = HoeffdingPool.from_config(
-            max(number, 1), config=self.tree_config, regression=self.numbers, seed=self.seed
+            max(number, 1) + self._n_archived(), config=self.tree_config, regression=self.numbers, seed=self.seed
         )
         if self.settings.drift == REPLACE and number > 0:
             # the expert and its background tree observe the same share of the features
             half = self.settings.n_experts
-            pool.state.trees.features[half:] = pool.state.trees.features[:half]
+            pool.state.trees.features[half : 2 * half] = pool.state.trees.features[:half]
         if self.settings.variant == TASK:
             pool.add_classes(2)
         return pool
@@ -183,7 +191,7 @@ class TreeEngine(GrowingMixture):
     def _retire_background(self) -> None:
         """Background trees begin at a warning, not with the stream."""
         if self.settings.drift == REPLACE:
-            _remove(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
+            remove_trees(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
@@ -207,7 +215,8 @@ class TreeEngine(GrowingMixture):
 
 
 @kernel
-def _remove(p, first, last):  # type: ignore[no-untyped-def]
+def remove_trees(p, first, last):  # type: ignore[no-untyped-def]
+    """Remove the trees of a range of the arena."""
     for tree in range(first, last):
         trees.remove_tree(p.trees, tree)
 
@@ -335,6 +344,8 @@ def tree_arrays(engine: TreeEngine) -> dict[str, NDArray[Any]]:
 
     walk("pool", engine.pool.state)
     walk("mixture", engine.mixture)
+    if engine.archive is not None:
+        walk("archive", engine.archive)
     return found
 
 
@@ -364,3 +375,5 @@ def restore_arrays(engine: TreeEngine, arrays: dict[str, NDArray[Any]]) -> None:
 
     engine.pool.state = build("pool", engine.pool.state)
     engine.mixture = build("mixture", engine.mixture)
+    if engine.archive is not None:
+        engine.archive = build("archive", engine.archive)

@@ -22,9 +22,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import trees
+from moeapps.stream.compiled.archive import archive_as_structref, compare, grow_archive, new_archive, retire
 from moeapps.stream.compiled.arena import TreeSettings
 from moeapps.stream.compiled.bayes import learn_bayes, vote_bayes
-from moeapps.stream.compiled.engine import TreeEngine, learn_tree, vote_trees
+from moeapps.stream.compiled.engine import TreeEngine, learn_tree, remove_trees, vote_trees
 from moeapps.stream.compiled.inputs import Layout, encode, update_moments
 from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, poisson, structref_class
 from moeapps.stream.compiled.kinds import (
@@ -41,7 +42,7 @@ from moeapps.stream.compiled.kinds import (
 )
 from moeapps.stream.compiled.linear import learn_linear, vote_linear
 from moeapps.stream.compiled.mixture import watch
-from moeapps.stream.compiled.mixture_state import FIXED, INSTANCES, KEEP
+from moeapps.stream.compiled.mixture_state import FIXED, INSTANCES, KEEP, RENEW
 from moeapps.stream.compiled.neighbours import learn_neighbours, vote_neighbours
 from moeapps.stream.compiled.online_gate import AUTO, WAYS, decide, learn_gate
 from moeapps.stream.compiled.perceptron import learn_perceptrons, vote_perceptrons
@@ -95,14 +96,25 @@ class KindEngine(TreeEngine):
         self.layout = Layout(0, 0, 0)
         self.mixture = new_kinds(settings, self.layout, 0, seed)
         self.tree_config = tree_config
+        self.archive = new_archive(settings.n_experts, settings.archive, 0) if settings.archive else None
         self.pool = self._new_pool()
         self._packed = None
+
+    def _n_archived(self) -> int:
+        return self.settings.archive
+
+    def _retire_background(self) -> None:
+        """Background trees begin at a warning, and archived ones were experts before."""
+        if self.pool.n_trees > self.settings.n_experts:
+            remove_trees(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
 
     def _grow(self, features: int, classes: int) -> None:
         self.n_features, self.n_classes = features, classes
         layout = self._layout_of_pool()
         self.mixture = grow_kinds(self.mixture, self.settings, self.layout, layout, classes, self.seed)
         self.layout = layout
+        if self.archive is not None:
+            self.archive = grow_archive(self.archive, classes)
 
     def _layout_of_pool(self) -> Layout:
         t = self.pool.state.trees
@@ -163,10 +175,12 @@ class KindEngine(TreeEngine):
         predictions = np.empty(len(X), dtype=np.int64)
         if not is_compiled(_learn):
             logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
-        start = 0
+        start, archive = 0, None if self.archive is None else archive_as_structref(self.archive)
         while start < len(X):
             self.pool.reserve()
-            start = _learn(self._reference(), self.pool.may_grow, X, y, late, self.n_classes, start, predictions)
+            start = _learn(
+                self._reference(), archive, self.pool.may_grow, X, y, late, self.n_classes, start, predictions
+            )
         return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -237,7 +251,7 @@ def _learn_others(state, n, x, y, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn(state, may_grow, X, y, late, classes, start, predictions):  # type: ignore[no-untyped-def]
+def _learn(state, archive, may_grow, X, y, late, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, w = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     experts = m.recent.shape[0]
     for i in range(start, X.shape[0]):
@@ -252,8 +266,15 @@ def _learn(state, may_grow, X, y, late, classes, start, predictions):  # type: i
         _score(state, votes, way, y[i], classes)
         trees.count_values(p.trees, x)
         for e in range(s.n_experts):
-            learn_tree(p, ts, s, e, x, y[i], w)
+            if archive is not None and w.action[e] == RENEW:
+                w.action[e] = KEEP
+                learn_tree(p, ts, s, e, x, y[i], w)
+                retire(archive, p, m, s, e, classes)
+            else:
+                learn_tree(p, ts, s, e, x, y[i], w)
         _learn_others(state, n, x, y[i], classes)
+        if archive is not None:
+            compare(archive, p, ts, m, s, x, y[i], votes, w.scratch, classes)
     return X.shape[0]
 
 

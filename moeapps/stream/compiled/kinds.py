@@ -76,6 +76,7 @@ class KindSettings(NamedTuple):
     drift_delta: float
     warning_delta: float
     window: int  # instances of the experts' recent accuracy
+    archive: int  # A, retired trees that are kept
 
 
 class KindMixture(NamedTuple):
