@@ -129,7 +129,7 @@ def test_classes_that_come_after_a_tree_was_archived_have_a_column(with_archive,
     import copy
 
     model = copy.deepcopy(with_archive[0])
-    model.learn_many(returning[0][:50], [9] * 50)
+    model.learn_many(returning[0][:3], [9] * 3)
     assert 9 in model.archive_.columns
     assert (model.archive_[9] == 0).all()
 

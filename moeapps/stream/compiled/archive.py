@@ -7,8 +7,8 @@
 2. The background tree (or an empty one) becomes the expert, as without an archive. A trial of :data:`TRIAL` instances
    begins, in which the archived trees predict every instance beside it, without learning.
 3. At the end of the trial the best of the archived trees takes the expert's place if it was right more often by one
-   standard error of the difference, and as often as in its best time within two standard errors: so it is its concept
-   that has returned. The fresh tree is removed.
+   standard error of the difference, and nearly as often as in its best time (within four standard errors, since a best
+   value is biased upwards): so it is its concept that has returned. The fresh tree is removed.
 
 Memory and time per instance are bounded by the size of the archive.
 """
@@ -174,7 +174,7 @@ def _end_trial(a, p, m, s, e):  # type: ignore[no-untyped-def]
     if theirs - ours <= np.sqrt(2.0 * TRIAL * q * (1.0 - q)):
         return
     before = a.accuracy[best]
-    if theirs / TRIAL < before - 2.0 * np.sqrt(before * (1.0 - before) / TRIAL):
+    if theirs / TRIAL < before - 4.0 * np.sqrt(before * (1.0 - before) / TRIAL):
         return
     place = _first_place(p, a) + best
     trees.remove_tree(p.trees, p.place[e])

@@ -149,7 +149,11 @@ class TreeEngine(GrowingMixture):
     def _new_pool(self) -> HoeffdingPool:
         number = self.settings.n_experts * (2 if self.settings.drift == REPLACE else 1)
         pool: HoeffdingPool = HoeffdingPool.from_config(
-            max(number, 1) + self._n_archived(), config=self.tree_config, regression=self.numbers, seed=self.seed
+            max(number, 1) + self._n_archived(),
+            config=self.tree_config,
+            regression=self.numbers,
+            seed=self.seed,
+            n_begin=max(number, 1),
         )
         if self.settings.drift == REPLACE and number > 0:
             # the expert and its background tree observe the same share of the features

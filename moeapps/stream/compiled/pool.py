@@ -107,6 +107,8 @@ class HoeffdingPool(Configurable):
         Whether the targets are numbers.
     seed : int, default 0
         Seed of the feature subsets.
+    n_begin : int, optional
+        Number of trees that the arena has room for at first, where others will come later; all of them when None.
 
     Raises
     ------
@@ -135,6 +137,7 @@ class HoeffdingPool(Configurable):
         max_depth: int = 1000,
         regression: bool = False,
         seed: int = 0,
+        n_begin: int | None = None,
     ) -> None:
         check_sizes(n_trees=n_trees, grace_period=config.grace_period, max_nodes=config.max_nodes, max_depth=max_depth)
         check_fraction(delta=config.delta, tie_threshold=config.tie_threshold)
@@ -161,7 +164,8 @@ class HoeffdingPool(Configurable):
         )  # fmt: skip
         self._node_cap = n_trees * (config.max_nodes + 2)
         self._slot_cap = n_trees * ((config.max_nodes + 1) // 2 + 1) if max_active_leaves is None else max_active_leaves
-        nodes, slots = min(self._node_cap, n_trees * _START_NODES), min(self._slot_cap, n_trees * _START_NODES // 2)
+        start = _START_NODES * (n_trees if n_begin is None else n_begin)
+        nodes, slots = min(self._node_cap, max(start, n_trees + 2)), min(self._slot_cap, max(start // 2, n_trees + 2))
         rows, width = (4, regression_trees.BINS) if regression else (7, 1)
         self.state = PoolState(
             allocate(n_trees, nodes, slots, 1, 0, 0, width, rows), np.arange(n_trees), random_seed(seed)
