@@ -111,7 +111,7 @@ def test_the_picture_has_curves_experts_and_drifts(sea, tmp_path):
     }
     figure = plot_prequential(results, drifts=(1250,), title="SEA")
     assert len(figure.axes) == 2
-    assert len(figure.axes[1].collections) == 12
+    assert len(figure.axes[1].collections) == 21  # experts of all kinds
     figure.savefig(tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
