@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import FileFormatError
 from moeapps.stream.compiled.adwin import BUCKETS, COUNT, ROWS, TICK, VARIATION, Windows
-from moeapps.stream.compiled.archive import TRIAL, Archive, new_archive
+from moeapps.stream.compiled.archive import Archive, new_archive
 from moeapps.stream.compiled.kind_engine import KindEngine
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, RENEW, WARN
 from moeapps.stream.compiled.online_gate import AUTO, WAYS
@@ -125,11 +125,11 @@ def _check_archive(engine: KindEngine, a: Archive) -> None:
     state = engine.pool.state
     rooted = state.trees.root[state.place[len(state.place) - s.archive :]] >= 0
     require(rooted == (a.retired >= 0), "archived trees are not those that its archive names")
-    require(within(a.retired, -1, now + 1) & within(a.used, 0, now + 1), "archived trees are of the future")
+    require(within(a.retired, -1, now + 1), "archived trees are of the future")
     require(within(a.origin, 0, s.n_experts), "archived trees were no experts")
-    require(within(a.left, 0, TRIAL + 2) & within(a.right, -1, TRIAL + 1), "trials of archived trees are impossible")
-    require(a.left[a.right >= 0] > 0, "trials of archived trees are over")
-    require(within(a.rival, 0, TRIAL + 1), "trials of archived trees are impossible")
+    for recent in (a.short, a.now):
+        require((recent[:, 0] >= -1e-9) & (recent[:, 0] <= 1 + 1e-9), "recent accuracies of trees are not in 0..1")
+        require((recent[:, 1] >= -1) & (recent[:, 1] <= now), "recent accuracies of trees are of the future")
     for name in ("steady", "accuracy", "where"):
         require((getattr(a, name) >= -1e-9) & (getattr(a, name) <= 1 + 1e-9), "accuracies of trees are not in 0..1")
     require(a.share >= 0, "weights of classes are negative")

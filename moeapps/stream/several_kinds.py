@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
-from moeapps.stream.compiled.archive import MAX_RETURNS, TRIAL
+from moeapps.stream.compiled.archive import MAX_RETURNS
 from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
 
 __all__ = ["SeveralKinds"]
@@ -99,5 +99,4 @@ class SeveralKinds:
         total = int(engine.archive.counters[0])
         order = np.arange(max(0, total - MAX_RETURNS), total) % MAX_RETURNS
         frame = pd.DataFrame(engine.archive.returns[order], columns=columns)
-        frame[["accuracy", "instead_of"]] /= TRIAL
         return frame.astype({"instance": int, "expert": int, "retired": int})

@@ -27,7 +27,7 @@ from moeapps.stream.compiled.mixture_state import INSTANCES, NEWCOMER, REPLACE
 
 __all__ = [
     "MAX_RETURNS",
-    "TRIAL",
+    "SHORT",
     "Archive",
     "archive_as_structref",
     "compare",
@@ -36,8 +36,14 @@ __all__ = [
     "retire",
 ]
 
-TRIAL = 100
-"""Instances of a trial."""
+SHORT = 100.0
+"""Instances over which archived trees and experts are compared."""
+
+ENOUGH = 30.0
+"""Instances that both have to have predicted before."""
+
+NOISE = 3.0
+"""Standard errors by which an archived tree has to be better."""
 
 OLD_ENOUGH = 500.0
 """Instances that a tree has to have been an expert for, to be worth keeping."""
@@ -55,15 +61,13 @@ class Archive(NamedTuple):
     # experts
     steady: NDArray[np.float64]  # (T, 2) recent accuracy of the expert, and its best value
     share: NDArray[np.float64]  # (T, C, 2) recent weight of each class, and of what the expert got right of it
-    left: NDArray[np.int64]  # (T,) instances left of the expert's trial
-    right: NDArray[np.int64]  # (T,) what it got right in it, -1 without a trial
+    short: NDArray[np.float64]  # (T, 2) accuracy of the expert over the last SHORT instances, and how many it has seen
     # archived trees
     retired: NDArray[np.int64]  # (A,) instance at which the tree was retired, -1 for a free place
-    used: NDArray[np.int64]  # (A,) instance at which it was retired or last was a trial's best
     origin: NDArray[np.int64]  # (A,) which expert it was
     accuracy: NDArray[np.float64]  # (A,) its accuracy in its best time
     where: NDArray[np.float64]  # (A, C) share of each class that it was right of, when it was retired
-    rival: NDArray[np.int64]  # (T, A) what it got right in the trial of an expert
+    now: NDArray[np.float64]  # (A, 2) as short, since it was retired
     # returns
     returns: NDArray[np.float64]  # (MAX_RETURNS, 5) instance, expert, retired, right of the trial: archived and fresh
     counters: NDArray[np.int64]  # (1,) number of returns
@@ -85,26 +89,18 @@ def new_archive(experts: int, size: int, classes: int) -> Archive:
         return np.full(shape, fill, dtype=np.int64)
 
     return Archive(
-        steady=np.zeros((experts, 2)), share=np.zeros((experts, classes, 2)), left=ints(experts),
-        right=ints(experts, fill=-1),
-        retired=ints(size, fill=-1), used=ints(size), origin=ints(size), accuracy=np.zeros(size),
-        where=np.zeros((size, classes)), rival=ints(experts, size), returns=np.zeros((MAX_RETURNS, 5)),
-        counters=ints(1),
+        steady=np.zeros((experts, 2)), share=np.zeros((experts, classes, 2)), short=np.zeros((experts, 2)),
+        retired=ints(size, fill=-1), origin=ints(size), accuracy=np.zeros(size), where=np.zeros((size, classes)),
+        now=np.zeros((size, 2)), returns=np.zeros((MAX_RETURNS, 5)), counters=ints(1),
     )  # fmt: skip
 
 
 def grow_archive(old: Archive, classes: int) -> Archive:
     """The same for more classes."""
-    new = new_archive(len(old.left), len(old.retired), classes)
+    new = new_archive(len(old.short), len(old.retired), classes)
     new.share[:, : old.share.shape[1]] = old.share
     new.where[:, : old.where.shape[1]] = old.where
     return old._replace(share=new.share, where=new.where)
-
-
-@kernel
-def _first_place(p, a):  # type: ignore[no-untyped-def]
-    """Where the archived trees begin among the places of the pool."""
-    return p.place.shape[0] - a.retired.shape[0]
 
 
 @kernel
@@ -126,66 +122,76 @@ def _note(a, e, age, y, right, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def retire(a, p, m, s, e, classes):  # type: ignore[no-untyped-def]
-    """Archive the tree of an expert (or remove it), put a fresh one in its place, and begin a trial."""
-    t, now = p.trees, m.counters[INSTANCES]
+def _count(average, right):  # type: ignore[no-untyped-def]
+    """Add an instance to an average over the last SHORT."""
+    average[1] += 1.0
+    average[0] += max(1.0 / max(average[1], 1.0), 1.0 / SHORT) * (right - average[0])
+
+
+@kernel
+def _worth(a, e, classes):  # type: ignore[no-untyped-def]
+    """Whether an expert had been right more often than the most frequent class alone would be."""
     frequent, total = 0.0, 0.0
     for c in range(classes):
         frequent = max(frequent, a.share[e, c, 0])
         total += a.share[e, c, 0]
-    if a.steady[e, 1] > frequent / max(total, 1.0):
+    return a.steady[e, 1] > frequent / max(total, 1.0)
+
+
+@kernel
+def _keep(a, p, m, e, k, classes):  # type: ignore[no-untyped-def]
+    """Exchange the tree of an expert with that of a place of the archive, and note what it was."""
+    place = p.place.shape[0] - a.retired.shape[0] + k
+    p.place[e], p.place[place] = p.place[place], p.place[e]
+    a.retired[k], a.origin[k], a.accuracy[k] = m.counters[INSTANCES], e, a.steady[e, 1]
+    for c in range(classes):
+        a.where[k, c] = a.share[e, c, 1] / a.share[e, c, 0] if a.share[e, c, 0] > 0.0 else 0.0
+        a.share[e, c, 0], a.share[e, c, 1] = 0.0, 0.0
+    for i in range(2):
+        a.now[k, i] = a.short[e, i]
+        a.steady[e, i] = 0.0
+        a.short[e, i] = 0.0
+
+
+@kernel
+def retire(a, p, m, s, e, classes):  # type: ignore[no-untyped-def]
+    """Archive the tree of an expert (or remove it), and put its background tree or an empty one in its place."""
+    t = p.trees
+    if _worth(a, e, classes):
         chosen = 0
         for k in range(1, a.retired.shape[0]):
-            empty = a.retired[k] < 0 and a.retired[chosen] >= 0
-            if empty or (a.used[k] < a.used[chosen] and (a.retired[chosen] >= 0) == (a.retired[k] >= 0)):
+            if a.retired[k] < a.retired[chosen]:  # the one kept longest, or a free place
                 chosen = k
-        place = _first_place(p, a) + chosen
+        place = p.place.shape[0] - a.retired.shape[0] + chosen
         trees.remove_tree(t, p.place[place])
-        p.place[e], p.place[place] = p.place[place], p.place[e]
-        a.retired[chosen], a.used[chosen], a.origin[chosen], a.accuracy[chosen] = now, now, e, a.steady[e, 1]
-        for c in range(classes):
-            a.where[chosen, c] = a.share[e, c, 1] / a.share[e, c, 0] if a.share[e, c, 0] > 0.0 else 0.0
-        a.rival[:, chosen] = 0
+        _keep(a, p, m, e, chosen, classes)
     else:
         trees.remove_tree(t, p.place[e])
+    a.short[e, 1] = -1.0  # the vote on this instance was that of the retired tree
     background = s.n_experts + e
     if s.drift == REPLACE and t.root[p.place[background]] >= 0:
         p.place[e], p.place[background] = p.place[background], p.place[e]
     else:
         trees.new_tree(t, p.place[e], p.rng)
-    a.steady[e, :] = 0.0
-    a.share[e] = 0.0
-    a.left[e], a.right[e] = TRIAL + 1, 0  # the votes on this instance were those of the retired tree
-    a.rival[e, :] = 0
 
 
 @kernel
-def _end_trial(a, p, m, s, e):  # type: ignore[no-untyped-def]
-    """Give an expert's place to the best of the archived trees, if it was better than the fresh one beyond noise."""
-    best = 0
-    for k in range(1, a.retired.shape[0]):
-        if a.rival[e, k] > a.rival[e, best]:
-            best = k
-    theirs, ours = a.rival[e, best], a.right[e]
-    if a.retired[best] < 0:
-        return
-    a.used[best] = m.counters[INSTANCES]
-    q = (theirs + ours) / (2.0 * TRIAL)
-    if theirs - ours <= np.sqrt(2.0 * TRIAL * q * (1.0 - q)):
-        return
-    before = a.accuracy[best]
-    if theirs / TRIAL < before - 4.0 * np.sqrt(before * (1.0 - before) / TRIAL):
-        return
-    place = _first_place(p, a) + best
-    trees.remove_tree(p.trees, p.place[e])
-    p.place[e], p.place[place] = p.place[place], p.place[e]
+def _exchange(a, p, m, s, e, k, classes):  # type: ignore[no-untyped-def]
+    """Give an expert's place to an archived tree."""
+    returned, accuracy = a.accuracy[k], a.now[k, 0]
     event = a.returns[a.counters[0] % MAX_RETURNS]
-    event[0], event[1], event[2], event[3], event[4] = m.counters[INSTANCES], e, a.retired[best], theirs, ours
+    event[0], event[1], event[2] = m.counters[INSTANCES], e, a.retired[k]
+    event[3], event[4] = accuracy, a.short[e, 0]
     a.counters[0] += 1
-    a.retired[best] = -1
-    a.rival[:, best] = 0
-    m.recent[e], m.age[e] = theirs / TRIAL, NEWCOMER
-    a.steady[e, 0], a.steady[e, 1] = theirs / TRIAL, before
+    worth = _worth(a, e, classes)
+    seen = a.now[k, 1]
+    _keep(a, p, m, e, k, classes)
+    if not worth:
+        trees.remove_tree(p.trees, p.place[p.place.shape[0] - a.retired.shape[0] + k])
+        a.retired[k] = -1
+    a.steady[e, 0], a.steady[e, 1] = accuracy, returned
+    a.short[e, 0], a.short[e, 1] = accuracy, seen
+    m.recent[e], m.age[e] = accuracy, SHORT
     reset_window(m.windows, e)
     reset_window(m.windows, s.n_experts + e)
     background = s.n_experts + e
@@ -195,28 +201,25 @@ def _end_trial(a, p, m, s, e):  # type: ignore[no-untyped-def]
 
 @kernel
 def compare(a, p, ts, m, s, x, y, votes, scratch, classes):  # type: ignore[no-untyped-def]
-    """Once an instance has been learned: count who had been right of it, and end the trials that are over."""
-    running = False
+    """Once an instance has been learned: count who had been right of it, and let the best archived tree return."""
+    worst = -1
     for e in range(s.n_experts):
-        right = trees.argmax(votes[e], classes) == y
-        _note(a, e, m.age[e], y, 1.0 if right else 0.0, classes)
-        if a.right[e] >= 0:
-            a.left[e] -= 1
-            if a.left[e] < TRIAL:
-                running = True
-                a.right[e] += 1 if right else 0
-    if not running:
-        return
-    first = _first_place(p, a)
+        right = 1.0 if trees.argmax(votes[e], classes) == y else 0.0
+        _note(a, e, m.age[e], y, right, classes)
+        _count(a.short[e], right)
+        if a.short[e, 1] >= ENOUGH and (worst < 0 or a.short[e, 0] < a.short[worst, 0]):
+            worst = e
+    first, best = p.place.shape[0] - a.retired.shape[0], -1
     for k in range(a.retired.shape[0]):
         if a.retired[k] < 0:
             continue
         trees.predict(p.trees, ts, trees.leaf_of(p.trees, p.place[first + k], x), x, scratch[0])
-        if trees.argmax(scratch[0], classes) == y:
-            for e in range(s.n_experts):
-                if a.right[e] >= 0 and a.left[e] < TRIAL:
-                    a.rival[e, k] += 1
-    for e in range(s.n_experts):
-        if a.right[e] >= 0 and a.left[e] == 0:
-            _end_trial(a, p, m, s, e)
-            a.right[e] = -1
+        _count(a.now[k], 1.0 if trees.argmax(scratch[0], classes) == y else 0.0)
+        if a.now[k, 1] >= ENOUGH and (best < 0 or a.now[k, 0] > a.now[best, 0]):
+            best = k
+    if worst < 0 or best < 0:
+        return
+    q = 0.5 * (a.now[best, 0] + a.short[worst, 0])
+    variance = q * (1.0 - q) * (1.0 / min(a.now[best, 1], 2.0 * SHORT) + 1.0 / min(a.short[worst, 1], 2.0 * SHORT))
+    if a.now[best, 0] - a.short[worst, 0] > NOISE * np.sqrt(variance):
+        _exchange(a, p, m, s, worst, best, classes)
