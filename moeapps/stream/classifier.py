@@ -57,8 +57,9 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     gate : {"auto", "mean", "accuracy", "stack", "context"}, default "auto"
         The one way of mixing experts of several kinds; "auto" keeps all and chooses.
     archive : int or "auto", default "auto"
-        Trees among experts of several kinds that are kept when a drift alarm retires them, and tried again at later
-        alarms, see :mod:`~moeapps.stream.compiled.archive`. 0 keeps none, "auto" twice the number of trees.
+        Trees among experts of several kinds that are kept when a drift alarm retires them, and come back once they are
+        better than an expert, see :mod:`~moeapps.stream.compiled.archive`. 0 keeps none, "auto" twice the number of
+        trees.
     predict_with : {"mixture", "top"}, default "mixture"
         All trees by weight, or the one with the largest (in the task variant: the router alone). [1]_
     learn_with : {"all", "top_k"}, default "all"

@@ -1,4 +1,4 @@
-"""Concepts that return: retired trees are kept, tried again, told of, saved, and bounded in number."""
+"""Concepts that return: retired trees are kept, come back, are told of, saved, and bounded in number."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,6 @@ import pytest
 import moeapps
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.stream import DriftMoEClassifier
-from moeapps.stream.compiled.archive import TRIAL
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.kinds import KINDS
 from moeapps.stream.config import DriftMoEConfig
@@ -57,12 +56,11 @@ def test_what_came_back_is_told(with_archive):
     assert len(found) > 4
     assert list(found.columns) == ["instance", "expert", "retired", "accuracy", "instead_of"]
     assert (found["accuracy"] > found["instead_of"]).all()
-    assert (found["retired"] < found["instance"] - TRIAL).all()
+    assert (found["retired"] <= found["instance"]).all()
     assert found["instance"].is_monotonic_increasing
     assert found["expert"].between(0, 3).all()
-    renewed = model.drift_events_.query("event == 'renewed'")
-    for row in found.itertuples():  # every trial begins at an alarm of its expert
-        assert ((renewed["expert"] == row.expert) & (renewed["instance"] == row.instance - TRIAL)).any()
+    turns = found["instance"] // EVERY
+    assert (found["instance"] - turns * EVERY < 600).mean() > 0.8  # soon after a concept has returned
 
 
 def test_the_archive_says_where_its_trees_were_right(with_archive):
@@ -74,14 +72,16 @@ def test_the_archive_says_where_its_trees_were_right(with_archive):
     assert archive[list(model.classes_)].stack().between(0, 1).all()
 
 
-def test_the_archive_is_bounded_and_drops_what_was_used_longest_ago(returning):
+def test_the_archive_is_bounded_and_drops_what_was_retired_longest_ago(returning):
     model, _ = learned(returning, archive=1)
     archive = model._engine.archive
     assert len(model.archive_) <= 1
     assert len(archive.retired) == 1
     assert model._engine.pool.n_trees == 2 * 4 + 1
-    renewed = model.drift_events_.query("event == 'renewed'")["instance"]
-    assert int(archive.retired[0]) in [-1, *renewed]
+    retired = [*model.drift_events_.query("event == 'renewed'")["instance"], *model.recurrences_["instance"]]
+    assert int(archive.retired[0]) in [-1, max(retired)]  # -1: what it held has returned, for a tree not worth keeping
+    model.learn_many(returning[0][: 2 * EVERY], returning[1][: 2 * EVERY])
+    assert int(archive.retired[0]) < int(model._engine.archive.retired[0])
 
 
 def test_without_an_archive_there_is_nothing_of_it(returning):
@@ -103,16 +103,16 @@ def test_a_stream_without_an_alarm_is_learned_as_without_an_archive(returning):
 
 
 @pytest.mark.parametrize("drift", ["replace", "reset"])
-def test_batches_loops_and_files_in_the_middle_of_a_trial_go_on_bit_for_bit(drift, returning, tmp_path):
+def test_batches_loops_and_files_go_on_bit_for_bit_before_a_tree_returns(drift, returning, tmp_path):
     frame, labels = returning
     n = 3 * EVERY + 400
     one, many = (DriftMoEClassifier(**TREES, drift=drift) for _ in range(2))
     for x, y in zip(frame[:n].to_dict("records"), labels[:n].tolist(), strict=True):
         one.learn_one(x, y)
-        if one._engine.archive is not None and (one._engine.archive.right >= 0).any() and one.n_seen_ > 2 * EVERY:
+        if one.n_seen_ == 2 * EVERY + 25:  # the first concept has just returned
             break
     cut = one.n_seen_
-    assert cut < n, "no trial has begun"
+    assert not one.archive_.empty
     one.save(tmp_path / "one")
     many.learn_many(frame[:cut], labels[:cut])
     many.save(tmp_path / "many")
@@ -123,6 +123,7 @@ def test_batches_loops_and_files_in_the_middle_of_a_trial_go_on_bit_for_bit(drif
     first, second = tree_arrays(many._engine), tree_arrays(loaded._engine)
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert loaded.recurrences_.equals(many.recurrences_)
+    assert len(loaded.recurrences_) > 0
 
 
 def test_classes_that_come_after_a_tree_was_archived_have_a_column(with_archive, returning):
@@ -135,8 +136,8 @@ def test_classes_that_come_after_a_tree_was_archived_have_a_column(with_archive,
 
 
 SPOILED = {
-    "archive.retired": 10**9, "archive.used": -5, "archive.origin": 99, "archive.left": 10**6, "archive.right": 10**6,
-    "archive.rival": -1, "archive.accuracy": 7.0, "archive.where": -1.0, "archive.counters": -1,
+    "archive.retired": 10**9, "archive.origin": 99, "archive.accuracy": 7.0, "archive.where": -1.0,
+    "archive.short": 10**9, "archive.now": -5.0, "archive.share": -1.0, "archive.steady": 7.0, "archive.counters": -1,
 }  # fmt: skip
 
 

@@ -1,14 +1,13 @@
-"""Concepts that return: trees that were retired at a drift alarm are kept, and tried again at later alarms.
+"""Concepts that return: retired trees are kept, and take a place again as soon as they are better than an expert.
 
-1. At an alarm the tree is not removed but archived, if it was worth it: it is old enough, and it had been right more
-   often than the most frequent class alone would be. Where the archive is full, the tree that was retired or used
-   longest ago makes room. What is noted of it: when it was retired, its accuracy in its best time, and of which
-   classes it was right.
-2. The background tree (or an empty one) becomes the expert, as without an archive. A trial of :data:`TRIAL` instances
-   begins, in which the archived trees predict every instance beside it, without learning.
-3. At the end of the trial the best of the archived trees takes the expert's place if it was right more often by one
-   standard error of the difference, and nearly as often as in its best time (within four standard errors, since a best
-   value is biased upwards): so it is its concept that has returned. The fresh tree is removed.
+1. At a drift alarm the tree is not removed but archived, if it was worth it: it is old enough, and it had been right
+   more often than the most frequent class alone would be. Where the archive is full, a tree of the concept that has most
+   trees in it makes room. What is noted of it: when it was retired, its accuracy in its best time, and of which classes it was
+   right. The background tree (or an empty one) becomes the expert, as without an archive.
+2. Archived trees predict every instance, without learning. Once the best of them has been right more often over about
+   the last :data:`SHORT` instances than the worst expert, by :data:`NOISE` standard errors of the difference, the two
+   trees change places. No alarm is needed, so a concept that returns is found sooner than ADWIN finds that the old one
+   has gone, and trees go into the archive before they have unlearned what they knew.
 
 Memory and time per instance are bounded by the size of the archive.
 """
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from moeapps.stream.compiled import trees
 from moeapps.stream.compiled.adwin import reset_window
 from moeapps.stream.compiled.jit import kernel, structref_class
-from moeapps.stream.compiled.mixture_state import INSTANCES, NEWCOMER, REPLACE
+from moeapps.stream.compiled.mixture_state import INSTANCES, REPLACE
 
 __all__ = [
     "MAX_RETURNS",
@@ -48,6 +47,9 @@ NOISE = 3.0
 OLD_ENOUGH = 500.0
 """Instances that a tree has to have been an expert for, to be worth keeping."""
 
+TOGETHER = 1000
+"""Trees that were retired within so many instances of each other are taken to know the same concept."""
+
 MEMORY = 500.0
 """Instances over which the accuracies that are noted are averaged."""
 
@@ -56,7 +58,7 @@ MAX_RETURNS = 256
 
 
 class Archive(NamedTuple):
-    """What is known of archived trees and of trials; the trees are the last A of the pool."""
+    """What is known of archived trees; the trees themselves are the last A of the pool."""
 
     # experts
     steady: NDArray[np.float64]  # (T, 2) recent accuracy of the expert, and its best value
@@ -69,7 +71,7 @@ class Archive(NamedTuple):
     where: NDArray[np.float64]  # (A, C) share of each class that it was right of, when it was retired
     now: NDArray[np.float64]  # (A, 2) as short, since it was retired
     # returns
-    returns: NDArray[np.float64]  # (MAX_RETURNS, 5) instance, expert, retired, right of the trial: archived and fresh
+    returns: NDArray[np.float64]  # (MAX_RETURNS, 5) instance, expert, retired, recent accuracy: its own, the expert's
     counters: NDArray[np.int64]  # (1,) number of returns
 
 
@@ -108,8 +110,9 @@ def _note(a, e, age, y, right, classes):  # type: ignore[no-untyped-def]
     """Keep count of how often, and of which classes, an expert is right."""
     steady, share = a.steady[e], a.share[e]
     if age <= 1.0:
-        steady[:] = 0.0
-        share[:] = 0.0
+        steady[0], steady[1] = 0.0, 0.0
+        for c in range(classes):
+            share[c, 0], share[c, 1] = 0.0, 0.0
     rate = max(1.0 / max(age, 1.0), 1.0 / MEMORY)
     steady[0] += rate * (right - steady[0])
     if age >= OLD_ENOUGH:
@@ -139,6 +142,22 @@ def _worth(a, e, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _least(a):  # type: ignore[no-untyped-def]
+    """A free place of the archive, or that of the worst of the trees of which most were retired at about one time."""
+    chosen, most = 0, -1
+    for k in range(a.retired.shape[0]):
+        if a.retired[k] < 0:
+            return k
+        together = 0
+        for other in range(a.retired.shape[0]):
+            if abs(a.retired[other] - a.retired[k]) <= TOGETHER:
+                together += 1
+        if together > most or (together == most and a.accuracy[k] < a.accuracy[chosen]):
+            chosen, most = k, together
+    return chosen
+
+
+@kernel
 def _keep(a, p, m, e, k, classes):  # type: ignore[no-untyped-def]
     """Exchange the tree of an expert with that of a place of the archive, and note what it was."""
     place = p.place.shape[0] - a.retired.shape[0] + k
@@ -147,8 +166,9 @@ def _keep(a, p, m, e, k, classes):  # type: ignore[no-untyped-def]
     for c in range(classes):
         a.where[k, c] = a.share[e, c, 1] / a.share[e, c, 0] if a.share[e, c, 0] > 0.0 else 0.0
         a.share[e, c, 0], a.share[e, c, 1] = 0.0, 0.0
+    # counted from here on, as that of a fresh tree: what it got right before a drift must not speak for it
+    a.now[k, 0], a.now[k, 1] = 0.0, 0.0
     for i in range(2):
-        a.now[k, i] = a.short[e, i]
         a.steady[e, i] = 0.0
         a.short[e, i] = 0.0
 
@@ -158,10 +178,7 @@ def retire(a, p, m, s, e, classes):  # type: ignore[no-untyped-def]
     """Archive the tree of an expert (or remove it), and put its background tree or an empty one in its place."""
     t = p.trees
     if _worth(a, e, classes):
-        chosen = 0
-        for k in range(1, a.retired.shape[0]):
-            if a.retired[k] < a.retired[chosen]:  # the one kept longest, or a free place
-                chosen = k
+        chosen = _least(a)
         place = p.place.shape[0] - a.retired.shape[0] + chosen
         trees.remove_tree(t, p.place[place])
         _keep(a, p, m, e, chosen, classes)
