@@ -90,7 +90,7 @@ class SeveralKinds:
         """Archived trees that came back, one per row; the last 256.
 
         ``instance`` (when), ``expert`` (whose place it took), ``retired`` (when it had been retired), ``accuracy``
-        (over about the last 100 instances), ``instead_of`` (the same of the tree that it replaced).
+        (over about the last 50 instances), ``instead_of`` (the same of the tree that it replaced).
         """
         columns = ["instance", "expert", "retired", "accuracy", "instead_of"]
         engine = self._engine

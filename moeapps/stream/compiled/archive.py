@@ -35,10 +35,10 @@ __all__ = [
     "retire",
 ]
 
-SHORT = 100.0
+SHORT = 50.0
 """Instances over which archived trees and experts are compared."""
 
-ENOUGH = 30.0
+ENOUGH = 20.0
 """Instances that both have to have predicted before."""
 
 NOISE = 3.0
