@@ -12,9 +12,9 @@ instances in the same process; instances per second are those of predicting and 
 
 MOA's learners (pip install capymoa, needs Java) run in Java's own loop over an ARFF file, with 10 trees, and on the
 first seed with 12; without CapyMOA they are marked absent. River's ensembles are stopped after 10,000 instances of the
-first seed, since the rest would take hours; ours are measured on these as well. Every result, (stream, learner, seed), is kept at once:
-the script can be stopped and started again, and --streams, --models and --seeds choose a part. Two processes may share
-an output file.
+first seed, since the rest would take hours; ours are measured on these as well. Every result, (stream, learner, seed),
+is kept at once: the script can be stopped and started again, and --streams, --models and --seeds choose a part. Two
+processes may share an output file.
 """
 
 import argparse

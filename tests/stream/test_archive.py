@@ -7,6 +7,7 @@ import pytest
 import moeapps
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.stream import DriftMoEClassifier
+from moeapps.stream.compiled.archive import _least, new_archive
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.compiled.kinds import KINDS
 from moeapps.stream.config import DriftMoEConfig
@@ -72,7 +73,7 @@ def test_the_archive_says_where_its_trees_were_right(with_archive):
     assert archive[list(model.classes_)].stack().between(0, 1).all()
 
 
-def test_the_archive_is_bounded_and_drops_what_was_retired_longest_ago(returning):
+def test_the_archive_is_bounded_and_keeps_the_newest(returning):
     model, _ = learned(returning, archive=1)
     archive = model._engine.archive
     assert len(model.archive_) <= 1
@@ -80,8 +81,16 @@ def test_the_archive_is_bounded_and_drops_what_was_retired_longest_ago(returning
     assert model._engine.pool.n_trees == 2 * 4 + 1
     retired = [*model.drift_events_.query("event == 'renewed'")["instance"], *model.recurrences_["instance"]]
     assert int(archive.retired[0]) in [-1, max(retired)]  # -1: what it held has returned, for a tree not worth keeping
-    model.learn_many(returning[0][: 2 * EVERY], returning[1][: 2 * EVERY])
-    assert int(archive.retired[0]) < int(model._engine.archive.retired[0])
+
+
+def test_a_full_archive_keeps_trees_of_every_concept():
+    archive = new_archive(2, 5, 2)
+    assert _least(archive) == 0  # free
+    archive.retired[:] = 100, 10_000, 10_300, 10_600, 20_000
+    archive.accuracy[:] = 0.1, 0.9, 0.7, 0.8, 0.2
+    assert _least(archive) == 2  # the worst of the concept that has most trees
+    archive.retired[2] = 25_000
+    assert _least(archive) == 3
 
 
 def test_without_an_archive_there_is_nothing_of_it(returning):
