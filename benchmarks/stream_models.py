@@ -111,8 +111,8 @@ MOA: dict[str, Rival] = {
     },
     "MOA SGBT(100)": Rival("StreamingGradientBoostedTrees", {"boosting_iterations": 100}, once=True, most_classes=2),
 }
-"""Equal numbers of trees: 10 on every seed, 12 on the first. Boosting is slow, since it has trees for each class, and runs
-on the first seed only, also with 100."""
+"""Equal numbers of trees: 10 on every seed, 12 on the first. Boosting is slow, since it has trees for each class, and
+runs on the first seed only, also with 100."""
 
 PAPER: dict[str, Any] = DriftMoEClassifier.paper("data").get_params()
 ABLATION: list[tuple[str, dict[str, Any]]] = [

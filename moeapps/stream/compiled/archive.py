@@ -1,9 +1,9 @@
 """Concepts that return: retired trees are kept, and take a place again as soon as they are better than an expert.
 
 1. At a drift alarm the tree is not removed but archived, if it was worth it: it is old enough, and it had been right
-   more often than the most frequent class alone would be. Where the archive is full, a tree of the concept that has most
-   trees in it makes room. What is noted of it: when it was retired, its accuracy in its best time, and of which classes it was
-   right. The background tree (or an empty one) becomes the expert, as without an archive.
+   more often than the most frequent class alone would be. Where the archive is full, a tree of the concept that has
+   most trees in it makes room. What is noted of it: when it was retired, its accuracy in its best time, and of which
+   classes it was right. The background tree (or an empty one) becomes the expert, as without an archive.
 2. Archived trees predict every instance, without learning. Once the best of them has been right more often over about
    the last :data:`SHORT` instances than the worst expert, by :data:`NOISE` standard errors of the difference, the two
    trees change places. No alarm is needed, so a concept that returns is found sooner than ADWIN finds that the old one
