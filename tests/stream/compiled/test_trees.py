@@ -131,7 +131,7 @@ def test_memory_stays_below_the_caps_and_poor_leaves_are_deactivated():
 
 
 def test_a_removed_tree_gives_its_rows_back():
-    from moeapps.stream.compiled.engine import _remove
+    from moeapps.stream.compiled.engine import remove_trees
     from moeapps.stream.compiled.pool import plant, pool_as_structref
 
     X, y = synthetic_stream("sea_abrupt", 3000, seed=5).arrays()
@@ -139,7 +139,7 @@ def test_a_removed_tree_gives_its_rows_back():
     pool.learn_many(X, y)
     used = pool.state.trees.sizes.copy()
     nodes = pool.n_nodes.copy()
-    _remove(pool_as_structref(pool.state), 1, 2)
+    remove_trees(pool_as_structref(pool.state), 1, 2)
     assert pool.state.trees.sizes[0] == used[0] + nodes[1]
     plant(pool_as_structref(pool.state), 0, 2)
     assert pool.n_nodes.tolist() == [nodes[0], 1]
