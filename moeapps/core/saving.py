@@ -321,6 +321,8 @@ def _write(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict
     ------
     OSError
         If the disk refuses; the old file is then unchanged.
+    ConfigError
+        If names and texts are longer than a file may have; the old file is then unchanged.
     """
     # a copy of each: a parameter that two layers share is written under both names
     copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
@@ -331,6 +333,11 @@ def _write(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict
     header = json.dumps({"__metadata__": metadata, **json.loads(bytes(body[8 : 8 + size]))}, separators=(",", ":"))
     start = header.encode()
     start += b" " * (-len(start) % 8)  # the data stay aligned
+    if len(start) > _MAX_HEADER:  # which nobody could read again
+        raise ConfigError(
+            f"{path} would have {len(start):,} bytes of names and texts besides its arrays, at most {_MAX_HEADER:,} "
+            "are possible: keep fewer categories, names, or events that wait for their label"
+        )
     head = bytearray(len(start).to_bytes(8, "little") + start)
     first, last = _digest_span(head)
     digest = hashlib.sha256(head)

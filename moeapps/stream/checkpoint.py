@@ -1,10 +1,13 @@
 """What a stream run keeps on disk besides its output: the checkpoint, and the names of the files that it writes."""
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from moeapps import registry
@@ -35,6 +38,10 @@ CHANGEABLE = {"source", "window", "id", "types", "missing", "set on_bad", "set m
 """Settings that a resumed run may change if it is told to; the others are built into what was learned."""
 
 
+VOTES = "run.votes"
+"""Name of the tensor with what the experts predicted for the events that wait for their label: too much for JSON."""
+
+
 class StreamCheckpoint(SaveMixin):
     """A model and where its run stands, in one file.
 
@@ -56,17 +63,24 @@ class StreamCheckpoint(SaveMixin):
         return {}
 
     def saved_state(self) -> dict[str, Any]:
-        """Class, arguments and state of the model, and the run."""
+        """Class, arguments and state of the model, and the run without its votes."""
         model = {
             "class": registered_path(type(self.model)),
             "arguments": arguments_to_json(self.model.saved_arguments()),
             "state": self.model.saved_state(),
         }
-        return {"model": model, "run": self.run}
+        run = self.run
+        if votes := _votes(run):
+            run = {**run, "waiting": {**run["waiting"], "votes": [entry[:-1] for entry in votes]}}
+        return {"model": model, "run": run}
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Those of the model."""
-        return self.model.saved_tensors()
+        """Those of the model, and the votes."""
+        tensors = self.model.saved_tensors()
+        if votes := _votes(self.run):
+            content = bytearray().join(b64decode(text) for *_, text in votes)
+            tensors[VOTES] = torch.frombuffer(content, dtype=torch.float32)
+        return tensors
 
     @classmethod
     def from_saved(
@@ -80,7 +94,27 @@ class StreamCheckpoint(SaveMixin):
         check_kinds(kind, saved["arguments"], source)
         if not isinstance(state["run"], dict):
             raise FileFormatError(f"{source} does not say where its run stands")
-        return cls(kind.from_saved(saved["arguments"], saved["state"], tensors, source), state["run"])
+        run = _with_votes(state["run"], tensors.pop(VOTES, None), source)
+        return cls(kind.from_saved(saved["arguments"], saved["state"], tensors, source), run)
+
+
+def _votes(run: Mapping[str, Any]) -> list[list[Any]]:
+    """Of each event that waits with its votes: key, numbers of experts and classes, and the votes as base64."""
+    votes: list[list[Any]] = run.get("waiting", {}).get("votes", [])
+    return votes
+
+
+def _with_votes(run: dict[str, Any], tensor: Tensor | None, source: Path) -> dict[str, Any]:
+    """The run with its votes as :meth:`~moeapps.stream.io.delay.PendingLabels.state` has them."""
+    entries = _votes(run)
+    if not entries and tensor is None:
+        return run
+    sizes = [prod(entry[1:]) for entry in entries]
+    if tensor is None or tensor.dtype != torch.float32 or tensor.shape != (sum(sizes),) or min(sizes, default=0) < 0:
+        raise FileFormatError(f"{source} does not have the votes of the events that wait for their label")
+    parts = torch.split(tensor, sizes)
+    votes = [[*entry, b64encode(part.numpy().tobytes()).decode()] for entry, part in zip(entries, parts, strict=True)]
+    return {**run, "waiting": {**run["waiting"], "votes": votes}}
 
 
 def load_checkpoint(file: Path) -> StreamCheckpoint:

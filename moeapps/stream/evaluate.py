@@ -13,11 +13,11 @@ import pandas as pd
 from river.base import Regressor
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.labels import plain
+from moeapps.core.errors import ConfigError
 from moeapps.stream.drift_report import BATCH, AlarmWindows
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, learn_late, votes_of
+from moeapps.stream.pairs import Stream, pairs_of
 from moeapps.stream.scores import ClassScores, NumberScores
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class PrequentialResult:
         Accuracy, kappa, kappa-M and kappa-T; or MAE, RMSE and R2.
     curve : DataFrame
         One row per window: ``instance``, ``windowed``, ``total``, ``seconds``, ``bytes`` of the learned arrays,
-        and for a DriftMoE ``expert 0``, ...: the mean weight of each expert in the window.
+        and for a DriftMoE the mean weight of each expert in the window: ``expert 0``, ... or, of experts of several
+        kinds, ``expert tree 0``, ... .
     drift_events : DataFrame
         ``drift_events_`` of the model, where it has them.
     n : int
@@ -71,7 +72,7 @@ class PrequentialResult:
 
 def prequential(
     model: Any,
-    stream: Iterable[tuple[dict[Any, Any], Any]] | tuple[pd.DataFrame, Any] | LateLabels,
+    stream: Stream | LateLabels,
     *,
     n: int | None = None,
     window: int = 1000,
@@ -103,6 +104,8 @@ def prequential(
     ------
     ConfigError
         If an argument is impossible.
+    DataError
+        If the stream has neither form, or the model refuses an instance.
 
     Examples
     --------
@@ -120,17 +123,21 @@ def prequential(
         check_sizes(n=n)
     numbers = isinstance(model, Regressor)
     scores: ClassScores | NumberScores = NumberScores(window) if numbers else ClassScores(window)
-    total = n if n is not None else len(stream[0]) if isinstance(stream, tuple) else getattr(stream, "__len__", int)()
+    if progress and n is None:
+        length = stream[0] if isinstance(stream, tuple) else stream.stream if isinstance(stream, LateLabels) else stream
+        total = len(length) if hasattr(length, "__len__") else None
+    else:
+        total = n
     rows: list[dict[str, float]] = []
     before = np.zeros(0)
     seconds = 0.0
-    bar = _bar(total or None) if progress else None
+    bar = _bar(total) if progress else None
     instances: Iterator[Any]
     learner: _Direct | _Delayed | _Late
     if isinstance(stream, LateLabels):
         instances, learner = stream.arrivals(n), _Late(model, stream.high + 1)
     else:
-        instances, learner = islice(_pairs(stream), n), _Delayed(model, delay) if delay else _Direct(model)
+        instances, learner = islice(pairs_of(stream), n), _Delayed(model, delay) if delay else _Direct(model)
     windows = AlarmWindows(drift_window, model.n_seen_) if isinstance(model, StreamEstimator) else None
     done = 0
     while batch := list(islice(instances, min(CHUNK, window - done % window))):
@@ -151,7 +158,8 @@ def prequential(
                 now = model.activation_
                 before = np.concatenate([before, np.zeros(len(now) - len(before))])
                 share = now - before
-                rows[-1].update({f"expert {e}": value for e, value in enumerate(share / max(share.sum(), 1e-12))})
+                share = share / max(share.sum(), 1e-12)
+                rows[-1].update(zip(model._expert_columns, share.tolist(), strict=True))
                 before = now
     if bar is not None:
         bar.stop()
@@ -159,19 +167,6 @@ def prequential(
         windows.finish()
     events = getattr(model, "drift_events_", pd.DataFrame(columns=["instance", "expert", "event"]))
     return PrequentialResult(scores.as_dict(), pd.DataFrame(rows), events, done, seconds, windows)
-
-
-def _pairs(stream: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
-    if not isinstance(stream, tuple):
-        yield from stream
-        return
-    frame, targets = stream
-    if not isinstance(frame, pd.DataFrame) or len(frame) != len(targets):
-        raise DataError("a stream is pairs of features and target, or a DataFrame and as many targets")
-    labels = [plain(target) for target in targets]
-    for start in range(0, len(frame), 10_000):
-        part = frame.iloc[start : start + 10_000].to_dict("records")
-        yield from zip(part, labels[start : start + 10_000], strict=True)
 
 
 class _Direct:
@@ -274,7 +269,7 @@ def plot_prequential(
     """
     from moeapps.core.plots import new_figure  # matplotlib takes a second, which a running stream need not wait for
 
-    shown = [result for result in results.values() if "expert 0" in result.curve]
+    shown = [result for result in results.values() if _expert_columns(result)]
     rows = 2 if shown else 1
     figure = new_figure(width=9.0, height=3.2 * rows)
     figure.clear()
@@ -296,16 +291,28 @@ def plot_prequential(
         panels[0].set_ylim(low, high)
         height = np.full(len(renewed), low + 0.03 * (high - low))
         panels[0].plot(renewed, height, "|", color="tab:red", markersize=8, label="an expert was replaced")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
+    (handles, labels), (more, kinds) = (panel.get_legend_handles_labels() for panel in (panels[0], panels[-1]))
+    if shown:
+        handles, labels = handles + more, labels + kinds
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds) or 2, frameon=False, fontsize=9)
     panels[-1].set_xlabel("instance")
     return figure
 
 
+def _expert_columns(result: PrequentialResult) -> list[str]:
+    return [str(name) for name in result.curve if str(name).startswith("expert ")]
+
+
 def _draw_experts(panel: Any, result: PrequentialResult) -> None:
-    names = [name for name in result.curve if str(name).startswith("expert ")]
+    names = _expert_columns(result)
     shares = result.curve[names].fillna(0.0).to_numpy().T
-    colors = [f"C{i % 10}" for i in range(len(names))]
-    panel.stackplot(result.curve["instance"], shares, colors=colors, alpha=0.8, linewidth=0)
+    colors, labels, width = [f"C{i % 10}" for i in range(len(names))], [""] * len(names), 0.0
+    kinds = [name.split(" ")[1] for name in names]
+    if not kinds[0].isdecimal():  # experts of several kinds: one color each, with lines between experts
+        places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
+        colors, width = [f"C{places[kind]}" for kind in kinds], 0.4
+        labels = ["" if kind in kinds[:i] else kind for i, kind in enumerate(kinds)]
+    panel.stackplot(
+        result.curve["instance"], shares, labels=labels, colors=colors, alpha=0.8, linewidth=width, edgecolor="white"
+    )
     panel.set(ylabel="share of each expert", ylim=(0, 1))

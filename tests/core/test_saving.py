@@ -154,6 +154,14 @@ def test_a_full_disk_leaves_the_old_model(saved):
     assert len(list(saved.parent.iterdir())) == 1
 
 
+def test_what_could_not_be_read_again_is_not_written(saved, monkeypatch):
+    before = saved.read_bytes()
+    monkeypatch.setattr(saving, "_MAX_HEADER", 100)
+    with pytest.raises(ConfigError, match="bytes of names and texts besides its arrays, at most 100 are possible"):
+        Mowst(4, 3, hidden_channels=8).save(saved)
+    assert saved.read_bytes() == before
+
+
 def test_a_newer_format_is_refused_with_both_numbers(saved):
     edit(saved, format=7, versions={"moeapps": "9.0.0"})
     with pytest.raises(

@@ -4,22 +4,30 @@ import heapq
 import random
 from base64 import b64decode, b64encode
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.core.checks import check_below_one, check_sizes
+from moeapps.core.checks import check_below_one, check_seed, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import plain, value_from_json, value_to_json
+from moeapps.stream.pairs import Stream, pairs_of
 
 __all__ = ["Arrival", "LateLabels", "PendingLabels", "RecentIds", "learn_late", "votes_of"]
 
 
+VOTES_BYTES = 2**26
+"""Most memory of what the experts predicted for waiting instances: 10,000 of 79 classes and 21 experts."""
+
+
 class PendingLabels:
     """Keeps the features of predicted instances until their labels arrive, in bounded memory.
+
+    Also what the experts of a :class:`DriftMoEClassifier` predicted is kept, at most 64 MiB of it; where classes are so
+    many that this is not enough, the oldest instances are learned as if their label had come with them.
 
     Parameters
     ----------
@@ -51,7 +59,8 @@ class PendingLabels:
         self.model, self.capacity = model, capacity
         self.dropped = self.unknown = 0
         self._waiting: OrderedDict[Hashable, tuple[dict[Any, Any], Any]] = OrderedDict()
-        self._votes: dict[Hashable, NDArray[np.float32]] = {}
+        self._votes: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._votes_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -62,7 +71,7 @@ class PendingLabels:
     def discard(self, key: Hashable) -> None:
         """Forget a waiting instance, if there is one."""
         self._waiting.pop(key, None)
-        self._votes.pop(key, None)
+        self._forget_votes(key)
 
     def get(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Features and prediction of a waiting instance, which goes on waiting; None if there is none."""
@@ -77,22 +86,31 @@ class PendingLabels:
         prediction = self.model.predict_one(x)
         self.discard(key)
         self._waiting[key] = (dict(x), prediction)
-        votes = votes_of(self.model, x)
-        if votes is not None:
-            self._votes[key] = votes
+        self._keep_votes(key, votes_of(self.model, x))
         self._drop()
         return prediction
+
+    def _keep_votes(self, key: Hashable, votes: NDArray[np.float32] | None) -> None:
+        if votes is not None:
+            self._votes[key] = votes
+            self._votes_bytes += votes.nbytes
+        while self._votes_bytes > VOTES_BYTES:
+            self._votes_bytes -= self._votes.popitem(last=False)[1].nbytes
+
+    def _forget_votes(self, key: Hashable) -> None:
+        votes = self._votes.pop(key, None)
+        self._votes_bytes -= 0 if votes is None else votes.nbytes
 
     def _drop(self) -> None:
         while len(self._waiting) > self.capacity:
             key, _ = self._waiting.popitem(last=False)
-            self._votes.pop(key, None)
+            self._forget_votes(key)
             self.dropped += 1
 
     def take(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Remove a waiting instance and return its features and prediction; None if there is none."""
         found = self._waiting.pop(key, None)
-        self._votes.pop(key, None)
+        self._forget_votes(key)
         if found is None:
             self.unknown += 1
         return found
@@ -124,11 +142,10 @@ class PendingLabels:
             (key, (dict(x) if isinstance(x, dict) else {value_from_json(name): value for name, value in x}, prediction))
             for key, x, prediction in state["waiting"]
         )
-        self._votes = {
-            key: np.frombuffer(b64decode(text), dtype=np.float32).reshape(experts, classes)
-            for key, experts, classes, text in state.get("votes", [])  # 0.1 had none
-            if key in self._waiting
-        }
+        self._votes, self._votes_bytes = OrderedDict(), 0
+        for key, experts, classes, text in state.get("votes", []):  # 0.1 had none
+            if key in self._waiting:
+                self._keep_votes(key, np.frombuffer(b64decode(text), dtype=np.float32).reshape(experts, classes))
         self.dropped, self.unknown = int(state["dropped"]), int(state["unknown"])
         self._drop()
 
@@ -220,8 +237,8 @@ class LateLabels:
 
     Parameters
     ----------
-    stream : Iterable[tuple[dict[Any, Any], Any]]
-        Pairs of features and label.
+    stream : Iterable[tuple[dict[Any, Any], Any]] or tuple[DataFrame, Any]
+        Pairs of features and label, or a frame and its labels.
     delay : int or tuple[int, int]
         Number of instances by which a label is late, or the least and the largest, between which it is drawn.
     never : float, default 0.0
@@ -243,23 +260,26 @@ class LateLabels:
 
     def __init__(
         self,
-        stream: Iterable[tuple[dict[Any, Any], Any]],
+        stream: Stream,
         delay: int | tuple[int, int],
         *,
         never: float = 0.0,
         seed: int = 0,
     ) -> None:
-        low, high = (delay, delay) if isinstance(delay, int) else tuple(delay)
-        if any(isinstance(bound, bool) or not isinstance(bound, int) for bound in (low, high)) or not 0 <= low <= high:
+        bounds = tuple(delay) if isinstance(delay, tuple | list) else (delay, delay)
+        whole = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in bounds)
+        if len(bounds) != 2 or not whole or not 0 <= bounds[0] <= bounds[1]:
             raise ConfigError(f"delay must be a whole number of at least 0, or two in their order, got {delay!r}")
         check_below_one(never=never)
-        self.stream, self.low, self.high, self.never, self.seed = stream, low, high, never, seed
+        check_seed(seed)
+        self.low, self.high = bounds
+        self.stream, self.never, self.seed = stream, never, seed
 
     def arrivals(self, n: int | None = None) -> Iterator[Arrival]:
         """Features and labels of the first ``n`` instances (all when None), in the order in which they arrive."""
         rng = random.Random(self.seed)
         out: list[tuple[int, int, Any]] = []  # (due, key, label); keys differ, so labels are never compared
-        for key, (x, y) in enumerate(islice(self.stream, n)):
+        for key, (x, y) in enumerate(islice(pairs_of(self.stream), n)):
             yield Arrival(key, x, None)
             late, lost = rng.randint(self.low, self.high), rng.random() < self.never
             if not lost:

@@ -60,3 +60,24 @@ def test_it_works_with_a_model_of_ours():
 def test_an_impossible_capacity_is_named():
     with pytest.raises(ConfigError, match="capacity must be a whole number of at least 1"):
         PendingLabels(None, capacity=0)
+
+
+def test_what_experts_predicted_is_kept_in_bounded_memory(monkeypatch):
+    model = DriftMoEClassifier(experts={"linear": 2, "tree": 1}, seed=0)
+    for y in ("no", "yes"):
+        model.learn_one({"a": 1.0}, y)
+    monkeypatch.setattr("moeapps.stream.io.delay.VOTES_BYTES", 5 * model.votes_one({"a": 1.0}).nbytes)
+    waiting = PendingLabels(model, capacity=100)
+    for i in range(20):
+        waiting.predict(i, {"a": float(i)})
+    waiting.discard(19)
+    waiting.take(18)
+    waiting.predict(17, {"a": 0.0})  # again
+    again = PendingLabels(model, capacity=100)
+    again.restore(json.loads(json.dumps(waiting.state())))
+    for pending in (waiting, again):
+        assert [i for i in range(20) if pending.votes(i) is not None] == [15, 16, 17]
+        for i in range(20, 23):
+            pending.predict(i, {"a": float(i)})
+        assert [i for i in range(23) if pending.votes(i) is not None] == [16, 17, 20, 21, 22]
+    assert waiting.label(0, "no")  # as if its label had come with it
