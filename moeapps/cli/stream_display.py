@@ -59,9 +59,20 @@ def display(job: StreamRun) -> Group:
     shares = job.model.activation_
     bars = Text("none yet")
     if shares.sum() > 0:
-        heights = shares / shares.max()
-        bars = Text("".join(f"{BARS[round(8 * height)]} " for height in heights), style="cyan")
-        bars.append(f"  expert 0 to {len(shares) - 1}, largest {100 * shares.max() / shares.sum():.0f} %", style="dim")
+        heights = [BARS[round(8 * height)] for height in shares / shares.max()]
+        names = [name.removeprefix("expert ") for name in job.model._expert_columns]
+        largest = f"largest {100 * shares.max() / shares.sum():.0f} %"
+        if names[0].isdecimal():
+            bars = Text("".join(f"{bar} " for bar in heights), style="cyan")
+            bars.append(f"  expert 0 to {len(shares) - 1}, {largest}", style="dim")
+        else:
+            bars = Text()
+            kinds = [name.split(" ")[0] for name in names]
+            for kind in dict.fromkeys(kinds):
+                bars.append(f"{kind} ", style="dim")
+                own = [bar for bar, other in zip(heights, kinds, strict=True) if other == kind]
+                bars.append("".join(own) + "  ", style="cyan")
+            bars.append(f"{largest}: {names[int(shares.argmax())]}", style="dim")
     table.add_row("experts", bars)
     table.add_row("drift", _drift_marks(job))
     return Group(table)

@@ -227,7 +227,7 @@ class EventHandling:
             "rejected": self.counts.rejected,
             "warnings": int((events == "warning").sum()),
             "renewed": int((events == "renewed").sum()),
-            **{f"expert {e}": share / total for e, share in enumerate(shares)},
+            **{name: share / total for name, share in zip(self.model._expert_columns, shares, strict=True)},
         }
 
     def _write_prediction(self, pending: _Pending, prediction: Any, label: Any) -> None:

@@ -57,6 +57,13 @@ class SeveralKinds:
         return [f"{kind} {e}" for e in range(self._engine.settings.n_experts)]
 
     @property
+    def _expert_columns(self) -> list[str]:
+        """Name of each expert's column in tables of shares: with its kind, where there are several kinds."""
+        if isinstance(self._engine, KindEngine):
+            return [f"expert {name}" for name in self._engine.expert_names()]
+        return [f"expert {e}" for e in range(len(self.expert_names_))]
+
+    @property
     def gate_(self) -> pd.DataFrame:
         """The ways of mixing experts of several kinds, one per row.
 
@@ -76,7 +83,10 @@ class SeveralKinds:
         """
         engine = self._engine
         if not isinstance(engine, KindEngine) or engine.archive is None:
-            raise AttributeError("archive_ is there once a model with archive= has learned an instance")
+            raise AttributeError(
+                "archive_ is there once experts of several kinds with trees have learned an instance, unless archive=0 "
+                "or drift=None"
+            )
         archive = engine.archive
         kept = archive.retired >= 0
         frame = pd.DataFrame(

@@ -152,6 +152,17 @@ def test_a_run_of_a_stream_is_read_from_its_metrics(tmp_path):
         assert "over instance; 1 marks" in page
 
 
+def test_experts_of_several_kinds_are_compared_by_kind(tmp_path):
+    frame = pd.DataFrame({"instance": range(100, 1100, 100), "windowed": 0.8, "total": 0.75})
+    for name, share in {"tree 0": 0.0, "tree 1": 0.6, "bayes 0": 0.001, "linear 0": 0.399}.items():
+        frame[f"expert {name}"] = share
+    frame.to_csv(tmp_path / "metrics.csv", index=False)
+    page = render(find_runs([str(tmp_path)]))
+    assert "experts of the kind bayes had almost no weight in the last quarter: experts= can leave them out" in page
+    assert page.count("had almost no weight") == 1
+    assert "expert tree 1" in page
+
+
 def test_many_rows_of_a_map_are_cut_to_the_most_telling(tmp_path):
     values = [[0.5, 0.5] for _ in range(100)]
     values[70] = [1.0, 0.0]

@@ -12,11 +12,13 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import (
     DriftMoEClassifier,
     DriftMoERegressor,
+    LateLabels,
     electricity,
     plot_prequential,
     prequential,
     synthetic_stream,
 )
+from moeapps.stream.compiled.kinds import KINDS
 from moeapps.stream.scores import ClassScores, NumberScores
 
 
@@ -57,10 +59,13 @@ def test_any_model_is_evaluated_and_windows_have_rows(sea):
     found = prequential(tree.HoeffdingTreeClassifier(), zip(rows, labels, strict=True), n=2500, window=500)
     assert found.n == 2500
     assert found.curve["instance"].tolist() == [500, 1000, 1500, 2000, 2500]
-    assert "expert 0" not in found.curve
+    assert not any(name.startswith("expert") for name in found.curve)
     ours = prequential(DriftMoEClassifier(seed=0), (pd.DataFrame(rows), labels), window=1000)
     assert ours.scores["accuracy"] > 0.85
     assert np.allclose(ours.curve.filter(like="expert").sum(axis=1), 1)
+    assert [*ours.curve][5:] == [f"expert {kind} {i}" for kind, n in KINDS.items() for i in range(n or 12)]
+    trees = prequential(DriftMoEClassifier(experts=None, n_experts=3, seed=0), (pd.DataFrame(rows), labels), n=1000)
+    assert [*trees.curve][5:] == ["expert 0", "expert 1", "expert 2"]
     assert (ours.curve["bytes"] > 0).all()
     assert ours.instances_per_second > 0
 
@@ -111,7 +116,10 @@ def test_the_picture_has_curves_experts_and_drifts(sea, tmp_path):
     }
     figure = plot_prequential(results, drifts=(1250,), title="SEA")
     assert len(figure.axes) == 2
-    assert len(figure.axes[1].collections) == 21  # experts of all kinds
+    assert len(figure.axes[1].collections) == 21  # experts of all kinds, each kind in a color of its own
+    assert len({tuple(area.get_facecolor()[0]) for area in figure.axes[1].collections}) == 5
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[-5:] == ["tree", "bayes", "neighbours", "linear", "network"]
     figure.savefig(tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
@@ -156,6 +164,26 @@ def test_impossible_arguments_are_named():
         synthetic_stream("sea_abrupt", n=0)
     with pytest.raises(ConfigError, match="delay must be a whole number"):
         prequential(DriftMoEClassifier(), [], delay=-1)
+    with pytest.raises(ConfigError, match="seed must be a whole number of at least 0, got -1"):
+        synthetic_stream("sea_abrupt", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (5, "got int"),
+        (pd.DataFrame({"a": [1]}), "got DataFrame"),
+        ((pd.DataFrame({"a": [1, 2]}), [0]), "got 2 rows and 1 targets"),
+        ((pd.DataFrame({"a": [1, 2]}), 7), "got 2 rows and 7"),
+        ([({"a": 1}, 0), ({"a": 1}, 0, 1.0)], r"its instance 1 is \(\{'a': 1\}, 0, 1.0\)"),
+    ],
+)
+def test_what_is_no_stream_is_refused(stream, message):
+    expected = "a stream is pairs of features and target, or a DataFrame and as many targets; "
+    with pytest.raises(DataError, match=expected + message):
+        prequential(DriftMoEClassifier(seed=0), stream)
+    with pytest.raises(DataError, match=expected + message):
+        prequential(DriftMoEClassifier(seed=0), LateLabels(stream, delay=3))
 
 
 def test_electricity_is_read_from_a_folder_and_its_absence_named(data_folder, tmp_path):
