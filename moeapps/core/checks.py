@@ -1,10 +1,19 @@
 """Checks of constructor arguments that many classes share."""
 
+from collections.abc import Hashable
 from typing import Any
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["check_at_least_zero", "check_below_one", "check_fraction", "check_one_of", "check_sizes", "check_top_k"]
+__all__ = [
+    "check_at_least_zero",
+    "check_below_one",
+    "check_fraction",
+    "check_one_of",
+    "check_seed",
+    "check_sizes",
+    "check_top_k",
+]
 
 
 def check_sizes(**sizes: Any) -> None:
@@ -43,6 +52,12 @@ def check_top_k(top_k: Any, num_experts: int, name: str = "top_k") -> None:
 
 
 def check_one_of(name: str, value: Any, known: Any) -> None:
-    """Refuse a value that is not one of the known ones."""
-    if value not in known:
+    """Refuse a value that is not one of the known ones, be it a list that no dict could have as a key."""
+    if not isinstance(value, Hashable) or value not in known:
         raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is not a whole number of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")

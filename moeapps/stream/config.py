@@ -43,6 +43,8 @@ OF_TREES_ALONE = (
     "router_dropout", "router_period", "temperature",
 )  # fmt: skip
 """Settings of trees under the neural router, which experts of several kinds do not have."""
+MOST_TREES = 10_000
+"""Largest number of trees: room for them is made at once."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class DriftMoEConfig:
             max_nodes=self.max_nodes, router_period=self.router_period, max_features=self.max_features,
             max_categories=self.max_categories,
         )  # fmt: skip
+        if self.n_experts > MOST_TREES:
+            raise ConfigError(f"n_experts must be at most {MOST_TREES:,}, got {self.n_experts!r}")
         check_at_least_zero(
             bagging=self.bagging, blend=self.blend, router_lr=self.router_lr, router_dropout=self.router_dropout
         )
@@ -135,16 +139,19 @@ class DriftMoEConfig:
             raise ConfigError(f"temperature must be above 0, got {self.temperature!r}")
         if self.router_dropout >= 1:
             raise ConfigError(f"router_dropout must be below 1, got {self.router_dropout!r}")
-        if len(tuple(self.router_hidden)) != 2:
+        if not isinstance(self.router_hidden, tuple | list) or len(self.router_hidden) != 2:
             raise ConfigError(f"router_hidden must be two widths, got {self.router_hidden!r}")
         check_sizes(**{f"router_hidden[{i}]": width for i, width in enumerate(self.router_hidden)})
         self._check_kinds()
-        if not (self.seed is None or isinstance(self.seed, int | np.integer)) or isinstance(self.seed, bool):
-            raise ConfigError(f"seed must be a whole number or None, got {self.seed!r}")
+        if not isinstance(self.use_router, bool | np.bool_):
+            raise ConfigError(f"use_router must be True or False, got {self.use_router!r}")
+        whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if self.seed is not None and not (whole and self.seed >= 0):
+            raise ConfigError(f"seed must be a whole number of at least 0, or None, got {self.seed!r}")
 
     def _check_kinds(self) -> None:
         check_one_of("gate", self.gate, GATES)
-        if self.experts is not None and self.experts != "auto":
+        if self.experts is not None and not _is_auto(self.experts):
             self._check_counts()
             for name in OF_TREES_ALONE:
                 if self._is_changed(name):
@@ -152,9 +159,13 @@ class DriftMoEConfig:
                         f"{name}={getattr(self, name)!r} is for trees under the neural router, and experts asks for "
                         "experts of several kinds: leave one of the two out (experts=None means the trees)"
                     )
-        if self.archive != "auto":
-            if self.archive:
-                check_sizes(archive=self.archive)
+        if not _is_auto(self.archive):
+            whole = isinstance(self.archive, int) and not isinstance(self.archive, bool)
+            if not whole or not 0 <= self.archive <= MOST_TREES:
+                raise ConfigError(
+                    f"archive must be 'auto' or a whole number of at least 0 and at most {MOST_TREES:,}, got "
+                    f"{self.archive!r}"
+                )
             if self.archive and not self._may_archive:
                 raise ConfigError(
                     f"archive={self.archive!r} keeps trees that a drift alarm retires: it needs trees among experts of "
@@ -181,11 +192,11 @@ class DriftMoEConfig:
             check_one_of("experts", name, KINDS)
             if isinstance(experts, Mapping):
                 check_sizes(**{f"experts[{name!r}]": experts[name]})
-                most = KINDS[name]
-                if most is not None and experts[name] > most:
+                most = KINDS[name] or MOST_TREES
+                if experts[name] > most:
+                    why = ": experts of this kind differ in how much they remember, and there are no more settings"
                     raise ConfigError(
-                        f"experts[{name!r}] must be at most {most}, got {experts[name]!r}: experts of this kind differ "
-                        "in how much they remember, and there are no more settings"
+                        f"experts[{name!r}] must be at most {most:,}, got {experts[name]!r}{why if KINDS[name] else ''}"
                     )
 
     def _is_changed(self, name: str) -> bool:
@@ -200,10 +211,10 @@ class DriftMoEConfig:
     @property
     def kinds(self) -> dict[str, int] | None:
         """How many experts there are of each kind; None for trees under the neural router, or river's models."""
-        if self.experts is None or (self.experts == "auto" and any(self._is_changed(name) for name in OF_TREES_ALONE)):
+        if self.experts is None or (_is_auto(self.experts) and any(self._is_changed(name) for name in OF_TREES_ALONE)):
             return None
         most = {name: self.n_experts if number is None else number for name, number in KINDS.items()}
-        if self.experts == "auto":
+        if _is_auto(self.experts):
             return most
         given = self.experts if isinstance(self.experts, Mapping) else {name: most[name] for name in self.experts}
         return {name: int(given.get(name, 0)) for name in KINDS}
@@ -248,7 +259,7 @@ class DriftMoEConfig:
         """The settings of experts of several kinds as numbers, for the compiled loops."""
         kinds = self.kinds
         assert kinds is not None
-        archive = 2 * kinds["tree"] * self._may_archive if self.archive == "auto" else self.archive
+        archive = 2 * kinds["tree"] * self._may_archive if _is_auto(self.archive) else self.archive
         return KindSettings(
             n_experts=kinds["tree"],
             bayes=kinds["bayes"],
@@ -264,3 +275,8 @@ class DriftMoEConfig:
             window=self.window,
             archive=int(archive),
         )
+
+
+def _is_auto(value: Any) -> bool:
+    """Whether this is "auto"; a comparison with an array has no truth value."""
+    return isinstance(value, str) and value == "auto"

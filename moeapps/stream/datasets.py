@@ -270,7 +270,7 @@ def _airlines(folder: Path) -> Labeled:
     try:
         rows, _ = arff.loadarff(path)
     except (ValueError, NotImplementedError, StopIteration) as error:
-        raise DataError(f"{path} is not a readable ARFF file: {error}") from None
+        raise DataError(f"{path} is not a readable ARFF file: {str(error) or 'it has no line @data'}") from None
     frame = pd.DataFrame(rows)
     if "Delay" not in frame:
         raise DataError(f"{path} has the columns {', '.join(map(str, frame))}, expected Delay as the last")

@@ -12,7 +12,7 @@ from river.datasets import synth
 from river.datasets.base import SyntheticDataset
 from scipy.special import expit
 
-from moeapps.core.checks import check_below_one, check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_one_of, check_seed, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
 
@@ -109,6 +109,7 @@ def synthetic_stream(
     """
     check_one_of("name", name, SYNTHETIC_STREAMS)
     check_sizes(n=n)
+    check_seed(seed)
     if name.startswith("rbf"):
         speed = 1e-3 if name == "rbf_fast" else 1e-4
         source: SyntheticDataset = synth.RandomRBFDrift(
@@ -208,6 +209,7 @@ def recurring_stream(
     """
     check_one_of("name", name, RECURRING_STREAMS)
     check_sizes(n=n, every=every, concepts=concepts)
+    check_seed(seed)
     most = {"sea": len(_SEA_RECURRING), "agrawal": len(_AGRAWAL_RECURRING), "rbf": _RBF_MOST}[name]
     if not 2 <= concepts <= most:
         raise ConfigError(f"concepts must be between 2 and {most} for {name!r}, got {concepts!r}")
@@ -294,6 +296,7 @@ def with_label_noise(stream: Any, share: float, *, labels: Sequence[Any] | None 
     True
     """
     check_below_one(share=share)
+    check_seed(seed)
     if isinstance(stream, tuple):
         frame, targets = stream
         values = [plain(target) for target in targets]

@@ -72,6 +72,8 @@ class StreamSaving(SaveMixin):
         fit = arguments_to_json(self.saved_arguments())
         now = arguments_to_json(self._savable(self.get_params(deep=False)))
         changed = {name: value for name, value in now.items() if value != fit.get(name)}
+        if changed:
+            self._config()  # refuses what set_params has made impossible: nobody could load it
         return {
             **({"changed_arguments": changed} if changed else {}),  # by set_params, since the engine was built
             "started": started,

@@ -167,8 +167,8 @@ def test_an_archive_needs_trees_that_drift_replaces():
     for arguments in ({"drift": None}, {"experts": ["linear"]}, {"experts": None}, {"variant": "task"}):
         with pytest.raises(ConfigError, match="archive=3 keeps trees that a drift alarm retires"):
             DriftMoEConfig(archive=3, **arguments)
-    for bad in (-1, 2.5, "all"):
-        with pytest.raises(ConfigError, match="archive must be a whole number"):
+    for bad in (-1, 2.5, 0.0, False, None, "all", 10**8):
+        with pytest.raises(ConfigError, match=f"archive must be 'auto' or a whole number .*, got {bad!r}"):
             DriftMoEConfig(archive=bad)
     sizes = [DriftMoEConfig(**x).kind_settings.archive for x in ({}, {"n_experts": 5}, {"drift": None}, {"archive": 0})]
     assert sizes == [24, 10, 0, 0]

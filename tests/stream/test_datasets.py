@@ -108,7 +108,7 @@ def test_files_that_were_changed_or_cut_are_refused_unless_asked_for(tmp_path):
         ),
         ("covertype", "covtype.data.gz", None, "covtype.data.gz could not be read"),
         ("insects-gradual_balanced", "gradual_balanced.csv", "1,2,3\n", "has 3 columns, expected 33 features"),
-        ("airlines", "airlines.arff", "nothing\n", "not a readable ARFF file"),
+        ("airlines", "airlines.arff", "nothing\n", "not a readable ARFF file: it has no line @data"),
         ("airlines", "airlines.arff", AIRLINES.replace("Delay", "Late"), "expected Delay as the last"),
     ],
 )

@@ -77,6 +77,7 @@ def _visits(every, width):
         ({"concepts": 5}, "concepts must be between 2 and 4"),
         ({"every": 0}, "every must be a whole number of at least 1"),
         ({"width": 10_001}, "width must be a whole number between 0 and every=10000, got 10001"),
+        ({"seed": "x"}, "seed must be a whole number of at least 0, got 'x'"),
     ],
 )
 def test_impossible_recurring_streams_are_refused(arguments, message):
@@ -117,6 +118,8 @@ def test_impossible_noise_is_refused():
     stream = synthetic_stream("sea_abrupt", 10)
     with pytest.raises(ConfigError, match="share must be below 1, got 1"):
         with_label_noise(stream, 1)
+    with pytest.raises(ConfigError, match="seed must be a whole number of at least 0, got None"):
+        with_label_noise(stream, 0.1, seed=None)
     with pytest.raises(ConfigError, match="labels must be given"):
         with_label_noise([({}, 1)], 0.1)
     with pytest.raises(ConfigError, match="at least two different ones"):
@@ -156,6 +159,14 @@ def test_a_constant_delay_is_that_of_prequential(sea):
     assert prequential(DriftMoEClassifier(seed=0), LateLabels(pairs, 50, never=0.5), n=1000).n < 600
 
 
+def test_a_frame_and_its_labels_are_a_stream_with_late_labels(sea):
+    frame, labels = pd.DataFrame(sea[0][:300]), pd.Series(sea[1][:300])
+    pairs = list(zip(frame.to_dict("records"), labels.tolist(), strict=True))
+    assert list(LateLabels((frame, labels), (3, 9), seed=1)) == list(LateLabels(pairs, (3, 9), seed=1))
+    late = prequential(DriftMoEClassifier(seed=0), LateLabels(with_label_noise((frame, labels), 0.1), 20))
+    assert late.n == 300
+
+
 def test_late_labels_are_events_of_a_stream_run(sea, tmp_path):
     rows, labels = sea
     pairs = list(zip(rows[:600], labels, strict=False))
@@ -171,7 +182,7 @@ def test_late_labels_are_events_of_a_stream_run(sea, tmp_path):
 
 
 def test_impossible_delays_are_refused():
-    for delay in (-1, (5, 3), (1.5, 2), True):
+    for delay in (-1, (5, 3), (1.5, 2), True, 1.5, "5", None, (1, 2, 3)):
         with pytest.raises(ConfigError, match="delay must be a whole number"):
             LateLabels([], delay)
     with pytest.raises(ConfigError, match="never must be below 1"):

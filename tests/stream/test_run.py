@@ -170,8 +170,8 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_0(tmp_path):
     same_outcome(tmp_path, "whole", "stopped")
 
 
-def run_over(frame: pd.DataFrame, tmp_path: Path, **arguments) -> StreamRun:
-    model = DriftMoEClassifier(seed=0, n_experts=3, router_hidden=(8, 8))
+def run_over(frame: pd.DataFrame, tmp_path: Path, model=None, **arguments) -> StreamRun:
+    model = model or DriftMoEClassifier(seed=0, n_experts=3)
     job = StreamRun(model, FrameSource(frame), "y", rejects=LinesSink(tmp_path / "rejects.ndjson"), **arguments)
     job.run()
     job.close()
@@ -334,14 +334,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
     assert file.read_bytes() == content
 
 
-def test_the_live_display_shows_scores_experts_and_drift(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "experts"),
+    [({}, ["tree", "bayes", "neighbours", "linear", "network", " %: "]), ({"experts": None}, ["expert 0 to 2"])],
+)
+def test_the_live_display_shows_scores_experts_and_drift(model, experts, tmp_path):
     from rich.console import Console
 
     from moeapps.cli.stream_display import display
 
-    job = run_over(make_csv(tmp_path / "data.csv", 4000), tmp_path)
+    job = run_over(make_csv(tmp_path / "data.csv", 4000), tmp_path, DriftMoEClassifier(seed=0, n_experts=3, **model))
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(display(job))
     text = console.export_text()
-    for expected in ("4,000", "of the last 1,000", "rejected", "expert 0 to 2", "▲", "renewed"):
+    for expected in ("4,000", "of the last 1,000", "rejected", "▲", "renewed", *experts):
         assert expected in text

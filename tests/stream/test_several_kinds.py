@@ -81,11 +81,18 @@ def test_experts_are_named_by_kind_or_counted(experts, names, sea):
         ({"experts": []}, "a list of kinds .* or a dict of their counts, got \\[\\]"),
         ({"experts": ["forest"]}, "experts must be one of tree, bayes, neighbours, linear, network, got 'forest'"),
         ({"experts": ["tree", "tree"]}, "names a kind twice"),
+        ({"experts": [["tree"]]}, "experts must be one of tree, .*, got \\['tree'\\]"),
+        ({"experts": np.array(["tree"])}, "experts must be 'auto', None, a list of kinds"),
+        ({"experts": {}}, "a dict of their counts, got {}"),
+        ({"experts": {"tree": -1}}, "experts\\['tree'\\] must be a whole number of at least 1, got -1"),
+        ({"experts": {"tree": 10**9}}, "experts\\['tree'\\] must be at most 10,000, got 1000000000$"),
         ({"experts": {"bayes": 0}}, "experts\\['bayes'\\] must be a whole number of at least 1"),
         ({"experts": {"bayes": 9}}, "experts\\['bayes'\\] must be at most 2, got 9"),
         ({"experts": ["tree"], "variant": "task"}, "variant='task' is for trees under the neural router"),
         ({"experts": ["tree"], "router_lr": 0.1}, "router_lr=0.1 is for trees under the neural router"),
         ({"gate": "vote"}, "gate must be one of auto, mean, accuracy, stack, context"),
+        ({"gate": "vote", "experts": {"linear": 1}}, "gate must be one of auto, mean, accuracy, stack, context"),
+        ({"gate": ["mean"]}, "gate must be one of .*, got \\['mean'\\]"),
         ({"gate": "stack", "experts": None}, "gate='stack' is for experts of several kinds"),
         ({"gate": "stack", "use_router": False}, "use_router=False means gate='accuracy'"),
     ],
@@ -297,6 +304,21 @@ def test_a_file_has_its_kinds_and_goes_on_bit_for_bit(saved, tmp_path):
     twin = moeapps.load(tmp_path / "again")
     twin.learn_many(frame[::-1], ["yes", "no"] * 200)
     assert same(model, twin)
+
+
+def test_what_set_params_has_made_impossible_is_not_saved(saved, tmp_path):
+    path, frame = saved
+    model = moeapps.load(path)
+    model.set_params(experts=["linear"], archive=2)
+    with pytest.raises(ConfigError, match="archive=2 keeps trees that a drift alarm retires"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    model.set_params(archive=0, gate="mean", window=7)
+    model.save(tmp_path / "model")
+    again = moeapps.load(tmp_path / "model")
+    assert again.get_params() == model.get_params()
+    assert again.expert_names_ == model.expert_names_  # those that the model began with
+    assert again.predict_many(frame).tolist() == model.predict_many(frame).tolist()
 
 
 SPOILED = {
