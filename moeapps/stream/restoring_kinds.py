@@ -108,7 +108,8 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
     for name in ("stack_squares", "context_squares", "sure_squares"):
         require(getattr(gate, name) > 0, "squared gradients of the gate are not positive")
     require((gate.stack >= 0) & np.isfinite(gate.stack), "weights of the stack are negative")
-    require((gate.loss >= 0) & (gate.gap_squares >= 0), "losses of the gate are negative")
+    # of one class the probabilities may sum up to a little more than 1
+    require((gate.loss >= -1e-9) & (gate.gap_squares >= 0), "losses of the gate are negative")
     require(within(gate.answered, 0, MOST), "counts of the gate are impossible")
     way, learned = gate.state.tolist()
     require(0 <= way < len(WAYS) if s.gate == AUTO else way == s.gate, "gate answers in no way of its own")

@@ -16,7 +16,7 @@ from moeapps.core.errors import DataError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, Event, FrameSource, LinesSink, StreamRun
 from moeapps.stream.compiled.engine import tree_arrays
 
-SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
+SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--plain"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ class Records:
 
 
 def run_over(records, model=None, checkpoint=Path("c"), **arguments) -> StreamRun:
-    model = model or DriftMoEClassifier(seed=0, n_experts=2, router_hidden=(4, 4))
+    model = model or DriftMoEClassifier(seed=0, n_experts=2)
     source = FrameSource(records) if isinstance(records, pd.DataFrame) else Records(records)
     job = StreamRun(model, source, "y", checkpoint, rejects=LinesSink("rejects.ndjson"), **arguments)
     job.run()

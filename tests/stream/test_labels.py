@@ -17,10 +17,11 @@ from sklearn.naive_bayes import GaussianNB
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
+from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.run import StreamCheckpoint
 from moeapps.stream.scores import ClassScores
 
-SMALL = {"n_experts": 2, "router_hidden": (4, 4), "seed": 0}
+SMALL = {"n_experts": 2, "seed": 0}
 X = np.random.default_rng(0).normal(size=(60, 3))
 BITS = (X[:, 0] > 0).astype(int)
 Color = enum.Enum("Color", {"RED": "red"})
@@ -214,13 +215,14 @@ def test_the_first_event_with_many_features_takes_linear_time(kind):
     assert seconds[2500] < 40 * seconds[250]  # ten times as many; quadratic it was a hundred times as long
 
 
-@pytest.mark.parametrize("kind", ["data", "task", "numbers"])
+@pytest.mark.parametrize("kind", ["data", "task", "numbers", "several"])
 def test_features_that_come_at_once_begin_as_those_that_come_one_by_one(kind):
     """The router's weights, the room, the trees: as if each feature had been added on its own, as in 0.1."""
     make = {
-        "data": lambda: DriftMoEClassifier("data", **SMALL),
+        "data": lambda: DriftMoEClassifier(experts=None, **SMALL),
         "task": lambda: DriftMoEClassifier("task", **SMALL),
         "numbers": lambda: DriftMoERegressor(**SMALL),
+        "several": lambda: DriftMoEClassifier(**SMALL),
     }[kind]
     at_once, one_by_one = (make()._start() for _ in range(2))
     kinds = [False, True, False, True, True, False, False]
@@ -228,7 +230,10 @@ def test_features_that_come_at_once_begin_as_those_that_come_one_by_one(kind):
     for nominal in kinds:
         one_by_one.add_features([nominal])
     assert at_once.n_features == one_by_one.n_features == 7
-    for name in ("parameters", "first", "second", "sizes"):
+    if kind == "several":
+        first, second = tree_arrays(at_once), tree_arrays(one_by_one)
+        assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("mixture"))
+    for name in ("parameters", "first", "second", "sizes") if kind != "several" else ():
         a, b = getattr(at_once.mixture.network, name), getattr(one_by_one.mixture.network, name)
         assert np.array_equal(a, b)
     for name in ("kind", "nominal", "numeric", "values", "sizes"):

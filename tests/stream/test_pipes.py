@@ -15,7 +15,7 @@ import pytest
 import moeapps
 from moeapps.cli.main import main
 
-SMALL = ["--id", "id", "--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
+SMALL = ["--id", "id", "--set", "seed=1", "--set", "n_experts=2", "--plain"]
 LINE = '{"a": 1.5, "id": "%s", "y": "u"}\n'
 
 

@@ -26,7 +26,7 @@ from moeapps.stream import (
     StreamRun,
 )
 
-SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
+SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--plain"]
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +179,7 @@ def test_a_second_process_in_the_folder_is_refused(capsys):
 
 def test_two_runs_in_one_folder_or_with_one_output_are_refused_while_the_first_is_at_work():
     frame = table()
-    model = DriftMoEClassifier(seed=0, n_experts=2, router_hidden=(4, 4))
+    model = DriftMoEClassifier(seed=0, n_experts=2)
     first = StreamRun(model, FrameSource(frame), "y", Path("c"))
     first.resume()
     second = StreamRun(model, FrameSource(frame), "y", Path("c"))
@@ -424,7 +424,7 @@ def test_a_file_as_standard_input_goes_on_where_it_was(monkeypatch):
 def test_a_stream_in_memory_goes_on_after_the_lines_that_were_read():
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in table(90).to_dict("records"))
     for limit in (40, None):
-        model = DriftMoEClassifier(seed=0, n_experts=2, router_hidden=(4, 4))
+        model = DriftMoEClassifier(seed=0, n_experts=2)
         job = StreamRun(model, LinesSource(io.BytesIO(lines), "memory"), "y", Path("c"), limit=limit)
         job.resume()
         job.run()

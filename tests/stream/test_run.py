@@ -20,6 +20,8 @@ from moeapps.stream import DriftMoEClassifier, FrameSource, LinesSink, StreamRun
 from moeapps.stream.compiled.engine import tree_arrays
 
 ROOT = Path(__file__).parents[2]
+TREES = ["--set", "experts=null", "--set", "router_hidden=[8, 8]"]
+"""The mixture of 0.1."""
 
 
 def make_csv(path: Path, n: int) -> pd.DataFrame:
@@ -57,7 +59,7 @@ def make_events(path: Path, n: int) -> None:
 def command(folder: Path, name: str, *more: str, source: str = "data.csv") -> list[str]:
     return [
         sys.executable, "-m", "moeapps", "stream", "run", "--source", str(folder / source), "--target", "y",
-        "--set", "seed=1", "--set", "n_experts=3", "--set", "router_hidden=[8, 8]", "--every", "500",
+        "--set", "seed=1", "--set", "n_experts=3", "--every", "500",
         "--checkpoint", str(folder / name), "--metrics", str(folder / f"{name}.csv"),
         "--predictions", str(folder / f"{name}.ndjson"), *more,
     ]  # fmt: skip
@@ -77,14 +79,14 @@ def same_outcome(folder: Path, first: str, second: str) -> None:
         assert (folder / f"{first}{ending}").read_bytes() == (folder / f"{second}{ending}").read_bytes()
 
 
-def kill_often(folder: Path, kills: int, n: int, seconds: float, source: str = "data.csv") -> None:
+def kill_often(folder: Path, kills: int, n: int, seconds: float, source: str = "data.csv", model=()) -> None:
     """Run once through, and once with kills at random moments of the work, then compare."""
     plain = source == "data.csv"
     if plain:
         make_csv(folder / source, n)
     else:
         make_events(folder / source, n)
-    more = [] if plain else ["--id", "id"]
+    more = [*model] if plain else [*model, "--id", "id"]
     assert main(command(folder, "whole", *more, source=source)[3:]) == 0
     generator = random.Random(0)
     done = 0
@@ -127,8 +129,9 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_twenty_times(tmp_path):
-    kill_often(tmp_path, kills=20, n=300_000, seconds=0.15)
+@pytest.mark.parametrize(("model", "n"), [([], 150_000), (TREES, 300_000)], ids=["defaults", "trees"])
+def test_killed_twenty_times(model, n, tmp_path):
+    kill_often(tmp_path, kills=20, n=n, seconds=0.15, model=model)
 
 
 @pytest.mark.slow
@@ -138,12 +141,13 @@ def test_killed_twenty_times_among_late_labels_repeats_and_broken_events(source,
     kill_often(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)
 
 
+@pytest.mark.parametrize("model", [[], TREES], ids=["defaults", "trees"])
 @pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
-def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it_had_not_been(source, tmp_path):
+def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it_had_not_been(source, model, tmp_path):
     make_events(tmp_path / source, 2000)
-    assert main(command(tmp_path, "whole", "--id", "id", source=source)[3:]) == 0
+    assert main(command(tmp_path, "whole", "--id", "id", *model, source=source)[3:]) == 0
     for limit in (1, 333, 334, 1500, 5000):
-        given = command(tmp_path, "parts", "--id", "id", "--resume", "--limit", str(limit), source=source)
+        given = command(tmp_path, "parts", "--id", "id", *model, "--resume", "--limit", str(limit), source=source)
         assert main([*given[3:], "--batch", str(limit % 97 + 1)]) == 0
     same_outcome(tmp_path, "whole", "parts")
     rejects = [(tmp_path / name / "rejects.ndjson").read_bytes() for name in ("whole", "parts")]
@@ -244,7 +248,7 @@ def test_late_labels_are_learned_with_their_features_and_never_coming_ones_are_d
         def close(self):
             pass
 
-    model = DriftMoEClassifier(seed=0, n_experts=3, router_hidden=(8, 8))
+    model = DriftMoEClassifier(seed=0, n_experts=3)
     job = StreamRun(model, Records(), "y", id_field="id", pending=200)
     job.run()
     assert job.counts.unlabeled == 300
@@ -252,7 +256,7 @@ def test_late_labels_are_learned_with_their_features_and_never_coming_ones_are_d
     assert job.counts.learned == 150  # labels 100 to 249; the first hundred were dropped
     assert job.counts.rejected == 100
     assert len(job.waiting) == 50
-    twin = DriftMoEClassifier(seed=0, n_experts=3, router_hidden=(8, 8))
+    twin = DriftMoEClassifier(seed=0, n_experts=3)  # before the first label came, no expert had said anything
     for i in range(100, 250):
         twin.learn_one(features.drop(columns="id").iloc[i].to_dict(), frame["y"][i])
     assert twin.predict_proba_one({"a": 1.0}) == job.model.predict_proba_one({"a": 1.0})

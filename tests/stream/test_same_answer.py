@@ -18,7 +18,7 @@ from moeapps.stream import DriftMoEClassifier
 
 ROWS = 160
 TYPES = {"id": "category", "code": "category", "digits": "category", "member": "category"}
-ARGUMENTS = {"seed": 1, "n_experts": 3, "router_hidden": (8, 8), "column_types": TYPES}
+ARGUMENTS = {"seed": 1, "n_experts": 3, "column_types": TYPES}
 
 
 def made(seed: int) -> dict[str, list]:

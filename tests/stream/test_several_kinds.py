@@ -13,6 +13,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.stream import DriftMoEClassifier, PendingLabels, prequential
 from moeapps.stream.compiled.engine import restore_arrays, tree_arrays
 from moeapps.stream.compiled.kinds import KINDS
+from moeapps.stream.compiled.online_gate import WAYS
 from moeapps.stream.config import OF_TREES_ALONE, DriftMoEConfig
 from moeapps.stream.restoring import check_engine
 from tests.core.saved_fuzz import join, split
@@ -304,6 +305,20 @@ def test_a_file_has_its_kinds_and_goes_on_bit_for_bit(saved, tmp_path):
     twin = moeapps.load(tmp_path / "again")
     twin.learn_many(frame[::-1], ["yes", "no"] * 200)
     assert same(model, twin)
+
+
+@pytest.mark.parametrize("gate", ["auto", *WAYS])
+def test_a_model_of_one_label_is_saved(gate, tmp_path):
+    model = DriftMoEClassifier(gate=gate, **SMALL)
+    for i in range(20):
+        model.learn_one({"a": i / 7, "city": "Ulm"}, "yes")
+        if i in (0, 1, 2, 19):
+            model.save(tmp_path / "model")
+            again = moeapps.load(tmp_path / "model")
+            assert same(model, again)
+    for one in (model, again):
+        one.learn_one({"a": 1.0}, "no")
+    assert same(model, again)
 
 
 def test_what_set_params_has_made_impossible_is_not_saved(saved, tmp_path):

@@ -18,7 +18,7 @@ from moeapps.core.tabledata.cells import MISSING_VALUES
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor
 from moeapps.stream.run import StreamCheckpoint
 
-SMALL = {"n_experts": 2, "router_hidden": (4, 4), "seed": 0}
+SMALL = {"n_experts": 2, "seed": 0}
 Color = enum.Enum("Color", {"RED": "red", "ONE": 1})
 Word = enum.Enum("Word", {"RED": "red"}, type=str)
 NOON, ZONE = datetime.datetime(2024, 1, 1, 12), datetime.timezone(datetime.timedelta(hours=2))

@@ -46,7 +46,7 @@ def fill(producer, topic: str, n: int, partitions: int = 1, start: int = 0) -> N
 
 
 def small() -> DriftMoEClassifier:
-    return DriftMoEClassifier(seed=1, n_experts=3, router_hidden=(8, 8))
+    return DriftMoEClassifier(seed=1, n_experts=3)
 
 
 def test_everything_of_a_topic_is_learned_and_predictions_are_sent(broker):
@@ -115,7 +115,7 @@ def test_a_killed_consumer_learns_every_event_exactly_once(broker, tmp_path):
     source.close()
     command = [
         sys.executable, "-m", "moeapps", "stream", "run", "--source", f"kafka://{address}/events?stop=end&group=g",
-        "--target", "y", "--set", "seed=1", "--set", "n_experts=3", "--set", "router_hidden=[8, 8]", "--every", "400",
+        "--target", "y", "--set", "seed=1", "--set", "n_experts=3", "--every", "400",
         "--checkpoint", str(tmp_path / "killed"), "--resume",
     ]  # fmt: skip
     generator, target = random.Random(1), tmp_path / "killed" / "stream.safetensors"

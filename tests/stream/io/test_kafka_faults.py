@@ -15,7 +15,7 @@ from moeapps.stream.io.kafka_config import read_kafka_config
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
-SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--set", "router_hidden=[4, 4]", "--plain"]
+SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--plain"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def cluster():
 
 
 def small() -> DriftMoEClassifier:
-    return DriftMoEClassifier(seed=1, n_experts=2, router_hidden=(4, 4))
+    return DriftMoEClassifier(seed=1, n_experts=2)
 
 
 def job_over(cluster, query="?partition=0&stop=end", topic="events", **arguments) -> StreamRun:
