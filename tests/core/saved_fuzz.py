@@ -5,6 +5,7 @@ line before and one after each, so that whoever started it knows which one ended
 """
 
 import faulthandler
+import functools
 import hashlib
 import json
 import os
@@ -42,8 +43,9 @@ FAMILIES = {
     "stream regressor": "drift_regressor",
     "stream paper": "drift_paper",
     "stream checkpoint": "checkpoint",
+    "stream several": "several",
 }
-"""Families by name, and which file of 0.1 is mutated."""
+"""Families by name, and which file of 0.1 is mutated; "several" is the default of today, which 0.1 did not have."""
 
 HARD = (
     None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-320, 1e308, 10**6, 10**9, 2**31, 2**63, 10**18, 10**30, 10**300, "",
@@ -57,7 +59,25 @@ def original(family):
     name = FAMILIES[family]
     if name == "checkpoint":
         return (FOLDER / "stream_begun" / "stream.safetensors").read_bytes()
+    if name == "several":
+        return several()
     return zipfile.ZipFile(FOLDER / "models.zip").read(f"{name}.safetensors")
+
+
+@functools.cache
+def several():
+    """A model of streams with experts of several kinds, in a trial of archived trees."""
+    from moeapps.stream import DriftMoEClassifier
+
+    model = DriftMoEClassifier(n_experts=3, max_nodes=15, max_features=8, grace_period=20, seed=0)
+    frame = runpy.run_path(str(FOLDER / "make.py"))["table"]().fillna(0.0)
+    for turn in range(36):  # two concepts that take turns; sizes and order of the file are always the same
+        labels = np.roll(frame["label"], turn // 6 % 2 * 40) if turn % 2 else frame["label"]
+        model.learn_many(frame[["a", "b", "c", "city"]], labels)
+    assert len(model.archive_) > 0
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.safetensors")
+        return Path(folder, "model.safetensors").read_bytes()
 
 
 def split(content):
@@ -258,6 +278,8 @@ class Trial:
         name = self.name
         if name == "checkpoint":
             model, name = model.model, "drift_data"
+        elif name == "several":
+            name = "drift_data"
         answers = {key: self.make["_plain"](value) for key, value in self.make["answers"](name, model).items()}
         if name.startswith("drift"):
             frame = self.make["table"]().fillna(0.0)
