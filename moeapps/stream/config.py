@@ -227,25 +227,28 @@ class DriftMoEConfig:
     @property
     def trees(self) -> TreeConfig:
         """The settings of the trees."""
-        return config_from(TreeConfig, self)
+        return config_from(TreeConfig, self, tie_threshold=float(self.tie_threshold))
 
     @property
     def mixture(self) -> MixtureSettings:
-        """The settings of the mixture as numbers, for the compiled loops. The task variant begins without an expert."""
+        """The settings of the mixture as numbers, for the compiled loops. The task variant begins without an expert.
+
+        Each has one type, whatever type of number was given: the loops are compiled for each combination of types.
+        """
         task = self.variant == "task"
         return MixtureSettings(
             n_experts=0 if task else self.n_experts,
             variant=VARIANTS[self.variant],
             top_k=self.top_k,
-            temperature=self.temperature,
+            temperature=float(self.temperature),
             predict_with=ROUTER if task and self.predict_with == "top" else PREDICT_WITH[self.predict_with],
-            use_router=self.use_router,
+            use_router=bool(self.use_router),
             blend=float(self.blend),
             learn_with=ALL if task else LEARN_WITH[self.learn_with],
             bagging=float(self.bagging),
             drift=DRIFT[self.drift],
-            drift_delta=self.drift_delta,
-            warning_delta=self.warning_delta,
+            drift_delta=float(self.drift_delta),
+            warning_delta=float(self.warning_delta),
             window=self.window,
             blend_window=5 * self.window,
             router_inputs=ROUTER_INPUTS[self.router_inputs],
@@ -270,8 +273,8 @@ class DriftMoEConfig:
             gate=GATES[self.gate] if self.use_router else ACCURACY,
             bagging=float(self.bagging),
             drift=DRIFT[self.drift],
-            drift_delta=self.drift_delta,
-            warning_delta=self.warning_delta,
+            drift_delta=float(self.drift_delta),
+            warning_delta=float(self.warning_delta),
             window=self.window,
             archive=int(archive),
         )

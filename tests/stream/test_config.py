@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from moeapps.core.errors import ConfigError
@@ -69,6 +70,19 @@ def test_a_setting_reaches_the_loops():
     assert model._engine.settings.window == 7
     assert model._engine.pool.state.trees.grace[0] == 11
     assert model._engine.pool.state.trees.delta[0] == 0.5
+
+
+def test_the_type_of_a_number_that_was_given_compiles_no_loops_anew():
+    """The loops are compiled for each combination of types, which takes half a minute."""
+    whole = {"drift_delta": 1, "warning_delta": 1, "tie_threshold": 1, "delta": 1, "bagging": 6, "blend": 30}
+    other = DriftMoEConfig(**whole, temperature=1, router_dropout=0, router_lr=1, use_router=np.bool_(True))
+    for name in ("mixture", "kind_settings"):
+        kinds = [
+            {field: type(value) for field, value in getattr(config, name)._asdict().items()}
+            for config in (DriftMoEConfig(), DriftMoEConfig(**whole) if name == "kind_settings" else other)
+        ]
+        assert kinds[0] == kinds[1]
+    assert type(other.trees.tie_threshold) is float
 
 
 def test_an_impossible_setting_is_named():
