@@ -16,7 +16,7 @@ import pandas as pd
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write
 
-__all__ = ["VIEWS", "Curves", "Map", "Views"]
+__all__ = ["VIEWS", "Curves", "Map", "Views", "expert_shares"]
 
 VIEWS = "views.json"
 """Name of the file in the folder of a run."""
@@ -141,3 +141,15 @@ class Views:
 def _number(value: Any) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def expert_shares(history: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the experts of a stream over time: the columns "expert 0", "expert 1", ... of its history.
+
+    Those of experts of several kinds ("expert tree 0", ...) are summed by kind: the columns are the kinds.
+    """
+    shares = history[[name for name in history if str(name).startswith("expert ")]].fillna(0.0)
+    kinds = [str(name).split(" ")[1] for name in shares]
+    if not kinds or kinds[0].isdecimal():
+        return shares
+    return shares.T.groupby(kinds, sort=False).sum().T

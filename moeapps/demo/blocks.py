@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from moeapps.core.views import Curves, Map, Views
+from moeapps.core.views import Curves, Map, Views, expert_shares
 from moeapps.demo.record import Recorder, Row
 
 __all__ = ["graph", "recsys", "stream", "tables", "vision"]
@@ -129,12 +129,12 @@ def stream(recorder: Recorder) -> None:
 
 
 def stream_views(curve: pd.DataFrame, events: pd.DataFrame) -> Views:
-    """Shares of the experts over time, with a mark where one was renewed."""
-    names = [name for name in curve if str(name).startswith("expert ")]
-    if not names:
+    """Shares of the experts, by kind, over time, with a mark where one was renewed."""
+    shares = expert_shares(curve)
+    if shares.empty:
         return Views()
     renewed = events.loc[events["event"] == "renewed", "instance"].tolist()
-    lines = {str(name): curve[name].fillna(0.0).tolist() for name in names}
+    lines = {str(name): values.tolist() for name, values in shares.items()}
     return Views(
         curves=[Curves.of("share of each expert", curve["instance"].tolist(), lines, "instance", "share",
                           stacked=True, marks=[float(instance) for instance in renewed])]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from moeapps.core.views import expert_shares
 from moeapps.report.runs import Run
 
 __all__ = ["Layer", "find_hints", "routing_layers"]
@@ -154,21 +155,17 @@ def _of_stream(run: Run) -> Iterator[str]:
         return
     if "rejected" in history and (count := int(history["rejected"].iloc[-1])):
         yield f"{count:,} events could not be read or learned: the file of rejects says why"
-    experts = [str(name) for name in history if str(name).startswith("expert ")]
-    late = history[experts].tail(max(1, len(history) // 4)).fillna(0.0).mean()
-    kinds = [name.split(" ")[1] for name in experts]
-    if len(experts) > 2 and kinds[0].isdecimal():
-        idle = [kind for name, kind in zip(experts, kinds, strict=True) if late[name] < IDLE / len(experts)]
-        if idle:
-            which = f"expert{'s' * (len(idle) > 1)} {', '.join(idle)}"
-            yield f"{which} had almost no weight in the last quarter: try fewer experts"
-    elif len(set(kinds)) > 1:  # a gate may well choose one or two experts of a kind, so kinds are compared
-        idle = list(late.groupby(kinds, sort=False).sum().loc[lambda shares: shares < IDLE / len(shares)].index)
-        if idle:
-            yield (
-                f"experts of the kind{'s' * (len(idle) > 1)} {', '.join(idle)} had almost no weight in the last "
-                "quarter: experts= can leave them out"
-            )
+    shares = expert_shares(history)
+    if shares.shape[1] < 2:
+        return
+    late = shares.tail(max(1, len(history) // 4)).mean()
+    idle = [str(name) for name in late.index[late < IDLE / len(late)]]
+    if idle and len(late) > 2 and idle[0].startswith("expert "):
+        which = f"expert{'s' * (len(idle) > 1)} {', '.join(name.removeprefix('expert ') for name in idle)}"
+        yield f"{which} had almost no weight in the last quarter: try fewer experts"
+    elif idle and not idle[0].startswith("expert "):  # that a gate gives all weight to one or two of a kind is no reason to leave the others out
+        which = f"experts of the kind{'s' * (len(idle) > 1)} {', '.join(idle)}"
+        yield f"{which} had almost no weight in the last quarter: experts= can leave them out"
 
 
 def _of_training(run: Run) -> Iterator[str]:

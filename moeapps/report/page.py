@@ -19,7 +19,7 @@ import pandas as pd
 import moeapps
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
-from moeapps.core.views import Curves, Map
+from moeapps.core.views import Curves, Map, expert_shares
 from moeapps.report.figures import draw_curves, draw_lines
 from moeapps.report.hints import find_hints, routing_layers
 from moeapps.report.runs import Run, find_runs
@@ -198,15 +198,16 @@ def _of_layers(run: Run) -> list[Curves]:
 
 def _of_stream(run: Run) -> list[Curves]:
     history = run.history
-    names = [str(name) for name in history if str(name).startswith("expert ")]
-    if run.axis != "instance" or not names or run.views.curves:
+    shares = expert_shares(history)
+    if run.axis != "instance" or shares.empty or run.views.curves:
         return []
     marks: list[float] = []
     if "renewed" in history:
         more = history["renewed"].diff().fillna(history["renewed"]) > 0
         marks = [float(place) for place in history["instance"][more]]
-    title = "share of each expert; lines: an expert was renewed"
-    lines = _lines(history[names].fillna(0.0))
+    what = "expert" if str(shares.columns[0]).startswith("expert ") else "kind of experts"
+    title = f"share of each {what}; lines: an expert was renewed"
+    lines = _lines(shares)
     return [Curves.of(title, history["instance"].tolist(), lines, "instance", "share", stacked=True, marks=marks)]
 
 

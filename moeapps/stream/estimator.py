@@ -359,16 +359,19 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
     def expert_weights(self, X: Any) -> pd.DataFrame:
         """Weights of the experts in the prediction of each row: ``(n, E)``, rows sum to 1.
 
+        Columns are numbers of trees, or ``expert_names_`` where experts are of several kinds.
+
         Parameters
         ----------
         X : object
             A frame, an array, or a dict (one instance).
         """
         self._need_fitted()
+        names = self.expert_names_ if isinstance(self._engine, KindEngine) else None
         if isinstance(X, Mapping):
-            return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1])
+            return pd.DataFrame(self._outputs(self._encode_one(dict(X)))[1], columns=names)
         frame = as_frame(X, "X") if is_table(X) else self._named(pd.DataFrame(np.asarray(X)))
-        return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index)
+        return pd.DataFrame(self._outputs(self._encode_frame(frame))[1], index=frame.index, columns=names)
 
     def torch_router(self) -> "StreamRouter":
         """Copy of the router as a torch module, in evaluation mode.

@@ -55,7 +55,9 @@ def test_the_default_has_all_kinds_and_says_which_expert_is_which(sea):
     }  # fmt: skip
     assert len(model.activation_) == len(kinds) == model.expert_weights(pd.DataFrame(rows[:2])).shape[1]
     assert model.activation_.sum() == pytest.approx(400)
-    np.testing.assert_allclose(model.expert_weights(pd.DataFrame(rows[:9])).sum(axis=1), 1.0)
+    weights = model.expert_weights(pd.DataFrame(rows[:9]))
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0)
+    assert list(weights) == list(model.expert_weights(rows[0])) == model.expert_names_
 
 
 @pytest.mark.parametrize(
