@@ -163,7 +163,8 @@ def _of_stream(run: Run) -> Iterator[str]:
     if idle and len(late) > 2 and idle[0].startswith("expert "):
         which = f"expert{'s' * (len(idle) > 1)} {', '.join(name.removeprefix('expert ') for name in idle)}"
         yield f"{which} had almost no weight in the last quarter: try fewer experts"
-    elif idle and not idle[0].startswith("expert "):  # that a gate gives all weight to one or two of a kind is no reason to leave the others out
+    elif idle and not idle[0].startswith("expert "):
+        # kinds are compared: that a gate gives all weight to one of a kind is no reason to leave the others out
         which = f"experts of the kind{'s' * (len(idle) > 1)} {', '.join(idle)}"
         yield f"{which} had almost no weight in the last quarter: experts= can leave them out"
 
