@@ -15,7 +15,7 @@ inside the compiled loop.
 
 # D windows
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,7 @@ class Windows(NamedTuple):
 WindowsRef = structref_class(Windows)
 
 
-@kernel
-def windows_as_structref(w):  # type: ignore[no-untyped-def]
+def windows_as_structref(w: Any) -> Any:
     """The same arrays behind one pointer."""
     return WindowsRef(*w)
 

@@ -6,7 +6,7 @@ averages over about as many of its instances. Experts of this kind differ in how
 
 # B experts, F features, Q categorical features, V room for categories, C classes
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,7 @@ class Bayes(NamedTuple):
 BayesRef = structref_class(Bayes)
 
 
-@kernel
-def bayes_as_structref(b):  # type: ignore[no-untyped-def]
+def bayes_as_structref(b: Any) -> Any:
     """The same arrays behind one pointer."""
     return BayesRef(*b)
 

@@ -3,7 +3,6 @@
 :mod:`moeapps.stream.engine` has the same steps in Python, for experts of any kind.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from moeapps.core.errors import NonFiniteError
 from moeapps.stream.compiled import regression_trees, trees
 from moeapps.stream.compiled.archive import Archive
 from moeapps.stream.compiled.arena import TreeSettings, values_of_0_1
-from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, structref_class
+from moeapps.stream.compiled.jit import copy_row, entry, kernel, structref_class
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
     INSTANCES,
@@ -35,8 +34,6 @@ from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, n
 
 __all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "remove_trees", "restore_arrays", "tree_arrays", "vote_trees"]
 
-logger = logging.getLogger(__name__)
-
 FILE_NAMES = {"pool.trees.sizes": "pool.trees.used", "mixture.pool_and_router_accuracy": "mixture.rivals"}
 """Arrays that have another name in saved files: those of 0.1 load, and 0.1 loads ours."""
 
@@ -54,8 +51,7 @@ class EngineState(NamedTuple):
 EngineStateRef = structref_class(EngineState)
 
 
-@kernel
-def _as_structref(state):  # type: ignore[no-untyped-def]
+def _as_structref(state: Any) -> Any:
     return EngineStateRef(
         pool_as_structref(state.pool),
         state.tree_settings,
@@ -106,6 +102,9 @@ class TreeEngine(GrowingMixture):
         Whether the targets are numbers.
     """
 
+    _REFERENCES = ("_packed", "_packed_archive")
+    _packed_archive: tuple[Archive, Any] | None = None
+
     archive: Archive | None = None
     """Retired trees that are tried again; only a :class:`~moeapps.stream.compiled.kind_engine.KindEngine` has them."""
 
@@ -123,7 +122,7 @@ class TreeEngine(GrowingMixture):
         self._packed: tuple[EngineState, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, **dict.fromkeys(self._REFERENCES)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -201,8 +200,6 @@ class TreeEngine(GrowingMixture):
         """Predict, then learn, row by row; the predictions."""
         predictions = np.empty(len(X), dtype=np.float64 if self.numbers else np.int64)
         run = _learn_numbers if self.numbers else _learn_classes
-        if not is_compiled(run):
-            logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
         start = 0
         while start < len(X):
             self.pool.reserve()
@@ -218,7 +215,7 @@ class TreeEngine(GrowingMixture):
         return out, weights
 
 
-@kernel
+@entry
 def remove_trees(p, first, last):  # type: ignore[no-untyped-def]
     """Remove the trees of a range of the arena."""
     for tree in range(first, last):
@@ -233,7 +230,7 @@ def vote_trees(p, ts, s, x, work):  # type: ignore[no-untyped-def]
         work.naive_bayes[e] = trees.predict(p.trees, ts, leaf, x, work.votes[e])
 
 
-@kernel
+@entry
 def _learn_classes(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t = p.trees
@@ -286,7 +283,7 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
         trees.new_tree(t, p.place[e], p.rng)
 
 
-@kernel
+@entry
 def _predict_classes(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     for i in range(X.shape[0]):
@@ -302,7 +299,7 @@ def _vote_numbers(p, s, x, work):  # type: ignore[no-untyped-def]
         work.votes[e, 0] = regression_trees.predict(p.trees, trees.leaf_of(p.trees, p.place[e], x), x)
 
 
-@kernel
+@entry
 def _learn_numbers(state, may_grow, X, y, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, work = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     t = p.trees
@@ -325,7 +322,7 @@ def _learn_numbers(state, may_grow, X, y, classes, start, predictions):  # type:
     return X.shape[0]
 
 
-@kernel
+@entry
 def _predict_numbers(state, X, classes, out, weights):  # type: ignore[no-untyped-def]
     p, m, s, work = state.pool, state.mixture, state.settings, state.work
     for i in range(X.shape[0]):

@@ -1,17 +1,18 @@
-"""What the compiled loops of this package share: the decorator that compiles them, and a random generator."""
+"""What the compiled loops of this package share: the decorators that compile them, and a random generator."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit, types
-from numba.experimental import structref
+from numba import njit
 
-__all__ = ["copy_row", "is_compiled", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
+from moeapps.stream.compiled.parts import CAN_LINK, Entry, Part
+from moeapps.stream.compiled.references import structref_class
+
+__all__ = ["copy_row", "entry", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,27 +21,25 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
-def kernel(function: F) -> F:
-    """Compile a function when it is first called, and keep the machine code on disk where that is possible.
+def entry(function: F) -> F:
+    """Compile a function that Python calls when it is first called, and keep its machine code where that is possible.
 
     numba does not cache where it can write neither beside the source nor to the user's cache folder; then the function
     is compiled again in every process. numba's cache also checks only the file of the function itself, not those of the
-    functions that were inlined into it. So the stamp of its file is replaced by a digest of all files of this package.
+    functions that it calls. So the stamp of its file is replaced by a digest of all files of this package.
     """
+    compiled: Any = Entry(function)
     try:
-        compiled: Any = njit(function, cache=True, error_model="numpy")
+        compiled.enable_caching()
         compiled._cache._cache_file._source_stamp = _sources()
     except (AttributeError, RuntimeError):
-        compiled = njit(function, error_model="numpy")
+        compiled = Entry(function)
     return cast(F, compiled)
 
 
-def is_compiled(function: Any) -> bool:
-    """Whether machine code of a kernel is in memory or on disk; False where that cannot be told."""
-    try:
-        return bool(function.signatures) or bool(function._cache._cache_file._load_index())
-    except (AttributeError, OSError):
-        return False
+def kernel(function: F) -> F:
+    """Compile a function that is called by compiled functions, as a part of those."""
+    return cast(F, Part(function, entry) if CAN_LINK else njit(function, error_model="numpy"))
 
 
 @cache
@@ -50,28 +49,6 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def structref_class(fields: type) -> Any:
-    """Class of references to the content of a NamedTuple, for compiled code.
-
-    Compiled code hands a tuple of arrays on by value, and counts a reference to each array in every call; a reference
-    to all of them is one pointer, which made these loops two to three times faster. ``structref_class(State)(*state)``,
-    inside a kernel, makes one; its attributes have the names of the tuple, and its arrays are shared with it.
-    """
-    name = f"{fields.__name__}Ref"
-    kind = structref.register(type(f"{name}Type", (types.StructRef,), {"preprocess_fields": _plain_fields}))
-    proxy = type(name, (structref.StructRefProxy,), {})
-    structref.define_proxy(proxy, kind, list(fields._fields))  # type: ignore[attr-defined]
-    for part in (kind, proxy):  # the cache on disk finds them by name
-        part.__module__ = fields.__module__
-        part.__qualname__ = part.__name__
-        setattr(sys.modules[fields.__module__], part.__name__, part)
-    return proxy
-
-
-def _plain_fields(self: Any, fields: Any) -> Any:
-    return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
 
 def random_seed(seed: int) -> np.ndarray:

@@ -14,7 +14,6 @@ For every instance (x, y), in this order:
 
 # T trees, E experts, F features, C classes
 
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +21,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import trees
-from moeapps.stream.compiled.archive import archive_as_structref, compare, grow_archive, new_archive, retire
+from moeapps.stream.compiled.archive import ArchiveRef, compare, grow_archive, new_archive, retire
 from moeapps.stream.compiled.arena import TreeSettings
 from moeapps.stream.compiled.bayes import learn_bayes, vote_bayes
 from moeapps.stream.compiled.engine import TreeEngine, learn_tree, remove_trees, vote_trees
 from moeapps.stream.compiled.inputs import Layout, encode, update_moments
-from moeapps.stream.compiled.jit import copy_row, is_compiled, kernel, poisson, structref_class
+from moeapps.stream.compiled.jit import copy_row, entry, kernel, poisson, structref_class
 from moeapps.stream.compiled.kinds import (
     KINDS,
     KindMixture,
@@ -50,8 +49,6 @@ from moeapps.stream.compiled.pool import PoolState, TreeConfig, needs_room, pool
 
 __all__ = ["KindEngine"]
 
-logger = logging.getLogger(__name__)
-
 
 class KindState(NamedTuple):
     """Everything that the compiled loops work on."""
@@ -66,8 +63,7 @@ class KindState(NamedTuple):
 KindStateRef = structref_class(KindState)
 
 
-@kernel
-def _as_structref(state):  # type: ignore[no-untyped-def]
+def _as_structref(state: Any) -> Any:
     return KindStateRef(
         pool_as_structref(state.pool), state.tree_settings, kinds_as_structref(state.mixture), state.settings,
         work_as_structref(state.work),
@@ -98,7 +94,7 @@ class KindEngine(TreeEngine):
         self.tree_config = tree_config
         self.archive = new_archive(settings.n_experts, settings.archive, 0) if settings.archive else None
         self.pool = self._new_pool()
-        self._packed = None
+        self._packed = self._packed_archive = None
 
     def _n_archived(self) -> int:
         return self.settings.archive
@@ -142,6 +138,14 @@ class KindEngine(TreeEngine):
             self._packed = state, _as_structref(state)
         return self._packed[1]
 
+    def _archive_reference(self) -> Any:
+        """Reference to the archive, None where there is none."""
+        if self.archive is None:
+            return None
+        if self._packed_archive is None or self._packed_archive[0] is not self.archive:
+            self._packed_archive = self.archive, ArchiveRef(*self.archive)
+        return self._packed_archive[1]
+
     @property
     def n_all_experts(self) -> int:
         """Number E of experts of all kinds."""
@@ -173,14 +177,11 @@ class KindEngine(TreeEngine):
         if votes is not None:
             late[:, :, : votes.shape[2]] = votes
         predictions = np.empty(len(X), dtype=np.int64)
-        if not is_compiled(_learn):
-            logger.warning("moeapps compiles its stream loops for this machine, once; this takes a while")
-        start, archive = 0, None if self.archive is None else archive_as_structref(self.archive)
+        start = 0
         while start < len(X):
             self.pool.reserve()
-            start = _learn(
-                self._reference(), archive, self.pool.may_grow, X, y, late, self.n_classes, start, predictions
-            )
+            state, archive = self._reference(), self._archive_reference()
+            start = _learn(state, archive, self.pool.may_grow, X, y, late, self.n_classes, start, predictions)
         return predictions
 
     def predict(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -250,7 +251,7 @@ def _learn_others(state, n, x, y, classes):  # type: ignore[no-untyped-def]
     update_moments(m.moments, x)
 
 
-@kernel
+@entry
 def _learn(state, archive, may_grow, X, y, late, classes, start, predictions):  # type: ignore[no-untyped-def]
     p, ts, m, s, w = state.pool, state.tree_settings, state.mixture, state.settings, state.work
     experts = m.recent.shape[0]
@@ -278,7 +279,7 @@ def _learn(state, archive, may_grow, X, y, late, classes, start, predictions):  
     return X.shape[0]
 
 
-@kernel
+@entry
 def _predict(state, X, classes, out, weights, votes):  # type: ignore[no-untyped-def]
     m, s, w = state.mixture, state.settings, state.work
     experts = m.recent.shape[0]

@@ -22,9 +22,9 @@ from moeapps.stream.compiled.neighbours import (
 )
 from moeapps.stream.compiled.online_gate import (
     Gate,
+    GateRef,
     GateWork,
-    gate_as_structref,
-    gate_work_as_structref,
+    GateWorkRef,
     grow_gate,
     new_gate,
     new_gate_work,
@@ -119,22 +119,20 @@ KindMixtureRef = structref_class(KindMixture)
 KindWorkRef = structref_class(KindWork)
 
 
-@kernel
-def kinds_as_structref(m):  # type: ignore[no-untyped-def]
+def kinds_as_structref(m: Any) -> Any:
     """The same arrays behind one pointer."""
     return KindMixtureRef(
         windows_as_structref(m.windows), m.recent, m.age, m.moments, m.activation, m.counters, m.events, m.rng,
         bayes_as_structref(m.bayes), neighbours_as_structref(m.neighbours), linear_as_structref(m.linear),
-        perceptrons_as_structref(m.networks), gate_as_structref(m.gate),
+        perceptrons_as_structref(m.networks), GateRef(*m.gate),
     )  # fmt: skip
 
 
-@kernel
-def work_as_structref(w):  # type: ignore[no-untyped-def]
+def work_as_structref(w: Any) -> Any:
     """The same arrays behind one pointer."""
     return KindWorkRef(
         w.votes, w.rows, w.numbers, w.learn, w.action, w.naive_bayes, w.scratch, w.distance, w.near, w.who, w.hidden,
-        w.gradient, gate_work_as_structref(w.gate),
+        w.gradient, GateWorkRef(*w.gate),
     )  # fmt: skip
 
 

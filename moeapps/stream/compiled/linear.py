@@ -6,7 +6,7 @@ the longer the stream is, with RMSprop (Tieleman and Hinton 2012) they do not.
 
 # L experts, R rows of inputs, C classes
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,7 @@ class Linear(NamedTuple):
 LinearRef = structref_class(Linear)
 
 
-@kernel
-def linear_as_structref(m):  # type: ignore[no-untyped-def]
+def linear_as_structref(m: Any) -> Any:
     """The same arrays behind one pointer."""
     return LinearRef(*m)
 

@@ -2,13 +2,13 @@
 
 # E experts, C classes, F features, R inputs of the router, B instances per step of the router
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
-from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
+from moeapps.stream.compiled.jit import entry, kernel, random_seed, structref_class
 from moeapps.stream.compiled.network import (
     Network,
     add_inputs,
@@ -124,8 +124,7 @@ MixtureRef = structref_class(Mixture)
 WorkRef = structref_class(Work)
 
 
-@kernel
-def mixture_as_structref(m):  # type: ignore[no-untyped-def]
+def mixture_as_structref(m: Any) -> Any:
     """The same arrays behind one pointer."""
     return MixtureRef(
         network_as_structref(m.network), windows_as_structref(m.windows), m.recent, m.age,
@@ -134,8 +133,7 @@ def mixture_as_structref(m):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@kernel
-def work_as_structref(work):  # type: ignore[no-untyped-def]
+def work_as_structref(work: Any) -> Any:
     """The same arrays behind one pointer."""
     return WorkRef(*work)
 
@@ -204,7 +202,7 @@ def grow_mixture(old: Mixture, s: MixtureSettings, features: int, classes: int, 
     )
 
 
-@kernel
+@entry
 def make_work(m, s, votes, classes):  # type: ignore[no-untyped-def]
     """Room for an instance with ``votes`` numbers per expert."""
     experts = s.n_experts

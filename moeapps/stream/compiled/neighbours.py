@@ -8,7 +8,7 @@ standard deviations.
 
 # F features, W instances in the table, K experts, C classes
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,7 @@ class Neighbours(NamedTuple):
 NeighboursRef = structref_class(Neighbours)
 
 
-@kernel
-def neighbours_as_structref(n):  # type: ignore[no-untyped-def]
+def neighbours_as_structref(n: Any) -> Any:
     """The same arrays behind one pointer."""
     return NeighboursRef(*n)
 

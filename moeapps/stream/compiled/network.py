@@ -10,7 +10,7 @@ instance at a time is too little work for a framework: the overhead of a torch c
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,7 @@ class Network(NamedTuple):
 NetworkRef = structref_class(Network)
 
 
-@kernel
-def network_as_structref(net):  # type: ignore[no-untyped-def]
+def network_as_structref(net: Any) -> Any:
     """The same arrays behind one pointer."""
     return NetworkRef(*net)
 

@@ -5,7 +5,7 @@ Adam (Kingma and Ba 2015) is lazy in the first layer: the weights of an input th
 
 # M experts, R rows of inputs, H hidden units, C classes
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,7 @@ class Perceptrons(NamedTuple):
 PerceptronsRef = structref_class(Perceptrons)
 
 
-@kernel
-def perceptrons_as_structref(p):  # type: ignore[no-untyped-def]
+def perceptrons_as_structref(p: Any) -> Any:
     """The same arrays behind one pointer."""
     return PerceptronsRef(*p)
 

@@ -27,7 +27,7 @@ from moeapps.stream.compiled.arena import (
     room_for,
     values_of_0_1,
 )
-from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
+from moeapps.stream.compiled.jit import entry, kernel, random_seed, structref_class
 
 __all__ = ["HoeffdingPool", "PoolState", "TreeConfig"]
 
@@ -47,8 +47,7 @@ class PoolState(NamedTuple):
 PoolRef = structref_class(PoolState)
 
 
-@kernel
-def pool_as_structref(state):  # type: ignore[no-untyped-def]
+def pool_as_structref(state: Any) -> Any:
     """The same arrays behind one pointer."""
     return PoolRef(TreesRef(*state.trees), state.place, state.rng)
 
@@ -341,7 +340,7 @@ def needs_room(t, may_grow):  # type: ignore[no-untyped-def]
     )
 
 
-@kernel
+@entry
 def plant(p, first, last):  # type: ignore[no-untyped-def]
     """Give every tree of this range a root that has none."""
     for tree in range(first, last):
@@ -349,7 +348,7 @@ def plant(p, first, last):  # type: ignore[no-untyped-def]
             trees.new_tree(p.trees, tree, p.rng)
 
 
-@kernel
+@entry
 def _learn_classes(p, settings, may_grow, X, y, weight, start):  # type: ignore[no-untyped-def]
     t = p.trees
     scratch = np.empty((3, t.counts.shape[1]))
@@ -365,7 +364,7 @@ def _learn_classes(p, settings, may_grow, X, y, weight, start):  # type: ignore[
     return X.shape[0]
 
 
-@kernel
+@entry
 def _predict_classes(p, settings, X):  # type: ignore[no-untyped-def]
     t = p.trees
     out = np.zeros((X.shape[0], p.place.shape[0], t.sizes[N_CLASSES]))
@@ -375,7 +374,7 @@ def _predict_classes(p, settings, X):  # type: ignore[no-untyped-def]
     return out
 
 
-@kernel
+@entry
 def _learn_numbers(p, settings, may_grow, X, y, weight, start):  # type: ignore[no-untyped-def]
     t = p.trees
     for i in range(start, X.shape[0]):
@@ -388,7 +387,7 @@ def _learn_numbers(p, settings, may_grow, X, y, weight, start):  # type: ignore[
     return X.shape[0]
 
 
-@kernel
+@entry
 def _predict_numbers(p, X):  # type: ignore[no-untyped-def]
     t = p.trees
     out = np.zeros((X.shape[0], p.place.shape[0]))

@@ -1,0 +1,115 @@
+"""References: the content of a NamedTuple behind one pointer, for compiled code.
+
+Compiled code hands a tuple of arrays on by value, and counts a reference to each array in every call; a reference to all
+of them is one pointer, which made these loops two to three times faster. numba's structref is such a pointer, but makes
+one with compiled code, which took seconds to compile for the hundred arrays of a model. Here Python writes the memory
+that the pointer is to, in numba's layout. The arrays in it count no references, so whoever has the reference keeps them.
+"""
+
+# a struct of an array of n dimensions is (meminfo, parent, size, item size, data, n lengths, n strides)
+
+import ctypes
+import sys
+from typing import Any
+
+import numpy as np
+from numba import types, typeof
+from numba.core.registry import cpu_target
+from numba.core.runtime import _nrt_python
+from numba.core.runtime.nrt import MemInfo
+from numba.experimental import structref
+
+__all__ = ["structref_class"]
+
+
+def structref_class(fields: type) -> Any:
+    """Class of references to the content of a NamedTuple.
+
+    ``structref_class(State)(*state)`` makes one, in Python or in a kernel; its attributes have the names of the tuple,
+    and its arrays are shared with it. Parts of the tuple may be tuples of numbers or arrays, or references.
+    """
+    name = f"{fields.__name__}Ref"
+    names = list(fields._fields)  # type: ignore[attr-defined]
+    kind = structref.register(type(f"{name}Type", (types.StructRef,), {"preprocess_fields": _plain_fields}))
+    proxy = type(name, (_Reference,), {"kind": kind, "names": names, "layouts": {}})
+    structref.define_proxy(proxy, kind, names)
+    for part in (kind, proxy):  # the cache on disk finds them by name
+        part.__module__ = fields.__module__
+        part.__qualname__ = part.__name__
+        setattr(sys.modules[fields.__module__], part.__name__, part)
+    return proxy
+
+
+def _plain_fields(self: Any, fields: Any) -> Any:
+    return tuple((name, types.unliteral(kind)) for name, kind in fields)
+
+
+class _Reference(structref.StructRefProxy):
+    """What Python has of a reference; it keeps the arrays."""
+
+    kind: Any
+    names: list[str]
+    layouts: dict[Any, Any]
+
+    def __new__(cls, *content: Any) -> Any:
+        key = tuple(_key(value) for value in content)
+        layout = cls.layouts.get(key)
+        if layout is None:
+            layout = cls.layouts[key] = _Layout(cls, content)
+        pointer = _nrt_python.meminfo_alloc(layout.size)
+        memory = MemInfo(pointer)
+        buffer = bytearray(layout.size)
+        for value, kind, offset in zip(content, layout.kinds, layout.offsets, strict=True):
+            _write(buffer, offset, kind, value)
+        ctypes.memmove(memory.data, bytes(buffer), layout.size)
+        reference = cls._numba_box_(layout.type, memory)
+        reference._pointer, reference._content = pointer, content
+        return reference
+
+
+class _Layout:
+    """Types of a reference's fields, and where they are in memory."""
+
+    def __init__(self, cls: Any, content: tuple[Any, ...]) -> None:
+        context = cpu_target.target_context  # numba's runtime begins with it
+        self.kinds = [typeof(value) for value in content]
+        self.type = cls.kind(list(zip(cls.names, self.kinds, strict=True)))
+        struct = context.data_model_manager[self.type.get_data_type()].get_value_type()
+        self.size = struct.get_abi_size(context.target_data)
+        self.offsets = _offsets(struct, len(content))
+
+
+def _key(value: Any) -> Any:
+    """What decides the type of a field."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.carray
+    if isinstance(value, tuple):
+        return (type(value), *(_key(part) for part in value))
+    return value._type if isinstance(value, _Reference) else type(value)
+
+
+def _offsets(struct: Any, number: int) -> list[int]:
+    """Bytes before each element of a struct of LLVM, or of its array."""
+    data = cpu_target.target_context.target_data
+    if hasattr(struct, "get_element_offset"):
+        return [struct.get_element_offset(data, i) for i in range(number)]
+    return [i * struct.element.get_abi_size(data) for i in range(number)]
+
+
+def _write(buffer: bytearray, offset: int, kind: Any, value: Any) -> None:
+    """Write a value of a type of numba's as the compiled code has it."""
+    if isinstance(kind, types.Array):
+        if not value.flags.carray:
+            raise ValueError("compiled loops need arrays that are contiguous and can be written to")
+        numbers = (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
+        content = np.array(numbers, dtype=np.uint64).tobytes()
+    elif isinstance(kind, types.StructRef):
+        content = value._pointer.to_bytes(8, sys.byteorder)
+    elif isinstance(kind, types.BaseTuple):
+        struct = cpu_target.target_context.get_value_type(kind)
+        for part, part_kind, start in zip(value, kind, _offsets(struct, len(value)), strict=True):
+            _write(buffer, offset + start, part_kind, part)
+        return
+    else:
+        content = np.array(value, dtype=np.bool_ if kind is types.boolean else str(kind)).tobytes()
+    buffer[offset : offset + len(content)] = content
