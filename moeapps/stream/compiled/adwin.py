@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 
 __all__ = ["Windows", "allocate_windows", "reset_window", "update_window", "windows_as_structref"]
 
@@ -59,8 +59,8 @@ def allocate_windows(number: int) -> Windows:
 @kernel
 def reset_window(w, d):  # type: ignore[no-untyped-def]
     """Empty a window."""
-    w.filled[d, :] = 0
-    w.whole[d, :] = 0.0
+    fill(w.filled[d], ROWS, 0)
+    fill(w.whole[d], 4, 0.0)
 
 
 @kernel

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 
 __all__ = ["BAYES", "Bayes", "bayes_as_structref", "grow_bayes", "learn_bayes", "new_bayes", "vote_bayes"]
 
@@ -66,7 +66,7 @@ def _vote(b, e, kind, known, x, classes, votes):  # type: ignore[no-untyped-def]
     for c in range(classes):
         total += b.weight[e, c]
     if total == 0.0:
-        votes[:classes] = 1.0 / classes
+        fill(votes, classes, 1.0 / classes)
         return
     for c in range(classes):
         votes[c] = np.log(b.weight[e, c] / total) if b.weight[e, c] > 0.0 else -np.inf

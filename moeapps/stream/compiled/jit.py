@@ -12,7 +12,7 @@ from numba import njit
 from moeapps.stream.compiled.parts import CAN_LINK, Entry, Part
 from moeapps.stream.compiled.references import structref_class
 
-__all__ = ["copy_row", "entry", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
+__all__ = ["copy_row", "entry", "fill", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +61,13 @@ def copy_row(source, target, n):  # type: ignore[no-untyped-def]
     """Copy n numbers. ``target[:n] = source[:n]`` takes seconds to compile: numba adds broadcasting and its errors."""
     for i in range(n):
         target[i] = source[i]
+
+
+@kernel
+def fill(target, n, value):  # type: ignore[no-untyped-def]
+    """Set n numbers. ``target[:n] = value`` takes long to compile, too."""
+    for i in range(n):
+        target[i] = value
 
 
 @kernel

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
 from moeapps.stream.compiled.bayes import BAYES, Bayes, bayes_as_structref, grow_bayes, new_bayes
 from moeapps.stream.compiled.inputs import Layout
-from moeapps.stream.compiled.jit import kernel, random_seed, structref_class
+from moeapps.stream.compiled.jit import random_seed, structref_class
 from moeapps.stream.compiled.linear import LINEAR, Linear, grow_linear, linear_as_structref, new_linear
 from moeapps.stream.compiled.mixture_state import MAX_EVENTS
 from moeapps.stream.compiled.neighbours import (

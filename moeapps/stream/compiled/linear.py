@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 
 __all__ = ["LINEAR", "Linear", "grow_linear", "learn_linear", "linear_as_structref", "new_linear", "vote_linear"]
 
@@ -81,7 +81,7 @@ def descend(weights, squares, gradient, rate, memory, n):  # type: ignore[no-unt
 def vote_linear(m, rows, numbers, n, classes, votes):  # type: ignore[no-untyped-def]
     """Fill the class probabilities ``(L, C)``."""
     for e in range(m.rate.shape[0]):
-        votes[e, :classes] = 0.0
+        fill(votes[e], classes, 0.0)
         for i in range(n):
             weights = m.weights[rows[i], e]
             for c in range(classes):

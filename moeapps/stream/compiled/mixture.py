@@ -25,7 +25,7 @@ For every instance (x, y), in this order (algorithm 1 of "DriftMoE", 2025; steps
 import numpy as np
 
 from moeapps.stream.compiled.adwin import COUNT, SUM, reset_window, update_window
-from moeapps.stream.compiled.jit import copy_row, kernel, poisson
+from moeapps.stream.compiled.jit import copy_row, fill, kernel, poisson
 from moeapps.stream.compiled.mixture_state import (
     DATA,
     ENRICHED,
@@ -127,7 +127,7 @@ def decide_class(m, s, x, classes, work):  # type: ignore[no-untyped-def]
         copy_row(work.votes[chosen], work.mixed, classes)
         return argmax(work.mixed, classes)
     _log_odds_weights(m, s, max(classes, 2), work)
-    work.mixed[:classes] = 0.0
+    fill(work.mixed, classes, 0.0)
     total = 0.0
     for e in range(s.n_experts):
         share = 0.0
@@ -199,7 +199,7 @@ def score_experts(m, s, x, y, classes, work):  # type: ignore[no-untyped-def]
     """
     row = m.counters[WAITING]
     target = m.batch_y[row]
-    target[:] = 0.0
+    fill(target, target.shape[0], 0.0)
     none_right = True
     for e in range(s.n_experts):
         votes = work.votes[e]
@@ -261,7 +261,7 @@ def score_experts_numeric(m, s, x, y, work):  # type: ignore[no-untyped-def]
     The median is tracked by stochastic approximation (Robbins and Monro 1951): steps of at most 5 % of its value.
     """
     target = m.batch_y[m.counters[WAITING]]
-    target[:] = 0.0
+    fill(target, target.shape[0], 0.0)
     spread = 3.0 * np.sqrt(m.scale[2] / m.scale[0]) if m.scale[2] > 0.0 else np.inf
     best, least = 0, np.inf
     none_right = True
@@ -341,7 +341,10 @@ def watch(m, s, e, error):  # type: ignore[no-untyped-def]
         action = RENEW
         reset_window(m.windows, e)
         reset_window(m.windows, s.n_experts + e)
-        m.recent[e] = m.recent.mean()
+        total = 0.0
+        for k in range(m.recent.shape[0]):
+            total += m.recent[k]
+        m.recent[e] = total / m.recent.shape[0]
         m.age[e] = NEWCOMER
     if action != KEEP:
         event = m.events[m.counters[EVENTS] % MAX_EVENTS]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
-from moeapps.stream.compiled.jit import entry, kernel, random_seed, structref_class
+from moeapps.stream.compiled.jit import entry, random_seed, structref_class
 from moeapps.stream.compiled.network import (
     Network,
     add_inputs,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 
 __all__ = [
     "NEIGHBOURS",
@@ -73,7 +73,7 @@ def grow_neighbours(old: Neighbours, features: int) -> Neighbours:
 @kernel
 def _distances(n, kind, moments, x, filled, distance):  # type: ignore[no-untyped-def]
     """Squared distances of an instance to all of the table."""
-    distance[:filled] = 0.0
+    fill(distance, filled, 0.0)
     for f in range(n.table.shape[0]):
         value, column = x[f], n.table[f]
         if np.isnan(value) or value < 0.0 <= kind[f]:  # the same for all of the table
@@ -106,7 +106,7 @@ def _vote(n, k, filled, distance, near, who, classes, votes):  # type: ignore[no
             place -= 1
         near[place], who[place] = d, n.labels[j]
     total = 0.0
-    votes[:classes] = 0.0
+    fill(votes, classes, 0.0)
     for i in range(count):
         weight = 1.0 / (np.sqrt(near[i] / (near[count - 1] + 1e-12)) + 0.1) if near[i] < np.inf else 1.0
         votes[who[i]] += weight

@@ -15,7 +15,7 @@ It rests on classes of numba that are not documented for users. Where a version 
 import gc
 import logging
 import time
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from numba.core import event

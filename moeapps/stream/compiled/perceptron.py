@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 from moeapps.stream.compiled.linear import softmax
 
 __all__ = [
@@ -91,7 +91,7 @@ def vote_perceptrons(p, rows, numbers, n, classes, votes, hidden):  # type: igno
     units = hidden.shape[1]
     for e in range(p.rate.shape[0]):
         on = hidden[e]
-        on[:] = 0.0
+        fill(on, units, 0.0)
         for i in range(n):
             weights = p.first[rows[i], e, 0]
             for h in range(units):

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from numba import types, typeof
+from numba import typeof, types
 from numba.core.registry import cpu_target
 from numba.core.runtime import _nrt_python
 from numba.core.runtime.nrt import MemInfo

@@ -40,7 +40,7 @@ from moeapps.stream.compiled.arena import (
     TreeSettings,
     TreesRef,
 )
-from moeapps.stream.compiled.jit import kernel, uniform
+from moeapps.stream.compiled.jit import fill, kernel, uniform
 from moeapps.stream.compiled.observers import (
     MEAN,
     OFFSET,
@@ -116,8 +116,9 @@ def _new_leaf(t, tree, depth, rng):  # type: ignore[no-untyped-def]
     t.owner[node] = tree
     t.weight[node] = 0.0
     t.attempted[node] = 0.0
-    t.right[node, :] = 0.0
-    t.counts[node, :] = 0.0
+    t.right[node, 0] = 0.0
+    t.right[node, 1] = 0.0
+    fill(t.counts[node], t.counts.shape[1], 0.0)
     t.slot[node] = -1
     t.nodes[tree] += 1
     if t.sizes[FREE_SLOTS_LEFT] > 0:
@@ -141,10 +142,17 @@ def _give_slot(t, node, slot, rng):  # type: ignore[no-untyped-def]
             t.subset[slot, i] = t.subset[slot, j]
             t.subset[slot, j] = swapped
     t.subset_size[slot] = size
-    t.numeric[slot] = 0.0
-    t.nominal[slot] = 0.0
+    _clear(t.numeric[slot])
+    _clear(t.nominal[slot])
     t.leaf[slot] = node
     t.slot[node] = slot
+
+
+@kernel
+def _clear(observers):  # type: ignore[no-untyped-def]
+    for i in range(observers.shape[0]):
+        for j in range(observers.shape[1]):
+            fill(observers[i, j], observers.shape[2], 0.0)
 
 
 @kernel
@@ -195,7 +203,7 @@ def _naive_bayes(t, node, x, out):  # type: ignore[no-untyped-def]
     classes = t.sizes[N_CLASSES]
     total = _total_weight(t, node)
     if total <= 0.0:
-        out[:classes] = 0.0
+        fill(out, classes, 0.0)
         return
     for c in range(classes):
         count = t.counts[node, c]
@@ -310,8 +318,8 @@ def _attempt_split(t, settings, tree, node, total, scratch, rng):  # type: ignor
     if classes < 2:
         return False
     if largest / total > settings.max_share:  # an almost pure leaf drops what it has observed
-        t.numeric[slot] = 0.0
-        t.nominal[slot] = 0.0
+        _clear(t.numeric[slot])
+        _clear(t.nominal[slot])
         return False
     before, _ = entropy(t.counts[node], n)
     left, right = scratch[1], scratch[2]
