@@ -12,7 +12,7 @@ from numba import njit
 from moeapps.stream.compiled.parts import CAN_LINK, Entry, Part
 from moeapps.stream.compiled.references import structref_class
 
-__all__ = ["copy_row", "entry", "fill", "kernel", "poisson", "random_seed", "structref_class", "uniform"]
+__all__ = ["copy_row", "entry", "fill", "kernel", "nogil_entry", "poisson", "random_seed", "structref_class", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,20 +21,25 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
-def entry(function: F) -> F:
+def entry(function: F, nogil: bool = False) -> F:
     """Compile a function that Python calls when it is first called, and keep its machine code where that is possible.
 
     numba does not cache where it can write neither beside the source nor to the user's cache folder; then the function
     is compiled again in every process. numba's cache also checks only the file of the function itself, not those of the
     functions that it calls. So the stamp of its file is replaced by a digest of all files of this package.
     """
-    compiled: Any = Entry(function)
+    compiled: Any = Entry(function, nogil)
     try:
         compiled.enable_caching()
         compiled._cache._cache_file._source_stamp = _sources()
     except (AttributeError, RuntimeError):
-        compiled = Entry(function)
+        compiled = Entry(function, nogil)
     return cast(F, compiled)
+
+
+def nogil_entry(function: F) -> F:
+    """An entry that does not hold the interpreter's lock while it runs, so it needs a lock of the caller's."""
+    return entry(function, nogil=True)
 
 
 def kernel(function: F) -> F:

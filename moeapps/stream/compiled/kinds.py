@@ -98,9 +98,16 @@ class KindMixture(NamedTuple):
 
 
 class KindWork(NamedTuple):
-    """Room for one instance."""
+    """Room for one instance, and what is kept of up to B."""
 
-    votes: NDArray[np.float64]  # (E, C) class probabilities
+    # instances that trees have learned and the others have not
+    votes: NDArray[np.float64]  # (B, E, C) class probabilities
+    age: NDArray[np.float64]  # (B, T) of the trees
+    renewed: NDArray[np.bool_]  # (B, T) whether a tree was replaced after an alarm
+    came_back: NDArray[np.float64]  # (B, T) accuracy of a tree that came back from the archive, else NaN
+    known: NDArray[np.int32]  # (Q,) number of categories that the others know; the trees may be ahead
+    # one instance
+    returned: NDArray[np.float64]  # (E,) the same as came_back
     rows: NDArray[np.int64]  # (F + 1,) inputs that are not zero
     numbers: NDArray[np.float64]  # (F + 1,) their values
     learn: NDArray[np.float64]  # (T,) weight with which a tree shall learn the instance
@@ -130,10 +137,7 @@ def kinds_as_structref(m: Any) -> Any:
 
 def work_as_structref(w: Any) -> Any:
     """The same arrays behind one pointer."""
-    return KindWorkRef(
-        w.votes, w.rows, w.numbers, w.learn, w.action, w.naive_bayes, w.scratch, w.distance, w.near, w.who, w.hidden,
-        w.gradient, GateWorkRef(*w.gate),
-    )  # fmt: skip
+    return KindWorkRef(*w[:-1], GateWorkRef(*w.gate))
 
 
 def first_of_each_kind(s: KindSettings) -> list[int]:
@@ -177,13 +181,18 @@ def grow_kinds(
     )
 
 
-def new_work(m: KindMixture, s: KindSettings, votes: int) -> KindWork:
-    """Room for one instance of up to ``votes`` classes."""
+def new_work(m: KindMixture, s: KindSettings, votes: int, known: NDArray[np.int32], kept: int) -> KindWork:
+    """Room for one instance of up to ``votes`` classes, and for what is kept of ``kept`` instances."""
     experts, features = len(m.recent), len(m.moments)
     most = int(m.neighbours.nearest.max(initial=1))
     floats: Any = np.zeros
     return KindWork(
-        votes=floats((experts, votes)),
+        votes=floats((kept, experts, votes)),
+        age=floats((kept, s.n_experts)),
+        renewed=np.zeros((kept, s.n_experts), dtype=np.bool_),
+        came_back=floats((kept, s.n_experts)),
+        known=known.copy(),
+        returned=floats(experts),
         rows=np.zeros(features + 1, dtype=np.int64),
         numbers=floats(features + 1),
         learn=floats(s.n_experts),

@@ -39,24 +39,26 @@ logger = logging.getLogger("moeapps.stream.compiled")
 
 _OPTIONS = {"nopython": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
-_LINES_APART = 3.0
-"""Seconds between two lines of progress."""
+_FIRST_LINE = 3.0
+"""Seconds until the first line of progress; each of the others comes after 2.5 times as long."""
 
 _FEW = 10
 """Nothing is said about entries of fewer parts."""
 
 
 class Entry(CPUDispatcher):
-    """A compiled function that Python calls; it does not hold the interpreter's lock while it runs.
+    """A compiled function that Python calls.
 
     Parameters
     ----------
     function : function
         What is compiled when it is first called.
+    nogil : bool
+        Whether it lets go of the interpreter's lock while it runs.
     """
 
-    def __init__(self, function: Any) -> None:
-        super().__init__(function, targetoptions={**_OPTIONS})
+    def __init__(self, function: Any, nogil: bool) -> None:
+        super().__init__(function, targetoptions={**_OPTIONS, "nogil": nogil})
 
 
 if CAN_LINK:
@@ -143,7 +145,7 @@ class _Progress(event.Listener):
         self.depth, self.tells, self.collects = 0, False, False
         self.parts: set[Any] = set()
         self.ready: set[Any] = set()
-        self.start = self.last = 0.0
+        self.start = self.next = 0.0
 
     def on_start(self, event: Any) -> None:
         dispatcher = event.data["dispatcher"]
@@ -155,7 +157,8 @@ class _Progress(event.Listener):
         self.collects = gc.isenabled()
         gc.disable()
         self.parts, self.ready = _parts_of(dispatcher, set()), set()
-        self.start = self.last = time.monotonic()
+        self.start = time.monotonic()
+        self.next = self.start + _FIRST_LINE
         self.tells = len(self.parts) >= _FEW
         if self.tells:
             logger.warning(
@@ -175,8 +178,8 @@ class _Progress(event.Listener):
                 gc.enable()
             if self.tells:
                 logger.warning("moeapps compiles its stream loops: done, %.0f s", now - self.start)
-        elif self.tells and now - self.last >= _LINES_APART:
-            self.last = now
+        elif self.tells and now >= self.next:
+            self.next = now + 1.5 * (now - self.start)
             logger.warning(
                 "moeapps compiles its stream loops: %d of %d functions, %.0f s",
                 len(self.ready & self.parts), len(self.parts), now - self.start,

@@ -1,9 +1,9 @@
 """References: the content of a NamedTuple behind one pointer, for compiled code.
 
-Compiled code hands a tuple of arrays on by value, and counts a reference to each array in every call; a reference to all
-of them is one pointer, which made these loops two to three times faster. numba's structref is such a pointer, but makes
-one with compiled code, which took seconds to compile for the hundred arrays of a model. Here Python writes the memory
-that the pointer is to, in numba's layout. The arrays in it count no references, so whoever has the reference keeps them.
+Compiled code hands a tuple of arrays on by value, and counts a reference to each array in every call; a reference to
+all of them is one pointer, which made these loops two to three times faster. numba's structref is such a pointer, but
+one is made by compiled code, which took seconds to compile for the hundred arrays of a model. Here Python writes the
+memory that it points to, in numba's layout. The arrays in it count no references: the object in Python keeps them.
 """
 
 # a struct of an array of n dimensions is (meminfo, parent, size, item size, data, n lengths, n strides)
@@ -63,7 +63,7 @@ class _Reference(structref.StructRefProxy):
             _write(buffer, offset, kind, value)
         ctypes.memmove(memory.data, bytes(buffer), layout.size)
         reference = cls._numba_box_(layout.type, memory)
-        reference._pointer, reference._content = pointer, content
+        reference.pointer, reference.content = pointer, content
         return reference
 
 
@@ -104,7 +104,7 @@ def _write(buffer: bytearray, offset: int, kind: Any, value: Any) -> None:
         numbers = (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
         content = np.array(numbers, dtype=np.uint64).tobytes()
     elif isinstance(kind, types.StructRef):
-        content = value._pointer.to_bytes(8, sys.byteorder)
+        content = value.pointer.to_bytes(8, sys.byteorder)
     elif isinstance(kind, types.BaseTuple):
         struct = cpu_target.target_context.get_value_type(kind)
         for part, part_kind, start in zip(value, kind, _offsets(struct, len(value)), strict=True):
