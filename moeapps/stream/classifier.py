@@ -114,6 +114,10 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     column_types : dict, optional
         "number" or "category" by feature, in place of what its first value decides; text is read as a number only where
         this asks for it.
+    n_jobs : int, optional
+        Threads in which experts of several kinds learn many instances at once (``learn_many``, ``test_then_train``,
+        ``fit``): with 2 or more, or -1, one has the trees and another the rest. Results do not depend on it. None
+        stands for 1, as in scikit-learn.
     seed : int, optional
         Seed of everything; drawn anew for each model when None.
 
@@ -154,7 +158,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     True
     """
 
-    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto", "archive": 0}
+    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto", "archive": 0, "n_jobs": None}
 
     def __init__(
         self,
@@ -192,6 +196,7 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
         on_bad: OnBad = "raise",
         missing_values: Literal["auto"] | list[str] = "auto",
         column_types: dict[Any, Literal["number", "category"]] | None = None,
+        n_jobs: int | None = None,
         seed: int | None = None,
     ) -> None:
         store_arguments(self, locals())

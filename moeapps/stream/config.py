@@ -66,6 +66,8 @@ class DriftMoEConfig:
         Of the router, see :class:`DriftMoEClassifier`.
     max_features, max_categories, on_bad, missing_values, column_types
         Of the encoder, see :class:`~moeapps.stream.row_encoding.RowEncoder`.
+    n_jobs
+        Threads that learn, see :class:`DriftMoEClassifier`; the regressor has one.
     seed
         Seed of everything; drawn anew for each model when None.
 
@@ -108,6 +110,7 @@ class DriftMoEConfig:
     on_bad: OnBad = "raise"
     missing_values: Literal["auto"] | list[str] = "auto"
     column_types: dict[Any, Literal["number", "category"]] | None = None
+    n_jobs: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -145,8 +148,11 @@ class DriftMoEConfig:
         self._check_kinds()
         if not isinstance(self.use_router, bool | np.bool_):
             raise ConfigError(f"use_router must be True or False, got {self.use_router!r}")
-        whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
-        if self.seed is not None and not (whole and self.seed >= 0):
+        if self.n_jobs is not None and (not _is_whole(self.n_jobs) or self.n_jobs == 0):
+            raise ConfigError(
+                f"n_jobs must be None, a number of threads, or -1 for one per processor, got {self.n_jobs!r}"
+            )
+        if self.seed is not None and not (_is_whole(self.seed) and self.seed >= 0):
             raise ConfigError(f"seed must be a whole number of at least 0, or None, got {self.seed!r}")
 
     def _check_kinds(self) -> None:
@@ -283,3 +289,7 @@ class DriftMoEConfig:
 def _is_auto(value: Any) -> bool:
     """Whether this is "auto"; a comparison with an array has no truth value."""
     return isinstance(value, str) and value == "auto"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

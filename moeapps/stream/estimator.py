@@ -55,6 +55,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
     max_categories: int
     missing_values: Any
     column_types: Any
+    n_jobs: int | None
 
     _numbers = False
     _engine: TreeEngine | RiverEngine | None
@@ -103,7 +104,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         if self.expert is not None:
             return RiverEngine(config.mixture, self.expert, config.hidden, seed, self._numbers, self._decode_row)
         if config.kinds is not None:
-            return KindEngine(config.kind_settings, config.trees, seed)
+            return KindEngine(config.kind_settings, config.trees, seed, config.n_jobs)
         return TreeEngine(config.mixture, config.trees, config.hidden, seed, self._numbers)
 
     def _decode_row(self, row: NDArray[np.float64]) -> dict[Hashable, Any]:
@@ -136,6 +137,8 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         """
         encoder = self._features
         table = encoded.table
+        if len(table) > 1 and isinstance(self._engine, KindEngine):
+            self._engine.n_jobs = self.n_jobs  # set_params may have changed it
         if encoded.unseen is None and not added and self._engine is not None:
             if encoded.bad or encoded.ignored:
                 encoder.count(encoded)

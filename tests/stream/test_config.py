@@ -19,6 +19,7 @@ LEFT_OUT = {
         "experts": "trees are the only kind that predicts numbers",
         "archive": "trees of numbers are not tried again",
         "gate": "it mixes class probabilities",
+        "n_jobs": "trees learn in one thread",
         "leaf_prediction": "leaves of regression trees predict their mean",
     },
     HoeffdingPool: {},

@@ -53,20 +53,19 @@ class KindEngine(TreeEngine):
         Of the trees.
     seed : int
         Seed of everything.
+    n_jobs : int, optional
+        Threads that learn many instances, as in scikit-learn; more than two are of no use.
     """
-
-    n_jobs: int | None = None
-    """Threads that learn many instances; more than two are of no use, and all give the same results."""
 
     settings: KindSettings  # type: ignore[assignment]
     mixture: KindMixture  # type: ignore[assignment]
 
-    def __init__(self, settings: KindSettings, tree_config: TreeConfig, seed: int) -> None:
+    def __init__(self, settings: KindSettings, tree_config: TreeConfig, seed: int, n_jobs: int | None = None) -> None:
         self.settings, self.seed, self.numbers = settings, seed, False
         self.n_features = self.n_classes = 0
         self.layout = Layout(0, 0, 0)
         self.mixture = new_kinds(settings, self.layout, 0, seed)
-        self.tree_config = tree_config
+        self.tree_config, self.n_jobs = tree_config, n_jobs
         self.archive = new_archive(settings.n_experts, settings.archive, 0) if settings.archive else None
         self.pool = self._new_pool()
         self._packed = self._packed_archive = None
@@ -76,7 +75,7 @@ class KindEngine(TreeEngine):
         return {**super().__getstate__(), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_lock": threading.RLock()})
+        super().__setstate__({"n_jobs": None, **state, "_lock": threading.RLock()})
 
     @property
     def _threads(self) -> int:

@@ -191,7 +191,7 @@ def run(state, archive, may_grow, steps, X, y, late, classes, start, shift, pred
     experts = m.recent.shape[0]
     for i in range(start, X.shape[0]):
         x = X[i]
-        b = i + shift if steps == TREES_ONLY or steps == OTHERS_ONLY else 0
+        b = i + shift if TREES_ONLY <= steps <= OTHERS_ONLY else 0
         votes = w.votes[b]
         judged = late[i] if late.shape[0] > 0 else votes
         if steps != OTHERS_ONLY:
