@@ -158,7 +158,13 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     True
     """
 
-    _not_in_0_1: ClassVar[dict[str, Any]] = {"missing_values": [], "experts": None, "gate": "auto", "archive": 0, "n_jobs": None}
+    _not_in_0_1: ClassVar[dict[str, Any]] = {
+        "missing_values": [],
+        "experts": None,
+        "gate": "auto",
+        "archive": 0,
+        "n_jobs": None,
+    }
 
     def __init__(
         self,
