@@ -3,7 +3,8 @@
     python benchmarks/stream_accuracy.py --data FOLDER             # folder with elec2_data.dat and elec2_label.dat
     python benchmarks/stream_accuracy.py --list --data FOLDER      # what would be run, and what is absent
     python benchmarks/stream_accuracy.py --table                   # the tables of what has been run
-    python benchmarks/stream_accuracy.py --ablation --data FOLDER  # what each addition to the paper's algorithm brings
+    python benchmarks/stream_accuracy.py --parts --data FOLDER     # what each kind of expert and way of mixing brings
+    python benchmarks/stream_accuracy.py --ablation --data FOLDER  # the same of 0.1's changes to the paper's
 
 Electricity (45,312 rows), four synthetic streams and three whose concepts return, of 100,000 instances each
 (moeapps.stream), scikit-learn's digits in an order in which classes come and go, and flights of 16 carriers
@@ -30,7 +31,7 @@ import stream_models
 from rich.console import Console
 from rich.table import Table
 from stream_models import MOA, OURS, PREFIX, RIVER, Rival, evaluate, evaluate_moa, no_capymoa, warm_up
-from stream_sets import STREAMS, Stream, available, load
+from stream_sets import RECURRING, STREAMS, Stream, available, load
 
 from moeapps.stream import DriftMoEClassifier
 
@@ -41,6 +42,7 @@ SHORT = ("DriftMoE", "DriftMoE, use_router=False", "DriftMoE(10)")
 """Models of ours that are also measured on the instances that river's get."""
 
 ABLATION_STREAMS = ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
+PARTS_STREAMS = (*ABLATION_STREAMS, *RECURRING, "digits", "flights")
 
 
 def first(label: str) -> str:
@@ -51,10 +53,14 @@ def first(label: str) -> str:
 Measure = Callable[[Stream, int], dict[str, Any]]
 
 
-def learners(ablation: bool, cache: Path) -> Iterator[tuple[str, Measure, Rival]]:
-    """Label, how it is measured, and when it is not run."""
+def learners(part: str, cache: Path) -> Iterator[tuple[str, Measure, Rival]]:
+    """Label, how it is measured, and when it is not run, of the output ``part``."""
     ours = Rival(None)
-    if ablation:
+    if part == "stream_parts":
+        for label, change in stream_models.PARTS.items():
+            yield label, lambda s, seed, a=change: evaluate(DriftMoEClassifier(**a, seed=seed), s), ours
+        return
+    if part == "stream_ablation":
         settings = dict(stream_models.PAPER)
         for label, change in stream_models.ABLATION:
             settings = {**settings, **change}
@@ -112,33 +118,35 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000, help="instances of a synthetic stream")
     parser.add_argument("--limit", type=int, help="first instances only, for a trial; give an --output of its own too")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     parser.add_argument("--table", action="store_true", help="only print what has been run")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    name = "stream_ablation" if options.ablation else "stream_accuracy"
+    name = "stream_parts" if options.parts else "stream_ablation" if options.ablation else "stream_accuracy"
     if options.limit and not options.output:
         parser.error("--limit needs --output: its figures are not those of the whole streams")
     results = Results(options.output or Path(f"benchmarks/results/{name}.json"))
     console = Console(width=200)
     if not options.table:
-        run(options, results, console)
+        run(options, name, results, console)
     if not options.list:
         console.print(table(results.runs))
         for line in comparisons(results.runs):
             console.print(line)
 
 
-def run(options: argparse.Namespace, results: Results, console: Console) -> None:
+def run(options: argparse.Namespace, part: str, results: Results, console: Console) -> None:
     """Measure what is missing."""
-    streams = tuple(options.streams or (ABLATION_STREAMS if options.ablation else STREAMS))
+    streams = {"stream_parts": PARTS_STREAMS, "stream_ablation": ABLATION_STREAMS}.get(part, STREAMS)
+    streams = tuple(options.streams or streams)
     for name, reason in (missing := available(streams, options.data)).items():
         console.print(f"{name:16} absent: {reason}")
     chosen = [
         entry
-        for entry in learners(options.ablation, options.cache)
+        for entry in learners(part, options.cache)
         if not options.models or any(entry[0].startswith(model) for model in options.models)
     ]
     if any(label in MOA for label, *_ in chosen) and (reason := no_capymoa()):

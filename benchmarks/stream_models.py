@@ -18,10 +18,11 @@ from river import compose, ensemble, forest, neighbors, preprocessing, tree
 from stream_sets import Stream
 
 from moeapps.stream import DriftMoEClassifier, prequential
+from moeapps.stream.compiled.kinds import KINDS
 
 __all__ = [
-    "ABLATION", "MOA", "OURS", "PAPER", "PREFIX", "RIVER", "WITHOUT", "Rival", "evaluate", "evaluate_moa", "no_capymoa",
-    "warm_up",
+    "ABLATION", "MOA", "OURS", "PAPER", "PARTS", "PREFIX", "RIVER", "WITHOUT", "Rival", "evaluate", "evaluate_moa",
+    "no_capymoa", "warm_up",
 ]  # fmt: skip
 
 NEIGHBOURS, WINDOW = 5, 1000
@@ -140,6 +141,22 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "70 % of the features per leaf": {"feature_share": 0.7},
     "majority leaves": {"leaf_prediction": "mc"},
 }
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{f"without {kind}": {"experts": [other for other in KINDS if other != kind]} for kind in KINDS},
+    **{f"{kind} alone": {"experts": [kind]} for kind in KINDS},
+    "mean of all": {"gate": "mean"},
+    "recent accuracy (use_router=False)": {"use_router": False},
+    "stack": {"gate": "stack"},
+    "context gate": {"gate": "context"},
+    "without an archive": {"archive": 0},
+    "trees, without an archive": {"experts": ["tree"], "archive": 0},
+    "trees under the neural router (experts=None)": {"experts": None},
+    "trees by recent accuracy, 0.1's rival": {"experts": None, "use_router": False},
+}
+"""What each kind of expert, each way of mixing and the archive bring."""
 
 
 def evaluate(model: Any, stream: Stream) -> dict[str, Any]:
