@@ -2,7 +2,7 @@
 
     python benchmarks/stream_accuracy.py --data FOLDER             # folder with elec2_data.dat and elec2_label.dat
     python benchmarks/stream_accuracy.py --list --data FOLDER      # what would be run, and what is absent
-    python benchmarks/stream_accuracy.py --table                   # the tables of what has been run
+    python benchmarks/stream_accuracy.py --table                   # the tables of what has been run, also as Markdown
     python benchmarks/stream_accuracy.py --parts --data FOLDER     # what each kind of expert and way of mixing brings
     python benchmarks/stream_accuracy.py --ablation --data FOLDER  # the same of 0.1's changes to the paper's
 
@@ -26,28 +26,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import stream_models
 from rich.console import Console
-from rich.table import Table
 from stream_models import MOA, OURS, PREFIX, RIVER, Rival, evaluate, evaluate_moa, no_capymoa, warm_up
 from stream_sets import RECURRING, STREAMS, Stream, available, load
+from stream_tables import SHORT, comparisons, first, pages, table
 
 from moeapps.stream import DriftMoEClassifier
 
 VERSION = 2
 """Of the output: since 2, "MOA ..." is Java's own loop over an ARFF file; before, it was NumpyStream."""
 
-SHORT = ("DriftMoE", "DriftMoE, use_router=False", "DriftMoE(10)")
-"""Models of ours that are also measured on the instances that river's get."""
-
 ABLATION_STREAMS = ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
 PARTS_STREAMS = (*ABLATION_STREAMS, *RECURRING, "digits", "flights")
-
-
-def first(label: str) -> str:
-    """Name of the result on the first instances only."""
-    return f"{label}, first {PREFIX:,}"
 
 
 Measure = Callable[[Stream, int], dict[str, Any]]
@@ -136,6 +127,8 @@ def main() -> None:
         console.print(table(results.runs))
         for line in comparisons(results.runs):
             console.print(line)
+    if options.table and name == "stream_accuracy":
+        print("\n".join(pages(results.runs)))
 
 
 def run(options: argparse.Namespace, part: str, results: Results, console: Console) -> None:
@@ -175,72 +168,6 @@ def run(options: argparse.Namespace, part: str, results: Results, console: Conso
                 console.print(
                     f"{key:20} {label:40} {100 * found['accuracy']:.2f} % {found['per_second']:,.0f}/s, "
                     f"{found['per_cpu_second']:,.0f} per second of processor time"
-                )
-
-
-def scores_of(runs: dict[str, Any], name: str, learner: str) -> dict[int, float]:
-    """Accuracy in % by seed."""
-    found = {int(key.rpartition(" ")[2]): run for key, run in runs.items() if key.rpartition(",")[0] == name}
-    return {seed: 100 * run[learner]["accuracy"] for seed, run in found.items() if learner in run}
-
-
-def names_of(runs: dict[str, Any]) -> list[str]:
-    """Streams that have been run."""
-    return [name for name in STREAMS if any(key.rpartition(",")[0] == name for key in runs)]
-
-
-def table(runs: dict[str, Any]) -> Table:
-    """Mean accuracy and speed over the seeds of each stream."""
-    names = names_of(runs)
-    known = [*OURS, *MOA, *RIVER, *map(first, SHORT)]
-    found = list(dict.fromkeys(learner for run in runs.values() for learner in run))
-    rows = [*(label for label in known if label in found), *(label for label in found if label not in known)]
-    absent = no_capymoa() is not None and not any(label in MOA for label in rows)
-    if absent and any(label in OURS for label in rows):
-        rows += list(MOA)
-    shown = Table(title="prequential accuracy in %, mean +- sd over seeds (number of seeds) | instances/s")
-    shown.add_column("learner")
-    for name in names:
-        shown.add_column(name, justify="right")
-    for learner in rows:
-        cells = []
-        for name in names:
-            scores = np.array(list(scores_of(runs, name, learner).values()))
-            if not len(scores):
-                cells.append("absent" if absent and learner in MOA else "")
-                continue
-            speed = np.mean([run[learner]["per_second"] for key, run in runs.items()
-                             if key.rpartition(",")[0] == name and learner in run])  # fmt: skip
-            cells.append(f"{scores.mean():.2f} +- {scores.std():.2f} ({len(scores)}) | {speed:,.0f}")
-        shown.add_row(learner, *cells)
-    return shown
-
-
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
-    """Mean difference over the seeds, and its standard error (0 with one seed). A run on one seed stands for all."""
-    if len(theirs) == 1:
-        theirs = dict.fromkeys(ours, next(iter(theirs.values())))
-    gaps = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-    return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
-
-
-def comparisons(runs: dict[str, Any]) -> Iterator[str]:
-    """Ours against each rival, stream by stream: ahead or behind by more than one standard error, or neither."""
-    whole = [label for label, rival in RIVER.items() if rival.first is None]
-    rest = [label for label in RIVER if label not in whole]
-    for ours, rivals in (("DriftMoE", ["DriftMoE, use_router=False", *MOA, *whole]), (first("DriftMoE"), rest)):
-        for rival in rivals:
-            ahead, behind, even = [], [], []
-            for name in names_of(runs):
-                mine, theirs = scores_of(runs, name, ours), scores_of(runs, name, rival)
-                if not mine or not theirs:
-                    continue
-                gap, error = difference(mine, theirs)
-                (ahead if gap > error else behind if gap < -error else even).append(f"{name} {gap:+.2f}")
-            if ahead or behind or even:
-                yield (
-                    f"{ours} and {rival}: ahead on {len(ahead)} ({', '.join(ahead)}), behind on {len(behind)} "
-                    f"({', '.join(behind)}), within one s.e. on {len(even)} ({', '.join(even)})"
                 )
 
 

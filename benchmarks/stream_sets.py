@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from moeapps.core.errors import DataError
 from moeapps.stream import public_stream, recurring_stream, synthetic_stream
 
-__all__ = ["RECURRING", "STREAMS", "Stream", "available", "load"]
+__all__ = ["REAL", "RECURRING", "STREAMS", "Stream", "available", "load"]
 
 SYNTHETIC = ("rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt")
 RECURRING = ("sea_recurring", "rbf_recurring", "agrawal_recurring")

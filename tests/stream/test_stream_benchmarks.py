@@ -14,6 +14,7 @@ import stream_accuracy
 import stream_models
 import stream_recovery
 import stream_sets
+import stream_tables
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -31,7 +32,7 @@ def measure(tmp_path, monkeypatch, **changes):
     monkeypatch.setattr(stream_accuracy, "warm_up", lambda *models: None)
     results = stream_accuracy.Results(tmp_path / "out.json")
     console = Console(width=200, record=True, quiet=False)
-    stream_accuracy.run(options(tmp_path, **changes), results, console)
+    stream_accuracy.run(options(tmp_path, **changes), "stream_accuracy", results, console)
     return console.export_text()
 
 
@@ -62,7 +63,7 @@ def test_without_capymoa_moa_is_marked_absent_and_the_rest_runs(tmp_path, monkey
     assert "digits, 0" in printed
     runs = {"digits, 0": {"DriftMoE": {"accuracy": 0.9, "per_second": 1.0}}}
     console = Console(width=100, record=True)
-    console.print(stream_accuracy.table(runs))
+    console.print(stream_tables.table(runs))
     assert "absent" in next(line for line in console.export_text().splitlines() if "MOA SAM-kNN" in line)
 
 
@@ -73,12 +74,20 @@ def test_ahead_and_behind_mean_more_than_one_standard_error():
             for seed, (mine, other) in enumerate(zip(ours, theirs, strict=True))
         }
 
-    (line,) = stream_accuracy.comparisons(runs([0.9, 0.91, 0.92], [0.88, 0.88, 0.88]))
+    (line,) = stream_tables.comparisons(runs([0.9, 0.91, 0.92], [0.88, 0.88, 0.88]))
     assert line.startswith("DriftMoE and MOA ARF(10): ahead on 1 (elec +3.00)")
-    (line,) = stream_accuracy.comparisons(runs([0.9, 0.91, 0.92], [0.93, 0.90, 0.91]))
+    (line,) = stream_tables.comparisons(runs([0.9, 0.91, 0.92], [0.93, 0.90, 0.91]))
     assert "within one s.e. on 1 (elec -0.33)" in line
-    gap, error = stream_accuracy.difference({0: 90.0, 1: 91.0, 2: 92.0}, {0: 90.0})
-    assert (gap, error) == (1.0, pytest.approx(1 / np.sqrt(3)))
+    ours = {0: 90.0, 1: 91.0, 2: 92.0}
+    assert stream_tables.difference(ours, {0: 90.0}, fixed=True) == (1.0, pytest.approx(1 / np.sqrt(3)))
+    assert stream_tables.difference(ours, {0: 89.0}) == (1.0, 0.0)  # other instances with another seed
+
+
+def test_rows_of_the_page_are_made_from_the_results():
+    found = {f"elec, {seed}": {"DriftMoE": {"accuracy": 0.9}, "MOA kNN": {"accuracy": 0.95}} for seed in range(2)}
+    rows = list(stream_tables.pages(found))
+    assert rows[0] == "| elec | 90.00 ± 0.00 |  |  |  |  |  |  | 95.00 ± 0.00 |  |"
+    assert "| MOA kNN | 0 | 0 | 1: elec -5.00 |" in rows
 
 
 def test_sizes_of_ensembles_are_equal_where_their_labels_say_so():
