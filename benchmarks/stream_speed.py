@@ -3,11 +3,12 @@
     python benchmarks/stream_speed.py --data FOLDER   # folder with elec2_data.dat and elec2_label.dat
     python benchmarks/stream_speed.py --first-use     # seconds of compilation where nothing has been compiled
 
-Every candidate takes its turn on the same instances in one process, three times; medians. "learn_many" learns frames of
-1,000 rows, "test_then_train" predicts and learns the same, "one by one" is predict_one and learn_one for each instance.
-MOA's learners (where capymoa is installed) predict and learn in two loops: "ARFF" is Java's own, over a file, and the
-fastest that MOA has; "NumpyStream" is fed from Python row by row. river's run through predict_one and learn_one on the
-first instances only. Rates per second of processor time are kept too, for a machine that has other work.
+Every candidate takes its turn on the same instances in one process, three times; medians. One thread unless the name
+says two. "learn_many" learns frames of 1,000 rows, "test_then_train" predicts and learns the same, "one by one" is
+predict_one and learn_one for each instance. MOA's learners (where capymoa is installed) predict and learn in two loops:
+"ARFF" is Java's own, over a file, and the fastest that MOA has; "NumpyStream" is fed from Python row by row. river's
+run through predict_one and learn_one on the first instances only. Rates per second of processor time are kept too, for
+a machine that has other work.
 """
 
 import argparse
@@ -36,7 +37,7 @@ SHORT = 1500
 OUR_MODELS = ("DriftMoE", "DriftMoE, use_router=False", "paper, data", "paper, task")
 RIVER_MODELS = ("river HT", "river kNN", "river ARF(10)", "river AMF(10)", "river LevBag(10)")
 MOA_MODELS = ("MOA HT", "MOA HAT", "MOA kNN", "MOA SAM-kNN", "MOA ARF(10)", "MOA LevBag(10)", "MOA SRP(10)")
-MOA_LOOPS = {"arff": "ARFF", "numpy": "NumpyStream"}
+MOA_LOOPS = {"arff": ("ARFF", MOA_MODELS), "numpy": ("NumpyStream", ("MOA HT", "MOA ARF(10)", "MOA LevBag(10)"))}
 
 FIRST_USE = """
 import time
@@ -112,7 +113,7 @@ def measure(
     streams: dict[str, Stream], repeats: int, cache: Path, save: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Rates of every candidate, ``{stream: {candidate: [rate, ...]}}`` per second and per second of processor time."""
-    moa = [] if no_capymoa() else MOA_MODELS
+    moa = no_capymoa() is None
     warm_up(OUR_MODELS)
     learn_many(DriftMoEClassifier(seed=0), np.zeros((10, 2)), np.zeros(10, dtype=int))
     found: dict[str, Any] = {"streams": {}, "cpu": {}}
@@ -130,8 +131,11 @@ def measure(
                     add(f"{model}, {work.__name__.replace('_', ' ')}", work(OURS[model](0), stream.X, stream.y))
             for model in RIVER_MODELS:
                 add(model, one_by_one(RIVER[model].make(0), stream.X[:SHORT], stream.y[:SHORT]))
-            for model in moa:
-                for loop, label in MOA_LOOPS.items():
+            for work in (learn_many, test_then_train):
+                label = f"DriftMoE, {work.__name__.replace('_', ' ')}, two threads"
+                add(label, work(DriftMoEClassifier(n_jobs=2, seed=0), stream.X, stream.y))
+            for loop, (label, models) in MOA_LOOPS.items() if moa else ():
+                for model in models:
                     run = evaluate_moa(model, stream, 0, cache, loop)
                     add(f"{model}, {label}", (run["per_second"], run["per_cpu_second"]))
             save(found)
