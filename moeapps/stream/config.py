@@ -165,16 +165,16 @@ class DriftMoEConfig:
                         f"{name}={getattr(self, name)!r} is for trees under the neural router, and experts asks for "
                         "experts of several kinds: leave one of the two out (experts=None means the trees)"
                     )
-        if not _is_auto(self.archive):
-            whole = isinstance(self.archive, int) and not isinstance(self.archive, bool)
-            if not whole or not 0 <= self.archive <= MOST_TREES:
+        archive: Any = self.archive
+        if not _is_auto(archive):
+            whole = isinstance(archive, int) and not isinstance(archive, bool)
+            if not whole or not 0 <= archive <= MOST_TREES:
                 raise ConfigError(
-                    f"archive must be 'auto' or a whole number of at least 0 and at most {MOST_TREES:,}, got "
-                    f"{self.archive!r}"
+                    f"archive must be 'auto' or a whole number of at least 0 and at most {MOST_TREES:,}, got {archive!r}"
                 )
-            if self.archive and not self._may_archive:
+            if archive and not self._may_archive:
                 raise ConfigError(
-                    f"archive={self.archive!r} keeps trees that a drift alarm retires: it needs trees among experts of "
+                    f"archive={archive!r} keeps trees that a drift alarm retires: it needs trees among experts of "
                     "several kinds (experts), and drift='replace' or 'reset'"
                 )
         if self.gate == "auto":

@@ -124,7 +124,9 @@ def prequential(
     numbers = isinstance(model, Regressor)
     scores: ClassScores | NumberScores = NumberScores(window) if numbers else ClassScores(window)
     if progress and n is None:
-        length = stream[0] if isinstance(stream, tuple) else stream.stream if isinstance(stream, LateLabels) else stream
+        length: Any = (
+            stream[0] if isinstance(stream, tuple) else stream.stream if isinstance(stream, LateLabels) else stream
+        )
         total = len(length) if hasattr(length, "__len__") else None
     else:
         total = n

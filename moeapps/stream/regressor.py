@@ -134,8 +134,10 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     def _label_of(self, code: Any) -> Any:
         return float(code)
 
-    def _learn_encoded(self, encoded: Encoded, targets: Any, added: Mapping[Hashable, int]) -> NDArray[Any]:
-        predictions = super()._learn_encoded(encoded, targets, added)
+    def _learn_encoded(
+        self, encoded: Encoded, targets: Any, added: Mapping[Hashable, int], **late: NDArray[Any]
+    ) -> NDArray[Any]:
+        predictions = super()._learn_encoded(encoded, targets, added, **late)
         self._intervals.update(np.abs(self._codes(targets) - predictions))
         return predictions
 
