@@ -16,6 +16,7 @@ ESTIMATORS = [
     GNNClassifier(lr=0.03, max_epochs=8, patience=4, accelerator="cpu"),
     MowstClassifier(lr=0.03, max_epochs=6, patience=3, accelerator="cpu"),
     DriftMoEClassifier(n_experts=3, seed=0),
+    DriftMoEClassifier(experts=None, n_experts=3, seed=0),
     DriftMoEClassifier("task", n_experts=3, seed=0),
     DriftMoERegressor(n_experts=3, seed=0),
     MixtureClassifier([LogisticRegression(), DecisionTreeClassifier(max_depth=3)], cv=2, gate="mean"),

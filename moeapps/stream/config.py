@@ -170,7 +170,8 @@ class DriftMoEConfig:
             whole = isinstance(archive, int) and not isinstance(archive, bool)
             if not whole or not 0 <= archive <= MOST_TREES:
                 raise ConfigError(
-                    f"archive must be 'auto' or a whole number of at least 0 and at most {MOST_TREES:,}, got {archive!r}"
+                    f"archive must be 'auto' or a whole number of at least 0 and at most {MOST_TREES:,}, "
+                    f"got {archive!r}"
                 )
             if archive and not self._may_archive:
                 raise ConfigError(

@@ -14,6 +14,7 @@ from river.base import Regressor
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.frames import is_table
 from moeapps.stream.drift_report import BATCH, AlarmWindows
 from moeapps.stream.estimator import StreamEstimator
 from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, learn_late, votes_of
@@ -123,17 +124,10 @@ def prequential(
         check_sizes(n=n)
     numbers = isinstance(model, Regressor)
     scores: ClassScores | NumberScores = NumberScores(window) if numbers else ClassScores(window)
-    if progress and n is None:
-        length: Any = (
-            stream[0] if isinstance(stream, tuple) else stream.stream if isinstance(stream, LateLabels) else stream
-        )
-        total = len(length) if hasattr(length, "__len__") else None
-    else:
-        total = n
     rows: list[dict[str, float]] = []
     before = np.zeros(0)
     seconds = 0.0
-    bar = _bar(total) if progress else None
+    bar = _bar(_length(stream) if n is None else n) if progress else None
     instances: Iterator[Any]
     learner: _Direct | _Delayed | _Late
     if isinstance(stream, LateLabels):
@@ -237,6 +231,14 @@ class _Late:
                 self.learned.append((found[0], y))
                 scored.append((y, found[1]))
         return scored
+
+
+def _length(stream: Any) -> int | None:
+    """Number of instances, where it is known before they come."""
+    if isinstance(stream, LateLabels):
+        return _length(stream.stream)
+    rows = stream[0] if isinstance(stream, tuple) and is_table(stream[0]) else stream
+    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def _bar(total: int | None) -> Any:

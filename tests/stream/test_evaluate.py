@@ -196,3 +196,18 @@ def test_electricity_is_read_from_a_folder_and_its_absence_named(data_folder, tm
     (tmp_path / "elec2_label.dat").write_text("1\n")
     with pytest.raises(DataError, match=r"shape \(1, 3\)"):
         electricity(tmp_path)
+
+
+def test_the_progress_bar_knows_how_many_instances_come(sea, capsys):
+    rows, labels = sea[0][:300], sea[1][:300]
+    pairs, frame = list(zip(rows, labels, strict=True)), (pd.DataFrame(rows), labels)
+    for stream, total in (
+        (pairs, "300/300"),
+        (frame, "300/300"),
+        (LateLabels(frame, 5), "300/300"),
+        (iter(pairs), "300/?"),
+    ):
+        prequential(DriftMoEClassifier(experts={"linear": 1}, seed=0), stream, window=100, progress=True)
+        assert total in capsys.readouterr().out
+    prequential(DriftMoEClassifier(experts={"linear": 1}, seed=0), pairs, n=100, progress=True)
+    assert "100/100" in capsys.readouterr().out

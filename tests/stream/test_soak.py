@@ -36,8 +36,10 @@ def check(memory: list[float], seconds: list[float]) -> None:
     assert late <= 3 * early, (early, late)
 
 
-def test_fifty_thousand_instances():
-    model = DriftMoEClassifier(seed=0, n_experts=4, router_hidden=(16, 8), max_nodes=63)
+@pytest.mark.parametrize("experts", [{"experts": {"tree": 2, "neighbours": 1, "linear": 1}}, {"experts": None}])
+def test_fifty_thousand_instances(experts):
+    router = {"router_hidden": (16, 8)} if experts["experts"] is None else {}
+    model = DriftMoEClassifier(seed=0, n_experts=4, max_nodes=63, **router, **experts)
     soak(model, 5000)
     check(*soak(model, 50_000))
 
