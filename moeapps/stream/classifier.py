@@ -159,12 +159,8 @@ class DriftMoEClassifier(ClassifierMixin, StreamEstimator):
     """
 
     _not_in_0_1: ClassVar[dict[str, Any]] = {
-        "missing_values": [],
-        "experts": None,
-        "gate": "auto",
-        "archive": 0,
-        "n_jobs": None,
-    }
+        "missing_values": [], "experts": None, "gate": "auto", "archive": 0, "n_jobs": None,
+    }  # fmt: skip
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         if len(table) > 1 and isinstance(self._engine, KindEngine):
             self._engine.n_jobs = self.n_jobs  # set_params may have changed it
         if encoded.unseen is None and not added and self._engine is not None:
-            if encoded.bad or encoded.ignored:
+            if encoded.bad_names or encoded.ignored:
                 encoder.count(encoded)
             return self._engine.learn(table, self._codes(targets), **late)
         engine = self._engine or self._start()
@@ -286,7 +286,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
                 refused[index] = error
                 continue
             if encoded.unseen is None and not added and self._engine is not None:
-                if encoded.bad or encoded.ignored:
+                if encoded.bad_names or encoded.ignored:
                     encoder.count(encoded)
                 waiting.extend(encoded.rows)
                 indices.append(index)

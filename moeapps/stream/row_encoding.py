@@ -251,13 +251,14 @@ class RowEncoder:
         array of shape (1, F)
         """
         row, _, _ = self._row(x, self.on_bad != "raise", False, {})
-        return np.array([row], dtype=np.float64).reshape(1, -1)
+        table = np.array([row], dtype=np.float64)
+        return table if row else table.reshape(1, 0)
 
     def _row(
         self, x: Mapping[Hashable, Any], forgive: bool, learning: bool, bad: dict[Hashable, int]
     ) -> tuple[list[float], list[Hashable] | None, dict[Hashable, dict[Hashable, int]] | None]:
         """Values of the known columns, names without a column, new categories by name; counts bad values."""
-        if not isinstance(x, Mapping):
+        if type(x) is not dict and not isinstance(x, Mapping):
             raise DataError(f"x must be a dict of features, got {type(x).__name__}")
         columns, nominal, codes = self.columns, self.nominal, self.codes
         row = [math.nan] * len(columns)

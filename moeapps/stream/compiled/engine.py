@@ -102,9 +102,6 @@ class TreeEngine(GrowingMixture):
         Whether the targets are numbers.
     """
 
-    _REFERENCES = ("_packed", "_packed_archive")
-    _packed_archive: tuple[Archive, Any] | None = None
-
     archive: Archive | None = None
     """Retired trees that are tried again; only a :class:`~moeapps.stream.compiled.kind_engine.KindEngine` has them."""
 
@@ -119,10 +116,10 @@ class TreeEngine(GrowingMixture):
         super().__init__(settings, hidden, seed, numbers)
         self.tree_config = tree_config
         self.pool = self._new_pool()
-        self._packed: tuple[EngineState, Any] | None = None
+        self._packed: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **dict.fromkeys(self._REFERENCES)}
+        return {**self.__dict__, "_packed": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

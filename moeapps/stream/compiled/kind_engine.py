@@ -68,7 +68,7 @@ class KindEngine(TreeEngine):
         self.tree_config, self.n_jobs = tree_config, n_jobs
         self.archive = new_archive(settings.n_experts, settings.archive, 0) if settings.archive else None
         self.pool = self._new_pool()
-        self._packed = self._packed_archive = None
+        self._packed = None
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,34 +130,28 @@ class KindEngine(TreeEngine):
             if self._layout_of_pool() != self.layout:
                 self._grow(self.n_features, self.n_classes)
 
-    def _reference(self) -> Any:
-        """Reference to the present arrays, made anew only where one of them has been replaced."""
-        pool, mixture = self.pool.state, self.mixture
+    def _references(self) -> tuple[Any, Any, tuple[bool, bool]]:
+        """References to state and archive, and whether the pool may grow: made anew only where arrays were replaced."""
+        pool, mixture, archive = self.pool.state, self.mixture, self.archive
         kept = 2 * self._block if self._threads > 1 else 1
         old = self._packed
-        if old is not None and old[0] is pool and old[1] is mixture and len(old[2].votes) >= kept:
-            return old[3]
+        if old is not None and old[0] is pool and old[1] is mixture and old[2] is archive and len(old[3].votes) >= kept:
+            return old[4]
         width = pool.trees.counts.shape[1]
-        if old is None or old[1] is not mixture or old[2].votes.shape[2] != width or len(old[2].votes) < kept:
+        if old is None or old[1] is not mixture or old[3].votes.shape[2] != width or len(old[3].votes) < kept:
             work, before = new_work(mixture, self.settings, width, pool.trees.values, kept), None
         else:
-            work, before = old[2], old[3]
-        reference = reference_to(pool, self.pool.settings, mixture, self.settings, work, before)
-        self._packed = pool, mixture, work, reference
-        return reference
-
-    def _archive_reference(self) -> Any:
-        """Reference to the archive, None where there is none."""
-        if self.archive is None:
-            return None
-        if self._packed_archive is None or self._packed_archive[0] is not self.archive:
-            self._packed_archive = self.archive, ArchiveRef(*self.archive)
-        return self._packed_archive[1]
+            work, before = old[3], old[4][0]
+        state = reference_to(pool, self.pool.settings, mixture, self.settings, work, before)
+        references = state, None if archive is None else ArchiveRef(*archive), self.pool.may_grow
+        self._packed = pool, mixture, archive, work, references
+        return references
 
     @property
     def n_all_experts(self) -> int:
         """Number E of experts of all kinds."""
-        return first_of_each_kind(self.settings)[-1]
+        s = self.settings
+        return s.n_experts + s.bayes + s.neighbours + s.linear + s.networks
 
     def expert_names(self) -> list[str]:
         """Kind and number of each expert."""
@@ -204,17 +198,18 @@ class KindEngine(TreeEngine):
         late: NDArray[np.float64] = _NO_VOTES,
     ) -> None:
         """Learn rows from ``start`` on, making room for the trees where they need it."""
-        while start < len(X):
-            if steps != OTHERS_ONLY:
-                self.pool.reserve()
+        while True:
             start = run(
-                self._reference(), self._archive_reference(), self.pool.may_grow, steps, X, y, late, self.n_classes,
-                start, shift, predictions, _NO_ROWS, _NO_ROWS, _NO_VOTES,
+                *self._references(), steps, X, y, late, self.n_classes, start, shift, predictions, _NO_ROWS, _NO_ROWS,
+                _NO_VOTES,
             )  # fmt: skip
+            if start == len(X):
+                return
+            self.pool.reserve()
 
     def _learn_in_two_threads(self, X: NDArray[np.float64], y: NDArray[Any], predictions: NDArray[np.int64]) -> None:
         """The trees learn a block in this thread, while the other experts learn the block before in another one."""
-        self._reference()  # with room for what is kept
+        self._references()  # with room for what is kept
         block, counters = self._block, self.mixture.counters
         begun, waiting = int(counters[INSTANCES]), deque[Future[None]]()
         learned = 0  # by the others
@@ -254,7 +249,7 @@ class KindEngine(TreeEngine):
         out, weights = np.empty((len(X), self.n_classes)), np.empty((len(X), self.n_all_experts))
         with self._lock:
             run(
-                self._reference(), self._archive_reference(), self.pool.may_grow, PREDICT, X, _NO_CLASSES, _NO_VOTES,
-                self.n_classes, 0, 0, _NO_CLASSES, out, weights, votes,
+                *self._references(), PREDICT, X, _NO_CLASSES, _NO_VOTES, self.n_classes, 0, 0, _NO_CLASSES, out,
+                weights, votes,
             )  # fmt: skip
         return out, weights
