@@ -91,7 +91,7 @@ def _key(value: Any) -> Any:
 def _offsets(struct: Any, number: int) -> list[int]:
     """Bytes before each element of a struct of LLVM, or of its array."""
     data = cpu_target.target_context.target_data
-    if hasattr(struct, "get_element_offset"):
+    if not hasattr(struct, "element"):
         return [struct.get_element_offset(data, i) for i in range(number)]
     return [i * struct.element.get_abi_size(data) for i in range(number)]
 
