@@ -286,6 +286,10 @@ def test_a_line_without_a_label_is_predicted_only(tmp_path):
         ),
         (["--set", "n_experts=0"], 2, "n_experts must be a whole number of at least 1, got 0"),
         (["--set", "n_experts"], 2, "--set n_experts: expected name=value"),
+        (["--set", "experts=forest"], 2, "experts must be 'auto', None, a list of kinds (tree, bayes,"),
+        (["--set", 'experts={"tree": 0}'], 2, "experts['tree'] must be a whole number of at least 1, got 0"),
+        (["--set", "gate=foo"], 2, "gate must be one of auto, mean, accuracy, stack, context, got 'foo'"),
+        (["--model", "paper-data", "--set", "gate=mean"], 2, "--model paper-data has no such argument"),
         (["--resume"], 2, "--resume needs --checkpoint"),
         (["--every", "0"], 2, "every must be a whole number of at least 1, got 0"),
         (["--id", "y"], 2, "cannot be the same field"),
@@ -322,6 +326,21 @@ def test_the_command_in_process_writes_metrics_and_refuses_to_overwrite(tmp_path
     saved = "c/stream.safetensors"
     assert main(["stream", "run", "--source", "data.csv", "--target", "y", "--model", saved, "--plain"]) == 0
     assert "2,500 learned" in capsys.readouterr().out
+
+
+def test_kinds_of_experts_are_named_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_csv(tmp_path / "data.csv", 1500)
+    experts = ["--set", 'experts={"tree": 2, "linear": 1}', "--set", "gate=stack", "--set", "archive=3"]
+    given = ["stream", "run", "--source", "data.csv", "--target", "y", "--checkpoint", "c", "--plain"]
+    assert main([*given, *experts, "--limit", "1000"]) == 0
+    assert main([*given, "--set", 'experts=["tree"]', "--resume"]) == 2
+    assert "c/stream.safetensors was made with --set experts=" in capsys.readouterr().err
+    assert main([*given, *experts, "--resume"]) == 0
+    model = moeapps.load("c/stream.safetensors").model
+    assert model.expert_names_ == ["tree 0", "tree 1", "linear 0"]
+    assert model.gate_.index.tolist() == ["stack"]
+    assert [*pd.read_csv("c/metrics.csv")][-3:] == ["expert tree 0", "expert tree 1", "expert linear 0"]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
