@@ -180,6 +180,17 @@ def _learn_others(state, n, x, y, votes, classes):  # type: ignore[no-untyped-de
     update_moments(m.moments, x)
 
 
+@kernel
+def _is_voted_on(x, w):  # type: ignore[no-untyped-def]
+    """Whether these features were predicted last, and nothing has been learned since: then nobody votes again."""
+    if w.voted[0] == 0:
+        return False
+    for f in range(w.seen.shape[0]):
+        if x[f] != w.seen[f] and not (np.isnan(x[f]) and np.isnan(w.seen[f])):
+            return False
+    return True
+
+
 @nogil_entry
 def run(state, archive, may_grow, steps, X, y, late, classes, start, shift, predictions, out, weights, all_votes):  # type: ignore[no-untyped-def]
     """Do ``steps`` for the rows from ``start`` on; returns the first row that is left to do, for want of room.
@@ -194,17 +205,24 @@ def run(state, archive, may_grow, steps, X, y, late, classes, start, shift, pred
         b = i + shift if TREES_ONLY <= steps <= OTHERS_ONLY else 0
         votes = w.votes[b]
         judged = late[i] if late.shape[0] > 0 else votes
+        voted = steps == ALL_STEPS and late.shape[0] == 0 and _is_voted_on(x, w)
         if steps != OTHERS_ONLY:
             if steps != PREDICT and needs_room(state.pool.trees, may_grow):
                 return i
-            _vote_trees(state, x, votes, classes)
+            w.voted[0] = 0
+            if not voted:
+                _vote_trees(state, x, votes, classes)
             if steps != PREDICT:
                 _learn_trees(state, archive, x, y[i], b, judged, classes)
         if steps == TREES_ONLY:
             continue
-        n = _vote_others(state, x, votes, classes)
-        way = decide(m.gate, s.gate, m.recent, judged, w.rows, w.numbers, n, experts, classes, w.gate)
+        n, way = w.voted[1], w.voted[2]
+        if not voted:
+            n = _vote_others(state, x, votes, classes)
+            way = decide(m.gate, s.gate, m.recent, judged, w.rows, w.numbers, n, experts, classes, w.gate)
         if steps == PREDICT:
+            copy_row(x, w.seen, w.seen.shape[0])
+            w.voted[0], w.voted[1], w.voted[2] = 1, n, way
             copy_row(w.gate.mixed[way], out[i], classes)
             copy_row(w.gate.weights[way], weights[i], experts)
             if all_votes.shape[0] > 0:

@@ -107,6 +107,8 @@ class KindWork(NamedTuple):
     came_back: NDArray[np.float64]  # (B, T) accuracy of a tree that came back from the archive, else NaN
     known: NDArray[np.int32]  # (Q,) number of categories that the others know; the trees may be ahead
     # one instance
+    seen: NDArray[np.float64]  # (F,) features of what was predicted last
+    voted: NDArray[np.int64]  # (3,) whether all of the room is still as that left it, number of inputs, way of mixing
     returned: NDArray[np.float64]  # (E,) the same as came_back
     rows: NDArray[np.int64]  # (F + 1,) inputs that are not zero
     numbers: NDArray[np.float64]  # (F + 1,) their values
@@ -192,6 +194,8 @@ def new_work(m: KindMixture, s: KindSettings, votes: int, known: NDArray[np.int3
         renewed=np.zeros((kept, s.n_experts), dtype=np.bool_),
         came_back=floats((kept, s.n_experts)),
         known=known.copy(),
+        seen=floats(features),
+        voted=np.zeros(3, dtype=np.int64),
         returned=floats(experts),
         rows=np.zeros(features + 1, dtype=np.int64),
         numbers=floats(features + 1),
