@@ -147,7 +147,7 @@ def test_a_subclass_that_a_user_has_registered_is_served(tmp_path, monkeypatch):
         "graph": OtherGraph("mlp", hidden_channels=8, max_epochs=1).fit(X, y, edges),
         "stream": stream,
         "images": OtherImages(embed_dim=16, depth=1, num_heads=2, patch_size=4, max_epochs=1).fit(images, y[:20]),
-        "ranker": OtherRanker("mmoe", max_epochs=1).fit(frame, ["click"]),
+        "ranker": OtherRanker("mmoe", max_epochs=1, random_state=0).fit(frame, ["click"]),
     }
     for name, model in models.items():
         service = offline(model, tmp_path / f"{name}.safetensors")
