@@ -183,12 +183,10 @@ def _learn_others(state, n, x, y, votes, classes):  # type: ignore[no-untyped-de
 @kernel
 def _is_voted_on(x, w):  # type: ignore[no-untyped-def]
     """Whether these features were predicted last, and nothing has been learned since: then nobody votes again."""
-    if w.voted[0] == 0:
-        return False
+    same = w.voted[0] == 1
     for f in range(w.seen.shape[0]):
-        if x[f] != w.seen[f] and not (np.isnan(x[f]) and np.isnan(w.seen[f])):
-            return False
-    return True
+        same &= x[f] == w.seen[f] or (np.isnan(x[f]) and np.isnan(w.seen[f]))
+    return same
 
 
 @nogil_entry

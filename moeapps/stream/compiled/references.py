@@ -4,6 +4,7 @@ Compiled code hands a tuple of arrays on by value, and counts a reference to eac
 all of them is one pointer, which made these loops two to three times faster. numba's structref is such a pointer, but
 one is made by compiled code, which took seconds to compile for the hundred arrays of a model. Here Python writes the
 memory that it points to, in numba's layout. The arrays in it count no references: the object in Python keeps them.
+Where a version of numba has another layout, :data:`CAN_WRITE` is False, and references are made in numba's own way.
 """
 
 # a struct of an array of n dimensions is (meminfo, parent, size, item size, data, n lengths, n strides)
@@ -15,11 +16,20 @@ from typing import Any
 import numpy as np
 from numba import typeof, types
 from numba.core.registry import cpu_target
-from numba.core.runtime import _nrt_python
-from numba.core.runtime.nrt import MemInfo
 from numba.experimental import structref
 
-__all__ = ["structref_class"]
+try:
+    from numba.core.runtime import _nrt_python
+    from numba.core.runtime.nrt import MemInfo
+
+    _allocate = _nrt_python.meminfo_alloc
+    _array = cpu_target.target_context.data_model_manager[types.float64[::1]]
+    CAN_WRITE = tuple(_array._fields) == ("meminfo", "parent", "nitems", "itemsize", "data", "shape", "strides")
+    """Whether this version of numba lays arrays out as :func:`_write` does."""
+except (ImportError, AttributeError):
+    CAN_WRITE = False
+
+__all__ = ["CAN_WRITE", "structref_class"]
 
 
 def structref_class(fields: type) -> Any:
@@ -52,11 +62,15 @@ class _Reference(structref.StructRefProxy):
     layouts: dict[Any, Any]
 
     def __new__(cls, *content: Any) -> Any:
+        if not CAN_WRITE:
+            reference = super().__new__(cls, *content)
+            reference.content = content
+            return reference
         key = tuple(_key(value) for value in content)
         layout = cls.layouts.get(key)
         if layout is None:
             layout = cls.layouts[key] = _Layout(cls, content)
-        pointer = _nrt_python.meminfo_alloc(layout.size)
+        pointer = _allocate(layout.size)
         memory = MemInfo(pointer)
         buffer = bytearray(layout.size)
         for value, kind, offset in zip(content, layout.kinds, layout.offsets, strict=True):

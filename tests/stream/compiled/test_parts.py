@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from moeapps.stream.compiled import jit, parts
+from moeapps.stream.compiled import jit, parts, references
 from moeapps.stream.compiled.jit import entry, fill, kernel, structref_class, uniform
 from moeapps.stream.compiled.parts import CAN_LINK, Part
 
@@ -63,8 +63,9 @@ def outer_state() -> Outer:
     return Outer(inner, Settings(0.25, True, 7), np.arange(6.0).reshape(2, 3), (np.zeros(1), np.array([0.5])))
 
 
-def test_this_version_of_numba_links_parts():
+def test_this_version_of_numba_links_parts_and_has_the_known_layout():
     assert CAN_LINK
+    assert references.CAN_WRITE
     assert isinstance(double, Part)
 
 
@@ -86,6 +87,13 @@ def test_a_reference_made_by_python_is_what_compiled_code_reads_and_writes():
     assert state.grid[1, 2] == 6.0  # shared
     other = OuterRef(*state._replace(settings=Settings(0.5, False, 1)))
     assert kernel(read)(other) == 12.0 + 1 + 7.0 + 0.5
+
+
+def test_a_reference_in_numbas_own_way_is_the_same(monkeypatch):
+    monkeypatch.setattr(references, "CAN_WRITE", False)
+    state = outer_state()
+    assert kernel(read)(OuterRef(*state)) == 25.75
+    assert state.grid[1, 2] == 6.0
 
 
 def test_a_reference_keeps_its_arrays():
