@@ -113,7 +113,8 @@ class Part(CPUDispatcher):
     def __init__(self, function: Any, as_entry: Any) -> None:
         options: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True}
         super().__init__(function, targetoptions=options, pipeline_class=_PartCompiler)
-        self._as_entry, self._entry = as_entry, None
+        self._as_entry = as_entry
+        self._entry: Any = None
 
     def __call__(self, *args: Any) -> Any:
         """Run it from Python."""

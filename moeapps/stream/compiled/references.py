@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 from numba.experimental import structref
 
 try:
-    from numba.core.runtime import _nrt_python
+    from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]
     from numba.core.runtime.nrt import MemInfo
 
     _allocate = _nrt_python.meminfo_alloc
@@ -99,7 +99,7 @@ def _key(value: Any) -> Any:
         return value.dtype, value.ndim, value.flags.carray
     if isinstance(value, tuple):
         return (type(value), *(_key(part) for part in value))
-    return value._type if isinstance(value, _Reference) else type(value)
+    return value._numba_type_ if isinstance(value, _Reference) else type(value)
 
 
 def _offsets(struct: Any, number: int) -> list[int]:
@@ -121,7 +121,8 @@ def _write(buffer: bytearray, offset: int, kind: Any, value: Any) -> None:
         content = value.pointer.to_bytes(8, sys.byteorder)
     elif isinstance(kind, types.BaseTuple):
         struct = cpu_target.target_context.get_value_type(kind)
-        for part, part_kind, start in zip(value, kind, _offsets(struct, len(value)), strict=True):
+        parts: Any = kind
+        for part, part_kind, start in zip(value, parts, _offsets(struct, len(value)), strict=True):
             _write(buffer, offset + start, part_kind, part)
         return
     else:
