@@ -28,7 +28,6 @@ __all__ = [
     "MAX_RETURNS",
     "SHORT",
     "Archive",
-    "archive_as_structref",
     "compare",
     "grow_archive",
     "new_archive",
@@ -76,12 +75,6 @@ class Archive(NamedTuple):
 
 
 ArchiveRef = structref_class(Archive)
-
-
-@kernel
-def archive_as_structref(a):  # type: ignore[no-untyped-def]
-    """The same arrays behind one pointer."""
-    return ArchiveRef(*a)
 
 
 def new_archive(experts: int, size: int, classes: int) -> Archive:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel, structref_class
 from moeapps.stream.compiled.linear import START, descend, softmax
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
     "Gate",
     "GateWork",
     "decide",
-    "gate_as_structref",
-    "gate_work_as_structref",
     "grow_gate",
     "learn_gate",
     "new_gate",
@@ -98,18 +96,6 @@ GateRef = structref_class(Gate)
 GateWorkRef = structref_class(GateWork)
 
 
-@kernel
-def gate_as_structref(g):  # type: ignore[no-untyped-def]
-    """The same arrays behind one pointer."""
-    return GateRef(*g)
-
-
-@kernel
-def gate_work_as_structref(w):  # type: ignore[no-untyped-def]
-    """The same arrays behind one pointer."""
-    return GateWorkRef(*w)
-
-
 def new_gate(experts: int, layout: Layout, way: int) -> Gate:
     """A gate that has learned nothing; it begins with the recent accuracies, or with the one way that it is to have."""
     grid, pairs, ways = (layout.rows, experts), (experts, experts), len(WAYS)
@@ -143,7 +129,7 @@ def _average(weights, votes, experts, classes, out):  # type: ignore[no-untyped-
     total = 0.0
     for e in range(experts):
         total += weights[e]
-    out[:classes] = 0.0
+    fill(out, classes, 0.0)
     for e in range(experts):
         weights[e] /= total
         for c in range(classes):
@@ -162,7 +148,7 @@ def _mix_by_accuracy(recent, votes, experts, classes, w):  # type: ignore[no-unt
 @kernel
 def _stack(g, votes, experts, classes, w):  # type: ignore[no-untyped-def]
     out, total = w.mixed[STACK], 0.0
-    out[:classes] = 0.0
+    fill(out, classes, 0.0)
     for e in range(experts):
         total += g.stack[e]
         for c in range(classes):
@@ -197,7 +183,7 @@ def _mix_by_context(g, recent, votes, rows, numbers, n, experts, classes, w):  #
 def decide(g, way, recent, votes, rows, numbers, n, experts, classes, w):  # type: ignore[no-untyped-def]
     """Fill ``mixed`` and ``weights`` of each way (of one, where ``way`` names it); returns the way that answers."""
     if way in (AUTO, MEAN):
-        w.weights[MEAN, :experts] = 1.0
+        fill(w.weights[MEAN], experts, 1.0)
         _average(w.weights[MEAN], votes, experts, classes, w.mixed[MEAN])
     if way in (AUTO, ACCURACY):
         _mix_by_accuracy(recent, votes, experts, classes, w)
