@@ -28,6 +28,7 @@ __all__ = [
     "MAX_RETURNS",
     "SHORT",
     "Archive",
+    "ArchiveRef",
     "compare",
     "grow_archive",
     "new_archive",
