@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import stream_recovery
+import stream_sets
+import stream_tables
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/benchmarks.md").read_text()
 
@@ -29,7 +34,7 @@ def summary(values: Any, digits: int = 4, scale: float = 1.0) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_result_has_a_script(path):
-    scripts = {"stream_ablation": "stream_accuracy", "stream_kinds": "stream_ablation", "gpu": "gpu/run"}
+    scripts = {"stream_ablation": "stream_accuracy", "stream_parts": "stream_accuracy", "gpu": "gpu/run"}
     assert (ROOT / f"benchmarks/{scripts.get(path.stem, path.stem)}.py").exists()
 
 
@@ -175,25 +180,44 @@ def test_graph_cost():
 
 def test_stream_accuracy():
     runs = results("stream_accuracy")["runs"]
-    columns = ("DriftMoE", "DriftMoE, task", "paper, data", "paper, task", "MOA ARF(10)", "MOA LevBag(10)")
-    for name in ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt"):
-        seeds = [runs[f"{name}, {seed}"] for seed in range(3)]
-        cells = " | ".join(summary([run[column]["accuracy"] for run in seeds], 2, 100) for column in columns)
-        assert f"| {name} | {cells} |" in PAGE, (name, cells)
-    trees = [100 * runs[f"{name}, 0"]["MOA HT"]["accuracy"] for name in ("elec", "sea_abrupt")]
-    assert f"(MOA's tree, one seed: {trees[0]:.2f} and {trees[1]:.2f})" in PAGE
-    for name in ("elec", "rbf_fast", "rbf_moderate", "led_abrupt", "sea_abrupt"):
-        run = runs[f"{name}, 0"]
-        ours = run["DriftMoE, first 10,000"]["accuracy"]
-        assert ours > max(run["river ARF(10)"]["accuracy"], run["river LevBag(10)"]["accuracy"])
-    assert "91.36 against 91.22" in PAGE
+    rows = list(stream_tables.pages(runs))
+    assert len(rows) == 10 + len(stream_tables.COLUMNS) - 1
+    for row in rows:
+        assert row in PAGE, row
+    for rival in ("river ARF(10)", "river AMF(10)"):
+        found = stream_tables.comparison(runs, stream_tables.first("DriftMoE"), rival)
+        told = f"{rival} on {len(found['ahead'])} of {sum(map(len, found.values()))}"
+        assert told in PAGE, (told, found)
 
 
 def test_stream_speed():
-    streams = results("stream_speed")["streams"]
+    speed = results("stream_speed")
+    streams = speed["streams"]
     for candidate in next(iter(streams.values())):
         cells = " | ".join(f"{np.median(rates[candidate]):,.0f}" for rates in streams.values())
         assert f"| {candidate} | {cells} |" in PAGE, (candidate, cells)
+    assert f"the first 2,000 instances take {speed['first_use']['seconds']:.0f} seconds" in PAGE
+
+
+def test_parts_of_streams():
+    runs = results("stream_parts")["runs"]
+    assert len(runs) >= 5
+    for label in next(iter(runs.values())):
+        cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
+        assert f"| {label} | {cells} |" in guide("stream"), (label, cells)
+
+
+def test_recovery_of_streams():
+    found = results("stream_recovery")
+    for name in stream_sets.RECURRING:
+        runs = [run for key, run in found["runs"].items() if key.startswith(f"{name},")]
+        cells = []
+        for model in stream_recovery.MODELS:
+            ours, theirs = (
+                np.median(np.concatenate([run[model][who] for run in runs])) for who in (model, found["rival"])
+            )
+            cells.append(f"{ours:,.0f} / {theirs:,.0f}")
+        assert f"| {name} | {' | '.join(cells)} |" in guide("stream"), (name, cells)
 
 
 def test_stream_ablation():
