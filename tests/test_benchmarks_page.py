@@ -10,11 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import stream_recovery
-import stream_sets
-import stream_tables
-
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/benchmarks.md").read_text()
 
@@ -179,7 +174,7 @@ def test_graph_cost():
 
 
 def test_stream_accuracy():
-    runs = results("stream_accuracy")["runs"]
+    stream_tables, runs = script("stream_tables"), results("stream_accuracy")["runs"]
     rows = list(stream_tables.pages(runs))
     assert len(rows) == 10 + len(stream_tables.COLUMNS) - 1
     for row in rows:
@@ -208,8 +203,8 @@ def test_parts_of_streams():
 
 
 def test_recovery_of_streams():
-    found = results("stream_recovery")
-    for name in stream_sets.RECURRING:
+    stream_recovery, found = script("stream_recovery"), results("stream_recovery")
+    for name in stream_recovery.RECURRING:
         runs = [run for key, run in found["runs"].items() if key.startswith(f"{name},")]
         cells = []
         for model in stream_recovery.MODELS:
