@@ -200,6 +200,11 @@ def test_parts_of_streams():
     for label in next(iter(runs.values())):
         cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
         assert f"| {label} | {cells} |" in guide("stream"), (label, cells)
+    behind = [max(entry["accuracy"] for entry in run.values()) - run["default"]["accuracy"] for run in runs.values()]
+    assert sum(gap <= 0.001 for gap in behind) == 4
+    assert f"on\ndigits it is {100 * behind[-1]:.2f} better without trees" in guide("stream")
+    led = results("stream_accuracy")["runs"]["led_abrupt, 0"]["DriftMoE"]
+    assert f"(LED, 100,000 instances) the default ends\nwith {led['bytes'] / 2**20:.0f} MiB" in guide("stream")
 
 
 def test_recovery_of_streams():
@@ -213,6 +218,17 @@ def test_recovery_of_streams():
             )
             cells.append(f"{ours:,.0f} / {theirs:,.0f}")
         assert f"| {name} | {' | '.join(cells)} |" in guide("stream"), (name, cells)
+
+
+def test_soak_of_streams():
+    rows, text = results("stream_soak"), guide("stream")
+    assert rows[-1]["instance"] == 5_000_000
+    middle, last = (rows[i]["resident MiB"] for i in (len(rows) // 2, -1))
+    assert f"Resident memory is {middle:.0f} MiB in the middle and {last:.0f} MiB at the end" in text
+    assert f"the model takes {rows[-1]['model MiB']:.1f} MiB" in text
+    times, tenth = [row["microseconds"] for row in rows], len(rows) // 10
+    assert f"takes {np.median(times[:tenth]):.0f} microseconds of processor time in the first tenth" in text
+    assert f"and {np.median(times[-tenth:]):.0f} in the last" in text
 
 
 def test_stream_ablation():
