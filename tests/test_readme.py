@@ -59,7 +59,7 @@ def distances(data: str, model: str) -> list[float]:
 
 
 ALONE = ("boosting", "forest", "linear", "MLP")
-MOA = tuple(f"MOA {name}" for name in ("ARF(10)", "LevBag(10)", "SRP(10)", "kNN", "SAM-kNN", "HAT"))
+MOA = tuple(f"MOA {name}" for name in ("ARF(10)", "LevBag(10)", "kNN", "HAT"))
 TOGETHER = (*ALONE, "moe", "voting", "stacking")
 OTHERS = (*(f"torch-rechub {name}" for name in ("SharedBottom", "MMoE", "CGC", "PLE", "MMoE, fast", "PLE, fast")),
           "deepctr-torch MMoE", "deepctr-torch PLE")  # fmt: skip

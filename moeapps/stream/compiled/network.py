@@ -34,6 +34,9 @@ Float = NDArray[np.float32]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
+_LEAST = np.float32(1e-35)
+"""Means of Adam below this are zero; their steps are far below what changes a parameter."""
+
 
 class Network(NamedTuple):
     """All parameters in one vector, so that Adam is one loop: W1 (R, H1), b1 (H1,), W2 (H1, H2), b2, W3 (H2, E), b3."""
@@ -172,11 +175,13 @@ def _adam(net, gradient, lr):  # type: ignore[no-untyped-def]
     t = net.steps[0]
     rate, correction = np.float32(lr / (1.0 - BETA_1**t)), np.float32(1.0 / (1.0 - BETA_2**t))
     one, two, eps = np.float32(BETA_1), np.float32(BETA_2), np.float32(EPSILON)
-    new_one, new_two = np.float32(1.0 - BETA_1), np.float32(1.0 - BETA_2)
+    new_one, new_two, zero = np.float32(1.0 - BETA_1), np.float32(1.0 - BETA_2), np.float32(0.0)
     p, m, v = net.parameters, net.first, net.second
     for i in range(p.shape[0]):
-        m[i] = one * m[i] + new_one * gradient[i]
-        v[i] = two * v[i] + new_two * gradient[i] * gradient[i]
+        # means of gradients that stay zero would end as subnormal numbers, with which processors are many times slower
+        mean, square = one * m[i] + new_one * gradient[i], two * v[i] + new_two * gradient[i] * gradient[i]
+        m[i] = mean if abs(mean) > _LEAST else zero
+        v[i] = square if square > _LEAST else zero
         p[i] -= rate * m[i] / (np.sqrt(v[i] * correction) + eps)
 
 
