@@ -183,6 +183,9 @@ def test_stream_accuracy():
         found = stream_tables.comparison(runs, stream_tables.first("DriftMoE"), rival)
         told = f"{rival} on {len(found['ahead'])} of {sum(map(len, found.values()))}"
         assert told in PAGE, (told, found)
+    flights = runs["flights, 0"]
+    pair = [100 * flights[name]["accuracy"] for name in ("river AMF(10)", stream_tables.first("DriftMoE"))]
+    assert f"{pair[0]:.2f} against {pair[1]:.2f}" in PAGE
 
 
 def test_stream_speed():
@@ -191,6 +194,18 @@ def test_stream_speed():
     for candidate in next(iter(streams.values())):
         cells = " | ".join(f"{np.median(rates[candidate]):,.0f}" for rates in streams.values())
         assert f"| {candidate} | {cells} |" in PAGE, (candidate, cells)
+    ratios = [
+        f"{np.median(rates['DriftMoE, one by one']) / np.median(rates[rival]):.2f}"
+        for rival in ("MOA LevBag(10), ARFF", "MOA ARF(10), ARFF")
+        for rates in streams.values()
+    ]
+    assert f"has {ratios[0]} and {ratios[1]} times the rate of LevBag(10)" in PAGE
+    assert f"and {ratios[2]} and {ratios[3]} times\nthat of ARF(10)" in PAGE
+    gains = [
+        np.median(streams[name][f"DriftMoE, {way}, two threads"]) / np.median(streams[name][f"DriftMoE, {way}"])
+        for name, way in (("elec", "learn many"), ("rbf_fast", "test then train"))
+    ]
+    assert f"Two threads bring {gains[0]:.2f} and {gains[1]:.2f} times one thread" in PAGE
     assert f"the first 2,000 instances take {speed['first_use']['seconds']:.0f} seconds" in PAGE
 
 
