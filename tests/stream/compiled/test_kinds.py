@@ -308,7 +308,7 @@ class Gate:
         self.way = way
         self.plain = new_gate(E, Layout(R - 1, 0, 0), way)
         self.work = new_gate_work(E, C)
-        self.g, self.w = GateRef(self.plain), GateWorkRef(self.work)
+        self.g, self.w = GateRef(*self.plain), GateWorkRef(*self.work)
         self.recent = np.array([0.9, 0.6, 0.3])
 
     def decide(self, votes, numbers=None):
