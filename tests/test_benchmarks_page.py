@@ -209,13 +209,18 @@ def test_stream_speed():
     assert f"the first 2,000 instances take {speed['first_use']['seconds']:.0f} seconds" in PAGE
 
 
-def test_parts_of_streams():
-    runs = results("stream_parts")["runs"]
-    assert len(runs) >= 5
+@pytest.mark.parametrize("name", ["stream_parts", "stream_ablation"])
+def test_what_each_part_of_a_stream_model_brings(name):
+    runs = results(name)["runs"]
+    assert len(runs) == 5
     for label in next(iter(runs.values())):
         cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
         assert f"| {label} | {cells} |" in guide("stream"), (label, cells)
-    behind = [max(entry["accuracy"] for entry in run.values()) - run["default"]["accuracy"] for run in runs.values()]
+
+
+def test_what_the_guide_says_of_the_default_of_streams():
+    runs = results("stream_parts")["runs"].values()
+    behind = [max(entry["accuracy"] for entry in run.values()) - run["default"]["accuracy"] for run in runs]
     assert sum(gap <= 0.001 for gap in behind) == 4
     assert f"on\ndigits it is {100 * behind[-1]:.2f} better without trees" in guide("stream")
     led = results("stream_accuracy")["runs"]["led_abrupt, 0"]["DriftMoE"]
@@ -244,14 +249,6 @@ def test_soak_of_streams():
     times, tenth = [row["microseconds"] for row in rows], len(rows) // 10
     assert f"takes {np.median(times[:tenth]):.0f} microseconds of processor time in the first tenth" in text
     assert f"first tenth\nand {np.median(times[-tenth:]):.0f} in the last" in text
-
-
-def test_stream_ablation():
-    runs = results("stream_ablation")["runs"]
-    assert len(runs) >= 5
-    for label in next(iter(runs.values())):
-        cells = " | ".join(f"{100 * run[label]['accuracy']:.2f}" for run in runs.values())
-        assert f"| {label} | {cells} |" in guide("stream"), (label, cells)
 
 
 def test_recommendation_accuracy():

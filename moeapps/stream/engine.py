@@ -15,9 +15,8 @@ from moeapps.stream.compiled.mixture_state import (
     WARN,
     MixtureSettings,
     make_work,
-    mixture_as_structref,
-    work_as_structref,
 )
+from moeapps.stream.compiled.references import as_reference
 
 __all__ = ["Engine", "KindEngine", "RiverEngine", "TreeEngine"]
 
@@ -108,8 +107,8 @@ class RiverEngine(GrowingMixture):
     def _work(self) -> tuple[Any, Any, Any]:
         """Room for an instance, and references to the mixture and to it."""
         votes = 1 if self.numbers else 2 if self.settings.variant == TASK else self.n_classes
-        work = make_work(mixture_as_structref(self.mixture), self.settings, votes, self.n_classes)
-        return work, mixture_as_structref(self.mixture), work_as_structref(work)
+        work = make_work(as_reference(self.mixture), self.settings, votes, self.n_classes)
+        return work, as_reference(self.mixture), as_reference(work)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""

@@ -18,11 +18,11 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.labels import plain
 from moeapps.core.tabledata.cells import shown
 from moeapps.core.tabledata.frames import as_frame
+from moeapps.stream.compiled.intervals import ConformalIntervals
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import Encoded, OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
-from moeapps.stream.intervals import ConformalIntervals
 from moeapps.stream.values import LARGEST, number_of, unwrapped
 
 __all__ = ["DriftMoERegressor"]

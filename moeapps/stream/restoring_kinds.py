@@ -119,7 +119,7 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
 
 
 def _check_archive(engine: KindEngine, a: Archive) -> None:
-    """Refuse archived trees that are not there, and trials and returns that are impossible."""
+    """Refuse archived trees that are not there, and returns that are impossible."""
     s, now = engine.settings, int(engine.mixture.counters[INSTANCES])
     for name, like in new_archive(s.n_experts, s.archive, engine.n_classes)._asdict().items():
         check_shape(getattr(a, name), like.shape, f"archive.{name}")

@@ -17,7 +17,7 @@ LEFT_OUT = {
         "variant": "numbers have no classes that an expert could be for",
         "blend": "the router has no outputs of its own for numbers",
         "experts": "trees are the only kind that predicts numbers",
-        "archive": "trees of numbers are not tried again",
+        "archive": "trees of numbers are not kept",
         "gate": "it mixes class probabilities",
         "n_jobs": "trees learn in one thread",
         "leaf_prediction": "leaves of regression trees predict their mean",

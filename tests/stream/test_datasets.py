@@ -63,7 +63,7 @@ def write(folder, name, n=2):
         ("insects-abrupt_balanced", 33, ["ae-aegypti-female", "culex-male"]),
     ],
 )
-def test_a_stream_is_read_as_it_is_published(name, features, labels, tmp_path):
+def test_a_stream_is_read_as_published(name, features, labels, tmp_path):
     write(tmp_path, name)
     X, y = public_stream(name, tmp_path, verify=False)
     assert X.shape == (2, features)

@@ -15,20 +15,22 @@ inside the compiled loop.
 
 # D windows
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
+from moeapps.stream.compiled.references import referable
 
-__all__ = ["Windows", "allocate_windows", "reset_window", "update_window", "windows_as_structref"]
+__all__ = ["Windows", "allocate_windows", "reset_window", "update_window"]
 
 ROWS, BUCKETS = 32, 5
 CLOCK, MIN_WINDOW, GRACE = 32, 5, 10
 COUNT, SUM, VARIATION, TICK = range(4)
 
 
+@referable
 class Windows(NamedTuple):
     """D windows. Row r of a window holds up to 5 buckets (6 for a moment) of 2^r values each, the oldest first."""
 
@@ -36,14 +38,6 @@ class Windows(NamedTuple):
     sums: NDArray[np.float64]  # (D, ROWS, 6) sum of a bucket's values
     variations: NDArray[np.float64]  # (D, ROWS, 6) sum of squared deviations from the bucket's mean
     whole: NDArray[np.float64]  # (D, 4) of the window: number, sum, sum of squared deviations, updates so far
-
-
-WindowsRef = structref_class(Windows)
-
-
-def windows_as_structref(w: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return WindowsRef(*w)
 
 
 def allocate_windows(number: int) -> Windows:

@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 
 from moeapps.stream.compiled import trees
 from moeapps.stream.compiled.adwin import reset_window
-from moeapps.stream.compiled.jit import kernel, structref_class
+from moeapps.stream.compiled.jit import kernel
 from moeapps.stream.compiled.mixture_state import INSTANCES, REPLACE
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "MAX_RETURNS",
     "SHORT",
     "Archive",
-    "ArchiveRef",
     "compare",
     "grow_archive",
     "new_archive",
     "retire",
+    "succeed",
 ]
 
 SHORT = 50.0
@@ -57,6 +58,7 @@ MAX_RETURNS = 256
 """Returns that are remembered; older ones are overwritten."""
 
 
+@referable
 class Archive(NamedTuple):
     """What is known of archived trees; the trees themselves are the last A of the pool."""
 
@@ -73,9 +75,6 @@ class Archive(NamedTuple):
     # returns
     returns: NDArray[np.float64]  # (MAX_RETURNS, 5) instance, expert, retired, recent accuracy: its own, the expert's
     counters: NDArray[np.int64]  # (1,) number of returns
-
-
-ArchiveRef = structref_class(Archive)
 
 
 def new_archive(experts: int, size: int, classes: int) -> Archive:
@@ -152,9 +151,15 @@ def _least(a):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _place(a, p, k):  # type: ignore[no-untyped-def]
+    """Place among those of the pool that a place of the archive is."""
+    return p.place.shape[0] - a.retired.shape[0] + k
+
+
+@kernel
 def _keep(a, p, m, e, k, classes):  # type: ignore[no-untyped-def]
     """Exchange the tree of an expert with that of a place of the archive, and note what it was."""
-    place = p.place.shape[0] - a.retired.shape[0] + k
+    place = _place(a, p, k)
     p.place[e], p.place[place] = p.place[place], p.place[e]
     a.retired[k], a.origin[k], a.accuracy[k] = m.counters[INSTANCES], e, a.steady[e, 1]
     for c in range(classes):
@@ -168,22 +173,27 @@ def _keep(a, p, m, e, k, classes):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def succeed(p, s, e):  # type: ignore[no-untyped-def]
+    """Let the background tree, or an empty one, take the place of an expert whose tree is gone."""
+    background = s.n_experts + e
+    if s.drift == REPLACE and p.trees.root[p.place[background]] >= 0:
+        p.place[e], p.place[background] = p.place[background], p.place[e]
+    else:
+        trees.new_tree(p.trees, p.place[e], p.rng)
+
+
+@kernel
 def retire(a, p, m, s, e, classes):  # type: ignore[no-untyped-def]
     """Archive the tree of an expert (or remove it), and put its background tree or an empty one in its place."""
     t = p.trees
     if _worth(a, e, classes):
         chosen = _least(a)
-        place = p.place.shape[0] - a.retired.shape[0] + chosen
-        trees.remove_tree(t, p.place[place])
+        trees.remove_tree(t, p.place[_place(a, p, chosen)])
         _keep(a, p, m, e, chosen, classes)
     else:
         trees.remove_tree(t, p.place[e])
     a.short[e, 1] = -1.0  # the vote on this instance was that of the retired tree
-    background = s.n_experts + e
-    if s.drift == REPLACE and t.root[p.place[background]] >= 0:
-        p.place[e], p.place[background] = p.place[background], p.place[e]
-    else:
-        trees.new_tree(t, p.place[e], p.rng)
+    succeed(p, s, e)
 
 
 @kernel
@@ -198,7 +208,7 @@ def _exchange(a, p, m, s, e, k, classes):  # type: ignore[no-untyped-def]
     seen = a.now[k, 1]
     _keep(a, p, m, e, k, classes)
     if not worth:
-        trees.remove_tree(p.trees, p.place[p.place.shape[0] - a.retired.shape[0] + k])
+        trees.remove_tree(p.trees, p.place[_place(a, p, k)])
         a.retired[k] = -1
     a.steady[e, 0], a.steady[e, 1] = accuracy, returned
     a.short[e, 0], a.short[e, 1] = accuracy, seen
@@ -220,11 +230,11 @@ def compare(a, p, ts, m, s, x, y, votes, scratch, classes):  # type: ignore[no-u
         _count(a.short[e], right)
         if a.short[e, 1] >= ENOUGH and (worst < 0 or a.short[e, 0] < a.short[worst, 0]):
             worst = e
-    first, best = p.place.shape[0] - a.retired.shape[0], -1
+    best = -1
     for k in range(a.retired.shape[0]):
         if a.retired[k] < 0:
             continue
-        trees.predict(p.trees, ts, trees.leaf_of(p.trees, p.place[first + k], x), x, scratch[0])
+        trees.predict(p.trees, ts, trees.leaf_of(p.trees, p.place[_place(a, p, k)], x), x, scratch[0])
         _count(a.now[k], 1.0 if trees.argmax(scratch[0], classes) == y else 0.0)
         if a.now[k, 1] >= ENOUGH and (best < 0 or a.now[k, 0] > a.now[best, 0]):
             best = k

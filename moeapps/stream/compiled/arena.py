@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import structref_class
+from moeapps.stream.compiled.references import referable
 
-__all__ = ["TreeSettings", "Trees", "TreesRef", "allocate", "grow", "room_for", "values_of_0_1"]
+__all__ = ["TreeSettings", "Trees", "allocate", "grow", "room_for", "values_of_0_1"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int32]
@@ -37,6 +37,7 @@ class TreeSettings(NamedTuple):
     max_depth: int
 
 
+@referable
 class Trees(NamedTuple):
     """The arena."""
 
@@ -72,9 +73,6 @@ class Trees(NamedTuple):
     sizes: NDArray[np.int64]  # (4,) FREE_NODES_LEFT, FREE_SLOTS_LEFT, N_FEATURES, N_CLASSES
     # categorical features; last, and with a default, for pickles of 0.1, which lack it
     values: Int = None  # type: ignore[assignment]  # (Q,) number of categories learned so far
-
-
-TreesRef = structref_class(Trees)
 
 
 def room_for(number: int, room: int) -> int:

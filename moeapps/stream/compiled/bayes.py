@@ -6,14 +6,15 @@ averages over about as many of its instances. Experts of this kind differ in how
 
 # B experts, F features, Q categorical features, V room for categories, C classes
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
+from moeapps.stream.compiled.references import referable
 
-__all__ = ["BAYES", "Bayes", "bayes_as_structref", "grow_bayes", "learn_bayes", "new_bayes", "vote_bayes"]
+__all__ = ["BAYES", "Bayes", "grow_bayes", "learn_bayes", "new_bayes", "vote_bayes"]
 
 BAYES = (1000.0, 300.0)
 """Instances that the first expert of this kind remembers, the second, and so on."""
@@ -22,6 +23,7 @@ _MOST = 50.0
 """A number of a feature speaks at most this much against a class, in log density."""
 
 
+@referable
 class Bayes(NamedTuple):
     """What all experts of this kind have counted."""
 
@@ -33,14 +35,6 @@ class Bayes(NamedTuple):
     offset: NDArray[np.float64]  # (B, F, C) its log density at the mean, relative to that over all classes
     share: NDArray[np.float64]  # (B, Q, V, C) frequency of each category
     rate: NDArray[np.float64]  # (B,)
-
-
-BayesRef = structref_class(Bayes)
-
-
-def bayes_as_structref(b: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return BayesRef(*b)
 
 
 def new_bayes(number: int, features: int, places: int, values: int, classes: int) -> Bayes:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import NonFiniteError
 from moeapps.stream.compiled import regression_trees, trees
-from moeapps.stream.compiled.archive import Archive
+from moeapps.stream.compiled.archive import Archive, succeed
 from moeapps.stream.compiled.arena import TreeSettings, values_of_0_1
-from moeapps.stream.compiled.jit import copy_row, entry, kernel, structref_class
+from moeapps.stream.compiled.jit import copy_row, entry, kernel
 from moeapps.stream.compiled.mixture import decide_class, decide_number, score_experts, score_experts_numeric
 from moeapps.stream.compiled.mixture_state import (
     INSTANCES,
@@ -26,11 +26,10 @@ from moeapps.stream.compiled.mixture_state import (
     Work,
     grow_mixture,
     make_work,
-    mixture_as_structref,
     new_mixture,
-    work_as_structref,
 )
-from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room, pool_as_structref
+from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room
+from moeapps.stream.compiled.references import as_reference, referable
 
 __all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "remove_trees", "restore_arrays", "tree_arrays", "vote_trees"]
 
@@ -38,6 +37,7 @@ FILE_NAMES = {"pool.trees.sizes": "pool.trees.used", "mixture.pool_and_router_ac
 """Arrays that have another name in saved files: those of 0.1 load, and 0.1 loads ours."""
 
 
+@referable
 class EngineState(NamedTuple):
     """Everything that the compiled loops of an engine work on."""
 
@@ -46,19 +46,6 @@ class EngineState(NamedTuple):
     mixture: Mixture
     settings: MixtureSettings
     work: Work  # room that calls share: a compiled call holds the interpreter's lock, so no two run at once
-
-
-EngineStateRef = structref_class(EngineState)
-
-
-def _as_structref(state: Any) -> Any:
-    return EngineStateRef(
-        pool_as_structref(state.pool),
-        state.tree_settings,
-        mixture_as_structref(state.mixture),
-        state.settings,
-        work_as_structref(state.work),
-    )
 
 
 class GrowingMixture:
@@ -103,7 +90,7 @@ class TreeEngine(GrowingMixture):
     """
 
     archive: Archive | None = None
-    """Retired trees that are tried again; only a :class:`~moeapps.stream.compiled.kind_engine.KindEngine` has them."""
+    """Retired trees that may return; only a :class:`~moeapps.stream.compiled.kind_engine.KindEngine` has them."""
 
     def __init__(
         self,
@@ -132,10 +119,9 @@ class TreeEngine(GrowingMixture):
         parts = (self.pool.state, self.pool.settings, self.mixture, self.settings)
         if self._packed is None or any(old is not new for old, new in zip(self._packed[0], parts, strict=False)):
             votes = 1 if self.numbers else self.pool.state.trees.counts.shape[1]
-            state = EngineState(
-                *parts, work=make_work(mixture_as_structref(self.mixture), self.settings, votes, self.n_classes)
-            )
-            self._packed = state, _as_structref(state)
+            work = make_work(as_reference(self.mixture), self.settings, votes, self.n_classes)
+            state = EngineState(*parts, work=work)
+            self._packed = state, as_reference(state)
         return self._packed[1]
 
     def _n_archived(self) -> int:
@@ -191,7 +177,7 @@ class TreeEngine(GrowingMixture):
     def _retire_background(self) -> None:
         """Background trees begin at a warning, not with the stream."""
         if self.settings.drift == REPLACE:
-            remove_trees(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
+            remove_trees(as_reference(self.pool.state), self.settings.n_experts, self.pool.n_trees)
 
     def learn(self, X: NDArray[np.float64], y: NDArray[Any]) -> NDArray[Any]:
         """Predict, then learn, row by row; the predictions."""
@@ -272,12 +258,7 @@ def _act(p, s, e, action):  # type: ignore[no-untyped-def]
         trees.new_tree(t, background_tree, p.rng)
         return
     trees.remove_tree(t, p.place[e])
-    if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
-        replaced = p.place[e]
-        p.place[e] = p.place[s.n_experts + e]
-        p.place[s.n_experts + e] = replaced
-    else:
-        trees.new_tree(t, p.place[e], p.rng)
+    succeed(p, s, e)
 
 
 @entry

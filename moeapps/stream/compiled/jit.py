@@ -10,9 +10,8 @@ import numpy as np
 from numba import njit
 
 from moeapps.stream.compiled.parts import CAN_LINK, Entry, Part
-from moeapps.stream.compiled.references import structref_class
 
-__all__ = ["copy_row", "entry", "fill", "kernel", "nogil_entry", "poisson", "random_seed", "structref_class", "uniform"]
+__all__ = ["copy_row", "entry", "fill", "kernel", "nogil_entry", "poisson", "random_seed", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

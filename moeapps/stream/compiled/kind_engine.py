@@ -13,7 +13,7 @@ import pandas as pd
 from joblib import effective_n_jobs  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.archive import ArchiveRef, grow_archive, new_archive
+from moeapps.stream.compiled.archive import grow_archive, new_archive
 from moeapps.stream.compiled.engine import TreeEngine, remove_trees
 from moeapps.stream.compiled.inputs import Layout
 from moeapps.stream.compiled.kind_loop import ALL_STEPS, OTHERS_ONLY, PREDICT, TREES_ONLY, reference_to, run
@@ -28,7 +28,8 @@ from moeapps.stream.compiled.kinds import (
 )
 from moeapps.stream.compiled.mixture_state import INSTANCES
 from moeapps.stream.compiled.online_gate import AUTO, WAYS
-from moeapps.stream.compiled.pool import TreeConfig, pool_as_structref
+from moeapps.stream.compiled.pool import TreeConfig
+from moeapps.stream.compiled.references import as_reference
 
 __all__ = ["KindEngine"]
 
@@ -92,7 +93,7 @@ class KindEngine(TreeEngine):
     def _retire_background(self) -> None:
         """Background trees begin at a warning, and archived ones were experts before."""
         if self.pool.n_trees > self.settings.n_experts:
-            remove_trees(pool_as_structref(self.pool.state), self.settings.n_experts, self.pool.n_trees)
+            remove_trees(as_reference(self.pool.state), self.settings.n_experts, self.pool.n_trees)
 
     def add_features(self, nominal: Sequence[bool]) -> None:
         """Make room for features, of which each is categorical or not."""
@@ -143,7 +144,7 @@ class KindEngine(TreeEngine):
         else:
             work, before = old[3], old[4][0]
         state = reference_to(pool, self.pool.settings, mixture, self.settings, work, before)
-        references = state, None if archive is None else ArchiveRef(*archive), self.pool.may_grow
+        references = state, None if archive is None else as_reference(archive), self.pool.may_grow
         self._packed = pool, mixture, archive, work, references
         return references
 

@@ -25,21 +25,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled import trees
-from moeapps.stream.compiled.adwin import Windows, windows_as_structref
+from moeapps.stream.compiled.adwin import Windows
 from moeapps.stream.compiled.archive import compare, retire
 from moeapps.stream.compiled.arena import TreeSettings
 from moeapps.stream.compiled.bayes import learn_bayes, vote_bayes
 from moeapps.stream.compiled.engine import learn_tree
 from moeapps.stream.compiled.inputs import encode, update_moments
-from moeapps.stream.compiled.jit import copy_row, fill, kernel, nogil_entry, poisson, structref_class
-from moeapps.stream.compiled.kinds import KindMixture, KindSettings, KindWork, kinds_as_structref, work_as_structref
+from moeapps.stream.compiled.jit import copy_row, fill, kernel, nogil_entry, poisson
+from moeapps.stream.compiled.kinds import KindMixture, KindSettings, KindWork
 from moeapps.stream.compiled.linear import learn_linear, vote_linear
 from moeapps.stream.compiled.mixture import watch
 from moeapps.stream.compiled.mixture_state import FIXED, INSTANCES, KEEP, RENEW
 from moeapps.stream.compiled.neighbours import learn_neighbours, vote_neighbours
 from moeapps.stream.compiled.online_gate import decide, learn_gate
 from moeapps.stream.compiled.perceptron import learn_perceptrons, vote_perceptrons
-from moeapps.stream.compiled.pool import PoolState, needs_room, pool_as_structref
+from moeapps.stream.compiled.pool import PoolState, needs_room
+from moeapps.stream.compiled.references import as_reference, referable
 
 __all__ = ["ALL_STEPS", "OTHERS_ONLY", "PREDICT", "TREES_ONLY", "KindState", "reference_to", "run"]
 
@@ -47,6 +48,7 @@ ALL_STEPS, TREES_ONLY, OTHERS_ONLY, PREDICT = range(4)
 """Which steps :func:`run` does: all, 1 and 2, 3 to 5, or those that predict."""
 
 
+@referable
 class Watched(NamedTuple):
     """What is known of the trees, of the mixture."""
 
@@ -58,6 +60,7 @@ class Watched(NamedTuple):
     rng: NDArray[np.uint64]
 
 
+@referable
 class KindState(NamedTuple):
     """Everything that the compiled loop works on."""
 
@@ -69,20 +72,17 @@ class KindState(NamedTuple):
     work: KindWork  # room that calls share: the engine lets one call run at once
 
 
-WatchedRef = structref_class(Watched)
-KindStateRef = structref_class(KindState)
-
-
 def reference_to(
     pool: PoolState, tree_settings: TreeSettings, m: KindMixture, settings: KindSettings, work: KindWork, old: Any
 ) -> Any:
     """Reference to a state; ``old`` is the one before, where only the pool has changed since."""
     if old is None:
-        watched = WatchedRef(windows_as_structref(m.windows), work.returned, m.age, m.counters, m.events, m.rng)
-        mixture, room = kinds_as_structref(m), work_as_structref(work)
+        watched: Any = Watched(m.windows, work.returned, m.age, m.counters, m.events, m.rng)
+        mixture: Any = m
+        room: Any = work
     else:
         _, _, mixture, watched, _, room = old.content
-    return KindStateRef(pool_as_structref(pool), tree_settings, mixture, watched, settings, room)
+    return as_reference(KindState(pool, tree_settings, mixture, watched, settings, room))
 
 
 @kernel
@@ -203,7 +203,7 @@ def run(state, archive, may_grow, steps, X, y, late, classes, start, shift, pred
         b = i + shift if TREES_ONLY <= steps <= OTHERS_ONLY else 0
         votes = w.votes[b]
         judged = late[i] if late.shape[0] > 0 else votes
-        voted = steps == ALL_STEPS and late.shape[0] == 0 and _is_voted_on(x, w)
+        voted = steps in (ALL_STEPS, PREDICT) and late.shape[0] == 0 and _is_voted_on(x, w)
         if steps != OTHERS_ONLY:
             if steps != PREDICT and needs_room(state.pool.trees, may_grow):
                 return i

@@ -7,24 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
-from moeapps.stream.compiled.bayes import BAYES, Bayes, bayes_as_structref, grow_bayes, new_bayes
+from moeapps.stream.compiled.adwin import Windows, allocate_windows
+from moeapps.stream.compiled.bayes import BAYES, Bayes, grow_bayes, new_bayes
 from moeapps.stream.compiled.inputs import Layout
-from moeapps.stream.compiled.jit import random_seed, structref_class
-from moeapps.stream.compiled.linear import LINEAR, Linear, grow_linear, linear_as_structref, new_linear
+from moeapps.stream.compiled.jit import random_seed
+from moeapps.stream.compiled.linear import LINEAR, Linear, grow_linear, new_linear
 from moeapps.stream.compiled.mixture_state import MAX_EVENTS
 from moeapps.stream.compiled.neighbours import (
     NEIGHBOURS,
     Neighbours,
     grow_neighbours,
-    neighbours_as_structref,
     new_neighbours,
 )
 from moeapps.stream.compiled.online_gate import (
     Gate,
-    GateRef,
     GateWork,
-    GateWorkRef,
     grow_gate,
     new_gate,
     new_gate_work,
@@ -35,8 +32,8 @@ from moeapps.stream.compiled.perceptron import (
     Perceptrons,
     grow_perceptrons,
     new_perceptrons,
-    perceptrons_as_structref,
 )
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "KINDS",
@@ -45,10 +42,8 @@ __all__ = [
     "KindWork",
     "first_of_each_kind",
     "grow_kinds",
-    "kinds_as_structref",
     "new_kinds",
     "new_work",
-    "work_as_structref",
 ]
 
 KINDS: dict[str, int | None] = {
@@ -79,6 +74,7 @@ class KindSettings(NamedTuple):
     archive: int  # A, retired trees that are kept
 
 
+@referable
 class KindMixture(NamedTuple):
     """Everything that is learned besides the trees. Experts are in the order of :data:`KINDS`."""
 
@@ -97,6 +93,7 @@ class KindMixture(NamedTuple):
     gate: Gate
 
 
+@referable
 class KindWork(NamedTuple):
     """Room for one instance, and what is kept of up to B."""
 
@@ -122,24 +119,6 @@ class KindWork(NamedTuple):
     hidden: NDArray[np.float64]  # (networks, H)
     gradient: NDArray[np.float64]  # (2, max(C, H))
     gate: GateWork
-
-
-KindMixtureRef = structref_class(KindMixture)
-KindWorkRef = structref_class(KindWork)
-
-
-def kinds_as_structref(m: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return KindMixtureRef(
-        windows_as_structref(m.windows), m.recent, m.age, m.moments, m.activation, m.counters, m.events, m.rng,
-        bayes_as_structref(m.bayes), neighbours_as_structref(m.neighbours), linear_as_structref(m.linear),
-        perceptrons_as_structref(m.networks), GateRef(*m.gate),
-    )  # fmt: skip
-
-
-def work_as_structref(w: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return KindWorkRef(*w[:-1], GateWorkRef(*w.gate))
 
 
 def first_of_each_kind(s: KindSettings) -> list[int]:

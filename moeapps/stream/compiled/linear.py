@@ -6,15 +6,16 @@ the longer the stream is, with RMSprop (Tieleman and Hinton 2012) they do not.
 
 # L experts, R rows of inputs, C classes
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
+from moeapps.stream.compiled.references import referable
 
-__all__ = ["LINEAR", "Linear", "grow_linear", "learn_linear", "linear_as_structref", "new_linear", "vote_linear"]
+__all__ = ["LINEAR", "Linear", "grow_linear", "learn_linear", "new_linear", "vote_linear"]
 
 LINEAR = ((0.3, 0.0), (0.01, 0.001), (0.1, 0.001))
 """Learning rate of the first expert of this kind, the second, and so on, and the rate at which squared gradients are
@@ -24,20 +25,13 @@ START = 1e-2
 """Squared gradient that every weight begins with."""
 
 
+@referable
 class Linear(NamedTuple):
     """Weights of all experts of this kind."""
 
     weights: NDArray[np.float64]  # (R, L, C)
     squares: NDArray[np.float64]  # (R, L, C)
     rate: NDArray[np.float64]  # (L, 2) learning rate, rate of the average
-
-
-LinearRef = structref_class(Linear)
-
-
-def linear_as_structref(m: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return LinearRef(*m)
 
 
 def new_linear(number: int, layout: Layout, classes: int) -> Linear:

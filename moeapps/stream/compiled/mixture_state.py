@@ -2,21 +2,21 @@
 
 # E experts, C classes, F features, R inputs of the router, B instances per step of the router
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.adwin import Windows, allocate_windows, windows_as_structref
-from moeapps.stream.compiled.jit import entry, random_seed, structref_class
+from moeapps.stream.compiled.adwin import Windows, allocate_windows
+from moeapps.stream.compiled.jit import entry, random_seed
 from moeapps.stream.compiled.network import (
     Network,
     add_inputs,
     make_room,
-    network_as_structref,
     new_network,
     resize,
 )
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "Mixture",
@@ -24,11 +24,9 @@ __all__ = [
     "Work",
     "grow_mixture",
     "make_work",
-    "mixture_as_structref",
     "new_mixture",
     "num_inputs",
     "num_outputs",
-    "work_as_structref",
 ]
 
 DATA, TASK = range(2)
@@ -82,6 +80,7 @@ class MixtureSettings(NamedTuple):
     router_period: int  # instances per step of the router
 
 
+@referable
 class Mixture(NamedTuple):
     """Everything that is learned besides the experts."""
 
@@ -101,6 +100,7 @@ class Mixture(NamedTuple):
     rng: NDArray[np.uint64]
 
 
+@referable
 class Work(NamedTuple):
     """Room for one instance."""
 
@@ -118,24 +118,6 @@ class Work(NamedTuple):
     naive_bayes: NDArray[np.int64]  # (E,) class that the naive Bayes of the expert's leaf predicts
     scratch: NDArray[np.float64]  # (3, C) for the trees
     room: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
-
-
-MixtureRef = structref_class(Mixture)
-WorkRef = structref_class(Work)
-
-
-def mixture_as_structref(m: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return MixtureRef(
-        network_as_structref(m.network), windows_as_structref(m.windows), m.recent, m.age,
-        m.pool_and_router_accuracy, m.moments, m.scale, m.error, m.batch_x, m.batch_y, m.activation, m.counters,
-        m.events, m.rng,
-    )  # fmt: skip
-
-
-def work_as_structref(work: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return WorkRef(*work)
 
 
 def num_inputs(s: MixtureSettings, features: int) -> int:

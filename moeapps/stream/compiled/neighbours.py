@@ -8,19 +8,19 @@ standard deviations.
 
 # F features, W instances in the table, K experts, C classes
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "NEIGHBOURS",
     "Neighbours",
     "grow_neighbours",
     "learn_neighbours",
-    "neighbours_as_structref",
     "new_neighbours",
     "vote_neighbours",
 ]
@@ -34,6 +34,7 @@ MISSING = 1e200
 _APART = 2.0
 
 
+@referable
 class Neighbours(NamedTuple):
     """The table and the settings of the experts."""
 
@@ -42,14 +43,6 @@ class Neighbours(NamedTuple):
     seen: NDArray[np.int64]  # (1,) instances learned
     nearest: NDArray[np.int64]  # (K,) how many neighbours vote
     window: NDArray[np.int64]  # (K,) among how many of the last instances
-
-
-NeighboursRef = structref_class(Neighbours)
-
-
-def neighbours_as_structref(n: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return NeighboursRef(*n)
 
 
 def new_neighbours(number: int, features: int) -> Neighbours:

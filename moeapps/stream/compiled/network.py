@@ -10,12 +10,13 @@ instance at a time is too little work for a framework: the overhead of a torch c
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeapps.stream.compiled.jit import kernel, structref_class, uniform
+from moeapps.stream.compiled.jit import kernel, uniform
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "Network",
@@ -23,7 +24,6 @@ __all__ = [
     "forward",
     "layers_of",
     "make_room",
-    "network_as_structref",
     "new_network",
     "resize",
     "train_batch",
@@ -38,6 +38,7 @@ _LEAST = np.float32(1e-35)
 """Means of Adam below this are zero; their steps are far below what changes a parameter."""
 
 
+@referable
 class Network(NamedTuple):
     """All parameters in one vector, so that Adam is one loop: W1 (R, H1), b1 (H1,), W2 (H1, H2), b2, W3 (H2, E), b3."""
 
@@ -46,14 +47,6 @@ class Network(NamedTuple):
     second: Float  # (P,)
     sizes: NDArray[np.int64]  # R, H1, H2, E
     steps: NDArray[np.int64]  # (1,) steps of Adam so far
-
-
-NetworkRef = structref_class(Network)
-
-
-def network_as_structref(net: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return NetworkRef(*net)
 
 
 def new_network(inputs: int, hidden: tuple[int, int], outputs: int, rng: np.random.Generator) -> Network:

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
 from moeapps.stream.compiled.linear import START, descend, softmax
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "ACCURACY",
@@ -32,9 +33,7 @@ __all__ = [
     "STACK",
     "WAYS",
     "Gate",
-    "GateRef",
     "GateWork",
-    "GateWorkRef",
     "decide",
     "grow_gate",
     "learn_gate",
@@ -66,6 +65,7 @@ FLOOR = 0.01
 _STACK_RATE, _STACK_MEMORY, _CONTEXT_RATE = 0.003, 0.001, 0.05
 
 
+@referable
 class Gate(NamedTuple):
     """What the gate has learned."""
 
@@ -82,6 +82,7 @@ class Gate(NamedTuple):
     state: NDArray[np.int64]  # (2,) which way answers, instances learned
 
 
+@referable
 class GateWork(NamedTuple):
     """Room for one instance."""
 
@@ -92,10 +93,6 @@ class GateWork(NamedTuple):
     gap: NDArray[np.float64]  # (E,) gradient by the logits of the context gate
     gradient: NDArray[np.float64]  # (E,)
     losses: NDArray[np.float64]  # (4,)
-
-
-GateRef = structref_class(Gate)
-GateWorkRef = structref_class(GateWork)
 
 
 def new_gate(experts: int, layout: Layout, way: int) -> Gate:

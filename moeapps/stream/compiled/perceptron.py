@@ -5,14 +5,15 @@ Adam (Kingma and Ba 2015) is lazy in the first layer: the weights of an input th
 
 # M experts, R rows of inputs, H hidden units, C classes
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout, move_rows
-from moeapps.stream.compiled.jit import fill, kernel, structref_class
+from moeapps.stream.compiled.jit import fill, kernel
 from moeapps.stream.compiled.linear import softmax
+from moeapps.stream.compiled.references import referable
 
 __all__ = [
     "NETWORKS",
@@ -20,7 +21,6 @@ __all__ = [
     "grow_perceptrons",
     "learn_perceptrons",
     "new_perceptrons",
-    "perceptrons_as_structref",
     "vote_perceptrons",
 ]
 
@@ -33,6 +33,7 @@ _LIMIT = 0.3
 """Weights of the first layer begin uniformly between plus and minus this: Glorot's limit for two inputs."""
 
 
+@referable
 class Perceptrons(NamedTuple):
     """Weights of all experts of this kind, with Adam's two moments beside them."""
 
@@ -40,14 +41,6 @@ class Perceptrons(NamedTuple):
     second: NDArray[np.float64]  # (M, H + 1, 3, C), the last row is the bias
     steps: NDArray[np.int64]  # (M,)
     rate: NDArray[np.float64]  # (M,)
-
-
-PerceptronsRef = structref_class(Perceptrons)
-
-
-def perceptrons_as_structref(p: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return PerceptronsRef(*p)
 
 
 def _drawn(seed: int, keys: NDArray[np.uint64], number: int, width: int) -> NDArray[np.float64]:

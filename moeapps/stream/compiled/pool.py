@@ -21,13 +21,13 @@ from moeapps.stream.compiled.arena import (
     NAIVE_BAYES,
     Trees,
     TreeSettings,
-    TreesRef,
     allocate,
     grow,
     room_for,
     values_of_0_1,
 )
-from moeapps.stream.compiled.jit import entry, kernel, random_seed, structref_class
+from moeapps.stream.compiled.jit import entry, kernel, random_seed
+from moeapps.stream.compiled.references import as_reference, referable
 
 __all__ = ["HoeffdingPool", "PoolState", "TreeConfig"]
 
@@ -36,20 +36,13 @@ _START_NODES = 64
 """Nodes that an arena begins with, per tree."""
 
 
+@referable
 class PoolState(NamedTuple):
     """What the compiled loops need of a pool."""
 
     trees: Trees
     place: NDArray[np.int64]  # (T,) which tree of the arena is the i-th of the pool
     rng: NDArray[np.uint64]
-
-
-PoolRef = structref_class(PoolState)
-
-
-def pool_as_structref(state: Any) -> Any:
-    """The same arrays behind one pointer."""
-    return PoolRef(TreesRef(*state.trees), state.place, state.rng)
 
 
 @dataclass(frozen=True)
@@ -228,7 +221,7 @@ class HoeffdingPool(Configurable):
         self.state = self.state._replace(trees=t)
         if known == 0 and number > 0:  # the first leaves begin with one feature, and so with all
             t.sizes[N_FEATURES] = known = 1
-            plant(pool_as_structref(self.state), 0, self.n_trees)
+            plant(as_reference(self.state), 0, self.n_trees)
         full = (t.subset_size == known) & (t.leaf >= 0)
         t.subset[full, known:total] = np.arange(known, total)
         t.subset_size[full] = total
@@ -260,7 +253,7 @@ class HoeffdingPool(Configurable):
         place = np.arange(self.n_trees)
         place[target] = target[other.state.place]
         self.state = PoolState(t, place, other.state.rng)
-        plant(pool_as_structref(self.state), before, now)
+        plant(as_reference(self.state), before, now)
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below ``number``."""
@@ -315,14 +308,14 @@ class HoeffdingPool(Configurable):
         while start < len(X):
             self.reserve()
             run = _learn_numbers if self.regression else _learn_classes
-            start = run(pool_as_structref(self.state), self.settings, self.may_grow, X, y, weight, start)
+            start = run(as_reference(self.state), self.settings, self.may_grow, X, y, weight, start)
 
     def predict_proba_many(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of every tree, ``(n, T, C)``, zero where one has seen nothing; or numbers ``(n, T)``."""
         X = self._checked(X)
         if self.regression:
-            return _predict_numbers(pool_as_structref(self.state), X)
-        return _predict_classes(pool_as_structref(self.state), self.settings, X)
+            return _predict_numbers(as_reference(self.state), X)
+        return _predict_classes(as_reference(self.state), self.settings, X)
 
     def _checked(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         X = np.ascontiguousarray(X, dtype=np.float64)

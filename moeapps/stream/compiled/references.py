@@ -11,7 +11,7 @@ Where a version of numba has another layout, :data:`CAN_WRITE` is False, and ref
 
 import ctypes
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import typeof, types
@@ -29,14 +29,19 @@ try:
 except (ImportError, AttributeError):
     CAN_WRITE = False
 
-__all__ = ["CAN_WRITE", "structref_class"]
+__all__ = ["CAN_WRITE", "as_reference", "referable"]
+
+T = TypeVar("T", bound=type)
 
 
-def structref_class(fields: type) -> Any:
-    """Class of references to the content of a NamedTuple.
+_CLASSES: dict[type, Any] = {}
+"""Classes of references by the NamedTuple whose content they refer to."""
 
-    ``structref_class(State)(*state)`` makes one, in Python or in a kernel; its attributes have the names of the tuple,
-    and its arrays are shared with it. Parts of the tuple may be tuples of numbers or arrays, or references.
+
+def referable(fields: T) -> T:
+    """Decorate a NamedTuple of which there shall be references; see :func:`as_reference`.
+
+    Its parts may be numbers, arrays, tuples of these, and referable tuples.
     """
     name = f"{fields.__name__}Ref"
     names = list(fields._fields)  # type: ignore[attr-defined]
@@ -47,7 +52,18 @@ def structref_class(fields: type) -> Any:
         part.__module__ = fields.__module__
         part.__qualname__ = part.__name__
         setattr(sys.modules[fields.__module__], part.__name__, part)
-    return proxy
+    _CLASSES[fields] = proxy
+    return fields
+
+
+def as_reference(state: Any) -> Any:
+    """Reference to a referable NamedTuple, and so for its parts.
+
+    Compiled code reads its attributes by the names of the tuple, and shares its arrays. A part may be a reference
+    already.
+    """
+    parts = (as_reference(part) if type(part) in _CLASSES else part for part in state)
+    return _CLASSES[type(state)](*parts)
 
 
 def _plain_fields(self: Any, fields: Any) -> Any:

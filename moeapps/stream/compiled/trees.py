@@ -38,7 +38,6 @@ from moeapps.stream.compiled.arena import (
     N_FEATURES,
     Trees,
     TreeSettings,
-    TreesRef,
 )
 from moeapps.stream.compiled.jit import fill, kernel, uniform
 from moeapps.stream.compiled.observers import (
@@ -56,7 +55,6 @@ from moeapps.stream.compiled.observers import (
 __all__ = [
     "TreeSettings",
     "Trees",
-    "TreesRef",
     "argmax",
     "close_split",
     "count_values",

@@ -10,8 +10,8 @@ from moeapps.stream.compiled.adwin import (
     allocate_windows,
     reset_window,
     update_window,
-    windows_as_structref,
 )
+from moeapps.stream.compiled.references import as_reference
 
 
 @pytest.mark.parametrize("delta", [0.002, 0.05])
@@ -20,7 +20,7 @@ def test_alarms_are_rivers(delta, seed):
     rng = np.random.default_rng(seed)
     values = np.concatenate([rng.random(2000) < p for p in (0.2, 0.5, 0.45, 0.9)] + [rng.normal(0.3, 0.1, 2000)])
     rival, windows = ADWIN(delta=delta), allocate_windows(2)
-    reference = windows_as_structref(windows)  # as the loops have it: no second machine code is needed
+    reference = as_reference(windows)  # as the loops have it: no second machine code is needed
     theirs, ours = [], []
     for i, value in enumerate(values.astype(float)):
         rival.update(value)
@@ -36,7 +36,7 @@ def test_alarms_are_rivers(delta, seed):
 
 def test_the_window_keeps_number_and_sum():
     windows = allocate_windows(1)
-    reference = windows_as_structref(windows)
+    reference = as_reference(windows)
     values = np.random.default_rng(0).random(1000)
     for value in values:
         assert not update_window(reference, 0, value, 1e-9)

@@ -9,18 +9,16 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from moeapps.stream.compiled.bayes import (
     BAYES,
-    bayes_as_structref,
     grow_bayes,
     learn_bayes,
     new_bayes,
     vote_bayes,
 )
 from moeapps.stream.compiled.inputs import CUT, Layout, encode, move_rows, update_moments
-from moeapps.stream.compiled.linear import LINEAR, START, learn_linear, linear_as_structref, new_linear, vote_linear
+from moeapps.stream.compiled.linear import LINEAR, START, learn_linear, new_linear, vote_linear
 from moeapps.stream.compiled.neighbours import (
     NEIGHBOURS,
     learn_neighbours,
-    neighbours_as_structref,
     new_neighbours,
     vote_neighbours,
 )
@@ -31,8 +29,6 @@ from moeapps.stream.compiled.online_gate import (
     FLOOR,
     MEAN,
     STACK,
-    GateRef,
-    GateWorkRef,
     decide,
     learn_gate,
     new_gate,
@@ -44,9 +40,9 @@ from moeapps.stream.compiled.perceptron import (
     grow_perceptrons,
     learn_perceptrons,
     new_perceptrons,
-    perceptrons_as_structref,
     vote_perceptrons,
 )
+from moeapps.stream.compiled.references import as_reference
 
 NUMBERS = np.array([-1, -1, -1], dtype=np.int32)
 
@@ -108,7 +104,7 @@ def test_neighbours_are_those_of_scikit_learn_in_the_recent_window():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(2600, 3)) * [1.0, 10.0, 0.1]
     y = rng.integers(0, 4, 2600)
-    moments, n = moments_of(X), neighbours_as_structref(new_neighbours(3, 3))
+    moments, n = moments_of(X), as_reference(new_neighbours(3, 3))
     for x, label in zip(X, y, strict=True):
         learn_neighbours(n, NUMBERS, x, label)
     scale = np.sqrt(moments[:, 2])
@@ -125,7 +121,7 @@ def test_neighbours_are_those_of_scikit_learn_in_the_recent_window():
 
 def test_categories_and_missing_values_have_a_distance():
     kind, moments = np.array([-1, 0], dtype=np.int32), np.array([[9.0, 0.0, 1.0], [9.0, 0.0, 0.0]])
-    n = neighbours_as_structref(new_neighbours(1, 2))
+    n = as_reference(new_neighbours(1, 2))
     for x, label in (((0.0, 0.0), 0), ((0.0, 1.0), 1), ((np.nan, 0.0), 2), ((3.0, np.nan), 3)):
         for _ in range(3):
             learn_neighbours(n, kind, np.array(x), label)
@@ -143,7 +139,7 @@ def test_categories_and_missing_values_have_a_distance():
 
 
 def test_without_instances_all_classes_are_equally_likely():
-    votes = votes_of_neighbours(neighbours_as_structref(new_neighbours(3, 3)), NUMBERS, np.ones((3, 3)), np.zeros(3), 4)
+    votes = votes_of_neighbours(as_reference(new_neighbours(3, 3)), NUMBERS, np.ones((3, 3)), np.zeros(3), 4)
     assert (votes == 0.25).all()
 
 
@@ -156,7 +152,7 @@ def test_naive_bayes_is_the_formula():
     X = np.column_stack([rng.normal(size=400), rng.integers(0, 3, 400)])
     y = (X[:, 0] + (X[:, 1] == 2) + rng.normal(size=400) > 1).astype(int)
     moments, plain = np.zeros((2, 3)), new_bayes(2, 2, 1, 4, 2)
-    b = bayes_as_structref(plain)
+    b = as_reference(plain)
     for x, label in zip(X, y, strict=True):
         learn_bayes(b, kind, moments, known, x, label, 2)
         update_moments(moments, x)
@@ -190,7 +186,7 @@ def test_naive_bayes_is_the_formula():
 
 def test_naive_bayes_forgets_and_far_values_do_not_break_it():
     rng = np.random.default_rng(0)
-    moments, b = np.zeros((3, 3)), bayes_as_structref(new_bayes(2, 3, 0, 0, 2))
+    moments, b = np.zeros((3, 3)), as_reference(new_bayes(2, 3, 0, 0, 2))
     none = np.zeros(0, dtype=np.int32)
     right = []
     for i in range(4000):
@@ -226,7 +222,7 @@ def test_linear_models_make_the_steps_of_adagrad_and_rmsprop():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 3)), rng.integers(0, 4, 60)
     plain = new_linear(3, Layout(3, 0, 0), 4)
-    m = linear_as_structref(plain)
+    m = as_reference(plain)
     rows, votes, gradient = np.arange(4), np.zeros((3, 4)), np.zeros(4)
     weights = [torch.zeros(4, 4, dtype=torch.float64, requires_grad=True) for _ in LINEAR]
     steps = []
@@ -255,7 +251,7 @@ def test_a_network_makes_the_steps_of_adam():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 3)), rng.integers(0, 2, 60)
     plain = new_perceptrons(1, Layout(3, 0, 0), 2, seed=5)
-    p = perceptrons_as_structref(plain)
+    p = as_reference(plain)
     first = torch.tensor(plain.first[:, 0, 0].copy(), requires_grad=True)
     second = torch.tensor(plain.second[0, :, 0].copy(), requires_grad=True)
     adam = torch.optim.Adam([first, second], lr=NETWORKS[0])
@@ -308,7 +304,7 @@ class Gate:
         self.way = way
         self.plain = new_gate(E, Layout(R - 1, 0, 0), way)
         self.work = new_gate_work(E, C)
-        self.g, self.w = GateRef(*self.plain), GateWorkRef(*self.work)
+        self.g, self.w = as_reference(self.plain), as_reference(self.work)
         self.recent = np.array([0.9, 0.6, 0.3])
 
     def decide(self, votes, numbers=None):

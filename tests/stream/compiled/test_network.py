@@ -11,12 +11,12 @@ from moeapps.stream.compiled.network import (
     forward,
     layers_of,
     make_room,
-    network_as_structref,
     new_network,
     resize,
     train_batch,
     train_one,
 )
+from moeapps.stream.compiled.references import as_reference
 
 
 def twin(network) -> StreamRouter:
@@ -28,7 +28,7 @@ def twin(network) -> StreamRouter:
 
 def logits_of(network, x: np.ndarray) -> np.ndarray:
     outputs = network.sizes[3]
-    network = network_as_structref(network)
+    network = as_reference(network)
     room, out = make_room(network), np.zeros((len(x), outputs), dtype=np.float32)
     for i, row in enumerate(x):
         forward(network, row, room, out[i])
@@ -41,7 +41,7 @@ def test_training_equals_torch(batch):
     network = new_network(6, (32, 16), 5, rng)
     router = twin(network)
     optimizer = torch.optim.Adam(router.parameters(), lr=2e-3)
-    reference = network_as_structref(network)
+    reference = as_reference(network)
     generator, room = random_seed(0), make_room(reference)
     for _ in range(30):
         x = rng.normal(size=(batch, 6)).astype(np.float32)
@@ -65,7 +65,7 @@ def test_a_batch_of_one_and_one_instance_are_the_same_step():
     first = new_network(4, (16, 8), 3, rng)
     second = resize(first, 4, 3, rng)
     x, mask = rng.normal(size=(1, 4)).astype(np.float32), np.array([[1, 0, 1]], dtype=np.float32)
-    batch, single = network_as_structref(first), network_as_structref(second)
+    batch, single = as_reference(first), as_reference(second)
     for _ in range(5):
         train_batch(batch, x, mask, 0.3, 2e-3, random_seed(7))
         train_one(single, x[0], mask[0], 0.3, 2e-3, make_room(single), random_seed(7))
@@ -78,7 +78,7 @@ def test_dropout_drops_that_share_of_the_first_layer_and_scales_the_rest():
     w1 = layers_of(network.parameters, network.sizes)[0]
     w1[:] = 1.0
     before = network.parameters.copy()
-    reference, one = network_as_structref(network), np.ones(1, np.float32)
+    reference, one = as_reference(network), np.ones(1, np.float32)
     train_one(reference, one, one, 0.25, 1e-3, make_room(reference), random_seed(3))
     moved = layers_of(network.parameters - before, network.sizes)[2]
     rows = np.abs(moved).sum(axis=1) > 0  # rows of W2 behind dropped units do not move

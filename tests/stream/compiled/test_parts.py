@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from moeapps.stream.compiled import jit, parts, references
-from moeapps.stream.compiled.jit import entry, fill, kernel, structref_class, uniform
+from moeapps.stream.compiled.jit import entry, fill, kernel, uniform
 from moeapps.stream.compiled.parts import CAN_LINK, Part
+from moeapps.stream.compiled.references import as_reference, referable
 
 
+@referable
 class Inner(NamedTuple):
     numbers: np.ndarray
     flags: np.ndarray
@@ -24,15 +26,12 @@ class Settings(NamedTuple):
     steps: int
 
 
+@referable
 class Outer(NamedTuple):
     inner: Inner
     settings: Settings
     grid: np.ndarray
     pair: tuple
-
-
-InnerRef = structref_class(Inner)
-OuterRef = structref_class(Outer)
 
 
 @kernel
@@ -59,7 +58,7 @@ def read(o):
 
 
 def outer_state() -> Outer:
-    inner = InnerRef(np.array([1.0, 2.0]), np.array([True, False]))
+    inner = Inner(np.array([1.0, 2.0]), np.array([True, False]))
     return Outer(inner, Settings(0.25, True, 7), np.arange(6.0).reshape(2, 3), (np.zeros(1), np.array([0.5])))
 
 
@@ -82,22 +81,22 @@ def test_parts_are_the_same_linked_called_from_python_and_in_numbas_own_way(monk
 
 def test_a_reference_made_by_python_is_what_compiled_code_reads_and_writes():
     state = outer_state()
-    reference = OuterRef(*state)
+    reference = as_reference(state)
     assert kernel(read)(reference) == 0.25 + 10.0 + 2.0 + 7 + 6.0 + 0.5
     assert state.grid[1, 2] == 6.0  # shared
-    other = OuterRef(*state._replace(settings=Settings(0.5, False, 1)))
+    other = as_reference(state._replace(settings=Settings(0.5, False, 1)))
     assert kernel(read)(other) == 12.0 + 1 + 7.0 + 0.5
 
 
 def test_a_reference_in_numbas_own_way_is_the_same(monkeypatch):
     monkeypatch.setattr(references, "CAN_WRITE", False)
     state = outer_state()
-    assert kernel(read)(OuterRef(*state)) == 25.75
+    assert kernel(read)(as_reference(state)) == 25.75
     assert state.grid[1, 2] == 6.0
 
 
 def test_a_reference_keeps_its_arrays():
-    reference = OuterRef(*outer_state())
+    reference = as_reference(outer_state())
     gc.collect()
     noise = [np.full((2, 3), np.nan) for _ in range(1000)]
     assert kernel(read)(reference) == 25.75
@@ -109,7 +108,7 @@ def test_a_reference_refuses_arrays_that_the_loops_cannot_use():
     fixed.flags.writeable = False
     for bad in (np.zeros(4)[::2], fixed):
         with pytest.raises(ValueError, match="contiguous and can be written to"):
-            InnerRef(bad, np.array([True, False]))
+            as_reference(Inner(bad, np.array([True, False])))
 
 
 def test_progress_names_the_function_and_the_number_of_parts_once(monkeypatch, caplog):

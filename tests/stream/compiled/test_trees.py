@@ -7,6 +7,7 @@ from river import tree
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream import HoeffdingPool, synthetic_stream
 from moeapps.stream.compiled.arena import LEAF
+from moeapps.stream.compiled.references import as_reference
 
 
 def make(features: int, classes: int, **arguments) -> HoeffdingPool:
@@ -132,16 +133,16 @@ def test_memory_stays_below_the_caps_and_poor_leaves_are_deactivated():
 
 def test_a_removed_tree_gives_its_rows_back():
     from moeapps.stream.compiled.engine import remove_trees
-    from moeapps.stream.compiled.pool import plant, pool_as_structref
+    from moeapps.stream.compiled.pool import plant
 
     X, y = synthetic_stream("sea_abrupt", 3000, seed=5).arrays()
     pool = make(3, 2, n_trees=2)
     pool.learn_many(X, y)
     used = pool.state.trees.sizes.copy()
     nodes = pool.n_nodes.copy()
-    remove_trees(pool_as_structref(pool.state), 1, 2)
+    remove_trees(as_reference(pool.state), 1, 2)
     assert pool.state.trees.sizes[0] == used[0] + nodes[1]
-    plant(pool_as_structref(pool.state), 0, 2)
+    plant(as_reference(pool.state), 0, 2)
     assert pool.n_nodes.tolist() == [nodes[0], 1]
     assert not pool.predict_proba_many(X[:1])[0, 1].any()
 

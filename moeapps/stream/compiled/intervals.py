@@ -14,10 +14,10 @@ drift, when many targets are outside, a_t falls and the intervals become wider u
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.stream.compiled.jit import entry
 
 __all__ = ["ConformalIntervals"]
 
@@ -31,15 +31,7 @@ LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99])
 """Levels that are adapted; those between are interpolated, so a prediction with any level changes nothing."""
 
 
-def _compiled(function: Any) -> Any:
-    """The function, compiled; kept on disk where that is possible."""
-    try:
-        return njit(function, cache=True, error_model="numpy")
-    except RuntimeError:  # numba can write neither beside the source nor to the user's cache folder
-        return njit(function, error_model="numpy")
-
-
-@_compiled
+@entry
 def _update(new, ring, ordered, alphas, levels, rate, seen):  # type: ignore[no-untyped-def]
     """Add residuals (n,) to the window (W,), which is kept in order of time and in order of size, and adapt (K,)."""
     size = ring.shape[0]

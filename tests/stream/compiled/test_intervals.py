@@ -10,7 +10,7 @@ import torch
 import moeapps
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.stream import DriftMoERegressor
-from moeapps.stream.intervals import LEVELS, RATE, WINDOW, ConformalIntervals
+from moeapps.stream.compiled.intervals import LEVELS, RATE, WINDOW, ConformalIntervals
 
 
 def drifting(n: int, seed: int) -> tuple[list[dict[str, float]], list[float]]:
