@@ -45,6 +45,15 @@ def fill(producer, topic: str, n: int, partitions: int = 1, start: int = 0) -> N
     assert producer.flush(20) == 0
 
 
+def everything(source, n: int) -> list[dict]:
+    """Fields of all events up to the end, in reads of n; a read brings nothing where none comes for half a second."""
+    found = []
+    while source.endless:
+        found += [event.fields for event in source.read(n)]
+    source.close()
+    return found
+
+
 def small() -> DriftMoEClassifier:
     return DriftMoEClassifier(seed=1, n_experts=3)
 
@@ -61,11 +70,7 @@ def test_everything_of_a_topic_is_learned_and_predictions_are_sent(broker):
     job.run()
     job.close()
     assert (job.counts.events, job.counts.learned, job.counts.rejected) == (601, 600, 1)
-    back = open_source(f"kafka://{address}/predictions?stop=end")
-    sent = []
-    while events := back.read(200):
-        sent += [event.fields for event in events]
-    back.close()
+    sent = everything(open_source(f"kafka://{address}/predictions?stop=end"), 200)
     sent.sort(key=lambda entry: entry["id"])  # the topic has several partitions
     assert [entry["id"] for entry in sent] == list(range(600))
     assert np.mean([entry["prediction"] == entry["target"] for entry in sent[100:]]) > 0.8
@@ -76,12 +81,8 @@ def test_partitions_can_be_read_one_by_one_or_together(broker):
     fill(producer, "two", 40, partitions=2)
     ids = {}
     for query in ("?stop=end&partition=0", "?stop=end&partition=1", "?stop=end"):
-        source = open_source(f"kafka://{address}/two{query}")
-        found = []
-        while (events := source.read(7)) or source.endless:  # none may come for half a second
-            found += events
-        ids[query] = sorted(event.fields["id"] for event in found)
-        source.close()
+        found = everything(open_source(f"kafka://{address}/two{query}"), 7)
+        ids[query] = sorted(fields["id"] for fields in found)
     assert ids["?stop=end&partition=0"] == list(range(0, 40, 2))
     assert ids["?stop=end&partition=1"] == list(range(1, 40, 2))
     assert ids["?stop=end"] == list(range(40))
