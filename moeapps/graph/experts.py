@@ -231,7 +231,7 @@ class NodeExpert:
             raise DataError(
                 f"edge_weight was given (or edge_attr, or values in the adjacency matrix), but "
                 f"{type(self.network).__name__} does not use edge weights: leave them out, or use a network that does "
-                "(gcn, gat, gatv2, or a module with forward(x, edge_index, edge_weight))"
+                "(gcn, sage, gat, gatv2, or a module with forward(x, edge_index, edge_weight))"
             )
         return weight
 

@@ -31,7 +31,8 @@ class GNNClassifier(NodeClassifier):
     ----------
     network : str, dict, list or torch.nn.Module
         ``"auto"``: an MLP and the networks of :data:`~moeapps.graph.portfolio.PORTFOLIO` compete; a list: these do. Or
-        one network: ``"mlp"`` (no edges), ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
+        one network: ``"mlp"`` (no edges),
+        ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
         ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`), or in a dict with sizes
         of its own, ``{"network": "gcn_skip", "num_layers": 4}``; or a module with ``forward(x, edge_index)``.
     hidden_channels : int
@@ -41,8 +42,8 @@ class GNNClassifier(NodeClassifier):
     dropout : float
         Dropout probability.
     norm : str or None
-        Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), None, or ``"auto"``, which
-        of the three validates best.
+        Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), None, or ``"auto"``,
+        whichever of the three validates best.
     lr, weight_decay : float
         Learning rate and L2 penalty of Adam.
     max_epochs : int

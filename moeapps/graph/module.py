@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
-from moeapps.core.config import config_from, takes
+from moeapps.core.config import as_arguments, config_from, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.mixing.selection import Gate
@@ -38,8 +38,21 @@ GATE_STEPS = 10
 """Steps per epoch while only the gates are fitted, on constant logits."""
 
 
-KEPT = 5
-"""Graph networks of a portfolio that are trained to the end."""
+
+OF_THE_PAPER = (
+    "medium",
+    "confidence",
+    "dispersion",
+    "alpha",
+    "gate_channels",
+    "monotone",
+    "detach_confidence",
+    "gate_fit",
+    "pretrain",
+    "round_patience",
+    "lr_gate",
+)
+"""Settings of the paper's training that a mixture of experts trained alone has no use for."""
 
 
 class MowstModule(NodeModule):
@@ -85,6 +98,7 @@ class MowstModule(NodeModule):
     ) -> None:
         super().__init__()
         check_one_of("variant", config.variant, (AUTO, "mixture", "best", *VARIANTS))
+        check_sizes(kept=config.kept)
         check_one_of("gate_fit", training.gate_fit, ("holdout", "train"))
         check_one_of("pretrain", training.pretrain, PRETRAIN)
         check_one_of("monitor", training.monitor, MONITORS)
@@ -111,14 +125,18 @@ class MowstModule(NodeModule):
 
     def _several_experts(self, config: MowstExperts, training: MowstTraining) -> None:
         """Experts that are trained alone."""
-        if config.medium is not None:
-            raise ConfigError(
-                "medium is for variant='mowst_star' or 'mowst' with one strong expert: put it into strong"
-            )
+        defaults = {**as_arguments(MowstExperts()), **as_arguments(MowstTraining())}
+        given = {**as_arguments(config), **as_arguments(training)}
+        for name in OF_THE_PAPER:
+            if given[name] != defaults[name]:
+                raise ConfigError(
+                    f"{name}={given[name]!r} is for variant='mowst_star' or 'mowst', with one strong expert: a mixture "
+                    "of experts that are trained alone does not use it. Name the strong expert, strong='gcn' say"
+                )
         if self.inference not in FITTED_INFERENCES:
             raise ConfigError(
-                f"inference={self.inference!r} needs the confidence of variant='mowst_star' or 'mowst', with one strong "
-                f"expert: a mixture has {' and '.join(FITTED_INFERENCES)}"
+                f"inference={self.inference!r} needs the confidence of variant='mowst_star' or 'mowst', with one "
+                f"strong expert: a mixture has {' and '.join(FITTED_INFERENCES)}"
             )
         self.config: MowstConfig = config
         self.networks: dict[str, Spec | nn.Module] = {}
@@ -131,7 +149,7 @@ class MowstModule(NodeModule):
             self.networks |= named_experts(portfolio_of(config.strong, config), config)
         self.names = tuple(self.networks)
         always = ("weak",) if config.variant != "best" and "weak" in self.names else ()
-        kept = KEPT if config.variant != "best" else 1
+        kept = config.kept if config.variant != "best" else 1
         self.rates = dict.fromkeys(self.names, training.lr)
         self.gate_on_holdout, self.held_out = False, HeldOut()
         self.plan = SearchPlan(self.names, kept, training.patience, always)
@@ -142,6 +160,10 @@ class MowstModule(NodeModule):
             raise ConfigError(
                 f"variant={config.variant!r} trains one strong expert: name it, strong='gcn' say, or leave variant "
                 f"'auto' for a mixture of several; got strong={config.strong!r}"
+            )
+        if config.gate != AUTO:
+            raise ConfigError(
+                f"gate={config.gate!r} is for variant='mixture': the paper's training has a confidence (confidence=...)"
             )
         norm = "batch_norm" if config.norm == AUTO else config.norm
         variant = "mowst_star" if config.variant == AUTO else config.variant
@@ -280,9 +302,8 @@ class MowstModule(NodeModule):
             return
         if isinstance(self.plan, SearchPlan) and len(self.names) > 1:
             rank_zero_info(
-                f"{len(self.names)} networks compete ({', '.join(self.names)}); at most "
-                f"{min([len(self.names), *self.plan.cuts.values()]) + len(self.plan.always)} are trained to the end: in "
-                f"all about {self.plan.cost(self._work()):.1f} trainings of the costliest"
+                f"{len(self.names)} networks compete ({', '.join(self.names)}); at most {self.plan.most_kept} are "
+                f"trained to the end: in all about {self.plan.cost(self._work()):.1f} trainings of the costliest"
             )
         self._refresh_held_out()
         self.plan.start(self.held_out.scores(self.model, self.monitor, self._class_weight)[0], self.model)
@@ -392,7 +413,8 @@ class MowstModule(NodeModule):
 
     def selection(self) -> list[dict[str, Any]]:
         """The networks that competed: name and sizes, epochs, validation score, kept or not, mean weight."""
-        assert isinstance(self.plan, SearchPlan) and isinstance(self.model, GraphMixture)
+        assert isinstance(self.plan, SearchPlan)
+        assert isinstance(self.model, GraphMixture)
         weights = dict(zip(self.model.names, self.predict_held_out().weights.mean(0).tolist(), strict=True))
         rows = []
         for name, network in self.networks.items():

@@ -138,6 +138,8 @@ class MowstClassifier(NodeClassifier):
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
         ``"best"``, or ``"auto"``, whichever does best on validation nodes that it was not fitted on (see
         :func:`~moeapps.core.mixing.fit_mixture`).
+    kept : int
+        Graph networks of a mixture that are trained to the end.
 
     Attributes
     ----------
@@ -236,6 +238,7 @@ class MowstClassifier(NodeClassifier):
         monotone: bool = False,
         detach_confidence: bool = False,
         gate: Gate = "auto",
+        kept: int = 5,
     ) -> None:
         store_arguments(self, locals())
 
@@ -262,8 +265,8 @@ class MowstClassifier(NodeClassifier):
     def route(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
         """Which nodes' predictions use the strong expert, as a bool array; parameters as in :meth:`predict_proba`.
 
-        With ``inference="mix"``, which uses it for all, these are the nodes whose confidence is below ``threshold_``, or
-        in a mixture those that go on from the weak expert in a cascade.
+        With ``inference="mix"``, which uses it for all, these are the nodes whose confidence is below ``threshold_``,
+        or in a mixture those that go on from the weak expert in a cascade.
         """
         graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
         instead: Inference = "cascade" if self._is_mixture() else "threshold"

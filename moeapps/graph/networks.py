@@ -66,13 +66,21 @@ class _GINConv(GINConv):
 
 
 class _SAGEConv(SAGEConv):
-    """Mean of neighbours, multiplied before the mean is taken where that makes the rows shorter."""
+    """Mean of neighbours, multiplied before the mean is taken where that makes the rows shorter.
 
-    def forward(self, x: Tensor, edge_index: EdgeIndex) -> Tensor:
+    An edge of weight w counts in the mean as w edges.
+    """
+
+    def forward(self, x: Tensor, edge_index: EdgeIndex, edge_weight: Tensor | None = None) -> Tensor:
         weight, bias = self.lin_l.weight, self.lin_l.bias
         first = weight.shape[0] < weight.shape[1]
         rows = F.linear(x, weight) if first else x
-        mean = neighbor_sum(edge_index, rows, reduce="mean")
+        if edge_weight is None:
+            mean = neighbor_sum(edge_index, rows, reduce="mean")
+        else:
+            _refuse_negative(edge_weight, "sage")
+            total = neighbor_sum(edge_index, torch.ones_like(rows[:, :1]), edge_weight)
+            mean = neighbor_sum(edge_index, rows, edge_weight) / total.clamp(min=torch.finfo(total.dtype).tiny)
         own: Tensor = self.lin_r(x)
         return own + (mean + bias if first else F.linear(mean, weight, bias))
 
@@ -117,10 +125,16 @@ def _attention(
 ) -> Tensor:
     """Softmax over each target's edges, ``(E, heads)``, with edges of weight ``(E,)``."""
     if weight is not None:
-        if bool((weight < 0).any()):
-            raise DataError("an edge_weight is below 0: an attention network (gat, gatv2) takes weights from 0 on")
+        _refuse_negative(weight, "gat")
         scores = scores + weight.log()[:, None]
     return F.dropout(softmax(scores, index, ptr, dim_size), conv.dropout, conv.training)
+
+
+def _refuse_negative(weight: Tensor, network: str) -> None:
+    if bool((weight < 0).any()):
+        raise DataError(
+            f"an edge_weight is {float(weight.min()):g}: {network} averages over edges and takes weights from 0 on"
+        )
 
 
 class _Skip(nn.Module):
@@ -258,6 +272,8 @@ class GCN(GraphNetwork, PyGGCN):
 
 class GraphSAGE(GraphNetwork, PyGSAGE):
     """Hamilton et al. 2017, mean aggregation."""
+
+    supports_edge_weight = True  # PyG's does not take them
 
     def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
         """A convolution that multiplies where it is cheaper."""

@@ -312,7 +312,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             variant="best", strong=networks, weak=weak, class_weight=weight, **sizes, **training
         )
         history = self._train(module, data, seed)
-        self.network_ = {key: value for key, value in module.networks[module.plan.champion].items()}
+        self.network_ = dict(module.networks[module.plan.champion])  # type: ignore[arg-type]
         self.selected_ = module.selection()
         return module, history
 

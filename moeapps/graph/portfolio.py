@@ -25,12 +25,12 @@ PORTFOLIO: tuple[Spec, ...] = (
     {"network": "gcn", "norm": "batch_norm"},
     {"network": "gcn_skip", "norm": "layer_norm"},
     {"network": "gcn_skip", "norm": "layer_norm", "num_layers": 4},
-    {"network": "sage", "norm": "layer_norm"},
+    {"network": "gcn_skip", "norm": "batch_norm", "num_layers": 4},
+    {"network": "sage", "norm": "batch_norm"},
     {"network": "sage", "norm": "layer_norm", "num_layers": 4},
-    {"network": "gat", "norm": None},
 )
-"""What ``"auto"`` stands for. Convolutions with a symmetric mean, with one beside the node's own row and with attention;
-shallow and deep; each with the norm that suits it. Chosen on splits that no table of the documentation uses."""
+"""What ``"auto"`` stands for: convolutions with a symmetric mean, and with a mean beside the node's own row; shallow
+and deep; with the norms that suit them. Chosen on splits that no table of the documentation uses."""
 
 
 def spec_of(network: str | Mapping[str, Any], config: NetworkConfig) -> Spec:
@@ -84,8 +84,8 @@ def portfolio_of(networks: Networks, config: NetworkConfig) -> list[Spec]:
         chosen = list(networks)
     else:
         raise ConfigError(
-            "several networks are given as a list of names, or of dicts such as {'network': 'gcn', 'num_layers': 4}, got "
-            f"{networks!r}; a torch module is given alone"
+            "several networks are given as a list of names, or of dicts such as {'network': 'gcn', 'num_layers': 4}, "
+            f"got {networks!r}; a torch module is given alone"
         )
     specs: list[Spec] = []
     for entry in chosen:

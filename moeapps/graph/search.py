@@ -66,6 +66,11 @@ class SearchPlan:
         return Stage(active, "mix")
 
     @property
+    def most_kept(self) -> int:
+        """Networks that are trained to the end, at most."""
+        return min([len(self.names) - len(self.always), *self.cuts.values()]) + len(self.always)
+
+    @property
     def started(self) -> bool:
         """Whether :meth:`start` was called, in this run or before it was interrupted."""
         return self._started

@@ -62,12 +62,16 @@ class MowstExperts(MowstConfig):
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
         ``"best"``, or ``"auto"``, whichever of them does best on validation nodes that it was not fitted on; see
         :func:`~moeapps.core.mixing.fit_mixture`.
+    kept : int, default 5
+        Graph networks of a mixture that are trained to the end; of more, those that have the better validation scores
+        after 20, 40, ... epochs.
     """
 
     norm: str | None = AUTO
     strong: Networks = AUTO  # type: ignore[assignment]
     variant: Literal["auto", "mixture", "best", "mowst_star", "mowst"] = AUTO  # type: ignore[assignment]
     gate: Gate = "auto"
+    kept: int = 5
 
 
 def is_one_network(strong: Networks) -> bool:

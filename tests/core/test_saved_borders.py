@@ -258,8 +258,8 @@ def _fits(lr):
     return {
         "classifier": lambda: moeapps.MoEClassifier(**tables).fit(columns, table["label"]).predict_proba(columns),
         "regressor": lambda: moeapps.MoERegressor(**tables).fit(columns, table["number"]).predict(columns),
-        "gnn": lambda: moeapps.GNNClassifier(hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
-        "mowst": lambda: moeapps.MowstClassifier(hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
+        "gnn": lambda: moeapps.GNNClassifier("gcn", hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
+        "mowst": lambda: moeapps.MowstClassifier("gcn", hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
         "ranker": lambda: (
             moeapps.MultiTaskRanker("mmoe", **narrow)
             .fit(frame, ["click", "like", "stars", "seconds"], kinds={"seconds": "count"})

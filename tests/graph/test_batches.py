@@ -95,7 +95,9 @@ def small() -> GraphDataModule:
 
 
 def mowst(**kwargs):
-    return MowstModule(**{"hidden_channels": 8, "patience": 2, "round_patience": 1, "norm": None, **kwargs})
+    return MowstModule(
+        **{"strong": "gcn", "hidden_channels": 8, "patience": 2, "round_patience": 1, "norm": None, **kwargs}
+    )
 
 
 @pytest.mark.parametrize("make", [GNNModule, mowst], ids=["one network", "mowst"])

@@ -160,7 +160,7 @@ class Blind(nn.Module):
 @pytest.fixture
 def held_out():
     """A module with validation nodes of which the sure half are right by the weak expert, all by the strong one."""
-    module = MowstModule(confidence="given", in_channels=3, out_channels=2)
+    module = MowstModule(strong="gcn", confidence="given", in_channels=3, out_channels=2)
     module.configure_model()
     y = torch.randint(0, 2, (200,))
     truth = nn.functional.one_hot(y, 2) * 2.0 - 1.0

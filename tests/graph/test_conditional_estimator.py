@@ -15,7 +15,7 @@ from moeapps.graph import GNNClassifier, MowstClassifier, load_cora, predict_nod
 from moeapps.graph.datasets import PublicGraphData
 from moeapps.graph.edges import Edges
 
-QUICK = {"max_epochs": 200, "patience": 10, "random_state": 0}
+QUICK = {"max_epochs": 200, "patience": 10, "random_state": 0, "norm": "batch_norm"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def halves() -> Data:
 
 @pytest.fixture(scope="module")
 def fitted(halves):
-    return MowstClassifier(inference="cascade", threshold="auto", tolerance=0.005, **QUICK).fit(halves)
+    return MowstClassifier("gcn", inference="cascade", threshold="auto", tolerance=0.005, **QUICK).fit(halves)
 
 
 def test_a_chosen_threshold_spares_the_strong_expert_and_keeps_the_score(fitted, halves):
@@ -34,9 +34,9 @@ def test_a_chosen_threshold_spares_the_strong_expert_and_keeps_the_score(fitted,
     assert fitted.champion_ == "mix"
     assert 0 < fitted.cost_.strong < 0.9
     assert fitted.score(halves) > full.score(halves) - 0.02
-    budget = MowstClassifier(inference="cascade", threshold="auto", budget=0.3, **{**QUICK, "max_epochs": 40}).fit(
-        halves
-    )
+    budget = MowstClassifier(
+        "gcn", inference="cascade", threshold="auto", budget=0.3, **{**QUICK, "max_epochs": 40}
+    ).fit(halves)
     assert float(np.mean(budget.predict_confidence(halves)[halves.val_mask] < budget.threshold_)) <= 0.3
     assert budget.cost(halves).strong == pytest.approx(float(budget.route(halves).mean()))
 
@@ -107,7 +107,7 @@ def test_balanced_weights_find_a_rare_class(kind):
 
 @pytest.mark.parametrize("monitor", ["auc", "macro_f1", "loss"])
 def test_other_measures_can_select(halves, monitor):
-    model = MowstClassifier(monitor=monitor, **{**QUICK, "max_epochs": 25}).fit(halves)
+    model = MowstClassifier("gcn", monitor=monitor, **{**QUICK, "max_epochs": 25}).fit(halves)
     assert model.score(halves) > 0.6
     assert f"val/{monitor}" in model.history_
 
@@ -124,7 +124,7 @@ def test_other_measures_can_select(halves, monitor):
 def test_impossible_arguments_are_named_before_training(halves, arguments, culprit, monkeypatch):
     monkeypatch.setattr("lightning.Trainer.fit", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(ConfigError, match=culprit):
-        MowstClassifier(**{**QUICK, **arguments}).fit(halves)
+        MowstClassifier("gcn", **{**QUICK, **arguments}).fit(halves)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_impossible_arguments_are_named_before_training(halves, arguments, culpr
 )
 def test_impossible_networks_are_named(halves, arguments, culprit):
     with pytest.raises(ConfigError, match=culprit):
-        MowstClassifier(**{**QUICK, "max_epochs": 1, **arguments}).fit(halves)
+        MowstClassifier("gcn", **{**QUICK, "max_epochs": 1, **arguments}).fit(halves)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_conditional_equals_dense_on_every_public_graph(name, strong, tmp_path, 
 
 def test_the_training_graph_is_what_nothing_else_means():
     cora = load_cora()
-    model = MowstClassifier(norm=None, max_epochs=3, random_state=0).fit(cora)
+    model = MowstClassifier("gcn", norm=None, max_epochs=3, random_state=0).fit(cora)
     np.testing.assert_allclose(model.predict_proba(), model.predict_proba(cora), atol=1e-6)
     np.testing.assert_allclose(model.predict_proba(nodes=[3, 1]), model.predict_proba(cora)[[3, 1]], atol=1e-5)

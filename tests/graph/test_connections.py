@@ -17,7 +17,7 @@ from moeapps.graph.inputs import as_graph, bare_graph
 from tests.graph.helpers import graph_with as graph
 from tests.graph.helpers import small_graph
 
-QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu"}
+QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
 X = np.eye(4)
 DIRECTED = torch.tensor([[0, 1, 2, 3, 3], [1, 0, 1, 0, 2]])  # sorted by target after a stable sort, all distinct
 WEIGHT = torch.tensor([0.5, 2.0, 1.5, 3.0, 0.25])
@@ -82,7 +82,7 @@ def test_a_graph_after_to_sparse_tensor_gives_the_same_model_bit_for_bit(kind, l
 
 def test_cora_after_to_sparse_tensor_is_scored_as_before():
     cora = load_cora()
-    model = GNNClassifier(norm=None, max_epochs=10, random_state=0).fit(cora)
+    model = GNNClassifier("gcn", norm=None, max_epochs=10, random_state=0).fit(cora)
     after = T.ToSparseTensor()(cora.clone())
     assert model.score(after) == model.score(cora) > 0.5
     module = GraphDataModule(after)
@@ -149,7 +149,7 @@ def test_edge_attr_of_one_number_per_edge_is_the_weight(shape):
     data = graph()
     weight = torch.rand(data.num_edges) + 0.1
     one, other = graph(edge_weight=weight), graph(edge_attr=weight.reshape(shape))
-    a, b = GNNClassifier(**QUICK).fit(one), GNNClassifier(**QUICK).fit(other)
+    a, b = GNNClassifier("gcn", **QUICK).fit(one), GNNClassifier("gcn", **QUICK).fit(other)
     assert np.array_equal(a.predict_proba(one), b.predict_proba(other))
     assert not np.array_equal(a.predict_proba(one), a.predict_proba(data))
     assert torch.equal(as_graph(graph(edge_attr=weight.double(), edge_weight=weight)).edge_weight, weight)
@@ -179,10 +179,10 @@ def test_gdc_gives_its_weights():
 )
 def test_edge_attributes_that_are_no_weight_are_refused_by_name_in_fit_and_predict(attributes, message):
     data = small_graph()
-    model = GNNClassifier(**QUICK).fit(data)
+    model = GNNClassifier("gcn", **QUICK).fit(data)
     for name, value in attributes.items():
         data[name] = value
-    for attempt in (model.fit, model.predict, model.score, MowstClassifier(**QUICK).fit):
+    for attempt in (model.fit, model.predict, model.score, MowstClassifier("gcn", **QUICK).fit):
         with pytest.raises(DataError, match=message):
             attempt(data)
 
@@ -431,4 +431,4 @@ def test_weights_that_edge_index_brings_itself_are_used():
 def test_weights_with_an_infinite_sum_are_refused():
     data = graph()
     with pytest.raises(DataError, match="the edge weights of node 1 have an infinite sum"):
-        GNNClassifier(**QUICK).fit(graph(edge_weight=torch.full((data.num_edges,), 3e38)))
+        GNNClassifier("gcn", **QUICK).fit(graph(edge_weight=torch.full((data.num_edges,), 3e38)))

@@ -51,7 +51,7 @@ def test_old_functions_of_networks_do_what_experts_do():
 
 def test_old_methods_are_the_new_ones():
     x = np.random.default_rng(0).random((30, 3))
-    fitted = MowstClassifier(max_epochs=2, random_state=0).fit(x, x[:, 0] > 0.5)
+    fitted = MowstClassifier("gcn", max_epochs=2, random_state=0).fit(x, x[:, 0] > 0.5)
     with pytest.warns(DeprecationWarning, match="activation_ is now called cost_"):
         assert fitted.activation_ == fitted.cost_
     with pytest.warns(DeprecationWarning, match="activation is now called cost"):
@@ -66,7 +66,7 @@ def test_old_methods_are_the_new_ones():
 
 
 def test_labels_of_the_scored_nodes():
-    module = MowstModule(in_channels=3, out_channels=2)
+    module = MowstModule(strong="gcn", in_channels=3, out_channels=2)
     module.held_out.values = {"y": torch.tensor([0, 1, 1])}
     module.model = Mowst(3, 2)
     with pytest.warns(DeprecationWarning, match="held_out.scored") as caught:

@@ -21,16 +21,18 @@ from moeapps.graph import GNNClassifier, GraphDataModule, MowstClassifier
 from moeapps.graph.networks import GNNS, NETWORKS
 from tests.graph.helpers import small_graph
 
-QUICK = {"hidden_channels": 8, "max_epochs": 1, "random_state": 0, "accelerator": "cpu"}
+QUICK = {"hidden_channels": 8, "max_epochs": 1, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
 CONFIDENCES = ("learned", "learned+x", "hyper", "given")
 MODELS = {
     **{f"one {name}": GNNClassifier(name, **QUICK) for name in NETWORKS},
     **{f"{name}": MowstClassifier(name, **QUICK) for name in GNNS},
-    **{f"{name}": MowstClassifier(confidence=name, variant="mowst", **QUICK) for name in CONFIDENCES},
+    **{f"{name}": MowstClassifier("gcn", confidence=name, variant="mowst", **QUICK) for name in CONFIDENCES},
     "skip, jk": MowstClassifier("gcn_skip", medium=["sage_jk", "gin_skip"], inference="cascade", **QUICK),
-    "sample": MowstClassifier(medium="gat", inference="sample", dispersion="entropy", **QUICK),
-    "threshold": MowstClassifier(inference="threshold", threshold="auto", batch_size=16, monotone=True, **QUICK),
-    "no norm": MowstClassifier(norm=None, num_layers=3, detach_confidence=True, class_weight="balanced", **QUICK),
+    "sample": MowstClassifier("gcn", medium="gat", inference="sample", dispersion="entropy", **QUICK),
+    "threshold": MowstClassifier("gcn", inference="threshold", threshold="auto", batch_size=16, monotone=True, **QUICK),
+    "no norm": MowstClassifier(
+        "gcn", num_layers=3, detach_confidence=True, class_weight="balanced", **{**QUICK, "norm": None}
+    ),
 }
 OPERATIONS = {
     "prune": lambda model, use: prune_experts(model, 2, use),

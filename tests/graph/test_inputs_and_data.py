@@ -69,7 +69,7 @@ def test_wrong_edges_are_named(edges, message):
 
 def test_isolated_nodes_and_no_edges_predict():
     for edges in (None, np.array([[0, 1], [1, 0]])):
-        model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, edges)
+        model = GNNClassifier("gcn", max_epochs=2, random_state=0).fit(X, Y, edges)
         assert np.isfinite(model.predict_proba(X, edges)).all()
         assert model.predict(X[:1]).shape == (1,)
 
@@ -137,7 +137,7 @@ def test_nan_features_are_counted_and_the_first_nodes_named():
 
 
 def test_a_model_predicts_on_another_graph_of_the_same_width():
-    model = GNNClassifier(max_epochs=2, random_state=0).fit(X, Y, EDGES[:, :2])
+    model = GNNClassifier("gcn", max_epochs=2, random_state=0).fit(X, Y, EDGES[:, :2])
     assert model.predict(np.random.default_rng(0).random((9, 3)), np.array([[0, 8], [8, 0]])).shape == (9,)
     with pytest.raises(ValueError, match="2 features.*expecting 3"):
         model.predict(X[:, :2])
@@ -271,6 +271,6 @@ def test_a_classifier_takes_edges_in_every_form(form):
         "scipy": sparse.coo_array((np.ones(len(source)), (source, target)), shape=(2708, 2708)),
         "array": cora.edge_index.numpy(),
     }[form]
-    model = GNNClassifier(norm=None, max_epochs=8, random_state=0)
+    model = GNNClassifier("gcn", norm=None, max_epochs=8, random_state=0)
     model.fit(cora.x.numpy(), cora.y.numpy(), edges, train_mask=cora.train_mask, val_mask=cora.val_mask)
     assert model.score(y=cora.y.numpy(), nodes=cora.test_mask) > 0.5

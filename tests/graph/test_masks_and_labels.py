@@ -19,7 +19,7 @@ from moeapps.graph.labels import as_labels, class_names, encode_labels
 from moeapps.graph.masks import node_index, read_mask
 from tests.graph.helpers import small_graph
 
-QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu"}
+QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
 
 
 def name_of(value) -> str:
@@ -86,12 +86,12 @@ def test_of_two_nodes_zero_and_one_are_ambiguous_as_a_mask_and_numbers_as_nodes(
 
 def test_integer_masks_train_the_same_model_as_bool_masks():
     data = small_graph()
-    expected = MowstClassifier(**QUICK).fit(data)
+    expected = MowstClassifier("gcn", **QUICK).fit(data)
     for dtype in (torch.int64, torch.float32):
         other = small_graph()
         for name in ("train_mask", "val_mask", "test_mask"):
             other[name] = data[name].to(dtype)
-        model = MowstClassifier(**QUICK).fit(other)
+        model = MowstClassifier("gcn", **QUICK).fit(other)
         assert np.array_equal(model.predict_proba(), expected.predict_proba())
         assert model.score(other) == expected.score(data)
     flags = data.test_mask.int().numpy()
@@ -105,7 +105,7 @@ def test_masks_by_other_names_are_refused_instead_of_training_on_the_test_nodes(
     data.valid_mask = data.val_mask
     del data.val_mask
     with pytest.raises(DataError, match="the graph has valid_mask and no val_mask: data.val_mask = data.valid_mask"):
-        GNNClassifier(**QUICK).fit(data)
+        GNNClassifier("gcn", **QUICK).fit(data)
     assert as_graph(data, val_mask=data.valid_mask).val_mask.any()
     data.val_mask = data.valid_mask
     assert as_graph(data).val_mask.equal(data.val_mask)
@@ -147,7 +147,7 @@ def test_scores_are_those_of_the_split_that_was_fitted_also_after_loading(kind, 
 
 def test_a_split_that_no_mask_has_is_refused():
     data, several = small_graph(), splits(small_graph())
-    model = GNNClassifier(**QUICK).fit(several, split=1)
+    model = GNNClassifier("gcn", **QUICK).fit(several, split=1)
     for split, graph, message in (
         (1, data, "split=1, but no mask has several splits"),
         (3, several, "split=3 is outside the 3 splits of train_mask"),
@@ -155,18 +155,18 @@ def test_a_split_that_no_mask_has_is_refused():
         (True, several, "split must be the number of a column"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
-            GNNClassifier(**QUICK).fit(graph, split=split)
+            GNNClassifier("gcn", **QUICK).fit(graph, split=split)
     fewer = small_graph()
     fewer.test_mask = several.test_mask[:, :1].repeat(1, 2)[:, :2]
     assert model.predict(fewer).shape == (60,)  # a prediction needs no mask
     several.test_mask = None
-    one = GNNClassifier(**QUICK).fit(several, split=2)  # one test mask for all splits
+    one = GNNClassifier("gcn", **QUICK).fit(several, split=2)  # one test mask for all splits
     assert one.score(data) == one.score(data, nodes=data.test_mask)
 
 
 def test_a_file_that_does_not_know_its_split_refuses_masks_with_several():
     data = splits(small_graph())
-    model = GNNClassifier(**QUICK).fit(data, split=1)
+    model = GNNClassifier("gcn", **QUICK).fit(data, split=1)
     del model.split_  # as saved by 0.1
     with pytest.raises(DataError, match=r"give nodes=data.test_mask\[:, split\]"):
         model.score(data)
@@ -244,12 +244,14 @@ def test_labels_of_a_kind_that_is_no_class_are_refused(labels, message):
 def test_labels_of_pandas_train_and_come_back():
     data = small_graph()
     y = pd.Series(list("abc") * 20, dtype="string").mask(np.arange(60) > 50)
-    model = MowstClassifier(**QUICK).fit(data.x, y, data.edge_index, train_mask=data.train_mask, val_mask=data.val_mask)
+    model = MowstClassifier("gcn", **QUICK).fit(
+        data.x, y, data.edge_index, train_mask=data.train_mask, val_mask=data.val_mask
+    )
     assert model.classes_.tolist() == ["a", "b", "c"]
     assert set(model.predict()) <= {"a", "b", "c"}
     assert model.score(data.x, y, data.edge_index) == model.score(data.x, y, data.edge_index, nodes=range(51))
     data.y = pd.Series(data.y.numpy(), dtype="Int64").mask(np.arange(60) > 50)
-    assert MowstClassifier(**QUICK).fit(data).classes_.tolist() == [0, 1, 2]
+    assert MowstClassifier("gcn", **QUICK).fit(data).classes_.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
@@ -266,13 +268,13 @@ def test_labels_minus_one_and_one_are_refused_with_what_to_do(kind):
 def test_a_class_below_zero_in_the_masks_is_told(caplog):
     data = small_graph()
     data.y = data.y - 1
-    GNNClassifier(**QUICK).fit(data)
+    GNNClassifier("gcn", **QUICK).fit(data)
     assert "y is -1 (below 0) at 20 of the nodes to use, which means unlabeled" in caplog.text
     caplog.clear()
     data.train_mask, data.val_mask, data.test_mask = (
         data[name] & (data.y >= 0) for name in ("train_mask", "val_mask", "test_mask")
     )
-    GNNClassifier(**QUICK).fit(data)
+    GNNClassifier("gcn", **QUICK).fit(data)
     assert "below 0" not in caplog.text
 
 
@@ -301,17 +303,17 @@ class Graphs(InMemoryDataset):
     ids=["HeteroData", "dataset", "list", "TemporalData"],
 )
 def test_graphs_of_other_kinds_are_refused_in_fit_predict_and_data_module(graph, message):
-    model = GNNClassifier(**QUICK).fit(small_graph())
+    model = GNNClassifier("gcn", **QUICK).fit(small_graph())
     for attempt in (MowstClassifier().fit, model.fit, model.predict, model.score, lambda g: GraphDataModule(g).setup()):
         with pytest.raises(DataError, match=message):
             attempt(graph)
 
 
 def test_what_the_errors_advise_for_other_graphs_works():
-    expected = GNNClassifier(**QUICK).fit(small_graph()).predict()
-    assert np.array_equal(GNNClassifier(**QUICK).fit(hetero().to_homogeneous()).predict(), expected)
-    assert np.array_equal(GNNClassifier(**QUICK).fit(Graphs()[0]).predict(), expected)
-    assert GNNClassifier(**QUICK).fit(Batch.from_data_list([small_graph()] * 2)).predict().shape == (120,)
+    expected = GNNClassifier("gcn", **QUICK).fit(small_graph()).predict()
+    assert np.array_equal(GNNClassifier("gcn", **QUICK).fit(hetero().to_homogeneous()).predict(), expected)
+    assert np.array_equal(GNNClassifier("gcn", **QUICK).fit(Graphs()[0]).predict(), expected)
+    assert GNNClassifier("gcn", **QUICK).fit(Batch.from_data_list([small_graph()] * 2)).predict().shape == (120,)
 
 
 @pytest.mark.parametrize(
@@ -363,14 +365,14 @@ def test_features_that_are_no_numbers_name_column_and_row_in_fit_and_predict(x, 
     with pytest.raises(DataError, match=message):
         as_graph(x)
     with pytest.raises(DataError, match=message):
-        GNNClassifier(**QUICK).fit(x, [0, 1][: len(x)])
+        GNNClassifier("gcn", **QUICK).fit(x, [0, 1][: len(x)])
     with pytest.raises((DataError, DataTypeError), match=message):
-        GNNClassifier(**QUICK).fit(np.eye(4), [0, 1, 0, 1]).predict(x)
+        GNNClassifier("gcn", **QUICK).fit(np.eye(4), [0, 1, 0, 1]).predict(x)
 
 
 def test_a_graph_without_edges_is_told_when_the_model_was_fitted_with_some():
     data = small_graph()
-    model = GNNClassifier(**QUICK).fit(data)
+    model = GNNClassifier("gcn", **QUICK).fit(data)
     with pytest.warns(UserWarning, match=f"no edges, the one that GNNClassifier was fitted on had {data.num_edges}"):
         model.predict(data.x)
     with pytest.warns(UserWarning, match="no edges"):
@@ -381,7 +383,7 @@ def test_a_graph_without_edges_is_told_when_the_model_was_fitted_with_some():
 
 def test_labels_and_masks_of_a_graph_to_predict_are_not_looked_at():
     data = small_graph()
-    model = GNNClassifier(**QUICK).fit(data)
+    model = GNNClassifier("gcn", **QUICK).fit(data)
     expected = model.predict(data)
     data.y, data.train_mask, data.test_mask = torch.rand(60, 4), torch.rand(7), "none"
     assert np.array_equal(model.predict(data), expected)
@@ -392,14 +394,14 @@ def test_columns_in_another_order_than_the_features_are_refused():
     x = pd.DataFrame(data.x.numpy(), index=[f"n{i}" for i in range(60)])
     y = pd.Series(data.y.numpy(), index=x.index)
     mask = pd.Series(data.train_mask.numpy(), index=x.index)
-    model = GNNClassifier(**QUICK).fit(x, y, data.edge_index, train_mask=mask)
-    plain = GNNClassifier(**QUICK).fit(data.x, data.y, data.edge_index, train_mask=data.train_mask)
+    model = GNNClassifier("gcn", **QUICK).fit(x, y, data.edge_index, train_mask=mask)
+    plain = GNNClassifier("gcn", **QUICK).fit(data.x, data.y, data.edge_index, train_mask=data.train_mask)
     assert np.array_equal(model.predict_proba(), plain.predict_proba())
-    assert GNNClassifier(**QUICK).fit(x, y.reset_index(drop=True), data.edge_index).n_iter_ == 2  # has no names
+    assert GNNClassifier("gcn", **QUICK).fit(x, y.reset_index(drop=True), data.edge_index).n_iter_ == 2  # has no names
     with pytest.raises(DataError, match=r"index of y has the same entries.*give y.loc\[x.index\]"):
-        GNNClassifier(**QUICK).fit(x, y[::-1], data.edge_index)
+        GNNClassifier("gcn", **QUICK).fit(x, y[::-1], data.edge_index)
     with pytest.raises(DataError, match="index of train_mask has the same entries"):
-        GNNClassifier(**QUICK).fit(x, y, data.edge_index, train_mask=mask[::-1])
+        GNNClassifier("gcn", **QUICK).fit(x, y, data.edge_index, train_mask=mask[::-1])
     with pytest.raises(DataError, match="index of y has the same entries"):
         model.score(x, y[::-1], data.edge_index)
 
@@ -428,7 +430,7 @@ def test_labels_with_gaps_can_be_scored_as_they_were_fitted(kind):
     y = np.asarray(data.y).astype(object) if kind == "integer" else (np.asarray(data.y) > 0).astype(object)
     y[[2, 5]] = None
     X, edges = data.x.numpy(), data.edge_index
-    model = GNNClassifier(**QUICK).fit(X, y, edges)
+    model = GNNClassifier("gcn", **QUICK).fit(X, y, edges)
     known = np.array([label is not None for label in y])
     right = (model.predict(X, edges)[known] == y[known]).mean()
     assert model.score(X, y, edges) == pytest.approx(right)

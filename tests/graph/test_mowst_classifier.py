@@ -28,7 +28,7 @@ QUICK = {"max_epochs": 40, "patience": 5, "norm": None, "random_state": 0}
 
 @pytest.fixture(scope="module")
 def fitted(cora):
-    return MowstClassifier(variant="mowst_star", **QUICK).fit(cora)
+    return MowstClassifier("gcn", variant="mowst_star", **QUICK).fit(cora)
 
 
 def test_prediction_has_a_label_and_a_distribution_per_node(fitted, cora):
@@ -146,7 +146,7 @@ def test_nothing_is_written_and_no_network_is_used(cora, tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    MowstClassifier(**{**QUICK, "max_epochs": 4}).fit(cora).predict(cora)
+    MowstClassifier("gcn", **{**QUICK, "max_epochs": 4}).fit(cora).predict(cora)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +206,7 @@ def test_grid_search_over_variant_and_gate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).random((60, 4))
     search = GridSearchCV(
-        MowstClassifier(max_epochs=4, patience=1, random_state=0),
+        MowstClassifier("gcn", max_epochs=4, patience=1, random_state=0),
         {"variant": ["mowst", "mowst_star"], "confidence": ["learned", "given"]},
         cv=2,
     )
@@ -258,6 +258,6 @@ def test_nodes_outside_the_graph_are_refused(fitted, cora, nodes):
 def test_on_cora_the_mixture_reaches_the_gcn(cora):
     seeds = range(5)
     gcn = [GNNClassifier("gcn", norm=None, random_state=s).fit(cora).score(cora) for s in seeds]
-    mowst = [MowstClassifier(norm=None, random_state=s).fit(cora).score(cora) for s in seeds]
+    mowst = [MowstClassifier("gcn", norm=None, random_state=s).fit(cora).score(cora) for s in seeds]
     assert np.mean(gcn) > 0.80
     assert np.mean(mowst) >= max(0.82, np.mean(gcn) - 0.01)

@@ -10,7 +10,7 @@ from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.graph import GNNClassifier, MowstClassifier
 from tests.graph.helpers import graph_with as graph
 
-QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu"}
+QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
 
 
 class OwnGCN(nn.Module):
@@ -28,12 +28,12 @@ class OwnGCN(nn.Module):
 @pytest.mark.parametrize(
     "model",
     [
-        GNNClassifier(**QUICK),
+        GNNClassifier("gcn", **QUICK),
         GNNClassifier("gcn_jk", batch_size=8, **QUICK),
-        MowstClassifier(**QUICK),
+        MowstClassifier("gcn", **QUICK),
         MowstClassifier(strong="gcn_skip", variant="mowst", pretrain="none", **QUICK),
         MowstClassifier(strong=OwnGCN(GraphConv), medium="gcn", **QUICK),
-        MowstClassifier(batch_size=8, confidence="given", **QUICK),
+        MowstClassifier("gcn", batch_size=8, confidence="given", **QUICK),
     ],
     ids=str,
 )
@@ -45,7 +45,7 @@ def test_negative_weights_of_a_gcn_are_refused_before_the_first_step(model, valu
 
 
 def test_negative_weights_are_refused_in_prediction_too():
-    model, weight = GNNClassifier(**QUICK).fit(graph()), torch.full((graph().num_edges,), -1.0)
+    model, weight = GNNClassifier("gcn", **QUICK).fit(graph()), torch.full((graph().num_edges,), -1.0)
     for attempt in (model.predict, model.score, model.evaluate, model.predict_proba):
         with pytest.raises(DataError, match="below 0"):
             attempt(graph(edge_weight=weight))
@@ -63,7 +63,7 @@ def test_a_network_that_gives_nan_stops_training_before_it_is_selected_by_nothin
 
 
 def test_a_prediction_of_nan_is_an_error():
-    model = GNNClassifier(norm=None, **QUICK).fit(graph())
+    model = GNNClassifier("gcn", **{**QUICK, "norm": None}).fit(graph())
     for attempt in (model.predict, model.predict_proba, model.score, model.evaluate):
         with pytest.raises(NonFiniteError, match="predicts NaN"):
             attempt(graph(x=torch.randn(60, 5).sign() * 3e38))

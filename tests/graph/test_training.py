@@ -18,7 +18,15 @@ from tests.graph.helpers import small_graph, trainer
 
 def module(**kwargs) -> MowstModule:
     """With rates that end every stage after a few epochs."""
-    quick = {"hidden_channels": 8, "norm": None, "patience": 2, "round_patience": 1, "lr": 0.03, "weight_decay": 0.1}
+    quick = {
+        "strong": "gcn",
+        "hidden_channels": 8,
+        "norm": None,
+        "patience": 2,
+        "round_patience": 1,
+        "lr": 0.03,
+        "weight_decay": 0.1,
+    }
     return MowstModule(**{**quick, **kwargs})
 
 

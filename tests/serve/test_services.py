@@ -77,7 +77,7 @@ def test_a_graph_is_a_request(tmp_path):
     X, y, edges = rng.normal(size=(40, 4)).astype(np.float32), np.arange(40) % 2, rng.integers(0, 40, (2, 80))
     edges = np.hstack([edges, edges[::-1]])
     train = np.arange(40) < 20
-    model = MowstClassifier(hidden_channels=8, max_epochs=4, random_state=0)
+    model = MowstClassifier("gcn", hidden_channels=8, max_epochs=4, random_state=0)
     model.fit(X, y, edges, train_mask=train, val_mask=~train)
     service = offline(model, tmp_path / "g.safetensors")
     (found,) = service.predict([{"x": X.tolist(), "edges": edges.T.tolist(), "nodes": [3, 5]}])
