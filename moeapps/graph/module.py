@@ -28,7 +28,7 @@ from moeapps.graph.mowst import VARIANTS, Mowst, MowstConfig, chain_names
 from moeapps.graph.networks import NetworkConfig
 from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Scores, TrainingPlan
-from moeapps.graph.portfolio import AUTO, Spec, named_experts, portfolio_of
+from moeapps.graph.portfolio import AUTO, Spec, named_experts, neighbors_of, portfolio_of
 from moeapps.graph.search import SearchPlan
 from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network
 
@@ -36,7 +36,6 @@ __all__ = ["GateFit", "MowstModule", "MowstTraining"]
 
 GATE_STEPS = 10
 """Steps per epoch while only the gates are fitted, on constant logits."""
-
 
 
 OF_THE_PAPER = (
@@ -373,6 +372,9 @@ class MowstModule(NodeModule):
         with torch.set_grad_enabled(train):
             if name == "weak":
                 logits = expert.run(batch.graph.x[batch.chosen("train_mask")], batch.edges)
+            elif self.searches and batch.nodes is not None:
+                limits = neighbors_of(batch.num_neighbors, expert.known_hops())
+                logits = expert.on_drawn(batch.graph.x, batch.edges, batch.nodes, limits)
             else:
                 logits = self.train_logits(expert, batch)
         expert.network.train(mode)

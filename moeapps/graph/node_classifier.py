@@ -322,7 +322,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         check_is_fitted(self, "model_")
         if not hasattr(self, "selected_"):
             raise AttributeError("only one network was trained: there was nothing to select")
-        return pd.DataFrame(self.selected_)
+        table = pd.DataFrame(self.selected_)
+        if "norm" in table:  # None is a norm here, not a missing value
+            table["norm"] = pd.Series([row.get("norm") for row in self.selected_], dtype=object)
+        return table
 
     def _make_module(self, class_weight: Any) -> NodeModule:
         raise NotImplementedError

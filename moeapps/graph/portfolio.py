@@ -10,7 +10,17 @@ from moeapps.core.errors import ConfigError
 from moeapps.graph.networks import NETWORKS, NORMS, NetworkConfig, own_sizes
 from moeapps.registry import nearest
 
-__all__ = ["AUTO", "PORTFOLIO", "Networks", "Spec", "name_of", "named_experts", "portfolio_of", "spec_of"]
+__all__ = [
+    "AUTO",
+    "PORTFOLIO",
+    "Networks",
+    "Spec",
+    "name_of",
+    "named_experts",
+    "neighbors_of",
+    "portfolio_of",
+    "spec_of",
+]
 
 AUTO = "auto"
 
@@ -94,6 +104,16 @@ def portfolio_of(networks: Networks, config: NetworkConfig) -> list[Spec]:
             if (made := {**spec, "norm": norm}) not in specs:
                 specs.append(made)
     return specs
+
+
+def neighbors_of(given: Sequence[int] | None, hops: int) -> list[int]:
+    """Neighbours that a network of the portfolio draws at each hop in a mini-batch.
+
+    Networks differ in their depth. Where more numbers are needed than were given, the last one is repeated; where none
+    was, it is 10 for two hops and 2 for each further one, as the number of nodes is their product.
+    """
+    numbers = [10, 10, 2] if given is None else list(given)
+    return [numbers[min(hop, len(numbers) - 1)] for hop in range(hops)]
 
 
 def named_experts(specs: Sequence[Spec], config: NetworkConfig) -> dict[str, Spec]:

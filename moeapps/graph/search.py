@@ -46,7 +46,7 @@ class SearchPlan:
     round = 0
 
     def __init__(self, names: Sequence[str], kept: int, patience: int, always: Sequence[str] = ()) -> None:
-        self.names, self.patience, self.always = tuple(names), patience, tuple(always)
+        self.names, self.kept, self.patience, self.always = tuple(names), kept, patience, tuple(always)
         self.cuts = halvings(len(names) - len(always), kept)
         self.stages = {"search": Stage(self.names, "mix")}
         self.stage_name = "search"
@@ -111,10 +111,7 @@ class SearchPlan:
             else:
                 self._waits[name] += 1
         if self._epoch in self.cuts:
-            rivals = [name for name in self.survivors if name not in self.always]
-            by_score = sorted(rivals, key=lambda name: self.best_scores[name], reverse=True)  # ties: the first one
-            kept = {*by_score[: self.cuts[self._epoch]], *self.always}
-            self.survivors = tuple(name for name in self.survivors if name in kept)
+            self._cut(self.cuts[self._epoch])
         if not self.stage.parts or last:
             self.finish(model)
         return self.finished
@@ -123,6 +120,7 @@ class SearchPlan:
         """End the search now: every network gets its best weights."""
         if self.finished:
             return
+        self._cut(self.kept)  # all may have stopped improving before the last cut
         for name, state in self._best_states.items():
             model.get_submodule(f"experts.{name}").load_state_dict(state)
         self.champion = max(self.survivors, key=lambda name: self.best_scores[name])
@@ -156,13 +154,19 @@ class SearchPlan:
         done += (epochs - before) * sum(ordered) + epochs * sum(work[name] for name in self.always)
         return done / (epochs * max(work.values()))
 
+    def _cut(self, kept: int) -> None:
+        rivals = [name for name in self.survivors if name not in self.always]
+        by_score = sorted(rivals, key=lambda name: self.best_scores[name], reverse=True)  # ties: the first one
+        chosen = {*by_score[:kept], *self.always}
+        self.survivors = tuple(name for name in self.survivors if name in chosen)
+
     def _note(self, name: str, scores: Scores, model: nn.Module) -> None:
         self.best_scores[name], self._waits[name] = scores[name], 0
         state = model.get_submodule(f"experts.{name}").state_dict()
         self._best_states[name] = {key: tensor.detach().clone() for key, tensor in state.items()}
 
 
-_ARGUMENTS = ("names", "patience", "always", "cuts", "stages")
+_ARGUMENTS = ("names", "kept", "patience", "always", "cuts", "stages")
 
 
 def halvings(count: int, kept: int) -> dict[int, int]:

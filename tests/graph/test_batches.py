@@ -139,7 +139,8 @@ def test_one_checkpoint_fits_mini_batches_and_the_whole_graph(tmp_path):
 @pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
 def test_mini_batches_learn_cora(kind):
     cora = load_cora()
-    model = kind(batch_size=70, num_neighbors=[5, 5], norm=None, max_epochs=15, patience=5, random_state=0).fit(cora)
+    quick = {"norm": None, "max_epochs": 15, "patience": 5, "random_state": 0}
+    model = kind("gcn", batch_size=70, num_neighbors=[5, 5], **quick).fit(cora)
     assert model.score(cora) > 0.7
     whole = model.predict_proba(cora)
     model.batch_size = None

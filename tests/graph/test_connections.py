@@ -158,8 +158,8 @@ def test_edge_attr_of_one_number_per_edge_is_the_weight(shape):
 def test_gdc_gives_its_weights():
     diffused = T.GDC()(graph())
     assert torch.equal(as_graph(diffused).edge_weight, diffused.edge_attr)
-    with pytest.raises(DataError, match="edge_attr.*GraphSAGE does not use edge weights"):
-        MowstClassifier(strong="sage", **QUICK).fit(diffused)
+    with pytest.raises(DataError, match="edge_attr.*GIN does not use edge weights"):
+        MowstClassifier(strong="gin", **QUICK).fit(diffused)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def splits(data: Data) -> Data:
 @pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
 def test_scores_are_those_of_the_split_that_was_fitted_also_after_loading(kind, tmp_path):
     data = splits(small_graph())
-    model = kind(**QUICK).fit(data, split=2)
+    model = kind("gcn", **QUICK).fit(data, split=2)
     test = data.test_mask[:, 2]
     model.save(tmp_path / "model")
     for one in (model, moeapps.load(tmp_path / "model")):

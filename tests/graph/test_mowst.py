@@ -248,8 +248,8 @@ def test_wrong_calls_are_named():
         model(x[:, :5], edge_index)
     with pytest.raises(ConfigError, match="inference must be one of"):
         model(x, edge_index, mode="guess")
-    with pytest.raises(DataError, match="GraphSAGE does not use edge weights"):
-        mowst(strong="sage")(x, edge_index, torch.ones(30))
+    with pytest.raises(DataError, match="GIN does not use edge weights"):
+        mowst(strong="gin")(x, edge_index, torch.ones(30))
 
 
 @pytest.mark.parametrize("confidence", ["learned", "learned+x", "hyper", "given"])
