@@ -1,5 +1,8 @@
 """Several networks trained alone and mixed: which compete, which are kept, what the gate and a cascade make of them."""
 
+import shutil
+
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,25 +193,31 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not np.array_equal(one, other)
 
 
-def test_a_search_that_is_killed_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("cut", [7, 23])
+def test_a_search_that_is_killed_resumes_to_the_same_bits(tmp_path, cut):
+    class Keep(L.Callback):
+        """Keep the checkpoint that a training leaves which is killed in this epoch."""
+
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.current_epoch == cut:
+                shutil.copy(tmp_path / "last.ckpt", tmp_path / "cut.ckpt")
+
     def module():
-        return MowstModule(strong=["gcn", "sage", "gin"], kept=1, hidden_channels=4, patience=50)
+        return MowstModule(strong=["gcn", "sage", "gin"], norm=None, kept=1, hidden_channels=4, patience=25)
 
-    def run(folder, epochs, **resume):
-        torch.manual_seed(0)
-        one = module()
-        trainer(folder, epochs=epochs).fit(one, GraphDataModule(small_graph()), **resume)
-        return one
-
-    whole = run(tmp_path / "whole", 24)
-    run(tmp_path / "first", 13)
-    resumed = run(tmp_path / "parts", 24, ckpt_path=tmp_path / "first" / "last.ckpt")
+    torch.manual_seed(0)
+    whole = module()
+    trainer(tmp_path, Keep(), epochs=30).fit(whole, GraphDataModule(small_graph()))
+    torch.manual_seed(99)
+    rest = module()
+    trainer(tmp_path / "rest", epochs=30).fit(rest, GraphDataModule(small_graph()), ckpt_path=tmp_path / "cut.ckpt")
     for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
-    assert whole.model.state()[0] == resumed.model.state()[0]
-    assert whole.plan.epochs == resumed.plan.epochs
-    loaded = MowstModule.load_from_checkpoint(tmp_path / "parts" / "last.ckpt")
-    assert loaded.model.state()[0] == resumed.model.state()[0]
+        assert torch.equal(tensor, rest.model.state_dict()[name]), name
+    assert whole.model.state()[0] == rest.model.state()[0]
+    assert whole.plan.epochs == rest.plan.epochs
+    assert len(whole.model.names) == 2
+    loaded = MowstModule.load_from_checkpoint(tmp_path / "rest" / "last.ckpt")
+    assert loaded.model.state()[0] == rest.model.state()[0]
     found = trainer(tmp_path / "test", epochs=1).test(loaded, GraphDataModule(small_graph()), verbose=False)
     assert 0 <= found[0]["test/accuracy"] <= 1
 
