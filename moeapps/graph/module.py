@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
@@ -50,6 +50,7 @@ OF_THE_PAPER = (
     "pretrain",
     "round_patience",
     "lr_gate",
+    "own_loss",
 )
 """Settings of the paper's training that a mixture of experts trained alone has no use for."""
 
@@ -97,6 +98,7 @@ class MowstModule(NodeModule):
     ) -> None:
         super().__init__()
         check_one_of("variant", config.variant, (AUTO, "mixture", "best", *VARIANTS))
+        check_at_least_zero(own_loss=training.own_loss)
         check_sizes(kept=config.kept)
         check_one_of("gate_fit", training.gate_fit, ("holdout", "train"))
         check_one_of("pretrain", training.pretrain, PRETRAIN)
@@ -110,7 +112,7 @@ class MowstModule(NodeModule):
         self.monitor, self.class_weight = training.monitor, training.class_weight
         self.weight_decay = training.weight_decay
         self.inference: Inference = training.inference
-        self.threshold = training.threshold
+        self.threshold, self.own_loss = training.threshold, training.own_loss
         one = is_one_network(config.strong)
         self.searches = config.variant in ("mixture", "best") or (config.variant == AUTO and not one)
         self._logits = EvaluationLogits()
@@ -155,18 +157,19 @@ class MowstModule(NodeModule):
 
     def _weak_and_strong(self, config: MowstExperts, training: MowstTraining, lr_gate: float) -> None:
         """The paper's training."""
-        if not is_one_network(config.strong):
+        if isinstance(config.strong, list | tuple):
             raise ConfigError(
                 f"variant={config.variant!r} trains one strong expert: name it, strong='gcn' say, or leave variant "
                 f"'auto' for a mixture of several; got strong={config.strong!r}"
             )
+        strong = "gcn" if config.strong == AUTO else config.strong
         if config.gate != AUTO:
             raise ConfigError(
                 f"gate={config.gate!r} is for variant='mixture': the paper's training has a confidence (confidence=...)"
             )
         norm = "batch_norm" if config.norm == AUTO else config.norm
         variant = "mowst_star" if config.variant == AUTO else config.variant
-        self.config = config_from(MowstConfig, config, norm=norm, variant=variant)
+        self.config = config_from(MowstConfig, config, strong=strong, norm=norm, variant=variant)
         self.names = chain_names(config.medium)
         gates = [f"{name}_gate" for name in self.names[:-1]] if config.confidence != "given" else []
         self.rates = {**dict.fromkeys(self.names, training.lr), **dict.fromkeys(gates, lr_gate)}
@@ -360,7 +363,11 @@ class MowstModule(NodeModule):
             return torch.stack([F.cross_entropy(logits, y, weight=weight) for logits in own]).sum()
         assert isinstance(self.model, Mowst)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
-        return self.model.loss(logits, y, batch.graph.x[nodes], weight)
+        loss = self.model.loss(logits, y, batch.graph.x[nodes], weight)
+        if self.plan.stage_name == "joint" and self.own_loss:
+            own = torch.stack([F.cross_entropy(z, y, weight=weight) for z in logits])
+            loss = loss + self.own_loss * own.sum()
+        return loss
 
     def _train_logits(self, batch: NodeBatch, name: str, train: bool) -> Tensor:
         """Logits of one expert on the step's training nodes."""

@@ -140,6 +140,8 @@ class MowstClassifier(NodeClassifier):
         :func:`~moeapps.core.mixing.fit_mixture`).
     kept : int
         Graph networks of a mixture that are trained to the end.
+    own_loss : float
+        Share of each expert's own cross-entropy that joint training adds to the mixture's loss; the paper has none.
 
     Attributes
     ----------
@@ -239,6 +241,7 @@ class MowstClassifier(NodeClassifier):
         detach_confidence: bool = False,
         gate: Gate = "auto",
         kept: int = 5,
+        own_loss: float = 0.1,
     ) -> None:
         store_arguments(self, locals())
 

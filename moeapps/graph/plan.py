@@ -164,8 +164,8 @@ class TrainingPlan:
         """End training now: restore the champion."""
         if not self.finished:
             model.load_state_dict(self._best_state)
-            candidates = (*reversed(self.names), "mix") if self.stage_name in self.pretraining else ("mix",)
-            self._note(candidates, self._best_scores, model)
+            alone = self.stage_name in self.pretraining or self.stage_name == "joint"
+            self._note((*reversed(self.names), "mix") if alone else ("mix",), self._best_scores, model)
             self._finish(model)
 
     def _enter(self, name: str, scores: Scores, model: Mowst) -> None:
@@ -182,7 +182,8 @@ class TrainingPlan:
         if name in self.pretraining:
             self._note((*reversed(self.names), "mix"), scores, model)
             return self._enter(self.after[0], scores, model)
-        self._note(("mix",), scores, model)
+        # an expert that answers as well as the mixture at its best is named, and answers alone
+        self._note((*reversed(self.names), "mix") if name == "joint" else ("mix",), scores, model)
         if name == "fit_gate":
             return self._enter(self.after[1], scores, model)
         if name == "joint":

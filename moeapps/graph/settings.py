@@ -40,7 +40,8 @@ class MowstExperts(MowstConfig):
     strong : str, dict, torch.nn.Module or list, default "auto"
         ``"auto"``: the networks of :data:`~moeapps.graph.portfolio.PORTFOLIO`. A list of names and of dicts such as
         ``{"network": "gcn_skip", "num_layers": 4}``: these. Or one network: a name or dict that
-        :func:`~moeapps.graph.networks.make_network` takes, or a module with ``forward(x, edge_index)``.
+        :func:`~moeapps.graph.networks.make_network` takes, or a module with ``forward(x, edge_index)``. In the paper's
+        training ``"auto"`` is ``"gcn"``.
     variant : {"auto", "mixture", "best", "mowst_star", "mowst"}, default "auto"
         ``"mixture"``: every expert is trained alone, and a gate over their predictions is fitted on validation nodes.
         ``"best"``: the expert with the best validation score. ``"mowst_star"``, ``"mowst"``: the paper's training of
@@ -109,6 +110,9 @@ class MowstTraining:
         Confidence at which a node stops, for ``inference="threshold"`` and ``"cascade"``; None is 0.5. For a cascade of
         a mixture the probability of a class at which a node stops; None lets a node go on as long as that is expected
         to bring more than it costs.
+    own_loss : float, default 0.1
+        Share of each expert's own cross-entropy that joint training adds to the mixture's loss: an expert to which the
+        gate gives no weight would else be left to the weight decay. The paper has none.
     """
 
     gate_fit: GateFit = "holdout"
@@ -122,3 +126,4 @@ class MowstTraining:
     weight_decay: float = 5e-4
     inference: Inference = "mix"
     threshold: float | None = None
+    own_loss: float = 0.1

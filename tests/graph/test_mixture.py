@@ -327,4 +327,6 @@ def test_settings_that_a_mixture_has_no_use_for_are_refused(arguments, message):
 
 def test_the_module_of_the_command_line_names_what_the_papers_training_needs():
     with pytest.raises(ConfigError, match="trains one strong expert: name it"):
-        MowstModule(variant="mowst_star")
+        MowstModule(strong=["gcn", "sage"], variant="mowst_star")
+    module = MowstModule(variant="mowst")  # a YAML file of 0.1
+    assert (module.config.strong, module.config.norm, module.names) == ("gcn", "batch_norm", ("weak", "strong"))
