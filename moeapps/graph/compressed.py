@@ -49,6 +49,8 @@ class CompressedEdges(Edges):
             [1, 2, 2]])
     """
 
+    on_disk = True
+
     def __init__(self, pointer: Tensor, source: Tensor, weight: Tensor | None = None) -> None:
         self.pointer, self.source, self.weight = pointer, source, weight
         self.num_nodes = len(pointer) - 1
@@ -161,11 +163,11 @@ class CompressedEdges(Edges):
             first = end
 
 
-def scratch_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Room for a tensor; in a temporary file without a name where it is large, so that it needs no memory."""
+def scratch_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Room for a tensor; on the CPU in a temporary file without a name where it is large, so that it needs no memory."""
     size = int(np.prod(shape)) * dtype.itemsize
-    if size <= IN_MEMORY:
-        return torch.empty(shape, dtype=dtype)
+    if size <= IN_MEMORY or torch.device(device).type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     kind: Any = torch.empty(0, dtype=dtype).numpy().dtype
     with tempfile.TemporaryFile() as file:  # the mapping keeps it until the tensor is gone
         return torch.from_numpy(np.memmap(file, dtype=kind, mode="w+", shape=shape))

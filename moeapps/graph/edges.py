@@ -13,7 +13,7 @@ graph before the cut, so that a network computes on the piece exactly what it co
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -55,6 +55,13 @@ class Neighborhood:
     nodes_per_hop: list[int]
     edges_per_hop: list[int]
 
+    def to(self, device: torch.device) -> "Neighborhood":
+        """The same piece on a device."""
+        if self.nodes.device == device:
+            return self
+        weight = None if self.edge_weight is None else self.edge_weight.to(device)
+        return replace(self, nodes=self.nodes.to(device), edge_index=self.edge_index.to(device), edge_weight=weight)
+
     @property
     def edges_touched(self) -> int:
         """Edges used, summed over layers: the last layer uses the first hop, the first layer all hops."""
@@ -79,6 +86,9 @@ class Edges:
     >>> edges.neighborhood(torch.tensor([3]), [-1, -1]).nodes
     tensor([3, 2, 1])
     """
+
+    on_disk = False
+    """Whether the edges stay in files, and the features with them: pieces are cut out on the CPU and then moved."""
 
     def __init__(self, index: Tensor, weight: Tensor | None, num_nodes: int) -> None:
         self.index, self.weight, self.num_nodes = index, weight, num_nodes

@@ -303,7 +303,8 @@ class MowstModule(NodeModule):
         if self.plan.stage_name.startswith("pretrain"):
             return F.cross_entropy(self._train_logits(batch, trained[0], train=True), y, weight=weight)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
-        return self.model.loss(logits, y, batch.graph.x[nodes], weight)
+        x = batch.features("train_mask") if self.model.sees_x else None
+        return self.model.loss(logits, y, x, weight)
 
     def _train_logits(self, batch: NodeBatch, name: str, train: bool) -> Tensor:
         """Logits of one expert on the step's training nodes."""
@@ -314,7 +315,7 @@ class MowstModule(NodeModule):
         expert.network.train(train)
         with torch.set_grad_enabled(train):
             if name == "weak":
-                logits = expert.run(batch.graph.x[batch.chosen("train_mask")], batch.edges)
+                logits = expert.run(batch.features("train_mask"), batch.edges)
             else:
                 logits = self.train_logits(expert, batch)
         expert.network.train(mode)
