@@ -108,7 +108,9 @@ class CompressedEdges(Edges):
     def _looped(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pointer, sources and weights with one self-loop per node, the last of its edges (as PyG adds them)."""
         pointer = torch.arange(self.num_nodes + 1)
-        pointer[1:] += torch.cat([torch.bincount(t[s != t] - a, minlength=b - a) for s, t, (a, b) in self._by_nodes()]).cumsum(0)
+        pointer[1:] += torch.cat(
+            [torch.bincount(t[s != t] - a, minlength=b - a) for s, t, (a, b) in self._by_nodes()]
+        ).cumsum(0)
         source = scratch_tensor((int(pointer[-1]),), self.source.dtype)
         weight = None if self.weight is None else scratch_tensor((int(pointer[-1]),), torch.float32)
         for origin, target, (first, end) in self._by_nodes():
@@ -164,7 +166,7 @@ class CompressedEdges(Edges):
 
 
 def scratch_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Room for a tensor; on the CPU in a temporary file without a name where it is large, so that it needs no memory."""
+    """Room for a tensor; where it is large, on the CPU, in a temporary file without a name, which needs no memory."""
     size = int(np.prod(shape)) * dtype.itemsize
     if size <= IN_MEMORY or torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)

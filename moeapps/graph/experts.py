@@ -131,7 +131,8 @@ class NodeExpert:
         """Logits of some nodes, from all the neighbours that the network can see.
 
         1. Without ``batch_size``: run on the whole graph if all nodes are wanted or the number of hops is unknown.
-        2. With a ``batch_size`` below the number of nodes: one of moeapps' networks runs layer by layer on the nodes that each layer needs
+        2. With a ``batch_size`` below the number of nodes: one of moeapps' networks runs layer by layer on the nodes
+           that each layer needs
            (:func:`~moeapps.graph.layerwise.layerwise`), so that no row is computed twice.
         3. Cut out the piece around the nodes, or one piece per ``batch_size`` of them. Without ``batch_size``, a piece
            with more than ``cut_share`` of the edges is given up, and the network runs on the whole graph.

@@ -207,9 +207,7 @@ def write_edges(
     kind = np.int32 if num_nodes <= np.iinfo(np.int32).max else np.int64
     files = place / f"{SOURCE}.npy", place / f"{WEIGHT}.npy"
     sources = np.lib.format.open_memmap(files[0], "w+", kind, (int(pointer[-1]),))
-    stored = (
-        None if weights is None else np.lib.format.open_memmap(files[1], "w+", np.float32, (int(pointer[-1]),))
-    )
+    stored = None if weights is None else np.lib.format.open_memmap(files[1], "w+", np.float32, (int(pointer[-1]),))
     free = pointer[:-1].copy()
     for source, target, numbers in _pieces(edges, num_nodes, undirected):
         order = np.argsort(target, kind="stable")
@@ -289,9 +287,7 @@ def _empty(file: Path) -> np.ndarray | None:
     return array if array.size == 0 else None
 
 
-def _check_edges(
-    place: Path, pointer: np.ndarray, source: np.ndarray, weight: np.ndarray | None, nodes: int
-) -> None:
+def _check_edges(place: Path, pointer: np.ndarray, source: np.ndarray, weight: np.ndarray | None, nodes: int) -> None:
     if len(pointer) != nodes + 1:
         raise DataError(f"{place / POINTER}.npy has {len(pointer)} entries, expected one more than the {nodes} nodes")
     if pointer[0] != 0 or pointer[-1] != len(source) or bool((np.diff(pointer) < 0).any()):

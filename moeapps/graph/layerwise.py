@@ -22,7 +22,7 @@ from moeapps.graph.drawing import expand
 from moeapps.graph.edges import EdgeForm, Edges
 from moeapps.graph.networks import GraphNetwork, _GCNConv, _GINConv, _SAGEConv, _Skip, sorted_edge_index
 
-__all__ = ["LayerwiseRun", "layerwise", "works_by_layers"]
+__all__ = ["LayerwiseRun", "edges_needed", "layerwise", "nodes_needed", "works_by_layers"]
 
 EDGES = 1 << 20
 """Edges of a block, at most, unless one node has more."""
@@ -52,7 +52,7 @@ class LayerwiseRun:
 
 
 def works_by_layers(network: nn.Module) -> bool:
-    """Whether :func:`layerwise` can run it: a network of moeapps in evaluation mode whose norms look at one row each."""
+    """Whether :func:`layerwise` can run it: moeapps' own, in evaluation mode, with norms that look at one row each."""
     if not isinstance(network, GraphNetwork) or type(network).forward is not GraphNetwork.forward or network.training:
         return False
     return all(
@@ -82,16 +82,16 @@ def layerwise(network: GraphNetwork, x: Tensor, edges: Edges, nodes: Tensor | No
     #    read; then sums, the rest of the layer, norm and activation, in blocks of the nodes to compute.
     # 3. With jumping knowledge the rows of all layers are joined at the end; without, the last layer's are the logits.
     form = network.edge_form
-    needed = _needed(edges, form, nodes, len(network.convs))
+    needed = nodes_needed(edges, form, nodes, len(network.convs))
     pointer, _ = edges.incoming(form)
-    hidden, counts, used = x, [], []
+    used = edges_needed(edges, form, needed[1:])
+    hidden, counts = x, []
     kept: list[Tensor] = []
     layers = list(zip(network.convs, network.norms, strict=True))
     for number, (conv, norm) in enumerate(layers):
         inner = number < len(layers) - 1 or network.jk_mode is not None
         read, computed = needed[number], needed[number + 1]
         counts.append(len(x) if read is None else len(read))
-        used.append(int(pointer[-1]) if computed is None else int((pointer[computed + 1] - pointer[computed]).sum()))
         hidden = _layer(conv, _tail(network, norm) if inner else None, hidden, edges, form, read, computed)
         kept.append(hidden)
     wanted = torch.arange(len(x), device=pointer.device) if nodes is None else nodes
@@ -103,6 +103,14 @@ def layerwise(network: GraphNetwork, x: Tensor, edges: Edges, nodes: Tensor | No
         found = [layer[rows].to(device) for layer in kept]
         parts.append(network.lin(network.jk(found) if hasattr(network, "jk") else found[-1]))
     return LayerwiseRun(torch.cat(parts), counts, used)
+
+
+def edges_needed(edges: Edges, form: EdgeForm, computed: list[Tensor | None]) -> list[int]:
+    """Number of edges that each layer uses, from the nodes that it computes; None for all."""
+    pointer, _ = edges.incoming(form)
+    return [
+        int(pointer[-1]) if nodes is None else int((pointer[nodes + 1] - pointer[nodes]).sum()) for nodes in computed
+    ]
 
 
 def _tail(network: GraphNetwork, norm: Any) -> Rows:
@@ -117,7 +125,7 @@ def _tail(network: GraphNetwork, norm: Any) -> Rows:
     return tail
 
 
-def _needed(edges: Edges, form: EdgeForm, nodes: Tensor | None, layers: int) -> list[Tensor | None]:
+def nodes_needed(edges: Edges, form: EdgeForm, nodes: Tensor | None, layers: int) -> list[Tensor | None]:
     """Nodes that each layer reads, first layer first, and those of the result; None for all."""
     if nodes is None:
         return [None] * (layers + 1)
@@ -225,9 +233,7 @@ def _sum(rows: Tensor, source: Tensor, degree: Tensor, weight: Tensor | None, me
     pointer = torch.zeros(len(degree) + 1, dtype=source.dtype, device=source.device)
     torch.cumsum(degree, 0, out=pointer[1:])
     value = rows.new_ones(len(source)) if weight is None else weight.to(rows.dtype)
-    matrix = torch.sparse_csr_tensor(
-        pointer, source, value, (len(degree), len(rows)), check_invariants=False
-    )
+    matrix = torch.sparse_csr_tensor(pointer, source, value, (len(degree), len(rows)), check_invariants=False)
     total: Tensor = matrix @ rows
     return total / degree.clamp(min=1)[:, None] if mean else total
 
