@@ -12,6 +12,7 @@ from torch import Tensor
 from moeapps.graph.edges import Edges
 from moeapps.graph.experts import Work
 from moeapps.graph.masks import node_index
+from moeapps.graph.mixture import GraphMixture
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput
 
 __all__ = ["PredictionCost", "predict_nodes"]
@@ -46,8 +47,8 @@ class PredictionCost:
 
     @property
     def strong(self) -> float:
-        """Fraction of the nodes on which the strong expert ran."""
-        return self.share["strong"]
+        """Fraction of the nodes on which the strong expert ran; of several, the one that ran on most."""
+        return self.share.get("strong", max((v for name, v in self.share.items() if name != "weak"), default=0.0))
 
     @property
     def asked(self) -> Mapping[str, float]:
@@ -58,13 +59,13 @@ class PredictionCost:
 
 @torch.no_grad()
 def predict_nodes(
-    model: Mowst,
+    model: Mowst | GraphMixture,
     x: Tensor,
     edges: Edges,
     nodes: Tensor | None = None,
     *,
     mode: Inference = "mix",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> tuple[MowstOutput, PredictionCost]:
@@ -74,7 +75,7 @@ def predict_nodes(
 
     Parameters
     ----------
-    model : Mowst
+    model : Mowst or GraphMixture
         In evaluation mode.
     x : Tensor of shape (N, F)
         Features of the whole graph.
@@ -84,7 +85,7 @@ def predict_nodes(
         Node numbers, or a bool mask ``(N,)``; all when None.
     mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
         As in :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
-    threshold : float, default 0.5
+    threshold : float, optional
         As there.
     generator : torch.Generator, optional
         As there; one number is drawn for each node, in their order.
@@ -123,7 +124,7 @@ def predict_nodes(
         rows = x if nodes is None else x[nodes.to(x.device)]
     rows = rows.to(device)
     output = model.infer(run, rows, mode=mode, threshold=threshold, generator=generator)
-    alone = model.expert("strong").work_on_whole_graph(edges)
+    alone = model.expert(model.strongest).work_on_whole_graph(edges)
     return output, PredictionCost(
         nodes=count,
         share={name: done.nodes / max(count, 1) for name, done in work.items()},

@@ -20,6 +20,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood
 from moeapps.graph.layerwise import ROWS, layerwise, works_by_layers
 from moeapps.graph.networks import GraphNetwork
+from moeapps.graph.pieces import on_piece
 from moeapps.graph.sampling import check_num_neighbors, sample_neighborhood
 
 __all__ = ["FeatureExpert", "GraphExpert", "NodeExpert", "Work", "node_expert"]
@@ -257,16 +258,20 @@ class NodeExpert:
 
     def _edge_weight(self, edges: Edges | Neighborhood) -> Tensor | None:
         weight = edges.edge_weight if isinstance(edges, Neighborhood) else edges.weight
-        if weight is not None and not (getattr(self.network, "supports_edge_weight", True) and self._takes_weights()):
+        if weight is not None and not self._takes_weights():
             raise DataError(
                 f"edge_weight was given (or edge_attr, or values in the adjacency matrix), but "
                 f"{type(self.network).__name__} does not use edge weights: leave them out, or use a network that does "
-                "(gcn, or a module with forward(x, edge_index, edge_weight))"
+                "(gcn, gat, gatv2, or a module with forward(x, edge_index, edge_weight))"
             )
         return weight
 
     def _takes_weights(self) -> bool:
-        """Whether the network's ``forward`` has a third argument."""
+        """Whether the network's ``forward`` has a third argument that it uses."""
+        if isinstance(self.network, GraphNetwork):
+            return self.network.uses_weights
+        if not getattr(self.network, "supports_edge_weight", True):
+            return False
         parameters = inspect.signature(self.network.forward).parameters.values()
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         return len(positional) >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -294,6 +299,8 @@ class GraphExpert(NodeExpert):
     def run(self, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
         """See :meth:`NodeExpert.run`."""
         self._edge_weight(edges)
+        if isinstance(edges, Neighborhood) and type(self.network).forward is GraphNetwork.forward:
+            return on_piece(self.network, x, edges)
         return self.network(x, edges)
 
     def multiply_adds(self, rows: Sequence[int], edges: Sequence[int]) -> int:

@@ -3,16 +3,20 @@
 import copy
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.config import config_from, store_arguments
+from moeapps.graph.data import GraphDataModule
 from moeapps.graph.experts import node_expert
 from moeapps.graph.measures import Monitor
 from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.node_classifier import NodeClassifier
-from moeapps.graph.node_module import GNNConfig, GNNModule
+from moeapps.graph.node_module import GNNConfig, GNNModule, NodeModule
+from moeapps.graph.portfolio import AUTO
+from moeapps.graph.settings import is_one_network
 
 __all__ = ["GNNClassifier"]
 
@@ -20,22 +24,25 @@ __all__ = ["GNNClassifier"]
 class GNNClassifier(NodeClassifier):
     """One network alone as a node classifier: the baseline that a mixture has to beat.
 
-    Trained with cross-entropy and early stopping on validation accuracy; the best weights are kept.
+    Trained with cross-entropy and early stopping on validation accuracy; the best weights are kept. By default several
+    networks start, the better half goes on after some epochs, and the one that validates best is kept.
 
     Parameters
     ----------
-    network : str or torch.nn.Module
-        ``"mlp"`` (no edges), ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
-        ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`); or a module with
-        ``forward(x, edge_index)``.
+    network : str, dict, list or torch.nn.Module
+        ``"auto"``: an MLP and the networks of :data:`~moeapps.graph.portfolio.PORTFOLIO` compete; a list: these do. Or
+        one network: ``"mlp"`` (no edges), ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
+        ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`), or in a dict with sizes
+        of its own, ``{"network": "gcn_skip", "num_layers": 4}``; or a module with ``forward(x, edge_index)``.
     hidden_channels : int
         Width of the hidden layers.
     num_layers : int
-        Number of layers.
+        Number of layers of a network that does not have its own.
     dropout : float
         Dropout probability.
     norm : str or None
-        Norm after each hidden layer: ``"batch_norm"`` or None.
+        Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), None, or ``"auto"``, which
+        of the three validates best.
     lr, weight_decay : float
         Learning rate and L2 penalty of Adam.
     max_epochs : int
@@ -67,6 +74,10 @@ class GNNClassifier(NodeClassifier):
         Class labels.
     model_ : torch.nn.Module
         The trained network.
+    network_ : dict
+        Its name and sizes, if several competed.
+    selection_ : pandas.DataFrame
+        The networks that competed: sizes, epochs, validation score, and which was kept.
     history_ : pandas.DataFrame
         What was logged, one row per epoch.
     n_iter_ : int
@@ -78,18 +89,18 @@ class GNNClassifier(NodeClassifier):
     --------
     >>> from moeapps.graph import GNNClassifier, load_cora
     >>> cora = load_cora()
-    >>> gcn = GNNClassifier(norm=None, max_epochs=20, random_state=0).fit(cora)
+    >>> gcn = GNNClassifier("gcn", norm=None, max_epochs=20, random_state=0).fit(cora)
     >>> gcn.score(cora) > 0.6
     True
     """
 
     def __init__(
         self,
-        network: str | nn.Module = "gcn",
+        network: Any = "auto",
         hidden_channels: int = 64,
         num_layers: int = 2,
         dropout: float = 0.5,
-        norm: str | None = "batch_norm",
+        norm: str | None = "auto",
         lr: float = 0.01,
         weight_decay: float = 5e-4,
         max_epochs: int = 500,
@@ -105,10 +116,24 @@ class GNNClassifier(NodeClassifier):
     ) -> None:
         store_arguments(self, locals())
 
+    def _fit_networks(self, data: GraphDataModule, seed: int) -> tuple[NodeModule, pd.DataFrame]:
+        for name in ("network_", "selected_"):
+            self.__dict__.pop(name, None)
+        if not self._several():
+            return super()._fit_networks(data, seed)
+        module, history = self._search(data, seed, self.network, "mlp" if self.network == AUTO else None)
+        module.model = module.model.experts[module.plan.champion]
+        return module, history
+
+    def _several(self) -> bool:
+        """Whether several networks compete."""
+        return not is_one_network(self.network) or (self.norm == AUTO and not isinstance(self.network, nn.Module))
+
     def _make_module(self, class_weight: Any) -> GNNModule:
         network = copy.deepcopy(self.network)
+        norm = None if self.norm == AUTO else self.norm  # of a module, which has its own
         module: GNNModule = GNNModule.from_config(
-            config=config_from(GNNConfig, self, network=network, class_weight=class_weight)
+            config=config_from(GNNConfig, self, network=network, norm=norm, class_weight=class_weight)
         )
         return module
 
@@ -123,4 +148,5 @@ class GNNClassifier(NodeClassifier):
         return logits.log_softmax(-1)
 
     def _build_model(self) -> nn.Module:
-        return build_network(self.network, self.n_features_in_, len(self.classes_), config_from(NetworkConfig, self))
+        network = getattr(self, "network_", self.network)
+        return build_network(network, self.n_features_in_, len(self.classes_), config_from(NetworkConfig, self))

@@ -13,6 +13,7 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.dispersion import variance_dispersion
 from moeapps.graph.inference import Inference, MowstOutput
 from moeapps.graph.measures import Monitor, confidence_curves, measure, refuse_nan
+from moeapps.graph.mixture import GraphMixture
 from moeapps.graph.mowst import Mowst
 from moeapps.graph.plan import Scores
 
@@ -36,7 +37,7 @@ class EvaluationLogits:
                 kept.pop(name, None)
 
     @torch.no_grad()
-    def of(self, model: Mowst, name: str, batch: NodeBatch) -> Tensor:
+    def of(self, model: Mowst | GraphMixture, name: str, batch: NodeBatch) -> Tensor:
         """Logits of one expert, from all neighbours: ``(B, K)`` for the batch's nodes or ``(N, K)`` for all."""
         if batch.nodes is None and name in self._whole:
             return self._whole[name]
@@ -49,7 +50,7 @@ class EvaluationLogits:
             self._whole[name] = logits
         return logits
 
-    def at(self, model: Mowst, name: str, batch: NodeBatch, mask: str) -> Tensor:
+    def at(self, model: Mowst | GraphMixture, name: str, batch: NodeBatch, mask: str) -> Tensor:
         """Logits of one expert on the batch's nodes of a mask."""
         if batch.nodes is None:
             return self.of(model, name, batch)[batch.chosen(mask)]
@@ -86,7 +87,7 @@ class HeldOut:
         self.values: dict[str, Tensor] = {}
         self._parts: list[dict[str, Tensor]] = []
 
-    def add(self, model: Mowst, batch: NodeBatch, logits: EvaluationLogits) -> dict[str, Tensor]:
+    def add(self, model: Mowst | GraphMixture, batch: NodeBatch, logits: EvaluationLogits) -> dict[str, Tensor]:
         """Add the validation nodes of a batch; returns what was added. :meth:`collect` ends the validation."""
         nodes = batch.chosen("val_mask")
         part = {"y": batch.graph.y[nodes]}
@@ -101,7 +102,7 @@ class HeldOut:
         parts, self._parts = self._parts, []
         self.values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def refresh(self, model: Mowst, batches: Iterable[NodeBatch], logits: EvaluationLogits) -> None:
+    def refresh(self, model: Mowst | GraphMixture, batches: Iterable[NodeBatch], logits: EvaluationLogits) -> None:
         """Compute all values anew, after weights were restored."""
         for batch in batches:
             self.add(model, batch, logits)
@@ -119,24 +120,28 @@ class HeldOut:
         rows = half if self.halved else slice(None)
         return {name: value[rows].to(device) for name, value in self.values.items()}
 
-    def gate_loss(self, model: Mowst, class_weight: Tensor | None) -> Tensor:
+    def gate_loss(self, model: Mowst | GraphMixture, class_weight: Tensor | None) -> Tensor:
         """Loss of the model over the nodes of :meth:`fitted`, as a function of the gates alone."""
         values = self.fitted(_device(model))
         return model.loss([values[name] for name in model.names], values["y"], values.get("x"), class_weight)
 
     @torch.no_grad()
-    def predict(self, model: Mowst, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
+    def predict(
+        self, model: Mowst | GraphMixture, mode: Inference = "mix", threshold: float | None = None
+    ) -> MowstOutput:
         """Prediction of the model at the nodes of :meth:`scored`."""
         return infer_known(model, self.scored(_device(model)), mode, threshold)
 
     @torch.no_grad()
-    def confidence(self, model: Mowst) -> Tensor:
-        """Confidence of the weak expert at the nodes of :meth:`scored`."""
+    def confidence(self, model: Mowst | GraphMixture) -> Tensor:
+        """Confidence of the weak expert at the nodes of :meth:`scored`; its weight in a mixture."""
+        if isinstance(model, GraphMixture):
+            return self.predict(model).confidence
         values = self.scored(_device(model))
         return model.confidence_of("weak", values["weak"], values.get("x")).confidence
 
     def scores(
-        self, model: Mowst, monitor: Monitor, class_weight: Tensor | None
+        self, model: Mowst | GraphMixture, monitor: Monitor, class_weight: Tensor | None
     ) -> tuple[Scores, dict[str, dict[str, float]]]:
         """Scores of each expert alone and of ``"mix"``, for the training plan, and all that was measured.
 
@@ -158,17 +163,19 @@ class HeldOut:
         return {name: (found[monitor], losses[name]) for name, found in measured.items()}, measured
 
     @torch.no_grad()
-    def curves(self, model: Mowst) -> Curves:
+    def curves(self, model: Mowst | GraphMixture) -> Curves:
         """Confidence in the weak expert, and how often it is right, by the dispersion of its prediction."""
         weak, y = (self.scored(_device(model))[name].cpu() for name in ("weak", "y"))
         dispersion, right = variance_dispersion(weak.softmax(-1)), weak.argmax(-1) == y
         return confidence_curves(dispersion, self.confidence(model).cpu(), right, "validation nodes")
 
     @torch.no_grad()
-    def mean_confidence(self, model: Mowst, training: NodeBatch | None, logits: EvaluationLogits) -> dict[str, float]:
+    def mean_confidence(
+        self, model: Mowst | GraphMixture, training: NodeBatch | None, logits: EvaluationLogits
+    ) -> dict[str, float]:
         """Mean confidence of the weak expert on validation nodes, and on those of a training batch if there is one."""
         found = {"val": float(self.confidence(model).mean())}
-        if training is not None:
+        if training is not None and isinstance(model, Mowst):
             x = training.features("train_mask") if model.sees_x else None
             c, _ = model.confidence_of("weak", logits.at(model, "weak", training, "train_mask"), x)
             found["train"] = float(c.mean())
@@ -176,7 +183,9 @@ class HeldOut:
 
 
 @torch.no_grad()
-def infer_known(model: Mowst, values: dict[str, Tensor], mode: Inference, threshold: float) -> MowstOutput:
+def infer_known(
+    model: Mowst | GraphMixture, values: dict[str, Tensor], mode: Inference, threshold: float | None
+) -> MowstOutput:
     """Predict nodes whose logits are known already."""
 
     def run(name: str, rows: Tensor | None) -> Tensor:
@@ -197,5 +206,5 @@ def warn_of_memorising(mean: dict[str, float]) -> None:
         )
 
 
-def _device(model: Mowst) -> torch.device:
+def _device(model: Mowst | GraphMixture) -> torch.device:
     return next(model.parameters()).device

@@ -59,6 +59,8 @@ class MowstOutput:
         Number of the last (strongest) expert that ran on a node.
     routing : Routing
         The same as a routing over n experts, for core's statistics.
+    used_graph : bool Tensor of shape (N,), optional
+        Of a mixture of several networks: nodes whose prediction uses one that sees edges.
     """
 
     log_probs: Tensor
@@ -67,6 +69,7 @@ class MowstOutput:
     weights: Tensor
     last: Tensor
     routing: Routing
+    used_graph: Tensor | None = None
 
     @property
     def weak_logits(self) -> Tensor:
@@ -83,7 +86,7 @@ class MowstOutput:
     @property
     def used_strong(self) -> Tensor:
         """``(N,)`` bool, nodes whose prediction uses the strong expert."""
-        return self.last == self.weights.shape[1] - 1
+        return self.last == self.weights.shape[1] - 1 if self.used_graph is None else self.used_graph
 
 
 class Chain(NamedTuple):

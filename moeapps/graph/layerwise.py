@@ -8,19 +8,19 @@ block. The result is that of the whole graph, up to rounding.
 
 # N nodes, E edges, B nodes predicted, d width of a layer, K classes, L layers
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch_geometric.nn import BatchNorm, LayerNorm
 
 from moeapps.graph.compressed import scratch_tensor
+from moeapps.graph.convolutions import Rows, steps_of, tail_of
 from moeapps.graph.drawing import expand
 from moeapps.graph.edges import EdgeForm, Edges
-from moeapps.graph.networks import GraphNetwork, _GCNConv, _GINConv, _SAGEConv, _Skip, sorted_edge_index
+from moeapps.graph.networks import GraphNetwork, sorted_edge_index
 
 __all__ = ["LayerwiseRun", "edges_needed", "layerwise", "nodes_needed", "works_by_layers"]
 
@@ -28,8 +28,6 @@ EDGES = 1 << 20
 """Edges of a block, at most, unless one node has more."""
 ROWS = 1 << 16
 """Rows of a block, at most."""
-
-Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -92,7 +90,7 @@ def layerwise(network: GraphNetwork, x: Tensor, edges: Edges, nodes: Tensor | No
         inner = number < len(layers) - 1 or network.jk_mode is not None
         read, computed = needed[number], needed[number + 1]
         counts.append(len(x) if read is None else len(read))
-        hidden = _layer(conv, _tail(network, norm) if inner else None, hidden, edges, form, read, computed)
+        hidden = _layer(network, conv, tail_of(network, norm) if inner else None, hidden, edges, read, computed)
         kept.append(hidden)
     wanted = torch.arange(len(x), device=pointer.device) if nodes is None else nodes
     if network.jk_mode is None:
@@ -111,18 +109,6 @@ def edges_needed(edges: Edges, form: EdgeForm, computed: list[Tensor | None]) ->
     return [
         int(pointer[-1]) if nodes is None else int((pointer[nodes + 1] - pointer[nodes]).sum()) for nodes in computed
     ]
-
-
-def _tail(network: GraphNetwork, norm: Any) -> Rows:
-    def tail(rows: Tensor) -> Tensor:
-        if network.act is not None and network.act_first:
-            rows = network.act(rows)
-        rows = norm(rows)
-        if network.act is not None and not network.act_first:
-            rows = network.act(rows)
-        return rows
-
-    return tail
 
 
 def nodes_needed(edges: Edges, form: EdgeForm, nodes: Tensor | None, layers: int) -> list[Tensor | None]:
@@ -148,16 +134,17 @@ def nodes_needed(edges: Edges, form: EdgeForm, nodes: Tensor | None, layers: int
 
 
 def _layer(
+    network: GraphNetwork,
     conv: nn.Module,
     tail: Rows | None,
     hidden: Tensor,
     edges: Edges,
-    form: EdgeForm,
     read: Tensor | None,
     computed: Tensor | None,
 ) -> Tensor:
     """Rows ``(N, d)`` of one layer; those that were not asked for are undefined."""
-    prepare, finish, mean = _steps(conv)
+    prepare, finish, mean = steps_of(conv)
+    form = network.edge_form
     summed, device = hidden, next(conv.parameters()).device
     if prepare is not None:
         summed = _mapped(lambda rows: prepare(rows.to(device)), hidden, read)
@@ -177,7 +164,8 @@ def _layer(
             edge = torch.arange(first, end, device=pointer.device) if adjacent else place
             weight = edges.weight_of(form, edge, origin.long(), target)
         if finish is None:
-            rows = _piece(conv, hidden, block, origin.long(), degree, weight)
+            more = {} if weight is None or not network.uses_weights else {network.weight_name: weight}
+            rows = _piece(conv, hidden, block, origin.long(), degree, more)
         else:
             rows = finish(hidden[block].to(device), _sum(summed, origin, degree, weight, mean).to(device))
         rows = rows if tail is None else tail(rows)
@@ -186,32 +174,6 @@ def _layer(
         out[block] = rows.to(out.device)
     assert out is not None
     return out
-
-
-Finish = Callable[[Tensor, Tensor], Tensor]
-
-
-def _steps(conv: Any) -> tuple[Rows | None, Finish | None, bool]:
-    """What a layer does to the rows before the sum over neighbours, what after it, and whether the sum is a mean.
-
-    After it: from a node's own rows and the sums to the layer's output. Nothing for a layer that is no sum of rows
-    (attention): it runs on pieces of one hop.
-    """
-    if isinstance(conv, _Skip):
-        prepare, inner, mean = _steps(conv.conv)
-        if inner is None:
-            return None, None, False
-        return prepare, lambda own, total: inner(own, total) + conv.own(own), mean
-    if type(conv) is _GCNConv:
-        return conv.lin, lambda own, total: total if conv.bias is None else total + conv.bias, False
-    if type(conv) is _GINConv:
-        return None, lambda own, total: conv.nn(total + (1 + conv.eps) * own), False
-    if type(conv) is _SAGEConv:
-        weight, bias = conv.lin_l.weight, conv.lin_l.bias
-        if weight.shape[0] < weight.shape[1]:
-            return lambda rows: F.linear(rows, weight), lambda own, total: conv.lin_r(own) + (total + bias), True
-        return None, lambda own, total: conv.lin_r(own) + F.linear(total, weight, bias), True
-    return None, None, False
 
 
 def _mapped(function: Rows, hidden: Tensor, rows: Tensor | None) -> Tensor:
@@ -239,7 +201,7 @@ def _sum(rows: Tensor, source: Tensor, degree: Tensor, weight: Tensor | None, me
 
 
 def _piece(
-    conv: nn.Module, hidden: Tensor, block: Tensor, source: Tensor, degree: Tensor, weight: Tensor | None
+    conv: nn.Module, hidden: Tensor, block: Tensor, source: Tensor, degree: Tensor, more: dict[str, Tensor]
 ) -> Tensor:
     """One layer on the piece of one hop around a block of nodes."""
     others = source.unique()
@@ -249,7 +211,6 @@ def _piece(
     place[nodes] = torch.arange(len(nodes), device=nodes.device)
     target = torch.arange(len(block), device=nodes.device).repeat_interleave(degree)
     index = sorted_edge_index(torch.stack([place[source], target]), len(nodes))
-    more = {} if weight is None else {"edge_weight": weight}
     device = next(conv.parameters()).device
     found: Tensor = conv(hidden[nodes].to(device), index.to(device), **{k: v.to(device) for k, v in more.items()})
     return found[: len(block)]

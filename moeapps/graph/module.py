@@ -1,17 +1,20 @@
 """The LightningModule of Mowst: the parts that each stage trains, its nodes, and its scores."""
 
+# V validation nodes, K classes
+
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
-from moeapps.core.config import takes
+from moeapps.core.config import config_from, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.mixing.selection import Gate
 from moeapps.core.module import sum_of_terms
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.views import Views
@@ -19,60 +22,24 @@ from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes
 from moeapps.graph.held_out import EvaluationLogits, HeldOut, infer_known, warn_of_memorising
 from moeapps.graph.inference import INFERENCES, Inference, MowstOutput
-from moeapps.graph.measures import MONITORS, Monitor
+from moeapps.graph.measures import MONITORS
+from moeapps.graph.mixture import FITTED_INFERENCES, GraphMixture
 from moeapps.graph.mowst import VARIANTS, Mowst, MowstConfig, chain_names
+from moeapps.graph.networks import NetworkConfig
 from moeapps.graph.node_module import NodeModule, check_rates
-from moeapps.graph.plan import PRETRAIN, Pretrain, Scores, TrainingPlan
+from moeapps.graph.plan import PRETRAIN, Scores, TrainingPlan
+from moeapps.graph.portfolio import AUTO, Spec, named_experts, portfolio_of
+from moeapps.graph.search import SearchPlan
+from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network
 
 __all__ = ["GateFit", "MowstModule", "MowstTraining"]
-
-GateFit = Literal["holdout", "train"]
 
 GATE_STEPS = 10
 """Steps per epoch while only the gates are fitted, on constant logits."""
 
 
-@dataclass(frozen=True)
-class MowstTraining:
-    """How Mowst is trained, and how it predicts.
-
-    Parameters
-    ----------
-    gate_fit : {"holdout", "train"}, default "holdout"
-        Nodes that the gate is fitted on: validation nodes, or training nodes as in the paper's released code.
-    pretrain : {"both", "weak", "strong", "none"}, default "both"
-        Experts that are first trained alone; ``"both"`` means all.
-    patience : int, default 40
-        Epochs without improvement that end a stage.
-    round_patience : int, default 2
-        Rounds without improvement that end training in turns.
-    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default "accuracy"
-        Validation score that selects; ties are decided by the loss.
-    class_weight : "balanced", list of float or None, default None
-        Weight of each class in the loss: inversely proportional to its frequency, one number per class, or 1.
-    lr : float, default 0.01
-        Learning rate of Adam for the experts.
-    lr_gate : float or None, default None
-        Learning rate for the gate; ``lr`` when None.
-    weight_decay : float, default 5e-4
-        L2 penalty of Adam.
-    inference : {"mix", "cascade", "threshold", "sample"}, default "mix"
-        How the model predicts; see :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
-    threshold : float, default 0.5
-        Confidence at which a node stops, for ``inference="threshold"`` and ``"cascade"``.
-    """
-
-    gate_fit: GateFit = "holdout"
-    pretrain: Pretrain = "both"
-    patience: int = 40
-    round_patience: int = 2
-    monitor: Monitor = "accuracy"
-    class_weight: list[float] | Literal["balanced"] | None = None
-    lr: float = 0.01
-    lr_gate: float | None = None
-    weight_decay: float = 5e-4
-    inference: Inference = "mix"
-    threshold: float = 0.5
+KEPT = 5
+"""Graph networks of a portfolio that are trained to the end."""
 
 
 class MowstModule(NodeModule):
@@ -89,6 +56,10 @@ class MowstModule(NodeModule):
     Stages (see :class:`~moeapps.graph.plan.TrainingPlan`): pretraining, fitting the gate, then either one joint stage
     or alternating weak and strong turns. When it is done it stops the Trainer, with the best state restored.
 
+    Several strong experts (the default) are trained at once, each alone, and the better half goes on after some epochs
+    (:class:`~moeapps.graph.search.SearchPlan`); at the end a gate is fitted to what they predict for validation nodes
+    (:class:`~moeapps.graph.mixture.GraphMixture`). The training of the paper takes one strong expert.
+
     Parameters
     ----------
     in_channels : int, optional
@@ -96,7 +67,7 @@ class MowstModule(NodeModule):
     out_channels : int, optional
         Classes; taken from the data when None.
     **settings
-        The fields of :class:`~moeapps.graph.mowst.MowstConfig` and :class:`MowstTraining`.
+        The fields of :class:`MowstExperts` and :class:`MowstTraining`.
 
     Raises
     ------
@@ -104,16 +75,16 @@ class MowstModule(NodeModule):
         If an argument is impossible.
     """
 
-    @takes(MowstConfig, MowstTraining, first=("variant", "strong", "weak", "medium"))
+    @takes(MowstExperts, MowstTraining, first=("variant", "strong", "weak", "medium"))
     def __init__(
         self,
-        config: MowstConfig,
+        config: MowstExperts,
         training: MowstTraining,
         in_channels: int | None = None,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        check_one_of("variant", config.variant, VARIANTS)
+        check_one_of("variant", config.variant, (AUTO, "mixture", "best", *VARIANTS))
         check_one_of("gate_fit", training.gate_fit, ("holdout", "train"))
         check_one_of("pretrain", training.pretrain, PRETRAIN)
         check_one_of("monitor", training.monitor, MONITORS)
@@ -122,19 +93,66 @@ class MowstModule(NodeModule):
         check_rates(lr=training.lr, lr_gate=lr_gate, weight_decay=training.weight_decay)
         check_sizes(patience=training.patience, round_patience=training.round_patience)
         self.automatic_optimization = False
-        self.config = config
         self.in_channels, self.out_channels = in_channels, out_channels
         self.monitor, self.class_weight = training.monitor, training.class_weight
         self.weight_decay = training.weight_decay
         self.inference: Inference = training.inference
         self.threshold = training.threshold
+        one = is_one_network(config.strong)
+        self.searches = config.variant in ("mixture", "best") or (config.variant == AUTO and not one)
+        self._logits = EvaluationLogits()
+        self._last_batch: NodeBatch | None = None  # of training
+        self.limits: dict[str, float | None] = {}  # budget and tolerance of a mixture's cascade
+        self.plan: TrainingPlan | SearchPlan
+        if self.searches:
+            self._several_experts(config, training)
+        else:
+            self._weak_and_strong(config, training, lr_gate)
+
+    def _several_experts(self, config: MowstExperts, training: MowstTraining) -> None:
+        """Experts that are trained alone."""
+        if config.medium is not None:
+            raise ConfigError(
+                "medium is for variant='mowst_star' or 'mowst' with one strong expert: put it into strong"
+            )
+        if self.inference not in FITTED_INFERENCES:
+            raise ConfigError(
+                f"inference={self.inference!r} needs the confidence of variant='mowst_star' or 'mowst', with one strong "
+                f"expert: a mixture has {' and '.join(FITTED_INFERENCES)}"
+            )
+        self.config: MowstConfig = config
+        self.networks: dict[str, Spec | nn.Module] = {}
+        if config.weak is not None:  # None where one network by name is looked for
+            weak = {"network": config.weak, "norm": "batch_norm" if config.norm == AUTO else config.norm}
+            self.networks["weak"] = config.weak if isinstance(config.weak, nn.Module) else weak
+        if isinstance(config.strong, nn.Module):
+            self.networks["strong"] = config.strong
+        else:
+            self.networks |= named_experts(portfolio_of(config.strong, config), config)
+        self.names = tuple(self.networks)
+        always = ("weak",) if config.variant != "best" and "weak" in self.names else ()
+        kept = KEPT if config.variant != "best" else 1
+        self.rates = dict.fromkeys(self.names, training.lr)
+        self.gate_on_holdout, self.held_out = False, HeldOut()
+        self.plan = SearchPlan(self.names, kept, training.patience, always)
+
+    def _weak_and_strong(self, config: MowstExperts, training: MowstTraining, lr_gate: float) -> None:
+        """The paper's training."""
+        if not is_one_network(config.strong):
+            raise ConfigError(
+                f"variant={config.variant!r} trains one strong expert: name it, strong='gcn' say, or leave variant "
+                f"'auto' for a mixture of several; got strong={config.strong!r}"
+            )
+        norm = "batch_norm" if config.norm == AUTO else config.norm
+        variant = "mowst_star" if config.variant == AUTO else config.variant
+        self.config = config_from(MowstConfig, config, norm=norm, variant=variant)
         self.names = chain_names(config.medium)
         gates = [f"{name}_gate" for name in self.names[:-1]] if config.confidence != "given" else []
         self.rates = {**dict.fromkeys(self.names, training.lr), **dict.fromkeys(gates, lr_gate)}
         self.gate_on_holdout = bool(gates) and training.gate_fit == "holdout"
         self.plan = TrainingPlan(
             self.names,
-            config.variant,
+            self.config.variant,
             training.pretrain,
             self.gate_on_holdout,
             training.patience,
@@ -142,13 +160,14 @@ class MowstModule(NodeModule):
         )
         looks_at_x = config.confidence in ("learned+x", "hyper")
         self.held_out = HeldOut(halved=self.gate_on_holdout and looks_at_x)
-        self._logits = EvaluationLogits()
-        self._last_batch: NodeBatch | None = None  # of training
 
-    model: Mowst
+    model: Mowst | GraphMixture
 
-    def make_model(self, in_channels: int, out_channels: int) -> Mowst:
-        """Build Mowst."""
+    def make_model(self, in_channels: int, out_channels: int) -> Mowst | GraphMixture:
+        """Build Mowst, or the mixture of several experts."""
+        if self.searches:
+            sizes = config_from(NetworkConfig, self.config)
+            return GraphMixture(in_channels, out_channels, self.networks, sizes)
         model: Mowst = Mowst.from_config(in_channels, out_channels, config=self.config)
         return model
 
@@ -218,7 +237,8 @@ class MowstModule(NodeModule):
             return
         values = self.held_out.add(self.model, batch, self._logits)
         # for RoutingMonitor
-        self.model.last_routing = infer_known(self.model, values, "threshold", self.threshold).routing
+        mode: Inference = "mix" if self.searches else "threshold"
+        self.model.last_routing = infer_known(self.model, values, mode, self.threshold).routing
 
     def on_validation_epoch_end(self) -> None:
         """Score each expert and the mixture on the validation nodes, and let the plan decide."""
@@ -243,8 +263,9 @@ class MowstModule(NodeModule):
             self._advance(scores)
 
     def views(self) -> Views:
-        """Confidence in the weak expert, and how often it is right, by the dispersion of its prediction."""
-        return Views(curves=[self.held_out.curves(self.model)] if self.held_out.values else [])
+        """Weight of the weak expert, and how often it is right, by the dispersion of its prediction."""
+        has_weak = self.held_out.values and "weak" in self.model.names
+        return Views(curves=[self.held_out.curves(self.model)] if has_weak else [])
 
     def on_fit_start(self) -> None:
         """Drop the logits of an earlier fit, since the weights may have changed."""
@@ -257,6 +278,12 @@ class MowstModule(NodeModule):
         """Score the experts as they are before the first step, so that training never ends below them."""
         if self.plan.started:
             return
+        if isinstance(self.plan, SearchPlan) and len(self.names) > 1:
+            rank_zero_info(
+                f"{len(self.names)} networks compete ({', '.join(self.names)}); at most "
+                f"{min([len(self.names), *self.plan.cuts.values()]) + len(self.plan.always)} are trained to the end: in "
+                f"all about {self.plan.cost(self._work()):.1f} trainings of the costliest"
+            )
         self._refresh_held_out()
         self.plan.start(self.held_out.scores(self.model, self.monitor, self._class_weight)[0], self.model)
 
@@ -269,12 +296,15 @@ class MowstModule(NodeModule):
         """Restore the champion also when something else (a step or time limit) ended the training."""
         if self.plan.started and not self.plan.finished:
             self.plan.finish(self.model)
+            self._fit_mixture()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plan, and what the gates are fitted on."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["plan"] = self.plan.state_dict()
         checkpoint["held_out"] = self.held_out.values
+        if isinstance(self.model, GraphMixture):
+            checkpoint["mixture"] = self.model.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights and take the plan over."""
@@ -282,6 +312,8 @@ class MowstModule(NodeModule):
         if "plan" in checkpoint:
             self.plan.load_state_dict(checkpoint["plan"])
             self.held_out.values = checkpoint["held_out"]
+        if isinstance(self.model, GraphMixture):
+            self.model.load_state(*checkpoint["mixture"])
 
     def _advance(self, scores: Scores) -> None:
         before = self.plan.stage_name
@@ -289,7 +321,10 @@ class MowstModule(NodeModule):
         if self.plan.update(scores, self.model, last=last):
             self._logits.forget()
             self._refresh_held_out()
-        if self.plan.finished:
+        if self.plan.finished and self.searches:
+            self._fit_mixture()
+            self.trainer.should_stop = True
+        elif self.plan.finished:
             self.trainer.should_stop = True
             warn_of_memorising(self.held_out.mean_confidence(self.model, self._last_batch, self._logits))
         elif before.startswith("pretrain") and self.plan.stage_name != before:
@@ -300,8 +335,10 @@ class MowstModule(NodeModule):
         """Loss over the training nodes; experts that do not train are taken in eval mode and carry no gradient."""
         nodes = batch.chosen("train_mask")
         y, weight = batch.graph.y[nodes], self._class_weight
-        if self.plan.stage_name.startswith("pretrain"):
-            return F.cross_entropy(self._train_logits(batch, trained[0], train=True), y, weight=weight)
+        if self.searches or self.plan.stage_name.startswith("pretrain"):  # each expert alone
+            own = [self._train_logits(batch, name, train=True) for name in trained]
+            return torch.stack([F.cross_entropy(logits, y, weight=weight) for logits in own]).sum()
+        assert isinstance(self.model, Mowst)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
         x = batch.features("train_mask") if self.model.sees_x else None
         return self.model.loss(logits, y, x, weight)
@@ -329,9 +366,50 @@ class MowstModule(NodeModule):
         )
         return self.held_out.scored(self.device)["y"]
 
-    def predict_held_out(self, mode: Inference = "mix", threshold: float = 0.5) -> MowstOutput:
+    def predict_held_out(self, mode: Inference = "mix", threshold: float | None = None) -> MowstOutput:
         """Prediction of the model at the scored validation nodes, from the experts' logits at the last validation."""
         return self.held_out.predict(self.model, mode, threshold)
+
+    def _work(self) -> dict[str, int]:
+        """Multiply-adds of each expert's pass over the whole graph."""
+        edges = self.trainer.datamodule.edges  # type: ignore[attr-defined]
+        experts = {name: self.model.expert(name) for name in self.names}
+        return {name: max(expert.work_on_whole_graph(edges).multiply_adds, 1) for name, expert in experts.items()}
+
+    def _fit_mixture(self) -> None:
+        """Fit the gate to the best states of the networks that were kept."""
+        if not isinstance(self.model, GraphMixture) or not isinstance(self.plan, SearchPlan):
+            return
+        self._logits.forget()
+        self._refresh_held_out()
+        assert isinstance(self.config, MowstExperts)
+        best = self.config.variant == "best"
+        self.model.keep([self.plan.champion] if best else self.plan.survivors)
+        self.model.strongest = self.plan.champion
+        values = self.held_out.values
+        gate: Gate = "best" if best else self.config.gate
+        seed = int(torch.initial_seed() % 2**31)
+        self.model.fit(values, values["y"], self._class_weight, self._work(), gate=gate, **self.limits, seed=seed)
+
+    def selection(self) -> list[dict[str, Any]]:
+        """The networks that competed: name and sizes, epochs, validation score, kept or not, mean weight."""
+        assert isinstance(self.plan, SearchPlan) and isinstance(self.model, GraphMixture)
+        weights = dict(zip(self.model.names, self.predict_held_out().weights.mean(0).tolist(), strict=True))
+        rows = []
+        for name, network in self.networks.items():
+            sizes = {} if isinstance(network, nn.Module) else network
+            own = type(network).__name__ if not sizes else None
+            rows.append(
+                {
+                    "name": name,
+                    **({"network": own} if own else sizes),
+                    "epochs": self.plan.epochs[name],
+                    "score": float(self.plan.best_scores[name][0]),
+                    "kept": name in self.model.names,
+                    "weight": weights.get(name, 0.0),
+                }
+            )
+        return rows
 
     def _refresh_held_out(self) -> None:
         loaders: Any = self.trainer.val_dataloaders

@@ -35,6 +35,9 @@ __all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstConfig", "Mowst
 
 # N nodes, M nodes of a piece of the graph, F features, K classes, n experts in the order weak to strong
 
+THRESHOLD = 0.5
+"""Confidence at which a node stops where no other is given."""
+
 Variant = Literal["mowst", "mowst_star"]
 VARIANTS = ("mowst", "mowst_star")
 
@@ -149,6 +152,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             }
         )
         self.names = tuple(self.experts)
+        self.strongest = "strong"
         self.gates = nn.ModuleDict(
             {
                 name: Confidence(
@@ -170,7 +174,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         edge_weight: Tensor | None = None,
         *,
         mode: Inference = "mix",
-        threshold: float = 0.5,
+        threshold: float | None = None,
         generator: torch.Generator | None = None,
     ) -> MowstOutput:
         """Predict all nodes of a graph, or the seeds of a neighbourhood.
@@ -188,8 +192,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             Edge weights, with plain edges.
         mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
             See :meth:`infer`.
-        threshold : float, default 0.5
-            For ``"threshold"`` and ``"cascade"``.
+        threshold : float, optional
+            For ``"threshold"`` and ``"cascade"``; 0.5 when None.
         generator : torch.Generator, optional
             Source of randomness for ``"sample"``.
 
@@ -242,12 +246,13 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         earlier = self.names[: self.names.index(name)]
         return forced.get(name) == 0.0 or any(forced[gate] == 1.0 for gate in earlier)
 
-    def unused_experts(self, mode: Inference = "mix", threshold: float = 0.5) -> set[str]:
+    def unused_experts(self, mode: Inference = "mix", threshold: float | None = None) -> set[str]:
         """Experts whose logits cannot change a prediction; synchronises with the device.
 
         They are those whose weight is fixed at 0, unless the threshold is one that all confidences reach or none does:
         then such an expert can be the one at which a node stops.
         """
+        threshold = THRESHOLD if threshold is None else threshold
         all_stop = mode in ("cascade", "threshold") and threshold <= 0
         none_stops = mode == "threshold" and threshold > 1
         return set() if all_stop or none_stops else {name for name in self.names if self.is_ignored(name)}
@@ -263,7 +268,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         x: Tensor,
         *,
         mode: Inference = "mix",
-        threshold: float = 0.5,
+        threshold: float | None = None,
         generator: torch.Generator | None = None,
     ) -> MowstOutput:
         """Predict nodes from the logits that ``run`` computes.
@@ -283,8 +288,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             Features of the rows, for the confidences that look at them.
         mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
             One of the four.
-        threshold : float, default 0.5
-            For ``"threshold"`` and ``"cascade"``. No confidence is above 1.
+        threshold : float, optional
+            For ``"threshold"`` and ``"cascade"``; 0.5 when None. No confidence is above 1.
         generator : torch.Generator, optional
             Source of randomness for ``"sample"``; drawn before any expert runs.
 
@@ -306,7 +311,8 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             chain = pass_on(self.names, run, gate, lambda i, c: drawn[:, i] < c, last_expert)
         else:
             combine = mixture if mode == "cascade" else last_expert
-            chain = pass_on(self.names, run, gate, lambda i, c: c >= threshold, combine)
+            enough = THRESHOLD if threshold is None else threshold
+            chain = pass_on(self.names, run, gate, lambda i, c: c >= enough, combine)
         return MowstOutput(*chain, routing=routing_of(chain, mode))
 
     def cascade(self, run: Run, x: Tensor, **options: Any) -> MowstOutput:

@@ -3,16 +3,20 @@
 import copy
 import time
 import warnings
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.mixing.selection import Gate
 from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
@@ -23,39 +27,54 @@ from moeapps.graph.labels import encode_labels
 from moeapps.graph.layerwise import edges_needed, nodes_needed
 from moeapps.graph.masks import node_index
 from moeapps.graph.measures import Monitor, measure
-from moeapps.graph.module import GateFit, MowstModule, MowstTraining
-from moeapps.graph.mowst import Mowst, MowstConfig, Variant
+from moeapps.graph.mixture import GraphMixture
+from moeapps.graph.module import MowstModule
+from moeapps.graph.mowst import THRESHOLD, VARIANTS, Mowst, MowstConfig
+from moeapps.graph.networks import NetworkConfig
 from moeapps.graph.node_classifier import NodeClassifier
+from moeapps.graph.node_module import NodeModule
 from moeapps.graph.plan import Pretrain
+from moeapps.graph.portfolio import AUTO
+from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network
 from moeapps.graph.thresholds import UNREACHABLE, check_choice, choose_threshold
 
 __all__ = ["MowstClassifier"]
 
+_MIXTURE = "mixture"
+"""Prefix of what a file has of a mixture's gate."""
+
 
 class MowstClassifier(NodeClassifier):
-    """Mixture of a weak expert (MLP) and a strong expert (GNN) as a node classifier.
+    """Mixture of a weak expert (MLP) and strong experts (GNNs) as a node classifier.
 
-    The weak expert sees a node's own features; where its confidence is low, the strong one gets the larger weight.
-    Validation nodes fit the gate and select the result (see :class:`~moeapps.graph.MowstModule`), so it never validates
-    worse than either expert alone.
+    By default a small portfolio of graph networks and an MLP are trained, each alone; after some epochs the better ones
+    go on, and a gate over their predictions is fitted on validation nodes, where each network alone and their mean stay
+    candidates. With one strong expert it is the mixture of the paper: the weak expert sees a node's own features; where
+    its confidence is low, the strong one gets the larger weight, and again each alone stays a candidate (see
+    :class:`~moeapps.graph.MowstModule`).
 
     Parameters
     ----------
-    strong : str or torch.nn.Module
-        ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, also with ``_skip`` or ``_jk`` behind the name (see
-        :func:`~moeapps.graph.networks.make_network`); or a module with ``forward(x, edge_index)``.
+    strong : str, dict, list or torch.nn.Module
+        ``"auto"`` for the portfolio (:data:`~moeapps.graph.portfolio.PORTFOLIO`); a list of networks for your own; or
+        one network: ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, also with ``_skip`` or ``_jk`` behind
+        the name, or in a dict with sizes of its own, ``{"network": "gcn_skip", "num_layers": 4}`` (see
+        :func:`~moeapps.graph.networks.make_network`), or a module with ``forward(x, edge_index)``.
     weak : str or torch.nn.Module
         ``"mlp"``, or a module with ``forward(x)``.
     medium : str, list of str, torch.nn.Module or None
         Networks between the two, in the order of their cost: a chain of experts, each with a confidence.
-    variant : {"mowst_star", "mowst"}
-        Joint training, or training in turns.
+    variant : {"auto", "mixture", "mowst_star", "mowst"}
+        ``"mixture"``: experts trained alone, and a gate fitted to their predictions. ``"mowst_star"``, ``"mowst"``: the
+        paper's joint training, or training in turns, of one strong expert; of several the one that validates best alone
+        is taken. ``"auto"``: a mixture of several strong experts, Mowst* of one.
     hidden_channels, num_layers : int
-        Width and number of layers of all experts.
+        Width and number of layers of all experts that do not have their own.
     dropout : float
         Dropout probability of all experts.
     norm : str or None
-        Norm after each hidden layer: ``"batch_norm"`` or None.
+        Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row) or None. ``"auto"``: that
+        of each entry of the portfolio; of a network by name the one that validates best.
     confidence : {"learned", "learned+x", "hyper", "given"}
         Where the confidence comes from; see :class:`~moeapps.graph.Confidence`.
     dispersion : {"variance", "entropy"}
@@ -86,15 +105,20 @@ class MowstClassifier(NodeClassifier):
         One number per layer, -1 for all; 10 each when None. For mini-batches.
     inference : {"mix", "cascade", "threshold", "sample"}
         How to predict. ``"mix"`` runs all experts on every node. ``"cascade"`` runs the strong expert only where the
-        confidence is below ``threshold``, and mixes there; ``"threshold"`` uses the strong expert's prediction there
-        instead; ``"sample"`` uses the weak one's with the confidence as probability (Algorithm 1 of the paper).
-    threshold : float or "auto"
+        confidence is below ``threshold``, and mixes there; of a mixture it runs one expert after another, from the
+        cheapest. Of one strong expert, ``"threshold"`` uses its prediction there instead; ``"sample"`` uses the weak
+        one's with the confidence as probability (Algorithm 1 of the paper).
+    threshold : float, "auto" or None
         For ``"cascade"`` and ``"threshold"``. ``"auto"`` chooses it on the validation nodes after training, by
-        ``monitor``, ``budget`` and ``tolerance``; see :func:`~moeapps.graph.choose_threshold`.
+        ``monitor``, ``budget`` and ``tolerance``; see :func:`~moeapps.graph.choose_threshold`. None is 0.5. Of a
+        mixture, the probability of a class at which a node stops; None and ``"auto"`` let it go on as long as that is
+        expected to bring more than it costs, by ``budget`` and ``tolerance``.
     budget : float or None
-        For ``threshold="auto"``: the largest fraction of nodes that may be passed on to the next expert.
+        For ``threshold="auto"``: the largest fraction of nodes that may be passed on to the next expert; of a mixture
+        the largest mean cost, as a fraction of asking all experts.
     tolerance : float
-        For ``threshold="auto"``: how much worse than the best the validation score may be, to pass on fewer nodes.
+        For ``threshold="auto"``: how much worse than the best the validation score (of a mixture: the log loss) may
+        be, to pass on fewer nodes.
     accelerator : str
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
     verbose : bool
@@ -111,15 +135,25 @@ class MowstClassifier(NodeClassifier):
         Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
     detach_confidence : bool
         Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
+    gate : str
+        How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
+        ``"best"``, or ``"auto"``, whichever does best on validation nodes that it was not fitted on (see
+        :func:`~moeapps.core.mixing.fit_mixture`).
 
     Attributes
     ----------
     classes_ : array of shape (K,)
         Class labels.
-    model_ : Mowst
+    model_ : Mowst or GraphMixture
         The trained model.
     champion_ : str
-        Candidate with the best validation score, used to predict: ``"mix"``, ``"strong"`` or ``"weak"``.
+        Candidate with the best validation score, used to predict: ``"mix"``, ``"strong"`` or ``"weak"``; of a mixture
+        ``"mix"`` or the name of a network.
+    selection_ : pandas.DataFrame
+        The networks that competed, if there were several: sizes, epochs, validation score, whether it was trained to
+        the end (``kept``), and its mean weight in the mixture.
+    candidates_ : pandas.DataFrame
+        Of a mixture: the gates that competed, with their log loss on validation nodes that they were not fitted on.
     confidence_ : dict
         Mean confidence on training and on validation nodes.
     threshold_ : float
@@ -143,7 +177,7 @@ class MowstClassifier(NodeClassifier):
     --------
     >>> from moeapps.graph import MowstClassifier, load_cora
     >>> cora = load_cora()
-    >>> mowst = MowstClassifier(norm=None, patience=5, max_epochs=60, random_state=0).fit(cora)
+    >>> mowst = MowstClassifier(patience=5, max_epochs=60, random_state=0).fit(cora)
     >>> mowst.predict(cora).shape, mowst.score(cora) > 0.6
     ((2708,), True)
     """
@@ -153,6 +187,7 @@ class MowstClassifier(NodeClassifier):
     threshold_: float
     n_rounds_: int
     sampling_seed_: int
+    networks_: dict[str, Any]
     non_finite_tensors = Mowst.non_finite_tensors
     _saved_attributes = (
         *NodeClassifier._saved_attributes,
@@ -161,18 +196,20 @@ class MowstClassifier(NodeClassifier):
         "threshold_",
         "n_rounds_",
         "sampling_seed_",
+        "networks_",
     )
+    _optional_attributes = (*NodeClassifier._optional_attributes, "networks_")
 
     def __init__(
         self,
-        strong: str | nn.Module = "gcn",
+        strong: Any = "auto",
         weak: str | nn.Module = "mlp",
         medium: Any = None,
-        variant: Variant = "mowst_star",
+        variant: Literal["auto", "mixture", "mowst_star", "mowst"] = "auto",
         hidden_channels: int = 64,
         num_layers: int = 2,
         dropout: float = 0.5,
-        norm: str | None = "batch_norm",
+        norm: str | None = "auto",
         confidence: ConfidenceMode = "learned",
         dispersion: Dispersion = "variance",
         gate_fit: GateFit = "holdout",
@@ -188,7 +225,7 @@ class MowstClassifier(NodeClassifier):
         batch_size: int | None = None,
         num_neighbors: Any = None,
         inference: Inference = "mix",
-        threshold: float | Literal["auto"] = 0.5,
+        threshold: float | Literal["auto"] | None = None,
         budget: float | None = None,
         tolerance: float = 0.0,
         accelerator: str = "auto",
@@ -199,14 +236,21 @@ class MowstClassifier(NodeClassifier):
         gate_channels: int = 16,
         monotone: bool = False,
         detach_confidence: bool = False,
+        gate: Gate = "auto",
     ) -> None:
         store_arguments(self, locals())
 
     def predict_confidence(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
     ) -> np.ndarray:
-        """Confidence of the weak expert in [0, 1] for each node; parameters as in :meth:`predict_proba`."""
+        """Confidence of the weak expert in [0, 1] for each node; parameters as in :meth:`predict_proba`.
+
+        In a mixture of experts that were trained alone it is the weak expert's weight.
+        """
         graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
+        if self._is_mixture():
+            weight: np.ndarray = self._output(graph, chosen, "mix")[0].confidence.cpu().numpy()
+            return weight
         x, edges, device = self._place(graph)
         chosen = None if chosen is None else chosen.to(device)
         model: Any = self.model_.to(device)
@@ -222,10 +266,12 @@ class MowstClassifier(NodeClassifier):
     def route(self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None) -> np.ndarray:
         """Which nodes' predictions use the strong expert, as a bool array; parameters as in :meth:`predict_proba`.
 
-        With ``inference="mix"``, which uses it for all, these are the nodes whose confidence is below ``threshold_``.
+        With ``inference="mix"``, which uses it for all, these are the nodes whose confidence is below ``threshold_``, or
+        in a mixture those that go on from the weak expert in a cascade.
         """
         graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
-        mode: Inference = "threshold" if self.inference == "mix" else self.inference
+        instead: Inference = "cascade" if self._is_mixture() else "threshold"
+        mode: Inference = instead if self.inference == "mix" else self.inference
         used: np.ndarray = self._output(graph, chosen, mode)[0].used_strong.cpu().numpy()
         return used
 
@@ -265,7 +311,8 @@ class MowstClassifier(NodeClassifier):
         X, y, edge_index, edge_weight, nodes
             As in :meth:`score`. All nodes of the graph are predicted; ``nodes`` are those that are scored.
         thresholds : sequence of float, optional
-            By default 0, the deciles of the confidence, and 2, which no confidence reaches.
+            By default 0, the deciles of the confidence, and 2, which no confidence reaches; in a mixture those of the
+            weak expert's highest probability.
         mode : {"cascade", "threshold"}
             Whether nodes below the threshold get the mixture or the strong expert's prediction.
 
@@ -281,7 +328,10 @@ class MowstClassifier(NodeClassifier):
         codes = encode_labels(truth, self.classes_)
         metric = "accuracy" if self.monitor == "loss" else self.monitor
         if thresholds is None:
-            confidence = self.predict_confidence(graph)
+            if self._is_mixture():
+                confidence = self._output(graph, None, mode, 0.0)[0].log_probs.exp().amax(1).cpu().numpy()
+            else:
+                confidence = self.predict_confidence(graph)
             thresholds = [0.0, *np.quantile(confidence, np.linspace(0.1, 1, 10)).tolist(), UNREACHABLE]
         rows = []
         for threshold in thresholds:
@@ -294,16 +344,21 @@ class MowstClassifier(NodeClassifier):
                     "threshold": float(threshold),
                     "score": found[metric],
                     "strong": work.strong,
-                    "edges": self._edges_needed(graph, output.used_strong.cpu()),
+                    "edges": self._edges_needed(graph, output),
                     "multiply_adds": work.multiply_adds / max(work.multiply_adds_alone, 1),
                     "seconds": seconds,
                 }
             )
         return pd.DataFrame(rows)
 
-    def _edges_needed(self, graph: Data, passed_on: Tensor) -> float:
-        """Edges that the strong expert uses for these nodes, as a fraction of those that it uses for all."""
-        strong = node_expert(self.model_.get_submodule("experts.strong"))
+    def _edges_needed(self, graph: Data, output: MowstOutput) -> float:
+        """Edges that the strong expert uses for its nodes, as a fraction of those that it uses for all."""
+        name: str = self.model_.strongest  # type: ignore[assignment]
+        strong = node_expert(self.model_.get_submodule(f"experts.{name}"))
+        passed_on = output.used_strong.cpu()
+        if self._is_mixture():
+            logits = output.logits[name]
+            passed_on = torch.zeros_like(passed_on) if logits is None else ~logits.isnan().any(1).cpu()
         if strong.hops is None:  # it runs on the whole graph or not at all
             return float(passed_on.any())
         nodes, form = passed_on.nonzero().flatten(), strong.edge_form
@@ -324,7 +379,7 @@ class MowstClassifier(NodeClassifier):
             edges,
             None if nodes is None else nodes.to(device),
             mode=mode,
-            threshold=self.threshold_ if threshold is None else threshold,
+            threshold=self._threshold() if threshold is None else threshold,
             generator=torch.Generator().manual_seed(self.sampling_seed_),
             batch_size=self.batch_size,
         )
@@ -335,44 +390,137 @@ class MowstClassifier(NodeClassifier):
             return self._output(graph, None, "sample")[0].log_probs[nodes]
         return self._output(graph, nodes, self.inference)[0].log_probs
 
-    def _make_module(self, class_weight: Any) -> MowstModule:
-        if not (self.threshold == "auto" or isinstance(self.threshold, int | float)):
-            raise ConfigError(f"threshold must be a number or 'auto', got {self.threshold!r}")
-        if self.threshold != "auto" and (self.budget is not None or self.tolerance != 0):
+    def _is_mixture(self) -> bool:
+        """Whether the experts were trained alone."""
+        return isinstance(self.model_, GraphMixture)
+
+    def _threshold(self) -> float | None:
+        """Where a node stops; None for a mixture's own rule."""
+        if not self._is_mixture():
+            return self.threshold_
+        return float(self.threshold) if isinstance(self.threshold, int | float) else None
+
+    @property
+    def candidates_(self) -> pd.DataFrame:
+        """The gates that competed; see the class."""
+        check_is_fitted(self, "model_")
+        if not isinstance(self.model_, GraphMixture) or self.model_.fitted is None:
+            raise AttributeError("candidates_ are those of a mixture: history_ has the scores of one strong expert's")
+        return self.model_.fitted.candidates
+
+    def _fit_networks(self, data: GraphDataModule, seed: int) -> tuple[NodeModule, pd.DataFrame]:
+        for name in ("network_", "networks_", "selected_"):
+            self.__dict__.pop(name, None)
+        self._check_threshold()
+        check_one_of("variant", self.variant, ("auto", "mixture", *VARIANTS))
+        one = is_one_network(self.strong)
+        mixes = self.variant == "mixture" or (self.variant == "auto" and not one)
+        if mixes or (one and (self.norm != AUTO or isinstance(self.strong, nn.Module))):
+            return super()._fit_networks(data, seed)
+        # the paper's training takes one strong expert: the one that validates best alone
+        before = self._search(data, seed, self.strong, None)[1]
+        module, history = super()._fit_networks(data, seed)
+        return module, pd.concat([before, history], ignore_index=True)
+
+    def _check_threshold(self) -> None:
+        if not (self.threshold in ("auto", None) or isinstance(self.threshold, int | float)):
+            raise ConfigError(f"threshold must be a number, 'auto' or None, got {self.threshold!r}")
+        if isinstance(self.threshold, int | float) and (self.budget is not None or self.tolerance != 0):
             raise ConfigError("budget and tolerance choose a threshold: they need threshold='auto'")
-        if self.threshold == "auto":
-            if self.inference == "sample":
-                raise ConfigError("inference='sample' has no threshold to choose")
-            check_choice(self.budget, self.tolerance)
+        if self.threshold == "auto" and self.inference == "sample":
+            raise ConfigError("inference='sample' has no threshold to choose")
+        check_choice(self.budget, self.tolerance)
+
+    def _make_module(self, class_weight: Any) -> MowstModule:
         networks = {name: copy.deepcopy(getattr(self, name)) for name in ("weak", "medium", "strong")}
-        threshold = 0.5 if self.threshold == "auto" else self.threshold
+        if hasattr(self, "network_"):  # found by the search
+            networks |= {"strong": self.network_, "norm": self.network_["norm"]}
+        threshold = None if self.threshold == "auto" else self.threshold
         training = config_from(MowstTraining, self, class_weight=class_weight, threshold=threshold)
         module: MowstModule = MowstModule.from_config(
-            config=config_from(MowstConfig, self, **networks), **as_arguments(training)
+            config=config_from(MowstExperts, self, **networks), **as_arguments(training)
         )
+        if module.searches:
+            module.limits = {"budget": self.budget, "tolerance": self.tolerance or None}
+        elif self.threshold is None and (self.budget is not None or self.tolerance != 0):
+            raise ConfigError("budget and tolerance choose a threshold: they need threshold='auto'")
         return module
 
     def _after_training(self, module: MowstModule, data: GraphDataModule) -> None:
-        self.champion_ = module.plan.champion
         self.n_rounds_ = module.plan.round + 1
         self.sampling_seed_ = data.seed
-        if self.threshold == "auto":
+        if isinstance(module.model, GraphMixture):
+            self._note_mixture(module, module.model)
+        elif self.threshold == "auto":
             mode: Inference = "cascade" if self.inference == "mix" else self.inference
+            self.champion_ = module.plan.champion
             self.threshold_ = choose_threshold(module, mode, self.budget, self.tolerance)
         else:
-            self.threshold_ = float(self.threshold)
+            self.champion_ = module.plan.champion
+            self.threshold_ = THRESHOLD if self.threshold is None else float(self.threshold)
         output, self.cost_ = self._output(self.graph_, None, self.inference)
         self.confidence_ = {
             name: float(output.confidence.cpu()[data.graph[mask]].mean())
             for name, mask in (("train", "train_mask"), ("val", "val_mask"))
         }
 
+    def _note_mixture(self, module: MowstModule, model: GraphMixture) -> None:
+        """Attributes of experts that were trained alone."""
+        assert model.fitted is not None
+        assert model.cascade is not None
+        chosen = model.fitted.name
+        self.champion_ = chosen.removeprefix("expert:") if chosen.startswith("expert:") else "mix"
+        self.threshold_ = model.cascade.threshold if self._threshold() is None else float(self.threshold)  # type: ignore[arg-type]
+        self.selected_ = module.selection()
+        specs = {name: module.networks[name] for name in model.experts}
+        self.networks_ = {name: None if isinstance(spec, nn.Module) else spec for name, spec in specs.items()}
+
+    def _build_model(self) -> Mowst | GraphMixture:
+        sizes = (self.n_features_in_, len(self.classes_))
+        if hasattr(self, "networks_"):
+            own = {name: getattr(self, name) for name in ("weak", "strong")}
+            networks = {name: own[name] if spec is None else spec for name, spec in self.networks_.items()}
+            return GraphMixture(*sizes, networks, config_from(NetworkConfig, self))
+        found = getattr(self, "network_", None)
+        changes = {"norm": "batch_norm"} if self.norm == AUTO else {}
+        changes |= {} if found is None else {"strong": found, "norm": found["norm"]}
+        variant = "mowst_star" if self.variant == "auto" else self.variant
+        model: Mowst = Mowst.from_config(*sizes, config=config_from(MowstConfig, self, variant=variant, **changes))
+        return model
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes and class labels, and the gate of a mixture."""
+        state = super().saved_state()
+        if isinstance(self.model_, GraphMixture):
+            state[_MIXTURE] = self.model_.state()[0]
+        return state
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Weights of the networks, and those of a mixture's gate."""
+        tensors = super().saved_tensors()
+        if isinstance(self.model_, GraphMixture):
+            tensors = {**tensors, **{f"{_MIXTURE}.{key}": value for key, value in self.model_.state()[1].items()}}
+        return tensors
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """As every estimator; a mixture's gate is restored, too."""
+        document = state.get(_MIXTURE)
+        if (document is None) != ("networks_" not in state):
+            raise FileFormatError(f"{source}: a mixture needs its networks and its gate")
+        own = {key.removeprefix(f"{_MIXTURE}."): t for key, t in tensors.items() if key.startswith(f"{_MIXTURE}.")}
+        rest = {key: t for key, t in tensors.items() if not key.startswith(f"{_MIXTURE}.")}
+        estimator = super().from_saved(arguments, state, rest, source)
+        if document is not None:
+            if not isinstance(document, dict):
+                raise FileFormatError(f"{source}: the gate of the mixture is malformed")
+            assert isinstance(estimator.model_, GraphMixture)
+            estimator.model_.load_state(document, own)
+        return estimator
+
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         if not 0 <= self.sampling_seed_ < 2**63:
             raise FileFormatError(f"sampling_seed_={self.sampling_seed_} is no seed")
-
-    def _build_model(self) -> Mowst:
-        config = config_from(MowstConfig, self)
-        model: Mowst = Mowst.from_config(self.n_features_in_, len(self.classes_), config=config)
-        return model

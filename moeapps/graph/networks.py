@@ -7,8 +7,9 @@ next to PyG without its compiled extensions, that is 1.2 to 20 times faster, mos
 features; ``benchmarks/graph_speed.py``). GAT, which needs a row per edge, is not faster.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,15 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn import GAT as PyGGAT
 from torch_geometric.nn import GCN as PyGGCN
 from torch_geometric.nn import GIN as PyGGIN
-from torch_geometric.nn import MLP, GCNConv, GINConv, SAGEConv
+from torch_geometric.nn import MLP, GATConv, GATv2Conv, GCNConv, GINConv, SAGEConv
 from torch_geometric.nn import GraphSAGE as PyGSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 from torch_geometric.typing import OptPairTensor, OptTensor  # PyG reads these signatures and knows no `X | None`
+from torch_geometric.utils import softmax
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.config import as_arguments, config_from
-from moeapps.core.errors import ConfigError
+from moeapps.core.config import as_arguments, config_from, field_names
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
 from moeapps.registry import nearest
@@ -75,6 +77,52 @@ class _SAGEConv(SAGEConv):
         return own + (mean + bias if first else F.linear(mean, weight, bias))
 
 
+class _GATConv(GATConv):
+    """Attention in which an edge of weight w counts as w edges: its logarithm is added to the score (no parameters)."""
+
+    def edge_update(
+        self,
+        alpha_j: Tensor,
+        alpha_i: OptTensor,
+        edge_attr: OptTensor,
+        index: Tensor,
+        ptr: OptTensor,
+        dim_size: Optional[int],  # noqa: UP045 - PyG reads these signatures
+    ) -> Tensor:
+        scores = F.leaky_relu(alpha_j if alpha_i is None else alpha_j + alpha_i, self.negative_slope)
+        return _attention(self, scores, edge_attr, index, ptr, dim_size)
+
+
+class _GATv2Conv(GATv2Conv):
+    def edge_update(
+        self,
+        x_j: Tensor,
+        x_i: Tensor,
+        edge_attr: OptTensor,
+        index: Tensor,
+        ptr: OptTensor,
+        dim_size: Optional[int],  # noqa: UP045
+    ) -> Tensor:
+        scores = (F.leaky_relu(x_i + x_j, self.negative_slope) * self.att).sum(dim=-1)
+        return _attention(self, scores, edge_attr, index, ptr, dim_size)
+
+
+def _attention(
+    conv: GATConv | GATv2Conv,
+    scores: Tensor,
+    weight: Tensor | None,
+    index: Tensor,
+    ptr: Tensor | None,
+    dim_size: int | None,
+) -> Tensor:
+    """Softmax over each target's edges, ``(E, heads)``, with edges of weight ``(E,)``."""
+    if weight is not None:
+        if bool((weight < 0).any()):
+            raise DataError("an edge_weight is below 0: an attention network (gat, gatv2) takes weights from 0 on")
+        scores = scores + weight.log()[:, None]
+    return F.dropout(softmax(scores, index, ptr, dim_size), conv.dropout, conv.training)
+
+
 class _Skip(nn.Module):
     """A convolution and, added to it, a linear map of the node's own row."""
 
@@ -90,6 +138,40 @@ class _Skip(nn.Module):
         return self.conv(x, *edges, **more) + self.own(x)
 
 
+def _by_row(arguments: dict[str, Any]) -> dict[str, Any]:
+    """PyG's layer norm takes mean and variance over the whole graph: a node's output would depend on all nodes."""
+    if arguments.get("norm") == "layer_norm":
+        arguments.setdefault("norm_kwargs", {"mode": "node"})
+    return arguments
+
+
+class FeatureNetwork(MLP):
+    """PyG's MLP with dropout of the input; it sees no edges.
+
+    Parameters
+    ----------
+    *args
+        As PyG's MLP.
+    input_dropout : float, default 0.0
+        Probability with which a feature is dropped.
+    **kwargs
+        As PyG's MLP.
+    """
+
+    def __init__(self, *args: Any, input_dropout: float = 0.0, **kwargs: Any) -> None:
+        self.input_dropout = input_dropout
+        super().__init__(*args, **_by_row(kwargs))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``(N, F)`` to ``(N, K)``; see PyG's MLP."""
+        out: Tensor = super().forward(_dropped(self, x), *args, **kwargs)
+        return out
+
+
+def _dropped(network: "FeatureNetwork | GraphNetwork", x: Tensor) -> Tensor:
+    return F.dropout(x, network.input_dropout, network.training) if network.input_dropout else x
+
+
 class GraphNetwork(BasicGNN):
     """A PyG model that takes prepared edges; base of the networks by name.
 
@@ -99,16 +181,28 @@ class GraphNetwork(BasicGNN):
         As PyG's model.
     skip : bool, default False
         Whether every layer adds a linear map of the node's own row.
+    input_dropout : float, default 0.0
+        Probability with which a feature is dropped.
     **kwargs
-        As PyG's model.
+        As PyG's model; its ``"layer_norm"`` is that of each node's row.
     """
 
     edge_form: EdgeForm = "plain"
     cut_share = 0.1  # see NodeExpert.cut_share: a layer is a sparse product
 
-    def __init__(self, *args: Any, skip: bool = False, **kwargs: Any) -> None:
-        self._skip = skip
-        super().__init__(*args, **kwargs)
+    @property
+    def uses_weights(self) -> bool:
+        """Whether weights of edges change the result."""
+        return bool(self.supports_edge_weight or self.supports_edge_attr)
+
+    @property
+    def weight_name(self) -> str:
+        """Name by which its layers take weights of edges."""
+        return "edge_weight" if self.supports_edge_weight else "edge_attr"
+
+    def __init__(self, *args: Any, skip: bool = False, input_dropout: float = 0.0, **kwargs: Any) -> None:
+        self._skip, self.input_dropout = skip, input_dropout
+        super().__init__(*args, **_by_row(kwargs))
 
     def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
         """One layer."""
@@ -150,7 +244,10 @@ class GraphNetwork(BasicGNN):
             whole = Edges.of(edges, edge_weight, x.shape[0])
             index, weight = whole.form(self.edge_form)
             seeds = x.shape[0]
-        out: Tensor = super().forward(x, index, weight if self.supports_edge_weight else None, **more)
+        x = _dropped(self, x)
+        if weight is not None and self.uses_weights:
+            more[self.weight_name] = weight
+        out: Tensor = super().forward(x, index, **more)
         return out[:seeds]
 
 
@@ -179,8 +276,10 @@ class GAT(GraphNetwork, PyGGAT):
     cut_share = 0.5  # a layer writes one row per edge
 
     def make_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> nn.Module:
-        """A convolution that adds no self-loops of its own."""
-        return PyGGAT.init_conv(self, in_channels, out_channels, add_self_loops=False, **kwargs)
+        """PyG's, with weights of edges, and without self-loops of its own."""
+        made = PyGGAT.init_conv(self, in_channels, out_channels, add_self_loops=False, **kwargs)
+        made.__class__ = _GATv2Conv if isinstance(made, GATv2Conv) else _GATConv
+        return made
 
 
 class GIN(GraphNetwork, PyGGIN):
@@ -204,6 +303,12 @@ GNNS: dict[str, tuple[type[GraphNetwork], dict[str, Any]]] = {
 VARIANTS: dict[str, dict[str, Any]] = {"": {}, "_skip": {"skip": True}, "_jk": {"jk": "cat"}}
 """What may follow the name: a linear skip connection in every layer, or jumping knowledge (Xu et al. 2018)."""
 
+OPTIONS = ("input_dropout", "heads")
+"""What a network given as a dict may have beside its sizes: dropout of the features, and attention heads."""
+
+NORMS = ("batch_norm", "layer_norm", None)
+"""Norms that ``norm="auto"`` chooses among."""
+
 NETWORKS: tuple[str, ...] = ("mlp", *(name + variant for variant in VARIANTS for name in GNNS))
 """All names; any module with ``forward(x, edge_index)`` can be given instead of one."""
 
@@ -221,7 +326,8 @@ class NetworkConfig:
     dropout : float, default 0.5
         Dropout probability, in [0, 1).
     norm : str or None, default "batch_norm"
-        Norm after each hidden layer: ``"batch_norm"``, another of PyG's norms by name, or None.
+        Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), another of PyG's norms by
+        name, or None.
     """
 
     hidden_channels: int = 64
@@ -231,7 +337,7 @@ class NetworkConfig:
 
 
 def make_network(
-    network: str | nn.Module,
+    network: str | Mapping[str, Any] | nn.Module,
     in_channels: int,
     out_channels: int,
     *,
@@ -247,9 +353,10 @@ def make_network(
 
     Parameters
     ----------
-    network : str or torch.nn.Module
+    network : str, dict or torch.nn.Module
         ``"mlp"``, or ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"``, ``"gin"``, each also with ``_skip`` (every layer
-        adds a linear map of the node's own row) or ``_jk`` (the last layer sees all layers); or a module.
+        adds a linear map of the node's own row) or ``_jk`` (the last layer sees all layers); or such a name in a dict
+        with sizes of its own and :data:`OPTIONS`, ``{"network": "gat", "num_layers": 4, "heads": 4}``; or a module.
     in_channels : int
         Features per node F.
     out_channels : int
@@ -271,10 +378,34 @@ def make_network(
     return build_network(network, in_channels, out_channels, sizes)
 
 
-def build_network(network: str | nn.Module, in_channels: int, out_channels: int, config: NetworkConfig) -> nn.Module:
+def own_sizes(network: Mapping[str, Any], config: NetworkConfig) -> tuple[str, NetworkConfig, dict[str, Any]]:
+    """Name, sizes and options of a network that is given as a dict.
+
+    Raises
+    ------
+    ConfigError
+        If it has no name, or an entry that is neither size nor option.
+    """
+    given = dict(network)
+    name = given.pop("network", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"a network given as a dict needs its name, {{'network': 'gcn', ...}}, got {dict(network)!r}")
+    known = (*field_names(NetworkConfig), *OPTIONS)
+    if unknown := set(given) - set(known):
+        raise ConfigError(f"a network has no {sorted(unknown)[0]!r}, only {', '.join(known)}; got {dict(network)!r}")
+    options = {key: given.pop(key) for key in OPTIONS if key in given}
+    return name, config_from(NetworkConfig, config, **given), options
+
+
+def build_network(
+    network: str | Mapping[str, Any] | nn.Module, in_channels: int, out_channels: int, config: NetworkConfig
+) -> nn.Module:
     """As :func:`make_network`, with the sizes in one config."""
     if isinstance(network, nn.Module):
         return network
+    more: dict[str, Any] = {}
+    if isinstance(network, Mapping):
+        network, config, more = own_sizes(network, config)
     if network not in NETWORKS:
         guess = nearest(str(network), list(NETWORKS))
         raise ConfigError(
@@ -284,13 +415,23 @@ def build_network(network: str | nn.Module, in_channels: int, out_channels: int,
     sizes = as_arguments(config_from(NetworkConfig, config))  # of a config that inherits from it, too
     sizes |= {"in_channels": in_channels, "out_channels": out_channels}
     check_sizes(**{name: size for name, size in sizes.items() if name not in ("dropout", "norm")})
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"dropout must be in [0, 1), got {config.dropout!r}")
-    if network == "mlp":
-        return MLP(**sizes)
+    for name, share in (("dropout", config.dropout), ("input_dropout", more.get("input_dropout", 0.0))):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} must be in [0, 1), got {share!r}")
     name, _, variant = network.partition("_")
+    if "heads" in more:
+        check_sizes(heads=more["heads"])
+        if not issubclass(GNNS[name][0] if name in GNNS else FeatureNetwork, GAT):
+            raise ConfigError(f"heads are those of gat and gatv2, {network!r} has none")
+        if config.hidden_channels % more["heads"]:
+            raise ConfigError(
+                f"hidden_channels={config.hidden_channels} cannot be divided by heads={more['heads']}: each head has "
+                "an equal part of them"
+            )
+    if network == "mlp":
+        return FeatureNetwork(**sizes, **more)
     kind, options = GNNS[name]
-    return kind(**sizes, **options, **VARIANTS[f"_{variant}" if variant else ""])
+    return kind(**sizes, **options, **VARIANTS[f"_{variant}" if variant else ""], **more)
 
 
 def __getattr__(name: str) -> object:

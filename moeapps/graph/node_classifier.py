@@ -4,6 +4,7 @@ import warnings
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
@@ -16,6 +17,7 @@ from torch_geometric.nn import MLP
 
 from moeapps.core.arrays import as_array, tightened
 from moeapps.core.checks import check_sizes
+from moeapps.core.config import field_names
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
@@ -26,8 +28,12 @@ from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened
 from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
 from moeapps.graph.masks import MASKS, check_split, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
+from moeapps.graph.mixture import GraphMixture
+from moeapps.graph.module import MowstModule
+from moeapps.graph.networks import NetworkConfig
 from moeapps.graph.node_module import NodeModule
 from moeapps.graph.node_names import check_alignment
+from moeapps.graph.portfolio import Networks
 
 __all__ = ["NodeClassifier", "node_index"]
 
@@ -42,8 +48,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
 
     split_: int
     n_edges_: int
-    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "split_", "n_edges_")
-    _optional_attributes = ("split_", "n_edges_")
+    network_: dict[str, Any]
+    selected_: list[dict[str, Any]]
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "split_", "n_edges_", "network_", "selected_")
+    _optional_attributes: tuple[str, ...] = ("split_", "n_edges_", "network_", "selected_")
 
     def fit(
         self,
@@ -111,13 +119,14 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             seed = self._seed()
             data = GraphDataModule(graph, seed=seed, batch_size=self.batch_size, num_neighbors=self.num_neighbors)
             data.setup("fit")
-            module = self._make_module(self._class_weight(data.classes))
-            fitted.history_ = fitted._train(module, data, seed, **self._stopping())
+            module, fitted.history_ = fitted._fit_networks(data, seed)
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
             fitted.n_edges_ = data.edges.count("plain")
             fitted.split_ = int(split)
             fitted.classes_ = data.classes
+            if isinstance(module.model, GraphMixture):
+                module.model.drop_unused()
             fitted.model_ = module.model.eval()
             fitted.graph_ = bare_graph(graph) if on_disk(graph) else Data(x=graph.x, edge_index=graph.edge_index)
             fitted.graph_.edge_weight = graph.edge_weight
@@ -292,6 +301,34 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:
         """``(B, K)`` log-probabilities of these nodes, of all when None."""
         raise NotImplementedError
+
+    def _fit_networks(self, data: GraphDataModule, seed: int) -> tuple[NodeModule, pd.DataFrame]:
+        """The trained module, and what was logged."""
+        module = self._make_module(self._class_weight(data.classes))
+        return module, self._train(module, data, seed, **self._stopping())
+
+    def _search(
+        self, data: GraphDataModule, seed: int, networks: Networks, weak: str | None
+    ) -> tuple[MowstModule, pd.DataFrame]:
+        """Train several networks alone and keep the one that validates best; notes it in ``network_``."""
+        sizes = {name: getattr(self, name) for name in field_names(NetworkConfig)}
+        training = {name: getattr(self, name) for name in ("monitor", "patience", "lr", "weight_decay")}
+        weight = self._class_weight(data.classes)
+        module: MowstModule = MowstModule(
+            variant="best", strong=networks, weak=weak, class_weight=weight, **sizes, **training
+        )
+        history = self._train(module, data, seed)
+        self.network_ = {key: value for key, value in module.networks[module.plan.champion].items()}
+        self.selected_ = module.selection()
+        return module, history
+
+    @property
+    def selection_(self) -> pd.DataFrame:
+        """The networks that competed; see the class."""
+        check_is_fitted(self, "model_")
+        if not hasattr(self, "selected_"):
+            raise AttributeError("only one network was trained: there was nothing to select")
+        return pd.DataFrame(self.selected_)
 
     def _make_module(self, class_weight: Any) -> NodeModule:
         raise NotImplementedError
