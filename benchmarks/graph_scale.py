@@ -262,6 +262,7 @@ def main() -> None:
     settings: dict[str, Any] = {
         "batch_size": min(options.batch_size, 64) if options.small else options.batch_size,
         "num_neighbors": [10, 10],
+        "norm": "batch_norm",
         "patience": 1,
         "random_state": 0,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from moeapps.graph.edges import Edges
+from moeapps.graph.sparse_features import SparseFeatures
 
 __all__ = ["NodeBatch"]
 
@@ -51,6 +52,12 @@ class NodeBatch:
     def features(self, mask: str) -> Tensor:
         """Features of the nodes of :meth:`chosen`, on their device."""
         nodes = self.chosen(mask)
+        if self.nodes is None and isinstance(self.graph.x, SparseFeatures):
+            name = f"{mask}_x"  # kept with what a gradient needs of it
+            if name not in self.graph:
+                self.graph[name] = self.graph.x.rows(nodes)
+            kept: Tensor = self.graph[name]
+            return kept
         return self.graph.x[nodes.to(self.graph.x.device)].to(nodes.device)
 
     @property

@@ -97,12 +97,12 @@ class CompressedEdges(Edges):
 
     def is_directed(self) -> bool:
         """Whether some edge has no reverse; by comparing sums of hashes, so that nothing is sorted or stored."""
-        forward = backward = np.uint64(0)
+        difference = 0
         for source, target, _ in self._by_nodes():
             a, b = (_hash(end.numpy().astype(np.uint64)) for end in (source, target))
-            forward += np.sum(_hash(a + np.uint64(3) * b), dtype=np.uint64)
-            backward += np.sum(_hash(b + np.uint64(3) * a), dtype=np.uint64)
-        return bool(forward != backward)
+            there, back = _hash(a + np.uint64(3) * b), _hash(b + np.uint64(3) * a)
+            difference += int(there.sum(dtype=np.uint64)) - int(back.sum(dtype=np.uint64))
+        return difference % 2**64 != 0
 
     @cached_property
     def _looped(self) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -21,6 +21,7 @@ from moeapps.graph.convolutions import Rows, steps_of, tail_of
 from moeapps.graph.drawing import expand
 from moeapps.graph.edges import EdgeForm, Edges
 from moeapps.graph.networks import GraphNetwork, sorted_edge_index
+from moeapps.graph.sparse_features import SparseFeatures
 
 __all__ = ["LayerwiseRun", "edges_needed", "layerwise", "nodes_needed", "works_by_layers"]
 
@@ -148,6 +149,8 @@ def _layer(
     summed, device = hidden, next(conv.parameters()).device
     if prepare is not None:
         summed = _mapped(lambda rows: prepare(rows.to(device)), hidden, read)
+    elif isinstance(hidden, SparseFeatures):
+        summed = hidden.to_dense()
     pointer, source = edges.incoming(form)
     out: Tensor | None = None
     every = torch.arange(edges.num_nodes, device=pointer.device) if computed is None else computed

@@ -29,6 +29,7 @@ from moeapps.core.config import as_arguments, config_from, field_names
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
+from moeapps.graph.sparse_features import SparseFeatures
 from moeapps.registry import nearest
 
 __all__ = ["GNNS", "NETWORKS", "GraphNetwork", "NetworkConfig", "build_network", "make_network"]
@@ -40,6 +41,8 @@ def neighbor_sum(
     edge_index: EdgeIndex, rows: Tensor, weight: Tensor | None = None, reduce: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
     """Sum or mean of the sources' rows at each target, ``(N, d)`` to ``(N, d)``; in float32 or better."""
+    if isinstance(rows, SparseFeatures):
+        rows = rows.to_dense()
     rows = rows.to(router_dtype(rows))
     if weight is None and rows.dtype != torch.float32:  # PyG's ones are float32
         weight = rows.new_ones(edge_index.shape[1])
