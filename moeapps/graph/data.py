@@ -1,5 +1,6 @@
 """Graph data for training: a graph of your own, or a public one."""
 
+import copy
 import os
 import warnings
 import zipfile
@@ -128,8 +129,10 @@ class GraphDataModule(L.LightningDataModule):
         if self.normalize_features:
             # not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph
             graph.x = _normalized(graph.x)
+        dense = graph.x
         if not on_disk(graph):
             graph.x = sparse_where_it_pays(graph.x)
+        self._given = dense
         if "train_mask" not in graph:
             graph.train_mask = _rest(graph)
         if "val_mask" not in graph:
@@ -141,9 +144,14 @@ class GraphDataModule(L.LightningDataModule):
         self.graph = graph
 
     def prepared(self) -> Data:
-        """Return the graph that training uses: checked, with integer labels and masks, normalised on request."""
+        """Return the graph that training uses: checked, with integer labels and masks, normalised on request.
+
+        Features that training stores without their zeros are dense in it, unless they were given sparse.
+        """
         self.setup()
-        return self.graph
+        graph = copy.copy(self.graph)
+        graph.x = self._given
+        return graph
 
     def _loader(self, mask: str | None, shuffle: bool = False) -> ResumableLoader:
         if self.batch_size is None:

@@ -226,8 +226,6 @@ class NodeExpert:
         return max(rows, default=0) * _weights(self.network)
 
     def _on_whole_graph(self, x: Tensor, edges: Edges, nodes: Tensor | None, work: Work) -> Tensor:
-        if edges.on_disk and works_by_layers(self.network):
-            return self._on_layers(x, edges, nodes, work)
         whole = self.work_on_whole_graph(edges)
         work.edges += whole.edges
         work.multiply_adds += whole.multiply_adds

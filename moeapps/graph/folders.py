@@ -144,7 +144,7 @@ def write_graph(
     place = Path(folder)
     if (place / f"{FEATURES}.npy").exists():
         raise ConfigError(f"{place} holds a graph already: choose another folder")
-    shape = np.shape(node_features)
+    shape = tuple(map(int, np.shape(node_features)))
     if len(shape) != 2 or 0 in shape:
         raise DataError(f"node_features must have shape (N, F), got {shape}")
     others = {LABELS: node_labels, "train_mask": train_mask, "val_mask": val_mask, "test_mask": test_mask}
