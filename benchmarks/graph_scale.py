@@ -151,10 +151,13 @@ def log(text: str) -> None:
     print(text, flush=True)
 
 
-def measure(folder: Path, settings: dict[str, Any], epochs: dict[str, int], repeats: int) -> dict[str, Any]:
-    """Open, train, predict, and draw the cost curve."""
+def measure(
+    folder: Path, settings: dict[str, Any], epochs: dict[str, int], repeats: int, output: Path
+) -> dict[str, Any]:
+    """Open, train, predict, and draw the cost curve; the file has after each model what is known by then."""
     graph, cost = timed(lambda: open_graph(folder))
     results: dict[str, Any] = {"nodes": graph.num_nodes, "edges": graph.edges.count("plain"), "open": cost}
+    results |= {"threads": torch.get_num_threads(), "machine": platform.machine(), "settings": settings}
     log(f"opened: {cost}")
     test = graph.test_mask
     models = {
@@ -176,6 +179,8 @@ def measure(folder: Path, settings: dict[str, Any], epochs: dict[str, int], repe
             "score": float((found == graph.y)[test].mean()),
         }
         log(f"{name}: {json.dumps(results['models'][name])}")
+        results["resident GiB"] = resident()
+        output.write_text(json.dumps(results, indent=1) + "\n")
     results |= curve_of(models["Mowst*"], graph, settings["batch_size"], repeats)  # type: ignore[arg-type]
     results["resident GiB"] = resident()
     return results
@@ -267,9 +272,8 @@ def main() -> None:
         "random_state": 0,
     }
     epochs = dict(zip(("MLP", "SAGE", "Mowst*"), options.epochs, strict=True))
-    results = measure(folder, settings, epochs, options.repeats)
-    results |= {"threads": torch.get_num_threads(), "machine": platform.machine(), "settings": settings}
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    results = measure(folder, settings, epochs, options.repeats, options.output)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     show(results, console)
 
