@@ -173,6 +173,30 @@ def test_graph_cost():
     assert seconds["conditional"] < 0.5 * seconds["GNN alone"]
 
 
+def test_large_graph():
+    found, page = results("graph_scale"), guide("large_graphs")
+    assert (found["nodes"], found["edges"]) == (2_400_000, 62_000_000)
+    for name, run in found["models"].items():
+        predict = run["predict all"]
+        memory = max(run["fit"]["anonymous GiB"], predict["anonymous GiB"])
+        cells = [f"{run['seconds an epoch']['cpu']:.1f}", f"{predict['cpu']:.1f}", f"{memory:.1f}"]
+        cells += [f"{predict['resident GiB so far']:.1f}", f"{100 * run['score']:.2f}"]
+        assert f"| {name.replace('*', chr(92) + '*')} | {run['epochs']} | {' | '.join(cells)} |" in page, name
+    for row in found["curve"]:
+        share = f"{100 * row['strong']:.0f} % | {100 * row['edges']:.0f} % | {100 * row['score']:.2f}"
+        assert f"| {share} | {row['seconds'] / row['alone']:.2f} |" in page, share
+    assert f"peaks at {found['resident GiB']:.2f} GiB with files" in page
+
+
+def test_graph_trainings():
+    runs = results("graph_speed")["trainings"]["Cora"]
+    base = np.median(runs["PyG loop"]["cpu"])
+    for name, run in runs.items():
+        cpu = np.median(run["cpu"])
+        cells = f"{np.median(run['epochs']):.0f} | {cpu:.1f} | {cpu / base:.2f} | {100 * np.mean(run['score']):.1f}"
+        assert f"| {name.replace('*', chr(92) + '*')} | {cells} |" in guide("large_graphs"), name
+
+
 def test_stream_accuracy():
     stream_tables, runs = script("stream_tables"), results("stream_accuracy")["runs"]
     rows = list(stream_tables.pages(runs))

@@ -6,6 +6,7 @@ from moeapps.graph.data import GraphDataModule
 from moeapps.graph.datasets import PublicGraphData, load_cora
 from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
+from moeapps.graph.folders import open_graph, write_edges, write_graph
 from moeapps.graph.gnn_classifier import GNNClassifier
 from moeapps.graph.mixing import joint_loss, separate_loss
 from moeapps.graph.module import MowstModule
@@ -33,9 +34,12 @@ __all__ = [
     "joint_loss",
     "load_cora",
     "make_network",
+    "open_graph",
     "predict_nodes",
     "separate_loss",
     "variance_dispersion",
+    "write_edges",
+    "write_graph",
 ]
 
 

@@ -104,8 +104,9 @@ def predict_nodes(
     DataError
         If a node is not in the graph.
     """
+    device = next(model.parameters()).device
     if nodes is not None:  # -1 would be the last node
-        nodes = torch.from_numpy(node_index(nodes, x.shape[0])).to(x.device)
+        nodes = torch.from_numpy(node_index(nodes, x.shape[0])).to(device)
     work = {name: Work() for name in model.names}
     unused = model.unused_experts(mode, threshold)
 
@@ -113,16 +114,20 @@ def predict_nodes(
         chosen = nodes if rows is None else rows if nodes is None else nodes[rows]
         count = x.shape[0] if chosen is None else chosen.numel()
         if name in unused:  # its logits get the weight 0
-            return x.new_zeros(count, model.out_channels)
+            return torch.zeros(count, model.out_channels, dtype=x.dtype, device=device)
         work[name].nodes = count
         return model.expert(name).on_nodes(x, edges, chosen, batch_size=batch_size, work=work[name])
 
-    rows = x if nodes is None else x[nodes]
+    count = x.shape[0] if nodes is None else nodes.numel()
+    rows = x[:0].new_empty(count, 0)  # features that no confidence looks at are not read
+    if model.sees_x:
+        rows = x if nodes is None else x[nodes.to(x.device)]
+    rows = rows.to(device)
     output = model.infer(run, rows, mode=mode, threshold=threshold, generator=generator)
     alone = model.expert(model.strongest).work_on_whole_graph(edges)
     return output, PredictionCost(
-        nodes=len(rows),
-        share={name: done.nodes / max(len(rows), 1) for name, done in work.items()},
+        nodes=count,
+        share={name: done.nodes / max(count, 1) for name, done in work.items()},
         edges=sum(done.edges for done in work.values()),
         edges_alone=alone.edges,
         multiply_adds=sum(done.multiply_adds for done in work.values()),

@@ -1,5 +1,6 @@
 """Graph data for training: a graph of your own, or a public one."""
 
+import copy
 import os
 import warnings
 import zipfile
@@ -21,9 +22,11 @@ from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
-from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks
+from moeapps.graph.folders import is_folder, open_graph
+from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks, edges_of, on_disk
 from moeapps.graph.labels import check_marks, class_names, encode_labels
 from moeapps.graph.masks import MASKS, check_split, has_splits
+from moeapps.graph.sparse_features import SparseFeatures, sparse_where_it_pays
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
@@ -39,7 +42,9 @@ class GraphDataModule(L.LightningDataModule):
     Parameters
     ----------
     source : Data or str
-        A PyG ``Data``, or the path of an ``.npz`` file with the arrays ``node_features`` ``(N, F)``, ``node_labels``
+        A PyG ``Data``; or the path of a folder of memory-mapped files, of which only the rows and edges of a batch are
+        read (:func:`~moeapps.graph.open_graph`); or the path of an ``.npz`` file with the arrays ``node_features``
+        ``(N, F)``, ``node_labels``
         ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), ``edge_weight`` ``(E,)`` if there are weights, and
         ``train_masks``, ``val_masks``, ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs
         benchmark) or ``train_mask``, ``val_mask``, ``test_mask`` ``(N,)``.
@@ -50,8 +55,8 @@ class GraphDataModule(L.LightningDataModule):
     normalize_features : bool, default False
         Whether to scale each node's features to sum to 1.
     batch_size : int, optional
-        Training nodes in a mini-batch, each with randomly drawn neighbours; validation, test and prediction go through
-        the nodes in batches of the same size, with all neighbours. None takes the whole graph in each step. A
+        Training nodes in a mini-batch, each with randomly drawn neighbours. Validation, test and prediction take all
+        neighbours, in pieces around as many nodes or layer by layer. None takes the whole graph in each step. A
         checkpoint of either kind of training fits the other.
     num_neighbors : list of int, optional
         Neighbours to draw at each hop in training, one number per layer of the network, -1 for all; 10 each when None.
@@ -99,7 +104,9 @@ class GraphDataModule(L.LightningDataModule):
     def load(self) -> Data:
         """Return the raw graph; override this to read another source."""
         graph = self.source
-        if isinstance(graph, str | os.PathLike):
+        if is_folder(graph):
+            graph = open_graph(graph)
+        elif isinstance(graph, str | os.PathLike):
             graph = read_npz(graph, self.undirected)
         check_split(self.split, [getattr(graph, name, None) for name in MASKS])
         return graph
@@ -117,9 +124,15 @@ class GraphDataModule(L.LightningDataModule):
         check_marks(graph.y, _used(graph))
         self.classes = class_names(graph.y)
         graph.y = encode_labels(graph.y, self.classes)
+        if self.normalize_features and on_disk(graph):
+            raise ConfigError("normalize_features would copy the features into memory: write them normalised")
         if self.normalize_features:
             # not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph
-            graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
+            graph.x = _normalized(graph.x)
+        dense = graph.x
+        if not on_disk(graph):
+            graph.x = sparse_where_it_pays(graph.x)
+        self._given = dense
         if "train_mask" not in graph:
             graph.train_mask = _rest(graph)
         if "val_mask" not in graph:
@@ -127,24 +140,32 @@ class GraphDataModule(L.LightningDataModule):
         check_training_masks(graph)
         self.in_channels, self.out_channels = graph.x.shape[1], len(self.classes)
         self.class_counts = torch.bincount(graph.y[graph.train_mask], minlength=self.out_channels).tolist()
-        self.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
+        self.edges = edges_of(graph)
         self.graph = graph
 
     def prepared(self) -> Data:
-        """Return the graph that training uses: checked, with integer labels and masks, normalised on request."""
+        """Return the graph that training uses: checked, with integer labels and masks, normalised on request.
+
+        Features that training stores without their zeros are dense in it, unless they were given sparse.
+        """
         self.setup()
-        return self.graph
+        graph = copy.copy(self.graph)
+        graph.x = self._given
+        return graph
 
     def _loader(self, mask: str | None, shuffle: bool = False) -> ResumableLoader:
         if self.batch_size is None:
             whole: Any = [NodeBatch(self.graph, self.edges)]
             return make_loader(whole, batch_size=1, collate_fn=itemgetter(0))
         chosen = torch.ones(self.graph.num_nodes, dtype=torch.bool) if mask is None else self.graph[mask]
-        nodes: Any = chosen.nonzero().flatten().tolist()
-        return make_loader(nodes, self.batch_size, shuffle=shuffle, seed=self.seed, collate_fn=self._batch)
+        nodes: Any = _Nodes(chosen.nonzero().flatten())
+        # evaluation takes all its nodes at once: layer by layer, what they have in common is computed once
+        size = self.batch_size if shuffle else max(len(nodes), 1)
+        return make_loader(nodes, size, shuffle=shuffle, seed=self.seed, collate_fn=self._batch)
 
-    def _batch(self, nodes: list[int]) -> NodeBatch:
-        return NodeBatch(self.graph, self.edges, torch.tensor(nodes), self.num_neighbors)
+    def _batch(self, nodes: Any) -> NodeBatch:
+        chosen = nodes if isinstance(nodes, Tensor) else torch.tensor(nodes)
+        return NodeBatch(self.graph, self.edges, chosen, self.num_neighbors, self.batch_size)
 
     def train_dataloader(self) -> ResumableLoader:
         """The whole graph once per epoch, or mini-batches of training nodes in random order."""
@@ -172,10 +193,26 @@ class GraphDataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
         """Move the batch's node numbers; the graph is moved to the device once, not with every batch."""
-        if self._on_device is None or self._on_device.edges.device != device:
+        if self._on_device is None or self._on_device.graph.y.device != device:
             self._on_device = NodeBatch(self.graph, self.edges).to(device)
         nodes = None if batch.nodes is None else batch.nodes.to(device)
-        return NodeBatch(self._on_device.graph, self._on_device.edges, nodes, batch.num_neighbors)
+        return NodeBatch(self._on_device.graph, self._on_device.edges, nodes, batch.num_neighbors, batch.piece_size)
+
+
+class _Nodes:
+    """Node numbers as a data set that gives a whole batch at once."""
+
+    def __init__(self, nodes: Tensor) -> None:
+        self.nodes = nodes
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, row: int) -> int:
+        return int(self.nodes[row])
+
+    def take(self, rows: Any) -> Tensor:
+        return self.nodes[rows]
 
 
 def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
@@ -192,6 +229,12 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     train, val = hold_out(len(nodes), fraction, seed, graph.y[nodes].numpy())
     for name, chosen in (("train_mask", train), ("val_mask", val)):
         graph[name] = index_to_mask(nodes[torch.from_numpy(chosen)], graph.num_nodes)
+
+
+def _normalized(x: Tensor) -> Tensor:
+    if isinstance(x, SparseFeatures):
+        return x.scaled(1 / x.row_sums().clamp(min=1))
+    return x / x.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _rest(graph: Data) -> Tensor:

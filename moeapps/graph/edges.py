@@ -13,9 +13,10 @@ graph before the cut, so that a network computes on the piece exactly what it co
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
@@ -23,6 +24,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_remaining_self_loops
 
 from moeapps.core.errors import DataError
+from moeapps.graph.drawing import draw, expand
 
 __all__ = ["EdgeForm", "Edges", "Neighborhood", "is_sparse", "sparse_parts"]
 
@@ -53,6 +55,13 @@ class Neighborhood:
     nodes_per_hop: list[int]
     edges_per_hop: list[int]
 
+    def to(self, device: torch.device) -> "Neighborhood":
+        """The same piece on a device."""
+        if self.nodes.device == device:
+            return self
+        weight = None if self.edge_weight is None else self.edge_weight.to(device)
+        return replace(self, nodes=self.nodes.to(device), edge_index=self.edge_index.to(device), edge_weight=weight)
+
     @property
     def edges_touched(self) -> int:
         """Edges used, summed over layers: the last layer uses the first hop, the first layer all hops."""
@@ -78,11 +87,15 @@ class Edges:
     tensor([3, 2, 1])
     """
 
+    on_disk = False
+    """Whether the edges stay in files, and the features with them: pieces are cut out on the CPU and then moved."""
+
     def __init__(self, index: Tensor, weight: Tensor | None, num_nodes: int) -> None:
         self.index, self.weight, self.num_nodes = index, weight, num_nodes
         self._forms: dict[str, tuple[EdgeIndex, Tensor | None]] = {}
         self._pointers: dict[str, tuple[Tensor, Tensor]] = {}
         self.samplers: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._spare: list[Tensor] = []
 
     @classmethod
     def of(cls, edges: Any, weight: Tensor | None, num_nodes: int) -> Self:
@@ -188,11 +201,10 @@ class Edges:
         # 3. Their sources that were not reached before are the next frontier, numbered after all nodes so far.
         # 4. Put nodes and edges of all hops together, in local numbers.
         pointer, source = self.incoming(form)
-        weight = self.form(form)[1]
-        local = torch.full((self.num_nodes,), -1, dtype=torch.int64, device=seeds.device)
+        local = self._numbers()
         local[seeds] = torch.arange(seeds.numel(), device=seeds.device)
         nodes, frontier, total = [seeds], seeds, seeds.numel()
-        edges, targets, scales = [], [], []
+        edges, sources, targets, scales = [], [], [], []
         touched = 0
         for hop, limit in enumerate(num_neighbors):
             start = pointer[frontier]
@@ -201,28 +213,63 @@ class Edges:
             if max_edges is not None:
                 touched += int(taken.sum()) * (len(num_neighbors) - hop)
                 if touched > max_edges:
+                    self._give_back(local, nodes)
                     return None
-            edge = expand(start, degree) if limit < 0 else _draw(start, degree, limit)
+            edge = expand(start, degree) if limit < 0 else draw(start, degree, limit)
             edges.append(edge)
-            targets.append(local[frontier].repeat_interleave(taken))
-            if weight is not None and limit >= 0:
-                scales.append((degree / taken.clamp(min=1)).to(weight.dtype).repeat_interleave(taken))
-            elif weight is not None:
-                scales.append(torch.ones_like(edge, dtype=weight.dtype))
-            reached = torch.zeros_like(local, dtype=torch.bool)
-            reached[source[edge]] = True
-            frontier = (reached & (local < 0)).nonzero().flatten()
+            sources.append(source[edge].long())
+            targets.append(frontier.repeat_interleave(taken, output_size=len(edge)))
+            if limit >= 0 and self.weighted(form):
+                scales.append((degree / taken.clamp(min=1)).repeat_interleave(taken, output_size=len(edge)))
+            else:
+                scales.append(torch.ones_like(edge, dtype=torch.float32))
+            reached = sources[-1]
+            frontier = _distinct(reached[local[reached] < 0])
             local[frontier] = torch.arange(total, total + frontier.numel(), device=seeds.device)
             total += frontier.numel()
             nodes.append(frontier)
-        edge = torch.cat([seeds[:0], *edges])
+        ends = [torch.cat([seeds[:0], *end]) for end in (sources, targets)]
+        weight = self.weight_of(form, torch.cat([seeds[:0], *edges]), *ends)
+        if weight is not None:
+            weight = weight * torch.cat([weight[:0], *(scale.to(weight.dtype) for scale in scales)])
+        index = torch.stack([local[end] for end in ends])
+        self._give_back(local, nodes)
         return Neighborhood(
             nodes=torch.cat(nodes),
-            edge_index=torch.stack([local[source[edge]], torch.cat([seeds[:0], *targets])]),
-            edge_weight=None if weight is None else weight[edge] * torch.cat([weight[:0], *scales]),
+            edge_index=index,
+            edge_weight=weight,
             nodes_per_hop=[part.numel() for part in nodes],
             edges_per_hop=[part.numel() for part in edges],
         )
+
+    def weighted(self, form: EdgeForm) -> bool:
+        """Whether edges have weights in a form."""
+        return self.weight is not None or form == "normalized"
+
+    def weight_of(self, form: EdgeForm, edge: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
+        """Weights ``(e,)`` of some edges, by their places in the order of the form and by their ends."""
+        weight = self.form(form)[1]
+        return None if weight is None else weight[edge]
+
+    def _numbers(self) -> Tensor:
+        """-1 for each node; kept between calls, since filling it takes longer than drawing a batch of a large graph."""
+        try:
+            return self._spare.pop()
+        except IndexError:  # the first call, or several threads
+            return torch.full((self.num_nodes,), -1, dtype=torch.int64, device=self.device)
+
+    def _give_back(self, local: Tensor, nodes: list[Tensor]) -> None:
+        for part in nodes:
+            local[part] = -1
+        self._spare.append(local)
+
+
+def _distinct(nodes: Tensor) -> Tensor:
+    """Distinct node numbers, in ascending order."""
+    if nodes.is_cuda:
+        return nodes.unique()
+    ordered = np.sort(nodes.numpy())  # vectorised where torch's is not
+    return torch.from_numpy(ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered)
 
 
 def is_sparse(matrix: Any) -> bool:
@@ -280,26 +327,3 @@ def _use_sparse_products_once() -> None:
 
 
 _use_sparse_products_once()
-
-
-def expand(start: Tensor, length: Tensor) -> Tensor:
-    """Concatenate the ranges ``start[i], ..., start[i] + length[i] - 1``.
-
-    Examples
-    --------
-    >>> expand(torch.tensor([5, 0]), torch.tensor([2, 3]))
-    tensor([5, 6, 0, 1, 2])
-    """
-    ends = length.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    shift = (start - ends + length).repeat_interleave(length, output_size=total)
-    return shift + torch.arange(total, device=start.device)
-
-
-def _draw(start: Tensor, degree: Tensor, limit: int) -> Tensor:
-    """From each range draw ``limit`` numbers without replacement, or all where there are no more; sorted by range."""
-    edge = expand(start, degree)
-    owner = torch.arange(len(start), device=start.device).repeat_interleave(degree)
-    order = (owner + torch.rand(len(edge), dtype=torch.float64, device=start.device)).argsort()
-    rank = torch.arange(len(edge), device=start.device) - (degree.cumsum(0) - degree).repeat_interleave(degree)
-    return edge[order[rank < limit]]

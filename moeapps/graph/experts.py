@@ -18,7 +18,9 @@ from torch_geometric.nn import MLP, MessagePassing
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood
+from moeapps.graph.layerwise import ROWS, layerwise, works_by_layers
 from moeapps.graph.networks import GraphNetwork
+from moeapps.graph.pieces import on_piece
 from moeapps.graph.sampling import check_num_neighbors, sample_neighborhood
 
 __all__ = ["FeatureExpert", "GraphExpert", "NodeExpert", "Work", "node_expert"]
@@ -130,9 +132,12 @@ class NodeExpert:
         """Logits of some nodes, from all the neighbours that the network can see.
 
         1. Without ``batch_size``: run on the whole graph if all nodes are wanted or the number of hops is unknown.
-        2. Cut out the piece around the nodes, or one piece per ``batch_size`` of them. Without ``batch_size``, a piece
+        2. With a ``batch_size`` below the number of nodes: one of moeapps' networks runs layer by layer on the nodes
+           that each layer needs
+           (:func:`~moeapps.graph.layerwise.layerwise`), so that no row is computed twice.
+        3. Cut out the piece around the nodes, or one piece per ``batch_size`` of them. Without ``batch_size``, a piece
            with more than ``cut_share`` of the edges is given up, and the network runs on the whole graph.
-        3. Run the network on each piece.
+        4. Run the network on each piece.
 
         Parameters
         ----------
@@ -160,17 +165,19 @@ class NodeExpert:
         if batch_size is None and (nodes is None or not self.hops):
             return self._on_whole_graph(x, edges, nodes, work)
         hops = self.known_hops()
-        nodes = torch.arange(x.shape[0], device=x.device) if nodes is None else nodes
+        if self._by_layers(edges, x.shape[0] if nodes is None else nodes.numel(), batch_size):
+            return self._on_layers(x, edges, nodes, work)
+        nodes = torch.arange(x.shape[0], device=self._device(x)) if nodes is None else nodes
         distinct, place = nodes.unique(return_inverse=True)
         if len(distinct) < len(nodes):  # a piece has each of its seeds once
             return self.on_nodes(x, edges, distinct, batch_size=batch_size, work=work)[place]
         most = int(self.cut_share * hops * edges.count(self.edge_form)) if batch_size is None else None
         logits = []
         for part in [nodes] if batch_size is None else list(nodes.split(batch_size)) or [nodes]:
-            piece = edges.neighborhood(part, [-1] * hops, self.edge_form, max_edges=most)
+            piece = edges.neighborhood(part.to(edges.device), [-1] * hops, self.edge_form, max_edges=most)
             if piece is None:
                 return self._on_whole_graph(x, edges, nodes, work)
-            logits.append(self.run(x[piece.nodes], piece))
+            logits.append(self.run(*self._rows(x, piece, part.device)))
             # the first layer reads all M nodes of the piece, the last one only the seeds and their neighbours
             rows = [sum(piece.nodes_per_hop[: hop + 2]) for hop in range(hops)][::-1]
             used = [sum(piece.edges_per_hop[: hop + 1]) for hop in range(hops)][::-1]
@@ -193,8 +200,12 @@ class NodeExpert:
             If there is not one number per hop.
         """
         limits = check_num_neighbors(num_neighbors, self.known_hops())
-        drawn = sample_neighborhood(edges, nodes, limits, self.edge_form)
-        return self.run(x[drawn.nodes], drawn)
+        drawn = sample_neighborhood(edges, nodes.to(edges.device), limits, self.edge_form)
+        return self.run(*self._rows(x, drawn, nodes.device))
+
+    def _rows(self, x: Tensor, piece: Neighborhood, device: torch.device) -> tuple[Tensor, Neighborhood]:
+        """Features of a piece, and the piece, on the device of the nodes that it was cut out around."""
+        return x[piece.nodes].to(device), piece.to(device)
 
     def work_on_whole_graph(self, edges: Edges) -> Work:
         """Work of one pass over the whole graph."""
@@ -220,6 +231,24 @@ class NodeExpert:
         work.multiply_adds += whole.multiply_adds
         out = self.run(x, edges)
         return out if nodes is None else out[nodes]
+
+    def _by_layers(self, edges: Edges, nodes: int, batch_size: int | None) -> bool:
+        """Whether memory is to be bounded and the pieces of several batches would overlap."""
+        return batch_size is not None and nodes > batch_size and works_by_layers(self.network)
+
+    def _on_layers(self, x: Tensor, edges: Edges, nodes: Tensor | None, work: Work) -> Tensor:
+        self._edge_weight(edges)
+        wanted, place = None, None
+        if nodes is not None:
+            wanted, place = nodes.to(edges.device).unique(return_inverse=True)
+        done = layerwise(self.network, x, edges, wanted)  # type: ignore[arg-type]
+        self._count(work, done.rows, done.edges)
+        return (done.logits if place is None else done.logits[place]).to(self._device(x))
+
+    def _device(self, x: Tensor) -> torch.device:
+        """Where the network computes."""
+        weight = next(self.network.parameters(), None)
+        return x.device if weight is None else weight.device
 
     def _count(self, work: Work, rows: Sequence[int], edges: Sequence[int]) -> None:
         work.edges += sum(edges)
@@ -268,6 +297,8 @@ class GraphExpert(NodeExpert):
     def run(self, x: Tensor, edges: Edges | Neighborhood) -> Tensor:
         """See :meth:`NodeExpert.run`."""
         self._edge_weight(edges)
+        if isinstance(edges, Neighborhood) and type(self.network).forward is GraphNetwork.forward:
+            return on_piece(self.network, x, edges)
         return self.network(x, edges)
 
     def multiply_adds(self, rows: Sequence[int], edges: Sequence[int]) -> int:
@@ -306,14 +337,21 @@ class FeatureExpert(NodeExpert):
         work: Work | None = None,
     ) -> Tensor:
         """Logits of some nodes, ``batch_size`` rows at a time; see :meth:`NodeExpert.on_nodes`."""
-        rows = x if nodes is None else x[nodes]
+        count = x.shape[0] if nodes is None else nodes.numel()
         if work is not None:
-            self._count(work, [len(rows)], [])
-        return torch.cat([self.network(part) for part in rows.split(batch_size or max(len(rows), 1))])
+            self._count(work, [count], [])
+        size = batch_size or max(count, 1)
+        if edges.on_disk:  # a part of the rows at a time is read
+            size = min(size, ROWS)
+        starts = range(0, max(count, 1), size)
+        if nodes is None:
+            return torch.cat([self.network(x[start : start + size].to(self._device(x))) for start in starts])
+        parts = (nodes[start : start + size] for start in starts)
+        return torch.cat([self.network(x[part.to(x.device)].to(part.device)) for part in parts])
 
     def on_drawn(self, x: Tensor, edges: Edges, nodes: Tensor, num_neighbors: Sequence[int] | None) -> Tensor:
         """Logits of some nodes; no neighbours are drawn."""
-        return self.run(x[nodes], edges)
+        return self.run(x[nodes.to(x.device)].to(nodes.device), edges)
 
 
 def node_expert(network: nn.Module) -> NodeExpert:

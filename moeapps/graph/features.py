@@ -12,6 +12,8 @@ from torch import Tensor
 
 from moeapps.core.arrays import kind_of, missing
 from moeapps.core.errors import DataError, DataTypeError
+from moeapps.graph.edges import is_sparse, sparse_parts
+from moeapps.graph.sparse_features import GIVEN_SHARE, SIZE, SparseFeatures
 
 __all__ = ["as_features"]
 
@@ -19,7 +21,7 @@ NUMBERS = ("integer", "floating", "boolean", "decimal", "empty")
 
 
 def as_features(x: Any) -> Tensor:
-    """``(N, F)`` float32 features on the CPU.
+    """``(N, F)`` float32 features on the CPU; large sparse ones stay sparse.
 
     Parameters
     ----------
@@ -34,6 +36,10 @@ def as_features(x: Any) -> Tensor:
     """
     if x is None:
         raise DataError("the graph has no node features x, expected an (N, F) matrix")
+    if isinstance(x, SparseFeatures):  # checked before
+        return x
+    if (kept := _kept_sparse(x)) is not None:
+        return kept
     names = list(x.columns) if isinstance(x, pd.DataFrame) else None
     dense = _dense(x)
     if dense.ndim != 2:
@@ -53,6 +59,32 @@ def as_features(x: Any) -> Tensor:
             f"{bad[:5].tolist()}{columns}; replace them, or they would spread to all neighbours"
         )
     return features.contiguous()
+
+
+def _kept_sparse(x: Any) -> SparseFeatures | None:
+    """A sparse matrix of real numbers that is large and mostly zeros; None for all else."""
+    if is_sparse(x) and not isinstance(x, Tensor):  # torch_sparse.SparseTensor
+        row, column, value, shape = sparse_parts(x)
+        value = torch.ones(len(row)) if value is None else value
+        x = sparse.coo_array((value.cpu().numpy(), (row.cpu().numpy(), column.cpu().numpy())), shape=shape)
+    if sparse.issparse(x):
+        entries, real = x.nnz, x.dtype.kind in "biuf"
+    elif isinstance(x, Tensor) and x.layout != torch.strided:
+        entries, real = x._nnz(), not x.is_complex()
+    else:
+        return None
+    size = int(np.prod(x.shape))
+    if not real or len(x.shape) != 2 or size < SIZE or entries > GIVEN_SHARE * size:
+        return None
+    features = SparseFeatures.of(x)
+    bad = (~features.value.isfinite()).nonzero().flatten()
+    if bad.numel():
+        row = int(torch.searchsorted(features.pointer, int(bad[0]), right=True)) - 1
+        raise DataError(
+            f"x has {bad.numel()} NaN or infinite features, the first in row {row}, column "
+            f"{int(features.column[bad[0]])}; replace them, or they would spread to all neighbours"
+        )
+    return features
 
 
 def _dense(x: Any) -> Tensor:

@@ -21,15 +21,20 @@ __all__ = ["EvaluationLogits", "HeldOut", "infer_known", "warn_of_memorising"]
 
 
 class EvaluationLogits:
-    """Logits of experts in evaluation mode; of the whole graph, computed once per state of an expert's weights."""
+    """Logits of experts in evaluation mode, computed once per state of an expert's weights.
+
+    Those of the whole graph are kept, and of mini-batches those of the validation nodes.
+    """
 
     def __init__(self) -> None:
         self._whole: dict[str, Tensor] = {}
+        self._batches: dict[str, list[tuple[Tensor, Tensor]]] = {}  # nodes and logits of batches, by expert
 
     def forget(self, *names: str) -> None:
         """Call this when the weights of these experts have changed; of all experts when none is named."""
-        for name in names or tuple(self._whole):
-            self._whole.pop(name, None)
+        for kept in (self._whole, self._batches):
+            for name in names or tuple(kept):
+                kept.pop(name, None)
 
     @torch.no_grad()
     def of(self, model: Mowst | GraphMixture, name: str, batch: NodeBatch) -> Tensor:
@@ -47,8 +52,16 @@ class EvaluationLogits:
 
     def at(self, model: Mowst | GraphMixture, name: str, batch: NodeBatch, mask: str) -> Tensor:
         """Logits of one expert on the batch's nodes of a mask."""
-        logits = self.of(model, name, batch)
-        return logits[batch.chosen(mask)] if batch.nodes is None else logits
+        if batch.nodes is None:
+            return self.of(model, name, batch)[batch.chosen(mask)]
+        if mask != "val_mask":  # training batches come in another order each time
+            return self.of(model, name, batch)
+        kept = self._batches.setdefault(name, [])
+        for nodes, logits in kept:
+            if torch.equal(nodes, batch.nodes):
+                return logits
+        kept.append((batch.nodes, self.of(model, name, batch)))
+        return kept[-1][1]
 
 
 class HeldOut:
@@ -78,8 +91,8 @@ class HeldOut:
         """Add the validation nodes of a batch; returns what was added. :meth:`collect` ends the validation."""
         nodes = batch.chosen("val_mask")
         part = {"y": batch.graph.y[nodes]}
-        if any(gate.sees_x for gate in model.gates.values()):
-            part["x"] = batch.graph.x[nodes]
+        if model.sees_x:
+            part["x"] = batch.features("val_mask")
         part |= {name: logits.at(model, name, batch, "val_mask") for name in model.names}
         self._parts.append(part)
         return part
@@ -163,7 +176,7 @@ class HeldOut:
         """Mean confidence of the weak expert on validation nodes, and on those of a training batch if there is one."""
         found = {"val": float(self.confidence(model).mean())}
         if training is not None and isinstance(model, Mowst):
-            x = training.graph.x[training.chosen("train_mask")]
+            x = training.features("train_mask") if model.sees_x else None
             c, _ = model.confidence_of("weak", logits.at(model, "weak", training, "train_mask"), x)
             found["train"] = float(c.mean())
         return found

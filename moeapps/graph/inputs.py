@@ -8,6 +8,7 @@ nothing else.
 """
 
 import logging
+import os
 import warnings
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch_geometric.data.data import BaseData
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.connections import of_data, read_edges
+from moeapps.graph.edges import Edges
 from moeapps.graph.features import as_features
+from moeapps.graph.folders import open_graph
 from moeapps.graph.labels import as_labels, class_names, encode_labels, labeled
 from moeapps.graph.masks import MASKS, read_mask
 from moeapps.graph.node_names import check_alignment
@@ -30,8 +33,11 @@ __all__ = [
     "bare_graph",
     "check_training_masks",
     "class_names",
+    "edges_of",
     "encode_labels",
     "labeled",
+    "on_disk",
+    "opened",
     "refuse_other_graphs",
 ]
 
@@ -59,7 +65,8 @@ def as_graph(
     Parameters
     ----------
     x
-        A PyG ``Data`` (the other arguments then override its parts), or ``(N, F)`` features. The edges of a ``Data``
+        A PyG ``Data`` (the other arguments then override its parts), the path of a folder of memory-mapped files
+        (:func:`~moeapps.graph.folders.open_graph`), or ``(N, F)`` features. The edges of a ``Data``
         are its ``edge_index`` or ``adj_t``; their weights its ``edge_weight``, an ``edge_attr`` of one number per edge,
         or the values of ``adj_t``.
     y
@@ -88,6 +95,7 @@ def as_graph(
     DataError
         Naming the argument, what it got, and what would work.
     """
+    x = opened(x)
     graph = bare_graph(x, edge_index, edge_weight=edge_weight)
     if isinstance(x, Data):
         y = getattr(x, "y", None) if y is None else y
@@ -104,7 +112,10 @@ def as_graph(
 
 def bare_graph(x: Any, edge_index: Any = None, *, edge_weight: Any = None) -> Data:
     """Make a checked graph of features and edges alone; parameters and errors as in :func:`as_graph`."""
+    x = opened(x)
     refuse_other_graphs(x)
+    if on_disk(x):
+        return _bare_on_disk(x, edge_index, edge_weight)
     data = x if isinstance(x, Data) else None
     x = frame_if_table(x if data is None else data.x)
     features = as_features(x)
@@ -120,6 +131,35 @@ def bare_graph(x: Any, edge_index: Any = None, *, edge_weight: Any = None) -> Da
         edges = of_data(data, num_nodes)
         _warn_of_edge_types(data)
     return Data(x=features, edge_index=edges.index, edge_weight=edges.weight)
+
+
+def opened(x: Any) -> Any:
+    """The graph in a folder of memory-mapped files, if ``x`` names one; else ``x`` as it is."""
+    return open_graph(x) if isinstance(x, str | os.PathLike) else x
+
+
+def on_disk(x: Any) -> bool:
+    """Whether ``x`` is a graph of :func:`~moeapps.graph.folders.open_graph`, whose parts have been checked."""
+    return isinstance(x, Data) and getattr(getattr(x, "edges", None), "on_disk", False)
+
+
+def edges_of(graph: Data) -> Edges:
+    """Edges of a graph of :func:`bare_graph` for the networks."""
+    return graph.edges if on_disk(graph) else Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
+
+
+def _bare_on_disk(data: Data, edge_index: Any, edge_weight: Any) -> Data:
+    if edge_index is not None or edge_weight is not None:
+        raise DataError("a graph in memory-mapped files has its own edges: leave out edge_index and edge_weight")
+    x = data.x
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.ndim != 2 or len(x) != data.edges.num_nodes:
+        raise DataError(
+            f"x of a graph in memory-mapped files must stay a float32 matrix of {data.edges.num_nodes} rows, got "
+            f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        )
+    graph = Data(x=x, num_nodes=len(x))
+    graph.edges = data.edges
+    return graph
 
 
 def check_training_masks(graph: Data) -> None:
@@ -154,7 +194,11 @@ def check_training_masks(graph: Data) -> None:
             UserWarning,
             stacklevel=3,
         )
-    _describe_edges(graph.edge_index, graph.num_nodes)
+    if on_disk(graph):
+        if graph.edges.is_directed():
+            _warn_of_direction(4)
+    else:
+        _describe_edges(graph.edge_index, graph.num_nodes)
 
 
 def refuse_other_graphs(x: Any) -> None:
@@ -204,9 +248,13 @@ def _describe_edges(edge_index: Tensor, num_nodes: int) -> None:
     if loops or duplicates:
         log.info("edge_index has %d self-loops and %d duplicate edges; they are used as given", loops, duplicates)
     if not torch.equal(forward, backward):
-        warnings.warn(
-            "the graph is directed: messages flow from source to target only. "
-            "torch_geometric.utils.to_undirected makes it symmetric",
-            UserWarning,
-            stacklevel=4,
-        )
+        _warn_of_direction(5)
+
+
+def _warn_of_direction(level: int) -> None:
+    warnings.warn(
+        "the graph is directed: messages flow from source to target only. "
+        "torch_geometric.utils.to_undirected makes it symmetric (write_graph: undirected=True)",
+        UserWarning,
+        stacklevel=level,
+    )

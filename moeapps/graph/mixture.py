@@ -61,6 +61,9 @@ class GraphMixture(RoutedLayer):
         The network that predicts alone where something is compared with one network.
     """
 
+    sees_x = False
+    """The gate looks at predictions alone."""
+
     def __init__(
         self,
         in_channels: int,

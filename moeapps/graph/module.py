@@ -363,7 +363,8 @@ class MowstModule(NodeModule):
             return torch.stack([F.cross_entropy(logits, y, weight=weight) for logits in own]).sum()
         assert isinstance(self.model, Mowst)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
-        loss = self.model.loss(logits, y, batch.graph.x[nodes], weight)
+        x = batch.features("train_mask") if self.model.sees_x else None
+        loss = self.model.loss(logits, y, x, weight)
         if self.plan.stage_name == "joint" and self.own_loss:
             own = torch.stack([F.cross_entropy(z, y, weight=weight) for z in logits])
             loss = loss + self.own_loss * own.sum()
@@ -378,7 +379,7 @@ class MowstModule(NodeModule):
         expert.network.train(train)
         with torch.set_grad_enabled(train):
             if name == "weak":
-                logits = expert.run(batch.graph.x[batch.chosen("train_mask")], batch.edges)
+                logits = expert.run(batch.features("train_mask"), batch.edges)
             elif self.searches and batch.nodes is not None:
                 limits = neighbors_of(batch.num_neighbors, expert.known_hops())
                 logits = expert.on_drawn(batch.graph.x, batch.edges, batch.nodes, limits)

@@ -235,6 +235,11 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         """An expert by its name, or the gate of one by ``<name>_gate``."""
         return self.experts[name] if name in self.names else self.gates[name.removesuffix("_gate")]
 
+    @property
+    def sees_x(self) -> bool:
+        """Whether a confidence looks at the features."""
+        return any(gate.sees_x for gate in self.gates.values())
+
     def is_ignored(self, name: str) -> bool:
         """Whether an expert's weight is fixed at 0 because another one alone was kept; synchronises with the device."""
         forced = {gate: float(module.forced) for gate, module in self.gates.items()}  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.experts import node_expert
 from moeapps.graph.inference import Inference, MowstOutput
 from moeapps.graph.labels import encode_labels
+from moeapps.graph.layerwise import edges_needed, nodes_needed
 from moeapps.graph.masks import node_index
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.mixture import GraphMixture
@@ -261,7 +262,10 @@ class MowstClassifier(NodeClassifier):
         model: Any = self.model_.to(device)
         with torch.no_grad():
             logits = model.expert("weak").on_nodes(x, edges, chosen, batch_size=self.batch_size)
-            c, _ = model.confidence_of("weak", logits, x if chosen is None else x[chosen])
+            rows = None
+            if model.sees_x:
+                rows = (x if chosen is None else x[chosen.to(x.device)]).to(device)
+            c, _ = model.confidence_of("weak", logits, rows)
         confidence: np.ndarray = c.cpu().numpy()
         return confidence
 
@@ -364,8 +368,8 @@ class MowstClassifier(NodeClassifier):
         if strong.hops is None:  # it runs on the whole graph or not at all
             return float(passed_on.any())
         nodes, form = passed_on.nonzero().flatten(), strong.edge_form
-        piece = graph.edges.neighborhood(nodes, [-1] * strong.hops, form)
-        return float(piece.edges_touched / max(strong.hops * graph.edges.count(form), 1))
+        computed = nodes_needed(graph.edges, form, nodes, strong.hops)[1:]
+        return float(sum(edges_needed(graph.edges, form, computed)) / max(strong.hops * graph.edges.count(form), 1))
 
     def _requested(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)

@@ -29,6 +29,7 @@ from moeapps.core.config import as_arguments, config_from, field_names
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
+from moeapps.graph.sparse_features import SparseFeatures
 from moeapps.registry import nearest
 
 __all__ = ["GNNS", "NETWORKS", "GraphNetwork", "NetworkConfig", "build_network", "make_network"]
@@ -40,6 +41,8 @@ def neighbor_sum(
     edge_index: EdgeIndex, rows: Tensor, weight: Tensor | None = None, reduce: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
     """Sum or mean of the sources' rows at each target, ``(N, d)`` to ``(N, d)``; in float32 or better."""
+    if isinstance(rows, SparseFeatures):
+        rows = rows.to_dense()
     rows = rows.to(router_dtype(rows))
     if weight is None and rows.dtype != torch.float32:  # PyG's ones are float32
         weight = rows.new_ones(edge_index.shape[1])
@@ -209,6 +212,11 @@ class GraphNetwork(BasicGNN):
         """Whether weights of edges change the result."""
         return bool(self.supports_edge_weight or self.supports_edge_attr)
 
+    @property
+    def weight_name(self) -> str:
+        """Name by which its layers take weights of edges."""
+        return "edge_weight" if self.supports_edge_weight else "edge_attr"
+
     def __init__(self, *args: Any, skip: bool = False, input_dropout: float = 0.0, **kwargs: Any) -> None:
         self._skip, self.input_dropout = skip, input_dropout
         super().__init__(*args, **_by_row(kwargs))
@@ -255,7 +263,7 @@ class GraphNetwork(BasicGNN):
             seeds = x.shape[0]
         x = _dropped(self, x)
         if weight is not None and self.uses_weights:
-            more["edge_weight" if self.supports_edge_weight else "edge_attr"] = weight
+            more[self.weight_name] = weight
         out: Tensor = super().forward(x, index, **more)
         return out[:seeds]
 

@@ -24,7 +24,7 @@ from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
-from moeapps.graph.inputs import as_graph, bare_graph, refuse_other_graphs
+from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened, refuse_other_graphs
 from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
 from moeapps.graph.masks import MASKS, check_split, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
@@ -68,8 +68,9 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
 
         Parameters
         ----------
-        X : torch_geometric.data.Data or array of shape (N, F)
-            The graph, or its node features, all of them numbers; a ``Data`` brings labels, edges (``edge_index`` or
+        X : torch_geometric.data.Data, path, or array of shape (N, F)
+            The graph, the folder of memory-mapped files that it is in (:func:`~moeapps.graph.open_graph`), or its node
+            features, all of them numbers; a ``Data`` brings labels, edges (``edge_index`` or
             ``adj_t``), their weights (``edge_weight``, or ``edge_attr`` of one number per edge) and masks with it.
         y : array of shape (N,), optional
             Labels of any kind; below 0 or missing means unlabeled.
@@ -97,6 +98,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Naming the input that cannot be used.
         """
         with self._all_or_nothing() as fitted:
+            X = opened(X)
             refuse_other_graphs(X)
             X = frame_if_table(X)
             if isinstance(X, Data):
@@ -120,13 +122,14 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             module, fitted.history_ = fitted._fit_networks(data, seed)
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
-            fitted.n_edges_ = graph.num_edges
+            fitted.n_edges_ = data.edges.count("plain")
             fitted.split_ = int(split)
             fitted.classes_ = data.classes
             if isinstance(module.model, GraphMixture):
                 module.model.drop_unused()
             fitted.model_ = module.model.eval()
-            fitted.graph_ = Data(x=graph.x, edge_index=graph.edge_index, edge_weight=graph.edge_weight)
+            fitted.graph_ = bare_graph(graph) if on_disk(graph) else Data(x=graph.x, edge_index=graph.edge_index)
+            fitted.graph_.edge_weight = graph.edge_weight
             fitted.graph_.edges = data.edges
             fitted._after_training(module, data)
         return self
@@ -138,8 +141,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
 
         Parameters
         ----------
-        X : torch_geometric.data.Data or array of shape (N, F), optional
-            The graph or its node features; the training graph when None. Labels and masks are not read.
+        X : torch_geometric.data.Data, path, or array of shape (N, F), optional
+            The graph, its folder, or its node features; the training graph when None. Labels and masks are not read.
         edge_index, edge_weight : optional
             As in :meth:`fit`. A new ``X`` needs its own edges.
         nodes : array of node numbers or mask of shape (N,), optional
@@ -219,6 +222,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _nodes_to_score(
         self, X: Any, y: Any, edge_index: Any, edge_weight: Any, nodes: Any
     ) -> tuple[Data, np.ndarray, np.ndarray]:
+        X = opened(X)
         graph = self._graph_to_predict(X, edge_index, edge_weight)
         y = getattr(X, "y", None) if y is None and isinstance(X, Data) else y
         if y is None:
@@ -251,16 +255,17 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
-        X = frame_if_table(X)
+        X = frame_if_table(opened(X))
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
-        graph.edges = Edges(graph.edge_index, graph.edge_weight, graph.num_nodes)
+        graph.edges = edges_of(graph)
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)
         elif graph.num_features != self.n_features_in_:
             raise DataError(
                 f"x has {graph.num_features} features, {type(self).__name__} was fitted with {self.n_features_in_}"
             )
-        if not graph.num_edges and graph.num_nodes > 1 and getattr(self, "n_edges_", 0) and self._uses_edges():
+        lost = not graph.edges.count("plain") and graph.num_nodes > 1 and getattr(self, "n_edges_", 0)
+        if lost and self._uses_edges():
             warnings.warn(
                 f"the graph to predict has no edges, the one that {type(self).__name__} was fitted on had "
                 f"{self.n_edges_}: predictions then rest on each node's own features; give edge_index",
@@ -272,7 +277,8 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _place(self, graph: Data) -> tuple[Tensor, Edges, torch.device]:
         """Features and edges on the device where prediction happens."""
         device = resolve_device(self.accelerator)
-        return graph.x.to(device), graph.edges.to(device), device
+        edges = graph.edges.to(device)
+        return graph.x if edges.on_disk else graph.x.to(device), edges, device
 
     def _uses_edges(self) -> bool:
         """Whether predictions depend on edges."""
