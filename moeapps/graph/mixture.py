@@ -29,6 +29,10 @@ __all__ = ["FITTED_INFERENCES", "GraphMixture"]
 FITTED_INFERENCES = ("mix", "cascade")
 
 
+MARGIN = 1.0
+"""The rule of one standard error: the networks have stopped where they do best on the very nodes that fit the gate."""
+
+
 class GraphMixture(RoutedLayer):
     """Several networks on one graph, each trained alone, whose predictions a fitted gate mixes.
 
@@ -147,7 +151,9 @@ class GraphMixture(RoutedLayer):
         of_row = None if weight is None else weight.cpu().double().numpy()[target]
         nothing = np.zeros((len(target), 0))
         rest: dict[str, Any] = {"seed": seed}
-        self.fitted = fit_mixture(nothing, predictions, target, of_row, names=self.names, gate=gate, **rest)
+        self.fitted = fit_mixture(
+            nothing, predictions, target, of_row, names=self.names, gate=gate, margin=MARGIN, **rest
+        )
         given = [costs[name] for name in self.names]
         self.cascade = fit_cascade(
             self.fitted, nothing, predictions, target, of_row, costs=given, budget=budget, tolerance=tolerance, **rest

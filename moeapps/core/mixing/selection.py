@@ -66,6 +66,7 @@ def fit_mixture(
     groups: Any = None,
     seed: int = 0,
     verbose: bool = False,
+    margin: float = MARGIN,
 ) -> GatedMixture:
     """Fit a mixture of experts that are known by their out-of-fold predictions.
 
@@ -97,6 +98,8 @@ def fit_mixture(
         Seed of folds and gates. The global random state is left as it was.
     verbose : bool, default=False
         Whether the candidates are printed.
+    margin : float, default=0.5
+        For ``gate="auto"``: so many standard errors of the difference a simpler candidate may be behind the best.
 
     Returns
     -------
@@ -133,7 +136,7 @@ def fit_mixture(
     if gate == "auto" and task == "regression" and fitter.calibrates(data) and len(names) > 1:
         candidates["stacked"] = None
     losses, corrections = cross_fitted_losses(fitter, candidates, data, groups)
-    chosen = _chosen(gate, list(candidates), losses, data.weight)
+    chosen = _chosen(gate, list(candidates), losses, data.weight, margin)
     table = compare(list(candidates), losses, data.weight)
     table["chosen"] = table["candidate"] == chosen
     if verbose:
@@ -285,11 +288,11 @@ def _standard_error(values: Floats, weight: Floats) -> Floats:
     return error
 
 
-def choose(names: Sequence[str], losses: Floats, weight: Floats) -> str:
+def choose(names: Sequence[str], losses: Floats, weight: Floats, margin: float = MARGIN) -> str:
     """Choose a candidate: the simplest that is not clearly behind the best.
 
     1. The best has the lowest mean loss on rows that it has not seen.
-    2. Those behind it by at most :data:`MARGIN` standard errors of the paired difference are as good.
+    2. Those behind it by at most ``margin`` standard errors of the paired difference are as good.
     3. Of these the first of :data:`SIMPLER_FIRST` is taken; among experts the one with the lowest loss.
 
     This is Breiman's rule (Breiman et al. 1984, section 3.4.3, with one standard error) on paired differences, which
@@ -305,9 +308,11 @@ def choose(names: Sequence[str], losses: Floats, weight: Floats) -> str:
         Loss of each row.
     weight : float64 array of shape (n,)
         Weights with mean 1.
+    margin : float, default=0.5
+        See above.
     """
     table = compare(names, losses, weight)
-    as_good = table[table["difference"] <= MARGIN * table["difference_error"] + 1e-12]
+    as_good = table[table["difference"] <= margin * table["difference_error"] + 1e-12]
     kinds = [SIMPLER_FIRST.index(name.partition(":")[0]) for name in as_good["candidate"]]
     simplest = as_good[np.array(kinds) == min(kinds)]
     return str(simplest["candidate"][simplest["loss"].idxmin()])
@@ -335,7 +340,7 @@ def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candid
     return made
 
 
-def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: Floats) -> str:
+def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: Floats, margin: float) -> str:
     if isinstance(gate, GateConfig):
         return gate.kind
     if gate in names:
@@ -343,4 +348,4 @@ def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: F
     if gate == "auto" and len(losses) < FEWEST and "mean" in names:
         return "mean"  # too few rows to prefer an expert
     allowed = [i for i, name in enumerate(names) if gate == "auto" or name.startswith("expert:")]
-    return choose([names[i] for i in allowed], losses[:, allowed], weight)
+    return choose([names[i] for i in allowed], losses[:, allowed], weight, margin)
