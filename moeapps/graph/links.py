@@ -287,7 +287,16 @@ def labeled_pairs(data: Data, num_nodes: int) -> tuple[Tensor, Tensor] | None:
             raise DataError("the graph has pos_edge_label_index: make it by RandomLinkSplit(split_labels=False)")
         return None
     index = as_array(index)
-    pairs = read_pairs(index.T if index.ndim == 2 and index.shape[0] == 2 else index, num_nodes, None)
+    if index.ndim != 2 or index.shape[0] != 2:
+        raise DataError(f"edge_label_index must have shape (2, B), got {index.shape}")
+    loops = index[0] == index[1]
+    if loops.any():
+        raise DataError(
+            f"edge_label_index pairs {int(loops.sum())} nodes with themselves, the first is node "
+            f"{index[0, int(loops.argmax())]}: torch_geometric.transforms.RemoveSelfLoops before RandomLinkSplit takes "
+            "them out"
+        )
+    pairs = read_pairs(index.T, num_nodes, None)
     label = getattr(data, "edge_label", None)
     if label is None:
         raise DataError("the graph has edge_label_index, but no edge_label")
