@@ -415,7 +415,8 @@ class ExpertModule(Configurable, MoEModule):
                 raise ConfigError("the experts are not trained: give the checkpoint of a trained model with --ckpt_path")
             data.setup("validate")
             loader = data.val_dataloader()
-            self.conclude(data.transfer_batch_to_device(batch, self.device, 0) for batch in loader)
+            with torch.inference_mode(False), torch.enable_grad():  # gates are trained
+                self.conclude(data.transfer_batch_to_device(batch, self.device, 0) for batch in loader)
         assert self.mixture is not None
         return self.mixture
 

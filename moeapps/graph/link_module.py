@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import MLP
 
-from moeapps.core.checks import check_one_of
+from moeapps.core.checks import check_below_one, check_one_of
 from moeapps.core.config import takes
 from moeapps.core.errors import ConfigError
 from moeapps.graph.expert_module import ExpertModule, ExpertsConfig, expert_networks
 from moeapps.graph.experts import NodeExpert, node_expert
-from moeapps.graph.links import LinkBatch, Structure, draw_negatives, warn_of_symmetric
+from moeapps.graph.links import LinkBatch, Structure, draw_negatives, warn_of_symmetric, without_links
 from moeapps.graph.networks import NetworkConfig, build_network
 
 __all__ = ["DECODERS", "Decoder", "LinkConfig", "LinkExpert", "LinkModule", "StructureExpert", "link_scores"]
@@ -46,12 +46,16 @@ class LinkConfig(ExpertsConfig):
         undirected graphs the mean over both orders).
     structure : bool, default True
         Whether common neighbours, Adamic-Adar, resource allocation, Jaccard and the degrees are one more expert.
+    disjoint_train_ratio : float, default 0.5
+        Part of the links that a step on the whole graph learns from, chosen anew each time; they pass no messages in
+        that step, as those of validation and test never do. 0: all links do both. Mini-batches take no link out.
     monitor : {"auc", "average_precision", "loss"}, default "auc"
         Validation score that keeps an expert's weights.
     """
 
     decoder: Decoder = "hadamard"
     structure: bool = True
+    disjoint_train_ratio: float = 0.5
     monitor: Literal["auc", "average_precision", "loss"] = "auc"
 
 
@@ -76,7 +80,10 @@ class LinkExpert(nn.Module):
         super().__init__()
         self.network, self.kind, self.width, self.directed = network, decoder, width, directed
         if decoder == "dot":
-            self.decoder: nn.Module = nn.Linear(1, 1)  # a slope and a bias: a sum of products has any scale
+            slope = nn.Linear(1, 1)  # a sum of products has any scale
+            nn.init.constant_(slope.weight, width**-0.5)
+            nn.init.zeros_(slope.bias)
+            self.decoder: nn.Module = slope
         else:
             inputs = width if decoder == "hadamard" else 2 * width
             self.decoder = MLP([inputs, width, 1], dropout=dropout, norm=None)
@@ -168,6 +175,7 @@ class LinkModule(ExpertModule):
     def __init__(self, config: LinkConfig, in_channels: int | None = None, directed: bool | None = None) -> None:
         super().__init__(config, MONITORS, config.monitor)
         check_one_of("decoder", config.decoder, DECODERS)
+        check_below_one(disjoint_train_ratio=config.disjoint_train_ratio)
         self.config, self.in_channels, self.out_channels, self.directed = config, in_channels, 2, directed
 
     def configure_model(self) -> None:
@@ -188,11 +196,14 @@ class LinkModule(ExpertModule):
 
     def draw(self, batch: LinkBatch) -> LinkBatch:
         """Links of a step, and as many pairs without a link."""
-        positive = batch.pairs
-        if not batch.sampled and positive.shape[1] > STEP_LINKS:
-            positive = positive[:, torch.randperm(positive.shape[1], device=positive.device)[:STEP_LINKS]]
+        positive, drawn, ratio = batch.pairs, copy.copy(batch), self.config.disjoint_train_ratio
+        if not batch.sampled:
+            links = positive.shape[1]
+            count = min(STEP_LINKS, max(1, round(ratio * links)) if ratio else links)
+            positive = positive[:, torch.randperm(links, device=positive.device)[:count]]
+            if ratio:
+                drawn.edges = without_links(batch.edges, positive, bool(self.directed))
         negative = draw_negatives(batch.known, batch.x.shape[0], positive.shape[1])
-        drawn = copy.copy(batch)
         drawn.pairs = torch.cat([positive, negative], dim=1)
         drawn.y = torch.cat([positive.new_ones(positive.shape[1]), positive.new_zeros(negative.shape[1])])
         return drawn

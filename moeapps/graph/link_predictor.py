@@ -56,6 +56,8 @@ class MowstLinkPredictor(ExpertsEstimator):
         product, or a network of both beside each other, the only one that tells the directions of an edge apart.
     structure : bool
         Whether common neighbours, Adamic-Adar, resource allocation, Jaccard and degrees are one more expert.
+    disjoint_train_ratio : float
+        Part of the links that a step on the whole graph learns from; they pass no messages in that step.
     hidden_channels, num_layers, dropout, norm
         Sizes of the networks, see :class:`~moeapps.graph.networks.NetworkConfig`.
     gate : str
@@ -141,6 +143,7 @@ class MowstLinkPredictor(ExpertsEstimator):
         weak: Any = "mlp",
         decoder: Decoder = "hadamard",
         structure: bool = True,
+        disjoint_train_ratio: float = 0.5,
         hidden_channels: int = 64,
         num_layers: int = 2,
         dropout: float = 0.5,
@@ -350,12 +353,12 @@ class MowstLinkPredictor(ExpertsEstimator):
             return self.graph_
         X = frame_if_table(X)
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
-        if not isinstance(X, Data):
-            validate_data(self, X, reset=False, skip_check_array=True)
         if graph.x.shape[1] != self.n_features_in_:
             raise DataError(
                 f"x has {graph.x.shape[1]} features, {type(self).__name__} was fitted with {self.n_features_in_}"
             )
+        if not isinstance(X, Data):
+            validate_data(self, X, reset=False, skip_check_array=True)  # names of columns
         return _LinkGraph.of(graph, X)
 
     # ------------------------------------------------------------------ experts

@@ -24,11 +24,24 @@ from torch_geometric.utils import negative_sampling
 from moeapps.core.arrays import as_array, whole_numbers
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.errors import DataError
+from moeapps.core.labels import plain
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.edges import Edges
 from moeapps.graph.node_names import exact_ids, positions
 
-__all__ = ["LinkBatch", "Structure", "draw_negatives", "hold_out_links", "labeled_pairs", "link_pairs", "read_pairs"]
+__all__ = [
+    "LinkBatch",
+    "Structure",
+    "draw_negatives",
+    "hold_out_links",
+    "labeled_pairs",
+    "link_labels",
+    "link_pairs",
+    "pair_keys",
+    "read_pairs",
+    "warn_of_symmetric",
+    "without_links",
+]
 
 CELLS = 4_000_000
 """Neighbours that are compared at a time."""
@@ -204,13 +217,18 @@ def hold_out_links(
         seed_everything(seed)
         chosen = linked[:, torch.randperm(linked.shape[1])[:held]]
         negatives = draw_negatives(known, num_nodes, held)
+    left = without_links(Edges(graph.edge_index, graph.edge_weight, num_nodes), chosen, directed)
     rest = graph.clone()
-    keys = pair_keys(graph.edge_index, num_nodes, directed)
-    kept = ~torch.isin(keys, pair_keys(chosen, num_nodes, directed))
-    rest.edge_index = graph.edge_index[:, kept]
-    rest.edge_weight = None if graph.edge_weight is None else graph.edge_weight[kept]
+    rest.edge_index, rest.edge_weight = left.index, left.weight
     y = torch.cat([torch.ones(held, dtype=torch.int64), torch.zeros(negatives.shape[1], dtype=torch.int64)])
     return rest, torch.cat([chosen, negatives], dim=1), y
+
+
+def without_links(edges: Edges, pairs: Tensor, directed: bool) -> Edges:
+    """The edges that link none of the pairs ``(2, B)``."""
+    keys = [pair_keys(part, edges.num_nodes, directed) for part in (edges.index, pairs)]
+    kept = ~torch.isin(*keys)
+    return Edges(edges.index[:, kept], None if edges.weight is None else edges.weight[kept], edges.num_nodes)
 
 
 def draw_negatives(known: Tensor, num_nodes: int, count: int) -> Tensor:
@@ -317,7 +335,7 @@ def link_labels(labels: Any, count: int, what: str) -> Tensor:
     good = np.isin(values, (0, 1)) if values.dtype.kind in "biuf" else np.zeros(count, dtype=bool)
     if not good.all():
         row = int((~good).argmax())
-        raise DataError(f"{what} must be 1 (linked) or 0, got {values[row]!r} for pair {row}")
+        raise DataError(f"{what} must be 1 (linked) or 0, got {plain(values[row])!r} for pair {row}")
     return torch.from_numpy(values.astype(np.int64))
 
 
