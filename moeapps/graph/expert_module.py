@@ -13,7 +13,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,59 +27,14 @@ from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.mixing import Cascade, GatedMixture, fit_cascade, fit_mixture
 from moeapps.core.mixing.inputs import LOWEST
-from moeapps.core.mixing.selection import GATES
+from moeapps.core.mixing.selection import GATES, Gate
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.views import Map, Views
-from moeapps.graph.networks import NetworkConfig
+from moeapps.graph.expert_config import ExpertsConfig
 from moeapps.graph.node_module import check_rates
 
-__all__ = ["PORTFOLIO", "ExpertModule", "ExpertsConfig", "Part", "expert_networks", "mixed_log_probs"]
-
-PORTFOLIO = ("gcn", "sage", "gin")
-"""Strong experts of ``strong="auto"``: a normalised mean, a mean beside the node itself, and a sum of neighbours."""
-
-WEIGHTED_PORTFOLIO = ("gcn",)
-"""Those of them that use edge weights."""
-
-
-@dataclass(frozen=True)
-class ExpertsConfig(NetworkConfig):
-    """Experts and their training.
-
-    Parameters
-    ----------
-    hidden_channels : int, default 64
-        Width of the hidden layers, and of what a network knows of a node.
-    num_layers : int, default 2
-        Number of layers.
-    dropout : float, default 0.5
-        Dropout probability, in [0, 1).
-    norm : str or None, default "batch_norm"
-        Norm after each hidden layer: ``"batch_norm"`` or None.
-    strong : str, torch.nn.Module or list of these, default "auto"
-        Graph networks: names that :func:`~moeapps.graph.networks.make_network` knows, or modules with
-        ``forward(x, edge_index)`` whose output has ``hidden_channels`` columns. ``"auto"``: gcn, sage and gin; only
-        gcn for edges with weights, which the others do not use.
-    weak : str, torch.nn.Module or None, default "mlp"
-        Network that sees each node's own features and no edges; None for none.
-    gate : str, default "auto"
-        How the experts are mixed, see :func:`~moeapps.core.mixing.fit_mixture`: ``"auto"``, ``"best"``, ``"mean"``,
-        ``"constant"``, ``"confidence"``, ``"linear"`` or ``"mlp"``.
-    lr : float, default 0.01
-        Learning rate of Adam.
-    weight_decay : float, default 0.0
-        L2 penalty of Adam.
-    patience : int, default 20
-        Epochs without improvement after which an expert rests.
-    """
-
-    strong: Any = "auto"
-    weak: Any = "mlp"
-    gate: str = "auto"
-    lr: float = 0.01
-    weight_decay: float = 0.0
-    patience: int = 20
+__all__ = ["ExpertModule", "Part", "mixed_log_probs"]
 
 
 @dataclass
@@ -153,6 +108,7 @@ class ExpertModule(Configurable, MoEModule):
         self.experts_config, self.monitor = config, monitor
         self.mixture: GatedMixture | None = None
         self.cascade: Cascade | None = None
+        self.cascade_limits: dict[str, Any] = {}  # budget and tolerance, which an estimator sets
         self._progress_of: list[Progress] = []
         self._collected: list[tuple[list[Tensor | None], Tensor, np.ndarray]] = []
 
@@ -272,7 +228,7 @@ class ExpertModule(Configurable, MoEModule):
         y = torch.cat([part[1] for part in parts])
         scores = {}
         for i in self._active():
-            log_probs = torch.cat([part[0][i] for part in parts if part[0][i] is not None])
+            log_probs = torch.cat([one for part in parts if (one := part[0][i]) is not None])
             found = self.measure(log_probs, y, everything=False)
             self.log_dict({f"val/{name}/{self.names[i]}": value for name, value in found.items()}, batch_size=len(y))
             # the loss decides ties
@@ -303,16 +259,12 @@ class ExpertModule(Configurable, MoEModule):
             if progress.weights:
                 expert.load_state_dict(progress.weights)
         kept = list(batches)
-        part = self.predict_part(kept)
-        self.mixture = fit_mixture(
-            part.features, part.predictions, part.target, names=self.names, gate=self.experts_config.gate
-        )
+        part, gate = self.predict_part(kept), cast(Gate, self.experts_config.gate)
+        self.mixture = fit_mixture(part.features, part.predictions, part.target, names=self.names, gate=gate)
         costs = self.costs(kept[0])
         self.cascade = fit_cascade(
             self.mixture, part.features, part.predictions, part.target, costs=costs, **self.cascade_limits
         )
-
-    cascade_limits: dict[str, float | None] = {}  # budget and tolerance, which an estimator sets
 
     @torch.no_grad()
     def predict_part(self, batches: Iterable[Any]) -> Part:
@@ -412,7 +364,9 @@ class ExpertModule(Configurable, MoEModule):
         if self.mixture is None:
             data = getattr(self._trainer, "datamodule", None)
             if data is None or not any(progress.weights for progress in self._progress_of):
-                raise ConfigError("the experts are not trained: give the checkpoint of a trained model with --ckpt_path")
+                raise ConfigError(
+                    "the experts are not trained: give the checkpoint of a trained model with --ckpt_path"
+                )
             data.setup("validate")
             loader = data.val_dataloader()
             with torch.inference_mode(False), torch.enable_grad():  # gates are trained
@@ -431,30 +385,3 @@ class ExpertModule(Configurable, MoEModule):
 def mixed_log_probs(mixture: GatedMixture, features: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """``(n, K)`` log-probabilities of a mixture, finite."""
     return np.maximum(mixture.log_mix(features, predictions), LOWEST)
-
-
-def expert_networks(config: ExpertsConfig, weighted: bool) -> list[tuple[str, Any]]:
-    """Names of the experts and their networks (names or modules), the weak one first; names are made to differ.
-
-    Raises
-    ------
-    ConfigError
-        If ``strong`` is neither a name, a module nor a list of these.
-    """
-    strong = config.strong
-    if isinstance(strong, str) and strong == "auto":
-        strong = WEIGHTED_PORTFOLIO if weighted else PORTFOLIO
-    elif isinstance(strong, str | nn.Module):
-        strong = [strong]
-    elif strong is None:
-        strong = []
-    if not isinstance(strong, list | tuple):
-        raise ConfigError(f"strong must be 'auto', a network's name, a module, or a list of these, got {strong!r}")
-    found: list[tuple[str, Any]] = []
-    for network in [*([] if config.weak is None else [config.weak]), *strong]:
-        if not isinstance(network, str | nn.Module):
-            raise ConfigError(f"strong and weak must hold names of networks and modules, got {network!r}")
-        name = network if isinstance(network, str) else type(network).__name__
-        same = sum(other.partition(" ")[0] == name for other, _ in found)
-        found.append((f"{name} {same + 1}" if same else name, network))
-    return found

@@ -15,7 +15,8 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
-from moeapps.graph.expert_module import ExpertModule, ExpertsConfig, expert_networks
+from moeapps.graph.expert_config import ExpertsConfig, expert_networks
+from moeapps.graph.expert_module import ExpertModule
 from moeapps.graph.experts import node_expert
 from moeapps.graph.graph_sets import GraphBatch
 from moeapps.graph.measures import MONITORS, Monitor, measure

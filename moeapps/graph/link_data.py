@@ -112,7 +112,9 @@ class LinkData(L.LightningDataModule):
             graph = rest
         if self.val is None:
             # another seed: with the same one the negative pairs of the test would be drawn again
-            rest, pairs, y = hold_out_links(graph, self.val_fraction, self.seed + 1, self.directed, known, "val_fraction")
+            rest, pairs, y = hold_out_links(
+                graph, self.val_fraction, self.seed + 1, self.directed, known, "val_fraction"
+            )
             graph = rest
         else:
             pairs, y = self._given(self.val, graph)

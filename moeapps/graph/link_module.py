@@ -16,7 +16,8 @@ from torch_geometric.nn import MLP
 from moeapps.core.checks import check_below_one, check_one_of
 from moeapps.core.config import takes
 from moeapps.core.errors import ConfigError
-from moeapps.graph.expert_module import ExpertModule, ExpertsConfig, expert_networks
+from moeapps.graph.expert_config import ExpertsConfig, expert_networks
+from moeapps.graph.expert_module import ExpertModule
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.links import LinkBatch, Structure, draw_negatives, warn_of_symmetric, without_links
 from moeapps.graph.networks import NetworkConfig, build_network
@@ -250,7 +251,9 @@ def make_link_experts(
     return names, experts
 
 
-def link_scores(log_probs: Tensor, y: Tensor, everything: bool = True, ks: tuple[int, ...] = (10, 50)) -> dict[str, float]:
+def link_scores(
+    log_probs: Tensor, y: Tensor, everything: bool = True, ks: tuple[int, ...] = (10, 50)
+) -> dict[str, float]:
     """Scores of predicted links.
 
     Parameters

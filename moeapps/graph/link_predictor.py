@@ -218,7 +218,9 @@ class MowstLinkPredictor(ExpertsEstimator):
             fitted.graph_ = _LinkGraph.of(graph, X)
         return self
 
-    def predict_proba(self, pairs: Any, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None) -> np.ndarray:
+    def predict_proba(
+        self, pairs: Any, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None
+    ) -> np.ndarray:
         """Probability that pairs are linked, from all edges of the graph.
 
         Parameters
@@ -325,7 +327,9 @@ class MowstLinkPredictor(ExpertsEstimator):
             graph = self._graph(pairs, None, edge_weight)
             found = labeled_pairs(pairs, graph.x.shape[0])
             if found is None:
-                raise DataError("pairs is a Data without edge_label_index: give pairs as an array (B, 2), the Data as X")
+                raise DataError(
+                    "pairs is a Data without edge_label_index: give pairs as an array (B, 2), the Data as X"
+                )
             chosen, y = found
         else:
             graph = self._graph(X, edge_index, edge_weight)

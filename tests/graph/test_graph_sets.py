@@ -124,7 +124,9 @@ def quick_trainer(epochs: int):
 
 
 def test_the_cascade_starts_with_the_weak_expert_and_stops_where_it_is_enough():
-    model = MowstGraphClassifier("gin", inference="cascade", tolerance=0.1, batch_size=16, **{**QUICK, "max_epochs": 20})
+    model = MowstGraphClassifier(
+        "gin", inference="cascade", tolerance=0.1, batch_size=16, **{**QUICK, "max_epochs": 20}
+    )
     model.fit(shapes(informed=True))
     table = model.predict_table(shapes(informed=True))
     assert model.cascade_.order[0] == model.expert_names_.index("mlp")
@@ -139,7 +141,9 @@ def test_an_expert_says_of_some_graphs_what_it_says_of_them_among_all(fitted):
     graphs = fitted._read(shapes())
     rows = np.array([5, 0, 33])
     for expert in fitted.model_:
-        np.testing.assert_allclose(fitted._ask(expert, graphs, rows), fitted._ask(expert, graphs, None)[rows], atol=1e-5)
+        np.testing.assert_allclose(
+            fitted._ask(expert, graphs, rows), fitted._ask(expert, graphs, None)[rows], atol=1e-5
+        )
 
 
 def test_predictions_depend_neither_on_the_batch_nor_on_the_order_of_nodes(fitted):
@@ -164,7 +168,9 @@ def test_a_pool_is_what_its_name_says(pooling):
     model = MowstGraphClassifier("gcn", pooling=pooling, **QUICK).fit(shapes(20))
     expert = model.model_[0]
     with torch.no_grad():
-        rows = [getattr(torch, {"max": "amax"}.get(pooling, pooling))(expert.network(g.x).relu(), dim=0) for g in graphs]
+        rows = [
+            getattr(torch, {"max": "amax"}.get(pooling, pooling))(expert.network(g.x).relu(), dim=0) for g in graphs
+        ]
         torch.testing.assert_close(expert(batch), expert.head(torch.stack(rows)))
 
 

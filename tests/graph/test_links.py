@@ -382,9 +382,7 @@ def test_a_resumed_training_and_a_checkpoint_without_its_mixture_end_the_same(tm
     trainer(tmp_path / "whole", epochs=6).fit(whole, LinkData(circles()))
     trainer(tmp_path / "part", epochs=3).fit(module(), LinkData(circles()))
     resumed = module()
-    trainer(tmp_path / "part2", epochs=6).fit(
-        resumed, LinkData(circles()), ckpt_path=tmp_path / "part" / "last.ckpt"
-    )
+    trainer(tmp_path / "part2", epochs=6).fit(resumed, LinkData(circles()), ckpt_path=tmp_path / "part" / "last.ckpt")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert resumed.mixture.candidates.equals(whole.mixture.candidates)
