@@ -19,6 +19,8 @@ moved.install()
 if TYPE_CHECKING:
     from moeapps.core.saving import load as load
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
+    from moeapps.graph.graph_classifier import MowstGraphClassifier as MowstGraphClassifier
+    from moeapps.graph.link_predictor import MowstLinkPredictor as MowstLinkPredictor
     from moeapps.graph.mowst_classifier import MowstClassifier as MowstClassifier
     from moeapps.recsys.aw_moe_ranker import AWMoERanker as AWMoERanker
     from moeapps.recsys.multi_task_ranker import MultiTaskRanker as MultiTaskRanker
@@ -36,6 +38,8 @@ _LAZY = {
     "MixtureClassifier": "moeapps.tables.mixture.classifier",
     "MixtureRegressor": "moeapps.tables.mixture.regressor",
     "MowstClassifier": "moeapps.graph.mowst_classifier",
+    "MowstGraphClassifier": "moeapps.graph.graph_classifier",
+    "MowstLinkPredictor": "moeapps.graph.link_predictor",
     "GNNClassifier": "moeapps.graph.gnn_classifier",
     "AWMoERanker": "moeapps.recsys.aw_moe_ranker",
     "MultiTaskRanker": "moeapps.recsys.multi_task_ranker",
@@ -53,6 +57,8 @@ __all__ = [
     "MoEClassifier",
     "MoERegressor",
     "MowstClassifier",
+    "MowstGraphClassifier",
+    "MowstLinkPredictor",
     "MultiTaskRanker",
     "__version__",
     "load",

@@ -69,6 +69,10 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.tables.MixtureRegressor", "a gate over any fitted regressors, weights by row"),
         Entry("model", "moeapps.tables.MixtureModule", "a gate over any estimators, for `moeapps fit`"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
+        Entry("model", "moeapps.graph.MowstLinkPredictor", "links of a graph: MLP, GNNs, common neighbours, mixed"),
+        Entry("model", "moeapps.graph.MowstGraphClassifier", "classes of whole graphs: pooled MLP and GNNs, mixed"),
+        Entry("model", "moeapps.graph.LinkModule", "several experts for links and their mixture, for `moeapps fit`"),
+        Entry("model", "moeapps.graph.GraphExpertsModule", "the same for classes of graphs, for `moeapps fit`"),
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
         Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
@@ -150,6 +154,9 @@ ENTRIES: dict[str, Entry] = {
         Entry("data", "moeapps.tables.TableData", "your own table, a CSV or Parquet file, or census-income"),
         Entry("data", "moeapps.vision.PublicImageData", "images by name: digits (embedded), CIFAR-10, MNIST, ..."),
         Entry("data", "moeapps.vision.ImageFolderData", "your own images: one folder per class"),
+        Entry("data", "moeapps.graph.LinkData", "a graph whose links are held out: your own, or a public one"),
+        Entry("data", "moeapps.graph.GraphSetData", "a set of graphs: your own, or one of TUDataset's"),
+        Entry("data", "moeapps.graph.EgoNetData", "the neighbourhoods of a graph's nodes, as a set of graphs"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }

@@ -49,13 +49,13 @@ def _seeded():
 @pytest.fixture
 def short_trainings(monkeypatch):
     """Let every estimator that trains by epochs stop after a few, whatever it is told."""
-    from moeapps.graph import GNNClassifier, MowstClassifier
+    from moeapps.graph import GNNClassifier, MowstClassifier, MowstGraphClassifier, MowstLinkPredictor
     from moeapps.recsys import MultiTaskRanker
     from moeapps.tables import MoEClassifier
     from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
     most = {MoEClassifier: 3, GNNClassifier: 4, MowstClassifier: 4, MultiTaskRanker: 1, WideNetClassifier: 1,
-            SwitchDiTGenerator: 1}  # fmt: skip
+            SwitchDiTGenerator: 1, MowstLinkPredictor: 2, MowstGraphClassifier: 2}  # fmt: skip
     for kind, epochs in most.items():
 
         def fit(self, *args, fit=kind.fit, epochs=epochs, **options):

@@ -36,7 +36,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
 
 
-TRAINS_LONG = ("README", "graph", "stream", "vision")
+TRAINS_LONG = ("README", "graph", "graph_tasks", "stream", "vision")
 SHORTER = {
     r"max_epochs=\d+": "max_epochs=2",
     r"(?:, max_epochs=2)?,\s*random_state=0(,?\s*\))": r", max_epochs=2, random_state=0\1",

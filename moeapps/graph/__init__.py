@@ -8,6 +8,12 @@ from moeapps.graph.dispersion import entropy_dispersion, variance_dispersion
 from moeapps.graph.edges import Edges, Neighborhood
 from moeapps.graph.folders import open_graph, write_edges, write_graph
 from moeapps.graph.gnn_classifier import GNNClassifier
+from moeapps.graph.graph_classifier import MowstGraphClassifier
+from moeapps.graph.graph_module import GraphExpertsModule
+from moeapps.graph.graph_sets import EgoNetData, GraphSetData, ego_nets
+from moeapps.graph.link_data import LinkData
+from moeapps.graph.link_module import LinkModule
+from moeapps.graph.link_predictor import MowstLinkPredictor
 from moeapps.graph.mixing import joint_loss, separate_loss
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Mowst, MowstOutput
@@ -19,17 +25,25 @@ from moeapps.graph.thresholds import choose_threshold
 __all__ = [
     "Confidence",
     "Edges",
+    "EgoNetData",
     "GNNClassifier",
     "GNNModule",
     "GraphDataModule",
+    "GraphExpertsModule",
+    "GraphSetData",
+    "LinkData",
+    "LinkModule",
     "Mowst",
     "MowstClassifier",
+    "MowstGraphClassifier",
+    "MowstLinkPredictor",
     "MowstModule",
     "MowstOutput",
     "Neighborhood",
     "PredictionCost",
     "PublicGraphData",
     "choose_threshold",
+    "ego_nets",
     "entropy_dispersion",
     "joint_loss",
     "load_cora",

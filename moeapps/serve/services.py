@@ -265,10 +265,12 @@ class GraphService(Service):
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """Whether ``predict_proba`` takes edges. A subclass may hide them behind ``*args``, so its bases count too."""
+        """Whether ``predict_proba`` takes edges and nodes; a subclass may hide them, so its bases count, too."""
         methods = [vars(base)["predict_proba"] for base in type(model).__mro__ if "predict_proba" in vars(base)]
         return any(
-            "edge_index" in inspect.signature(method).parameters for method in methods if inspect.isfunction(method)
+            {"edge_index", "nodes"} <= set(inspect.signature(method).parameters)
+            for method in methods
+            if inspect.isfunction(method)
         )
 
     def describe(self) -> dict[str, Any]:

@@ -8,11 +8,27 @@ from torch import nn
 
 import moeapps
 from moeapps.core.config import field_names
-from moeapps.graph import GNNClassifier, GNNModule, Mowst, MowstClassifier, MowstModule
+from moeapps.graph import (
+    GNNClassifier,
+    GNNModule,
+    Mowst,
+    MowstClassifier,
+    MowstGraphClassifier,
+    MowstLinkPredictor,
+    MowstModule,
+)
+from moeapps.graph.graph_module import GraphConfig
+from moeapps.graph.link_module import LinkConfig
 from moeapps.graph.node_module import GNNConfig
 from moeapps.graph.settings import MowstExperts, MowstTraining
 
-CONFIGS = [(MowstClassifier, MowstExperts), (MowstClassifier, MowstTraining), (GNNClassifier, GNNConfig)]
+CONFIGS = [
+    (MowstClassifier, MowstExperts),
+    (MowstClassifier, MowstTraining),
+    (GNNClassifier, GNNConfig),
+    (MowstLinkPredictor, LinkConfig),
+    (MowstGraphClassifier, GraphConfig),
+]
 LEFT_OUT: dict[str, str] = {}
 OTHER_DEFAULT: dict[str, str] = {
     "network": "a module is one network; an estimator tries several",
