@@ -200,7 +200,13 @@ def _sum(rows: Tensor, source: Tensor, degree: Tensor, weight: Tensor | None, me
     value = rows.new_ones(len(source)) if weight is None else weight.to(rows.dtype)
     matrix = torch.sparse_csr_tensor(pointer, source, value, (len(degree), len(rows)), check_invariants=False)
     total: Tensor = matrix @ rows
-    return total / degree.clamp(min=1)[:, None] if mean else total
+    if not mean:
+        return total
+    if weight is None:
+        return total / degree.clamp(min=1)[:, None]
+    refuse_negative(weight, "a mean over neighbours (sage)")
+    amount = matrix @ torch.ones_like(rows[:, :1])
+    return total / amount.clamp(min=torch.finfo(amount.dtype).tiny)
 
 
 def _piece(

@@ -37,10 +37,23 @@ __all__ = ["GNNS", "NETWORKS", "GraphNetwork", "NetworkConfig", "build_network",
 # N nodes of the graph, M nodes of a piece of it, S seeds of the piece, E edges, F features, K classes, d hidden width
 
 
+def refuse_negative(weight: Tensor, network: str) -> None:
+    """A mean over edges has no meaning with negative weights."""
+    if bool((weight < 0).any()):
+        raise DataError(f"an edge_weight is {float(weight.min()):g}: {network} takes weights from 0 on")
+
+
 def neighbor_sum(
     edge_index: EdgeIndex, rows: Tensor, weight: Tensor | None = None, reduce: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
-    """Sum or mean of the sources' rows at each target, ``(N, d)`` to ``(N, d)``; in float32 or better."""
+    """Sum or mean of the sources' rows at each target, ``(N, d)`` to ``(N, d)``; in float32 or better.
+
+    With weights each row counts in the sum, or in the mean, as often as its edge's weight says.
+    """
+    if weight is not None and reduce == "mean":
+        refuse_negative(weight, "a mean over neighbours (sage)")
+        total = neighbor_sum(edge_index, torch.ones_like(rows[:, :1]), weight)
+        return neighbor_sum(edge_index, rows, weight) / total.clamp(min=torch.finfo(total.dtype).tiny)
     if isinstance(rows, SparseFeatures):
         rows = rows.to_dense()
     rows = rows.to(router_dtype(rows))
@@ -78,12 +91,7 @@ class _SAGEConv(SAGEConv):
         weight, bias = self.lin_l.weight, self.lin_l.bias
         first = weight.shape[0] < weight.shape[1]
         rows = F.linear(x, weight) if first else x
-        if edge_weight is None:
-            mean = neighbor_sum(edge_index, rows, reduce="mean")
-        else:
-            _refuse_negative(edge_weight, "sage")
-            total = neighbor_sum(edge_index, torch.ones_like(rows[:, :1]), edge_weight)
-            mean = neighbor_sum(edge_index, rows, edge_weight) / total.clamp(min=torch.finfo(total.dtype).tiny)
+        mean = neighbor_sum(edge_index, rows, edge_weight, reduce="mean")
         own: Tensor = self.lin_r(x)
         return own + (mean + bias if first else F.linear(mean, weight, bias))
 
@@ -128,16 +136,9 @@ def _attention(
 ) -> Tensor:
     """Softmax over each target's edges, ``(E, heads)``, with edges of weight ``(E,)``."""
     if weight is not None:
-        _refuse_negative(weight, "gat")
+        refuse_negative(weight, "an attention network (gat, gatv2)")
         scores = scores + weight.log()[:, None]
     return F.dropout(softmax(scores, index, ptr, dim_size), conv.dropout, conv.training)
-
-
-def _refuse_negative(weight: Tensor, network: str) -> None:
-    if bool((weight < 0).any()):
-        raise DataError(
-            f"an edge_weight is {float(weight.min()):g}: {network} averages over edges and takes weights from 0 on"
-        )
 
 
 class _Skip(nn.Module):

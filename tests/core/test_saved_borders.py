@@ -253,13 +253,14 @@ def _fits(lr):
     image = {"depth": 2, "num_heads": 2, "patch_size": 4, "num_experts": 2, **every}
     columns = table[["a", "b", "c", "city"]]
     clicks = frame.drop(columns=["like", "stars", "seconds"])
+    graph = {"hidden_channels": 4, "norm": "batch_norm", **every}
     from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
     return {
         "classifier": lambda: moeapps.MoEClassifier(**tables).fit(columns, table["label"]).predict_proba(columns),
         "regressor": lambda: moeapps.MoERegressor(**tables).fit(columns, table["number"]).predict(columns),
-        "gnn": lambda: moeapps.GNNClassifier("gcn", hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
-        "mowst": lambda: moeapps.MowstClassifier("gcn", hidden_channels=4, **every).fit(X, y, edges).predict_proba(X, edges),
+        "gnn": lambda: moeapps.GNNClassifier("gcn", **graph).fit(X, y, edges).predict_proba(X, edges),
+        "mowst": lambda: moeapps.MowstClassifier("gcn", **graph).fit(X, y, edges).predict_proba(X, edges),
         "ranker": lambda: (
             moeapps.MultiTaskRanker("mmoe", **narrow)
             .fit(frame, ["click", "like", "stars", "seconds"], kinds={"seconds": "count"})

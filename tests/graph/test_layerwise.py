@@ -132,3 +132,13 @@ def test_conditional_inference_by_layers_equals_the_dense_one():
 def test_weights_that_a_network_does_not_use_are_refused_by_layers_too():
     with pytest.raises(DataError, match="does not use edge weights"):
         node_expert(network_of("gin", None)).on_nodes(torch.randn(50, 6), random_edges(True), None, batch_size=5)
+
+
+@pytest.mark.parametrize("name", ["gcn", "sage", "gat", "gatv2", "sage_skip", "gat_jk"])
+def test_layers_use_the_weights_of_edges_as_the_whole_graph_does(name):
+    x, edges, expert = torch.randn(50, 6), random_edges(True), node_expert(network_of(name, None).eval())
+    with torch.no_grad():
+        whole = expert.on_nodes(x, edges, None)
+        torch.testing.assert_close(expert.on_nodes(x, edges, None, batch_size=5), whole, atol=1e-5, rtol=1e-4)
+        nodes = torch.tensor([3, 17, 40])
+        torch.testing.assert_close(expert.on_nodes(x, edges, nodes), whole[nodes], atol=1e-5, rtol=1e-4)

@@ -368,7 +368,7 @@ def test_weights_of_edges_reach_the_networks_that_use_them():
     model = MowstLinkPredictor(**QUICK).fit(graph)
     assert model.expert_names_ == ["structure", "mlp", "gcn"]
     with pytest.raises(DataError, match="does not use edge weights"):
-        MowstLinkPredictor("sage", **QUICK).fit(graph)
+        MowstLinkPredictor("gin", **QUICK).fit(graph)
 
 
 def test_a_resumed_training_and_a_checkpoint_without_its_mixture_end_the_same(tmp_path):
