@@ -20,7 +20,7 @@ from moeapps.graph.compressed import scratch_tensor
 from moeapps.graph.convolutions import Rows, steps_of, tail_of
 from moeapps.graph.drawing import expand
 from moeapps.graph.edges import EdgeForm, Edges
-from moeapps.graph.networks import GraphNetwork, sorted_edge_index
+from moeapps.graph.networks import GraphNetwork, refuse_negative, sorted_edge_index
 from moeapps.graph.sparse_features import SparseFeatures
 
 __all__ = ["LayerwiseRun", "edges_needed", "layerwise", "nodes_needed", "works_by_layers"]
