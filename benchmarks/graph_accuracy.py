@@ -99,58 +99,74 @@ def gain(ours: list[float], other: list[float]) -> tuple[float, float]:
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
+def complete(runs: dict[str, Run], graph: str) -> list[Run]:
+    """Results by seed, those with every expert alone and the mixture."""
+    found = [run for key, run in runs.items() if key.rpartition(", ")[0] == graph]
+    return [run for run in found if {"alone", "mixture"} <= set(run)]
+
+
 def scores_of(runs: dict[str, Run], graph: str, model: str) -> list[float]:
-    """Test scores of a model by seed; "better variant" and "best by validation" are chosen on validation nodes."""
+    """Test scores of a model by seed, of fewer seeds where it has not been run on all.
+
+    "best by validation" is the expert alone that validates best, "better variant" the one of Mowst* and Mowst.
+    """
     found = []
-    for seed in range(len([key for key in runs if key.rpartition(", ")[0] == graph])):
-        run = runs[f"{graph}, {seed}"]
-        if model == "better variant":
-            name = max(("Mowst*", "Mowst"), key=lambda name: run[name]["validated"])
-            found.append(run[name]["score"])
+    for run in complete(runs, graph):
+        if model == "better variant" and {"Mowst*", "Mowst"} <= set(run):
+            found.append(max((run["Mowst*"], run["Mowst"]), key=lambda variant: variant["validated"])["score"])
         elif model == "best by validation":
-            best = max(run["alone"]["validated"], key=run["alone"]["validated"].get)
-            found.append(run["alone"]["scores"][best])
+            validated = run["alone"]["validated"]
+            found.append(run["alone"]["scores"][max(validated, key=validated.get)])
         elif model in run:
             found.append(run[model]["score"])
-        else:
+        elif model in run["alone"]["scores"]:
             found.append(run["alone"]["scores"][model])
     return found
 
 
 def experts_of(runs: dict[str, Run]) -> list[str]:
     """Names of the experts alone."""
-    return list(next(iter(runs.values()))["alone"]["scores"])
+    return list(next(run["alone"]["scores"] for run in runs.values() if "alone" in run))
+
+
+def best_expert(runs: dict[str, Run], graph: str) -> str:
+    """The expert alone with the best mean test score, which nobody knows beforehand."""
+    return max(experts_of(runs), key=lambda name: float(np.mean(scores_of(runs, graph, name))))
+
+
+def cell(scores: list[float], seeds: int) -> str:
+    """Mean and standard deviation in %, and the number of seeds where it is another."""
+    if not scores:
+        return "not run"
+    fewer = f" ({len(scores)} of {seeds})" if len(scores) < seeds else ""
+    return f"{100 * np.mean(scores):.2f} ± {100 * np.std(scores):.2f}{fewer}"
 
 
 def tables(runs: dict[str, Run]) -> str:
     """Two tables as Markdown: scores, and every expert alone."""
-    graphs = [name for name in GRAPHS if f"{name}, 0" in runs]
+    graphs = [name for name in GRAPHS if complete(runs, name)]
     experts = experts_of(runs)
+    columns = ("MLP", "best expert alone", "best by validation", "Mowst*", "Mowst", "mixture")
     lines = [
-        "| graph | MLP | best expert alone | best by validation | Mowst | Mowst* | mixture | mixture minus best expert "
-        "| seconds: mixture, all alone, Mowst* |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| graph, seeds | {' | '.join(columns)} | mixture minus best expert | s: mixture, all alone |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for graph in graphs:
-        best = max(experts, key=lambda name: float(np.mean(scores_of(runs, graph, name))))
-        cells = [graph]
-        for model in ("MLP", best, "best by validation", "Mowst", "Mowst*", "mixture"):
-            if not all(model not in ("Mowst", "Mowst*") or model in runs[f"{graph}, {s}"] for s in range(1)):
-                cells.append("not run")
-                continue
-            scores = 100 * np.array(scores_of(runs, graph, model))
-            name = f" ({best})" if model == best else ""
-            cells.append(f"{scores.mean():.2f} ± {scores.std():.2f}{name}")
+        own, best = complete(runs, graph), best_expert(runs, graph)
+        cells = [f"{graph}, {len(own)}"]
+        for column in columns:
+            shown = cell(scores_of(runs, graph, best if column == "best expert alone" else column), len(own))
+            cells.append(f"{best} {shown}" if column == "best expert alone" else shown)
         difference, error = gain(scores_of(runs, graph, "mixture"), scores_of(runs, graph, best))
         cells.append(f"{100 * difference:+.2f} ± {100 * error:.2f}")
-        own = [run for key, run in runs.items() if key.rpartition(", ")[0] == graph]
-        seconds = [np.mean([run[m]["seconds"] for run in own if m in run]) for m in ("mixture", "alone", "Mowst*")]
-        cells.append(", ".join("-" if np.isnan(value) else f"{value:.0f}" for value in seconds))
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| graph | " + " | ".join(experts) + " |", "|---|" + "---|" * len(experts)]
+        cells.append(
+            ", ".join(f"{np.mean([run[name]['seconds'] for run in own]):.0f}" for name in ("mixture", "alone"))
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"| graph | {' | '.join(experts)} |", "|---" * (len(experts) + 1) + "|"]
     for graph in graphs:
         means = [f"{100 * np.mean(scores_of(runs, graph, name)):.2f}" for name in experts]
-        lines.append(f"| {graph} | " + " | ".join(means) + " |")
+        lines.append(f"| {graph} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 
