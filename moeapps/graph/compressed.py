@@ -84,7 +84,7 @@ class CompressedEdges(Edges):
         """Where each node's in-edges begin ``(N + 1,)``, and the source of each edge ``(E,)``."""
         return (self.pointer, self.source) if form == "plain" else self._looped[:2]
 
-    def weight_of(self, form: EdgeForm, edge: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
+    def weight_of(self, form: EdgeForm, edge: Tensor | slice, source: Tensor, target: Tensor) -> Tensor | None:
         """Weights ``(e,)`` of some edges, by their places in the order of the form and by their ends."""
         if form == "plain":
             return None if self.weight is None else self.weight[edge]

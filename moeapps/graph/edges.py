@@ -246,7 +246,7 @@ class Edges:
         """Whether edges have weights in a form."""
         return self.weight is not None or form == "normalized"
 
-    def weight_of(self, form: EdgeForm, edge: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
+    def weight_of(self, form: EdgeForm, edge: Tensor | slice, source: Tensor, target: Tensor) -> Tensor | None:
         """Weights ``(e,)`` of some edges, by their places in the order of the form and by their ends."""
         weight = self.form(form)[1]
         return None if weight is None else weight[edge]

@@ -79,9 +79,9 @@ def _kept_sparse(x: Any) -> SparseFeatures | None:
     features = SparseFeatures.of(x)
     bad = (~features.value.isfinite()).nonzero().flatten()
     if bad.numel():
-        row = int(torch.searchsorted(features.pointer, int(bad[0]), right=True)) - 1
+        line = int(torch.searchsorted(features.pointer, bad[:1], right=True)) - 1
         raise DataError(
-            f"x has {bad.numel()} NaN or infinite features, the first in row {row}, column "
+            f"x has {bad.numel()} NaN or infinite features, the first in row {line}, column "
             f"{int(features.column[bad[0]])}; replace them, or they would spread to all neighbours"
         )
     return features

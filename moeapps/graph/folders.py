@@ -87,8 +87,8 @@ def open_graph(folder: str | os.PathLike[str]) -> Data:
     weight = _mapped(place, WEIGHT, "float32", 1) if (place / f"{WEIGHT}.npy").exists() else None
     _check_edges(place, pointer, source, weight, nodes)
     graph = Data(x=torch.from_numpy(features), num_nodes=nodes)
-    parts = [torch.from_numpy(np.array(pointer)), torch.from_numpy(source)]
-    graph.edges = CompressedEdges(*parts, None if weight is None else torch.from_numpy(weight))
+    weights = None if weight is None else torch.from_numpy(weight)
+    graph.edges = CompressedEdges(torch.from_numpy(np.array(pointer)), torch.from_numpy(source), weights)
     for name in (LABELS, *MASKS):
         if (place / f"{name}.npy").exists():
             array = np.array(_mapped(place, name, None, None))
@@ -217,7 +217,7 @@ def write_edges(
         spot = free[target] + np.arange(len(target)) - np.repeat(first, length)
         free[target[first]] += length
         sources[spot] = source[order]
-        if stored is not None:
+        if stored is not None and weights is not None:
             stored[spot] = weights[numbers[order]]
     np.save(place / f"{POINTER}.npy", pointer)
     sources.flush()

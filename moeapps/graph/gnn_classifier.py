@@ -123,7 +123,7 @@ class GNNClassifier(NodeClassifier):
         if not self._several():
             return super()._fit_networks(data, seed)
         module, history = self._search(data, seed, self.network, "mlp" if self.network == AUTO else None)
-        module.model = module.model.experts[module.plan.champion]
+        module.model = module.model.experts[module.plan.champion]  # type: ignore[assignment]
         return module, history
 
     def _several(self) -> bool:
@@ -149,5 +149,5 @@ class GNNClassifier(NodeClassifier):
         return logits.log_softmax(-1)
 
     def _build_model(self) -> nn.Module:
-        network = getattr(self, "network_", self.network)
+        network: Any = getattr(self, "network_", self.network)
         return build_network(network, self.n_features_in_, len(self.classes_), config_from(NetworkConfig, self))

@@ -120,7 +120,7 @@ class HeldOut:
         rows = half if self.halved else slice(None)
         return {name: value[rows].to(device) for name, value in self.values.items()}
 
-    def gate_loss(self, model: Mowst | GraphMixture, class_weight: Tensor | None) -> Tensor:
+    def gate_loss(self, model: Mowst, class_weight: Tensor | None) -> Tensor:
         """Loss of the model over the nodes of :meth:`fitted`, as a function of the gates alone."""
         values = self.fitted(_device(model))
         return model.loss([values[name] for name in model.names], values["y"], values.get("x"), class_weight)

@@ -238,6 +238,7 @@ class MowstModule(NodeModule):
         optimizers = dict(zip(self.rates, self.optimizers(), strict=True))
         terms: dict[str, Tensor] = {}
         if gates:
+            assert isinstance(self.model, Mowst)
             terms["gate"] = self.held_out.gate_loss(self.model, self._class_weight)
         if trained:
             terms["task"] = self._experts_loss(batch, trained)
@@ -359,8 +360,8 @@ class MowstModule(NodeModule):
         nodes = batch.chosen("train_mask")
         y, weight = batch.graph.y[nodes], self._class_weight
         if self.searches or self.plan.stage_name.startswith("pretrain"):  # each expert alone
-            own = [self._train_logits(batch, name, train=True) for name in trained]
-            return torch.stack([F.cross_entropy(logits, y, weight=weight) for logits in own]).sum()
+            each = [self._train_logits(batch, name, train=True) for name in trained]
+            return torch.stack([F.cross_entropy(z, y, weight=weight) for z in each]).sum()
         assert isinstance(self.model, Mowst)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
         x = batch.features("train_mask") if self.model.sees_x else None

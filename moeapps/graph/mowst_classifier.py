@@ -314,7 +314,7 @@ class MowstClassifier(ConditionalClassifier):
         assert model.cascade is not None
         chosen = model.fitted.name
         self.champion_ = chosen.removeprefix("expert:") if chosen.startswith("expert:") else "mix"
-        self.threshold_ = model.cascade.threshold if self._threshold() is None else float(self.threshold)  # type: ignore[arg-type]
+        self.threshold_ = model.cascade.threshold if self._threshold() is None else float(self.threshold)
         self.selected_ = module.selection()
         specs = {name: module.networks[name] for name in model.experts}
         self.networks_ = {name: None if isinstance(spec, nn.Module) else spec for name, spec in specs.items()}

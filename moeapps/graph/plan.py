@@ -112,14 +112,14 @@ class TrainingPlan:
         """Whether training is over."""
         return self.stage_name == "finished"
 
-    def start(self, scores: Scores, model: Mowst) -> None:
+    def start(self, scores: Scores, model: Any) -> None:
         """Record the state before the first step, so that training never ends below it."""
         self._started = True
         if not self.pretraining:
             self._note((*reversed(self.names), "mix"), scores, model)
         self._enter(self.stage_name, scores, model)
 
-    def update(self, scores: Scores, model: Mowst, last: bool = False) -> bool:
+    def update(self, scores: Scores, model: Any, last: bool = False) -> bool:
         """Take the scores of an epoch; restore, move on or finish as needed.
 
         Parameters
@@ -160,7 +160,7 @@ class TrainingPlan:
             if name not in _ARGUMENTS:
                 setattr(self, name, state[name.lstrip("_")])
 
-    def finish(self, model: Mowst) -> None:
+    def finish(self, model: Any) -> None:
         """End training now: restore the champion."""
         if not self.finished:
             model.load_state_dict(self._best_state)

@@ -54,7 +54,7 @@ class SparseFeatures(Tensor):
     @staticmethod
     def __new__(cls: Any, pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> "SparseFeatures":
         """A tensor of this shape without memory of its own."""
-        made: SparseFeatures = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: SparseFeatures = Tensor._make_wrapper_subclass(
             cls, shape, dtype=value.dtype, device=value.device
         )
         return made
@@ -90,8 +90,8 @@ class SparseFeatures(Tensor):
     def transposed(self) -> Tensor:
         """``(F, N)`` in compressed rows, for gradients."""
         csc = sparse.csr_array((self.value.numpy(), self.column.numpy(), self.pointer.numpy()), self.shape).tocsc()
-        parts = (torch.from_numpy(part) for part in (csc.indptr, csc.indices, csc.data))
-        return torch.sparse_csr_tensor(*parts, tuple(self.shape)[::-1], check_invariants=False)  # type: ignore[misc]
+        pointer, column, value = (torch.from_numpy(part) for part in (csc.indptr, csc.indices, csc.data))
+        return torch.sparse_csr_tensor(pointer, column, value, tuple(self.shape)[::-1], check_invariants=False)
 
     def rows(self, index: Any) -> "SparseFeatures":
         """Some rows, by a slice, node numbers or a mask."""
@@ -128,7 +128,7 @@ class SparseFeatures(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return SparseFeatures, (self.pointer, self.column, self.value, tuple(self.shape))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SparseFeatures(shape={tuple(self.shape)}, entries={len(self.value)})"
 
     @classmethod
@@ -147,7 +147,9 @@ class SparseFeatures(Tensor):
         return func(*_dense(args), **_dense(kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return func(*_dense(args), **_dense(kwargs or {}))
 
 
@@ -162,12 +164,12 @@ class _Product(torch.autograd.Function):
     """X W' of sparse features ``(N, F)`` and a weight ``(d, F)``, with the gradient of the weight."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, x: SparseFeatures) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, x: SparseFeatures) -> Tensor:
         ctx.x = x
         return x.matrix @ weight.t()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         with torch.autocast(gradient.device.type, enabled=False):
             return (ctx.x.transposed @ gradient.contiguous()).t(), None
 
