@@ -25,15 +25,47 @@ from typing import Any
 
 import numpy as np
 import torch
-from graph_accuracy import models_of, offline_root, settings_of
+import yaml
+from graph_accuracy import offline_root
 from rich.console import Console
 from rich.table import Table
 
-from moeapps.graph import Edges, MowstClassifier, PublicGraphData, predict_nodes
+from moeapps.graph import Edges, GNNClassifier, MowstClassifier, PublicGraphData, predict_nodes
 from moeapps.graph.experts import node_expert
 from moeapps.graph.plots import plot_confidence_by_neighborhood, plot_cost_curve
 
+EXAMPLES = Path(__file__).parent.parent / "examples" / "graph"
+SHARED = (
+    "hidden_channels",
+    "num_layers",
+    "dropout",
+    "norm",
+    "lr",
+    "weight_decay",
+    "patience",
+    "monitor",
+    "class_weight",
+)
 TOLERANCE = 0.002
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Constructor arguments of the mixture in a graph's example, and how long it may train."""
+    config = yaml.safe_load((EXAMPLES / f"mowst_{name.lower()}.yaml").read_text())
+    arguments: dict[str, Any] = config["model"]["init_args"]
+    return {**arguments, "max_epochs": config["trainer"]["max_epochs"]}
+
+
+def models_of(settings: dict[str, Any], backbone: str, seed: int) -> dict[str, GNNClassifier | MowstClassifier]:
+    """Both experts alone and their mixture, with the same settings."""
+    alone = {k: v for k, v in settings.items() if k in (*SHARED, "max_epochs")}
+    mixture = {"norm": "batch_norm", **{k: v for k, v in settings.items() if k not in ("variant", "strong")}}
+    alone = {"norm": "batch_norm", **alone}
+    return {
+        "MLP": GNNClassifier("mlp", random_state=seed, **alone),
+        "GNN": GNNClassifier(backbone, random_state=seed, **alone),
+        "Mowst*": MowstClassifier(strong=backbone, variant="mowst_star", random_state=seed, **mixture),
+    }
 
 
 def median_seconds(*calls: Callable[[], Any], repeats: int = 15) -> list[float]:

@@ -11,7 +11,7 @@ def main() -> None:
     graph = PublicGraphData("Cora").prepared()  # 2,708 papers, embedded; a PyG Data of your own works the same
 
     gcn = GNNClassifier("gcn", norm=None, random_state=0).fit(graph)
-    mowst = MowstClassifier(variant="mowst_star", norm=None, random_state=0).fit(graph)
+    mowst = MowstClassifier("gcn", variant="mowst_star", norm=None, random_state=0).fit(graph)
     print(f"GCN alone  {gcn.score(graph):.3f} on the test nodes")
     print(f"Mowst*     {mowst.score(graph):.3f}, predicting with the {mowst.champion_}")
 
