@@ -40,7 +40,7 @@ def test_every_script_that_the_page_names_exists():
 
 def test_demo():
     demo = json.loads((ROOT / "docs/demo/results.json").read_text())
-    assert len(demo["rows"]) == 19
+    assert len(demo["rows"]) == 20
     assert f"{demo['seeds']} seeds, {demo['seconds']:.0f} seconds in all" in PAGE
     for row in demo["rows"]:
         name = row["model"].replace("*", "\\*")
