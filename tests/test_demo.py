@@ -15,7 +15,7 @@ from moeapps.demo.record import Recorder, Row
 
 MODELS = {
     "tables": ["logistic regression", "MoEClassifier"],
-    "graph": ["MLP alone", "GCN alone", "Mowst, in turns", "Mowst*, jointly"],
+    "graph": ["MLP alone", "GCN alone", "Mowst, in turns", "Mowst*, jointly", "mixture of networks"],
     "stream": ["Hoeffding tree", "adaptive forest (10)", "DriftMoE"] * 2,
     "recsys": ["Shared-Bottom", "MMoE", "HoME"],
     "vision": ["ViT", "WideNet", "DiT", "Switch-DiT"],
