@@ -66,7 +66,8 @@ GNNS = tuple(GRAPHS.experts_of(results("graph_accuracy")["runs"]))
 TOGETHER = (*ALONE, "moe", "voting", "stacking")
 OTHERS = (*(f"torch-rechub {name}" for name in ("SharedBottom", "MMoE", "CGC", "PLE", "MMoE, fast", "PLE, fast")),
           "deepctr-torch MMoE", "deepctr-torch PLE")  # fmt: skip
-NAMES = {"gcn_plain": "GCN", "gcn_skip_4_batch": "GCN, 4 layers, skips", "torch-rechub MMoE, fast": "torch-rechub MMoE", "boosting": "HistGradientBoosting",
+NAMES = {"gcn_plain": "GCN", "gcn_skip_4_batch": "GCN, 4 layers, skips",
+         "torch-rechub MMoE, fast": "torch-rechub MMoE", "boosting": "HistGradientBoosting",
          "moe": "MoEClassifier", "mixture": "MixtureClassifier", "stacking": "StackingClassifier"}  # fmt: skip
 ROWS = [
     ("15 public tables, log loss", tables, "classification", TOGETHER, "mixture", 4),

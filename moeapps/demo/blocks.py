@@ -76,7 +76,7 @@ def graph(recorder: Recorder) -> None:
             strong = model.route(data).mean() if row.ours else float(row.model == "GCN alone")
             recorder.score(row, score, _count(model.model_), strong=strong)
             row.history = model.history_
-            if row.model.startswith("Mowst"):
+            if row.ours:
                 weak = model.model_.experts["weak"](data.x).detach().softmax(-1)[data.test_mask]
                 dispersion, right = variance_dispersion(weak), weak.argmax(-1).numpy() == truth
                 confidence = model.predict_confidence(data)[test]
@@ -84,6 +84,8 @@ def graph(recorder: Recorder) -> None:
                     dispersion, torch.as_tensor(confidence), torch.from_numpy(right), "test nodes"
                 )
                 row.views = Views(curves=[curves])
+                if row.model == "Mowst*, jointly":
+                    shown = dispersion.numpy(), confidence, right
     chain = models["Mowst*, jointly"].model_
     assert isinstance(chain, Mowst)
     recorder.pictures["graph-training.png"] = plot_training(
@@ -91,7 +93,7 @@ def graph(recorder: Recorder) -> None:
         stages=(*stages_of(chain.names), "finished"),
     )
     recorder.pictures["graph-confidence.png"] = plot_confidence(
-        dispersion.numpy(), confidence, right, f"Mowst* on Cora's test nodes, seed {recorder.seeds - 1}"
+        *shown, f"Mowst* on Cora's test nodes, seed {recorder.seeds - 1}"
     )
 
 

@@ -54,9 +54,7 @@ class SparseFeatures(Tensor):
     @staticmethod
     def __new__(cls: Any, pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> "SparseFeatures":
         """A tensor of this shape without memory of its own."""
-        made: SparseFeatures = Tensor._make_wrapper_subclass(
-            cls, shape, dtype=value.dtype, device=value.device
-        )
+        made: SparseFeatures = Tensor._make_wrapper_subclass(cls, shape, dtype=value.dtype, device=value.device)
         return made
 
     def __init__(self, pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> None:
