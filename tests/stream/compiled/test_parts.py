@@ -111,7 +111,8 @@ def test_a_reference_refuses_arrays_that_the_loops_cannot_use():
             as_reference(Inner(bad, np.array([True, False])))
 
 
-def test_progress_names_the_function_and_the_number_of_parts_once(monkeypatch, caplog):
+def test_progress_names_the_function_and_the_number_of_parts_once(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))  # an earlier run has compiled it
     monkeypatch.setattr(parts, "_FEW", 2)
     monkeypatch.setattr(parts, "_FIRST_LINE", 0.0)
 
