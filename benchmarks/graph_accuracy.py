@@ -7,9 +7,8 @@
 Nothing is set but the score that validation selects by, which is that of the graph's table: ROC-AUC for minesweeper and
 tolokers, accuracy for the others. Seeds are splits where a graph has several. "alone" trains the MLP and each network
 of the portfolio to the end, each by itself, as the mixture does with those that it keeps. "Mowst*" and "Mowst" have as
-strong expert the one that validates best alone on that split, and the "better variant" is the one of the two that
-validates better. Seconds are those of the processor. Every result is kept at once: the script can be stopped and
-started again, and --data, --models and --seeds choose a part.
+strong expert the one that validates best alone on that split. Seconds are those of the processor. Every result is
+kept at once: the script can be stopped and started again, and --data, --models and --seeds choose a part.
 """
 
 import argparse
@@ -108,13 +107,11 @@ def complete(runs: dict[str, Run], graph: str) -> list[Run]:
 def scores_of(runs: dict[str, Run], graph: str, model: str) -> list[float]:
     """Test scores of a model by seed, of fewer seeds where it has not been run on all.
 
-    "best by validation" is the expert alone that validates best, "better variant" the one of Mowst* and Mowst.
+    "best by validation" is the expert alone that validates best.
     """
     found = []
     for run in complete(runs, graph):
-        if model == "better variant" and {"Mowst*", "Mowst"} <= set(run):
-            found.append(max((run["Mowst*"], run["Mowst"]), key=lambda variant: variant["validated"])["score"])
-        elif model == "best by validation":
+        if model == "best by validation":
             validated = run["alone"]["validated"]
             found.append(run["alone"]["scores"][max(validated, key=validated.get)])
         elif model in run:

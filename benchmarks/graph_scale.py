@@ -72,7 +72,7 @@ def make_graph(folder: Path, nodes: int, pairs: int, classes: int, seed: int = 0
 def pieces(
     y: np.ndarray, by_features: np.ndarray, popularity: np.ndarray, pairs: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """Pairs of nodes, ends drawn by popularity: of the same kind (and class) or not, as the page says."""
+    """Pairs of nodes, ends drawn by popularity: of the same kind (and class) or not, see the top."""
     random = np.random.default_rng(seed)
     # in the order of kind and class every choice of an end is a draw from one range of the running sum
     order = np.lexsort((y, by_features))
@@ -147,7 +147,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def log(text: str) -> None:
-    """Say at once, also into a file, how far the run is."""
+    """Say at once how far the run is."""
     print(text, flush=True)
 
 

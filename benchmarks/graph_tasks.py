@@ -32,6 +32,7 @@ from torch_geometric.utils import remove_self_loops, to_undirected
 
 from moeapps.core.callbacks import seed_everything
 from moeapps.graph import MowstGraphClassifier, MowstLinkPredictor, ego_nets
+from moeapps.graph.features import normalized
 from moeapps.graph.link_data import load_graph
 from moeapps.graph.link_module import link_scores
 from moeapps.graph.links import Structure
@@ -43,7 +44,7 @@ MOST = 1_000
 def prepared(name: str, root: str | None) -> Data:
     """The graph, with its features as usual for it, each edge once in both directions and no self-loops."""
     graph, normalize = load_graph(name, root)
-    x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1) if normalize else graph.x
+    x = normalized(graph.x) if normalize else graph.x
     edges = to_undirected(remove_self_loops(graph.edge_index)[0], num_nodes=len(x))
     return Data(x=x, edge_index=edges, y=graph.y)
 

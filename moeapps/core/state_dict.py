@@ -1,14 +1,14 @@
 """Compare weights with the model that they are meant for, without importing Lightning."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from moeapps.core.errors import FileFormatError, NonFiniteError
 
-__all__ = ["check_state_dict", "non_finite_names", "refuse_non_finite"]
+__all__ = ["check_state_dict", "non_finite_names", "refuse_non_finite", "under"]
 
 
 def check_state_dict(
@@ -86,3 +86,8 @@ def refuse_non_finite(tensors: dict[str, Tensor], allowed: Iterable[str] = ()) -
         raise NonFiniteError(
             f"training has diverged: {', '.join(names[:3])}{more} hold NaN or infinity. Lower lr, or scale the data"
         )
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -22,11 +22,12 @@ from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.edges import Edges
+from moeapps.graph.features import normalized
 from moeapps.graph.folders import is_folder, open_graph
 from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks, edges_of, on_disk
 from moeapps.graph.labels import check_marks, class_names, encode_labels
 from moeapps.graph.masks import MASKS, check_split, has_splits
-from moeapps.graph.sparse_features import SparseFeatures, sparse_where_it_pays
+from moeapps.graph.sparse_features import sparse_where_it_pays
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
 
@@ -127,8 +128,7 @@ class GraphDataModule(L.LightningDataModule):
         if self.normalize_features and on_disk(graph):
             raise ConfigError("normalize_features would copy the features into memory: write them normalised")
         if self.normalize_features:
-            # not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph
-            graph.x = _normalized(graph.x)
+            graph.x = normalized(graph.x)
         dense = graph.x
         if not on_disk(graph):
             graph.x = sparse_where_it_pays(graph.x)
@@ -229,12 +229,6 @@ def split_nodes(graph: Data, seed: int, fraction: float = 0.2) -> None:
     train, val = hold_out(len(nodes), fraction, seed, graph.y[nodes].numpy())
     for name, chosen in (("train_mask", train), ("val_mask", val)):
         graph[name] = index_to_mask(nodes[torch.from_numpy(chosen)], graph.num_nodes)
-
-
-def _normalized(x: Tensor) -> Tensor:
-    if isinstance(x, SparseFeatures):
-        return x.scaled(1 / x.row_sums().clamp(min=1))
-    return x / x.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _rest(graph: Data) -> Tensor:

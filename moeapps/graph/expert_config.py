@@ -14,7 +14,7 @@ PORTFOLIO = ("gcn", "sage", "gin")
 """Strong experts of ``strong="auto"``: a normalised mean, a mean beside the node itself, and a sum of neighbours."""
 
 WEIGHTED_PORTFOLIO = ("gcn",)
-"""Those of them that use edge weights."""
+"""Strong experts of ``strong="auto"`` where edges have weights."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ExpertsConfig(NetworkConfig):
     strong : str, torch.nn.Module or list of these, default "auto"
         Graph networks: names that :func:`~moeapps.graph.networks.make_network` knows, or modules with
         ``forward(x, edge_index)`` whose output has ``hidden_channels`` columns. ``"auto"``: gcn, sage and gin; only
-        gcn for edges with weights, which the others do not use.
+        gcn where edges have weights.
     weak : str, torch.nn.Module or None, default "mlp"
         Network that sees each node's own features and no edges; None for none.
     gate : str, default "auto"

@@ -12,7 +12,7 @@
 # B rows (pairs of nodes, or graphs) of a batch, n validation rows, E experts, K classes, F features of the gate
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -32,28 +32,10 @@ from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.views import Map, Views
 from moeapps.graph.expert_config import ExpertsConfig
-from moeapps.graph.node_module import check_rates
+from moeapps.graph.node_module import check_rates, sizes_from
+from moeapps.graph.search import SearchPlan
 
 __all__ = ["ExpertModule", "Part", "mixed_log_probs"]
-
-
-@dataclass
-class Progress:
-    """How far the training of one expert is.
-
-    Parameters
-    ----------
-    score : float, default -inf
-        Best validation score so far.
-    stale : int, default 0
-        Validations since then.
-    weights : dict of str to Tensor, default {}
-        The expert's best weights.
-    """
-
-    score: float = float("-inf")
-    stale: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,7 +91,6 @@ class ExpertModule(Configurable, MoEModule):
         self.mixture: GatedMixture | None = None
         self.cascade: Cascade | None = None
         self.cascade_limits: dict[str, Any] = {}  # budget and tolerance, which an estimator sets
-        self._progress_of: list[Progress] = []
         self._collected: list[tuple[list[Tensor | None], Tensor, np.ndarray]] = []
 
     def keep_arguments(self, arguments: dict[str, Any]) -> None:
@@ -152,20 +133,16 @@ class ExpertModule(Configurable, MoEModule):
         if hasattr(self, "experts"):
             return
         data = getattr(self._trainer, "datamodule", None)
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) is None:
-                if data is None:
-                    raise ConfigError(f"{name} is not set and there is no data module to take it from")
-                setattr(self, name, getattr(data, name))
-            self.hparams[name] = getattr(self, name)
-        assert self.in_channels is not None
-        assert self.out_channels is not None
         weighted = bool(getattr(data, "weighted", False))
-        self.names, experts = self.make_experts(self.in_channels, self.out_channels, weighted)
+        self.names, experts = self.make_experts(*sizes_from(data, self), weighted)
         if not experts:
             raise ConfigError("there is no expert: give strong, or weak='mlp'")
         self.experts = nn.ModuleList(experts)
-        self._progress_of = [Progress() for _ in experts]
+        self.plan = SearchPlan(self.names, len(experts), self.experts_config.patience)
+
+    def part(self, name: str) -> nn.Module:
+        """An expert by its name."""
+        return self.experts[self.names.index(name)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam over all experts, which share no weight."""
@@ -235,10 +212,9 @@ class ExpertModule(Configurable, MoEModule):
             score = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
             self._refuse(self.names[i], score)
             scores[i] = score
-        if not self.trainer.sanity_checking:
-            for i, score in scores.items():
-                self._note(i, score)
-        best = max([*scores.values(), *(progress.score for progress in self._progress_of)])
+        if not self.trainer.sanity_checking and scores:
+            self.plan.update({self.names[i]: (score,) for i, score in scores.items()}, self)
+        best = max([*scores.values(), *(score[0] for score in self.plan.best_scores.values())])
         self.log("val/score", best, batch_size=len(y), prog_bar=True)
         self.log("experts_in_training", float(len(self._active())), batch_size=len(y))
         if not self._active():
@@ -255,9 +231,7 @@ class ExpertModule(Configurable, MoEModule):
 
     def conclude(self, batches: Iterable[Any]) -> None:
         """Put the best weights back and fit the mixture and the cascade on validation batches."""
-        for expert, progress in zip(self.experts, self._progress_of, strict=True):
-            if progress.weights:
-                expert.load_state_dict(progress.weights)
+        self.plan.finish(self)
         kept = list(batches)
         part, gate = self.predict_part(kept), cast(Gate, self.experts_config.gate)
         self.mixture = fit_mixture(part.features, part.predictions, part.target, names=self.names, gate=gate)
@@ -285,18 +259,15 @@ class ExpertModule(Configurable, MoEModule):
         return self.logits(expert, batch).log_softmax(-1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how far each expert is, with its best weights, and the names of the experts."""
+        """Add how far each expert is, with its best weights."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["experts"] = {
-            "names": list(self.names),
-            "progress": [(p.score, p.stale, p.weights) for p in self._progress_of],
-        }
+        checkpoint["plan"] = self.plan.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights and take over how far each expert is."""
         super().on_load_checkpoint(checkpoint)
-        if "experts" in checkpoint:
-            self._progress_of = [Progress(*values) for values in checkpoint["experts"]["progress"]]
+        if "plan" in checkpoint:
+            self.plan.load_state_dict(checkpoint["plan"])
 
     def views(self) -> Views:
         """The candidates of the mixture with their losses on rows that they have not seen."""
@@ -310,15 +281,7 @@ class ExpertModule(Configurable, MoEModule):
 
     def _active(self) -> list[int]:
         """Experts that still train."""
-        return [i for i, p in enumerate(self._progress_of) if p.stale < self.experts_config.patience]
-
-    def _note(self, i: int, score: float) -> None:
-        progress = self._progress_of[i]
-        if score > progress.score:
-            weights = {name: tensor.detach().clone() for name, tensor in self.experts[i].state_dict().items()}
-            self._progress_of[i] = Progress(score, 0, weights)
-        else:
-            progress.stale += 1
+        return [i for i, name in enumerate(self.names) if name in self.plan.stage.parts]
 
     def _collect(self, batch: Any, wanted: Iterable[int]) -> None:
         every: list[Tensor | None] = [None] * len(self.experts)
@@ -363,7 +326,7 @@ class ExpertModule(Configurable, MoEModule):
         """
         if self.mixture is None:
             data = getattr(self._trainer, "datamodule", None)
-            if data is None or not any(progress.weights for progress in self._progress_of):
+            if data is None or not self.plan.best_scores:
                 raise ConfigError(
                     "the experts are not trained: give the checkpoint of a trained model with --ckpt_path"
                 )

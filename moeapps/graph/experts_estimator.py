@@ -2,11 +2,13 @@
 
 # n rows (pairs of nodes, or graphs), E experts, K classes, F features of the gate
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -14,7 +16,8 @@ from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_o
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture
-from moeapps.graph.expert_module import ExpertModule
+from moeapps.core.state_dict import under
+from moeapps.graph.expert_module import ExpertModule, mixed_log_probs
 
 __all__ = ["ExpertsEstimator"]
 
@@ -26,7 +29,8 @@ MIXTURE, CASCADE = "mixture_.", "cascade_."
 class ExpertsEstimator(LightningEstimator):
     """Base of the estimators for links and for graphs. Subclasses have the constructor, and read their rows.
 
-    A subclass defines :meth:`_gate_features`, :meth:`_ask` and :meth:`_make_experts`.
+    A subclass defines :meth:`_gate_features`, :meth:`_ask` and :meth:`_make_experts`; its batches have a ``count`` of
+    rows.
     """
 
     strong: Any
@@ -83,24 +87,37 @@ class ExpertsEstimator(LightningEstimator):
 
     # ------------------------------------------------------------------ predicting
 
-    def _answers(self, batch: Any, count: int) -> CascadeAnswer:
+    def _answer(self, batch: Any) -> CascadeAnswer:
         """Mixed probabilities ``(n, K)``, weights of the experts, and which of them were asked."""
         check_one_of("inference", self.inference, INFERENCES)
-        features = self._gate_features(batch)
+        features, count = self._gate_features(batch), batch.count
         if self.inference == "cascade":
             return self.cascade_.run(features, lambda e, rows: self._ask(self.model_[e], batch, rows), count)
         needed = self.mixture_.needed
-        weights, mixed = self.mixture_.weigh(features, self._predictions(batch, count, needed))
+        weights, mixed = self.mixture_.weigh(features, self._predictions(batch, needed))
         return CascadeAnswer(mixed, weights, np.broadcast_to(needed, (count, len(needed))))
 
-    def _predictions(self, batch: Any, count: int, wanted: np.ndarray | None = None) -> np.ndarray:
+    def _predictions(self, batch: Any, wanted: np.ndarray | None = None) -> np.ndarray:
         """``(n, E, K)`` log-probabilities of the wanted experts, of all when None; the others' place is filled."""
         outputs = self.mixture_.num_outputs
-        predictions = np.full((count, len(self.model_), outputs), -np.log(outputs))
+        predictions = np.full((batch.count, len(self.model_), outputs), -np.log(outputs))
         for i, expert in enumerate(self.model_):
             if wanted is None or wanted[i]:
                 predictions[:, i] = self._ask(expert, batch, None)
         return predictions
+
+    def _compare(self, batch: Any, score: Callable[[Tensor], dict[str, float]]) -> pd.DataFrame:
+        """Scores of the mixture and of each expert alone, one row each, from their log-probabilities ``(n, K)``."""
+        predictions = self._predictions(batch)
+        mixed = mixed_log_probs(self.mixture_, self._gate_features(batch), predictions)
+        every = {"mixture": mixed, **{name: predictions[:, e] for e, name in enumerate(self.expert_names_)}}
+        return pd.DataFrame({name: score(torch.from_numpy(part)) for name, part in every.items()}).T.rename_axis(
+            "expert"
+        )
+
+    def _cost_curve(self, batch: Any, target: np.ndarray) -> pd.DataFrame:
+        """Cost against score of the cascade over all thresholds."""
+        return self.cascade_.curve(self._gate_features(batch), self._predictions(batch), target)
 
     def _weight_columns(self, answer: CascadeAnswer) -> dict[str, np.ndarray]:
         """``weight_<expert>``, and ``asked_<expert>`` where a cascade decides."""
@@ -166,7 +183,7 @@ class ExpertsEstimator(LightningEstimator):
         FileFormatError
             If they do not belong together.
         """
-        parts = {prefix: _under(prefix, tensors) for prefix in (MIXTURE, CASCADE)}
+        parts = {prefix: under(prefix, tensors) for prefix in (MIXTURE, CASCADE)}
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith((MIXTURE, CASCADE))}
         fitted = super().from_saved(arguments, state, own, source)
         fitted.mixture_ = GatedMixture.from_state(state["mixture_"], parts[MIXTURE])
@@ -185,7 +202,3 @@ class ExpertsEstimator(LightningEstimator):
         if len(experts) != len(self.expert_names_):
             raise FileFormatError(f"it has {len(self.expert_names_)} names for {len(experts)} experts")
         return experts
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

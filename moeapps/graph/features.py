@@ -15,7 +15,7 @@ from moeapps.core.errors import DataError, DataTypeError
 from moeapps.graph.edges import is_sparse, sparse_parts
 from moeapps.graph.sparse_features import GIVEN_SHARE, SIZE, SparseFeatures
 
-__all__ = ["as_features"]
+__all__ = ["as_features", "normalized"]
 
 NUMBERS = ("integer", "floating", "boolean", "decimal", "empty")
 
@@ -59,6 +59,16 @@ def as_features(x: Any) -> Tensor:
             f"{bad[:5].tolist()}{columns}; replace them, or they would spread to all neighbours"
         )
     return features.contiguous()
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Features ``(N, F)`` with each row scaled to sum to 1; a row whose sum is below 1 stays as it is.
+
+    Not PyG's NormalizeFeatures: it would first subtract the smallest feature of the graph.
+    """
+    if isinstance(x, SparseFeatures):
+        return x.scaled(1 / x.row_sums().clamp(min=1))
+    return x / x.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _kept_sparse(x: Any) -> SparseFeatures | None:

@@ -17,10 +17,8 @@ from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
-from moeapps.core.mixing import CascadeAnswer
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.scoring import label_columns
-from moeapps.graph.expert_module import mixed_log_probs
 from moeapps.graph.experts_estimator import ExpertsEstimator
 from moeapps.graph.graph_module import GraphConfig, GraphExpertsModule, Pooling, make_graph_experts
 from moeapps.graph.graph_sets import GraphBatch, GraphSetData, graph_labels, read_graphs
@@ -238,11 +236,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
     def compare(self, X: Any, y: Any = None) -> pd.DataFrame:
         """Scores of the mixture and of each expert alone, one row each; parameters as in :meth:`evaluate`."""
         batch, codes = self._read(X), self._codes(X, y)
-        predictions = self._predictions(batch, batch.count)
-        mixed = mixed_log_probs(self.mixture_, batch.features(), predictions)
-        every = {"mixture": mixed, **{name: predictions[:, e] for e, name in enumerate(self.expert_names_)}}
-        scores = {name: measure(torch.from_numpy(part), codes, everything=True) for name, part in every.items()}
-        return pd.DataFrame(scores).T.rename_axis("expert")
+        return self._compare(batch, lambda log_probs: measure(log_probs, codes, everything=True))
 
     def cost_curve(self, X: Any, y: Any = None) -> pd.DataFrame:
         """Cost against score of the cascade over all thresholds; parameters as in :meth:`evaluate`.
@@ -253,7 +247,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
             See :meth:`Cascade.curve <moeapps.core.mixing.Cascade.curve>`.
         """
         batch, codes = self._read(X), self._codes(X, y)
-        return self.cascade_.curve(batch.features(), self._predictions(batch, batch.count), codes.numpy())
+        return self._cost_curve(batch, codes.numpy())
 
     # ------------------------------------------------------------------ reading and experts
 
@@ -267,9 +261,6 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         if bool((codes < 0).any()):
             raise DataError(f"y has labels that {type(self).__name__} was not fitted with")
         return codes
-
-    def _answer(self, batch: "_Graphs") -> CascadeAnswer:
-        return self._answers(batch, batch.count)
 
     def _gate_features(self, batch: "_Graphs") -> np.ndarray:
         return batch.features()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import MLP, global_add_pool, global_max_pool, global_mean_pool
 
 from moeapps.core.checks import check_one_of
-from moeapps.core.config import takes
+from moeapps.core.config import config_from, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
 from moeapps.graph.expert_config import ExpertsConfig, expert_networks
@@ -183,7 +183,7 @@ def make_graph_experts(
     config: GraphConfig, in_channels: int, out_channels: int, weighted: bool
 ) -> tuple[list[str], list[nn.Module]]:
     """Names and experts of a config, the weak one first."""
-    sizes = NetworkConfig(*(getattr(config, name) for name in NetworkConfig.__match_args__))
+    sizes = config_from(NetworkConfig, config)
     names, experts, width = [], [], config.hidden_channels
     for name, network in expert_networks(config, weighted):
         built = build_network(copy.deepcopy(network), in_channels, width, sizes)

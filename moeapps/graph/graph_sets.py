@@ -21,6 +21,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.graph.edges import Edges
+from moeapps.graph.features import normalized
 from moeapps.graph.inputs import bare_graph
 from moeapps.graph.labels import as_labels, class_names, encode_labels, labeled
 from moeapps.graph.link_data import load_graph
@@ -335,7 +336,7 @@ class EgoNetData(GraphSetData):
         graph, normalize = load_graph(self.source, self.root)
         if normalize:
             graph = graph.clone()
-            graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
+            graph.x = normalized(graph.x)
         return ego_nets(graph, self.hops, self.most, self.seed)
 
 

@@ -17,6 +17,7 @@ from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.graph.data import read_npz
 from moeapps.graph.datasets import PUBLIC_GRAPHS, PublicGraphData
 from moeapps.graph.edges import Edges
+from moeapps.graph.features import normalized
 from moeapps.graph.inputs import bare_graph
 from moeapps.graph.links import LinkBatch, Structure, hold_out_links, labeled_pairs, link_pairs, pair_keys
 
@@ -100,9 +101,11 @@ class LinkData(L.LightningDataModule):
         raw, usual = load_graph(self.source, self.root)
         graph = bare_graph(raw)
         if usual if self.normalize_features is None else self.normalize_features:
-            graph.x = graph.x / graph.x.sum(dim=1, keepdim=True).clamp(min=1)
+            graph.x = normalized(graph.x)
         num_nodes = graph.x.shape[0]
-        self.directed = not graph.is_undirected() if graph.edge_weight is None else not _symmetric(graph)
+        self.directed = not Data(
+            edge_index=graph.edge_index, num_nodes=num_nodes
+        ).is_undirected()  # whatever the weights
         self.in_channels, self.weighted = graph.x.shape[1], graph.edge_weight is not None
         known = graph.edge_index
         own = labeled_pairs(raw, num_nodes)
@@ -212,10 +215,6 @@ class LinkData(L.LightningDataModule):
     def _among(self, pairs: Tensor, others: Tensor, num_nodes: int) -> Tensor:
         keys = [pair_keys(part, num_nodes, self.directed) for part in (pairs, others)]
         return torch.isin(*keys)
-
-
-def _symmetric(graph: Data) -> bool:
-    return Data(edge_index=graph.edge_index, num_nodes=graph.num_nodes).is_undirected()
 
 
 def load_graph(source: Data | str, root: str | None) -> tuple[Data, bool]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import MLP
 
 from moeapps.core.checks import check_below_one, check_one_of
-from moeapps.core.config import takes
+from moeapps.core.config import config_from, takes
 from moeapps.core.errors import ConfigError
 from moeapps.graph.expert_config import ExpertsConfig, expert_networks
 from moeapps.graph.expert_module import ExpertModule
@@ -29,7 +29,7 @@ DECODERS = ("dot", "hadamard", "mlp")
 MONITORS = ("auc", "average_precision", "loss")
 
 STEP_LINKS = 16_384
-"""Links of a step on the whole graph: more make a step slower, and training no better."""
+"""Links of a step on the whole graph, at most: they bound its time and memory."""
 
 DECODED = 65_536
 """Pairs that are decoded at a time."""
@@ -241,7 +241,7 @@ def make_link_experts(
     """Names and experts of a config: the structure if it is wanted, the weak one, the strong ones."""
     names: list[str] = []
     experts: list[nn.Module] = []
-    width, sizes = config.hidden_channels, NetworkConfig(*(getattr(config, n) for n in NetworkConfig.__match_args__))
+    width, sizes = config.hidden_channels, config_from(NetworkConfig, config)
     if config.structure:
         names, experts = ["structure"], [StructureExpert()]
     for name, network in expert_networks(config, weighted):

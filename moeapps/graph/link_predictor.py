@@ -17,11 +17,9 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
-from moeapps.core.mixing import CascadeAnswer
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.edges import Edges
-from moeapps.graph.expert_module import mixed_log_probs
 from moeapps.graph.experts_estimator import ExpertsEstimator
 from moeapps.graph.inputs import bare_graph, refuse_other_graphs
 from moeapps.graph.link_data import LinkData
@@ -294,12 +292,7 @@ class MowstLinkPredictor(ExpertsEstimator):
     ) -> pd.DataFrame:
         """Scores of the mixture and of each expert alone, one row each; parameters as in :meth:`evaluate`."""
         batch = self._labeled(pairs, y, X, edge_index, edge_weight)
-        predictions = self._predictions(batch, batch.pairs.shape[1])
-        mixed = mixed_log_probs(self.mixture_, self._gate_features(batch), predictions)
-        every = {"mixture": mixed, **{name: predictions[:, e] for e, name in enumerate(self.expert_names_)}}
-        return pd.DataFrame(
-            {name: link_scores(torch.from_numpy(part), batch.y) for name, part in every.items()}
-        ).T.rename_axis("expert")
+        return self._compare(batch, lambda log_probs: link_scores(log_probs, batch.y))
 
     def cost_curve(
         self, pairs: Any, y: Any = None, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None
@@ -312,8 +305,7 @@ class MowstLinkPredictor(ExpertsEstimator):
             See :meth:`Cascade.curve <moeapps.core.mixing.Cascade.curve>`.
         """
         batch = self._labeled(pairs, y, X, edge_index, edge_weight)
-        predictions = self._predictions(batch, batch.pairs.shape[1])
-        return self.cascade_.curve(self._gate_features(batch), predictions, batch.y.cpu().numpy())
+        return self._cost_curve(batch, batch.y.cpu().numpy())
 
     # ------------------------------------------------------------------ reading
 
@@ -366,9 +358,6 @@ class MowstLinkPredictor(ExpertsEstimator):
         return _LinkGraph.of(graph, X)
 
     # ------------------------------------------------------------------ experts
-
-    def _answer(self, batch: LinkBatch) -> CascadeAnswer:
-        return self._answers(batch, batch.pairs.shape[1])
 
     def _gate_features(self, batch: LinkBatch) -> np.ndarray:
         return batch.structure.features(batch.pairs)

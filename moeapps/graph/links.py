@@ -83,6 +83,11 @@ class LinkBatch:
     sampled: bool = False
     batch_size: int | None = None
 
+    @property
+    def count(self) -> int:
+        """Number of pairs B."""
+        return int(self.pairs.shape[1])
+
     def to(self, device: torch.device) -> "LinkBatch":
         """The same batch on a device."""
         moved = copy.copy(self)

@@ -272,7 +272,8 @@ class MowstModule(NodeModule):
             return
         self.held_out.collect()
         scores, measured = self.held_out.scores(self.model, self.monitor, self._class_weight)
-        confidence = self.held_out.mean_confidence(self.model, self._last_batch, self._logits)
+        # experts that train alone have the same weight until the end
+        confidence = {} if self.searches else self.held_out.mean_confidence(self.model, self._last_batch, self._logits)
         kind = "accuracy" if self.monitor == "loss" else self.monitor
         self.log_dict(
             {
@@ -303,12 +304,12 @@ class MowstModule(NodeModule):
         """Score the experts as they are before the first step, so that training never ends below them."""
         if self.plan.started:
             return
+        self._refresh_held_out()
         if isinstance(self.plan, SearchPlan) and len(self.names) > 1:
             rank_zero_info(
                 f"{len(self.names)} networks compete ({', '.join(self.names)}); at most {self.plan.most_kept} are "
                 f"trained to the end: in all about {self.plan.cost(self._work()):.1f} trainings of the costliest"
             )
-        self._refresh_held_out()
         self.plan.start(self.held_out.scores(self.model, self.monitor, self._class_weight)[0], self.model)
 
     def on_train_epoch_start(self) -> None:
@@ -403,7 +404,7 @@ class MowstModule(NodeModule):
 
     def _work(self) -> dict[str, int]:
         """Multiply-adds of each expert's pass over the whole graph."""
-        edges = self.trainer.datamodule.edges  # type: ignore[attr-defined]
+        edges = self._some_batch().edges
         experts = {name: self.model.expert(name) for name in self.names}
         return {name: max(expert.work_on_whole_graph(edges).multiply_adds, 1) for name, expert in experts.items()}
 
@@ -442,6 +443,11 @@ class MowstModule(NodeModule):
                 }
             )
         return rows
+
+    def _some_batch(self) -> NodeBatch:
+        loaders: Any = self.trainer.val_dataloaders
+        batch: NodeBatch = next(iter(loaders))
+        return batch
 
     def _refresh_held_out(self) -> None:
         loaders: Any = self.trainer.val_dataloaders

@@ -22,7 +22,7 @@ from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
 from moeapps.graph.networks import NetworkConfig, build_network
 
-__all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates"]
+__all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates", "sizes_from"]
 
 ClassWeight = Sequence[float] | Literal["balanced"] | None
 
@@ -57,15 +57,7 @@ class NodeModule(Configurable, MoEModule):
         if hasattr(self, "model"):
             return
         data = getattr(self._trainer, "datamodule", None)
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) is None:
-                if data is None:
-                    raise ConfigError(f"{name} is not set and there is no data module to take it from")
-                setattr(self, name, getattr(data, name))
-            self.hparams[name] = getattr(self, name)
-        assert self.in_channels is not None
-        assert self.out_channels is not None
-        self.model = self.make_model(self.in_channels, self.out_channels)
+        self.model = self.make_model(*sizes_from(data, self))
         # not saved: it is a property of the training data
         self.register_buffer("_class_weight", self._weights_of_classes(data), persistent=False)
 
@@ -290,6 +282,23 @@ class GNNModule(NodeModule):
         fused = fused_where_possible(self.parameters())
         adam = torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.config.weight_decay, **fused)
         return with_checked_state(adam, self)
+
+
+def sizes_from(data: Any, module: Any) -> tuple[int, int]:
+    """Features per row and classes of a module, those that it does not have taken over from the data module.
+
+    Raises
+    ------
+    ConfigError
+        If one is missing and there is no data module.
+    """
+    for name in ("in_channels", "out_channels"):
+        if getattr(module, name) is None:
+            if data is None:
+                raise ConfigError(f"{name} is not set and there is no data module to take it from")
+            setattr(module, name, getattr(data, name))
+        module.hparams[name] = getattr(module, name)
+    return module.in_channels, module.out_channels
 
 
 def check_rates(**rates: float) -> None:

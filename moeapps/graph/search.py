@@ -9,14 +9,14 @@ interrupted search continues where it was.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from moeapps.graph.plan import Scores, Stage
 
 __all__ = ["SearchPlan"]
 
 FIRST_LOOK = 20
-"""Epochs after which the first half is left behind; a graph network at lr 0.01 has then found its level."""
+"""Epochs after which the first half is left behind."""
 
 
 class SearchPlan:
@@ -80,21 +80,21 @@ class SearchPlan:
         """Whether every network has its best weights."""
         return self.stage_name == "finished"
 
-    def start(self, scores: Scores, model: nn.Module) -> None:
-        """Record the state before the first step, so that no network ends below it."""
+    def start(self, scores: Scores, model: Any) -> None:
+        """Record the state before the first step, so that no network ends below it; this may be left out."""
         self._started = True
         for name in self.names:
             self._note(name, scores, model)
 
-    def update(self, scores: Scores, model: nn.Module, last: bool = False) -> bool:
+    def update(self, scores: Scores, model: Any, last: bool = False) -> bool:
         """Take the scores of an epoch; leave networks behind, or end.
 
         Parameters
         ----------
         scores : Scores
-            Validation score of each network as it is now.
-        model : nn.Module
-            Has the networks in ``experts``; their weights are replaced by the best ones at the end.
+            Validation score of each network of :attr:`stage` as it is now.
+        model
+            ``model.part(name)`` is a network; its weights are replaced by the best ones at the end.
         last : bool, default False
             Whether no epoch will follow.
 
@@ -106,7 +106,7 @@ class SearchPlan:
         self._epoch += 1
         for name in self.stage.parts:
             self.epochs[name] += 1
-            if scores[name] > self.best_scores[name]:
+            if name not in self.best_scores or scores[name] > self.best_scores[name]:
                 self._note(name, scores, model)
             else:
                 self._waits[name] += 1
@@ -116,14 +116,15 @@ class SearchPlan:
             self.finish(model)
         return self.finished
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: Any) -> None:
         """End the search now: every network gets its best weights."""
         if self.finished:
             return
         self._cut(self.kept)  # all may have stopped improving before the last cut
         for name, state in self._best_states.items():
-            model.get_submodule(f"experts.{name}").load_state_dict(state)
-        self.champion = max(self.survivors, key=lambda name: self.best_scores[name])
+            model.part(name).load_state_dict(state)
+        scored = [name for name in self.survivors if name in self.best_scores]
+        self.champion = max(scored, key=lambda name: self.best_scores[name], default=self.champion)
         self.stage_name = "finished"
         self._best_states = {}
 
@@ -156,13 +157,15 @@ class SearchPlan:
 
     def _cut(self, kept: int) -> None:
         rivals = [name for name in self.survivors if name not in self.always]
+        if len(rivals) <= kept:
+            return
         by_score = sorted(rivals, key=lambda name: self.best_scores[name], reverse=True)  # ties: the first one
         chosen = {*by_score[:kept], *self.always}
         self.survivors = tuple(name for name in self.survivors if name in chosen)
 
-    def _note(self, name: str, scores: Scores, model: nn.Module) -> None:
+    def _note(self, name: str, scores: Scores, model: Any) -> None:
         self.best_scores[name], self._waits[name] = scores[name], 0
-        state = model.get_submodule(f"experts.{name}").state_dict()
+        state = model.part(name).state_dict()
         self._best_states[name] = {key: tensor.detach().clone() for key, tensor in state.items()}
 
 

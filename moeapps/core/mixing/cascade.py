@@ -34,6 +34,7 @@ from moeapps.core.mixing.inputs import Floats, MixingData
 from moeapps.core.mixing.mixture import GatedMixture
 from moeapps.core.mixing.simulation import measure_thresholds, thresholds_of
 from moeapps.core.saved_arguments import check_fields
+from moeapps.core.state_dict import under
 
 __all__ = ["Ask", "Cascade", "CascadeAnswer", "Criterion"]
 
@@ -231,7 +232,7 @@ class Cascade:
             If a value or tensor is missing, of another kind or shape, or not finite.
         """
         check_fields(_CascadeState, state)
-        mixture = GatedMixture.from_state(state["mixture"], _under("mixture", tensors))
+        mixture = GatedMixture.from_state(state["mixture"], under("mixture.", tensors))
         order = tuple(state["order"])
         if not order or len(set(order)) < len(order) or not set(order) <= set(range(mixture.num_experts)):
             raise FileFormatError(f"the order of a cascade over {mixture.num_experts} experts cannot be {order}")
@@ -241,7 +242,7 @@ class Cascade:
             raise FileFormatError(f"the threshold of a cascade cannot be {state['threshold']}")
         stages = []
         for i, document in enumerate(state["stages"]):
-            stage = GatedMixture.from_state(document, _under(f"stage{i}", tensors))
+            stage = GatedMixture.from_state(document, under(f"stage{i}.", tensors))
             names = tuple(mixture.names[expert] for expert in order[: i + 1])
             same = (stage.task, stage.num_outputs, stage.num_features) == (
                 mixture.task,
@@ -268,10 +269,6 @@ class _CascadeState:
     threshold: float
     mixture: dict[str, Any]
     stages: list[dict[str, Any]]
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _finite(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Floats:

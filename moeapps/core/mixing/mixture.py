@@ -24,6 +24,7 @@ from moeapps.core.mixing.inputs import Floats, Task, check_predictions, uncertai
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields, check_kinds
+from moeapps.core.state_dict import under
 
 __all__ = ["GatedMixture", "mix_predictions"]
 
@@ -220,7 +221,7 @@ class GatedMixture:
             *(_positive(tensors, name, len(names)) for name in ("temperatures", "floors"))  # in the fields' order
         )
         line = None if state["line"] is None else _line_from(state["line"], state["num_outputs"], len(names))
-        gate_tensors = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("gate.")}
+        gate_tensors = under("gate.", tensors)
         gate = _gate_from(state, len(names), gate_tensors)
         return cls(
             state["task"],

@@ -17,6 +17,7 @@ from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, fits
 from moeapps.core.saving import SaveMixin
+from moeapps.core.state_dict import under
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
 from moeapps.tables.mixture.experts import name_experts
@@ -209,11 +210,11 @@ class MixtureSaving(SaveMixin):
             self.feature_names_in_ = np.array(columns, dtype=object)
         self._restore_target(state, source)
         self.gate_features_ = features_from(state["gate_features_"], self.n_features_in_)
-        self.mixture_ = GatedMixture.from_state(state[_MIXTURE + "state"], _part(tensors, _MIXTURE))
+        self.mixture_ = GatedMixture.from_state(state[_MIXTURE + "state"], under(_MIXTURE, tensors))
         self._check_mixture(source)
         self.cascade_ = None
         if state[_CASCADE + "state"] is not None:
-            self.cascade_ = Cascade.from_state(state[_CASCADE + "state"], _part(tensors, _CASCADE))
+            self.cascade_ = Cascade.from_state(state[_CASCADE + "state"], under(_CASCADE, tensors))
         self.experts_ = [experts[expert_key(str(i), name)] for i, name in enumerate(names)]
         for name, expert in zip(names, self.experts_, strict=True):
             self._check_expert(name, expert, source)
@@ -243,10 +244,6 @@ class MixtureSaving(SaveMixin):
 def expert_key(number: str, name: str) -> str:
     """Name of an estimator's part in the file, which has no dots: the tensors' names are parted by them."""
     return f"{number}-{name.replace('.', '_')}"
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _savable_cv(cv: Any) -> Any:
