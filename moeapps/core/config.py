@@ -167,10 +167,19 @@ def takes(*configs: type[Dataclass], first: Sequence[str] = ()) -> Callable[[Ini
 
 def _documentation(own: str | None, configs: Sequence[type[Dataclass]]) -> str:
     """Docstring with one section for the parameters of all configs: a parser of docstrings reads no second one."""
-    described = [inspect.cleandoc(config.__doc__ or "") for config in configs]
-    sections = [re.search(r"(?<=Parameters\n----------\n).*?(?=\n\n\w+\n---|\Z)", text, re.S) for text in described]
-    parameters = "\n".join(section.group() for section in sections if section)
+    parameters = "\n".join(entry for config in configs for entry in _described(config).values())
     return f"{inspect.cleandoc(own or 'Construct.')}\n\nParameters\n----------\n{parameters}"
+
+
+def _described(config: type[Dataclass]) -> dict[str, str]:
+    """What is said of each field, by its name: by the config, or by the class that it inherits it from."""
+    found: dict[str, str] = {}
+    for kind in reversed(config.__mro__):
+        text = inspect.cleandoc(vars(kind).get("__doc__") or "")
+        section = re.search(r"(?<=Parameters\n----------\n).*?(?=\n\n\w+\n---|\Z)", text, re.S)
+        entries = re.split(r"\n(?=\S)", section.group()) if section else []
+        found |= {entry.partition(" : ")[0]: entry for entry in entries}
+    return found
 
 
 def _public_signature(

@@ -25,12 +25,6 @@ class ExpertsConfig(NetworkConfig):
     ----------
     hidden_channels : int, default 64
         Width of the hidden layers, and of what a network knows of a node.
-    num_layers : int, default 2
-        Number of layers.
-    dropout : float, default 0.5
-        Dropout probability, in [0, 1).
-    norm : str or None, default "batch_norm"
-        Norm after each hidden layer: ``"batch_norm"`` or None.
     strong : str, torch.nn.Module or list of these, default "auto"
         Graph networks: names that :func:`~moeapps.graph.networks.make_network` knows, or modules with
         ``forward(x, edge_index)`` whose output has ``hidden_channels`` columns. ``"auto"``: gcn, sage and gin; only

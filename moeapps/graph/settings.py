@@ -20,23 +20,17 @@ GateFit = Literal["holdout", "train"]
 
 @dataclass(frozen=True)
 class MowstExperts(MowstConfig):
-    """Experts, and how they are combined.
+    """Experts, and how they are combined; what is not said here is as in :class:`~moeapps.graph.mowst.MowstConfig`.
 
     Parameters
     ----------
-    hidden_channels : int, default 64
-        Width of the hidden layers of all experts.
     num_layers : int, default 2
         Layers of all experts that do not have their own.
-    dropout : float, default 0.5
-        Dropout probability of all experts, in [0, 1).
     norm : str or None, default "auto"
         Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` or None. ``"auto"``: that of each entry of the
         portfolio, all three of a network in a list; of one strong expert ``"batch_norm"``.
     weak : str or torch.nn.Module, default "mlp"
         ``"mlp"``, or a module with ``forward(x)``.
-    medium : str, torch.nn.Module, list of str or None, default None
-        Networks between weak and one strong expert, in the order of their cost.
     strong : str, dict, torch.nn.Module or list, default "auto"
         ``"auto"``: the networks of :data:`~moeapps.graph.portfolio.PORTFOLIO`. A list of names and of dicts such as
         ``{"network": "gcn_skip", "num_layers": 4}``: these. Or one network: a name or dict that
@@ -47,18 +41,6 @@ class MowstExperts(MowstConfig):
         ``"best"``: the expert with the best validation score. ``"mowst_star"``, ``"mowst"``: the paper's training of
         one weak and one strong expert, jointly or in turns. ``"auto"``: a mixture of several strong experts, Mowst* of
         one.
-    confidence : {"learned", "learned+x", "hyper", "given"}, default "learned"
-        How the paper's confidence is computed; see :class:`~moeapps.graph.confidence.Confidence`.
-    dispersion : {"variance", "entropy"}, default "variance"
-        Dispersion of the given confidence.
-    alpha : float, default 1.0
-        Exponent of the given confidence, above 0.
-    gate_channels : int, default 16
-        Hidden width of the learned confidence.
-    monotone : bool, default False
-        Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
-    detach_confidence : bool, default False
-        Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
     gate : str, default "auto"
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
         ``"best"``, or ``"auto"``, whichever of them does best on validation nodes that it was not fitted on; see

@@ -1,8 +1,10 @@
-"""A small graph, and a Trainer that can be interrupted and resumed."""
+"""Small graphs, and a Trainer that can be interrupted and resumed."""
 
 import lightning as L
+import numpy as np
 import torch
 from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
 
 from moeapps.core.callbacks import LastCheckpoint, StepSeeding
 from moeapps.core.checkpoint import AtomicCheckpointIO
@@ -39,3 +41,14 @@ def graph_with(**changes) -> Data:
     for name, value in changes.items():
         data[name] = value
     return data
+
+
+def circles(nodes: int = 80, directed: bool = False) -> Data:
+    """Two groups, known from the features but for noise; neighbours are mostly of the same group."""
+    rng = np.random.default_rng(0)
+    group = np.arange(nodes) % 2
+    chance = np.where(group[:, None] == group[None], 0.2, 0.01)
+    source, target = np.nonzero(np.triu(rng.random((nodes, nodes)) < chance, 1))
+    edges = torch.from_numpy(np.stack([source, target]))
+    x = torch.from_numpy(rng.normal(size=(nodes, 6)) + 1.5 * np.eye(6)[group]).float()
+    return Data(x=x, edge_index=edges if directed else to_undirected(edges, num_nodes=nodes))

@@ -5,39 +5,25 @@ import pickle
 from dataclasses import replace
 
 import lightning as L
-import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SAGEConv
 from torch_geometric.transforms import RandomLinkSplit
-from torch_geometric.utils import to_networkx, to_undirected
 
 import moeapps
 from moeapps.core.callbacks import seed_everything
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import LinkData, LinkModule, MowstLinkPredictor
 from moeapps.graph.link_module import DECODERS, LinkExpert, link_scores
-from moeapps.graph.links import Structure, draw_negatives, hold_out_links, link_pairs
-from tests.graph.helpers import trainer
+from moeapps.graph.links import draw_negatives, hold_out_links
+from tests.graph.helpers import circles, trainer
 
 QUICK = {"hidden_channels": 8, "max_epochs": 3, "random_state": 0, "accelerator": "cpu"}
-
-
-def circles(nodes: int = 80, directed: bool = False) -> Data:
-    """Two groups, known from the features but for noise; neighbours are mostly of the same group."""
-    rng = np.random.default_rng(0)
-    group = np.arange(nodes) % 2
-    chance = np.where(group[:, None] == group[None], 0.2, 0.01)
-    source, target = np.nonzero(np.triu(rng.random((nodes, nodes)) < chance, 1))
-    edges = torch.from_numpy(np.stack([source, target]))
-    x = torch.from_numpy(rng.normal(size=(nodes, 6)) + 1.5 * np.eye(6)[group]).float()
-    return Data(x=x, edge_index=edges if directed else to_undirected(edges, num_nodes=nodes))
 
 
 @pytest.fixture(scope="module")
@@ -118,55 +104,6 @@ def test_every_step_draws_other_pairs_without_a_link_and_never_a_link():
     assert undirected(whole.pairs[:, whole.y == 1]) == undirected(whole.edges.index)
 
 
-def test_structure_is_what_networkx_computes_with_or_without_the_link_itself():
-    graph = circles()
-    rng = np.random.default_rng(1)
-    pairs = rng.integers(0, 80, (200, 2))
-    pairs = np.concatenate([pairs[pairs[:, 0] != pairs[:, 1]], link_pairs(graph.edge_index, 80, False).T[:50].numpy()])
-    found = Structure(graph.edge_index, 80)(torch.from_numpy(pairs.T))
-    plain = to_networkx(graph, to_undirected=True)
-    columns = {
-        "adamic_adar": nx.adamic_adar_index, "resource_allocation": nx.resource_allocation_index,
-    }  # fmt: skip
-    for row, (a, b) in zip(found, pairs.tolist(), strict=True):
-        without = plain.copy()
-        without.remove_edges_from([(a, b)])
-        values = dict(zip(Structure.columns, row, strict=True))
-        assert values["common_neighbors"] == len(list(nx.common_neighbors(without, a, b)))
-        # the degrees of common neighbours do not depend on the link between a and b
-        for name, formula in columns.items():
-            assert values[name] == pytest.approx(next(formula(without, [(a, b)]))[2])
-        assert values["jaccard"] == pytest.approx(next(nx.jaccard_coefficient(without, [(a, b)]))[2])
-        assert sorted([without.degree[a], without.degree[b]]) == [values["degree_low"], values["degree_high"]]
-
-
-def test_structure_is_the_same_in_pieces(monkeypatch):
-    graph = circles()
-    pairs = torch.randint(0, 80, (2, 300))
-    whole = Structure(graph.edge_index, 80)(pairs)
-    monkeypatch.setattr("moeapps.graph.links.CELLS", 50)
-    np.testing.assert_array_equal(Structure(graph.edge_index, 80)(pairs), whole)
-
-
-# ---------------------------------------------------------------------- scores
-
-
-def test_scores_are_those_of_their_definitions():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 300)
-    score = np.round(rng.normal(size=300) + y, 1)  # with equal ones
-    log_probs = torch.from_numpy(np.stack([-score, score], axis=1) / 2).log_softmax(1)
-    found = link_scores(log_probs, torch.from_numpy(y))
-    log_odds = (log_probs[:, 1] - log_probs[:, 0]).numpy()
-    assert found["auc"] == pytest.approx(roc_auc_score(y, log_odds))
-    assert found["average_precision"] == pytest.approx(average_precision_score(y, log_odds))
-    ranks = [1 + sum(other >= one for other in log_odds[y == 0]) for one in log_odds[y == 1]]
-    assert found["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
-    for k in (10, 50):
-        assert found[f"hits@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]))
-    assert np.isnan(link_scores(log_probs[y == 1], torch.ones(int(y.sum()), dtype=torch.int64))["auc"])
-
-
 # ---------------------------------------------------------------------- training and mixture
 
 
@@ -207,11 +144,13 @@ def test_an_expert_rests_after_its_patience_and_keeps_its_best_weights():
     run = trainer_without_files(200)
     run.fit(module, data)
     assert run.current_epoch < 200
-    assert all(progress.stale == 2 for progress in module._progress_of)
+    assert module.plan.finished
+    assert max(module.plan.epochs.values()) == run.current_epoch
     part = module.predict_part([data.part("val")])
-    for i, progress in enumerate(module._progress_of):
+    for i, name in enumerate(module.names):
         scores = link_scores(torch.from_numpy(part.predictions[:, i]), torch.from_numpy(part.target))
-        assert scores["auc"] - 1e-4 * scores["loss"] == pytest.approx(progress.score, abs=1e-6)
+        best = module.plan.best_scores[name][0]
+        assert scores["auc"] - 1e-4 * scores["loss"] == pytest.approx(best, abs=1e-6)
 
 
 def test_no_expert_alone_is_better_than_the_mixture_beyond_noise_on_rows_that_its_gate_has_not_seen():
