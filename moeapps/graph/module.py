@@ -30,7 +30,7 @@ from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Scores, TrainingPlan
 from moeapps.graph.portfolio import AUTO, Spec, named_experts, neighbors_of, portfolio_of
 from moeapps.graph.search import SearchPlan
-from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network
+from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, trains_alone
 
 __all__ = ["GateFit", "MowstModule", "MowstTraining"]
 
@@ -113,8 +113,7 @@ class MowstModule(NodeModule):
         self.weight_decay = training.weight_decay
         self.inference: Inference = training.inference
         self.threshold, self.own_loss = training.threshold, training.own_loss
-        one = is_one_network(config.strong)
-        self.searches = config.variant in ("mixture", "best") or (config.variant == AUTO and not one)
+        self.searches = trains_alone(config.variant, config.strong)
         self._logits = EvaluationLogits()
         self._last_batch: NodeBatch | None = None  # of training
         self.limits: dict[str, float | None] = {}  # budget and tolerance of a mixture's cascade
@@ -278,7 +277,7 @@ class MowstModule(NodeModule):
         self.log_dict(
             {
                 **{f"val/{name}": value for name, value in measured["mix"].items()},
-                **{f"val/{name}_{kind}": measured[name][kind] for name in self.names},
+                **{f"val/{name}_{kind}": measured[name][kind] for name in self.model.names},
                 **{f"{stage}/confidence": value for stage, value in confidence.items()},
                 "stage": float([*self.plan.stages, "finished"].index(self.plan.stage_name)),
                 "round": float(self.plan.round),
@@ -343,13 +342,16 @@ class MowstModule(NodeModule):
     def _advance(self, scores: Scores) -> None:
         before = self.plan.stage_name
         last = self.trainer.max_epochs not in (None, -1) and self.trainer.current_epoch + 1 >= self.trainer.max_epochs
-        if self.plan.update(scores, self.model, last=last):
+        restored = self.plan.update(scores, self.model, last=last)
+        if self.searches:
+            if restored:
+                self._fit_mixture()
+                self.trainer.should_stop = True
+            return
+        if restored:
             self._logits.forget()
             self._refresh_held_out()
-        if self.plan.finished and self.searches:
-            self._fit_mixture()
-            self.trainer.should_stop = True
-        elif self.plan.finished:
+        if self.plan.finished:
             self.trainer.should_stop = True
             warn_of_memorising(self.held_out.mean_confidence(self.model, self._last_batch, self._logits))
         elif before.startswith("pretrain") and self.plan.stage_name != before:
@@ -412,12 +414,12 @@ class MowstModule(NodeModule):
         """Fit the gate to the best states of the networks that were kept."""
         if not isinstance(self.model, GraphMixture) or not isinstance(self.plan, SearchPlan):
             return
-        self._logits.forget()
-        self._refresh_held_out()
         assert isinstance(self.config, MowstExperts)
         best = self.config.variant == "best"
         self.model.keep([self.plan.champion] if best else self.plan.survivors)
         self.model.strongest = self.plan.champion
+        self._logits.forget()
+        self._refresh_held_out()
         values = self.held_out.values
         gate: Gate = "best" if best else self.config.gate
         seed = int(torch.initial_seed() % 2**31)

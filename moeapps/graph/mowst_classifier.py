@@ -13,6 +13,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.mixing.selection import Gate
+from moeapps.core.state_dict import under
 from moeapps.graph.conditional_classifier import ConditionalClassifier
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule
@@ -27,12 +28,12 @@ from moeapps.graph.node_classifier import NodeClassifier
 from moeapps.graph.node_module import NodeModule
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.portfolio import AUTO
-from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network
+from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network, trains_alone
 from moeapps.graph.thresholds import check_choice, choose_threshold
 
 __all__ = ["MowstClassifier"]
 
-_MIXTURE = "mixture"
+_MIXTURE = "mixture."
 """Prefix of what a file has of a mixture's gate."""
 
 
@@ -258,8 +259,9 @@ class MowstClassifier(ConditionalClassifier):
         self._check_threshold()
         check_one_of("variant", self.variant, ("auto", "mixture", *VARIANTS))
         one = is_one_network(self.strong)
-        mixes = self.variant == "mixture" or (self.variant == "auto" and not one)
-        if mixes or (one and (self.norm != AUTO or isinstance(self.strong, nn.Module))):
+        if trains_alone(self.variant, self.strong) or (
+            one and (self.norm != AUTO or isinstance(self.strong, nn.Module))
+        ):
             return super()._fit_networks(data, seed)
         # the paper's training takes one strong expert: the one that validates best alone
         before = self._search(data, seed, self.strong, None)[1]
@@ -336,14 +338,14 @@ class MowstClassifier(ConditionalClassifier):
         """Fitted attributes and class labels, and the gate of a mixture."""
         state = super().saved_state()
         if isinstance(self.model_, GraphMixture):
-            state[_MIXTURE] = self.model_.state()[0]
+            state["mixture"] = self.model_.state()[0]
         return state
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Weights of the networks, and those of a mixture's gate."""
         tensors = super().saved_tensors()
         if isinstance(self.model_, GraphMixture):
-            tensors = {**tensors, **{f"{_MIXTURE}.{key}": value for key, value in self.model_.state()[1].items()}}
+            tensors = {**tensors, **{_MIXTURE + key: value for key, value in self.model_.state()[1].items()}}
         return tensors
 
     @classmethod
@@ -351,17 +353,16 @@ class MowstClassifier(ConditionalClassifier):
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
         """As every estimator; a mixture's gate is restored, too."""
-        document = state.get(_MIXTURE)
+        document = state.get("mixture")
         if (document is None) != ("networks_" not in state):
             raise FileFormatError(f"{source}: a mixture needs its networks and its gate")
-        own = {key.removeprefix(f"{_MIXTURE}."): t for key, t in tensors.items() if key.startswith(f"{_MIXTURE}.")}
-        rest = {key: t for key, t in tensors.items() if not key.startswith(f"{_MIXTURE}.")}
+        rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(_MIXTURE)}
         estimator = super().from_saved(arguments, state, rest, source)
         if document is not None:
             if not isinstance(document, dict):
                 raise FileFormatError(f"{source}: the gate of the mixture is malformed")
             assert isinstance(estimator.model_, GraphMixture)
-            estimator.model_.load_state(document, own)
+            estimator.model_.load_state(document, under(_MIXTURE, tensors))
         return estimator
 
     def _restore(self, state: dict[str, Any]) -> None:

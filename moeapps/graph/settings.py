@@ -13,7 +13,7 @@ from moeapps.graph.mowst import MowstConfig
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.portfolio import AUTO, Networks
 
-__all__ = ["GateFit", "MowstExperts", "MowstTraining", "is_one_network"]
+__all__ = ["GateFit", "MowstExperts", "MowstTraining", "is_one_network", "trains_alone"]
 
 GateFit = Literal["holdout", "train"]
 
@@ -60,6 +60,11 @@ class MowstExperts(MowstConfig):
 def is_one_network(strong: Networks) -> bool:
     """Whether this is one network, not a portfolio."""
     return strong != AUTO and (isinstance(strong, str | Mapping | nn.Module))
+
+
+def trains_alone(variant: str, strong: Networks) -> bool:
+    """Whether the experts are trained alone, instead of by the paper's training of one strong expert."""
+    return variant in ("mixture", "best") or (variant == AUTO and not is_one_network(strong))
 
 
 @dataclass(frozen=True)

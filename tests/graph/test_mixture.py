@@ -218,6 +218,31 @@ def test_a_search_that_is_killed_resumes_to_the_same_bits(tmp_path, cut):
     assert 0 <= found[0]["test/accuracy"] <= 1
 
 
+def test_a_finished_search_that_is_resumed_stays_as_it_is(tmp_path):
+    def module():
+        return MowstModule(strong=["gcn", "sage"], norm=None, kept=1, hidden_channels=4, patience=2)
+
+    first, again = module(), module()
+    trainer(tmp_path, epochs=40).fit(first, GraphDataModule(small_graph()))
+    assert first.plan.finished
+    trainer(tmp_path / "again", epochs=60).fit(again, GraphDataModule(small_graph()), ckpt_path=tmp_path / "last.ckpt")
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    assert first.model.state()[0] == again.model.state()[0]
+
+
+def test_a_search_needs_no_data_module():
+    data = GraphDataModule(small_graph())
+    data.setup("fit")
+    module = MowstModule(strong=["gcn", "sage"], norm=None, in_channels=5, out_channels=3, patience=2)
+    run = L.Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    run.fit(module, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
+    assert module.model.fitted is not None
+
+
 def test_a_file_with_a_gate_for_other_networks_is_refused(fitted):
     arguments, state, tensors = fitted.saved_arguments(), fitted.saved_state(), fitted.saved_tensors()
     broken = {**state, "mixture": {**state["mixture"], "names": ["weak", "nobody"]}}
