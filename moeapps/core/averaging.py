@@ -1,5 +1,6 @@
 """A moving average of the weights, which is validated and kept in place of the last weights."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import lightning as L
@@ -36,6 +37,13 @@ class RisingAverage(WeightAveraging):
     def __init__(self, decay: float = 0.98) -> None:
         check_below_one(decay=decay)
         super().__init__(use_buffers=False, multi_avg_fn=_rising(decay))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the average, without Lightning's warning of models with a ``configure_model`` hook."""
+        with warnings.catch_warnings():
+            # ours builds the network from the data, and shards nothing
+            warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
+            super().setup(trainer, pl_module, stage)
 
 
 def _rising(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:

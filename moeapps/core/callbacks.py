@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, Timer
 
 from moeapps.core.averaging import averaged_module
 from moeapps.core.errors import ConfigError
@@ -28,6 +28,7 @@ __all__ = [
     "StopOnSignal",
     "ViewWriter",
     "seed_everything",
+    "time_used",
 ]
 
 
@@ -332,3 +333,11 @@ class PredictionWriter(BasePredictionWriter):
         """Keep the old file."""
         if trainer.state.fn == "predict":
             self._writer.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def time_used(trainer: L.Trainer) -> float:
+    """Training time so far as a fraction of the Trainer's ``max_time``, at most 1; 0 without a limit."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and callback._duration is not None:
+            return float(min(1.0, callback.time_elapsed() / max(callback._duration, 1e-9)))
+    return 0.0

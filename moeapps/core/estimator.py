@@ -8,6 +8,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -88,6 +89,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         max_epochs: int | None = None,
         validate: bool = True,
         ema_decay: float = 0.0,
+        max_time: float | None = None,
     ) -> pd.DataFrame:
         """Fit a module.
 
@@ -110,6 +112,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             Whether the data has a validation part.
         ema_decay : float, default=0.0
             Decay of a moving average of the weights, which is validated and kept; none when 0.
+        max_time : float, optional
+            Seconds after which training ends, at the end of its learning rate's schedule; no limit when None.
 
         Returns
         -------
@@ -149,6 +153,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 devices=1,
                 precision=getattr(self, "precision", "32-true"),
                 max_epochs=max_epochs,
+                max_time=None if max_time is None else timedelta(seconds=max_time),
                 limit_val_batches=None if validate else 0,
                 callbacks=callbacks,
                 logger=False if folder is None else CSVLogger(folder.parent, name="", version=folder.name),

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from moeapps.core.callbacks import time_used
 from moeapps.core.distributed import world_size
 from moeapps.core.epoch_means import EpochMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
@@ -222,6 +223,8 @@ class MoEModule(L.LightningModule):
     ) -> dict[str, Any]:
         """For ``configure_optimizers``: the rate falls along a cosine, over all steps of the training.
 
+        Under the Trainer's ``max_time`` the schedule ends with the time, if that comes first.
+
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
@@ -238,9 +241,10 @@ class MoEModule(L.LightningModule):
             if step == 0:  # asked before training: counting the steps now would load the data before a resumed run's
                 return 0.1 if warmup > 0 else 1.0  # checkpoint has said where in the data it was
             steps = max(int(self.trainer.estimated_stepping_batches), 1)
-            if step < warmup * steps:
-                return 0.1 + 0.9 * step / (warmup * steps)
-            return end + (1 - end) * (0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1.0)))
+            done = max(step, steps * time_used(self.trainer))
+            if done < warmup * steps:
+                return 0.1 + 0.9 * done / (warmup * steps)
+            return end + (1 - end) * (0.5 + 0.5 * math.cos(math.pi * min(done / steps, 1.0)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -15,10 +15,12 @@ from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
 from moeapps.vision.prior import TimestepPrior
+from moeapps.vision.stem import ConvPatchEmbed
 from moeapps.vision.switch_dit import SwitchDiT, TimestepSwitch
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideBlock, WideNet
 
 __all__ = [
+    "ConvPatchEmbed",
     "DiT",
     "Diffusion",
     "DiffusionModule",

@@ -15,17 +15,20 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.checks import check_sizes
+from moeapps.core.checks import check_below_one, check_one_of, check_sizes
 from moeapps.core.config import config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields
 from moeapps.core.statistics import load_by_group, routed_layers
+from moeapps.vision.augmentation import AUGMENTATIONS
 from moeapps.vision.data import ImageArrays, make_transform
+from moeapps.vision.defaults import BEFORE, automatic, check_automatic
 from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.folders import find_images
 from moeapps.vision.images import ImageSpec, PixelRange, as_images, refuse_other_scale
-from moeapps.vision.module import AUGMENTATIONS, FAMILIES, SIZES, ImageModule, ImageModuleConfig
+from moeapps.vision.module import FAMILIES, SIZES, ImageModule, ImageModuleConfig
+from moeapps.vision.stem import STEMS
 from moeapps.vision.widenet import VisionMoEConfig
 
 __all__ = ["WideNetClassifier"]
@@ -49,9 +52,12 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         Number of attention heads.
     mlp_ratio : float, default 2.0
         Hidden width of an expert (or MLP), as a multiple of ``embed_dim``.
+    stem : {"conv", "patch"}, default "conv"
+        How images become tokens: by several small convolutions (:class:`~moeapps.vision.ConvPatchEmbed`), which is
+        better on few images, or by one as wide as a patch, as in the papers.
     patch_size : int or "auto", default "auto"
-        Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, rounded, 2 to 16 pixels. Images are
-        padded to a multiple of it.
+        Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded (with the
+        convolutional stem to a power of two). Images are padded to a multiple of it.
     image_size : int, optional
         Side to which images are resized and cropped, files and arrays alike; None if all have one size.
     num_experts : int, default 4
@@ -72,20 +78,29 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         widths; all alike when None. Not for ``"vit"``.
     options : dict, optional
         Further arguments of the model (``drop_path_rate``, ``capacity_factor``, ``individual_norms``, ...).
-    augment : str, default "none"
-        ``"none"``, ``"shift"``, ``"shift_flip"``, or for uint8 images a policy of timm (``"rand-m9-mstd0.5"``).
+    augment : str, default "auto"
+        Augmentation of training images: ``"none"``; ``"shift"`` by up to an eighth; ``"affine"``, which also rotates by
+        up to 10 degrees and changes the size by up to a tenth; either with ``"_flip"``, which mirrors half of them; or
+        for uint8 images a policy of timm (``"rand-m9-mstd0.5"``). ``"auto"`` is ``"affine_flip"`` for colour images and
+        ``"affine"`` for others: take ``"affine"`` where left and right matter, as in images of text.
     lr : float, default 3e-3
         Learning rate of AdamW.
     weight_decay : float, default 0.05
         Weight decay of AdamW.
     label_smoothing : float, default 0.1
         Label smoothing of the cross-entropy, below 1.
-    batch_size : int, default 32
-        Images per training step.
-    max_epochs : int, default 30
-        Largest number of epochs.
-    validation_fraction : float, default 0.1
+    ema_decay : float, default 0.99
+        Decay of a moving average of the weights, which is validated and kept; 0 keeps the last weights.
+    batch_size : int or "auto", default "auto"
+        Images per training step; ``"auto"`` is 32 below 1,000 images, 64 below 20,000, and 128.
+    max_epochs : int or "auto", default "auto"
+        Largest number of epochs; ``"auto"`` is 25 for 2,000 images and half as many for four times as many, 10 to 60.
+    max_time : float, optional
+        Seconds after which training ends, with the learning rate at the end of its schedule. How far it gets then
+        depends on the machine; without a limit, equal seeds give equal models.
+    validation_fraction : float or "auto", default "auto"
         Fraction of the images that is held out for early stopping. 0 trains on all images for ``max_epochs`` epochs.
+        ``"auto"`` is 0 below 5,000 images, and 0.1.
     patience : int, default 8
         Training stops after this many epochs without a better accuracy on the held-out images; the weights of the best
         epoch are kept.
@@ -110,6 +125,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         The trained module; ``model_.network`` is timm's network.
     pixels_ : PixelRange
         Smallest and largest pixel in training, to which predictions are held.
+    auto_ : dict
+        What ``batch_size``, ``max_epochs`` and ``validation_fraction`` are where they are "auto".
     history_ : DataFrame
         Logged metrics, one row per epoch.
     n_iter_ : int
@@ -128,8 +145,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     classes_: NDArray[Any]
     model_: ImageModule
-    _saved_attributes = ("n_iter_", "largest_")
-    _optional_attributes = ("largest_",)
+    auto_: dict[str, int | float]
+    _saved_attributes = ("n_iter_", "largest_", "auto_")
+    _optional_attributes = ("largest_", "auto_")
     router_args: Mapping[str, Any] | None = None  # pickles of 0.1 have none
     largest_: float  # of models that 0.1 saved: largest absolute pixel value of training
 
@@ -141,7 +159,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         depth: int = 6,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        patch_size: Any = "auto",
+        stem: Literal["conv", "patch"] = "conv",
+        patch_size: int | Literal["auto"] = "auto",
         image_size: int | None = None,
         num_experts: int = 4,
         top_k: int = 2,
@@ -151,13 +170,15 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         iterations: int = 1,
         expert_sizes: str | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
-        augment: str = "none",
+        augment: str = "auto",
         lr: float = 3e-3,
         weight_decay: float = 0.05,
         label_smoothing: float = 0.1,
-        batch_size: int = 32,
-        max_epochs: int = 30,
-        validation_fraction: float = 0.1,
+        ema_decay: float = 0.99,
+        batch_size: int | Literal["auto"] = "auto",
+        max_epochs: int | Literal["auto"] = "auto",
+        max_time: float | None = None,
+        validation_fraction: float | Literal["auto"] = "auto",
         patience: int = 8,
         accelerator: str = "auto",
         precision: str = "32-true",
@@ -169,7 +190,14 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        super().__setstate__({"balance_loss": "load", "iterations": 1, "expert_sizes": None, **state})
+        super().__setstate__({"balance_loss": "load", "iterations": 1, "expert_sizes": None, **BEFORE, **state})
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """As every estimator; arguments that 0.1 did not have mean in its files what it did."""
+        return super().from_saved({**BEFORE, **arguments}, state, tensors, source)
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Train on images.
@@ -198,7 +226,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         return self
 
     def _fit(self, X: Any, y: ArrayLike | None) -> None:
-        self._check_settings()
+        check_automatic(self.batch_size, self.max_epochs, self.validation_fraction, self.max_time)
+        check_below_one(ema_decay=self.ema_decay)
+        if self.model in FAMILIES:
+            check_one_of("stem", self.stem, STEMS)
         if self.image_size is not None:
             check_sizes(image_size=self.image_size)
         if isinstance(X, str | Path):
@@ -213,12 +244,18 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if len(self.classes_) < 2:
             raise DataError(f"y has {len(self.classes_)} class: at least two are needed")
         seed = self._seed()
+        self.auto_ = automatic(len(images))
         train, val = self._split(images, codes, seed)
         self.spec_ = ImageSpec.of(train.images, self.classes_)
         self.pixels_ = PixelRange.of(train.images)
         if self.augment not in AUGMENTATIONS:  # a policy of timm, which needs the images one by one
             train = ImageArrays(train.images, train.labels, make_transform(self.spec_.shape, True, self.augment))
-        self._train_on(train, val, seed, monitor="val/accuracy")
+        self._train_on(train, val, seed, monitor="val/accuracy", ema_decay=self.ema_decay, max_time=self.max_time)
+
+    def _setting(self, name: str) -> Any:
+        """An argument, or what it is for these images where it is "auto"."""
+        value = getattr(self, name)
+        return self.auto_[name] if value == "auto" else value
 
     def saved_state(self) -> dict[str, Any]:
         """Also the range of the pixels."""

@@ -52,6 +52,10 @@ class ImageEstimator(LightningEstimator):
         if self.validation_fraction != 0:
             check_fraction(validation_fraction=self.validation_fraction)
 
+    def _setting(self, name: str) -> Any:
+        """An argument, or what it is for these images where it is "auto"."""
+        return getattr(self, name)
+
     def _encode(self, y: Any, count: int) -> NDArray[np.int64]:
         """Set ``classes_`` and return the code of each of ``count`` images.
 
@@ -70,18 +74,29 @@ class ImageEstimator(LightningEstimator):
     def _split(self, images: Tensor, codes: NDArray[np.int64], seed: int) -> tuple[ImageArrays, ImageArrays | None]:
         """Images ``(N, C, H, W)`` to train on, and those to validate on where ``validation_fraction`` is above 0."""
         labels = torch.from_numpy(codes)
-        rows = hold_out(len(images), self.validation_fraction, seed, codes)
+        rows = hold_out(len(images), self._setting("validation_fraction"), seed, codes)
         train, held_out = (ImageArrays(images[part], labels[part]) for part in map(torch.from_numpy, rows))
         return train, held_out if len(held_out) else None
 
-    def _train_on(self, train: ImageArrays, val: ImageArrays | None, seed: int, monitor: str | None = None) -> None:
+    def _train_on(
+        self,
+        train: ImageArrays,
+        val: ImageArrays | None,
+        seed: int,
+        monitor: str | None = None,
+        ema_decay: float = 0.0,
+        max_time: float | None = None,
+    ) -> None:
         """Build the module and train it; ``monitor`` is the metric of ``val`` for early stopping."""
-        data = ImageDataModule(train, val, spec=self.spec_, batch_size=self.batch_size, seed=seed)
+        data = ImageDataModule(train, val, spec=self.spec_, batch_size=self._setting("batch_size"), seed=seed)
         with isolate_rng():
             seed_everything(seed)
             module = self._new_model(for_weights=False)
         watched = val is not None
-        self.history_ = self._train(module, data, seed, monitor=monitor if watched else None, validate=watched)
+        self.history_ = self._train(
+            module, data, seed, monitor=monitor if watched else None, validate=watched, ema_decay=ema_decay,
+            max_epochs=self._setting("max_epochs"), max_time=max_time,
+        )  # fmt: skip
         self.n_iter_ = len(self.history_)
         self.model_ = module.eval()
 

@@ -19,27 +19,15 @@ from moeapps.core.module import DataDependentModule
 from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
+from moeapps.vision.augmentation import AUGMENTATIONS, augmentation_for, augmented
+from moeapps.vision.defaults import patch_side
 from moeapps.vision.images import ImageSpec, pad_to, to_float
 from moeapps.vision.networks import FAMILIES, make_network
 
-__all__ = ["AUGMENTATIONS", "FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
+__all__ = ["FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
 
-SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "stem")
 """Sizes of those models that :class:`~moeapps.vision.WideNetClassifier` has as arguments."""
-
-AUGMENTATIONS = ("none", "shift", "shift_flip")
-
-
-def shift_and_flip(images: Tensor, flip: bool) -> Tensor:
-    """Shift each image ``(N, C, H, W)`` by up to an eighth of its size, padding with zeros; mirror half of them."""
-    n, _, height, width = images.shape
-    reach = max(1, min(height, width) // 8)
-    windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(2 * reach + 1, (2, n), device=images.device)
-    images = windows[torch.arange(n, device=images.device), :, down, right]
-    if flip:
-        images = torch.where(torch.rand(n, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
-    return images
 
 
 class SpecModule(DataDependentModule):
@@ -97,10 +85,13 @@ class ImageModuleConfig:
     model : str, default "widenet"
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
     options : dict, optional
-        Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). For the three families
-        ``patch_size`` defaults to an eighth of the images' side, rounded, 2 to 16 pixels.
-    augment : {"none", "shift", "shift_flip"}, default "none"
-        Augmentation of training images, on the device.
+        Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). The three families have
+        ``stem="patch"``, or ``"conv"``, which is better on few images; their ``patch_size`` defaults to an eighth of
+        the images' side, 2 to 16 pixels, rounded (with a convolutional stem to a power of two).
+    augment : {"none", "auto", "shift", "shift_flip", "affine", "affine_flip"}, default "none"
+        Augmentation of training images, on the device: shifts by up to an eighth; ``"affine"`` also rotates by up to
+        10 degrees and changes the size by up to a tenth; ``"_flip"`` also mirrors half of the images. ``"auto"`` is
+        ``"affine_flip"`` for colour images and ``"affine"`` for others.
     lr : float, default 1e-3
         Learning rate of AdamW.
     weight_decay : float, default 0.05
@@ -174,11 +165,12 @@ class ImageModule(SpecModule, Configurable):
         """
         self.spec = spec
         channels, height, width = spec.shape
+        self.augment = augmentation_for(self.config.augment, channels)
         model, options = self.config.model, dict(self.config.options or {})
         if fixed := [name for name in ("in_chans", "num_classes") if name in options]:
             raise ConfigError(f"options has {' and '.join(fixed)}, which follow from the images")
         if model in FAMILIES:  # other models of timm have a patch size of their own; these are padded to whole patches
-            patch = options.get("patch_size", max(2, min(16, round(min(height, width) / 8))))
+            patch = options.get("patch_size", patch_side(height, width, options.get("stem", "patch")))
             check_sizes(patch_size=patch)
             height, width = (-(-side // patch) * patch for side in (height, width))
             options = {**options, "patch_size": patch}
@@ -215,8 +207,7 @@ class ImageModule(SpecModule, Configurable):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy and auxiliary losses of one batch."""
         images, labels = batch
-        if self.config.augment != "none":
-            images = shift_and_flip(images, self.config.augment == "shift_flip")
+        images = augmented(images, self.augment)
 
         def run() -> tuple[Tensor, dict[str, Tensor]]:
             logits = self(images)

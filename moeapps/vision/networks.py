@@ -12,6 +12,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
 from moeapps.core.rebuilding import uncounted
+from moeapps.vision.stem import patch_embedding
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideNet
 
 __all__ = ["FAMILIES", "make_network", "without_downloads"]
@@ -56,6 +57,9 @@ def make_network(
     """
     if model in FAMILIES:
         _check_sizes(options)
+        if model == "vit":  # timm's own class, to which a stem is a class of embeddings
+            stem = options.pop("stem", "patch")
+            options = {**options, **patch_embedding(stem)}
         try:
             return FAMILIES[model](in_chans=shape[0], img_size=shape[1:], num_classes=num_classes, **options)
         except (TypeError, AssertionError) as error:

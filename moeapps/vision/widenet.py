@@ -21,6 +21,7 @@ from moeapps.core.modes import notes_are_kept
 from moeapps.core.older import arguments_of_0_1
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
+from moeapps.vision.stem import patch_embedding
 
 __all__ = ["SharedMoE", "ViTMoE", "VisionMoEConfig", "WideBlock", "WideNet"]
 
@@ -211,6 +212,9 @@ class WideNet(
         Fields of :class:`VisionMoEConfig`, as keyword arguments.
     individual_norms : bool, default True
         Whether every block has norms of its own; False shares them too (the paper's ablation).
+    stem : {"patch", "conv"}, default "patch"
+        How images become tokens: by one convolution as wide as a patch, or by several small ones
+        (:class:`~moeapps.vision.ConvPatchEmbed`), which is better on few images.
     **vit
         Arguments of timm's ``VisionTransformer``: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ...
 
@@ -228,7 +232,9 @@ class WideNet(
     """
 
     @takes(VisionMoEConfig)
-    def __init__(self, *, config: VisionMoEConfig, individual_norms: bool = True, **vit: Any) -> None:
+    def __init__(
+        self, *, config: VisionMoEConfig, individual_norms: bool = True, stem: str = "patch", **vit: Any
+    ) -> None:
         made: list[nn.ModuleDict] = []
         numbers = itertools.count()
 
@@ -266,7 +272,8 @@ class WideNet(
 
         check_sizes(depth=vit.get("depth", 12))
         # Weights are initialised once the shared modules are registered: timm would not find them before.
-        super().__init__(block_fn=block, **{**vit, "weight_init": "skip"})  # type: ignore[arg-type]
+        arguments = {**vit, **patch_embedding(stem), "weight_init": "skip"}
+        super().__init__(block_fn=block, **arguments)  # type: ignore[arg-type]
         self.shared = made[0]
         self.moe.most_calls = len(self.blocks)
         self.init_weights(vit.get("weight_init", ""))
@@ -315,6 +322,8 @@ class ViTMoE(
         has its own.
     moe_every : int, default 2
         Every ``moe_every``-th block, the last one included, has experts.
+    stem : {"patch", "conv"}, default "patch"
+        As of :class:`WideNet`.
     **vit
         Arguments of timm's ``VisionTransformer``.
 
@@ -325,9 +334,9 @@ class ViTMoE(
     """
 
     @takes(VisionMoEConfig)
-    def __init__(self, *, config: VisionMoEConfig, moe_every: int = 2, **vit: Any) -> None:
+    def __init__(self, *, config: VisionMoEConfig, moe_every: int = 2, stem: str = "patch", **vit: Any) -> None:
         check_sizes(moe_every=moe_every)
-        super().__init__(**vit)
+        super().__init__(**vit, **patch_embedding(stem))
         depth, dim = len(self.blocks), self.embed_dim
         chosen = [i for i in range(depth) if (depth - 1 - i) % moe_every == 0]
         # Losses of all layers are added up, those of one layer count 1 / (number of layers).

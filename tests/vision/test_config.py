@@ -53,7 +53,7 @@ LEFT_OUT = {
 SMALL_IMAGES = "for images of a few pixels and some thousand of them"
 
 OTHER_DEFAULT = {
-    (WideNetClassifier, ImageModuleConfig): {"lr": SMALL_IMAGES},
+    (WideNetClassifier, ImageModuleConfig): dict.fromkeys(["lr", "augment"], SMALL_IMAGES),
     (WideNetClassifier, VisionMoEConfig): {},
     (SwitchDiTGenerator, DiTConfig): dict.fromkeys(["dim", "depth", "num_heads", "learn_sigma"], SMALL_IMAGES),
     (SwitchDiTGenerator, SwitchDiTConfig): {},

@@ -14,10 +14,10 @@ from PIL import Image
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision import ImageFolderData, ImageSpec, PublicImageData, WideNetClassifier, load_images
+from moeapps.vision.augmentation import shift_and_flip
 from moeapps.vision.data import ImageArrays, make_transform
 from moeapps.vision.folders import find_images, open_image, read_images
 from moeapps.vision.images import as_images, channel_statistics, pad_to, to_float
-from moeapps.vision.module import shift_and_flip
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "vision"
 
@@ -290,5 +290,5 @@ def test_the_options_of_the_network_reach_it():
     assert module(torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)).shape == (2, 2)
     with pytest.raises(DataError, match=r"images are \(1, 9, 9\), the network was built for \(1, 8, 8\)"):
         module(torch.rand(2, 1, 9, 9))
-    with pytest.raises(ConfigError, match="augment must be one of none, shift, shift_flip"):
+    with pytest.raises(ConfigError, match="augment must be one of auto, none, shift, shift_flip, affine"):
         ImageModule(augment="flip")

@@ -1,0 +1,51 @@
+"""What the arguments of the image classifier are where nobody says: "auto" by the images, and in files of 0.1."""
+
+import math
+from typing import Any
+
+from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.errors import ConfigError
+
+__all__ = ["BEFORE", "automatic", "check_automatic", "patch_side"]
+
+BEFORE: dict[str, Any] = {"stem": "patch", "ema_decay": 0.0, "max_time": None}
+"""What arguments that 0.1 did not have are in what it saved."""
+
+HELD_OUT = 5_000
+"""From so many images on a tenth is held out: of fewer, each counts more than knowing the best epoch."""
+
+
+def patch_side(height: int, width: int, stem: str) -> int:
+    """Side of a patch for images of a size: about an eighth of the shorter side, 2 to 16 pixels.
+
+    For the convolutional stem it is a power of two, which is a product of strides of 2.
+    """
+    eighth = max(2.0, min(16.0, min(height, width) / 8))
+    return 2 ** round(math.log2(eighth)) if stem == "conv" else round(eighth)
+
+
+def automatic(n: int) -> dict[str, int | float]:
+    """What "auto" means for n images."""
+    epochs = round(EPOCHS * math.sqrt(REFERENCE / max(n, 1)))
+    return {
+        "batch_size": 32 if n < 1_000 else 64 if n < 20_000 else 128,
+        "max_epochs": max(10, min(60, epochs)),
+        "validation_fraction": 0.0 if n < HELD_OUT else 0.1,
+    }
+
+
+EPOCHS, REFERENCE = 25, 2_000
+"""Epochs for so many images; four times as many images are trained on for half of the epochs."""
+
+
+def check_automatic(batch_size: Any, max_epochs: Any, validation_fraction: Any, max_time: Any) -> None:
+    """Refuse what is neither "auto" nor possible, naming the argument."""
+    if batch_size != "auto":
+        check_sizes(batch_size=batch_size)
+    if max_epochs != "auto" and (isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1):
+        raise ConfigError(f"max_epochs must be 'auto' or a whole number of at least 1, got {max_epochs!r}")
+    if validation_fraction not in ("auto", 0):
+        check_fraction(validation_fraction=validation_fraction)
+    seconds = isinstance(max_time, int | float) and not isinstance(max_time, bool) and max_time > 0
+    if max_time is not None and not seconds:
+        raise ConfigError(f"max_time must be None or seconds above 0, got {max_time!r}")
