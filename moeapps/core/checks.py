@@ -10,6 +10,7 @@ __all__ = [
     "check_below_one",
     "check_fraction",
     "check_one_of",
+    "check_proper_fraction",
     "check_seed",
     "check_sizes",
     "check_top_k",
@@ -43,6 +44,13 @@ def check_fraction(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ConfigError(f"{name} must be a number above 0 and at most 1, got {value!r}")
+
+
+def check_proper_fraction(**values: Any) -> None:
+    """Refuse what is not a number above 0 and below 1, naming the argument."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ConfigError(f"{name} must be a number above 0 and below 1, got {value!r}")
 
 
 def check_top_k(top_k: Any, num_experts: int, name: str = "top_k") -> None:

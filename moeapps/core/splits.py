@@ -19,7 +19,7 @@ def hold_out(
     n : int
         Number of rows.
     fraction : float
-        Part of the rows to hold back; at least one row unless it is 0.
+        Part of the rows to hold back, below 1; at least one row unless it is 0, and never all.
     seed : int
         Seed of the choice.
     codes : array of shape (n,), optional
@@ -41,7 +41,7 @@ def hold_out(
         return rows, rows[:0]
     if n < 2:
         raise DataError(f"{n} row(s) cannot be split into training and validation: at least 2 are needed")
-    held = max(1, round(n * fraction))
+    held = min(max(1, round(n * fraction)), n - 1)
     stratify = None
     if codes is not None:
         sizes = np.unique(codes, return_counts=True)[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.tabledata.cells import missing_texts
@@ -126,10 +126,7 @@ class RankingData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_sizes(batch_size=batch_size)
-        if validation_fraction != 0:
-            check_fraction(validation_fraction=validation_fraction)
-        if validation_fraction >= 1:
-            raise ConfigError(f"validation_fraction must be below 1, got {validation_fraction!r}")
+        check_below_one(validation_fraction=validation_fraction)
         if isinstance(targets, str):
             raise ConfigError(f"targets must be a list with the name of at least one column, got {targets!r}")
         self.parts: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}

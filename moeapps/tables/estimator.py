@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_below_one, check_fraction, check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_one_of, check_proper_fraction, check_sizes
 from moeapps.core.config import config_from, field_names
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
@@ -230,7 +230,7 @@ class TabularEstimator(LightningEstimator):
         check_sizes(num_bins=self.num_bins)
         check_one_of("dtype", self.dtype, ("auto", "float32", "float64"))
         check_one_of("early_stopping", self.early_stopping, ("auto", True, False))
-        check_fraction(validation_fraction=self.validation_fraction)
+        check_proper_fraction(validation_fraction=self.validation_fraction)
         check_below_one(ema_decay=self.ema_decay)
         if self.validation_fraction >= 1:
             raise ConfigError(f"validation_fraction must be below 1, got {self.validation_fraction!r}")

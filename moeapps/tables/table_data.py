@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import UNKNOWN, class_labels, encode
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
@@ -175,10 +175,7 @@ class TableData(L.LightningDataModule):
         super().__init__()
         check_sizes(batch_size=batch_size)
         check_one_of("task", task, ("auto", "classification", "regression"))
-        if validation_fraction != 0:
-            check_fraction(validation_fraction=validation_fraction)
-        if validation_fraction >= 1:
-            raise ConfigError(f"validation_fraction must be below 1, got {validation_fraction!r}")
+        check_below_one(validation_fraction=validation_fraction)
         if name is not None:
             check_one_of("name", name, tuple(PUBLIC_TABLES))
             if file is not None:

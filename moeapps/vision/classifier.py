@@ -58,6 +58,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     patch_size : int or "auto", default "auto"
         Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded (with the
         convolutional stem to a power of two). Images are padded to a multiple of it.
+    global_pool : {"avg", "token"}, default "avg"
+        What the head sees: the mean of all patches, or a class token, as in the papers.
     image_size : int, optional
         Side to which images are resized and cropped, files and arrays alike; None if all have one size.
     num_experts : int, default 4
@@ -161,6 +163,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         mlp_ratio: float = 2.0,
         stem: Literal["conv", "patch"] = "conv",
         patch_size: int | Literal["auto"] = "auto",
+        global_pool: Literal["avg", "token"] = "avg",
         image_size: int | None = None,
         num_experts: int = 4,
         top_k: int = 2,
@@ -230,6 +233,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         check_below_one(ema_decay=self.ema_decay)
         if self.model in FAMILIES:
             check_one_of("stem", self.stem, STEMS)
+            check_one_of("global_pool", self.global_pool, ("avg", "token"))
         if self.image_size is not None:
             check_sizes(image_size=self.image_size)
         if isinstance(X, str | Path):
@@ -283,7 +287,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
             return {}
         experts = field_names(VisionMoEConfig) if self.model != "vit" else ()
         patch = ("patch_size",) if self.patch_size != "auto" else ()
-        return {name: getattr(self, name) for name in (*SIZES, *patch, *experts) if hasattr(self, name)}
+        sizes = {name: getattr(self, name) for name in (*SIZES, *patch, *experts) if hasattr(self, name)}
+        return {**sizes, "global_pool": self.global_pool, "class_token": self.global_pool == "token"}
 
     def _checked(self, X: Any) -> Tensor:
         check_is_fitted(self, "model_")

@@ -17,7 +17,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moeapps.core.checks import check_fraction, check_one_of, check_sizes
+from moeapps.core.checks import check_one_of, check_proper_fraction, check_sizes
 from moeapps.core.config import as_arguments, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
@@ -244,7 +244,7 @@ class PublicImageData(ImageDataModule):
         loading: LoadingConfig = LoadingConfig(),
     ) -> None:
         super().__init__(**as_arguments(loading))
-        check_fraction(validation_fraction=validation_fraction)
+        check_proper_fraction(validation_fraction=validation_fraction)
         if name != "digits" and path is None:
             raise ConfigError(f"{name} is not part of the package: give its folder as path (download: true fetches it)")
         self.set_name, self.path, self.download = name, path, download
@@ -332,7 +332,7 @@ class ImageFolderData(ImageDataModule):
         super().__init__(**as_arguments(loading))
         check_sizes(image_size=image_size)
         check_one_of("channels", channels, MODES)
-        check_fraction(validation_fraction=validation_fraction)
+        check_proper_fraction(validation_fraction=validation_fraction)
         self.folders = {"train": train, "val": val, "test": test, "predict": predict}
         self.shape, self.channels = (channels, image_size, image_size), channels
         self.validation_fraction = validation_fraction

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import ConfigError
 
 __all__ = ["BEFORE", "automatic", "check_automatic", "patch_side"]
 
-BEFORE: dict[str, Any] = {"stem": "patch", "ema_decay": 0.0, "max_time": None}
+BEFORE: dict[str, Any] = {"stem": "patch", "global_pool": "token", "ema_decay": 0.0, "max_time": None}
 """What arguments that 0.1 did not have are in what it saved."""
 
 HELD_OUT = 5_000
@@ -44,8 +44,8 @@ def check_automatic(batch_size: Any, max_epochs: Any, validation_fraction: Any, 
         check_sizes(batch_size=batch_size)
     if max_epochs != "auto" and (isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1):
         raise ConfigError(f"max_epochs must be 'auto' or a whole number of at least 1, got {max_epochs!r}")
-    if validation_fraction not in ("auto", 0):
-        check_fraction(validation_fraction=validation_fraction)
+    if validation_fraction != "auto":
+        check_below_one(validation_fraction=validation_fraction)
     seconds = isinstance(max_time, int | float) and not isinstance(max_time, bool) and max_time > 0
     if max_time is not None and not seconds:
         raise ConfigError(f"max_time must be None or seconds above 0, got {max_time!r}")

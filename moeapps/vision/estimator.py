@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.callbacks import seed_everything
-from moeapps.core.checks import check_fraction, check_sizes
+from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import class_labels, classes_and_codes, classes_from_json, labels_to_json
@@ -49,8 +49,7 @@ class ImageEstimator(LightningEstimator):
     def _check_settings(self) -> None:
         """Refuse what can be refused before the images are looked at."""
         check_sizes(batch_size=self.batch_size)
-        if self.validation_fraction != 0:
-            check_fraction(validation_fraction=self.validation_fraction)
+        check_below_one(validation_fraction=self.validation_fraction)
 
     def _setting(self, name: str) -> Any:
         """An argument, or what it is for these images where it is "auto"."""

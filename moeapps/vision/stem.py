@@ -17,16 +17,17 @@ __all__ = ["STEMS", "ConvPatchEmbed", "patch_embedding"]
 STEMS = ("patch", "conv")
 """How images become tokens: one convolution as wide as a patch, or several of 3 x 3."""
 
-NARROWEST = 32
+NARROWEST = 24
 """Channels that every convolution of the stem has at least."""
 
 
 class ConvPatchEmbed(PatchEmbed):
-    r"""Convolutional stem: a convolution of stride 2 for every factor 2 of the patch's side, then one of stride 1.
+    r"""Convolutional stem: a convolution of stride 2 for every factor 2 of the patch's side, one more, a projection.
 
-    Early convolutions help transformers see better (Xiao et al., NeurIPS 2021): each convolution but the last has
-    batch norm and GELU, and their widths double up to the tokens'. Neighbouring patches overlap, and the network is
-    easier to train on few images than with the one large convolution of a plain ViT. The number of tokens is the same.
+    Early convolutions help transformers see better (Xiao et al., NeurIPS 2021): the convolutions cover 3 x 3 pixels,
+    have batch norm and GELU, and widths that double up to the tokens'; the last one has stride 1. A convolution of
+    1 x 1 makes the tokens. So neighbouring patches overlap, and the network needs fewer images than with the one large
+    convolution of a plain ViT. The number of tokens is the same.
 
     Other factors of the patch's side are strides of their own: a side of 6 is strides 2 and 3. A convolution of stride
     s covers :math:`2 \lceil s / 2 \rceil + 1` pixels.
@@ -63,16 +64,16 @@ class ConvPatchEmbed(PatchEmbed):
                 f"stem='conv' needs square patches of at least 2 pixels, got patch_size={patch_size!r}: take "
                 "stem='patch', or another patch_size"
             )
-        strides = _prime_factors(side)
+        strides = [*_prime_factors(side), 1]
         layers: list[nn.Module] = []
         channels = in_chans
         for i, stride in enumerate(strides):
-            wide = max(min(NARROWEST, embed_dim), embed_dim // 2 ** (len(strides) - 1 - i))
+            wide = max(min(NARROWEST, embed_dim), embed_dim // 2 ** max(0, len(strides) - 2 - i))
             kernel = 2 * math.ceil(stride / 2) + 1
             shape = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
             layers.append(ConvNormAct(channels, wide, **shape, act_layer=nn.GELU, device=device, dtype=dtype))
             channels = wide
-        layers.append(nn.Conv2d(channels, embed_dim, 3, padding=1, bias=bias, device=device, dtype=dtype))
+        layers.append(nn.Conv2d(channels, embed_dim, 1, bias=bias, device=device, dtype=dtype))
         self.proj = nn.Sequential(*layers)
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:

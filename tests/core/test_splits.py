@@ -40,3 +40,8 @@ def test_the_seed_decides():
 def test_one_row_is_refused():
     with pytest.raises(DataError, match="at least 2"):
         hold_out(1, 0.5, seed=0)
+
+
+def test_a_row_is_always_left_to_train_on():
+    train, held = hold_out(3, 0.99, seed=0)
+    assert (len(train), len(held)) == (1, 2)
