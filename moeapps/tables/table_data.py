@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeapps.core.checks import check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import UNKNOWN, class_labels, encode
 from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
