@@ -44,9 +44,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     ----------
     model : str, default "widenet"
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model, which has sizes of its own.
-    embed_dim : int, default 96
+    embed_dim : int, default 64
         Width of the tokens, a multiple of ``num_heads``.
-    depth : int, default 6
+    depth : int, default 3
         Number of blocks.
     num_heads : int, default 4
         Number of attention heads.
@@ -96,7 +96,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     batch_size : int or "auto", default "auto"
         Images per training step; ``"auto"`` is 32 below 1,000 images, 64 below 20,000, and 128.
     max_epochs : int or "auto", default "auto"
-        Largest number of epochs; ``"auto"`` is 25 for 2,000 images and half as many for four times as many, 10 to 60.
+        Largest number of epochs; ``"auto"`` is 25, for colour images 40, times the root of 2,000 / n where there are
+        fewer than 2,000 images (up to four times) and of 10,000 / n where there are more than 10,000; at least 10.
     max_time : float, optional
         Seconds after which training ends, with the learning rate at the end of its schedule. How far it gets then
         depends on the machine; without a limit, equal seeds give equal models.
@@ -157,8 +158,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         self,
         model: str = "widenet",
         *,
-        embed_dim: int = 96,
-        depth: int = 6,
+        embed_dim: int = 64,
+        depth: int = 3,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         stem: Literal["conv", "patch"] = "conv",
@@ -248,7 +249,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         if len(self.classes_) < 2:
             raise DataError(f"y has {len(self.classes_)} class: at least two are needed")
         seed = self._seed()
-        self.auto_ = automatic(len(images))
+        self.auto_ = automatic(len(images), images.shape[1])
         train, val = self._split(images, codes, seed)
         self.spec_ = ImageSpec.of(train.images, self.classes_)
         self.pixels_ = PixelRange.of(train.images)

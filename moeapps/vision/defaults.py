@@ -24,18 +24,25 @@ def patch_side(height: int, width: int, stem: str) -> int:
     return 2 ** round(math.log2(eighth)) if stem == "conv" else round(eighth)
 
 
-def automatic(n: int) -> dict[str, int | float]:
-    """What "auto" means for n images."""
-    epochs = round(EPOCHS * math.sqrt(REFERENCE / max(n, 1)))
+def automatic(n: int, channels: int) -> dict[str, int | float]:
+    """What "auto" means for n images.
+
+    Few images are trained on for more epochs, since an epoch of them is few steps, many for fewer; photographs take
+    longer to learn than digits.
+    """
+    fewer, more = math.sqrt(FEW / max(1, min(n, FEW))), math.sqrt(MANY / max(n, MANY))
     return {
         "batch_size": 32 if n < 1_000 else 64 if n < 20_000 else 128,
-        "max_epochs": max(10, min(60, epochs)),
+        "max_epochs": max(10, round((COLOUR_EPOCHS if channels >= 3 else GREY_EPOCHS) * min(fewer, 4.0) * more)),
         "validation_fraction": 0.0 if n < HELD_OUT else 0.1,
     }
 
 
-EPOCHS, REFERENCE = 25, 2_000
-"""Epochs for so many images; four times as many images are trained on for half of the epochs."""
+GREY_EPOCHS, COLOUR_EPOCHS = 25, 40
+"""Epochs for images of one channel and for colour images, of which there are as many as this:"""
+
+FEW, MANY = 2_000, 10_000
+"""Below and above, epochs change with the inverse root of the number of images."""
 
 
 def check_automatic(batch_size: Any, max_epochs: Any, validation_fraction: Any, max_time: Any) -> None:

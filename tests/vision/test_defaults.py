@@ -12,12 +12,13 @@ SMALL = {"embed_dim": 16, "depth": 1, "num_heads": 2, "random_state": 0, "accele
 
 
 def test_more_images_mean_larger_batches_fewer_epochs_and_a_part_to_validate_on():
-    rows = [automatic(n) for n in (100, 2_000, 8_000, 50_000)]
+    rows = [automatic(n, 3) for n in (100, 2_000, 8_000, 50_000)]
     for name, order in (("batch_size", 1), ("max_epochs", -1), ("validation_fraction", 1)):
         values = [order * row[name] for row in rows]
         assert values == sorted(values), name
         assert values[0] < values[-1], name
-    assert automatic(1) == automatic(100)
+    assert automatic(1, 1) == automatic(100, 1)
+    assert automatic(5_000, 1)["max_epochs"] < automatic(5_000, 3)["max_epochs"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_a_patch_is_about_an_eighth_of_the_side(side, stem, patch):
 
 def test_what_auto_became_is_told_and_saved(digits, tmp_path):
     model = WideNetClassifier(**SMALL, max_epochs=1).fit(*digits)
-    assert (model.auto_, model.n_iter_) == (automatic(len(digits[0])), 1)
+    assert (model.auto_, model.n_iter_) == (automatic(len(digits[0]), 1), 1)
     model.save(tmp_path / "m.safetensors")
     loaded = moeapps.load(tmp_path / "m.safetensors")
     assert (loaded.auto_, loaded.get_params()) == (model.auto_, model.get_params())
