@@ -11,7 +11,7 @@
   images, here JPEG copies (figures do not compare to those of the lossless set in the third digit).
 
 WideNet and ViT-MoE have no argument but the seed. The ViT has their stem, width, depth and training, and MLPs as wide
-as two experts, so that a WideNet costs as many multiplications. The convolutional network (six layers of 3 x 3 with batch
+as two experts, so that a WideNet costs as many multiplications. The convolutional network (six layers of 3 x 3, batch
 norm) is trained in a plain loop with the same epochs, batches, augmentation and schedule. The others see pixels as
 features. The defaults were chosen on parts of the training images (mnist: on 1,000 images that are not tested on).
 
