@@ -11,6 +11,7 @@ from tests.test_benchmarks_page import results, script
 ROOT = Path(__file__).parent.parent
 PUBLIC = script("public_tables").TABLES
 GRAPHS = script("graph_accuracy")
+IMAGES = script("vision_accuracy")
 README = (ROOT / "README.md").read_text().replace("\xa0", " ")
 
 
@@ -53,7 +54,7 @@ def incomes(data: str, model: str) -> list[float]:
 
 
 def images(data: str, model: str) -> list[float]:
-    return [run["accuracy"] for run in results("vision_accuracy")["sets"][data][model].values()]
+    return [100 * run["accuracy"] for run in results("vision_accuracy")["sets"][data][model].values()]
 
 
 def distances(data: str, model: str) -> list[float]:
@@ -78,7 +79,8 @@ ROWS = [
     ("Electricity", streams, "elec", MOA, "DriftMoE", 2),
     ("10 streams", streams, "", MOA, "DriftMoE", 2),
     ("census-income, 2 targets", incomes, "census", OTHERS, "AdaTT", 4),
-    ("CIFAR-10", images, "cifar10", ("ViT",), "WideNet", 4),
+    ("2,000 of MNIST", images, "mnist", tuple(IMAGES.MODELS)[1:], "WideNet", 2),
+    ("2,000 of CIFAR-10", images, "cifar10, 2000", tuple(IMAGES.MODELS)[1:], "WideNet", 2),
     ("digits generation", distances, "digits", ("DiT",), "Switch-DiT", 4),
 ]
 
@@ -99,9 +101,9 @@ def test_a_row_of_the_table_compares_with_the_best_baseline(start, scores, data,
 
 
 def test_parameters_and_seconds_are_measured():
-    models = results("vision_accuracy")["sets"]["cifar10"]
-    ours, theirs = (models[name]["0"]["parameters"] for name in ("WideNet", "ViT"))
-    assert f"WideNet has {ours:,} parameters, ViT {theirs:,}" in README
+    models = results("vision_accuracy")["sets"]["mnist"]
+    ours, theirs = (models[name]["0"]["parameters"] for name in ("WideNet", "convolutional"))
+    assert f"WideNet has {ours:,} parameters, the convolutional network {theirs:,}" in " ".join(README.split())
     times = results("tabular_speed")["now"]["census-income, 99,762"]
     ratio = times["moe"]["fit"]["cpu"] / times["boosting"]["fit"]["cpu"]
     assert f"MoEClassifier takes {ratio:.0f} times boosting's" in " ".join(README.split())
