@@ -192,10 +192,7 @@ def vision(recorder: Recorder) -> None:
             digits.images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target
         )
         for name, row in classifiers.items():
-            classifier = WideNetClassifier(
-                name, embed_dim=64, depth=3, patch_size=2, max_epochs=8, lr=3e-3, validation_fraction=0.0,
-                random_state=seed,
-            )  # fmt: skip
+            classifier = WideNetClassifier(name, max_epochs=8, random_state=seed)
             with recorder.training(row, seed):
                 classifier.fit(train, y_train)
             recorder.score(row, classifier.score(test, y_test), _count(classifier.model_.network))
