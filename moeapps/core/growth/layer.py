@@ -21,7 +21,7 @@ from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import NoisyTopKRouter, Router, TopKRouter
 from moeapps.core.routing import Routing
 
-__all__ = ["BlockExperts", "MoEBlock", "count_calls", "experts_of"]
+__all__ = ["BlockExperts", "MoEBlock", "count_calls", "experts_of", "new_experts"]
 
 
 class BlockExperts(ExpertMLP):
@@ -165,16 +165,30 @@ def experts_of(
 
 def _empty_experts(like: Block, width: int, num_experts: int) -> ExpertMLP:
     """Experts without values: nothing is drawn that would be overwritten."""
-    name, biases = like.activation, (like.bias1 is not None, like.bias2 is not None)
     with torch.device("meta"):
-        if name is not None and like.dropout == 0 and biases[0] == biases[1]:
-            experts = ExpertMLP(like.dim, width, num_experts, like.out_dim, name, bias=biases[0])
-        else:
-            experts = BlockExperts(
-                like.dim, width, num_experts, like.out_dim,
-                act=like.act, gated=like.gated, dropout=like.dropout, name=name, biases=biases,
-            )  # fmt: skip
+        experts = new_experts(like, width, num_experts)
     return experts.to_empty(device=like.first.device).to(like.first.dtype)
+
+
+def new_experts(like: Block, width: int, num_experts: int) -> ExpertMLP:
+    """Experts of a block's kind with weights of their own, on torch's default device.
+
+    Parameters
+    ----------
+    like : Block
+        The block, whose widths, activation, biases and dropout they have.
+    width : int
+        Hidden width of an expert.
+    num_experts : int
+        Number of experts E.
+    """
+    name, biases = like.activation, (like.bias1 is not None, like.bias2 is not None)
+    if name is not None and like.dropout == 0 and biases[0] == biases[1]:
+        return ExpertMLP(like.dim, width, num_experts, like.out_dim, name, bias=biases[0])
+    return BlockExperts(
+        like.dim, width, num_experts, like.out_dim,
+        act=like.act, gated=like.gated, dropout=like.dropout, name=name, biases=biases,
+    )  # fmt: skip
 
 
 class MoEBlock(MoE):

@@ -4,7 +4,6 @@ Shapes: N tokens, A assignments, d width, d_out output width, r rank, E experts.
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,14 +16,14 @@ from moeapps import registry
 from moeapps.core.checks import check_at_least_zero, check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import Experts, _compute_dtype, _counts
-from moeapps.core.growth.blocks import linear_problem
+from moeapps.core.growth.blocks import linear_problem, random_rows
 from moeapps.core.growth.moeify import Layers
 from moeapps.core.growth.sites import Skipped, contents, find_sites, without_fast_path
 from moeapps.core.kernels import Backend, choose_backend, sorted_linear
 from moeapps.core.layer import MoE, RoutedLayer
 from moeapps.core.routers import Router, SoftRouter, make_router
 
-__all__ = ["LowRankReport", "LowRankUpdates", "RoutedLinear", "lora_experts", "merge_lora"]
+__all__ = ["LowRankReport", "LowRankUpdates", "RoutedLinear", "lora_experts", "merge_lora", "replace_module"]
 
 Network = TypeVar("Network", bound=nn.Module)
 ARGUMENTS = ("backend", "capacity_factor", "overflow", "eval_capacity_factor", "balance_weight", "z_weight")
@@ -227,7 +226,7 @@ def lora_experts(
     for parameter in trained_also:
         parameter.requires_grad_(True)
     for name, linear in chosen.items():
-        network = _replace(network, linear, routed_linear(linear, settings, name))
+        network = replace_module(network, linear, routed_linear(linear, settings, name))
     without_fast_path(network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return network, LowRankReport(tuple(chosen), tuple(skipped), trained, sum(p.numel() for p in network.parameters()))
@@ -295,7 +294,7 @@ def _problem(linear: nn.Module) -> str | None:
     return linear_problem(linear)
 
 
-def _replace(network: Network, old: nn.Module, new: nn.Module) -> Network:
+def replace_module(network: Network, old: nn.Module, new: nn.Module) -> Network:
     """The network with a module exchanged in all places that hold it."""
     if network is old:
         return new  # type: ignore[return-value]
@@ -351,15 +350,15 @@ def merge_lora(model: Network) -> Network:
         update = layer.experts.down[0].double() @ layer.experts.up[0].double()  # type: ignore[index, operator, union-attr]
         weight = _weight_of_one(layer)
         layer.base.weight.add_((layer.scale * weight * update).t().to(layer.base.weight.dtype))
-        network = _replace(network, layer, layer.base)
+        network = replace_module(network, layer, layer.base)
     return network
 
 
 def _weight_of_one(layer: RoutedLinear) -> float:
-    """What a single expert is multiplied by: 1, as a softmax over one score is, or the router's factor."""
-    probe = torch.zeros(1, layer.dim, dtype=layer.base.weight.dtype, device=layer.base.weight.device)
+    """What a single expert is multiplied by: 1, as a softmax over one score is, or a router's factor."""
+    probe = random_rows(layer.dim).to(layer.base.weight)
     routing = copy.deepcopy(layer.router).eval()(probe, experts=layer.experts)
-    weight = float(routing.weight.sum())
-    if not math.isfinite(weight):
-        raise ConfigError("the router gives a weight that is not finite")
-    return weight
+    weight = routing.weight
+    if weight.numel() != len(probe) or not torch.allclose(weight, weight[:1].expand_as(weight)):
+        raise ConfigError(f"{type(layer.router).__name__} weighs its expert by the token: it cannot become one matrix")
+    return float(weight[0])
