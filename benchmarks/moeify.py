@@ -3,7 +3,7 @@
     python benchmarks/moeify.py [--parts grow tune] [--seeds 5] [--table] [--validate]
 
 The images are JPEG copies of CIFAR-10 (figures do not compare to those of the lossless set in the third digit); a
-timm ViT with patches of 4 x 4, width 64, 4 blocks, MLPs of twice the width, one thread, AdamW with a cosine schedule,
+timm ViT with patches of 8 x 8, width 64, 4 blocks, MLPs of twice the width, one thread, AdamW with a cosine schedule,
 shifts and flips. The settings were chosen with ``--validate``, which holds 5,000 training images out and never sees a
 test image.
 
@@ -56,7 +56,7 @@ BATCH = 64
 
 def vit() -> VisionTransformer:
     return VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0, num_classes=10,
+        img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0, num_classes=10,
         global_pool="avg", class_token=False,
     )  # fmt: skip
 

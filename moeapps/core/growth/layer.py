@@ -132,23 +132,25 @@ def experts_of(
     for block in blocks:
         if problem := like.shape_problem(block):
             raise ConfigError(f"the dense networks must have the same shape, activation and dropout: {problem} differs")
+    assert len(blocks) == 1 or shards == 1
     if like.hidden_dim % shards:
         raise ConfigError(f"{like.hidden_dim} hidden units do not divide among {shards} experts")
     width = like.hidden_dim // shards
     experts = _empty_experts(like, width, num_experts)
     halves = 2 if like.gated else 1
+    period = max(len(blocks), shards)  # experts e, e + period, ... are alike
     with torch.no_grad():
-        for e in range(num_experts):
-            source = blocks[e % len(blocks)]
+        for e in range(min(period, num_experts)):
+            source, alike = blocks[e % len(blocks)], slice(e, None, period)
             units = slice(e % shards * width, (e % shards + 1) * width)
-            # (halves, h, d) of which some units: (d, halves * width)
+            # (halves, h, d) of which some units: (halves * width, d)
             first = source.first.unflatten(0, (halves, -1))[:, units].flatten(0, 1)
-            experts.weight1[e].copy_(first.t())
-            experts.weight2[e].copy_(source.second[:, units].t() * shards)
+            experts.weight1[alike] = first.t()
+            experts.weight2[alike] = source.second[:, units].t() * shards
             if source.bias1 is not None and experts.bias1 is not None:
-                experts.bias1[e].copy_(source.bias1.unflatten(0, (halves, -1))[:, units].flatten())
+                experts.bias1[alike] = source.bias1.unflatten(0, (halves, -1))[:, units].flatten()
             if source.bias2 is not None and experts.bias2 is not None:
-                experts.bias2[e].copy_(source.bias2)
+                experts.bias2[alike] = source.bias2
         if noise_std > 0:
             for matrix in (experts.weight1, experts.weight2):
                 matrix.add_(torch.randn_like(matrix) * noise_std * matrix.std())
