@@ -220,7 +220,9 @@ def cell(values: list[float], digits: int = 4) -> str:
 def show(found: dict[str, Any]) -> None:
     console = Console(width=110)
     if runs := list(found.get("grow", {}).values()):
-        table = Table("network", "top-1", "parameters", "CPU s", title=f"grow, {len(runs)} seeds, mean ± standard error")
+        table = Table(
+            "network", "top-1", "parameters", "CPU s", title=f"grow, {len(runs)} seeds, mean ± standard error"
+        )
         table.add_row("before", cell([r["before"] for r in runs]), f"{runs[0]['dense_parameters']:,}", "")
         for name, text in (("dense", "(a) trained on dense"), ("mixture", "(b) moeified, trained on")):
             seconds = f"{np.mean([r[f'{name}_seconds'] for r in runs]):.0f}"
@@ -229,7 +231,9 @@ def show(found: dict[str, Any]) -> None:
         console.print(table)
         console.print(f"largest difference of logits at step 0: {max(r['difference'] for r in runs):.1e}")
     if runs := list(found.get("tune", {}).values()):
-        title = f"tune, {len(runs)} seeds, mean ± standard error; old classes before {cell([r['before'] for r in runs])}"
+        title = (
+            f"tune, {len(runs)} seeds, mean ± standard error; old classes before {cell([r['before'] for r in runs])}"
+        )
         table = Table("trained", "new classes", "points forgotten", "share trained", "CPU s", title=title)
         for method in METHODS:
             rows = [r[method] for r in runs if method in r]

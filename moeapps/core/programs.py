@@ -65,7 +65,9 @@ def program_bytes(
     return _onnx(program, metadata or {}) if form == "onnx" else _pt2(program, metadata or {})
 
 
-def export_network(network: nn.Module, inputs: Tensor | tuple[Tensor, ...], path: str | Path, form: Form = "onnx") -> Path:
+def export_network(
+    network: nn.Module, inputs: Tensor | tuple[Tensor, ...], path: str | Path, form: Form = "onnx"
+) -> Path:
     """Export any network with MoE layers for any batch size, in evaluation mode.
 
     Parameters

@@ -106,9 +106,7 @@ class BlockExperts(ExpertMLP):
         )
 
 
-def experts_of(
-    blocks: Sequence[Block], num_experts: int, *, shards: int = 1, noise_std: float = 0.0
-) -> ExpertMLP:
+def experts_of(blocks: Sequence[Block], num_experts: int, *, shards: int = 1, noise_std: float = 0.0) -> ExpertMLP:
     """Experts made of blocks: copies of one, of several in turn, or of shards of one.
 
     Parameters
@@ -311,4 +309,3 @@ def _end(network: nn.Module, inputs: Any, output: Any) -> None:
     for layer in network.modules():
         if isinstance(layer, MoEBlock):
             layer.end_pass()
-

@@ -193,7 +193,8 @@ def moeify(
     if unknown := [name for name in arguments if name not in ARGUMENTS]:
         near = registry.nearest(unknown[0], [*ARGUMENTS, *_NAMES])
         raise ConfigError(
-            f"moeify has no argument {unknown[0]!r}" + (f": did you mean {near!r}?" if near else f"; {ARGUMENTS}")
+            f"moeify has no argument {unknown[0]!r}"
+            + (f": did you mean {near!r}?" if near else f"; it takes {', '.join([*_NAMES, *ARGUMENTS])}")
         )
     if not isinstance(router, str):
         raise ConfigError(f"router must be the name of a router, got {router!r}: each layer makes its own")
@@ -245,9 +246,7 @@ def _choose(
     return chosen, left
 
 
-def _named(
-    network: nn.Module, sites: Sequence[Site], skipped: Sequence[Skipped], layers: Layers
-) -> list[Site]:
+def _named(network: nn.Module, sites: Sequence[Site], skipped: Sequence[Skipped], layers: Layers) -> list[Site]:
     if callable(layers):
         chosen = [site for site in sites if layers(site.name, network.get_submodule(site.name))]
         if not chosen:
@@ -308,9 +307,7 @@ def _layer_of(site: Site, settings: Mapping[str, Any]) -> tuple[MoEBlock, Replac
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
-def upcycled_block(
-    blocks: Sequence[Block], settings: Mapping[str, Any], *, tokens_first: bool = False
-) -> MoEBlock:
+def upcycled_block(blocks: Sequence[Block], settings: Mapping[str, Any], *, tokens_first: bool = False) -> MoEBlock:
     """The layer of one block, or of several that become its experts in turn.
 
     Parameters
@@ -325,7 +322,9 @@ def upcycled_block(
     num_experts, top_k, init = settings["num_experts"], settings["top_k"], settings["init"]
     shards = top_k if init == "split" else 1
     if num_experts % shards:
-        raise ConfigError(f"init='split' makes num_experts / top_k experts of each part: {num_experts} / {top_k} is none")
+        raise ConfigError(
+            f"init='split' makes num_experts / top_k experts of each part: {num_experts} / {top_k} is none"
+        )
     noise = settings["noise_std"] if init == "noise" else 0.0
     experts = experts_of(blocks, num_experts, shards=shards, noise_std=noise)
     like = blocks[0].first

@@ -165,9 +165,7 @@ def _window_put(network: nn.Module, module: nn.Sequential, keys: list[str]) -> C
     return put
 
 
-def _window(
-    children: list[tuple[str, nn.Module | None]], start: int
-) -> tuple[int, nn.Module, float, nn.Module] | None:
+def _window(children: list[tuple[str, nn.Module | None]], start: int) -> tuple[int, nn.Module, float, nn.Module] | None:
     """Linear, activation, any dropout, Linear from an index on: index of the end, activation, dropout, last layer."""
     first = children[start][1]
     if first is None or not _looks_linear(first) or start + 2 >= len(children):
@@ -192,9 +190,7 @@ def _looks_linear(module: nn.Module) -> bool:
 
 
 def _transformer_site(network: nn.Module, name: str, module: nn.Module) -> Site | Skipped:
-    base = (
-        nn.TransformerEncoderLayer if isinstance(module, nn.TransformerEncoderLayer) else nn.TransformerDecoderLayer
-    )
+    base = nn.TransformerEncoderLayer if isinstance(module, nn.TransformerEncoderLayer) else nn.TransformerDecoderLayer
     if type(module)._ff_block is not base._ff_block:  # type: ignore[attr-defined]
         return Skipped(name, type(module).__name__, "its feed-forward block is not torch's own")
     block = plain_block(base.__name__, module.linear1, module.linear2, module.activation, float(module.dropout.p))  # type: ignore[arg-type]
@@ -210,9 +206,7 @@ def _transformer_site(network: nn.Module, name: str, module: nn.Module) -> Site 
 
     batch_first = bool(module.self_attn.batch_first)  # type: ignore[union-attr]
     parts = (module.linear1, module.linear2)
-    return Site(
-        _prefixed(name, "linear1"), block, parts, put, _holders(network, module), tokens_first=not batch_first
-    )  # type: ignore[arg-type]
+    return Site(_prefixed(name, "linear1"), block, parts, put, _holders(network, module), tokens_first=not batch_first)  # type: ignore[arg-type]
 
 
 def without_fast_path(network: nn.Module) -> None:
@@ -243,7 +237,9 @@ def _pyg_site(network: nn.Module, name: str, module: nn.Module) -> Site | Skippe
     if len(lins) != 2:
         return Skipped(name, kind, f"has {len(lins)} Linear layers, a block has two")
     if not module.plain_last or not all(type(norm).__name__ == "Identity" for norm in norms):
-        return Skipped(name, kind, "has norms, or an activation after its last layer: norm=None, plain_last=True has not")
+        return Skipped(
+            name, kind, "has norms, or an activation after its last layer: norm=None, plain_last=True has not"
+        )
     if module.act is None:
         return Skipped(name, kind, "has no activation")
     block = plain_block(kind, lins[0], lins[1], module.act, float(module.dropout[0]))  # type: ignore[arg-type, index]
@@ -298,4 +294,3 @@ def contents(network: nn.Module) -> str:
     """What a network is made of: its most frequent layers, for messages."""
     counts = Counter(type(m).__name__ for m in network.modules() if next(m.children(), None) is None)
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common(6)) or "nothing"
-
