@@ -155,7 +155,7 @@ def grow(data: Data, seed: int, settings: dict[str, Any], experts: dict[str, Any
     seconds = fit(dense, images, labels, settings["dense_epochs"], settings["lr"], seed)
     before = accuracy(dense, data.test_images, data.test_labels)
     torch.manual_seed(seed)
-    mixture, report = moeify(dense, **experts)
+    mixture, _ = moeify(dense, **experts)
     with torch.no_grad():
         some = data.test_images[:500]
         difference = float((mixture(some) - dense(some)).abs().max())

@@ -85,7 +85,7 @@ ENTRIES: dict[str, Entry] = {
         Entry(
             "network",
             "moeapps.core.growth.saved.MoEified",
-            "a network of one's own with MoE layers or low-rank experts",
+            "a network of one's own with experts",
         ),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),

@@ -1,4 +1,4 @@
-"""Auxiliary losses and the routers' own updates, for training loops and LightningModules that know nothing of experts."""
+"""Auxiliary losses and the routers' own updates, for training loops and LightningModules that know of no experts."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -373,9 +373,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         module = copy.deepcopy(self.model_)  # the routing of this pass is not to stay in the fitted model
         layers = list(routed_layers(module).values())
         if not layers:
-            raise ConfigError(
-                f"model={self.model!r} has no experts; moeify= gives some to a network with Linear blocks"
-            )
+            raise ConfigError(f"model={self.model!r} has no experts; moeify= makes some of Linear blocks")
         module(images)
         routings = []
         for routed in layers:

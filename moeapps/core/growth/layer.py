@@ -1,4 +1,4 @@
-"""The layer and the experts that take a block's place, with what blocks have and experts had not: dropout, any activation.
+"""The layer and the experts that take a block's place, with what blocks have besides: dropout, any activation.
 
 Shapes: N tokens, d width, h hidden width, E experts, A assignments.
 """

@@ -191,11 +191,10 @@ def moeify(
     check_one_of("init", init, INITS)
     check_at_least_zero(noise_std=noise_std)
     if unknown := [name for name in arguments if name not in ARGUMENTS]:
-        near = registry.nearest(unknown[0], [*ARGUMENTS, *_NAMES])
-        raise ConfigError(
-            f"moeify has no argument {unknown[0]!r}"
-            + (f": did you mean {near!r}?" if near else f"; it takes {', '.join([*_NAMES, *ARGUMENTS])}")
-        )
+        known = [*_NAMES, *ARGUMENTS]
+        near = registry.nearest(unknown[0], known)
+        hint = f": did you mean {near!r}?" if near else f"; it takes {', '.join(known)}"
+        raise ConfigError(f"moeify has no argument {unknown[0]!r}{hint}")
     if not isinstance(router, str):
         raise ConfigError(f"router must be the name of a router, got {router!r}: each layer makes its own")
     settings = {
@@ -213,7 +212,7 @@ def moeify(
     if any(site.places > 1 for site in chosen):
         count_calls(network)
     settings["layers"] = [site.name for site in chosen]
-    return network, MoEifyReport(tuple(replaced), tuple([*skipped, *left]), settings)
+    return network, MoEifyReport(tuple(replaced), (*skipped, *left), settings)
 
 
 _NAMES = ("layers", "num_experts", "top_k", "router", "every", "init", "router_args", "noise_std")
@@ -226,8 +225,8 @@ def _choose(
     if not sites:
         reasons = "; ".join(f"{entry.name or 'the network'}: {entry.reason}" for entry in skipped[:4])
         raise ConfigError(
-            f"this {type(network).__name__} has no block Linear - activation - Linear to make experts of. It is made of "
-            f"{contents(network)}" + (f"; {reasons}" if reasons else "")
+            f"this {type(network).__name__} has no block Linear - activation - Linear to make experts of. It is made "
+            f"of {contents(network)}" + (f"; {reasons}" if reasons else "")
         )
     if isinstance(layers, str) and layers == "auto":
         square = [site for site in sites if site.block.dim == site.block.out_dim] or list(sites)
@@ -289,7 +288,7 @@ def _layer_of(site: Site, settings: Mapping[str, Any]) -> tuple[MoEBlock, Replac
     if settings["init"] != "noise" and difference is not None and difference > _TOLERANCE.get(block.first.dtype, 0.05):
         raise ConfigError(
             f"router={settings['router']!r} does not keep what {site.name!r} computes (outputs differ by "
-            f"{difference:.2g}): it mixes tokens, leaves tokens without an expert, or scales them. init='noise' allows it"
+            f"{difference:.2g}): it mixes tokens, leaves some without an expert, or scales them. init='noise' allows it"
         )
     entry = Replaced(
         site.name,

@@ -96,8 +96,7 @@ class MoEified(SaveMixin):
 
 
 def save_moeified(model: nn.Module, path: str | os.PathLike[str], *, trained_only: bool = False) -> None:
-    """Save a network of :func:`~moeapps.core.growth.moeify.moeify` or
-    :func:`~moeapps.core.tuning.low_rank.lora_experts`, pruned, merged or compressed since or not.
+    """Save a network of ``moeify`` or ``lora_experts``, pruned, merged or compressed since or not.
 
     Parameters
     ----------
@@ -235,7 +234,7 @@ def with_layers(model: Network, layers: list[dict[str, Any]], frozen: Collection
         if name not in sites:
             known = ", ".join(map(repr, list(sites)[:6])) or "none"
             raise FileFormatError(
-                f"the file has an MoE layer for {name!r}, and this {type(model).__name__} has no such block (it has {known})"
+                f"the file has an MoE layer for {name!r}, and this {type(model).__name__} has no such block, only {known}"
             )
         site = sites[name]
         layer = _block_layer(site.block, entry, site.tokens_first)

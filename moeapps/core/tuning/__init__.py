@@ -1,1 +1,1 @@
-"""Fine-tuning that trains a part of a network: the experts that a task uses, or low-rank experts on a frozen network."""
+"""Fine-tuning of a part of a network: the experts that a task uses, or low-rank experts on a frozen network."""

@@ -155,10 +155,9 @@ def lora_experts(
     also: str | Sequence[str] = (),
     **arguments: Any,
 ) -> tuple[Network, LowRankReport]:
-    """Freeze a network and put routed low-rank experts beside its Linear layers (MoLA, Gao et al. 2024; LoRAMoE, Dou
-    et al. 2024).
+    """Freeze a network and put routed low-rank experts beside its Linear layers.
 
-    The experts' second factor is zero at first, so that the network computes exactly what it did. Trained are the
+    As in MoLA (Gao et al. 2024) and LoRAMoE (Dou et al. 2024), who do it for language models. The experts' second factor is zero at first, so that the network computes exactly what it did. Trained are the
     experts, their routers, and what ``also`` names.
 
     Parameters

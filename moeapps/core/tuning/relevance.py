@@ -29,8 +29,8 @@ def relevant_experts(
     r"""The experts that carry most of the load of some data, per layer (ESFT, Wang et al. 2024, section 3.2).
 
     The score of an expert is its mean gate value over tokens (eq. 5), or the fraction of choices that fell on it
-    (eq. 6), divided by the sum over the routed experts. Of each layer the fewest experts are taken whose scores together
-    reach ``share`` (eq. 7),
+    (eq. 6), divided by the sum over the routed experts. Of each layer the fewest experts are taken whose scores
+    together reach ``share`` (eq. 7),
 
     .. math:: \sum_{e \in S} R_e \ge p
 
@@ -53,7 +53,8 @@ def relevant_experts(
     Returns
     -------
     dict of str to tuple of int
-        Experts of each layer, by its name, in increasing order; for :func:`~moeapps.core.tuning.freezing.freeze_except`.
+        Experts of each layer, by its name, in increasing order; for
+        :func:`~moeapps.core.tuning.freezing.freeze_except`.
 
     Raises
     ------
