@@ -224,8 +224,8 @@ def gated_block(
             return "only one of its gate and value has a bias"
         if gate.weight.shape != value.weight.shape:
             return "its gate and value differ in shape"
-        first = torch.cat([gate.weight, value.weight])  # type: ignore[list-item]
-        bias = None if gate.bias is None else torch.cat([gate.bias, value.bias])  # type: ignore[list-item]
+        first = _joined([gate.weight, value.weight])  # type: ignore[list-item]
+        bias = None if gate.bias is None else _joined([gate.bias, value.bias])  # type: ignore[list-item]
     elif gate_last:
         first, bias = _swapped(first), None if bias is None else _swapped(bias)  # type: ignore[arg-type]
     if first.shape[0] != 2 * second.weight.shape[1]:  # type: ignore[union-attr, index]
@@ -237,7 +237,12 @@ def gated_block(
 
 def _swapped(stacked: Tensor) -> Tensor:
     first, second = stacked.chunk(2)
-    return torch.cat([second, first])
+    return _joined([second, first])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of a first layer in one tensor, which says as they do whether it is trained."""
+    return torch.cat([part.detach() for part in parts]).requires_grad_(any(part.requires_grad for part in parts))
 
 
 def random_rows(dim: int, rows: int = 64) -> Tensor:

@@ -322,7 +322,7 @@ def upcycled_block(blocks: Sequence[Block], settings: Mapping[str, Any], *, toke
     shards = top_k if init == "split" else 1
     if num_experts % shards:
         raise ConfigError(
-            f"init='split' makes num_experts / top_k experts of each part: {num_experts} / {top_k} is none"
+            f"init='split' makes num_experts / top_k experts of each part: {num_experts} / {top_k} is no whole number"
         )
     noise = settings["noise_std"] if init == "noise" else 0.0
     experts = experts_of(blocks, num_experts, shards=shards, noise_std=noise)
@@ -355,7 +355,8 @@ def _difference(block: Block, layer: MoEBlock) -> float | None:
     if block.first.is_meta:
         return None
     x = random_rows(block.dim).to(block.first)
-    mode = layer.training
+    mode, cap = layer.training, layer.eval_capacity_factor
+    layer.eval_capacity_factor = None  # whoever caps experts wants tokens to be left out
     act = block.act
     was = act.training if isinstance(act, nn.Module) else None
     if isinstance(act, nn.Module):
@@ -364,6 +365,7 @@ def _difference(block: Block, layer: MoEBlock) -> float | None:
     if isinstance(act, nn.Module) and was is not None:
         act.train(was)
     layer.train(mode)
+    layer.eval_capacity_factor = cap
     layer.last_routing, layer._calls, layer._taken = None, (), ()
     size = float(expected.abs().max())
     difference = float((expected - found).float().abs().max())

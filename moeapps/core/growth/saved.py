@@ -234,7 +234,7 @@ def with_layers(model: Network, layers: list[dict[str, Any]], frozen: Collection
         if name not in sites:
             known = ", ".join(map(repr, list(sites)[:6])) or "none"
             raise FileFormatError(
-                f"the file has an MoE layer for {name!r}, and this {type(model).__name__} has no such block, only {known}"
+                f"the file has an MoE layer for {name!r}, and this {type(model).__name__} has no such block: {known}"
             )
         site = sites[name]
         layer = _block_layer(site.block, entry, site.tokens_first)

@@ -157,8 +157,9 @@ def lora_experts(
 ) -> tuple[Network, LowRankReport]:
     """Freeze a network and put routed low-rank experts beside its Linear layers.
 
-    As in MoLA (Gao et al. 2024) and LoRAMoE (Dou et al. 2024), who do it for language models. The experts' second factor is zero at first, so that the network computes exactly what it did. Trained are the
-    experts, their routers, and what ``also`` names.
+    As in MoLA (Gao et al. 2024) and LoRAMoE (Dou et al. 2024), who do it for language models. The experts' second
+    factor is zero at first, so that the network computes exactly what it did. Trained are the experts, their routers,
+    and what ``also`` names.
 
     Parameters
     ----------
