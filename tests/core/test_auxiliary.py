@@ -99,9 +99,10 @@ def test_the_callback_trains_as_a_loop_of_ones_own(router, accumulate):
         assert "moe/z" in trainer.callback_metrics
     without = Plain(copy.deepcopy(start))
     fit(without, accumulate_grad_batches=accumulate)
-    assert any(
-        not torch.allclose(p, q) for p, q in zip(without.net.parameters(), module.net.parameters(), strict=True)
-    ) or router == "smoe_dropout"
+    assert (
+        any(not torch.allclose(p, q) for p, q in zip(without.net.parameters(), module.net.parameters(), strict=True))
+        or router == "smoe_dropout"
+    )
 
 
 def test_the_balancing_bias_moves_once_per_step_of_the_optimiser():

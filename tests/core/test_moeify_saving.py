@@ -234,6 +234,8 @@ def test_surgery_keeps_the_layer_and_training_goes_on():
         assert isinstance(layer, MoEBlock)
         assert (layer.num_experts, layer.experts.dropout, layer.out_dropout.p) == (3, 0.1, 0.1)
         out = changed.train()(X)
-        (out.mean() + sum(sum(m.auxiliary_losses().values()) for m in changed.modules() if isinstance(m, MoE))).backward()
+        (
+            out.mean() + sum(sum(m.auxiliary_losses().values()) for m in changed.modules() if isinstance(m, MoE))
+        ).backward()
         assert np.isfinite(float(out.detach().sum()))
     assert torch.equal(grown(X), before)
