@@ -418,7 +418,7 @@ def test_impossible_arguments_are_refused():
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_torch_encoders_leave_their_fast_path():
-    """In evaluation torch computes a layer, or with a mask all of them, from weights that are no longer all there is."""
+    """In evaluation torch computes a layer, or with a mask all of them, from the weights of two Linear layers."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     network = nn.TransformerEncoder(layer, 3).eval()

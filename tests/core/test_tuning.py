@@ -84,6 +84,16 @@ def test_the_optimiser_keeps_no_state_for_what_is_frozen():
     assert repr(freezing).startswith("Freezing(trained=212 of")
 
 
+def test_gradients_of_before_do_not_stay():
+    network = Net()
+    network(X).sum().backward()
+    with freeze_except(network, {"first": [1]}):
+        network(X).sum().backward()
+        assert network.first.experts.parametrizations.weight1.original.grad.shape == (1, 8, 12)
+    assert network.first.experts.weight1.grad is None
+    network(X).sum().backward()
+
+
 def test_freezing_changes_nothing_of_what_the_network_computes():
     network = Net().eval()
     expected = network(X)

@@ -80,6 +80,7 @@ class Freezing:
         to be made anew.
         """
         for module, name, required in self._sliced:
+            module.parametrizations[name].original.grad = None  # type: ignore[index, union-attr]
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
             module.get_parameter(name).requires_grad_(required)
         for parameter, required in self.before:
@@ -175,6 +176,7 @@ def _train_some(freezing: Freezing, experts: Experts, numbers: Sequence[int]) ->
         if len(numbers) == experts.num_experts:
             parameter.requires_grad_(True)
             continue
+        parameter.grad = None  # of another shape than what is trained from now on
         parametrize.register_parametrization(experts, name, _Slices(parameter, numbers), unsafe=True)
         original: Any = experts.parametrizations[name].original  # type: ignore[index, union-attr]
         original.requires_grad_(True)
