@@ -6,6 +6,7 @@ Shapes: N tokens, d width, h hidden width.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def act_problem(act: object) -> str | None:
     return None
 
 
-def linear_problem(linear: nn.Module) -> str | None:
+def linear_problem(linear: Any) -> str | None:
     """Why a layer cannot be taken as a plain Linear; None where it can."""
     kind = type(linear)
     plain = kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
@@ -169,7 +170,7 @@ def hook_problem(module: nn.Module) -> str | None:
 
 
 def plain_block(
-    kind: str, first: nn.Module, second: nn.Module, act: Act, dropout: float = 0.0, out_dropout: float = 0.0
+    kind: str, first: Any, second: Any, act: Act, dropout: float = 0.0, out_dropout: float = 0.0
 ) -> Block | str:
     """A block of two Linear layers, or why it cannot be one."""
     problem = linear_problem(first) or linear_problem(second) or act_problem(act)
@@ -179,14 +180,14 @@ def plain_block(
         return f"its layers do not follow each other: {first.weight.shape[0]} units into {second.weight.shape[1]}"
     return Block(
         kind, first.weight, first.bias, second.weight, second.bias, act, dropout=dropout, out_dropout=out_dropout
-    )  # type: ignore[arg-type]
+    )
 
 
 def gated_block(
     kind: str,
-    gate: nn.Module,
-    value: nn.Module | None,
-    second: nn.Module,
+    gate: Any,
+    value: Any,
+    second: Any,
     act: Act,
     *,
     gate_last: bool = False,
@@ -224,15 +225,15 @@ def gated_block(
             return "only one of its gate and value has a bias"
         if gate.weight.shape != value.weight.shape:
             return "its gate and value differ in shape"
-        first = _joined([gate.weight, value.weight])  # type: ignore[list-item]
-        bias = None if gate.bias is None else _joined([gate.bias, value.bias])  # type: ignore[list-item]
+        first = _joined([gate.weight, value.weight])
+        bias = None if gate.bias is None else _joined([gate.bias, value.bias])
     elif gate_last:
-        first, bias = _swapped(first), None if bias is None else _swapped(bias)  # type: ignore[arg-type]
-    if first.shape[0] != 2 * second.weight.shape[1]:  # type: ignore[union-attr, index]
+        first, bias = _swapped(first), None if bias is None else _swapped(bias)
+    if first.shape[0] != 2 * second.weight.shape[1]:
         return "its gate and its last layer differ in width"
     return Block(
         kind, first, bias, second.weight, second.bias, act, gated=True, dropout=dropout, out_dropout=out_dropout
-    )  # type: ignore[arg-type]
+    )
 
 
 def _swapped(stacked: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ def _unknown(module: nn.Module) -> Block | str | None:
     Its Linear layers are tried with the activations and gates that are in use; only what gives the same numbers, in
     training too, is taken for the block.
     """
-    linears = [(name, child) for name, child in module.named_children() if _is_linear(child)]
+    linears: list[tuple[str, Any]] = [(name, m) for name, m in module.named_children() if _is_linear(m)]
     if any(isinstance(child.weight, nn.parameter.UninitializedParameter) for _, child in linears):
         return "its weights are not initialised yet: let the network see one batch first" if len(linears) > 1 else None
     if not 2 <= len(linears) <= 3 or isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -292,7 +293,8 @@ def _recognised(kind: str, module: nn.Module, names: Sequence[str], act: nn.Modu
     dropouts = _dropout_places(probe, names[-1])
     if isinstance(dropouts, str):
         return dropouts
-    x = random_rows(probe.get_submodule(names[0]).weight.shape[1], 7).double()[None]
+    first: Any = probe.get_submodule(names[0])
+    x = random_rows(first.weight.shape[1], 7).double()[None]
     try:
         with torch.no_grad():
             expected = probe.eval()(x)
@@ -309,7 +311,7 @@ def _recognised(kind: str, module: nn.Module, names: Sequence[str], act: nn.Modu
             block = build(probe)
             with torch.no_grad():
                 same = not isinstance(block, str) and block.dim == x.shape[-1]
-                if same and expected.shape == (found := block(x)).shape and torch.allclose(expected, found, rtol=1e-6):  # type: ignore[operator]
+                if same and expected.shape == (found := block(x)).shape and torch.allclose(expected, found, rtol=1e-6):
                     real = build(module)
                     assert isinstance(real, Block)
                     return replace(real, dropout=dropouts[0], out_dropout=dropouts[1])
@@ -323,20 +325,21 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 def _forms(kind: str, names: Sequence[str], act: Act) -> list[Callable[[nn.Module], Block | str]]:
     """How Linear layers may be put together."""
 
-    def take(module: nn.Module) -> list[nn.Module]:
+    def take(module: nn.Module) -> list[Any]:
         return [module.get_submodule(name) for name in names]
 
     if len(names) == 2:
         return [
-            lambda m: plain_block(kind, *take(m), act),
+            lambda m: plain_block(kind, take(m)[0], take(m)[1], act),
             lambda m: gated_block(kind, take(m)[0], None, take(m)[1], act),
             lambda m: gated_block(kind, take(m)[0], None, take(m)[1], act, gate_last=True),
         ]
     orders = [(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 0, 1)]
-    return [
-        lambda m, o=order: gated_block(kind, take(m)[o[0]], take(m)[o[1]], take(m)[o[2]], act)  # type: ignore[misc]
-        for order in orders
-    ]
+
+    def form(a: int, b: int, c: int) -> Callable[[nn.Module], Block | str]:
+        return lambda m: gated_block(kind, take(m)[a], take(m)[b], take(m)[c], act)
+
+    return [form(*order) for order in orders]
 
 
 def _dropout_places(probe: nn.Module, last: str) -> tuple[float, float] | str:
@@ -346,7 +349,8 @@ def _dropout_places(probe: nn.Module, last: str) -> tuple[float, float] | str:
         return 0.0, 0.0
     calls: list[nn.Module] = []
     handles = [child.register_forward_hook(lambda m, *_: calls.append(m)) for child in probe.children()]
-    width = next(child for child in probe.children() if _is_linear(child)).weight.shape[1]
+    first: Any = next(child for child in probe.children() if _is_linear(child))
+    width = first.weight.shape[1]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             probe.train()(torch.zeros(1, 7, width, dtype=torch.float64, device="cpu"))
@@ -404,7 +408,7 @@ def describe(module: nn.Module) -> Block | str | None:
     return _unknown(module)
 
 
-def _timm_block(module: nn.Module) -> Block | str | None:
+def _timm_block(module: Any) -> Block | str | None:
     """Mlp, GluMlp and SwiGLU of timm, known by name so that no forward has to be run."""
     kind = type(module).__name__
     if kind not in ("Mlp", "GluMlp", "SwiGLU"):
@@ -415,9 +419,9 @@ def _timm_block(module: nn.Module) -> Block | str | None:
         return f"has a {type(module.norm).__name__} between its layers"
     drops = {"dropout": module.drop1.p, "out_dropout": module.drop2.p}
     if kind == "Mlp":
-        return plain_block("timm Mlp", module.fc1, module.fc2, module.act, **drops)  # type: ignore[arg-type]
+        return plain_block("timm Mlp", module.fc1, module.fc2, module.act, **drops)
     if kind == "SwiGLU":
-        return gated_block("timm SwiGLU", module.fc1_g, module.fc1_x, module.fc2, module.act, **drops)  # type: ignore[arg-type]
+        return gated_block("timm SwiGLU", module.fc1_g, module.fc1_x, module.fc2, module.act, **drops)
     return gated_block(
         "timm GluMlp", module.fc1, None, module.fc2, module.act, gate_last=bool(module.gate_last), **drops
-    )  # type: ignore[arg-type]
+    )

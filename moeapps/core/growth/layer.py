@@ -275,6 +275,7 @@ class MoEBlock(MoE):
 
     def reset_parameters(self) -> None:
         """Draw new experts and a new router, as the layers that they replaced drew new weights."""
+        assert isinstance(self.experts, ExpertMLP)
         self.experts.reset_parameters()
         if hasattr(self.router, "weight"):
             nn.init.normal_(self.router.weight, std=self.dim**-0.5)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import pandas as pd
 import torch
@@ -207,7 +207,7 @@ def moeify(
     replaced = []
     for site in chosen:
         layer, entry = _layer_of(site, settings)
-        network = site.put(layer)
+        network = cast(Network, site.put(layer))
         replaced.append(entry)
     if any(site.places > 1 for site in chosen):
         count_calls(network)
@@ -223,10 +223,10 @@ def _choose(
 ) -> tuple[list[Site], list[Skipped]]:
     """The sites that are meant, and why the others are not."""
     if not sites:
-        reasons = "; ".join(f"{entry.name or 'the network'}: {entry.reason}" for entry in skipped[:4])
+        why = "; ".join(f"{entry.name or 'the network'}: {entry.reason}" for entry in skipped[:4])
         raise ConfigError(
             f"this {type(network).__name__} has no block Linear - activation - Linear to make experts of. It is made "
-            f"of {contents(network)}" + (f"; {reasons}" if reasons else "")
+            f"of {contents(network)}" + (f"; {why}" if why else "")
         )
     if isinstance(layers, str) and layers == "auto":
         square = [site for site in sites if site.block.dim == site.block.out_dim] or list(sites)

@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -240,7 +240,7 @@ def with_layers(model: Network, layers: list[dict[str, Any]], frozen: Collection
         layer = _block_layer(site.block, entry, site.tokens_first)
         layer.calls_kept = site.places
         shared |= site.places > 1
-        network = site.put(layer)
+        network = cast(Network, site.put(layer))
     if shared:
         count_calls(network)
     for entry in layers:

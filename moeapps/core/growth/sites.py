@@ -12,6 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -123,7 +124,7 @@ def _whole(network: nn.Module, name: str, module: nn.Module, block: Block) -> Si
 
 
 def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> Iterator[Site | Skipped]:
-    children = list(module._modules.items())
+    children: list[tuple[str, Any]] = list(module._modules.items())
     start = 0
     while start < len(children):
         window = _window(children, start)
@@ -140,7 +141,7 @@ def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> I
         if isinstance(block, str):
             yield Skipped(name if whole else full, _kind(module), block)
         elif whole:
-            out = sum(float(child.p) for child in after)  # type: ignore[union-attr, arg-type]
+            out = sum((float(child.p) for child in after), 0.0)
             block = plain_block(_kind(module), first, last, act, dropout, out)
             assert isinstance(block, Block)
             yield _whole(network, name, module, block)
@@ -165,7 +166,7 @@ def _window_put(network: nn.Module, module: nn.Sequential, keys: list[str]) -> C
     return put
 
 
-def _window(children: list[tuple[str, nn.Module | None]], start: int) -> tuple[int, nn.Module, float, nn.Module] | None:
+def _window(children: list[tuple[str, Any]], start: int) -> tuple[int, nn.Module, float, nn.Module] | None:
     """Linear, activation, any dropout, Linear from an index on: index of the end, activation, dropout, last layer."""
     first = children[start][1]
     if first is None or not _looks_linear(first) or start + 2 >= len(children):
@@ -189,11 +190,11 @@ def _looks_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__module__ == "torch_geometric.nn.dense.linear"
 
 
-def _transformer_site(network: nn.Module, name: str, module: nn.Module) -> Site | Skipped:
+def _transformer_site(network: nn.Module, name: str, module: Any) -> Site | Skipped:
     base = nn.TransformerEncoderLayer if isinstance(module, nn.TransformerEncoderLayer) else nn.TransformerDecoderLayer
-    if type(module)._ff_block is not base._ff_block:  # type: ignore[attr-defined]
+    if type(module)._ff_block is not base._ff_block:
         return Skipped(name, type(module).__name__, "its feed-forward block is not torch's own")
-    block = plain_block(base.__name__, module.linear1, module.linear2, module.activation, float(module.dropout.p))  # type: ignore[arg-type]
+    block = plain_block(base.__name__, module.linear1, module.linear2, module.activation, float(module.dropout.p))
     if isinstance(block, str):
         return Skipped(name, type(module).__name__, block)
 
@@ -204,9 +205,9 @@ def _transformer_site(network: nn.Module, name: str, module: nn.Module) -> Site 
         without_fast_path(network)
         return network
 
-    batch_first = bool(module.self_attn.batch_first)  # type: ignore[union-attr]
+    batch_first = bool(module.self_attn.batch_first)
     parts = (module.linear1, module.linear2)
-    return Site(_prefixed(name, "linear1"), block, parts, put, _holders(network, module), tokens_first=not batch_first)  # type: ignore[arg-type]
+    return Site(_prefixed(name, "linear1"), block, parts, put, _holders(network, module), tokens_first=not batch_first)
 
 
 def without_fast_path(network: nn.Module) -> None:
@@ -214,6 +215,7 @@ def without_fast_path(network: nn.Module) -> None:
 
     In evaluation an encoder layer is one fused call, and an encoder with a padding mask hands nested tensors on.
     """
+    module: Any
     for module in network.modules():
         changed = isinstance(module, nn.TransformerEncoderLayer) and not all(
             type(part) is nn.Linear for part in (module.linear1, module.linear2)
@@ -232,8 +234,8 @@ def _is_pyg_mlp(module: nn.Module) -> bool:
     return package is not None and type(module) is package.MLP
 
 
-def _pyg_site(network: nn.Module, name: str, module: nn.Module) -> Site | Skipped:
-    lins, norms, kind = list(module.lins), list(module.norms), "PyG MLP"  # type: ignore[arg-type]
+def _pyg_site(network: nn.Module, name: str, module: Any) -> Site | Skipped:
+    lins, norms, kind = list(module.lins), list(module.norms), "PyG MLP"
     if len(lins) != 2:
         return Skipped(name, kind, f"has {len(lins)} Linear layers, a block has two")
     if not module.plain_last or not all(type(norm).__name__ == "Identity" for norm in norms):
@@ -242,15 +244,15 @@ def _pyg_site(network: nn.Module, name: str, module: nn.Module) -> Site | Skippe
         )
     if module.act is None:
         return Skipped(name, kind, "has no activation")
-    block = plain_block(kind, lins[0], lins[1], module.act, float(module.dropout[0]))  # type: ignore[arg-type, index]
+    block = plain_block(kind, lins[0], lins[1], module.act, float(module.dropout[0]))
     if isinstance(block, str) or (problem := hook_problem(module)):
         return Skipped(name, kind, block if isinstance(block, str) else str(problem))
 
     def put(layer: nn.Module) -> nn.Module:
-        module.lins[0] = layer  # type: ignore[index, operator]
-        module.lins[1] = Emptied()  # type: ignore[index, operator]
-        module.act = None  # type: ignore[assignment]
-        module.dropout = [0.0, module.dropout[1]]  # type: ignore[assignment, index]
+        module.lins[0] = layer
+        module.lins[1] = Emptied()
+        module.act = None
+        module.dropout = [0.0, module.dropout[1]]
         return network
 
     return Site(_prefixed(name, "lins.0"), block, (lins[0], lins[1]), put, _holders(network, module))

@@ -347,7 +347,7 @@ def merge_lora(model: Network) -> Network:
                 f"{name!r} has {layer.num_experts} low-rank experts: what they add depends on the token, so that they "
                 "cannot become one matrix. lora_experts(num_experts=1) can be merged"
             )
-        update = layer.experts.down[0].double() @ layer.experts.up[0].double()  # type: ignore[index, operator, union-attr]
+        update = layer.experts.down[0].double() @ layer.experts.up[0].double()  # type: ignore[index]
         weight = _weight_of_one(layer)
         layer.base.weight.add_((layer.scale * weight * update).t().to(layer.base.weight.dtype))
         network = replace_module(network, layer, layer.base)
