@@ -82,6 +82,11 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.vision.SwitchDiTGenerator", "draws images by class: Switch-DiT or DiT, fit/sample"),
         Entry("model", "moeapps.vision.ImageModule", "WideNet, ViT-MoE, ViT or a timm model, for `moeapps fit`"),
         Entry("model", "moeapps.vision.DiffusionModule", "Switch-DiT or DiT, for `moeapps fit`"),
+        Entry(
+            "network",
+            "moeapps.core.growth.saved.MoEified",
+            "a network of one's own with experts",
+        ),
         Entry("checkpoint", "moeapps.stream.StreamCheckpoint", "a model of `moeapps stream run` with its position"),
         Entry("model", "moeapps.graph.GNNClassifier", "one network alone behind scikit-learn's fit/predict"),
         Entry(

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from warnings import warn  # the name itself is that of a module here
 
 if TYPE_CHECKING:
+    from moeapps.core.auxiliary import MoELosses as MoELosses
+    from moeapps.core.auxiliary import collect_losses as collect_losses
+    from moeapps.core.auxiliary import update_routers as update_routers
     from moeapps.core.estimator import LightningEstimator as LightningEstimator
     from moeapps.core.experts import ExpertList as ExpertList
     from moeapps.core.experts import ExpertMLP as ExpertMLP
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from moeapps.core.experts import HeterogeneousExperts as HeterogeneousExperts
     from moeapps.core.gates import MultiGate as MultiGate
     from moeapps.core.gates import mix_experts as mix_experts
+    from moeapps.core.growth.moeify import MoEifyReport as MoEifyReport
+    from moeapps.core.growth.moeify import moeify as moeify
+    from moeapps.core.growth.saved import load_moeified as load_moeified
+    from moeapps.core.growth.saved import save_moeified as save_moeified
     from moeapps.core.layer import MoE as MoE
     from moeapps.core.layer import RoutedLayer as RoutedLayer
     from moeapps.core.losses import consistency_loss as consistency_loss
@@ -46,6 +53,10 @@ if TYPE_CHECKING:
     from moeapps.core.statistics import RoutingMonitor as RoutingMonitor
     from moeapps.core.statistics import RoutingStatistics as RoutingStatistics
     from moeapps.core.tabledata.scoring import predict_file as predict_file
+    from moeapps.core.tuning.freezing import freeze_except as freeze_except
+    from moeapps.core.tuning.low_rank import lora_experts as lora_experts
+    from moeapps.core.tuning.low_rank import merge_lora as merge_lora
+    from moeapps.core.tuning.relevance import relevant_experts as relevant_experts
 
 _LAZY = {
     "AutonomyRouter": "routers",
@@ -56,13 +67,15 @@ _LAZY = {
     "ExpertMLP": "experts",
     "Experts": "experts",
     "FactoredExpertMLP": "experts",
-    "GatedFactoredExpertMLP": "experts",
     "FeedForward": "experts",
+    "GatedFactoredExpertMLP": "experts",
     "HashRouter": "routers",
     "HeterogeneousExperts": "experts",
     "LightningEstimator": "estimator",
     "MoE": "layer",
+    "MoELosses": "auxiliary",
     "MoEModule": "module",
+    "MoEifyReport": "growth.moeify",
     "MultiGate": "gates",
     "NoisyTopKRouter": "routers",
     "NullExpertsRouter": "routers",
@@ -77,18 +90,27 @@ _LAZY = {
     "ThorRouter": "routers",
     "TopKRouter": "routers",
     "TopPRouter": "routers",
+    "collect_losses": "auxiliary",
     "consistency_loss": "losses",
     "entropy_loss": "losses",
+    "freeze_except": "tuning.freezing",
     "importance_loss": "losses",
     "load": "saving",
     "load_balance_loss": "losses",
+    "load_moeified": "growth.saved",
+    "lora_experts": "tuning.low_rank",
     "make_router": "routers",
+    "merge_lora": "tuning.low_rank",
     "mix_experts": "gates",
     "mixture_loss": "losses",
+    "moeify": "growth.moeify",
     "mutual_information": "losses",
     "parameter_penalty_loss": "losses",
     "predict_file": "tabledata.scoring",
+    "relevant_experts": "tuning.relevance",
     "router_z_loss": "losses",
+    "save_moeified": "growth.saved",
+    "update_routers": "auxiliary",
 }
 
 __all__ = [
@@ -106,7 +128,9 @@ __all__ = [
     "HeterogeneousExperts",
     "LightningEstimator",
     "MoE",
+    "MoELosses",
     "MoEModule",
+    "MoEifyReport",
     "MultiGate",
     "NoisyTopKRouter",
     "NullExpertsRouter",
@@ -121,18 +145,27 @@ __all__ = [
     "ThorRouter",
     "TopKRouter",
     "TopPRouter",
+    "collect_losses",
     "consistency_loss",
     "entropy_loss",
+    "freeze_except",
     "importance_loss",
     "load",
     "load_balance_loss",
+    "load_moeified",
+    "lora_experts",
     "make_router",
+    "merge_lora",
     "mix_experts",
     "mixture_loss",
+    "moeify",
     "mutual_information",
     "parameter_penalty_loss",
     "predict_file",
+    "relevant_experts",
     "router_z_loss",
+    "save_moeified",
+    "update_routers",
 ]
 
 

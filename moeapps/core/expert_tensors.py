@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import ExpertMLP, Experts, FactoredExpertMLP
-from moeapps.core.kernels import ACTIVATIONS
 
 __all__ = ["averaged", "sliced", "stack_of"]
 
@@ -45,7 +44,7 @@ def averaged(experts: Experts, group: Sequence[int], use: Tensor) -> dict[str, T
             f"merging needs experts with stacked and unfactored weights (ExpertMLP), got {type(experts).__name__}: "
             "merge experts before they are compressed"
         )
-    gated = ACTIVATIONS[experts.activation].gated
+    gated = experts.gated
     share = use[list(group)].clamp(min=1e-12)
     share = share / share.sum()
     reference = stack_of(experts, group[0])
@@ -87,13 +86,13 @@ def _permuted(tensors: Mapping[str, Tensor], order: Tensor, gated: bool) -> dict
 
 def sliced(
     experts: Experts, groups: Sequence[Sequence[int]], make: Callable[[Sequence[int]], dict[str, Tensor]]
-) -> ExpertMLP:
+) -> Experts:
     """Experts of the same kind, one per group; what was frozen stays frozen.
 
     Parameters
     ----------
-    experts : ExpertMLP
-        The old experts.
+    experts : Experts
+        The old experts, stacked.
     groups : sequence of sequences of int
         For each new expert the old ones that it is made of.
     make : callable
@@ -104,7 +103,7 @@ def sliced(
     ConfigError
         If the experts have no stacked weights.
     """
-    if not isinstance(experts, ExpertMLP):
+    if not experts.stacked:
         raise ConfigError(f"this needs experts with stacked weights (ExpertMLP), got {type(experts).__name__}")
     made = [make(list(group)) for group in groups]
     new = copy.deepcopy(experts)

@@ -38,6 +38,8 @@ class Experts(nn.Module):
         Number of experts E.
     sizes : tuple[int, ...], optional
         Size of each expert, where they differ, for the parameter penalty; None when all are alike.
+    stacked : bool, default=False
+        Whether every parameter has one row per expert, so that experts can be taken out.
     dtype : dtype or None
         Parameter type, or None if there are no parameters.
     """
@@ -46,6 +48,7 @@ class Experts(nn.Module):
     out_dim: int
     num_experts: int
     sizes: tuple[int, ...] | None = None
+    stacked: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -110,6 +113,8 @@ class ExpertMLP(Experts):
     torch.Size([3, 4])
     """
 
+    stacked = True
+
     def __init__(
         self,
         dim: int,
@@ -158,6 +163,11 @@ class ExpertMLP(Experts):
                     p.sum() * 0 for p in (rows.to(dtype), w1, b1, w2, b2) if p is not None
                 )
             return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the first layer has two halves, of which one multiplies the other."""
+        return ACTIVATIONS[self.activation].gated
 
     def mean_keys(self) -> Tensor:
         """Mean of each expert's first-layer key vectors, ``(E, d)``."""

@@ -1,5 +1,6 @@
 """Exported programs: ONNX and torch.export, as bytes that are written whole or not at all."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -9,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
+from moeapps.core.files import atomic_write
 
-__all__ = ["Form", "Scaling", "onnx_runtime", "program_bytes"]
+__all__ = ["Form", "Scaling", "export_network", "onnx_runtime", "program_bytes"]
 
 Form = Literal["onnx", "torch"]
 
@@ -60,6 +63,46 @@ def program_bytes(
         If ONNX is not installed.
     """
     return _onnx(program, metadata or {}) if form == "onnx" else _pt2(program, metadata or {})
+
+
+def export_network(
+    network: nn.Module, inputs: Tensor | tuple[Tensor, ...], path: str | Path, form: Form = "onnx"
+) -> Path:
+    """Export any network with MoE layers for any batch size, in evaluation mode.
+
+    Parameters
+    ----------
+    network : Module
+        The network, which stays as it is.
+    inputs : Tensor or tuple of Tensor
+        An example of its inputs, with at least two samples; the first axis may have any length later.
+    path : str or Path
+        File to write, ``.onnx`` or ``.pt2``.
+    form : Form, default="onnx"
+        ``"onnx"`` (needs ``moeapps[onnx]``) or ``"torch"`` (``torch.export.load`` reads it).
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    ConfigError
+        If the form is unknown or ONNX is not installed.
+    OSError
+        If the file cannot be written; an existing one is then unchanged.
+    """
+    check_one_of("form", form, ("onnx", "torch"))
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    rows: Any = torch.export.Dim("rows")
+    with torch.no_grad():
+        copied = copy.deepcopy(network).eval()
+        traced = torch.export.export(copied, given, dynamic_shapes=tuple({0: rows} for _ in given))
+    content = program_bytes(traced, form)
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:

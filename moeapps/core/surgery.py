@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from moeapps.core.checks import check_one_of, check_sizes, check_top_k
+from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
 from moeapps.core.expert_tensors import averaged, sliced, stack_of
 from moeapps.core.expert_use import ExpertUse, measure_use
 from moeapps.core.experts import ExpertMLP, FeedForward, LowRankExpertMLP
+from moeapps.core.growth.blocks import Block
+from moeapps.core.growth.layer import MoEBlock, experts_of
+from moeapps.core.growth.sites import find_sites
 from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.layer import MoE
 from moeapps.core.merging import merge_experts, regroup
 from moeapps.core.operations import LayerReport, Model, operate, report, use_of
+from moeapps.core.routers import make_router
 
 __all__ = [
     "ExpertUse",
@@ -171,7 +175,7 @@ def merge_to_dense(layer: MoE, use: ExpertUse | None = None) -> tuple[FeedForwar
 
 
 def upcycle(
-    dense: FeedForward | Sequence[FeedForward],
+    dense: nn.Module | Sequence[nn.Module],
     num_experts: int,
     top_k: int = 2,
     *,
@@ -188,8 +192,9 @@ def upcycle(
 
     Parameters
     ----------
-    dense : FeedForward or sequence of FeedForward
-        One network, or several of the same shape.
+    dense : Module or sequence of Module
+        One network, or several of the same shape: :class:`~moeapps.core.experts.FeedForward`, or any block that
+        :func:`~moeapps.core.growth.moeify.moeify` finds (timm's ``Mlp``, torchvision's ``MLP``, a ``Sequential``, ...).
     num_experts : int
         Number of experts E.
     top_k : int, default=2
@@ -210,40 +215,41 @@ def upcycle(
     Raises
     ------
     ConfigError
-        If the networks differ in shape, or their hidden units do not divide among the experts.
+        If the networks differ in shape or activation, or are no such blocks, or their hidden units do not divide among
+        the experts.
     """
-    sources = [dense] if isinstance(dense, FeedForward) else list(dense)
+    sources = [dense] if isinstance(dense, nn.Module) and not isinstance(dense, nn.ModuleList) else list(dense)
     if not sources:
-        raise ConfigError("dense must be a FeedForward or several of them, got none")
+        raise ConfigError("dense must be a network or several of them, got none")
     check_sizes(num_experts=num_experts)
-    like = sources[0]
-    for source in sources:
-        if (source.dim, source.hidden_dim, source.out_dim) != (like.dim, like.hidden_dim, like.out_dim):
-            raise ConfigError("the dense networks must have the same shape")
-        check_one_of("activation", source.activation, (like.activation,))
+    blocks = [_block_of(source) for source in sources]
+    like = blocks[0]
     if split and (len(sources) > 1 or like.hidden_dim % num_experts):
         raise ConfigError(
             f"split needs one network whose {like.hidden_dim} hidden units divide among {num_experts} experts"
         )
-    width = like.hidden_dim // num_experts if split else like.hidden_dim
-    experts = ExpertMLP(like.dim, width, num_experts, like.out_dim, like.activation).to(like.first.weight)
-    assert experts.bias1 is not None
-    assert experts.bias2 is not None
-    with torch.no_grad():
-        for e in range(num_experts):
-            source = sources[e % len(sources)]
-            units = slice(e * width, (e + 1) * width) if split else slice(None)
-            experts.weight1[e].copy_(source.first.weight[units].t())
-            experts.bias1[e].copy_(source.first.bias[units])
-            experts.weight2[e].copy_(source.second.weight[:, units].t() * (num_experts if split else 1))
-            experts.bias2[e].copy_(source.second.bias)
-        for matrix in (experts.weight1, experts.weight2):
-            matrix.add_(torch.randn_like(matrix) * noise_std * matrix.std())
-    layer = MoE(like.dim, num_experts, top_k, experts=experts, **arguments).to(like.first.weight)
-    before = sum(p.numel() for source in sources for p in source.parameters())
+    experts = experts_of(blocks, num_experts, shards=num_experts if split else 1, noise_std=noise_std)
+    if like.out_dropout > 0:  # of a foreign network: the layer has it, too
+        router = arguments.pop("router", "topk")
+        made = make_router(router, like.dim, num_experts, top_k) if isinstance(router, str) else router
+        layer: MoE = MoEBlock(like, made, experts, **arguments)
+        layer.divides = False  # type: ignore[assignment]
+    else:
+        layer = MoE(like.dim, num_experts, top_k, experts=experts, **arguments)
+    layer.to(like.first)
+    before = sum(block.numel for block in blocks)
     after = sum(p.numel() for p in layer.parameters())
     groups = tuple((e % len(sources),) for e in range(num_experts))
     return layer, LayerReport(len(sources), num_experts, before, after, groups)
+
+
+def _block_of(network: nn.Module) -> Block:
+    """What a dense network computes, or an error that says why it cannot become experts."""
+    sites, skipped = find_sites(network)
+    if len(sites) == 1 and sum(p.numel() for p in network.parameters()) == sites[0].block.numel:
+        return sites[0].block
+    reason = f": {skipped[0].reason}" if skipped else ""
+    raise ConfigError(f"dense must be Linear - activation - Linear, got a {type(network).__name__}{reason}")
 
 
 def _stacked(layer: MoE) -> ExpertMLP:

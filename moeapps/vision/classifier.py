@@ -3,6 +3,7 @@
 # Shapes: N images, C channels, H height, W width, T tokens per image, E experts
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -80,6 +81,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         widths; all alike when None. Not for ``"vit"``.
     options : dict, optional
         Further arguments of the model (``drop_path_rate``, ``capacity_factor``, ``individual_norms``, ...).
+    moeify : dict or bool, optional
+        Turns blocks of the network into MoE layers before it is trained, pretrained or not: arguments of
+        :func:`~moeapps.core.growth.moeify.moeify` (``{"num_experts": 4, "every": 1}``), or True for its defaults. Of
+        convolutional networks only Linear layers can become experts (ConvNeXt's, not ResNet's).
     augment : str, default "auto"
         Augmentation of training images: ``"none"``; ``"shift"`` by up to an eighth; ``"affine"``, which also rotates by
         up to 10 degrees and changes the size by up to a tenth; either with ``"_flip"``, which mirrors half of them; or
@@ -174,6 +179,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         iterations: int = 1,
         expert_sizes: str | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
+        moeify: Mapping[str, Any] | bool | None = None,
         augment: str = "auto",
         lr: float = 3e-3,
         weight_decay: float = 0.05,
@@ -194,7 +200,9 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        super().__setstate__({"balance_loss": "load", "iterations": 1, "expert_sizes": None, **BEFORE, **state})
+        super().__setstate__(
+            {"balance_loss": "load", "iterations": 1, "expert_sizes": None, "moeify": None, **BEFORE, **state}
+        )
 
     @classmethod
     def from_saved(
@@ -396,8 +404,13 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         images = self._checked(X)
         best = self._routing(images, layer).probabilities.argmax(dim=-1).view(len(images), -1)  # (N, T)
         network: Any = self.model_.network
-        rows, columns = network.patch_embed.grid_size
-        chosen: NDArray[np.int64] = best[:, network.num_prefix_tokens :].view(len(images), rows, columns).numpy()
+        best = best[:, getattr(network, "num_prefix_tokens", 0) :]
+        rows, columns = getattr(getattr(network, "patch_embed", None), "grid_size", None) or (0, 0)
+        if rows * columns != best.shape[1]:  # a later stage of a network that has fewer patches from stage to stage
+            rows = columns = math.isqrt(best.shape[1])
+        if rows * columns != best.shape[1]:
+            raise ConfigError(f"layer={layer} of model={self.model!r} routes {best.shape[1]} tokens, which are no grid")
+        chosen: NDArray[np.int64] = best.reshape(len(images), rows, columns).numpy()
         return chosen
 
     @torch.no_grad()
@@ -405,7 +418,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         module = copy.deepcopy(self.model_)  # the routing of this pass is not to stay in the fitted model
         layers = list(routed_layers(module).values())
         if not layers:
-            raise ConfigError(f"model={self.model!r} has no experts")
+            raise ConfigError(f"model={self.model!r} has no experts; moeify= makes some of Linear blocks")
         module(images)
         routings = []
         for routed in layers:

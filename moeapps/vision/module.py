@@ -13,6 +13,7 @@ from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.growth.moeify import moeify
 from moeapps.core.labels import probability_columns
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import DataDependentModule
@@ -88,6 +89,9 @@ class ImageModuleConfig:
         Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). The three families have
         ``stem="patch"``, or ``"conv"``, which is better on few images; their ``patch_size`` defaults to an eighth of
         the images' side, 2 to 16 pixels, rounded (with a convolutional stem to a power of two).
+    moeify : dict or bool, optional
+        Turns blocks of the network into MoE layers: arguments of :func:`~moeapps.core.growth.moeify.moeify`
+        (``{"num_experts": 4, "every": 1}``), or True for its defaults. Neither when None or False.
     augment : {"none", "auto", "shift", "shift_flip", "affine", "affine_flip"}, default "none"
         Augmentation of training images, on the device: shifts by up to an eighth; ``"affine"`` also rotates by up to
         10 degrees and changes the size by up to a tenth; ``"_flip"`` also mirrors half of the images. ``"auto"`` is
@@ -108,6 +112,7 @@ class ImageModuleConfig:
 
     model: str = "widenet"
     options: dict[str, Any] | None = None
+    moeify: dict[str, Any] | bool | None = None
     augment: str = "none"
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -138,6 +143,8 @@ class ImageModule(SpecModule, Configurable):
     ----------
     network : nn.Module
         Standardised images ``(N, C, H, W)`` to logits ``(N, K)``, once attached.
+    moeify_report : MoEifyReport
+        Which blocks became MoE layers, once attached, where ``moeify`` asks for it.
 
     Raises
     ------
@@ -177,6 +184,9 @@ class ImageModule(SpecModule, Configurable):
         self.size = (height, width)
         shape = (channels, height, width)
         self.network = make_network(model, shape, len(spec.classes), for_weights=not self.fetches, **options)
+        if self.config.moeify is not None and self.config.moeify is not False:
+            arguments = {} if self.config.moeify is True else dict(self.config.moeify)
+            self.network, self.moeify_report = moeify(self.network, **arguments)
         for name, values in (("mean", spec.mean), ("scale", spec.scale)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         if self.config.grad_checkpointing:
