@@ -39,7 +39,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 TRAINS_LONG = ("README", "graph", "graph_tasks", "stream", "vision")
 SHORTER = {
     r"max_epochs=\d+": "max_epochs=2",
-    r"(?:, max_epochs=2)?,\s*random_state=0(,?\s*\))": r", max_epochs=2, random_state=0\1",
+    r"(?<!\(max_epochs=2)(?:, max_epochs=2)?,\s*random_state=0(,?\s*\))": r", max_epochs=2, random_state=0\1",
     r"n=\d+_000": "n=1_000",
 }
 
