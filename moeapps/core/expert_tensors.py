@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import ExpertMLP, Experts, FactoredExpertMLP
@@ -101,10 +102,12 @@ def sliced(
     Raises
     ------
     ConfigError
-        If the experts have no stacked weights.
+        If the experts have no stacked weights, or some of them are frozen by ``freeze_except``.
     """
     if not experts.stacked:
         raise ConfigError(f"this needs experts with stacked weights (ExpertMLP), got {type(experts).__name__}")
+    if parametrize.is_parametrized(experts):
+        raise ConfigError("some of these experts are frozen: call undo() of what freeze_except returned first")
     made = [make(list(group)) for group in groups]
     new = copy.deepcopy(experts)
     new.num_experts = len(groups)

@@ -293,6 +293,33 @@ def test_a_block_that_is_used_several_times_becomes_one_layer():
     assert len(twin.first.inner.routings) == 3
 
 
+class Recurrent(nn.Module):
+    """One block in one place, called three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Residual(timm.layers.Mlp(8, 16))
+
+    def forward(self, x):
+        return self.block(self.block(self.block(x)))
+
+
+@pytest.mark.parametrize("make", [Recurrent, lambda: nn.Sequential(*[Residual(timm.layers.Mlp(8, 16))] * 3)])
+def test_every_call_of_a_pass_counts_in_the_losses(make):
+    torch.manual_seed(0)
+    network = make()
+    before = outputs(network, TOKENS)
+    grown, _ = moeify(network, num_experts=4)
+    torch.testing.assert_close(outputs(grown, TOKENS), before, atol=1e-5, rtol=1e-5)
+    (layer,) = [module for module in grown.modules() if isinstance(module, MoEBlock)]
+    grown.train()
+    for _ in range(2):
+        (grown(torch.randn(TOKENS)).mean() + collect_losses(grown)).backward()
+        assert len(layer.routings) == 3
+    layer(torch.randn(TOKENS))  # alone, nobody counts
+    assert len(layer.routings) == layer.calls_kept
+
+
 def test_auto_takes_every_second_block_and_the_report_says_what_stays():
     network = timm_vit()
     grown, report = moeify(network)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from moeapps.core import MoE, collect_losses, freeze_except, lora_experts, moeify, relevant_experts
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.experts import HeterogeneousExperts
-from moeapps.core.surgery import measure_use, prune_experts
+from moeapps.core.surgery import measure_use, merge_experts, prune_experts
 from moeapps.core.tuning.low_rank import RoutedLinear
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -105,6 +105,11 @@ def test_freezing_changes_nothing_of_what_the_network_computes():
         assert freezing.experts == {"first": (0, 2)}
         with pytest.raises(ConfigError, match="some experts of 'first' are frozen already"):
             freeze_except(network, {"first": [1]})
+        use = measure_use(network, [X])
+        for operation in (prune_experts, merge_experts):
+            with pytest.raises(ConfigError, match=r"are frozen: call undo\(\)"):
+                operation(network, 2, use)
+        torch.testing.assert_close(copy.deepcopy(network)(X), expected)
     torch.testing.assert_close(network(X), expected)
     assert type(network.first.experts).__name__ == "ExpertMLP"
     assert network.state_dict().keys() == Net().state_dict().keys()

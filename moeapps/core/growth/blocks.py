@@ -309,12 +309,14 @@ def _recognised(kind: str, module: nn.Module, names: Sequence[str], act: nn.Modu
     for function in tried:
         for build in _forms(kind, names, function):
             block = build(probe)
+            if isinstance(block, str) or block.dim != x.shape[-1]:
+                continue
             with torch.no_grad():
-                same = not isinstance(block, str) and block.dim == x.shape[-1]
-                if same and expected.shape == (found := block(x)).shape and torch.allclose(expected, found, rtol=1e-6):
-                    real = build(module)
-                    assert isinstance(real, Block)
-                    return replace(real, dropout=dropouts[0], out_dropout=dropouts[1])
+                found = block(x)
+            if found.shape == expected.shape and torch.allclose(expected, found, rtol=1e-6):
+                real = build(module)
+                assert isinstance(real, Block)
+                return replace(real, dropout=dropouts[0], out_dropout=dropouts[1])
     return "its forward computes something else than Linear - activation - Linear"
 
 

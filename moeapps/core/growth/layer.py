@@ -215,7 +215,7 @@ class MoEBlock(MoE):
     """
 
     tokens_first: bool = False
-    calls_kept: int = 1  # how many places of the network hold the layer
+    calls_kept: int = 1  # how often it is in the network: what is kept where nobody counts its calls
     _calls: tuple[Routing, ...] = ()
     _counting: bool = False
 

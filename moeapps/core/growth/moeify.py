@@ -209,8 +209,7 @@ def moeify(
         layer, entry = _layer_of(site, settings)
         network = cast(Network, site.put(layer))
         replaced.append(entry)
-    if any(site.places > 1 for site in chosen):
-        count_calls(network)
+    count_calls(network)
     settings["layers"] = [site.name for site in chosen]
     return network, MoEifyReport(tuple(replaced), (*skipped, *left), settings)
 

@@ -229,7 +229,6 @@ def with_layers(model: Network, layers: list[dict[str, Any]], frozen: Collection
     network = copy.deepcopy(model)
     blocks = {entry["name"]: entry for entry in layers if entry["kind"] == "block"}
     sites = {site.name: site for site in find_sites(network)[0]} if blocks else {}
-    shared = False
     for name, entry in blocks.items():
         if name not in sites:
             known = ", ".join(map(repr, list(sites)[:6])) or "none"
@@ -239,9 +238,8 @@ def with_layers(model: Network, layers: list[dict[str, Any]], frozen: Collection
         site = sites[name]
         layer = _block_layer(site.block, entry, site.tokens_first)
         layer.calls_kept = site.places
-        shared |= site.places > 1
         network = cast(Network, site.put(layer))
-    if shared:
+    if blocks:
         count_calls(network)
     for entry in layers:
         if entry["kind"] == "low_rank":

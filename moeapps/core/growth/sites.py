@@ -63,7 +63,7 @@ class Site:
     put : callable
         Puts the layer into the network; returns the network.
     places : int, default=1
-        How many parents hold the block.
+        How often the block is in the network.
     tokens_first : bool, default=False
         Whether tokens ``(T, B, d)`` come before samples.
     """
@@ -120,7 +120,7 @@ def _whole(network: nn.Module, name: str, module: nn.Module, block: Block) -> Si
             parent._modules[child] = layer
         return network if holders else layer
 
-    return Site(name, block, (module,), put, places=max(1, len(holders)))
+    return Site(name, block, (module,), put, _places(network, module))
 
 
 def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> Iterator[Site | Skipped]:
@@ -147,7 +147,7 @@ def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> I
             yield _whole(network, name, module, block)
         else:
             keys = [key for key, _ in children[start : end + 1]]
-            yield Site(full, block, (first, last), _window_put(network, module, keys), _holders(network, module))
+            yield Site(full, block, (first, last), _window_put(network, module, keys), _places(network, module))
         start = end + 1
 
 
@@ -207,7 +207,7 @@ def _transformer_site(network: nn.Module, name: str, module: Any) -> Site | Skip
 
     batch_first = bool(module.self_attn.batch_first)
     parts = (module.linear1, module.linear2)
-    return Site(_prefixed(name, "linear1"), block, parts, put, _holders(network, module), tokens_first=not batch_first)
+    return Site(_prefixed(name, "linear1"), block, parts, put, _places(network, module), tokens_first=not batch_first)
 
 
 def without_fast_path(network: nn.Module) -> None:
@@ -255,12 +255,12 @@ def _pyg_site(network: nn.Module, name: str, module: Any) -> Site | Skipped:
         module.dropout = [0.0, module.dropout[1]]
         return network
 
-    return Site(_prefixed(name, "lins.0"), block, (lins[0], lins[1]), put, _holders(network, module))
+    return Site(_prefixed(name, "lins.0"), block, (lins[0], lins[1]), put, _places(network, module))
 
 
-def _holders(network: nn.Module, module: nn.Module) -> int:
-    count = sum(held is module for parent in network.modules() for held in parent._modules.values())
-    return max(1, count)
+def _places(network: nn.Module, module: nn.Module) -> int:
+    """How often a module is in a network, by itself or inside of something that is there several times."""
+    return sum(found is module for _, found in network.named_modules(remove_duplicate=False))
 
 
 def _prefixed(name: str, child: str) -> str:
