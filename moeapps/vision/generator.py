@@ -22,7 +22,7 @@ from moeapps.vision.switch_dit import SwitchDiT, SwitchDiTConfig
 
 __all__ = ["SwitchDiTGenerator"]
 
-_AS_IN_0_1 = {"gate_bias": False, "prior_gates": "chosen"}
+_AS_IN_0_1 = {"gate_bias": False, "prior_gates": "chosen", "ema_rising": False}
 
 
 class SwitchDiTGenerator(ImageEstimator):
@@ -75,6 +75,8 @@ class SwitchDiTGenerator(ImageEstimator):
         Fraction of the training over which the learning rate rises.
     ema_decay : float, default 0.995
         Decay of the exponential moving average of the weights; 0 for none.
+    ema_rising : bool, default True
+        Whether the decay rises to ``ema_decay`` in the first steps, so that the first weights are soon forgotten.
     batch_size : int, default 64
         Images per training step.
     max_epochs : int, default 100
@@ -147,6 +149,7 @@ class SwitchDiTGenerator(ImageEstimator):
         lr: float = 2e-3,
         warmup: float = 0.05,
         ema_decay: float = 0.995,
+        ema_rising: bool = True,
         batch_size: int = 64,
         max_epochs: int = 100,
         validation_fraction: float = 0.0,
