@@ -186,7 +186,8 @@ def run(setting: Setting, model: str, seed: int, judge: Judge, folder: Path) -> 
     watch = Watch(judge)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=setting.epochs, num_sanity_val_steps=0, logger=False,
-        check_val_every_n_epoch=min(setting.every, setting.epochs), enable_progress_bar=False, enable_model_summary=False,
+        check_val_every_n_epoch=min(setting.every, setting.epochs),
+        enable_progress_bar=False, enable_model_summary=False,
         callbacks=[StepSeeding(seed), watch, LastCheckpoint(str(folder))], plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     last = folder / "last.ckpt"

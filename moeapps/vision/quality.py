@@ -120,7 +120,8 @@ def class_quality(
        sample on each side, and with it the same bias. The second is what a perfect generator would get, about;
     3. all figures are means over ``repeats`` such choices.
 
-    A class by itself has a covariance of full rank only if p is above d: with fewer images there is no distance by class.
+    A class by itself has a covariance of full rank only if p is above d: with fewer images there is no distance by
+    class.
 
     Parameters
     ----------
