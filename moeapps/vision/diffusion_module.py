@@ -365,7 +365,14 @@ class DiffusionModule(SpecModule, Configurable):
         )
 
     def sample(
-        self, y: Tensor | int, *, seed: int = 0, batch_size: int = 128, watch: Watcher | None = None, **options: Any
+        self,
+        y: Tensor | int,
+        *,
+        seed: int = 0,
+        batch_size: int = 128,
+        watch: Watcher | None = None,
+        first: int = 0,
+        **options: Any,
     ) -> Tensor:
         """Sample images ``(N, C, H, W)`` in [0, 1], on the module's device, in evaluation mode.
 
@@ -379,6 +386,8 @@ class DiffusionModule(SpecModule, Configurable):
             Images per forward pass.
         watch : Watcher, optional
             As in :func:`~moeapps.vision.sampling.draw`.
+        first : int, default 0
+            Number i of the first image, at least 0.
         **options
             ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip`` of that function.
 
@@ -390,6 +399,7 @@ class DiffusionModule(SpecModule, Configurable):
         check_sizes(batch_size=batch_size)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
+        check_at_least_zero(first=first)
         if isinstance(y, Tensor) and not self.conditional:
             raise ConfigError("the module has no classes: give a number of images, not labels")
         count = y if isinstance(y, int) else len(y)
@@ -397,10 +407,10 @@ class DiffusionModule(SpecModule, Configurable):
         self.network.eval()
         parts = []
         try:
-            for first in range(0, count, batch_size):
-                size = min(batch_size, count - first)
-                noise = Noise(seed, first, size, self.device)
-                labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
+            for start in range(0, count, batch_size):
+                size = min(batch_size, count - start)
+                noise = Noise(seed, first + start, size, self.device)
+                labels = None if isinstance(y, int) else y[start : start + size].to(self.device)
                 parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
         finally:
             if training:
