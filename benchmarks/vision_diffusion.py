@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -297,11 +296,15 @@ def print_table(name: str, setting: Setting, found: dict[str, Any]) -> None:
     Console(width=150).print(table)
 
 
-def planned(settings: dict[str, Setting], seeds: int) -> Iterator[tuple[str, str, int]]:
-    for seed in range(seeds):
-        for name, setting in settings.items():
-            if name == "digits" or seed == 0:
-                yield from ((name, model, seed) for model in setting.models)
+def planned(settings: dict[str, Setting], seeds: int) -> list[tuple[str, str, int]]:
+    """Runs in their order: what the pictures show comes first."""
+    plan = [
+        (name, model, seed)
+        for name, setting in settings.items()
+        for model in setting.models
+        for seed in range(seeds if name == "digits" else 1)
+    ]
+    return sorted(plan, key=lambda run: (run[2], run[1] not in ("DiT", "Switch-DiT")))
 
 
 def main() -> None:
