@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from moeapps import MoEClassifier
 from moeapps.cli.main import main, make_parser
 from moeapps.cli.training import SUMMARIES
+from moeapps.vision import SwitchDiTGenerator
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,10 +85,13 @@ def make_world(page: str) -> None:
     if page == "serve":
         frame = pd.DataFrame({"age": [31, 40] * 20, "city": ["Ulm", "Kiel"] * 20})
         MoEClassifier(num_experts=2, max_epochs=2, random_state=0).fit(frame, [0, 1] * 20).save("bought.safetensors")
+        digits = load_digits()
+        generator = SwitchDiTGenerator(dim=16, depth=1, num_heads=2, max_epochs=1, random_state=0)
+        generator.fit(digits.images, digits.target).save("digits.safetensors")
 
 
 def run_shell(text: str) -> None:
-    server = None
+    server, url = None, ""
     try:
         for line in text.replace("\\\n", " ").strip().splitlines():
             if line.startswith("pip "):
@@ -94,9 +99,10 @@ def run_shell(text: str) -> None:
             if line.startswith("curl "):
                 assert server is not None
                 asked = shlex.split(line)
-                url = re.search(r"http://\S+:\d+", server.stdout.readline())[0]
-                answer = httpx.post(url + "/predict", content=asked[asked.index("-d") + 1], timeout=60,
-                                    headers={"Content-Type": "application/json"})  # fmt: skip
+                url = url or re.search(r"http://\S+:\d+", server.stdout.readline())[0]
+                headers = dict(asked[i + 1].split(": ") for i, word in enumerate(asked) if word == "-H")
+                path = next(re.sub(r"http://[^/]+", "", word) for word in asked if word.startswith("http://"))
+                answer = httpx.post(url + path, content=asked[asked.index("-d") + 1], timeout=60, headers=headers)
                 assert answer.status_code == 200, answer.text
             elif line.startswith("moeapps serve"):
                 command = [*shlex.split(line)[1:], "--port", "0"]

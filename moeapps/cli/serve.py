@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hang", type=float,
         help="seconds without an answer after which the worker is replaced; default: twice the timeout, at least 20",
     )  # fmt: skip
+    parser.add_argument("--sample-images", type=int, default=64, help="images that one request may have generated")
+    parser.add_argument("--sample-steps", type=int, default=250, help="steps of the sampler per request, at most")
+    parser.add_argument(
+        "--sample-work", type=int, default=20_000_000,
+        help="images times steps times values of an image, twice with guidance, per request, at most",
+    )  # fmt: skip
     parser.add_argument("--connections", type=int, default=1000, help="connections that may be open at once")
     parser.add_argument(
         "--connections-per-client", type=int, default=500, help="connections that one address may have open at once"
@@ -83,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
     """
     check_sizes(
         queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body, connections=options.connections,
-        connections_per_client=options.connections_per_client,
+        connections_per_client=options.connections_per_client, sample_images=options.sample_images,
+        sample_steps=options.sample_steps, sample_work=options.sample_work,
     )  # fmt: skip
     for name in ("timeout", "save_every", "hang"):
         value = getattr(options, name)
@@ -114,7 +121,10 @@ def run(options: argparse.Namespace) -> int:
             loop.add_signal_handler(signal.SIGHUP, _reload, server)
             yield
 
-    limits = Limits(options.queue, options.batch_rows, options.timeout, options.save_every, options.hang)
+    limits = Limits(
+        options.queue, options.batch_rows, options.timeout, options.save_every, options.hang,
+        sample_images=options.sample_images, sample_steps=options.sample_steps, sample_work=options.sample_work,
+    )  # fmt: skip
     connections = ConnectionLimits(raise_open_files(options.connections), options.connections_per_client)
     with _listen(options.host, options.port) as listener:
         server = ModelServer(options.model, options.learn, limits)
@@ -124,7 +134,8 @@ def run(options: argparse.Namespace) -> int:
             raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
         listener.listen(_BACKLOG)  # from here on clients are not refused, only not answered yet
         host, port = listener.getsockname()[:2]
-        paths = "/predict, /docs, /health/ready, /info, /metrics"
+        main = "/sample" if description["kind"] == "generator" else "/predict"
+        paths = f"{main}, /docs, /health/ready, /info, /metrics"
         print(f"{description['model']} on http://{_bracketed(host)}:{port} ({paths})", flush=True)
         if token is None and not ipaddress.ip_address(host).is_loopback:
             print(

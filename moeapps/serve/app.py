@@ -13,16 +13,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import moeapps
 from moeapps.serve.batching import ModelServer
+from moeapps.serve.drawing import grid, sample_content, wants_png
 from moeapps.serve.guard import Guard, Json, respond
 from moeapps.serve.metrics import Metrics
 from moeapps.serve.refusal import Refusal
-from moeapps.serve.schema import learn_model, predict_model, rows_of
+from moeapps.serve.schema import learn_model, predict_model, rows_of, sample_model
 
 __all__ = ["make_app"]
 
@@ -66,12 +67,15 @@ def make_app(
 
 
 def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, Any], token: str | None) -> None:
-    Predict: Any = predict_model(description)
+    if description["kind"] == "generator":
+        _add_sample(app, server, description)
+    else:
+        Predict: Any = predict_model(description)
 
-    @app.post("/predict", summary="Predict rows")
-    async def predict(body: Predict, request: Request) -> JSONResponse:
-        content = body.model_dump(by_alias=True)
-        return Json({"predictions": await server.submit("predict", content, rows_of(content), _size(request))})
+        @app.post("/predict", summary="Predict rows")
+        async def predict(body: Predict, request: Request) -> JSONResponse:
+            content = body.model_dump(by_alias=True)
+            return Json({"predictions": await server.submit("predict", content, rows_of(content), _size(request))})
 
     if server.learn_to is not None:
         Learn: Any = learn_model()
@@ -88,6 +92,24 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
         if token is None:  # else everyone who reaches the server could keep it busy with loading
             raise Refusal(403, "reload_needs_token", "a server without a token is reloaded by SIGHUP only")
         return Json(await server.reload())
+
+
+def _add_sample(app: FastAPI, server: ModelServer, description: dict[str, Any]) -> None:
+    Sample: Any = sample_model(description, server.limits)
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"image/png": {}}, "description": "JSON, or one picture if image/png is accepted"}
+    }
+
+    @app.post("/sample", summary="Generate images; the same request gets the same images", responses=answers)
+    async def sample(body: Sample, request: Request) -> Response:
+        given = body.model_dump()
+        picture = wants_png(request.headers.get("accept", ""))
+        content = sample_content({**given, "form": "png"} if picture else given, description, server.limits)
+        blocks = await server.submit("sample", content, content["blocks"], _size(request))
+        images = [image for block in blocks for image in block]
+        if picture:
+            return Response(grid(images, given["columns"]), media_type="image/png")
+        return Json({"images": images, **({"labels": content["labels"]} if content["labels"] is not None else {})})
 
 
 def _size(request: Request) -> int:

@@ -92,7 +92,7 @@ class ModelServer:
             If it takes too long.
         """
         self._supervisor.start()
-        if self._supervisor.description.get("kind") == "images":
+        if self._supervisor.description.get("kind") in ("images", "generator"):
             self._queue.piece_rows = 1  # nobody knows how long one takes, until it was tried
         return self._supervisor.description
 
@@ -165,7 +165,7 @@ class ModelServer:
 
         Parameters
         ----------
-        operation : {"predict", "learn", "info"}
+        operation : {"predict", "sample", "learn", "info"}
             Method of the service.
         content
             The body, checked.
@@ -360,10 +360,10 @@ class ModelServer:
         finally:
             self._asked_at = None
         rows, seconds = sum(piece.rows for piece in batch), time.monotonic() - start
-        if operation in ("predict", "learn"):
+        if operation in ("predict", "sample", "learn"):
             self.observe("batch_rows", rows)
             self.observe("batch_seconds", seconds)
-        if operation == "predict":
+        if operation in ("predict", "sample"):
             self._queue.adapt(rows, seconds)
         for piece, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Refusal) and operation == "save":

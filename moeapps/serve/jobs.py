@@ -21,6 +21,9 @@ SLOW, FAST = 0.5, 0.1
 _CUT = ("rows", "images")
 """Fields of a body whose entries do not depend on each other."""
 
+_ALONE = ("predict", "sample")
+"""Operations whose requests may be cut: what is answered to a part does not depend on the rest."""
+
 _PLACE = re.compile(r"""(?<![\w"'])(rows\.|row |images\.)(\d+)""")
 
 
@@ -64,6 +67,8 @@ class Job:
     @property
     def cut(self) -> str | None:
         """Name of the field that may be cut; None for a request that has to go as a whole."""
+        if self.operation == "sample":
+            return "blocks"
         if self.operation != "predict" or not isinstance(self.content, dict):
             return None
         return next((name for name in _CUT if name in self.content), None)
@@ -74,7 +79,10 @@ class Job:
         name = self.cut
         if name is None or (start, self.taken) == (0, self.rows):
             return Piece(self, self.content, 0, self.rows, self.attempt)
-        content = {**self.content, name: self.content[name][start : self.taken]}
+        if name == "blocks":
+            content = {**self.content, "first_block": start, "blocks": self.taken - start}
+        else:
+            content = {**self.content, name: self.content[name][start : self.taken]}
         return Piece(self, content, start, self.taken - start, self.attempt)
 
     def begin_anew(self) -> None:
@@ -194,7 +202,7 @@ class JobQueue:
         if not self._jobs:
             return []
         operation = self._jobs[0].operation
-        room = limit = self.piece_rows if operation == "predict" else self.limits.batch_rows
+        room = limit = self.piece_rows if operation in _ALONE else self.limits.batch_rows
         batch: list[Piece] = []
         unfinished: list[Job] = []
         while self._jobs and self._jobs[0].operation == operation and room > 0:

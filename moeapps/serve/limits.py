@@ -29,6 +29,12 @@ class Limits:
     journal_bytes : int, default 64 MiB
         Bytes of learned requests that may wait to be saved in the model. A quarter of it makes the server save early;
         at the limit, which a disk that refuses the model leads to, requests to learn are refused.
+    sample_images : int, default 64
+        Images that one request may have generated.
+    sample_steps : int, default 250
+        Steps of the sampler that one request may ask for.
+    sample_work : int, default 20000000
+        Images times steps times values of an image, twice that with guidance, that one request may ask for.
     """
 
     queue: int = 256
@@ -39,6 +45,9 @@ class Limits:
     queue_bytes: int = 64 * 2**20
     keys: int = 10_000
     journal_bytes: int = 64 * 2**20
+    sample_images: int = 64
+    sample_steps: int = 250
+    sample_work: int = 20_000_000
 
     @property
     def hang_after(self) -> float:

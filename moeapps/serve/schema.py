@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-__all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of"]
+from moeapps.serve.limits import Limits
+
+__all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of", "sample_model"]
 
 MAX_ROWS = 10_000
 """Largest number of rows in a request."""
@@ -137,6 +139,55 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
 def learn_model() -> type[BaseModel]:
     """The body of ``POST /learn``."""
     return _rows("Learn", _object("Instance", {"x": (_Cells, ...), "y": (_Label, ...)}))
+
+
+def sample_model(description: dict[str, Any], limits: Limits) -> type[BaseModel]:
+    """The body of ``POST /sample``; without classes it has neither ``y`` nor ``guidance``.
+
+    Parameters
+    ----------
+    description : dict
+        From :meth:`moeapps.serve.services.Service.describe`.
+    limits : Limits
+        How many images and steps a request may ask for.
+    """
+    most, longest = limits.sample_images, min(limits.sample_steps, description["timesteps"])
+    count = Annotated[StrictInt, Field(ge=1, le=most)]
+    about = "number of images; as many as labels, or 1, without it"
+    fields: dict[str, Any] = {
+        "n": (Annotated[count | None, Field(description=about)], None),
+        "steps": (Annotated[StrictInt, Field(ge=1, le=longest)], min(50, longest)),
+        "sampler": (Literal["ddim", "ddpm", "dpm++"], "ddim"),
+        "eta": (Annotated[_Number, Field(ge=0, le=1, description="noise of DDIM's steps")], 0.0),
+        "seed": (Annotated[StrictInt, Field(ge=0, lt=2**63)], 0),
+        "form": (Annotated[Literal["png", "array"], Field(description="files as base64, or numbers")], "png"),
+        "columns": (Annotated[count | None, Field(description="images per row of an image/png answer")], None),
+    }
+    if description["classes"] is not None:
+        fields["y"] = (_labels(most), None)
+        fields["guidance"] = (Annotated[_Number, Field(ge=0, le=20)], 1.0)
+    return _object("Sample", fields)
+
+
+def _labels(most: int) -> Any:
+    """A label, a list of them, or null; a fault names the place in the list."""
+
+    def check(value: Any) -> Any:
+        if value is None or not isinstance(value, list):
+            return None if value is None else _label(value)
+        if not 1 <= len(value) <= most:
+            raise ValueError(f"{len(value)} labels, must be 1 to {most}")
+        for number, label in enumerate(value):
+            try:
+                _label(label)
+            except ValueError as error:
+                raise PydanticCustomError("cell", "{fault}", {"field": str(number), "fault": str(error)}) from None
+        return value
+
+    several = {"type": "array", "items": {"anyOf": _SCALARS[:3]}, "minItems": 1, "maxItems": most}
+    said = "class of all images, or of each; all classes in turn without it"
+    shown = {"anyOf": [*_SCALARS[:3], several, {"type": "null"}], "description": said}
+    return Annotated[Any, PlainValidator(check), WithJsonSchema(shown)]
 
 
 def rows_of(body: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +26,22 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import MixtureModel, TableModel, label_columns, predict_frame
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
-from moeapps.serve.refusal import HALF_LEARNED, Refusal, half_learned, model_failed, no_worker, not_saved, refused_data
+from moeapps.serve.drawing import BLOCK, png
+from moeapps.serve.refusal import (
+    HALF_LEARNED,
+    Refusal,
+    half_learned,
+    model_failed,
+    no_worker,
+    not_saved,
+    refused_data,
+    timed_out,
+)
 
-__all__ = ["SERVICES", "GraphService", "ImageService", "Service", "StreamService", "TableService", "open_service"]
+__all__ = [
+    "SERVICES", "GraphService", "ImageService", "SampleService", "Service", "StreamService", "TableService",
+    "open_service",
+]  # fmt: skip
 
 log = logging.getLogger("moeapps.serve")
 
@@ -60,6 +74,21 @@ class ImageModel(Protocol):
 
     def predict_proba(self, X: Any) -> Any:
         """Class probabilities of images."""
+
+
+@runtime_checkable
+class SampleModel(Protocol):
+    """A generator of images of a known shape (``spec_.shape``)."""
+
+    spec_: Any
+    classes_: Any
+    timesteps: int
+
+    def sample(self, n: int, y: Any) -> Any:
+        """Images of classes."""
+
+    def to_pixels(self, images: Any) -> Any:
+        """Images as pixels of 0 to 255."""
 
 
 class Service:
@@ -258,6 +287,54 @@ class ImageService(Service):
         return _records(label_columns(self.model.classes_, probabilities))
 
 
+class SampleService(Service):
+    """Generators of images. They have no ``predict``, but ``sample``."""
+
+    kind = "generator"
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model samples images."""
+        return isinstance(model, SampleModel)
+
+    def describe(self) -> dict[str, Any]:
+        """With channels, height and width, the classes (None where there are none) and the most steps."""
+        classes = None if self.model.classes_ is None else np.asarray(self.model.classes_).tolist()
+        shape, timesteps = list(self.model.spec_.shape), int(self.model.timesteps)
+        return {**super().describe(), "shape": shape, "classes": classes, "timesteps": timesteps}
+
+    def sample(self, requests: list[Request]) -> list[Any]:
+        """For each request a list of its blocks, or a refusal."""
+        return [_attempt(self._blocks, request) for request in requests]
+
+    def _blocks(self, request: Request) -> Any:
+        """Blocks of images, each a list of base64 or of nested lists; timed out if they take too long."""
+        end = time.monotonic() + request["seconds"]
+
+        def watch(*_: Any) -> None:
+            if time.monotonic() > end:
+                raise TimeoutError
+
+        options = {name: request[name] for name in ("guidance", "steps", "sampler", "eta", "seed")}
+        labels, last, blocks = request["labels"], request["n"], []
+        for block in range(request["first_block"], request["first_block"] + request["blocks"]):
+            start, stop = block * BLOCK, min((block + 1) * BLOCK, last)
+            y = None if labels is None else labels[start:stop]
+            try:
+                images = self.model.sample(stop - start, y, first=start, watch=watch, **options)
+            except TimeoutError:
+                return timed_out()
+            except ConfigError as error:  # a sampler whose package is not installed
+                return refused_data(error)
+            blocks.append([self._image(image, request["form"]) for image in images])
+        return blocks
+
+    def _image(self, image: Any, form: str) -> Any:
+        if form == "array":
+            return image.tolist()
+        return base64.b64encode(png(self.model.to_pixels(image))).decode()
+
+
 class GraphService(Service):
     """Classifiers of nodes; a request is a graph."""
 
@@ -289,7 +366,7 @@ class GraphService(Service):
         return _records(label_columns(self.model.classes_, probabilities))
 
 
-SERVICES: Sequence[type[Service]] = (StreamService, GraphService, ImageService, TableService)
+SERVICES: Sequence[type[Service]] = (StreamService, GraphService, ImageService, SampleService, TableService)
 """The services; of several that would do, the first one counts."""
 
 
@@ -304,7 +381,7 @@ def open_service(path: str | os.PathLike[str]) -> Service:
     Raises
     ------
     ConfigError
-        If it is a model that does not predict.
+        If it is a model that neither predicts nor samples.
     FileFormatError, FileNotFoundError
         As :func:`moeapps.load`.
     """

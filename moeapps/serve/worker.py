@@ -80,7 +80,7 @@ class Worker:
 
         Parameters
         ----------
-        operation : {"predict", "learn", "save", "info", "ping"}
+        operation : {"predict", "sample", "learn", "save", "info", "ping"}
             Method of the service.
         contents : list
             Requests, or the paths to save to, or None.

@@ -10,7 +10,7 @@ from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.diffusion import Diffusion
 from moeapps.vision.diffusion_module import DiffusionModule, SampleImages
 from moeapps.vision.dit import DiT
-from moeapps.vision.export import export_classifier
+from moeapps.vision.export import export_classifier, export_generator
 from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import ImageSpec
 from moeapps.vision.module import ImageModule
@@ -41,5 +41,6 @@ __all__ = [
     "WideNet",
     "WideNetClassifier",
     "export_classifier",
+    "export_generator",
     "load_images",
 ]

@@ -11,9 +11,11 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_avg_fn
 
+from moeapps.core.averaging import RisingAverage
 from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
 from moeapps.core.config import Configurable, config_from, field_names, takes
 from moeapps.core.distributed import world_size
@@ -35,8 +37,8 @@ __all__ = ["NETWORKS", "DiffusionModule", "DiffusionModuleConfig", "MovingAverag
 NETWORKS: dict[str, type[DiT]] = {"switch_dit": SwitchDiT, "dit": DiT}
 
 
-class MovingAverage(EMAWeightAveraging):
-    """Lightning's moving average of the weights, which is validated, saved, and kept at the end.
+class MovingAverage(RisingAverage):
+    """The moving average of the weights, which is validated, saved, and kept at the end.
 
     Buffers (the matching of the prior) are copied, not averaged.
 
@@ -44,10 +46,16 @@ class MovingAverage(EMAWeightAveraging):
     ----------
     decay : float, default 0.9999
         Weight of the average in each step; the new weights have the rest.
+    rising : bool, default True
+        Whether the decay rises to that value (:class:`~moeapps.core.averaging.RisingAverage`) or has it from the first
+        step on, as in moeapps 0.1 and the released code.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
-        super().__init__(decay=decay, use_buffers=False)
+    def __init__(self, decay: float = 0.9999, rising: bool = True) -> None:
+        super().__init__(decay)
+        self.decay = decay
+        if not rising:
+            self._kwargs = {"avg_fn": get_ema_avg_fn(decay)}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the average, without Lightning's warning of models with a ``configure_model`` hook."""
@@ -56,9 +64,12 @@ class MovingAverage(EMAWeightAveraging):
             super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Average what a checkpoint of 0.1 has, whose gates have no bias."""
-        if self._average_model is not None and "prior_gates" not in checkpoint.get("hyper_parameters", {}):
+        """Average what a checkpoint of 0.1 has, whose gates have no bias, and as it did."""
+        known = checkpoint.get("hyper_parameters", {})
+        if self._average_model is not None and "prior_gates" not in known:
             drop_gate_biases(self._average_model)
+        if self._average_model is not None and "ema_rising" not in known:
+            self._average_model.multi_avg_fn, self._average_model.avg_fn = None, get_ema_avg_fn(self.decay)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
@@ -148,6 +159,9 @@ class DiffusionModuleConfig:
     prior_gates : {"all", "chosen"}, default "all"
         What the prior compares with its windows: the probabilities of all experts, as the released code does, or the
         weights of the chosen experts alone, as moeapps 0.1 did.
+    ema_rising : bool, default True
+        Whether the decay rises to ``ema_decay`` in the first steps, so that the first weights are soon forgotten. False
+        is the released code's and moeapps 0.1's: a short training then keeps much of its untrained weights.
     """
 
     model: str = "switch_dit"
@@ -169,6 +183,7 @@ class DiffusionModuleConfig:
     ema_decay: float = 0.9999
     compile: bool = False
     prior_gates: str = "all"
+    ema_rising: bool = True
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -281,11 +296,15 @@ class DiffusionModule(SpecModule, Configurable):
             self.hparams.update({"prior_gates": "chosen", "options": self.config.options})
             if hasattr(self, "network"):  # built for the data of a training that goes on
                 drop_gate_biases(self.network)
+        if "ema_rising" not in checkpoint.get("hyper_parameters", {}):
+            self.config = replace(self.config, ema_rising=False)
+            self.hparams.update({"ema_rising": False})
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
         """The moving average."""
-        return [MovingAverage(decay=self.config.ema_decay)] if self.config.ema_decay > 0 else []
+        config = self.config
+        return [MovingAverage(config.ema_decay, config.ema_rising)] if config.ema_decay > 0 else []
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predictions for noisy images ``(N, C, H, W)`` at timesteps ``(N,)``."""
@@ -346,7 +365,14 @@ class DiffusionModule(SpecModule, Configurable):
         )
 
     def sample(
-        self, y: Tensor | int, *, seed: int = 0, batch_size: int = 128, watch: Watcher | None = None, **options: Any
+        self,
+        y: Tensor | int,
+        *,
+        seed: int = 0,
+        batch_size: int = 128,
+        watch: Watcher | None = None,
+        first: int = 0,
+        **options: Any,
     ) -> Tensor:
         """Sample images ``(N, C, H, W)`` in [0, 1], on the module's device, in evaluation mode.
 
@@ -360,6 +386,8 @@ class DiffusionModule(SpecModule, Configurable):
             Images per forward pass.
         watch : Watcher, optional
             As in :func:`~moeapps.vision.sampling.draw`.
+        first : int, default 0
+            Number i of the first image, at least 0.
         **options
             ``steps``, ``sampler``, ``eta``, ``guidance`` and ``clip`` of that function.
 
@@ -371,6 +399,7 @@ class DiffusionModule(SpecModule, Configurable):
         check_sizes(batch_size=batch_size)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
+        check_at_least_zero(first=first)
         if isinstance(y, Tensor) and not self.conditional:
             raise ConfigError("the module has no classes: give a number of images, not labels")
         count = y if isinstance(y, int) else len(y)
@@ -378,10 +407,10 @@ class DiffusionModule(SpecModule, Configurable):
         self.network.eval()
         parts = []
         try:
-            for first in range(0, count, batch_size):
-                size = min(batch_size, count - first)
-                noise = Noise(seed, first, size, self.device)
-                labels = None if isinstance(y, int) else y[first : first + size].to(self.device)
+            for start in range(0, count, batch_size):
+                size = min(batch_size, count - start)
+                noise = Noise(seed, first + start, size, self.device)
+                labels = None if isinstance(y, int) else y[start : start + size].to(self.device)
                 parts.append(draw(self.network, self.diffusion, self.spec.shape, noise, labels, watch=watch, **options))
         finally:
             if training:

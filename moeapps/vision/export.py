@@ -1,4 +1,7 @@
-"""Export of image classifiers as ONNX or torch.export programs for any batch size, without this package's code."""
+"""Export of image classifiers and generators as ONNX or torch.export programs for any batch size.
+
+The programs run without this package's code.
+"""
 
 import copy
 import json
@@ -13,10 +16,13 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.files import atomic_write
 from moeapps.core.programs import Form, Scaling, program_bytes
 from moeapps.vision.classifier import WideNetClassifier
+from moeapps.vision.diffusion_module import DiffusionModule
+from moeapps.vision.generator import SwitchDiTGenerator
 from moeapps.vision.images import pad_to
 from moeapps.vision.module import ImageModule
+from moeapps.vision.switch_dit import SwitchDiT
 
-__all__ = ["export_classifier"]
+__all__ = ["export_classifier", "export_generator"]
 
 
 class _Program(nn.Module):
@@ -74,6 +80,79 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
     with torch.no_grad():
         traced = torch.export.export(program, (torch.zeros(3, *module.spec.shape),), dynamic_shapes=({0: rows},))
     content = program_bytes(traced, form, {"spec": json.dumps(module.spec.state())})
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
+
+
+def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Path, form: Form = "onnx") -> Path:
+    """Export one denoising step of a fitted generator.
+
+    The program maps noisy images ``x`` ``(N, C, S, S)``, float32 about [-1, 1], timesteps ``t`` ``(N,)`` and, of a
+    generator with classes, their codes ``y`` ``(N,)``, both int64, to the network's prediction ``(N, C, S, S)``, with
+    learned sigma ``(N, 2 C, S, S)``. The code after the last class is "no class", for guidance. Of Switch-DiT the gates
+    of all timesteps are a constant of the program: no router runs. N may be any number.
+
+    Sampling is a loop over that step. The file's metadata has what it needs, ``spec``, a JSON object with ``shape`` and
+    ``classes`` of the images, ``low`` and ``high``, the values that -1 and 1 stand for, and ``diffusion``:
+    ``timesteps``, ``schedule``, ``prediction`` ("eps": the noise, "v": the velocity), ``learn_sigma``, and ``alphas``,
+    the cumulative products of 1 - beta at every timestep.
+
+    Parameters
+    ----------
+    model : SwitchDiTGenerator or DiffusionModule
+        A fitted generator (Switch-DiT or DiT), or a module that was trained from the command line
+        (``DiffusionModule.load_from_checkpoint(path, weights_only=True)``).
+    path : str or Path
+        File to write, ``.onnx`` or ``.pt2``.
+    form : Form, default "onnx"
+        ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    ConfigError
+        If ``form`` is unknown or ONNX is not installed.
+    OSError
+        If the file cannot be written; an existing one is then unchanged.
+    sklearn.exceptions.NotFittedError
+        If the generator is not fitted.
+    """
+    check_one_of("form", form, ("onnx", "torch"))
+    low, high = 0.0, 1.0
+    if isinstance(model, SwitchDiTGenerator):
+        check_is_fitted(model, "model_")
+        module, low, high = model.model_, model.low_, model.high_
+    else:
+        module = model
+    network = copy.deepcopy(module.network).cpu().float().eval()
+    if isinstance(network, SwitchDiT):
+        network.keep_gates()
+    count = 3  # torch.export would take one image, or none, for a constant
+    inputs = [torch.zeros(count, *module.spec.shape), torch.zeros(count, dtype=torch.int64)]
+    if module.conditional:
+        inputs.append(torch.zeros(count, dtype=torch.int64))
+    rows: Any = torch.export.Dim("images")
+    with torch.no_grad():
+        traced = torch.export.export(network, tuple(inputs), dynamic_shapes=tuple({0: rows} for _ in inputs))
+    diffusion = module.diffusion
+    spec = {
+        **module.spec.state(),
+        "low": low,
+        "high": high,
+        "diffusion": {
+            "timesteps": diffusion.timesteps,
+            "schedule": diffusion.schedule,
+            "prediction": diffusion.prediction,
+            "learn_sigma": module.config.learn_sigma,
+            "alphas": diffusion.alphas.tolist(),
+        },
+    }
+    content = program_bytes(traced, form, {"spec": json.dumps(spec)})
     with atomic_write(path) as file:
         file.write(content)
     return Path(path)

@@ -18,11 +18,12 @@ from moeapps.vision.diffusion_module import DiffusionModule, DiffusionModuleConf
 from moeapps.vision.dit import DiTConfig
 from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.images import ImageSpec, as_images
+from moeapps.vision.sampling import Watcher
 from moeapps.vision.switch_dit import SwitchDiT, SwitchDiTConfig
 
 __all__ = ["SwitchDiTGenerator"]
 
-_AS_IN_0_1 = {"gate_bias": False, "prior_gates": "chosen"}
+_AS_IN_0_1 = {"gate_bias": False, "prior_gates": "chosen", "ema_rising": False}
 
 
 class SwitchDiTGenerator(ImageEstimator):
@@ -75,6 +76,8 @@ class SwitchDiTGenerator(ImageEstimator):
         Fraction of the training over which the learning rate rises.
     ema_decay : float, default 0.995
         Decay of the exponential moving average of the weights; 0 for none.
+    ema_rising : bool, default True
+        Whether the decay rises to ``ema_decay`` in the first steps, so that the first weights are soon forgotten.
     batch_size : int, default 64
         Images per training step.
     max_epochs : int, default 100
@@ -147,6 +150,7 @@ class SwitchDiTGenerator(ImageEstimator):
         lr: float = 2e-3,
         warmup: float = 0.05,
         ema_decay: float = 0.995,
+        ema_rising: bool = True,
         batch_size: int = 64,
         max_epochs: int = 100,
         validation_fraction: float = 0.0,
@@ -232,6 +236,8 @@ class SwitchDiTGenerator(ImageEstimator):
         sampler: str = "ddim",
         eta: float = 0.0,
         seed: int = 0,
+        first: int = 0,
+        watch: Watcher | None = None,
     ) -> NDArray[Any]:
         """Sample images.
 
@@ -251,6 +257,10 @@ class SwitchDiTGenerator(ImageEstimator):
             Noise of DDIM's steps: 0 is deterministic, 1 has as much noise as DDPM.
         seed : int, default 0
             Seed of the noise. Image i of a seed does not depend on ``n``.
+        first : int, default 0
+            Number i of the first image: a later part of the images of a seed. With ``y=None`` the classes begin anew.
+        watch : callable, optional
+            Called after each step, as by :func:`~moeapps.vision.sampling.draw`; what it raises ends the sampling.
 
         Returns
         -------
@@ -263,7 +273,23 @@ class SwitchDiTGenerator(ImageEstimator):
             Naming the argument that is impossible.
         """
         labels = self._labels(n, y)
-        return self._to_user(self._draw(labels, seed, guidance=guidance, steps=steps, sampler=sampler, eta=eta))
+        options = {"guidance": guidance, "steps": steps, "sampler": sampler, "eta": eta, "first": first, "watch": watch}
+        return self._to_user(self._draw(labels, seed, **options))
+
+    def to_pixels(self, images: ArrayLike) -> NDArray[np.uint8]:
+        """Images of :meth:`sample`, or one, as pixels of 0 to 255, for a file; channels are the last axis.
+
+        Parameters
+        ----------
+        images : array-like
+            Of the layout and range of the training images.
+        """
+        check_is_fitted(self, "model_")
+        scaled = (np.asarray(images, dtype=np.float64) - self.low_) / (self.high_ - self.low_)
+        pixels: NDArray[np.uint8] = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+        if self.layout_ == "CHW":
+            pixels = np.moveaxis(pixels, -3, -1)
+        return pixels[..., 0] if self.layout_ != "HW" and pixels.shape[-1] == 1 else pixels
 
     def trajectory(
         self, n: int = 1, y: Any = None, *, frames: int = 8, steps: int = 50, seed: int = 0, **options: Any

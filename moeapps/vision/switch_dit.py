@@ -103,12 +103,13 @@ class TimestepSwitch(RoutedLayer):
         """Masked tokens ``(N, T, d)`` for tokens ``(N, T, d)`` and gates ``(N, E)``, or ``(1, E)`` for all images."""
         gates = gates.to(x.dtype)
         experts, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if gates.shape[0] > 1 and x.shape[2] > MOST_MATRIX * x.shape[1]:
+        exporting = torch.compiler.is_exporting()  # a program is of any number of images: no branch by that number
+        if (exporting or gates.shape[0] > 1) and x.shape[2] > MOST_MATRIX * x.shape[1]:
             outputs = F.linear(x, experts.transpose(1, 2).flatten(0, 1), bias.flatten())  # (N, T, E d)
             return x * (1 + torch.einsum("ntei,ne->nti", outputs.unflatten(2, bias.shape), gates))
         matrix = (gates @ experts.flatten(1)).view(-1, *experts.shape[1:])  # (N or 1, d, d)
         bias_and_one = 1 + gates @ bias  # (N or 1, d)
-        if gates.shape[0] == 1:
+        if not exporting and gates.shape[0] == 1:
             return x * F.linear(x, matrix[0].t(), bias_and_one[0])
         return x * torch.baddbmm(bias_and_one[:, None], x, matrix)
 
@@ -229,6 +230,14 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
         temb = self.t_embed(torch.arange(self.timesteps, device=self.head.weight.device))
         return torch.stack([switch.gates(temb) for switch in self.switches])
 
+    @torch.no_grad()
+    def keep_gates(self) -> None:
+        """Compute the gates of all timesteps now, as evaluation does when it first needs them.
+
+        ``torch.export.export`` then makes them a constant of the program, which has no router.
+        """
+        self._table = self.gate_table()
+
     @property
     def switches(self) -> list[TimestepSwitch]:
         """The experts of each block."""
@@ -255,10 +264,15 @@ class SwitchDiT(DiT, library_name="moeapps", tags=["diffusion", "mixture-of-expe
         return tokens
 
     def _gates(self, temb: Tensor, t: Tensor) -> list[Tensor]:
-        if self.training or torch.is_grad_enabled() or values_are_hidden():
+        hidden, exporting = values_are_hidden(), torch.compiler.is_exporting()
+        if self.training or torch.is_grad_enabled() or (hidden and not (exporting and self._table is not None)):
             return [switch.gates(temb) for switch in self.switches]
+        if exporting:
+            assert self._table is not None
+            return list(self._table[:, t])
         if self._table is None or self._table.device != t.device:
-            self._table = self.gate_table()
+            self.keep_gates()
+        assert self._table is not None
         # In sampling all images are at one timestep: one matrix for all. On a GPU the question would synchronise.
         same = not t.is_cuda and len(t) > 0 and bool((t == t[0]).all())
         return list(self._table[:, t[:1] if same else t])

@@ -12,10 +12,11 @@ import moeapps
 from moeapps import DriftMoEClassifier, GNNClassifier, MoERegressor, MowstClassifier, registry
 from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.recsys import MultiTaskRanker
+from moeapps.serve import services
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.services import open_service
 from moeapps.stream import StreamCheckpoint
-from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
+from moeapps.vision import WideNetClassifier
 
 from .conftest import ROW, LocalWorker, people
 
@@ -92,15 +93,14 @@ def test_a_graph_is_a_request(tmp_path):
     assert "99" in str(wrong)
 
 
-def test_what_cannot_be_served_is_refused_at_once(table, tmp_path):
+def test_what_cannot_be_served_is_refused_at_once(table, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_service(tmp_path / "nothing.safetensors")
     with pytest.raises(MoEAppsError, match="--learn: a MoEClassifier does not learn"):
         ModelServer(str(table), str(tmp_path / "x.safetensors"), make_worker=LocalWorker).start()
-    images = np.zeros((20, 8, 8), dtype=np.uint8)
-    model = SwitchDiTGenerator(dim=16, depth=1, num_heads=2, timesteps=10, max_epochs=1).fit(images)
-    with pytest.raises(ConfigError, match="holds a SwitchDiTGenerator, which does not answer requests"):
-        offline(model, tmp_path / "d.safetensors")
+    monkeypatch.setattr(services, "SERVICES", (services.GraphService, services.SampleService))
+    with pytest.raises(ConfigError, match="holds a MoEClassifier, which does not answer requests"):
+        open_service(table)
 
 
 def test_a_stream_that_has_seen_nothing_answers_too(tmp_path):

@@ -100,7 +100,7 @@ def test_arguments_of_the_first_release_keep_their_order():
     assert list(inspect.signature(DiffusionModule).parameters) == [
         "model", "size", "options", "conditional", "timesteps", "schedule", "prediction", "learn_sigma", "snr_gamma",
         "class_dropout", "prior_weight", "prior_alpha", "match_every", "lr", "weight_decay", "warmup", "ema_decay",
-        "compile", "prior_gates",
+        "compile", "prior_gates", "ema_rising",
     ]  # fmt: skip
     assert list(inspect.signature(PublicImageData).parameters)[-3:] == ["batch_size", "num_workers", "seed"]
 

@@ -57,6 +57,38 @@ def test_an_image_depends_on_its_seed_and_number_only(generator):
     torch.testing.assert_close(module.sample(torch.arange(6), steps=10, seed=1, batch_size=4), once, atol=1e-4, rtol=0)
 
 
+def test_a_later_part_of_a_seed_is_sampled_by_itself_and_a_watcher_may_end_it(generator):
+    whole = generator.sample(6, y=3, steps=5, sampler="ddpm", seed=5)
+    part = generator.sample(2, y=3, steps=5, sampler="ddpm", seed=5, first=4)
+    np.testing.assert_allclose(part, whole[4:], atol=1e-3)
+    seen = []
+
+    def watch(step, x, x0):
+        seen.append(step)
+        if step == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        generator.sample(1, y=3, steps=5, watch=watch)
+    assert seen == [0, 1, 2]
+    with pytest.raises(ConfigError, match="first must be"):
+        generator.sample(1, y=3, steps=5, first=-1)
+
+
+def test_images_become_pixels_of_files(digits):
+    X, y = digits
+    grey = SwitchDiTGenerator(**GENERATOR).fit(X, y)
+    np.testing.assert_array_equal(grey.to_pixels([[0.0, 8.0, 16.0, 99.0]]), [[0, 128, 255, 255]])
+    whole = (X * 15).astype(np.uint8)
+    last = SwitchDiTGenerator(**GENERATOR).fit(np.stack([whole] * 3, axis=-1), y)
+    first = SwitchDiTGenerator(**GENERATOR).fit(np.stack([whole] * 3, axis=1), y)
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    np.testing.assert_array_equal(last.to_pixels(image), image)
+    np.testing.assert_array_equal(first.to_pixels(image.transpose(2, 0, 1)), image)
+    single = SwitchDiTGenerator(**GENERATOR).fit(whole[:, None], y)
+    assert single.to_pixels(single.sample(2, steps=2)).shape == (2, 8, 8)
+
+
 @pytest.mark.slow  # test_noise_is_the_same_in_every_process and test_saving_keeps_every_bit are its fast twins
 def test_another_process_draws_the_same_images(generator, tmp_path):
     generator.save(tmp_path / "model.safetensors")
@@ -226,12 +258,13 @@ def test_a_training_goes_on_exactly_with_its_averaged_weights(tmp_path):
 def test_a_training_that_0_1_began_goes_on_without_biases(tmp_path):
     """The module has today's defaults, since the YAML file of then names none; the checkpoint does not know them."""
     sizes = {"dim": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
-    then = {"options": {**sizes, "gate_bias": False}, "prior_gates": "chosen", "match_every": 2}
+    then = {"options": {**sizes, "gate_bias": False}, "prior_gates": "chosen", "match_every": 2, "ema_rising": False}
     whole = trained(tmp_path / "whole", 3, **then)
     old = trained(tmp_path / "part", 1, **then)
     path = next((tmp_path / "part").rglob("last.ckpt"))
     content = AtomicCheckpointIO().load_checkpoint(path)
-    del content["hyper_parameters"]["prior_gates"]
+    for name in ("prior_gates", "ema_rising"):
+        del content["hyper_parameters"][name]
     content["hyper_parameters"]["options"] = sizes
     AtomicCheckpointIO().save_checkpoint(content, path)
     loaded = DiffusionModule.load_from_checkpoint(path, weights_only=True)
@@ -241,6 +274,36 @@ def test_a_training_that_0_1_began_goes_on_without_biases(tmp_path):
     rest = trained(tmp_path / "part", 3, resume=path, match_every=2)
     assert rest.config.prior_gates == "chosen"
     assert not [name for name in rest.state_dict() if name.endswith("router.bias")]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
+def test_the_average_of_a_short_training_forgets_the_first_weights():
+    """With a decay of 0.995 from the first step on, 40 steps would leave 82 % of the untrained weights."""
+    data = PublicImageData("digits", batch_size=64, seed=1)
+    data.setup("fit")
+    errors = {}
+    for rising in (True, False):
+        found = module(ema_decay=0.995, ema_rising=rising, lr=3e-3)
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=40, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[StepSeeding(0)], num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(found, datamodule=data)
+        errors[rising] = float(trainer.callback_metrics["val/loss"])
+    assert errors[True] < 0.9 * errors[False]
+
+
+def test_a_checkpoint_from_before_goes_on_with_a_constant_decay(tmp_path):
+    whole = trained(tmp_path / "whole", 3, ema_rising=False)
+    trained(tmp_path / "part", 1, ema_rising=False)
+    path = next((tmp_path / "part").rglob("last.ckpt"))
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    del content["hyper_parameters"]["ema_rising"]
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    rest = trained(tmp_path / "part", 3, resume=path)
+    assert rest.config.ema_rising is False
+    assert rest.hparams["ema_rising"] is False
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(rest.state_dict()[name], value, atol=0, rtol=0, msg=name)
 

@@ -267,6 +267,62 @@ def test_the_loss_of_training_is_the_released_one():
         assert switch.router.bias.grad.abs().sum() > 0
 
 
+def released_gate(temb, weight, bias, top_k):
+    """Softmax of V SiLU(temb) + c; the k largest keep their probability, the others get nothing."""
+    silu = temb / (1 + (-temb).exp())
+    logits = silu @ weight.T + bias
+    p = (logits - logits.max(1, keepdim=True).values).exp()
+    p = p / p.sum(1, keepdim=True)
+    kept = torch.zeros_like(p)
+    for i, row in enumerate(p):
+        for e in sorted(range(len(row)), key=lambda e: -float(row[e]))[:top_k]:
+            kept[i, e] = row[e]
+    return p, kept
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_weights_of_experts_and_the_loss_of_the_prior_are_the_released_ones_to_six_digits(top_k):
+    """The whole way from embedded timesteps to the loss, with the 1e-6 in the released logarithms and without."""
+    torch.manual_seed(top_k)
+    depth, experts, timesteps = 4, 3, 60
+    network = shaken(SwitchDiT(**{**SMALL, "depth": depth, "timesteps": timesteps, "top_k": top_k}).double()).train()
+    temb = network.t_embed(torch.arange(timesteps)).detach()
+    every = [released_gate(temb, s.router.weight.detach(), s.router.bias.detach(), top_k) for s in network.switches]
+    p, kept = (torch.stack([pair[i] for pair in every]) for i in (0, 1))  # (L, T, E)
+    torch.testing.assert_close(network.gate_table().detach(), kept, atol=1e-6, rtol=1e-6)
+
+    prior = TimestepPrior(depth, experts, top_k, timesteps)
+    prior.match(network.gate_table())
+    t = torch.tensor([0, 13, 41, 59])
+    network(torch.randn(4, 1, 8, 8, dtype=torch.float64), t, torch.tensor([0, 1, 2, 3]))
+    found = prior(network.last_probabilities(), t)
+    units = p[:, t].transpose(0, 1).flatten(1) / depth
+    length = depth * top_k
+    start = np.rint(np.linspace(0, 1, timesteps)[t.numpy()] ** 4.0 * (depth * experts - length))
+    window = np.array([[first <= u < first + length for u in range(depth * experts)] for first in start])
+    wanted = torch.from_numpy(window[:, prior.place.numpy()] / length)
+    middle = (units + wanted) / 2
+    exact, inside = (
+        sum((a * ((a + e).log() - (middle + e).log())).nan_to_num().sum(1) for a in (units, wanted)).mean() / 2
+        for e in (0.0, 1e-6)
+    )
+    assert float(found.detach()) == pytest.approx(float(exact), abs=1e-6)
+    assert float(exact) == pytest.approx(float(inside), abs=1e-5)  # what the released 1e-6 changes
+
+
+def test_gates_as_released_depend_on_the_timestep_alone_and_share_the_embedding_of_the_condition():
+    """No task of its own: gates read the embedding that also shifts and scales, and the labels do not reach them."""
+    network = shaken(SwitchDiT(**SMALL)).train()
+    x, t, y = inputs()
+    network(x, t, y)
+    first = network.last_probabilities().detach()
+    network(torch.randn_like(x), t, y.flip(0))
+    assert torch.equal(network.last_probabilities().detach(), first)
+    network.last_probabilities()[:, :, 0].sum().backward()
+    assert network.t_embed.mlp[0].weight.grad.abs().max() > 0
+    assert network.y_embed.weight.grad is None
+
+
 def test_the_gates_as_in_0_1_give_the_prior_the_chosen_experts_only():
     torch.manual_seed(0)
     network = shaken(SwitchDiT(**SMALL, gate_bias=False)).train()
