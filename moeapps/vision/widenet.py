@@ -209,7 +209,7 @@ def _init_all_experts(model: VisionTransformer, mode: str) -> None:
     """Initialise the experts of all layers."""
     for module in model.modules():
         if isinstance(module, MoE):
-            initialize_experts(module, mode or model.weight_init_mode)
+            initialize_experts(module, mode)
 
 
 def _stacked_biases(model: nn.Module) -> set[str]:
@@ -317,14 +317,18 @@ class WideNet(
         super().__init__(block_fn=block, **{**vit, "weight_init": "skip"})  # type: ignore[arg-type]
         self.shared = made[0]
         self.moe.most_calls = len(self.blocks)
-        if vit.get("weight_init") != "skip":
-            self.weight_init_mode = vit.get("weight_init", "")
+        self._init_mode = vit.get("weight_init", "")
+        if self._init_mode != "skip":
             self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise all weights, those of the experts as timm initialises MLPs; see timm's ``weight_init``."""
-        super().init_weights(mode, needs_reset)
-        _init_all_experts(self, mode)
+        """Initialise all weights by one of timm's modes, or by that of the constructor.
+
+        By default experts are initialised as timm's MLPs, the other layers as torch does it.
+        """
+        mode = mode or self._init_mode
+        super().init_weights("reset" if mode == "skip" else mode, needs_reset)
+        _init_all_experts(self, "reset" if mode == "skip" else mode)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: timm's, and biases of experts, which are stacked to matrices."""
@@ -426,7 +430,7 @@ class ViTMoE(
         """Initialise all weights, those of the experts as timm initialises MLPs; see timm's ``weight_init``."""
         fix, self.fix_init = self.fix_init, False
         super().init_weights(mode, needs_reset)
-        _init_all_experts(self, mode)
+        _init_all_experts(self, mode or self.weight_init_mode)
         self.fix_init = fix
         if fix:
             self.fix_init_weight()

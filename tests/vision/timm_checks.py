@@ -6,6 +6,7 @@ that of timm's ``tests/test_models.py`` (release 1.0), and of the arguments that
     python -m tests.vision.timm_checks   # the table of docs/vision.md
 """
 
+import itertools
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -353,7 +354,7 @@ def layer_decay(make: Make) -> None:
     named = {name: scales[id(p)] for name, p in model.named_parameters()}
     by_block = [named[f"blocks.{i}.norm1.weight"] for i in range(3)]
     assert named["patch_embed.proj.weight"] == named["pos_embed"] < by_block[0]
-    assert [b / a for a, b in zip(by_block, by_block[1:], strict=False)] == [2, 2]
+    assert [b / a for a, b in itertools.pairwise(by_block)] == [2, 2]
     assert named["norm.weight"] == by_block[2]
     assert named["head.weight"] == 1
     assert max(scale for name, scale in named.items() if not name.startswith("head")) < 1, named
@@ -407,9 +408,7 @@ def dropouts(make: Make) -> None:
 def proj_drop(make: Make) -> None:
     model = make(proj_drop_rate=0.4)
     block = model.blocks[-1]
-    parts = (
-        [block.shared["attn"], block.shared["moe"]] if hasattr(block, "shared") else [block.attn, block.mlp]
-    )
+    parts = [block.shared["attn"], block.shared["moe"]] if hasattr(block, "shared") else [block.attn, block.mlp]
     x = torch.randn(2, 17, 32)
     for part in parts:
         for module in part.modules():
@@ -502,7 +501,7 @@ def scale_mlp_norm(make: Make) -> None:
 @check("fix_init")
 def fix_init(make: Make) -> None:
     model, plain = (dict(make(fix_init=fix).named_parameters()) for fix in (True, False))
-    last = [name for name in plain if name.startswith("blocks.2") and name.endswith(("fc2.weight", "weight2"))][0]
+    last = next(name for name in plain if name.startswith("blocks.2") and name.endswith(("fc2.weight", "weight2")))
     torch.testing.assert_close(model[last] * 6**0.5, plain[last])
     torch.testing.assert_close(model["blocks.1.attn.proj.weight"] * 2, plain["blocks.1.attn.proj.weight"])
 
