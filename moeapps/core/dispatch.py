@@ -6,13 +6,14 @@ gradient is the same bits every time, on CUDA too.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.modes import is_transformed, values_are_hidden
 
-__all__ = ["gather_rows", "inverse_permutation", "starts_of", "weighted_sum"]
+__all__ = ["gather_rows", "inverse_permutation", "sorted_by_expert", "starts_of", "weighted_sum"]
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
@@ -20,6 +21,25 @@ def inverse_permutation(order: Tensor) -> Tensor:
     if is_transformed():  # vmap has no rule for scatter
         return order.argsort()
     return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+
+
+def sorted_by_expert(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Sort experts ``(A,)``, 0 to E, stably: their numbers in order, and where each stood, both ``(A,)`` int64.
+
+    On the CPU NumPy does it, by counting where bytes are enough: the same order in a tenth of the time.
+    """
+    if expert.device.type != "cpu" or values_are_hidden() or expert.requires_grad or not _is_plain(expert):
+        found = torch.sort(expert, stable=True)
+        return found.values, found.indices
+    numbers = expert.numpy()
+    narrow = np.uint8 if num_experts < 256 else np.uint16 if num_experts < 65536 else numbers.dtype
+    order = torch.from_numpy(np.argsort(numbers.astype(narrow), kind="stable"))
+    return expert[order], order
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory that NumPy can read: not one of torch's tracing or fake tensors."""
+    return type(tensor) is Tensor and tensor.dtype == torch.int64
 
 
 def starts_of(ordered: Tensor, bins: int, dtype: torch.dtype = torch.int64) -> Tensor:

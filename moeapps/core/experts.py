@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
@@ -99,11 +100,13 @@ class ExpertMLP(Experts):
         ``"gelu"``, ``"relu"``, ``"silu"`` or ``"swiglu"``.
     bias : bool, default=True
         Whether the layers have biases.
+    dropout : float, default=0.0
+        Training only: dropout after the activation and after the second layer.
 
     Raises
     ------
     ConfigError
-        If a size is below 1 or the activation is unknown.
+        If a size is below 1, the activation is unknown, or the dropout is not a probability below 1.
 
     Examples
     --------
@@ -114,6 +117,7 @@ class ExpertMLP(Experts):
     """
 
     stacked = True
+    dropout: float = 0.0  # pickles of 0.1 have none
 
     def __init__(
         self,
@@ -123,11 +127,15 @@ class ExpertMLP(Experts):
         out_dim: int | None = None,
         activation: str = "gelu",
         bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         out_dim = dim if out_dim is None else out_dim
         check_sizes(dim=dim, hidden_dim=hidden_dim, num_experts=num_experts, out_dim=out_dim)
         check_one_of("activation", activation, ACTIVATIONS)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        self.dropout = dropout
         self.dim, self.hidden_dim, self.out_dim, self.num_experts = dim, hidden_dim, out_dim, num_experts
         self.activation = activation
         first = hidden_dim * (2 if ACTIVATIONS[activation].gated else 1)
@@ -162,6 +170,10 @@ class ExpertMLP(Experts):
                 return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(
                     p.sum() * 0 for p in (rows.to(dtype), w1, b1, w2, b2) if p is not None
                 )
+            if self.training and self.dropout > 0:  # between the layers, where no kernel of both can put it
+                wide = sorted_linear(rows.to(dtype), offsets, w1, chosen, b1)
+                hidden = F.dropout(ACTIVATIONS[self.activation].forward(wide), self.dropout)
+                return F.dropout(sorted_linear(hidden, offsets, w2, chosen, b2), self.dropout)
             return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
 
     @property

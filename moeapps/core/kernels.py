@@ -51,6 +51,11 @@ oneDNN prepares an activation anew for a number of rows that it has not seen, wh
 its values, and an expert's number of rows changes from batch to batch. Beyond this size, what the cache holds of an
 expert's activations is worth more."""
 
+ROUND = 64
+"""Beyond ``WHOLE``, rows of an expert's activation are rounded up to a multiple of this, on CPU, for the same reason.
+
+What is computed beyond them is not used. It is a few rows in a hundred, where every batch would bring new numbers."""
+
 GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= "2.15"
 """Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""
 
@@ -309,20 +314,22 @@ class _Loop(_TwoLayer):
         counts = _split_counts(rows, offsets)
         out = rows.new_empty(rows.shape[0], w2.shape[2])
         keep, whole = any(ctx.needs_input_grad), _is_small(rows, w1)
-        pre = rows.new_empty(rows.shape[0], w1.shape[2]) if keep or whole else None
-        pres = [None] * len(counts) if pre is None else pre.split(counts)
+        # without gradients to come, one expert's part is enough, and stays in the cache
+        pre = rows.new_empty((rows.shape[0] if keep or whole else max(counts[:-1])) + ROUND, w1.shape[2])
         *outs, rest = out.split(counts)
         firsts, seconds = (_each(w1), _each(b1, w1)), (_each(w2), _each(b2, w1))
         if whole:
-            assert pre is not None
-            _products(rows.split(counts), *firsts, pres)
+            pre = pre[: rows.shape[0]]
+            _products(rows.split(counts), *firsts, pre.split(counts))
             _products(_activated(act, pre, counts), *seconds, outs)
         else:
-            for x, kept, y, first, bias1, second, bias2 in zip(
-                rows.split(counts), pres, outs, *firsts, *seconds, strict=False
-            ):
-                if x.shape[0]:
-                    _affine(act.forward(_affine(x, first, bias1, kept)), second, bias2, y)
+            start = 0
+            for x, y, first, bias1, second, bias2 in zip(rows.split(counts), outs, *firsts, *seconds, strict=False):
+                if count := x.shape[0]:
+                    _affine(x, first, bias1, pre[start : start + count])
+                    hidden = act.forward(pre[start : start + _rounded(count, act, rows.dtype)])[:count]
+                    _affine(hidden, second, bias2, y)
+                    start += count if keep else 0
         rest.zero_()
         if keep:
             ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre)
@@ -338,14 +345,21 @@ class _Loop(_TwoLayer):
         grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
         *grads_x, rest = grad_rows.split(counts)
         sums1, sums2 = [], []
+        grad_hidden = rows.new_empty(max(counts[:-1]) + ROUND, w2.shape[1])
         layers = zip(
-            rows.split(counts), pre.split(counts), grad.split(counts), grads_x,
+            rows.split(counts), grad.split(counts), grads_x,
             w1.transpose(1, 2).unbind(), w2.transpose(1, 2).unbind(), g1.unbind(), g2.unbind(),
             strict=False,
         )  # fmt: skip
-        for x, before, dy, dx, first, second, grad1, grad2 in layers:
-            torch.mm(act.forward(before).t(), dy, out=grad2)  # without rows: zeros
-            dpre = act.backward(dy @ second, before)
+        start = 0
+        for x, dy, dx, first, second, grad1, grad2 in layers:
+            count = x.shape[0]
+            rounded = _rounded(count, act, rows.dtype)
+            before = pre[start : start + rounded]
+            start += count
+            torch.mm(act.forward(before)[:count].t(), dy, out=grad2)  # without rows: zeros
+            torch.mm(dy, second, out=grad_hidden[:count])
+            dpre = act.backward(grad_hidden[:rounded], before)[:count]
             torch.mm(x.t(), dpre, out=grad1)
             torch.mm(dpre, first, out=dx)
             if b1 is not None:
@@ -435,6 +449,11 @@ def _stack(rows: list[Tensor]) -> Tensor | None:
 def _is_small(rows: Tensor, w1: Tensor) -> bool:
     """Whether the activations of all experts are one call; not in float64, which oneDNN does not compute."""
     return rows.dtype != torch.float64 and rows.shape[0] * w1.shape[2] <= WHOLE
+
+
+def _rounded(count: int, act: Activation, dtype: torch.dtype) -> int:
+    """Rows of an activation's call: more than there are only where oneDNN computes it, whose values are the same."""
+    return -(-count // ROUND) * ROUND if act is ACTIVATIONS["gelu"] and dtype == torch.float32 else count
 
 
 def _activated(act: Activation, pre: Tensor, counts: list[int]) -> Sequence[Tensor]:

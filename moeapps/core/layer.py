@@ -22,6 +22,7 @@ from moeapps.core.losses import mutual_information, parameter_penalty_loss
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
+from moeapps.core.scripting import ScriptedMoE
 
 __all__ = ["BALANCE_LOSSES", "BalanceLoss", "MoE", "RoutedLayer"]
 
@@ -356,6 +357,10 @@ class MoE(RoutedLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_taken": ()}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script makes a program of: the evaluation of this layer; see ``ScriptedMoE``."""
+        return ScriptedMoE(self)
 
     def _check_gradients(self) -> None:
         """Refuse losses that should train but cannot."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from moeapps.core.dispatch import gather_rows, inverse_permutation, starts_of, weighted_sum
+from moeapps.core.dispatch import gather_rows, inverse_permutation, sorted_by_expert, starts_of, weighted_sum
 
 __all__ = ["Routing"]
 
@@ -163,7 +163,7 @@ class Routing:
         if keep is not None:
             expert = torch.where(keep, expert, num_experts)
             weight = torch.where(keep | weight.isnan(), weight, 0)  # NaN marks an invalid token: it is kept
-        sorted_expert, order = torch.sort(expert.reshape(-1), stable=True)
+        sorted_expert, order = sorted_by_expert(expert.reshape(-1), num_experts)
         return cls(
             token=order // max(k, 1),
             expert=sorted_expert,

@@ -1,11 +1,13 @@
 """WideNet and ViT-MoE under their names in timm; importing this module registers them.
 
-There are no pretrained weights: ``pretrained=True`` is refused by timm.
+There are no pretrained weights: ``pretrained=True`` is refused by timm, unless ``pretrained_cfg_overlay`` names a file
+of one's own. Position embeddings in it are resized to the model's images.
 """
 
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from moeapps.vision.widenet import ViTMoE, WideNet
@@ -49,6 +51,7 @@ def _build(cls: type[nn.Module], name: str, size: str, pretrained: bool, argumen
         cls,
         name,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **{"patch_size": 16, **SIZES[size], **arguments},
     )

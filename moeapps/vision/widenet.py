@@ -3,13 +3,15 @@
 # Shapes: N images, T tokens (patches, and the class token) per image, d width, E experts, L blocks
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin
-from timm.layers import DropPath
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.layers import DropPath, LayerScale
+from timm.models import register_notrace_module
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
@@ -21,7 +23,9 @@ from moeapps.core.modes import notes_are_kept
 from moeapps.core.older import arguments_of_0_1
 from moeapps.core.routers import Router, make_router
 from moeapps.core.routing import Routing
+from moeapps.vision.scripting import as_plain_transformer
 from moeapps.vision.stem import patch_embedding
+from moeapps.vision.vit_options import ExpertOptions, initialize_experts, on_device, scale_last_layers, shared_attention
 
 __all__ = ["SharedMoE", "ViTMoE", "VisionMoEConfig", "WideBlock", "WideNet"]
 
@@ -89,6 +93,8 @@ class WideBlock(nn.Module):
         Probability of skipping a residual branch in training.
     index : int, default 0
         Number of the block in its model.
+    scales : sequence of nn.Module, default ()
+        Layer scales of the two branches, the block's own; none when empty.
     """
 
     def __init__(
@@ -98,32 +104,30 @@ class WideBlock(nn.Module):
         norm2: nn.Module | None,
         drop_path: float = 0.0,
         index: int = 0,
+        scales: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.index = index
         self._shared = (shared,)  # in a tuple, so that torch does not register it here too: the model does, once
         self.norm1, self.norm2 = norm1, norm2
+        self.ls1, self.ls2 = scales or (nn.Identity(), nn.Identity())
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    @property
+    def shared(self) -> nn.ModuleDict:
+        """What all blocks share."""
+        return self._shared[0]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens ``(N, T, d)`` to tokens."""
-        shared = self._shared[0]
+        shared = self.shared
         norm1 = shared["norm1"] if self.norm1 is None else self.norm1
         norm2 = shared["norm2"] if self.norm2 is None else self.norm2
-        x = x + self.drop_path(shared["attn"](norm1(x), attn_mask=attn_mask, is_causal=is_causal))
+        x = x + self.drop_path(self.ls1(shared["attn"](norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
         moe = shared["moe"]
         if isinstance(moe, SharedMoE):  # surgery may have made it a dense layer
             moe.enter(self.index)
-        return x + self.drop_path(moe(norm2(x)))
-
-
-def _init_experts(moe: MoE) -> None:
-    """Initialise experts as timm initialises the MLPs of its transformers."""
-    for name, parameter in moe.experts.named_parameters():
-        if name.rpartition(".")[2].startswith("bias"):
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.trunc_normal_(parameter, std=0.02)
+        return x + self.drop_path(self.ls2(moe(norm2(x))))
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class VisionMoEConfig:
 L = TypeVar("L", bound=MoE)
 
 
-def _make_moe(layer: type[L], dim: int, hidden_dim: int, config: VisionMoEConfig) -> L:
+def _make_moe(layer: type[L], dim: int, options: ExpertOptions, config: VisionMoEConfig) -> L:
     """A layer of the given class, with the router's default noise."""
     router, given = config.router, dict(config.router_args or {})
     if isinstance(router, str):
@@ -188,12 +192,36 @@ def _make_moe(layer: type[L], dim: int, hidden_dim: int, config: VisionMoEConfig
         raise ConfigError("router_args are for a router that is given by name: this one has its arguments")
     arguments = as_arguments(replace(config, router=router))
     del arguments["router_args"]
-    return layer(dim, hidden_dim=hidden_dim, **arguments)
+    if options == ExpertOptions(options.hidden_dim):
+        return layer(dim, hidden_dim=options.hidden_dim, **arguments)
+    if config.expert_sizes is not None:
+        options.check_default("expert_sizes")
+    if (needed := router.default_experts(options.hidden_dim)) is not None:
+        options.check_default(f"{type(router).__name__}, which needs {type(needed).__name__}")
+    return layer(dim, experts=options.experts(dim, config.num_experts), **arguments)
 
 
 def _as_saved(arguments: dict[str, Any]) -> dict[str, Any]:
     """What a folder or repository says, as it was meant: one that 0.1 saved names no ``iterations``."""
     return arguments if "iterations" in arguments else arguments_of_0_1(arguments)
+
+
+def _init_all_experts(model: VisionTransformer, mode: str) -> None:
+    """Initialise the experts of all layers."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            initialize_experts(module, mode)
+
+
+def _stacked_biases(model: nn.Module) -> set[str]:
+    """Names of the biases in MoE layers: stacked over experts, they are matrices to an optimiser."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
+    return {
+        f"{prefix}.{name}"
+        for prefix, layer in layers.items()
+        for name, _ in layer.named_parameters()
+        if name.rpartition(".")[2].startswith("bias")
+    }
 
 
 class WideNet(
@@ -216,12 +244,16 @@ class WideNet(
         How images become tokens: by one convolution as wide as a patch, or by several small ones
         (:class:`~moeapps.vision.ConvPatchEmbed`), which is better on few images.
     **vit
-        Arguments of timm's ``VisionTransformer``: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ...
+        Arguments of timm's ``VisionTransformer``: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ... Those of
+        MLPs (``act_layer``, ``mlp_layer``, ``proj_bias``, ``proj_drop_rate``) are those of the experts;
+        ``init_values`` gives each block layer scales of its own.
 
     Raises
     ------
     ConfigError
-        If ``depth`` is not a positive integer, or router, experts and capacity do not fit together.
+        If ``depth`` is not a positive integer, router, experts and capacity do not fit together, or an argument of timm
+        has no meaning here: ``fix_init``, ``block_fn``, ``scale_mlp_norm``, an attention that depends on the block, an
+        activation or MLP that experts do not have.
 
     Examples
     --------
@@ -235,6 +267,11 @@ class WideNet(
     def __init__(
         self, *, config: VisionMoEConfig, individual_norms: bool = True, stem: str = "patch", **vit: Any
     ) -> None:
+        check_sizes(depth=vit.get("depth", 12))
+        if "block_fn" in vit:
+            raise ConfigError("block_fn cannot be set: WideNet has blocks of its own")
+        if vit.get("fix_init"):
+            raise ConfigError("fix_init=True scales the weights of a block by its number: these blocks share theirs")
         made: list[nn.ModuleDict] = []
         numbers = itertools.count()
 
@@ -242,42 +279,81 @@ class WideNet(
         def block(
             dim: int,
             num_heads: int,
-            mlp_ratio: float,
-            norm_layer: Callable[[int], nn.Module],
+            norm_layer: Callable[..., nn.Module],
             drop_path: float = 0.0,
             qkv_bias: bool = True,
             qk_norm: bool = False,
+            scale_attn_norm: bool = False,
+            proj_bias: bool = True,
             attn_drop: float = 0.0,
             proj_drop: float = 0.0,
-            **others: Any,
+            init_values: float | None = None,
+            attn_layer: Any = "attn",
+            device: Any = None,
+            dtype: Any = None,
+            **_of_mlps: Any,  # ExpertOptions reads them
         ) -> WideBlock:
+            place = {"device": device, "dtype": dtype}
             if not made:
                 shared: dict[str, nn.Module] = {
-                    "attn": Attention(
+                    "attn": shared_attention(
+                        attn_layer,
+                        scale_attn_norm,
                         dim,
                         num_heads=num_heads,
                         qkv_bias=qkv_bias,
                         qk_norm=qk_norm,
+                        proj_bias=proj_bias,
                         attn_drop=attn_drop,
                         proj_drop=proj_drop,
-                        norm_layer=norm_layer,  # type: ignore[arg-type]
+                        norm_layer=norm_layer,
+                        **place,
                     ),
-                    "moe": _make_moe(SharedMoE, dim, int(dim * mlp_ratio), config),
+                    "moe": on_device(lambda: _make_moe(SharedMoE, dim, options, config), device, dtype),
                 }
                 if not individual_norms:
-                    shared |= {"norm1": norm_layer(dim), "norm2": norm_layer(dim)}
+                    shared |= {"norm1": norm_layer(dim, **place), "norm2": norm_layer(dim, **place)}
                 made.append(nn.ModuleDict(shared))
-            norms = [norm_layer(dim) if individual_norms else None for _ in range(2)]
-            return WideBlock(made[0], norms[0], norms[1], drop_path, next(numbers))
+            norms = [norm_layer(dim, **place) if individual_norms else None for _ in range(2)]
+            scales = [LayerScale(dim, init_values=init_values, **place) for _ in range(2)] if init_values else []
+            return WideBlock(made[0], norms[0], norms[1], drop_path, next(numbers), scales)
 
-        check_sizes(depth=vit.get("depth", 12))
+        options = ExpertOptions.from_timm(vit.get("embed_dim", 768), vit)
         # Weights are initialised once the shared modules are registered: timm would not find them before.
         arguments = {**vit, **patch_embedding(stem), "weight_init": "skip"}
         super().__init__(block_fn=block, **arguments)  # type: ignore[arg-type]
         self.shared = made[0]
         self.moe.most_calls = len(self.blocks)
-        self.init_weights(vit.get("weight_init", ""))
-        _init_experts(self.moe)
+        self._init_mode = vit.get("weight_init", "")
+        if self._init_mode != "skip":
+            self.init_weights()
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise all weights by one of timm's modes, or by that of the constructor.
+
+        By default experts are initialised as timm's MLPs, the other layers as torch does it.
+        """
+        mode = mode or self._init_mode
+        super().init_weights("reset" if mode == "skip" else mode, needs_reset)
+        _init_all_experts(self, "reset" if mode == "skip" else mode)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay: timm's, and biases of experts, which are stacked to matrices."""
+        return super().no_weight_decay() | _stacked_biases(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer-wise decay of the learning rate.
+
+        What all blocks share is in the layer of the middle block, whose factor is the geometric mean of the factors of
+        the blocks that use it.
+        """
+        groups: dict[str, Any] = super().group_matcher(coarse)
+        middle = (len(self.blocks) - 1) // 2
+        return {**groups, "blocks": [*groups["blocks"], (r"^shared", (middle,))]}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script makes a program of: a copy for evaluation in plain torch."""
+        return as_plain_transformer(self)
 
     @classmethod
     def _from_pretrained(cls, **arguments: Any) -> Self:
@@ -336,7 +412,11 @@ class ViTMoE(
     @takes(VisionMoEConfig)
     def __init__(self, *, config: VisionMoEConfig, moe_every: int = 2, stem: str = "patch", **vit: Any) -> None:
         check_sizes(moe_every=moe_every)
+        options = ExpertOptions.from_timm(vit.get("embed_dim", 768), vit)
         super().__init__(**vit, **patch_embedding(stem))
+        if not all(isinstance(getattr(block, "mlp", None), nn.Module) for block in self.blocks):
+            name = getattr(vit.get("block_fn"), "__name__", vit.get("block_fn"))
+            raise ConfigError(f"block_fn={name}: its blocks have no MLP of their own, in whose place experts could be")
         depth, dim = len(self.blocks), self.embed_dim
         chosen = [i for i in range(depth) if (depth - 1 - i) % moe_every == 0]
         # Losses of all layers are added up, those of one layer count 1 / (number of layers).
@@ -346,12 +426,49 @@ class ViTMoE(
             z_weight=config.z_weight / len(chosen),
             penalty_weight=config.penalty_weight / len(chosen),
         )
+        initialized = vit.get("weight_init") != "skip"
         for i in chosen:
-            moe = _make_moe(MoE, dim, int(dim * vit.get("mlp_ratio", 4.0)), each)
-            _init_experts(moe)
+            moe = on_device(lambda: _make_moe(MoE, dim, options, each), vit.get("device"), vit.get("dtype"))
+            if initialized:
+                initialize_experts(moe, self.weight_init_mode)
             self.blocks[i].mlp = moe
+        if initialized and self.fix_init:
+            self._fix_experts()
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise all weights, those of the experts as timm initialises MLPs; see timm's ``weight_init``."""
+        fix, self.fix_init = self.fix_init, False
+        super().init_weights(mode, needs_reset)
+        _init_all_experts(self, mode or self.weight_init_mode)
+        self.fix_init = fix
+        if fix:
+            self.fix_init_weight()
+
+    def fix_init_weight(self) -> None:
+        """Divide the last weights of attention and MLP, or experts, of block l by sqrt(2 l), as timm does."""
+        for depth, block in enumerate(self.blocks, 1):
+            block.attn.proj.weight.detach().div_(math.sqrt(2 * depth))
+            if not isinstance(block.mlp, MoE):
+                block.mlp.fc2.weight.detach().div_(math.sqrt(2 * depth))
+        self._fix_experts()
+
+    def _fix_experts(self) -> None:
+        for depth, block in enumerate(self.blocks, 1):
+            if isinstance(block.mlp, MoE):
+                scale_last_layers(block.mlp, 1 / math.sqrt(2 * depth))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay: timm's, and biases of experts, which are stacked to matrices."""
+        return super().no_weight_decay() | _stacked_biases(self)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script makes a program of: a copy for evaluation in plain torch."""
+        return as_plain_transformer(self)
 
     @classmethod
     def _from_pretrained(cls, **arguments: Any) -> Self:
         """Load a folder or repository; the router of one that 0.1 saved has the defaults of then."""
         return cast(Self, super()._from_pretrained(**_as_saved(arguments)))
+
+
+register_notrace_module(MoE)  # torch.fx takes a layer as a whole: which rows an expert gets depends on values
