@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--cifar-epochs", type=int, default=20, help="0 leaves CIFAR-10 out")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "vision_generated.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "vision_diffusion.json")
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache" / "vision_diffusion")
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()

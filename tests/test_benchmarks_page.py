@@ -322,14 +322,39 @@ def test_image_accuracy():
 
 
 def test_diffusion():
-    found = results("vision_diffusion")
+    found = results("vision_diffusion")["digits"]
     for model, runs in found["runs"].items():
-        assert len(runs) == 3
         last = [run["curve"][-1] for run in runs.values()]
+        assert {point["epoch"] for point in last} == {40}
         cells = " | ".join(summary([point[name] for point in last]) for name in ("loss", "fid", "precision", "recall"))
-        assert f"| {model} | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
-    real = found["test images"]
-    assert f"| test images | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in PAGE
+        assert f"| {model} | {len(runs)} | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
+    real = found["real images"]
+    assert f"| real images | | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in PAGE
+
+
+def test_experts_out_of_a_network():
+    script("moeify")  # whose tables these are
+    found = results("moeify")
+    runs = list(found["grow"].values())
+    for name, title in (("before", "before"), ("dense", "dense"), ("mixture", "copies"), ("split", "split")):
+        shown = f"| {title} | {percent([run[name] for run in runs])} |"
+        assert shown in PAGE, shown
+    for name in ("mixture", "split"):
+        shown = percent([run[name] - run["dense"] for run in runs])
+        assert f"{shown} for {'copies' if name == 'mixture' else name}" in PAGE, shown
+    for name in ("everything", "relevant experts", "low-rank experts", "head alone"):
+        own = [run[name] for run in found["tune"].values()]
+        cells = [percent([row["new"] for row in own]), percent([row["forgotten"] / 100 for row in own])]
+        shown = f"| {name} | {' | '.join(cells)} | {100 * np.mean([row['share'] for row in own]):.1f} |"
+        assert shown in PAGE, shown
+    assert len(found["grow"]) == len(found["tune"])
+    assert f"{len(runs)} seeds" in PAGE
+
+
+def percent(values: list[float]) -> str:
+    """Mean and standard error, in points."""
+    points = 100 * np.array(values)
+    return f"{points.mean():.2f} ± {points.std(ddof=1) / np.sqrt(len(points)):.2f}"
 
 
 def test_image_speed():
@@ -377,8 +402,9 @@ def test_the_page_of_papers_quotes_our_benchmarks():
         runs = results("vision_accuracy")["sets"]["cifar10, 2000"][model]
         scores = summary([run["accuracy"] for run in runs.values()], 2, 100)
         assert f"{scores} | {runs['0']['parameters']:,} |" in page, model
-    for runs in results("vision_diffusion")["runs"].values():
-        assert summary([run["curve"][-1]["fid"] for run in runs.values()]) in page
+    for model in ("DiT", "Switch-DiT"):
+        runs = results("vision_diffusion")["digits"]["runs"][model]
+        assert summary([run["curve"][-1]["fid"] for run in runs.values()], 2) in page
     runs = results("stream_accuracy")["runs"]
     for column in ("paper, data", "paper, task", "DriftMoE"):
         assert summary([runs[f"elec, {seed}"][column]["accuracy"] for seed in range(3)], 2, 100) in page, column
