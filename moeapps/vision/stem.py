@@ -70,11 +70,11 @@ class ConvPatchEmbed(PatchEmbed):
         for i, stride in enumerate(strides):
             wide = max(min(NARROWEST, embed_dim), embed_dim // 2 ** max(0, len(strides) - 2 - i))
             kernel = 2 * math.ceil(stride / 2) + 1
-            shape = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
+            shape: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
             layers.append(ConvNormAct(channels, wide, **shape, act_layer=nn.GELU, device=device, dtype=dtype))
             channels = wide
         layers.append(nn.Conv2d(channels, embed_dim, 1, bias=bias, device=device, dtype=dtype))
-        self.proj = nn.Sequential(*layers)
+        self.proj = nn.Sequential(*layers)  # type: ignore[assignment]
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Take another size of images; the patch stays.

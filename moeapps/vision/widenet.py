@@ -446,6 +446,7 @@ class ViTMoE(
 
     def fix_init_weight(self) -> None:
         """Divide the last weights of attention and MLP, or experts, of block l by sqrt(2 l), as timm does."""
+        block: Any
         for depth, block in enumerate(self.blocks, 1):
             block.attn.proj.weight.detach().div_(math.sqrt(2 * depth))
             if not isinstance(block.mlp, MoE):
