@@ -101,7 +101,7 @@ def run_shell(text: str) -> None:
                 asked = shlex.split(line)
                 url = url or re.search(r"http://\S+:\d+", server.stdout.readline())[0]
                 headers = dict(asked[i + 1].split(": ") for i, word in enumerate(asked) if word == "-H")
-                path = next(re.sub(r"http://[^/]+", "", word) for word in asked if word.startswith("http://"))
+                path = next(found[1] for word in asked if (found := re.fullmatch(r"(?:http://)?[\w.]+:\d+(/.*)", word)))
                 answer = httpx.post(url + path, content=asked[asked.index("-d") + 1], timeout=60, headers=headers)
                 assert answer.status_code == 200, answer.text
             elif line.startswith("moeapps serve"):
