@@ -26,7 +26,7 @@ def inverse_permutation(order: Tensor) -> Tensor:
 def sorted_by_expert(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Sort experts ``(A,)``, 0 to E, stably: their numbers in order, and where each stood, both ``(A,)`` int64.
 
-    On the CPU NumPy does it, by counting where bytes are enough: the same order in a tenth of the time.
+    On the CPU NumPy does it, by counting where bytes are enough; the order is the same.
     """
     if expert.device.type != "cpu" or values_are_hidden() or expert.requires_grad or not _is_plain(expert):
         found = torch.sort(expert, stable=True)

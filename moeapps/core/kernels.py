@@ -54,7 +54,7 @@ expert's activations is worth more."""
 ROUND = 64
 """Beyond ``WHOLE``, rows of an expert's activation are rounded up to a multiple of this, on CPU, for the same reason.
 
-What is computed beyond them is not used. It is a few rows in a hundred, where every batch would bring new numbers."""
+What is computed beyond them is not used."""
 
 GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= "2.15"
 """Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""

@@ -14,7 +14,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
 
-__all__ = ["Form", "Scaling", "export_network", "onnx_runtime", "program_bytes"]
+__all__ = ["Form", "Scaling", "export_network", "onnx_runtime", "program_bytes", "write_program"]
 
 Form = Literal["onnx", "torch"]
 
@@ -93,13 +93,53 @@ def export_network(
     OSError
         If the file cannot be written; an existing one is then unchanged.
     """
-    check_one_of("form", form, ("onnx", "torch"))
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    rows: Any = torch.export.Dim("rows")
+    return write_program(copy.deepcopy(network).eval(), given, path, form)
+
+
+def write_program(
+    program: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: str | Path,
+    form: Form,
+    *,
+    axis: str = "rows",
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Trace a module for any length of its inputs' first axis, and write it.
+
+    Parameters
+    ----------
+    program : Module
+        A module in evaluation mode.
+    inputs : tuple of Tensor
+        An example of its inputs, with at least two samples: one, or none, would be taken for a constant.
+    path : str or Path
+        File to write.
+    form : Form
+        ``"onnx"`` or ``"torch"``.
+    axis : str, default="rows"
+        Name of the first axis.
+    metadata : mapping of str to str, optional
+        As of :func:`program_bytes`.
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    ConfigError
+        If the form is unknown or ONNX is not installed.
+    OSError
+        If the file cannot be written; an existing one is then unchanged.
+    """
+    check_one_of("form", form, ("onnx", "torch"))
+    first: Any = torch.export.Dim(axis)
     with torch.no_grad():
-        copied = copy.deepcopy(network).eval()
-        traced = torch.export.export(copied, given, dynamic_shapes=tuple({0: rows} for _ in given))
-    content = program_bytes(traced, form)
+        traced = torch.export.export(program, inputs, dynamic_shapes=tuple({0: first} for _ in inputs))
+    content = program_bytes(traced, form, metadata)
     with atomic_write(path) as file:
         file.write(content)
     return Path(path)

@@ -54,8 +54,8 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     mlp_ratio : float, default 2.0
         Hidden width of an expert (or MLP), as a multiple of ``embed_dim``.
     stem : {"conv", "patch"}, default "conv"
-        How images become tokens: by several small convolutions (:class:`~moeapps.vision.ConvPatchEmbed`), which is
-        better on few images, or by one as wide as a patch, as in the papers.
+        How images become tokens: by several small convolutions (:class:`~moeapps.vision.ConvPatchEmbed`), or by one as
+        wide as a patch, as in the papers.
     patch_size : int or "auto", default "auto"
         Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded (with the
         convolutional stem to a power of two). Images are padded to a multiple of it.

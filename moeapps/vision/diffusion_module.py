@@ -2,7 +2,6 @@
 
 # Shapes: N images, C channels, H height, W width, T timesteps, E experts, L blocks
 
-import warnings
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -56,12 +55,6 @@ class MovingAverage(RisingAverage):
         self.decay = decay
         if not rising:
             self._kwargs = {"avg_fn": get_ema_avg_fn(decay)}
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the average, without Lightning's warning of models with a ``configure_model`` hook."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
-            super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Average what a checkpoint of 0.1 has, whose gates have no bias, and as it did."""

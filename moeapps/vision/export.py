@@ -6,15 +6,13 @@ The programs run without this package's code.
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
-from moeapps.core.files import atomic_write
-from moeapps.core.programs import Form, Scaling, program_bytes
+from moeapps.core.programs import Form, Scaling, write_program
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.diffusion_module import DiffusionModule
 from moeapps.vision.generator import SwitchDiTGenerator
@@ -76,13 +74,8 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
     else:
         module = model
     program = _Program(copy.deepcopy(module).cpu()).eval()
-    rows: Any = torch.export.Dim("images")
-    with torch.no_grad():
-        traced = torch.export.export(program, (torch.zeros(3, *module.spec.shape),), dynamic_shapes=({0: rows},))
-    content = program_bytes(traced, form, {"spec": json.dumps(module.spec.state())})
-    with atomic_write(path) as file:
-        file.write(content)
-    return Path(path)
+    metadata = {"spec": json.dumps(module.spec.state())}
+    return write_program(program, (torch.zeros(3, *module.spec.shape),), path, form, axis="images", metadata=metadata)
 
 
 def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Path, form: Form = "onnx") -> Path:
@@ -136,9 +129,6 @@ def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Pa
     inputs = [torch.zeros(count, *module.spec.shape), torch.zeros(count, dtype=torch.int64)]
     if module.conditional:
         inputs.append(torch.zeros(count, dtype=torch.int64))
-    rows: Any = torch.export.Dim("images")
-    with torch.no_grad():
-        traced = torch.export.export(network, tuple(inputs), dynamic_shapes=tuple({0: rows} for _ in inputs))
     diffusion = module.diffusion
     spec = {
         **module.spec.state(),
@@ -152,7 +142,4 @@ def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Pa
             "alphas": diffusion.alphas.tolist(),
         },
     }
-    content = program_bytes(traced, form, {"spec": json.dumps(spec)})
-    with atomic_write(path) as file:
-        file.write(content)
-    return Path(path)
+    return write_program(network, tuple(inputs), path, form, axis="images", metadata={"spec": json.dumps(spec)})

@@ -87,8 +87,8 @@ class ImageModuleConfig:
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
     options : dict, optional
         Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). The three families have
-        ``stem="patch"``, or ``"conv"``, which is better on few images; their ``patch_size`` defaults to an eighth of
-        the images' side, 2 to 16 pixels, rounded (with a convolutional stem to a power of two).
+        ``stem="patch"`` or ``"conv"``; their ``patch_size`` defaults to an eighth of the images' side, 2 to 16 pixels,
+        rounded (with a convolutional stem to a power of two).
     moeify : dict or bool, optional
         Turns blocks of the network into MoE layers: arguments of :func:`~moeapps.core.growth.moeify.moeify`
         (``{"num_experts": 4, "every": 1}``), or True for its defaults. Neither when None or False.

@@ -94,7 +94,7 @@ class ConvPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to tokens ``(N, T, d)``."""
-        # channels last: a fifth faster on a CPU, and the transpose to tokens copies nothing
+        # channels last: then the transpose to tokens copies nothing
         tokens: Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
         return tokens
 

@@ -242,7 +242,7 @@ class WideNet(
         Whether every block has norms of its own; False shares them too (the paper's ablation).
     stem : {"patch", "conv"}, default "patch"
         How images become tokens: by one convolution as wide as a patch, or by several small ones
-        (:class:`~moeapps.vision.ConvPatchEmbed`), which is better on few images.
+        (:class:`~moeapps.vision.ConvPatchEmbed`).
     **vit
         Arguments of timm's ``VisionTransformer``: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ... Those of
         MLPs (``act_layer``, ``mlp_layer``, ``proj_bias``, ``proj_drop_rate``) are those of the experts;
