@@ -8,6 +8,7 @@ It is not run by a newer version: what that would make are no files of 0.1.
 import contextlib
 import os
 import pickle
+import platform
 import shutil
 import sys
 import warnings
@@ -187,7 +188,15 @@ def pictures():
 
 def machine():
     """What must be the same for floating-point numbers to come out the same to the last bit."""
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {vendor()}"
+
+
+def vendor():
+    """Maker of the processor: torch's matrix library chooses its instructions by it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("vendor_id"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 def answers(name, model):
