@@ -20,6 +20,8 @@ from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.export import OnnxRanker, export_ranker
 from moeapps.recsys.histories import add_history, leave_last_out, time_split
 from moeapps.recsys.home import HoME
+from moeapps.recsys.implicit import ImplicitFeedback, implicit_feedback
+from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import auc, calibration, gauc, ndcg_at_k, task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.movielens import movielens_1m, movielens_100k, movielens_schema
@@ -35,6 +37,7 @@ from moeapps.recsys.multigate import (
     SharedBottom,
 )
 from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.recommend import Ranks, ranks_of, recommendation_table
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
     "DenseFeature",
     "Diagnosis",
     "HoME",
+    "ImplicitData",
+    "ImplicitFeedback",
     "MMoE",
     "MMoEConfig",
     "MultiGateConfig",
@@ -57,6 +62,7 @@ __all__ = [
     "RankingConfig",
     "RankingData",
     "RankingModule",
+    "Ranks",
     "Schema",
     "SequenceFeature",
     "SharedBottom",
@@ -73,6 +79,7 @@ __all__ = [
     "diagnose",
     "export_ranker",
     "gauc",
+    "implicit_feedback",
     "kuairand",
     "kuairand_schema",
     "leave_last_out",
@@ -80,6 +87,8 @@ __all__ = [
     "movielens_100k",
     "movielens_schema",
     "ndcg_at_k",
+    "ranks_of",
+    "recommendation_table",
     "task_table",
     "time_split",
 ]

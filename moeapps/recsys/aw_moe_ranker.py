@@ -9,6 +9,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.data import RankingData
+from moeapps.recsys.implicit import ImplicitFeedback
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import SEQUENCE_MODELS
 from moeapps.recsys.ranker import Ranker
@@ -80,26 +81,27 @@ class AWMoERanker(Ranker):
 
     def fit(
         self,
-        frame: Table,
+        frame: Table | ImplicitFeedback,
         targets: str | Sequence[str] | None = None,
         *,
         ignored: Sequence[str] = (),
-        validation: Table | None = None,
+        validation: Table | ImplicitFeedback | None = None,
         target: str | None = None,
     ) -> Self:
-        """Learn from a frame.
+        """Learn from a frame, or from implicit feedback.
 
         Parameters
         ----------
-        frame : DataFrame or path
+        frame : DataFrame, path or ImplicitFeedback
             Rows with features, a history column of lists (oldest entry first) and the target; or a CSV or Parquet file,
-            which may be larger than memory.
+            which may be larger than memory; or :func:`~moeapps.recsys.implicit_feedback`, after which the ranker can
+            :meth:`recommend`.
         targets : str or list of one str
-            Binary column to be predicted.
+            Binary column to be predicted; not needed for implicit feedback.
         ignored : list of str, default ()
             Columns that are not used.
-        validation : DataFrame or path, optional
-            Rows to validate on, instead of a part of ``frame``.
+        validation : DataFrame, path or ImplicitFeedback, optional
+            Rows or events to validate on, instead of a part of ``frame``.
         target : str, optional
             Deprecated name of ``targets``.
 

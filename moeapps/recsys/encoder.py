@@ -5,7 +5,7 @@
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -378,6 +378,30 @@ class TableEncoder:
         longest = max((sequence.max_len for sequence in self.schema.sequences), default=0)
         if longest > _LONGEST:  # rows are padded to it, and no weight depends on it
             raise FileFormatError(f"max_len={longest} of its sequences is more than {_LONGEST}")
+
+    def part(self, names: Collection[str]) -> "TableEncoder":
+        """An encoder of some of the features, with the same codes and numbers.
+
+        A sequence that shares the categories of another column needs that column, too.
+
+        Parameters
+        ----------
+        names : collection of str
+            The features.
+        """
+        features = [feature for feature in self.schema.features if feature.name in names]
+        part = type(self)(Schema(tuple(features)), self.missing_values)
+        dense = [d for d, feature in enumerate(self.schema.dense) if feature.name in names]
+        part.values = {name: values for name, values in self.values.items() if name in part.table_names}
+        part.mean, part.scale = [self.mean[d] for d in dense], [self.scale[d] for d in dense]
+        part.complete = [name for name in self.complete if name in names]
+        part.fill = {name: code for name, code in self.fill.items() if name in names}
+        part.new_rates = {name: rate for name, rate in self.new_rates.items() if name in names}
+        return part
+
+    def encode_sequence(self, column: pd.Series, name: str) -> Tensor:
+        """Codes ``(N, L)`` of a column of lists, as the sequence of that name has them."""
+        return torch.from_numpy(self._sequence(column, next(s for s in self.schema.sequences if s.name == name)))
 
     def same_as(self, other: "TableEncoder") -> bool:
         """Whether another encoder gives the same codes and numbers; a category is the same as text and as number."""

@@ -1,7 +1,8 @@
 """Base of the rankers: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,18 +20,25 @@ from moeapps.core.estimator import LightningEstimator
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
+from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.data import EVALUATION_ROWS, RankingData
 from moeapps.recsys.encoder import TableEncoder
+from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback
+from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.recommender import RecommendMixin
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import Targets
 
 __all__ = ["Ranker"]
 
+CATALOGUE = "catalogue."
+"""How the names of the catalogue's arrays begin in a saved file."""
 
-class Ranker(LightningEstimator):
+
+class Ranker(RecommendMixin, LightningEstimator):
     """Schema, encoder, targets, training, prediction and saving of both rankers."""
 
     model: str
@@ -43,6 +51,7 @@ class Ranker(LightningEstimator):
     weight_decay: float
     encoder_: TableEncoder
     targets_: Targets
+    catalogue_: ItemCatalogue | None = None
     _saved_attributes = ("n_iter_",)
 
     models: ClassVar[Collection[str]]
@@ -65,28 +74,21 @@ class Ranker(LightningEstimator):
         return module.network
 
     def _fit(
-        self, frame: Table, targets: Sequence[str], ignored: Sequence[str], kinds: Any, validation: Table | None
+        self,
+        frame: Table | ImplicitFeedback,
+        targets: Sequence[str],
+        ignored: Sequence[str],
+        kinds: Any,
+        validation: Table | ImplicitFeedback | None,
     ) -> None:
         check_sizes(embedding_dim=self.embedding_dim)
         if self.schema is not None and not isinstance(self.schema, Schema):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
-        frame = as_frame(frame) if is_table(frame) else frame
-        if isinstance(frame, pd.DataFrame) and len(frame) == 0:
-            raise DataError("frame must be a pandas DataFrame with at least one row")
         seed = self._seed()  # one seed for validation rows, weights, order and noise
-        data = RankingData(
-            frame,
-            validation,
-            targets=targets,
-            schema=self.schema,
-            ignored=ignored,
-            kinds=None if kinds is None else dict(kinds),
-            column_types=None if self.column_types is None else dict(self.column_types),
-            missing_values="auto" if self.missing_values == "auto" else list(self.missing_values),
-            batch_size=self.batch_size,
-            validation_fraction=self.validation_fraction,
-            seed=seed,
-        )
+        if isinstance(frame, ImplicitFeedback):
+            data: Any = self._implicit_data(frame, targets, ignored, validation, seed)
+        else:
+            data = self._table_data(frame, targets, ignored, kinds, validation, seed)
         module = self._module()
         try:
             data.setup("fit")
@@ -102,8 +104,54 @@ class Ranker(LightningEstimator):
         finally:
             data.teardown("fit")
         self.encoder_, self.targets_ = data.encoder, data.targets
+        self.catalogue_ = getattr(data, "catalogue", None)
         self.n_iter_ = len(self.history_)
         self.model_ = module.network.eval()
+
+    def _table_data(
+        self,
+        frame: Table,
+        targets: Sequence[str],
+        ignored: Sequence[str],
+        kinds: Any,
+        validation: Any,
+        seed: int,
+    ) -> RankingData:
+        frame = as_frame(frame) if is_table(frame) else frame
+        if isinstance(frame, pd.DataFrame) and len(frame) == 0:
+            raise DataError("frame must be a pandas DataFrame with at least one row")
+        if isinstance(validation, ImplicitFeedback):
+            raise ConfigError("validation is implicit feedback and the rows to learn from are a table: give two of one")
+        return RankingData(
+            frame,
+            validation,
+            targets=targets,
+            ignored=ignored,
+            kinds=None if kinds is None else dict(kinds),
+            **self._reading(seed),
+        )
+
+    def _implicit_data(
+        self, feedback: ImplicitFeedback, targets: Sequence[str], ignored: Sequence[str], validation: Any, seed: int
+    ) -> ImplicitData:
+        if list(targets) not in ([], [INTERACTION]):
+            raise ConfigError(f"the target of implicit feedback is {INTERACTION!r}, got targets={list(targets)}")
+        if ignored:
+            raise ConfigError("ignored has no effect on implicit feedback, which has the columns of users and items")
+        if validation is not None and not isinstance(validation, ImplicitFeedback):
+            raise ConfigError("validation must be ImplicitFeedback too: a part of leave_last_out() or time_split()")
+        return ImplicitData(feedback, validation, **self._reading(seed))
+
+    def _reading(self, seed: int) -> dict[str, Any]:
+        """Arguments that both kinds of data have."""
+        return {
+            "schema": self.schema,
+            "column_types": None if self.column_types is None else dict(self.column_types),
+            "missing_values": "auto" if self.missing_values == "auto" else list(self.missing_values),
+            "batch_size": self.batch_size,
+            "validation_fraction": self.validation_fraction,
+            "seed": seed,
+        }
 
     @torch.no_grad()
     def _outputs(self, frame: pd.DataFrame) -> NDArray[Any]:
@@ -268,8 +316,28 @@ class Ranker(LightningEstimator):
         return arguments
 
     def saved_state(self) -> dict[str, Any]:
-        """Fitted attributes, encoder and targets."""
-        return {**super().saved_state(), "encoder_": self.encoder_.state(), "targets_": self.targets_.state()}
+        """Fitted attributes, encoder, targets and the catalogue's items."""
+        state = {**super().saved_state(), "encoder_": self.encoder_.state(), "targets_": self.targets_.state()}
+        if self.catalogue_ is not None:
+            state["catalogue_"] = self.catalogue_.state()
+        return state
+
+    def saved_tensors(self) -> dict[str, torch.Tensor]:
+        """Weights of the network, and the catalogue's arrays."""
+        arrays = {} if self.catalogue_ is None else self.catalogue_.tensors()
+        return {**super().saved_tensors(), **{CATALOGUE + name: tensor for name, tensor in arrays.items()}}
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, torch.Tensor], source: Path
+    ) -> Self:
+        """As every estimator; then the catalogue, of a ranker that learned from implicit feedback."""
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(CATALOGUE)}
+        ranker = super().from_saved(arguments, state, weights, source)
+        if "catalogue_" in state:
+            arrays = {name.removeprefix(CATALOGUE): t for name, t in tensors.items() if name.startswith(CATALOGUE)}
+            ranker.catalogue_ = ItemCatalogue.from_state(state["catalogue_"], arrays, ranker.encoder_)
+        return ranker
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.encoder_ = TableEncoder.from_state(state["encoder_"])

@@ -1,0 +1,264 @@
+"""Recommending from the whole catalogue, and measuring it: what rankers that learned from implicit feedback can do."""
+
+# Shapes: U users, I items, P events, L entries of a history, C candidates
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from moeapps.core.checks import check_sizes
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.estimator import resolve_device
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.frames import as_frame
+from moeapps.core.tabledata.numbers import list_column
+from moeapps.core.tabledata.source import require_columns
+from moeapps.recsys.catalogue import ItemCatalogue, with_sequence
+from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.implicit import ImplicitFeedback
+from moeapps.recsys.recommend import Scorer, ranks_of, recommendation_table, top_items
+
+__all__ = ["RecommendMixin"]
+
+ALL_ITEMS = 1000
+"""Items up to which a network that reads user and item together scores all of them."""
+
+CANDIDATES = 300
+"""Items that it scores of a larger catalogue."""
+
+
+class RecommendMixin:
+    """``recommend`` and ``evaluate_recommendations`` of a ranker."""
+
+    model_: nn.Module
+    encoder_: TableEncoder
+    catalogue_: ItemCatalogue | None
+    accelerator: str
+
+    def recommend(
+        self,
+        users: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        exclude: pd.Series | list[Any] | None = None,
+        candidates: int | Literal["auto", "all"] = "auto",
+    ) -> pd.DataFrame:
+        """The k best items of the catalogue for each user.
+
+        Parameters
+        ----------
+        users : ImplicitFeedback or DataFrame
+            Feedback: every user in it, with the items of all events as history. A frame: one row per user, with the
+            users' features and ``<item>_history``, a list of ids (oldest first).
+        k : int, default 10
+            Items per user, at least 1; fewer where the catalogue has no more.
+        exclude_seen : bool, default True
+            Whether items of the history are left out.
+        exclude : Series or list of lists, optional
+            Further items to leave out, a list of ids per row of the frame.
+        candidates : int, "auto" or "all", default "auto"
+            Items to score of each user: the neighbours (by common users) of the history's items, then the most popular
+            ones. "auto" takes 300 where there are more than 1,000 items and the network reads user and item together
+            (DIN, AW-MoE, the multi-gate models), and all items otherwise.
+
+        Returns
+        -------
+        DataFrame
+            The column of users, ``rank`` from 1, the column of items, and ``score``: the logit that the user takes the
+            item and not one drawn at random. Users in their order, the best item first.
+
+        Raises
+        ------
+        ConfigError
+            If the ranker did not learn from implicit feedback, or ``k`` or ``candidates`` is impossible.
+        DataError
+            Naming a column or cell.
+        """
+        catalogue = self._catalogue()
+        check_sizes(k=k)
+        feedback = users if isinstance(users, ImplicitFeedback) else None
+        if feedback is not None:
+            if exclude is not None:
+                raise ConfigError("exclude is for a frame of users: of a feedback, exclude_seen leaves out its events")
+            ids, rows, seen = self._of_feedback(feedback)
+        else:
+            ids, rows, seen = self._of_frame(as_frame(users, "users"), exclude, exclude_seen)
+        leave_out = seen if exclude_seen or exclude is not None else None
+        chosen = self._candidates(candidates, seen if feedback is not None else self._histories_of(users), k)
+        found = []
+        with self._scoring() as (network, device), torch.inference_mode():
+            score = Scorer(network, catalogue, rows, device)
+            for part, items, scores in top_items(score, len(ids), len(catalogue), k, leave_out, chosen):
+                row, column = np.nonzero(items >= 0)
+                found.append((row + part.start, column + 1, items[row, column], scores[row, column]))
+        user, rank, item, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        names = pd.Series(catalogue.names, dtype=object).infer_objects().to_numpy()
+        columns = {catalogue.user: ids.to_numpy()[user], "rank": rank, catalogue.item: names[item], "score": value}
+        return pd.DataFrame(columns)
+
+    def evaluate_recommendations(
+        self,
+        feedback: ImplicitFeedback,
+        k: int = 10,
+        *,
+        negatives: int | None = None,
+        slices: Mapping[str, ArrayLike] | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Hit rate, NDCG, reciprocal rank, AUC and coverage on later events.
+
+        The item of each event is ranked among all items that its user had not had before.
+
+        Parameters
+        ----------
+        feedback : ImplicitFeedback
+            Events to measure by, with the earlier ones of their users: a part that ``leave_last_out`` or ``time_split``
+            made.
+        k : int, default 10
+            Length of a list.
+        negatives : int, optional
+            Number of items, drawn at random, to rank among instead of all: the hit rate is then higher, and comparable
+            only with the same number. For a large catalogue and a network that reads user and item together.
+        slices : dict, optional
+            Name to a mask of the events, which are measured separately, too.
+        seed : int, default 0
+            Seed of the draw.
+
+        Returns
+        -------
+        DataFrame
+            See :func:`~moeapps.recsys.recommendation_table`.
+
+        Raises
+        ------
+        ConfigError
+            If the ranker did not learn from implicit feedback.
+        DataError
+            If an event's item is not in the catalogue.
+        """
+        catalogue = self._catalogue()
+        known = self._in_catalogue(feedback)
+        if len(known) < len(feedback):
+            raise DataError(
+                f"{len(feedback) - len(known)} of {len(feedback)} events are of items that the ranker does not know: "
+                "make training and test part of one implicit_feedback, or leave these events out"
+            )
+        users = known.events.user
+        static = catalogue.user_rows(self.encoder_, known.users, np.full((len(known.users), 0), -1))
+
+        def rows(part: slice) -> Rows:
+            return self._with_histories(static.at(torch.from_numpy(users[part])), known.histories(part))
+
+        with self._scoring() as (network, device), torch.inference_mode():
+            ranks = ranks_of(Scorer(network, catalogue, rows, device), known, k, negatives, seed)
+        return recommendation_table(ranks, len(catalogue), k, slices, len(known))
+
+    def _catalogue(self) -> ItemCatalogue:
+        check_is_fitted(self, "model_")
+        if self.catalogue_ is None:
+            raise ConfigError("this ranker knows no catalogue: fit it on implicit_feedback(...), or use rank()")
+        return self.catalogue_
+
+    @contextmanager
+    def _scoring(self) -> Iterator[tuple[nn.Module, torch.device]]:
+        """The network on the device that the accelerator means; afterwards it is on the CPU again."""
+        device = resolve_device(self.accelerator)
+        try:
+            yield self.model_.to(device), device
+        finally:
+            self.model_.cpu()
+
+    def _in_catalogue(self, feedback: ImplicitFeedback) -> ImplicitFeedback:
+        """The feedback with the catalogue's numbers of items; events of other items are left out."""
+        catalogue = self._catalogue()
+        if (feedback.user, feedback.item) != (catalogue.user, catalogue.item):
+            raise DataError(
+                f"the feedback is of {feedback.user!r} and {feedback.item!r}, the ranker's of {catalogue.user!r} and "
+                f"{catalogue.item!r}"
+            )
+        names = feedback.items[feedback.item]
+        if names.tolist() == catalogue.names:
+            return feedback
+        return feedback.renumbered(catalogue.numbers_of(names), catalogue.names)
+
+    def _of_feedback(self, feedback: ImplicitFeedback) -> tuple[pd.Series, Any, Any]:
+        """Ids, encoded rows and seen items of all users of a feedback, the last two by slice."""
+        known = self._in_catalogue(feedback)
+        catalogue, pairs = self._catalogue(), known.pairs()
+        static = catalogue.user_rows(self.encoder_, known.users, np.full((len(known.users), 0), -1))
+
+        def rows(part: slice) -> Rows:
+            return self._with_histories(static.at(part), known.latest(np.arange(part.start, part.stop)))
+
+        return known.users[known.user], rows, lambda part: pairs.of_users(np.arange(part.start, part.stop))
+
+    def _with_histories(self, rows: Rows, histories: NDArray[np.integer]) -> Rows:
+        catalogue = self._catalogue()
+        if catalogue.history is None:
+            return rows
+        entries = catalogue.codes(self.encoder_)[torch.from_numpy(histories.astype(np.int64))]
+        return with_sequence(self.encoder_, rows, catalogue.history, entries)
+
+    def _of_frame(self, frame: pd.DataFrame, exclude: Any, exclude_seen: bool) -> tuple[pd.Series, Any, Any]:
+        """As :meth:`_of_feedback`, of a frame with a row per user."""
+        catalogue = self._catalogue()
+        encoded = catalogue.user_rows(self.encoder_, frame, None)
+        lists = [self._histories_of(frame)] if exclude_seen else []
+        if exclude is not None:
+            if len(exclude) != len(frame):
+                raise DataError(f"exclude has {len(exclude)} lists, expected one for each of {len(frame)} users")
+            lists.append(self._numbers(pd.Series(list(exclude), index=frame.index, dtype=object), "exclude"))
+        seen = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)] if lists else []
+
+        def left_out(part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            items = seen[part]
+            rows = np.repeat(np.arange(len(items)), [len(own) for own in items])
+            return rows, np.concatenate([np.zeros(0, np.int64), *items])
+
+        ids = frame[catalogue.user] if catalogue.user in frame else pd.Series(range(len(frame)), index=frame.index)
+        return ids, encoded.at, left_out if lists else None
+
+    def _histories_of(self, frame: Any) -> list[NDArray[np.int64]]:
+        """Items of each row's history, those that the catalogue has."""
+        catalogue = self._catalogue()
+        name = catalogue.history or f"{catalogue.item}_history"
+        require_columns([name], frame.columns, "the users")
+        return self._numbers(as_frame(frame, "users")[name], name)
+
+    def _numbers(self, column: pd.Series, name: str) -> list[NDArray[np.int64]]:
+        lists = [entries or [] for entries in list_column(column, missing_texts(), name)]
+        flat = pd.Series([entry for entries in lists for entry in entries], dtype=object, name=name)
+        numbers = self._catalogue().numbers_of(flat)
+        ends = np.cumsum([len(entries) for entries in lists])
+        return [part[part >= 0] for part in np.split(numbers, ends[:-1])] if lists else []
+
+    def _candidates(self, candidates: Any, seen: Any, k: int) -> Callable[[slice], NDArray[np.int64]] | None:
+        """What chooses the items to score; None where all are scored."""
+        catalogue = self._catalogue()
+        if candidates == "auto":
+            few = len(catalogue) <= ALL_ITEMS or getattr(self.model_, "factorised", False)
+            candidates = "all" if few else max(CANDIDATES, 3 * k)
+        if candidates == "all":
+            return None
+        if isinstance(candidates, str):
+            raise ConfigError(f"candidates must be 'auto', 'all' or a whole number, got {candidates!r}")
+        check_sizes(candidates=candidates)
+        number = min(candidates, len(catalogue))
+
+        def choose(part: slice) -> NDArray[np.int64]:
+            if isinstance(seen, list):
+                histories = seen[part]
+            else:
+                rows, items = seen(part)
+                histories = np.split(items, np.searchsorted(rows, np.arange(1, part.stop - part.start)))
+            return catalogue.neighbours.candidates(histories, number)
+
+        return choose
