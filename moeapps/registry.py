@@ -156,6 +156,7 @@ ENTRIES: dict[str, Entry] = {
             "a public table: census-income, ml-100k, KuaiRand, ...",
         ),
         Entry("data", "moeapps.recsys.RankingData", "your own table: a frame, or a CSV or Parquet file of any size"),
+        Entry("data", "moeapps.recsys.ImplicitData", "what users took, without negatives: events from a file or frame"),
         Entry("data", "moeapps.tables.TableData", "your own table, a CSV or Parquet file, or census-income"),
         Entry("data", "moeapps.vision.PublicImageData", "images by name: digits (embedded), CIFAR-10, MNIST, ..."),
         Entry("data", "moeapps.vision.ImageFolderData", "your own images: one folder per class"),
@@ -165,6 +166,10 @@ ENTRIES: dict[str, Entry] = {
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }
+
+
+CHECKPOINT_MODULES = {"moeapps_table": "moeapps.recsys.RankingModule"}
+"""Modules whose checkpoints :func:`moeapps.load` takes, by what their checkpoints have an entry called."""
 
 
 _OWN = frozenset(ENTRIES)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 import moeapps
 from moeapps.cli.arguments import add_trust, trust
@@ -39,6 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the weight of each expert of a mixture too (weight_<expert>), and in a cascade whether it was "
         "asked (asked_<expert>)",
     )
+    parser.add_argument(
+        "--recommend",
+        type=int,
+        metavar="K",
+        help="write the K best items for each user instead, by a ranker that learned from implicit feedback. The input "
+        "has one row per event (user, item and time, of which histories are made), or one row per user with the "
+        "column <item>_history",
+    )
+    parser.add_argument("--time", metavar="COLUMN", default="timestamp", help="with --recommend: the events' time")
+    parser.add_argument("--users", metavar="FILE", help="with --recommend: the features of the users of the events")
+    parser.add_argument("--keep-seen", action="store_true", help="with --recommend: also items that a user has had")
     add_trust(parser)
     parser.add_argument(
         "--explain-columns",
@@ -66,8 +78,27 @@ def run(options: argparse.Namespace) -> int:
     for option in ("input", "output"):
         if getattr(options, option) is None:
             raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
+    if options.recommend is not None:
+        return _recommend(model, options)
     rows = predict_file(model, options.input, options.output, _kept(options), weights=options.weights)
     print(f"predictions: {options.output} ({rows} rows)")
+    return 0
+
+
+def _recommend(model: Any, options: argparse.Namespace) -> int:
+    from moeapps.core.errors import ConfigError
+
+    if not hasattr(model, "recommend_file"):
+        raise ConfigError(f"--recommend: {options.model} holds a {type(model).__name__}, which recommends nothing")
+    rows = model.recommend_file(
+        options.input,
+        options.output,
+        options.recommend,
+        time=options.time,
+        users=options.users,
+        exclude_seen=not options.keep_seen,
+    )
+    print(f"recommendations: {options.output} ({rows} rows)")
     return 0
 
 

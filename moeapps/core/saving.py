@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import moeapps
 from moeapps import plugins, registry
+from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
@@ -194,7 +195,7 @@ def load(
     Parameters
     ----------
     path : str or path
-        The file.
+        The file; or a checkpoint of ``moeapps fit`` with a ranker, which becomes the estimator of its network.
     import_modules : str or iterable of str, default=()
         Modules to import first, where routers or classes of your own are defined that the model needs. The file names
         them, but they are never imported on its account.
@@ -232,6 +233,8 @@ def load(
     'Mowst'
     """
     file = ordinary_file(path, "a model saved by moeapps")
+    if is_checkpoint(file):
+        return _from_checkpoint(file)
     document, tensors = _read(file)
     plugins.import_modules(import_modules)
     if (missing := registry.admit(document.get("parts", []))) is not None:
@@ -244,6 +247,25 @@ def load(
         return restore(document, tensors, file, modules)
     finally:
         loading.reset(token)
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is what ``torch.save`` writes, a zip archive."""
+    with open(file, "rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _from_checkpoint(file: Path) -> Any:
+    """The estimator of the module whose training wrote a checkpoint."""
+    content = AtomicCheckpointIO().load_checkpoint(file)
+    for entry, class_path in registry.CHECKPOINT_MODULES.items():
+        if entry in content:
+            module = registry.resolve(class_path).load_from_checkpoint(file, map_location="cpu", weights_only=True)
+            return module.to_estimator()
+    raise FileFormatError(
+        f"{file} is a training's checkpoint of a module that cannot be loaded as an estimator; those of "
+        f"{', '.join(registry.CHECKPOINT_MODULES.values())} can. Go on with it by --ckpt_path"
+    )
 
 
 def restore(

@@ -92,7 +92,7 @@ class ItemCatalogue:
             Naming a feature that is missing, or a cell.
         """
         needed = [*self.user_features, *([self.history] if self.history is not None and histories is None else [])]
-        require_columns(needed, users.columns, "the users")
+        require_columns(needed, users.columns, "the table of users")
         rows = encode_part(encoder, users, self.user_features, warn=histories is None)
         if self.history is None:
             return rows

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.cells import missing_texts, shown
+from moeapps.core.tabledata.evidence import ColumnEvidence
 from moeapps.core.tabledata.numbers import to_days, to_numbers
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.core.tabledata.vocabulary import Vocabulary, distinct_values, settle_values
@@ -368,11 +369,17 @@ def _read(table: Table, names: Sequence[str] | None, ids: Iterable[str], argumen
 
 def _typed(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Features of a CSV file as numbers, where a column is one of numbers."""
-    kinds = TableSource(frame[names]).infer(names) if names else {}
-    for name, column in kinds.items():
-        if column.kind == "number":
+    for name in names:
+        if _kind(frame[name], name) == "number":
             frame[name] = to_numbers(frame[name], missing_texts(), name)
     return frame
+
+
+def _kind(column: pd.Series, name: str) -> str:
+    """What a column is; a text of digits is a number, as in a file."""
+    evidence = ColumnEvidence(name, missing_texts(), untyped=True)
+    evidence.update(column)
+    return evidence.decide().kind
 
 
 def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str) -> tuple[pd.DataFrame, Codes]:
@@ -389,14 +396,14 @@ def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str)
             raise DataError(f"{argument}: {name!r} is missing at row {int(frame[name].isna().to_numpy().argmax())}")
         if frame[name].duplicated().any():
             twice = frame[name][frame[name].duplicated()].iloc[0]
-            raise DataError(f"{argument} has {twice!r} of {name!r} twice: one row for each")
+            raise DataError(f"{argument} has {shown(twice)} of {name!r} twice: one row for each")
     codes = Vocabulary(values, missing, name).codes(column)
     if (codes < 0).any():
         row = int((codes < 0).argmax())
         cell, count = column.iloc[row], int((codes < 0).sum())
         if table is None or cell is None or cell != cell:
             raise DataError(f"frame: {name!r} is missing at row {row} ({count} rows in all): drop such rows")
-        raise DataError(f"{argument} has no row for {name}={cell!r}, which is in the frame ({count} rows in all)")
+        raise DataError(f"{argument} has no row for {name}={shown(cell)}, which is in the frame ({count} rows in all)")
     return frame, codes.astype(np.int64)
 
 
@@ -405,8 +412,7 @@ def _times(column: pd.Series, name: str) -> NDArray[Any]:
     if column.dtype.kind in "iu":
         return column.to_numpy()
     missing = missing_texts()
-    kind = TableSource(column.to_frame()).infer([name])[name].kind
-    values = (to_days if kind == "time" else to_numbers)(column, missing, name)
+    values = (to_days if _kind(column, name) == "time" else to_numbers)(column, missing, name)
     if not np.isfinite(values).all():
         raise DataError(f"frame: {name!r} is missing or infinite at row {int((~np.isfinite(values)).argmax())}")
     return values

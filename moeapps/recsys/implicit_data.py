@@ -25,6 +25,7 @@ from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback, implicit_feedback
 from moeapps.recsys.negatives import Sampler
 from moeapps.recsys.neighbours import Neighbours
+from moeapps.recsys.recommend import ALL_ITEMS
 from moeapps.recsys.schema import Schema, SequenceFeature, as_schema
 from moeapps.recsys.targets import Targets
 
@@ -315,6 +316,24 @@ class ImplicitData(L.LightningDataModule):
     def test_dataloader(self) -> ResumableLoader:
         """Events with nine negatives each."""
         return self._in_order("test")
+
+    def test_metrics(self, module: Any) -> dict[str, float]:
+        """Hit rate, NDCG, reciprocal rank, AUC and coverage of the test events, to be logged.
+
+        Among all items; among 100 that are drawn for each event where there are more than 1,000 and the network reads
+        user and item together.
+
+        Parameters
+        ----------
+        module : RankingModule
+            A trained module.
+        """
+        feedback, ranker = self.feedback["test"], module.to_estimator()
+        assert feedback is not None
+        every = len(feedback.items) <= ALL_ITEMS or getattr(module.network, "factorised", False)
+        (row,) = ranker.evaluate_recommendations(feedback, negatives=None if every else 100).to_dict("records")
+        names = [name for name, value in row.items() if name not in ("slice", "events") and value == value]
+        return {name if every else f"{name}_of_101": row[name] for name in names}
 
     def _in_order(self, part: str) -> ResumableLoader:
         events = max(1, 8192 // (1 + VALIDATION_NEGATIVES))

@@ -18,6 +18,7 @@ from moeapps.core.module import DataDependentModule
 from moeapps.core.optimizers import fused_where_possible
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
+from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import auc
@@ -64,8 +65,8 @@ class RankingModule(Configurable, DataDependentModule):
         self._warned: set[str] = set()
         self._diagnosis: Diagnosis | None = None
 
-    def attach(self, encoder: TableEncoder, targets: Targets) -> None:
-        """Build the network for a table, given its fitted encoder and targets.
+    def attach(self, encoder: TableEncoder, targets: Targets, catalogue: ItemCatalogue | None = None) -> None:
+        """Build the network for a table, given its fitted encoder and targets, and the catalogue of items if any.
 
         Raises
         ------
@@ -74,7 +75,7 @@ class RankingModule(Configurable, DataDependentModule):
         DataError
             If a model of behaviour has no history.
         """
-        self.encoder, self.targets = encoder, targets
+        self.encoder, self.targets, self.catalogue = encoder, targets, catalogue
         sparse, user = [feature.name for feature in encoder.schema.sparse], self.config.user
         if user is not None and user not in sparse:
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
@@ -92,21 +93,33 @@ class RankingModule(Configurable, DataDependentModule):
     def attach_data(self, data: Any) -> None:
         """Take the table from the data module."""
         if hasattr(data, "encoder"):
-            self.attach(data.encoder, data.targets)
+            self.attach(data.encoder, data.targets, getattr(data, "catalogue", None))
 
     def attach_state(self, state: dict[str, Any]) -> None:
         """Take the table from the checkpoint."""
-        self.attach(TableEncoder.from_state(state["encoder"]), Targets.from_state(state["targets"]))
+        encoder, catalogue = TableEncoder.from_state(state["encoder"]), None
+        if "catalogue" in state:
+            catalogue = ItemCatalogue.from_state(state["catalogue"], state["catalogue_arrays"], encoder)
+        self.attach(encoder, Targets.from_state(state["targets"]), catalogue)
 
     def data_state(self) -> dict[str, Any]:
-        """Categories, numbers and targets."""
-        return {"encoder": self.encoder.state(), "targets": self.targets.state()}
+        """Categories, numbers and targets, and the catalogue of items if there is one."""
+        state = {"encoder": self.encoder.state(), "targets": self.targets.state()}
+        if self.catalogue is not None:
+            state |= {"catalogue": self.catalogue.state(), "catalogue_arrays": self.catalogue.tensors()}
+        return state
 
     def difference(self, state: dict[str, Any]) -> str | None:
         """In what the checkpoint's table differs; None if it is the same."""
         same = self.encoder.same_as(TableEncoder.from_state(state["encoder"]))
         same = same and self.targets.same_as(Targets.from_state(state["targets"]))
         return None if same else "its categories, numbers or targets differ"
+
+    def to_estimator(self) -> Any:
+        """The network as an estimator, which predicts, recommends and is saved without its training."""
+        from moeapps.recsys.ranker import Ranker
+
+        return Ranker.of_module(self)
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)`` of encoded rows."""
@@ -169,8 +182,11 @@ class RankingModule(Configurable, DataDependentModule):
         self._log_auc("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/auc/<task>``."""
+        """Log ``test/auc/<task>``; of implicit feedback also hit rate and NDCG among the items of the catalogue."""
         self._log_auc("test")
+        data = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "test_metrics"):
+            self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
 
     def _log_auc(self, stage: str) -> None:
         outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))

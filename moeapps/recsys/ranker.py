@@ -153,6 +153,23 @@ class Ranker(RecommendMixin, LightningEstimator):
             "seed": seed,
         }
 
+    @classmethod
+    def of_module(cls, module: RankingModule) -> "Ranker":
+        """The ranker of a trained module, such as one of a checkpoint that ``moeapps fit`` wrote.
+
+        Of the subclass that has the module's model; its arguments are those of the module. ``n_iter_`` is 0, and
+        ``history_`` is empty: the training is not part of it.
+        """
+        kinds = [kind for kind in cls.__subclasses__() if module.config.model in kind.models]
+        arguments = {name: getattr(module.config, name) for name in as_arguments(module.config)}
+        known = kinds[0]().get_params(deep=False)
+        ranker = kinds[0](**{name: value for name, value in arguments.items() if name in known})
+        ranker.encoder_, ranker.targets_, ranker.catalogue_ = module.encoder, module.targets, module.catalogue
+        ranker.history_, ranker.n_iter_ = pd.DataFrame(), 0
+        ranker.model_ = module.network.cpu().eval()
+        ranker._fit_params = ranker.get_params(deep=False)
+        return ranker
+
     @torch.no_grad()
     def _outputs(self, frame: pd.DataFrame) -> NDArray[Any]:
         check_is_fitted(self, "model_")

@@ -20,6 +20,9 @@ from moeapps.recsys.implicit import ImplicitFeedback
 
 __all__ = ["Ranks", "Scorer", "ranks_of", "recommendation_table", "top_items"]
 
+ALL_ITEMS = 1000
+"""Items up to which a network that reads user and item together scores all of them."""
+
 CELLS = 2**24
 """Scores of users and items that are held at once."""
 

@@ -2,8 +2,10 @@
 
 # Shapes: U users, I items, P events, L entries of a history, C candidates
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +21,14 @@ from moeapps.core.estimator import resolve_device
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.numbers import list_column
-from moeapps.core.tabledata.source import require_columns
+from moeapps.core.tabledata.source import Table, TableSource, require_columns
+from moeapps.core.tabledata.writer import TableWriter
 from moeapps.recsys.catalogue import ItemCatalogue, with_sequence
 from moeapps.recsys.encoder import Rows, TableEncoder
-from moeapps.recsys.implicit import ImplicitFeedback
-from moeapps.recsys.recommend import Scorer, ranks_of, recommendation_table, top_items
+from moeapps.recsys.implicit import ImplicitFeedback, implicit_feedback
+from moeapps.recsys.recommend import ALL_ITEMS, Scorer, ranks_of, recommendation_table, top_items
 
 __all__ = ["RecommendMixin"]
-
-ALL_ITEMS = 1000
-"""Items up to which a network that reads user and item together scores all of them."""
 
 CANDIDATES = 300
 """Items that it scores of a larger catalogue."""
@@ -50,6 +50,7 @@ class RecommendMixin:
         exclude_seen: bool = True,
         exclude: pd.Series | list[Any] | None = None,
         candidates: int | Literal["auto", "all"] = "auto",
+        by_row: bool = False,
     ) -> pd.DataFrame:
         """The k best items of the catalogue for each user.
 
@@ -68,6 +69,9 @@ class RecommendMixin:
             Items to score of each user: the neighbours (by common users) of the history's items, then the most popular
             ones. "auto" takes 300 where there are more than 1,000 items and the network reads user and item together
             (DIN, AW-MoE, the multi-gate models), and all items otherwise.
+        by_row : bool, default False
+            Whether the result has a column ``row`` first, the number of the user's row: ids may occur twice, or be none
+            of the features.
 
         Returns
         -------
@@ -101,8 +105,67 @@ class RecommendMixin:
                 found.append((row + part.start, column + 1, items[row, column], scores[row, column]))
         user, rank, item, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
         names = pd.Series(catalogue.names, dtype=object).infer_objects().to_numpy()
-        columns = {catalogue.user: ids.to_numpy()[user], "rank": rank, catalogue.item: names[item], "score": value}
-        return pd.DataFrame(columns)
+        columns = {"row": user, catalogue.user: ids.to_numpy()[user], "rank": rank, catalogue.item: names[item]}
+        table = pd.DataFrame({**columns, "score": value})
+        return table if by_row else table.drop(columns="row")
+
+    def recommend_file(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        k: int = 10,
+        *,
+        time: str | None = "timestamp",
+        users: Table | None = None,
+        exclude_seen: bool = True,
+    ) -> int:
+        """The k best items for each user of a file, written to another file.
+
+        Parameters
+        ----------
+        source : path
+            One row per event, with user, item and time, of which histories are made; or one row per user, with the
+            users' features and ``<item>_history``.
+        output : path
+            ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
+        k : int, default 10
+            Items per user.
+        time : str or None, default "timestamp"
+            Column of the events' times; None where they are in order of time.
+        users : DataFrame or path, optional
+            Features of the users of the events.
+        exclude_seen : bool, default True
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        int
+            Number of rows written.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :meth:`recommend` and :func:`~moeapps.recsys.implicit_feedback`.
+        """
+        catalogue = self._catalogue()
+        history = catalogue.history or f"{catalogue.item}_history"
+        table = TableSource(source, kinds=self.encoder_.column_kinds(), missing=self.encoder_.missing)
+        writer = TableWriter(output)
+        if Path(source).exists() and Path(output).exists() and os.path.samefile(source, output):
+            raise ConfigError(f"{output} is the input: write to another file")
+        if history in table.columns:
+            if users is not None:
+                raise ConfigError(f"users is for a file of events, but {source} has a row per user ({history!r})")
+            parts: Iterator[Any] = table.batches()
+        else:
+            if catalogue.item not in table.columns:
+                raise DataError(f"{source} has neither {history!r} (a row per user) nor {catalogue.item!r} (events)")
+            given = {"user": catalogue.user, "item": catalogue.item, "time": time, "users": users}
+            parts = iter([implicit_feedback(source, **given)])
+        with writer:
+            for part in parts:
+                writer.write(self.recommend(part, k, exclude_seen=exclude_seen))
+        return writer.rows
 
     def evaluate_recommendations(
         self,
@@ -230,7 +293,7 @@ class RecommendMixin:
         """Items of each row's history, those that the catalogue has."""
         catalogue = self._catalogue()
         name = catalogue.history or f"{catalogue.item}_history"
-        require_columns([name], frame.columns, "the users")
+        require_columns([name], frame.columns, "the table of users")
         return self._numbers(as_frame(frame, "users")[name], name)
 
     def _numbers(self, column: pd.Series, name: str) -> list[NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from moeapps.serve.drawing import grid, sample_content, wants_png
 from moeapps.serve.guard import Guard, Json, respond
 from moeapps.serve.metrics import Metrics
 from moeapps.serve.refusal import Refusal
-from moeapps.serve.schema import learn_model, predict_model, rows_of, sample_model
+from moeapps.serve.schema import learn_model, predict_model, recommend_model, rows_of, sample_model
 
 __all__ = ["make_app"]
 
@@ -76,6 +76,15 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
         async def predict(body: Predict, request: Request) -> JSONResponse:
             content = body.model_dump(by_alias=True)
             return Json({"predictions": await server.submit("predict", content, rows_of(content), _size(request))})
+
+    if "recommends" in description:
+        Recommend: Any = recommend_model(description)
+
+        @app.post("/recommend", summary="The best items of the catalogue for each user")
+        async def recommend(body: Recommend, request: Request) -> JSONResponse:
+            content = body.model_dump(by_alias=True)
+            lists = await server.submit("recommend", content, rows_of(content), _size(request))
+            return Json({"recommendations": lists})
 
     if server.learn_to is not None:
         Learn: Any = learn_model()

@@ -165,7 +165,7 @@ class ModelServer:
 
         Parameters
         ----------
-        operation : {"predict", "sample", "learn", "info"}
+        operation : {"predict", "recommend", "sample", "learn", "info"}
             Method of the service.
         content
             The body, checked.
@@ -360,11 +360,11 @@ class ModelServer:
         finally:
             self._asked_at = None
         rows, seconds = sum(piece.rows for piece in batch), time.monotonic() - start
-        if operation in ("predict", "sample", "learn"):
+        if operation in ("predict", "recommend", "sample", "learn"):
             self.observe("batch_rows", rows)
             self.observe("batch_seconds", seconds)
-        if operation in ("predict", "sample"):
-            self._queue.adapt(rows, seconds)
+        if operation in ("predict", "recommend", "sample"):
+            self._queue.adapt(rows, seconds, operation)
         for piece, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Refusal) and operation == "save":
                 log.error("%s", answer)

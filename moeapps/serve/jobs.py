@@ -21,8 +21,8 @@ SLOW, FAST = 0.5, 0.1
 _CUT = ("rows", "images")
 """Fields of a body whose entries do not depend on each other."""
 
-_ALONE = ("predict", "sample")
-"""Operations whose requests may be cut: what is answered to a part does not depend on the rest."""
+_PIECES = {"predict": "piece_rows", "sample": "piece_rows", "recommend": "piece_users"}
+"""Operations whose requests may be cut, since what is answered to a part does not depend on the rest, and by what."""
 
 _PLACE = re.compile(r"""(?<![\w"'])(rows\.|row |images\.)(\d+)""")
 
@@ -69,7 +69,7 @@ class Job:
         """Name of the field that may be cut; None for a request that has to go as a whole."""
         if self.operation == "sample":
             return "blocks"
-        if self.operation != "predict" or not isinstance(self.content, dict):
+        if self.operation not in ("predict", "recommend") or not isinstance(self.content, dict):
             return None
         return next((name for name in _CUT if name in self.content), None)
 
@@ -144,12 +144,15 @@ class JobQueue:
     Attributes
     ----------
     piece_rows : int
-        Rows that go to the model at once; adapted to the time that it takes.
+        Rows that go to the model at once to predict or sample; adapted to the time that it takes.
+    piece_users : int
+        Users that items are recommended to at once, adapted likewise: a user is hundreds of rows.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.piece_rows = limits.batch_rows
+        self.piece_users = min(16, limits.batch_rows)
         self._jobs: deque[Job] = deque()
 
     def __len__(self) -> int:
@@ -202,7 +205,7 @@ class JobQueue:
         if not self._jobs:
             return []
         operation = self._jobs[0].operation
-        room = limit = self.piece_rows if operation in _ALONE else self.limits.batch_rows
+        room = limit = getattr(self, _PIECES[operation]) if operation in _PIECES else self.limits.batch_rows
         batch: list[Piece] = []
         unfinished: list[Job] = []
         while self._jobs and self._jobs[0].operation == operation and room > 0:
@@ -227,11 +230,13 @@ class JobQueue:
             self._jobs.extendleft(reversed([*after, *unfinished]))
         return batch
 
-    def adapt(self, rows: int, seconds: float) -> None:
-        """Cut smaller pieces if a call to predict took long, larger ones if it was fast."""
+    def adapt(self, rows: int, seconds: float, operation: str = "predict") -> None:
+        """Cut smaller pieces if a call to the model took long, larger ones if it was fast."""
+        name = _PIECES[operation]
+        size = getattr(self, name)
         if seconds > SLOW:
             # a call with few rows says little of many: something else may have kept the machine busy
-            found = self.piece_rows // 2 if 4 * rows < self.piece_rows else int(rows * SLOW / 2 / seconds)
-            self.piece_rows = max(1, found)
-        elif seconds < FAST and 2 * rows >= self.piece_rows:
-            self.piece_rows = min(2 * self.piece_rows, self.limits.batch_rows)
+            found = size // 2 if 4 * rows < size else int(rows * SLOW / 2 / seconds)
+            setattr(self, name, max(1, found))
+        elif seconds < FAST and 2 * rows >= size:
+            setattr(self, name, min(2 * size, self.limits.batch_rows))

@@ -20,10 +20,13 @@ from pydantic_core import PydanticCustomError
 
 from moeapps.serve.limits import Limits
 
-__all__ = ["MAX_ROWS", "learn_model", "predict_model", "rows_of", "sample_model"]
+__all__ = ["MAX_ROWS", "learn_model", "predict_model", "recommend_model", "rows_of", "sample_model"]
 
 MAX_ROWS = 10_000
 """Largest number of rows in a request."""
+
+MAX_K = 1000
+"""Longest list of recommended items."""
 
 
 def _exact(value: Any) -> Any:
@@ -139,6 +142,28 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
 def learn_model() -> type[BaseModel]:
     """The body of ``POST /learn``."""
     return _rows("Learn", _object("Instance", {"x": (_Cells, ...), "y": (_Label, ...)}))
+
+
+def recommend_model(description: dict[str, Any]) -> type[BaseModel]:
+    """The body of ``POST /recommend``.
+
+    Parameters
+    ----------
+    description : dict
+        From :meth:`moeapps.serve.services.RecommendService.describe`.
+    """
+    about = description["recommends"]
+    fields: dict[str, Any] = {
+        f"column_{i}": (_KINDS[what], Field(alias=name)) for i, (name, what) in enumerate(about["users"].items())
+    }
+    if "exclude" not in about["users"]:
+        fields["exclude"] = (Annotated[_list(_Cell) | None, Field(description="items to leave out")], None)
+    body = {
+        "rows": (_list(_object("User", fields), min_length=1, max_length=MAX_ROWS), ...),
+        "k": (Annotated[StrictInt, Field(ge=1, le=min(MAX_K, about["items"]))], min(10, about["items"])),
+        "exclude_seen": (Annotated[bool, Field(strict=True, description="leave out the history's items")], True),
+    }
+    return _object("Recommend", body)
 
 
 def sample_model(description: dict[str, Any], limits: Limits) -> type[BaseModel]:

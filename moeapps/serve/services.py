@@ -39,7 +39,8 @@ from moeapps.serve.refusal import (
 )
 
 __all__ = [
-    "SERVICES", "GraphService", "ImageService", "SampleService", "Service", "StreamService", "TableService",
+    "SERVICES", "GraphService", "ImageService", "RecommendService", "SampleService", "Service", "StreamService",
+    "TableService",
     "open_service",
 ]  # fmt: skip
 
@@ -182,6 +183,43 @@ class TableService(Service):
             warnings.simplefilter("ignore", UnseenCategories)
             warnings.simplefilter("ignore", ImputedValues)
             return _records(predict_frame(self.model, pd.DataFrame(columns), self.weights))
+
+
+class RecommendService(TableService):
+    """Rankers that know a catalogue of items: rows of a user and an item are predicted, users get a list of items."""
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether the model can recommend from a catalogue."""
+        return super().serves(model) and getattr(model, "catalogue_", None) is not None and hasattr(model, "recommend")
+
+    def describe(self) -> dict[str, Any]:
+        """With the columns of a user, and the number of items."""
+        catalogue = self.model.catalogue_
+        names = [*catalogue.user_features, *([] if catalogue.history is None else [catalogue.history])]
+        users = {name: self.columns[name] for name in names}
+        return {**super().describe(), "recommends": {"users": users, "item": catalogue.item, "items": len(catalogue)}}
+
+    def recommend(self, requests: list[Request]) -> list[Any]:
+        """For each request a list of items per user, best first, or a refusal."""
+        return [_attempt(self._lists, request) for request in requests]
+
+    def _lists(self, request: Request) -> list[list[dict[str, Any]]]:
+        rows, catalogue = request["rows"], self.model.catalogue_
+        names = self.describe()["recommends"]["users"]
+        users = pd.DataFrame({name: _objects([row[name] for row in rows]) for name in names}, index=range(len(rows)))
+        exclude = [row["exclude"] or [] for row in rows]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnseenCategories)
+            warnings.simplefilter("ignore", ImputedValues)
+            # The place of the user, since an id may come twice
+            found = self.model.recommend(
+                users, request["k"], exclude=exclude, exclude_seen=request["exclude_seen"], by_row=True
+            )
+        lists: list[list[dict[str, Any]]] = [[] for _ in rows]
+        for record in _records(found[["row", catalogue.item, "score"]]):
+            lists[record.pop("row")].append(record)
+        return lists
 
 
 class StreamService(Service):
@@ -366,7 +404,14 @@ class GraphService(Service):
         return _records(label_columns(self.model.classes_, probabilities))
 
 
-SERVICES: Sequence[type[Service]] = (StreamService, GraphService, ImageService, SampleService, TableService)
+SERVICES: Sequence[type[Service]] = (
+    StreamService,
+    GraphService,
+    ImageService,
+    SampleService,
+    RecommendService,
+    TableService,
+)
 """The services; of several that would do, the first one counts."""
 
 
