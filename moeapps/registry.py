@@ -168,8 +168,8 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-CHECKPOINT_MODULES = {"moeapps_table": "moeapps.recsys.RankingModule"}
-"""Modules whose checkpoints :func:`moeapps.load` takes, by what their checkpoints have an entry called."""
+CHECKPOINT_ESTIMATORS = {"moeapps_table": "moeapps.recsys.ranker.Ranker"}
+"""What makes an estimator of a checkpoint in :func:`moeapps.load`, by the name of an entry of the checkpoint."""
 
 
 _OWN = frozenset(ENTRIES)

@@ -10,6 +10,7 @@ really there (:mod:`moeapps.core.rebuilding`).
 """
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -258,13 +259,13 @@ def is_checkpoint(file: Path) -> bool:
 def _from_checkpoint(file: Path) -> Any:
     """The estimator of the module whose training wrote a checkpoint."""
     content = AtomicCheckpointIO().load_checkpoint(file)
-    for entry, class_path in registry.CHECKPOINT_MODULES.items():
+    for entry, class_path in registry.CHECKPOINT_ESTIMATORS.items():
         if entry in content:
-            module = registry.resolve(class_path).load_from_checkpoint(file, map_location="cpu", weights_only=True)
-            return module.to_estimator()
+            module, _, name = class_path.rpartition(".")
+            return getattr(importlib.import_module(module), name).from_checkpoint(file)
     raise FileFormatError(
-        f"{file} is a training's checkpoint of a module that cannot be loaded as an estimator; those of "
-        f"{', '.join(registry.CHECKPOINT_MODULES.values())} can. Go on with it by --ckpt_path"
+        f"{file} is the checkpoint of a training, and not one of a ranker, which could be loaded as an estimator: go "
+        "on with it by --ckpt_path"
     )
 
 

@@ -395,12 +395,12 @@ def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str)
         if frame[name].isna().any():
             raise DataError(f"{argument}: {name!r} is missing at row {int(frame[name].isna().to_numpy().argmax())}")
         if frame[name].duplicated().any():
-            twice = frame[name][frame[name].duplicated()].iloc[0]
+            twice = frame[name][frame[name].duplicated()].tolist()[0]
             raise DataError(f"{argument} has {shown(twice)} of {name!r} twice: one row for each")
     codes = Vocabulary(values, missing, name).codes(column)
     if (codes < 0).any():
         row = int((codes < 0).argmax())
-        cell, count = column.iloc[row], int((codes < 0).sum())
+        cell, count = column.iloc[[row]].tolist()[0], int((codes < 0).sum())
         if table is None or cell is None or cell != cell:
             raise DataError(f"frame: {name!r} is missing at row {row} ({count} rows in all): drop such rows")
         raise DataError(f"{argument} has no row for {name}={shown(cell)}, which is in the frame ({count} rows in all)")

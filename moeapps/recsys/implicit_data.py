@@ -26,6 +26,7 @@ from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback, implicit_feed
 from moeapps.recsys.negatives import Sampler
 from moeapps.recsys.neighbours import Neighbours
 from moeapps.recsys.recommend import ALL_ITEMS
+from moeapps.recsys.recommender import measure
 from moeapps.recsys.schema import Schema, SequenceFeature, as_schema
 from moeapps.recsys.targets import Targets
 
@@ -328,12 +329,13 @@ class ImplicitData(L.LightningDataModule):
         module : RankingModule
             A trained module.
         """
-        feedback, ranker = self.feedback["test"], module.to_estimator()
+        feedback, network = self.feedback["test"], module.network
         assert feedback is not None
-        every = len(feedback.items) <= ALL_ITEMS or getattr(module.network, "factorised", False)
-        (row,) = ranker.evaluate_recommendations(feedback, negatives=None if every else 100).to_dict("records")
-        names = [name for name, value in row.items() if name not in ("slice", "events") and value == value]
-        return {name if every else f"{name}_of_101": row[name] for name in names}
+        every = len(feedback.items) <= ALL_ITEMS or getattr(network, "factorised", False)
+        rivals, device = None if every else 100, next(network.parameters()).device
+        table = measure(network, module.encoder, module.catalogue, feedback, negatives=rivals, device=device)
+        row = table.drop(columns=["slice", "events"]).iloc[0].dropna()
+        return {str(name) if every else f"{name}_of_101": float(value) for name, value in row.items()}
 
     def _in_order(self, part: str) -> ResumableLoader:
         events = max(1, 8192 // (1 + VALIDATION_NEGATIVES))

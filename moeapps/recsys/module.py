@@ -115,12 +115,6 @@ class RankingModule(Configurable, DataDependentModule):
         same = same and self.targets.same_as(Targets.from_state(state["targets"]))
         return None if same else "its categories, numbers or targets differ"
 
-    def to_estimator(self) -> Any:
-        """The network as an estimator, which predicts, recommends and is saved without its training."""
-        from moeapps.recsys.ranker import Ranker
-
-        return Ranker.of_module(self)
-
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)`` of encoded rows."""
         return self.network(rows)
@@ -184,7 +178,7 @@ class RankingModule(Configurable, DataDependentModule):
     def on_test_epoch_end(self) -> None:
         """Log ``test/auc/<task>``; of implicit feedback also hit rate and NDCG among the items of the catalogue."""
         self._log_auc("test")
-        data = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "test_metrics"):
             self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
 

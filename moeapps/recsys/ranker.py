@@ -1,5 +1,6 @@
 """Base of the rankers: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -154,16 +155,27 @@ class Ranker(RecommendMixin, LightningEstimator):
         }
 
     @classmethod
-    def of_module(cls, module: RankingModule) -> "Ranker":
-        """The ranker of a trained module, such as one of a checkpoint that ``moeapps fit`` wrote.
+    def from_checkpoint(cls, path: str | os.PathLike[str]) -> "Ranker":
+        """The ranker of a checkpoint that ``moeapps fit`` wrote, which predicts, recommends and is saved.
 
-        Of the subclass that has the module's model; its arguments are those of the module. ``n_iter_`` is 0, and
-        ``history_`` is empty: the training is not part of it.
+        Of the class that has the module's model, with the module's arguments. ``n_iter_`` is 0, and ``history_`` is
+        empty: the training is not part of it. :func:`moeapps.load` calls this.
+
+        Parameters
+        ----------
+        path : path
+            The checkpoint.
+
+        Raises
+        ------
+        FileFormatError
+            If it is damaged, or of another module.
         """
-        kinds = [kind for kind in cls.__subclasses__() if module.config.model in kind.models]
-        arguments = {name: getattr(module.config, name) for name in as_arguments(module.config)}
-        known = kinds[0]().get_params(deep=False)
-        ranker = kinds[0](**{name: value for name, value in arguments.items() if name in known})
+        module: RankingModule = RankingModule.load_from_checkpoint(Path(path), map_location="cpu", weights_only=True)
+        (kind,) = (kind for kind in Ranker.__subclasses__() if module.config.model in kind.models)
+        known = kind().get_params(deep=False)
+        arguments = {name: value for name, value in as_arguments(module.config).items() if name in known}
+        ranker = kind(**arguments)
         ranker.encoder_, ranker.targets_, ranker.catalogue_ = module.encoder, module.targets, module.catalogue
         ranker.history_, ranker.n_iter_ = pd.DataFrame(), 0
         ranker.model_ = module.network.cpu().eval()

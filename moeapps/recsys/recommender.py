@@ -28,7 +28,7 @@ from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.implicit import ImplicitFeedback, implicit_feedback
 from moeapps.recsys.recommend import ALL_ITEMS, Scorer, ranks_of, recommendation_table, top_items
 
-__all__ = ["RecommendMixin"]
+__all__ = ["RecommendMixin", "measure"]
 
 CANDIDATES = 300
 """Items that it scores of a larger catalogue."""
@@ -160,8 +160,7 @@ class RecommendMixin:
         else:
             if catalogue.item not in table.columns:
                 raise DataError(f"{source} has neither {history!r} (a row per user) nor {catalogue.item!r} (events)")
-            given = {"user": catalogue.user, "item": catalogue.item, "time": time, "users": users}
-            parts = iter([implicit_feedback(source, **given)])
+            parts = iter([implicit_feedback(source, catalogue.user, catalogue.item, time, users=users)])
         with writer:
             for part in parts:
                 writer.write(self.recommend(part, k, exclude_seen=exclude_seen))
@@ -208,21 +207,8 @@ class RecommendMixin:
             If an event's item is not in the catalogue.
         """
         catalogue = self._catalogue()
-        known = self._in_catalogue(feedback)
-        if len(known) < len(feedback):
-            raise DataError(
-                f"{len(feedback) - len(known)} of {len(feedback)} events are of items that the ranker does not know: "
-                "make training and test part of one implicit_feedback, or leave these events out"
-            )
-        users = known.events.user
-        static = catalogue.user_rows(self.encoder_, known.users, np.full((len(known.users), 0), -1))
-
-        def rows(part: slice) -> Rows:
-            return self._with_histories(static.at(torch.from_numpy(users[part])), known.histories(part))
-
-        with self._scoring() as (network, device), torch.inference_mode():
-            ranks = ranks_of(Scorer(network, catalogue, rows, device), known, k, negatives, seed)
-        return recommendation_table(ranks, len(catalogue), k, slices, len(known))
+        with self._scoring() as (network, device):
+            return measure(network, self.encoder_, catalogue, feedback, k, negatives, slices, seed, device)
 
     def _catalogue(self) -> ItemCatalogue:
         check_is_fitted(self, "model_")
@@ -239,36 +225,18 @@ class RecommendMixin:
         finally:
             self.model_.cpu()
 
-    def _in_catalogue(self, feedback: ImplicitFeedback) -> ImplicitFeedback:
-        """The feedback with the catalogue's numbers of items; events of other items are left out."""
-        catalogue = self._catalogue()
-        if (feedback.user, feedback.item) != (catalogue.user, catalogue.item):
-            raise DataError(
-                f"the feedback is of {feedback.user!r} and {feedback.item!r}, the ranker's of {catalogue.user!r} and "
-                f"{catalogue.item!r}"
-            )
-        names = feedback.items[feedback.item]
-        if names.tolist() == catalogue.names:
-            return feedback
-        return feedback.renumbered(catalogue.numbers_of(names), catalogue.names)
-
     def _of_feedback(self, feedback: ImplicitFeedback) -> tuple[pd.Series, Any, Any]:
         """Ids, encoded rows and seen items of all users of a feedback, the last two by slice."""
-        known = self._in_catalogue(feedback)
-        catalogue, pairs = self._catalogue(), known.pairs()
+        catalogue = self._catalogue()
+        known = in_catalogue(feedback, catalogue)
+        pairs = known.pairs()
         static = catalogue.user_rows(self.encoder_, known.users, np.full((len(known.users), 0), -1))
 
         def rows(part: slice) -> Rows:
-            return self._with_histories(static.at(part), known.latest(np.arange(part.start, part.stop)))
+            own = known.latest(np.arange(part.start, part.stop))
+            return with_histories(static.at(part), own, catalogue, self.encoder_)
 
         return known.users[known.user], rows, lambda part: pairs.of_users(np.arange(part.start, part.stop))
-
-    def _with_histories(self, rows: Rows, histories: NDArray[np.integer]) -> Rows:
-        catalogue = self._catalogue()
-        if catalogue.history is None:
-            return rows
-        entries = catalogue.codes(self.encoder_)[torch.from_numpy(histories.astype(np.int64))]
-        return with_sequence(self.encoder_, rows, catalogue.history, entries)
 
     def _of_frame(self, frame: pd.DataFrame, exclude: Any, exclude_seen: bool) -> tuple[pd.Series, Any, Any]:
         """As :meth:`_of_feedback`, of a frame with a row per user."""
@@ -325,3 +293,59 @@ class RecommendMixin:
             return catalogue.neighbours.candidates(histories, number)
 
         return choose
+
+
+def measure(
+    network: nn.Module,
+    encoder: TableEncoder,
+    catalogue: ItemCatalogue,
+    feedback: ImplicitFeedback,
+    k: int = 10,
+    negatives: int | None = None,
+    slices: Mapping[str, ArrayLike] | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> pd.DataFrame:
+    """What :meth:`RecommendMixin.evaluate_recommendations` returns, for a network."""
+    known = in_catalogue(feedback, catalogue)
+    if len(known) < len(feedback):
+        raise DataError(
+            f"{len(feedback) - len(known)} of {len(feedback)} events are of items that the ranker does not know: make "
+            "training and test part of one implicit_feedback, or leave these events out"
+        )
+    users = known.events.user
+    static = catalogue.user_rows(encoder, known.users, np.full((len(known.users), 0), -1))
+
+    def rows(part: slice) -> Rows:
+        return with_histories(static.at(torch.from_numpy(users[part])), known.histories(part), catalogue, encoder)
+
+    with torch.inference_mode():
+        ranks = ranks_of(Scorer(network, catalogue, rows, device), known, k, negatives, seed)
+    return recommendation_table(ranks, len(catalogue), k, slices, len(known))
+
+
+def in_catalogue(feedback: ImplicitFeedback, catalogue: ItemCatalogue) -> ImplicitFeedback:
+    """The feedback with the catalogue's numbers of items; events of other items are left out.
+
+    Raises
+    ------
+    DataError
+        If the columns of ids have other names.
+    """
+    if (feedback.user, feedback.item) != (catalogue.user, catalogue.item):
+        raise DataError(
+            f"the feedback is of {feedback.user!r} and {feedback.item!r}, the ranker's of {catalogue.user!r} and "
+            f"{catalogue.item!r}"
+        )
+    names = feedback.items[feedback.item]
+    if names.tolist() == catalogue.names:
+        return feedback
+    return feedback.renumbered(catalogue.numbers_of(names), catalogue.names)
+
+
+def with_histories(rows: Rows, histories: NDArray[np.integer], catalogue: ItemCatalogue, encoder: TableEncoder) -> Rows:
+    """Encoded users with histories ``(U, L)`` of item numbers, -1 for none."""
+    if catalogue.history is None:
+        return rows
+    entries = catalogue.codes(encoder)[torch.from_numpy(histories.astype(np.int64))]
+    return with_sequence(encoder, rows, catalogue.history, entries)
