@@ -35,11 +35,13 @@ from moeapps.recsys.multigate import (
     SharedBottom,
 )
 from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.scenarios import STAR, PEPNet, PEPNetConfig
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 
 __all__ = [
     "DIN",
     "PLE",
+    "STAR",
     "AWMoE",
     "AWMoERanker",
     "AdaTT",
@@ -52,6 +54,8 @@ __all__ = [
     "MultiGateConfig",
     "MultiTaskRanker",
     "OnnxRanker",
+    "PEPNet",
+    "PEPNetConfig",
     "PLEConfig",
     "PublicRankingData",
     "RankingConfig",
