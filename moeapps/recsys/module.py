@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.checks import check_at_least_zero
+from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
@@ -21,9 +21,17 @@ from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
-from moeapps.recsys.metrics import auc
-from moeapps.recsys.network import MultiTaskNetwork, RankingConfig, SequenceNetwork, build_network
+from moeapps.recsys.metrics import ScenarioScores, auc
+from moeapps.recsys.network import (
+    SEQUENCE_MODELS,
+    MultiTaskNetwork,
+    RankingConfig,
+    SequenceNetwork,
+    build_network,
+    scenario_column,
+)
 from moeapps.recsys.targets import Targets, task_losses
+from moeapps.recsys.task_balance import SURGERY, TASK_WEIGHTING, UncertaintyWeights, surgery_term, surgery_weighting
 
 __all__ = ["RankingModule"]
 
@@ -54,6 +62,7 @@ class RankingModule(Configurable, DataDependentModule):
     network: MultiTaskNetwork | SequenceNetwork
     encoder: TableEncoder
     targets: Targets
+    uncertainty: UncertaintyWeights | None
 
     @takes(RankingConfig)
     def __init__(self, config: RankingConfig) -> None:
@@ -61,9 +70,12 @@ class RankingModule(Configurable, DataDependentModule):
         _check(config)
         self.config = config
         self.lr = config.lr  # an attribute of its own, since Lightning's learning-rate finder sets it
-        self._collected: list[tuple[Tensor, Tensor]] = []
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self._warned: set[str] = set()
         self._diagnosis: Diagnosis | None = None
+        self._scenario_scores: ScenarioScores | None = None
+        surgery = config.gradient_surgery
+        self._surgery = None if surgery is None else surgery_weighting(surgery)
 
     def attach(self, encoder: TableEncoder, targets: Targets, catalogue: ItemCatalogue | None = None) -> None:
         """Build the network for a table, given its fitted encoder and targets, and the catalogue of items if any.
@@ -80,7 +92,11 @@ class RankingModule(Configurable, DataDependentModule):
         if user is not None and user not in sparse:
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
         self._user = None if user is None else sparse.index(user)
+        scenario = self.config.scenario
+        self._scenario = None if scenario is None else scenario_column(encoder, scenario)
         self.network = build_network(encoder, targets, self.config)
+        learned = self.config.task_weighting == "uncertainty"
+        self.uncertainty = UncertaintyWeights([targets.kinds[name] for name in targets.names]) if learned else None
         # Buffers, so that they move to the device; not saved, since they are settings
         for argument in ("task_weights", "positive_weight"):
             given = getattr(self.config, argument) or {}
@@ -120,8 +136,11 @@ class RankingModule(Configurable, DataDependentModule):
         return self.network(rows)
 
     def _by_name(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each task's weighted loss; in training by its uncertainty, too."""
         kinds = [self.targets.kinds[name] for name in self.targets.names]
         losses = task_losses(outputs, labels, kinds, self.get_buffer("positive_weight"))
+        if self.training and self.uncertainty is not None:
+            losses = self.uncertainty(losses, labels)
         return dict(zip(self.targets.names, losses * self.get_buffer("task_weights"), strict=True))
 
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
@@ -130,6 +149,7 @@ class RankingModule(Configurable, DataDependentModule):
         1. Hide some categories, so that the unseen category's embedding is trained.
         2. Run the network; for AW-MoE with a contrastive loss also on a masked view of the behaviour.
         3. Sum the tasks' weighted losses and the contrastive loss.
+        4. With gradient surgery, change the gradient of what the tasks share.
         """
         rows, labels = batch
         user = None if self._user is None else rows.sparse[:, self._user]
@@ -144,7 +164,32 @@ class RankingModule(Configurable, DataDependentModule):
             terms["contrastive"] = config.contrastive_weight * contrastive_loss(gate, view, config.temperature, user)
         else:
             terms = self._by_name(self.network(rows), labels)
-        return self.total_loss(terms, batch_size=len(rows))
+        loss = self.total_loss(terms, batch_size=len(rows))
+        if self.uncertainty is not None:
+            weights = dict(zip(self.targets.names, self.uncertainty.weights().detach(), strict=True))
+            self._log_epoch({f"train/weight/{name}": weight for name, weight in weights.items()}, len(rows))
+        if self._surgery is None:
+            return loss
+        term, conflicts = surgery_term(list(terms.values()), list(self.network.parameters()), self._surgery)
+        self._log_epoch({"train/conflicts": conflicts}, len(rows))
+        return loss + term
+
+    def _log_epoch(self, values: dict[str, Tensor], rows: int) -> None:
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=rows, sync_dist=world_size() > 1)
+
+    def on_fit_start(self) -> None:
+        """Refuse what gradient surgery cannot be computed in.
+
+        Raises
+        ------
+        ConfigError
+            If gradients would need scaling.
+        """
+        if self._surgery is not None and self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "gradient_surgery compares gradients before they are scaled, which precision='16-mixed' loses: take "
+                "'bf16-mixed' or '32-true'"
+            )
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
@@ -156,8 +201,10 @@ class RankingModule(Configurable, DataDependentModule):
             self.log_dict({f"diagnosis/{name}": value for name, value in metrics.items()}, batch_size=len(batch[0]))
 
     def views(self) -> Views:
-        """Maps of the last validation's experts and gates."""
-        return self._diagnosis.views() if self._diagnosis is not None else Views()
+        """Maps of the last validation: experts and gates, AUC by task and scenario."""
+        views = self._diagnosis.views() if self._diagnosis is not None else Views()
+        scores = self._scenario_scores
+        return views if scores is None else Views([*views.maps, scores.map()], views.curves, views.hints)
 
     def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and each task's loss."""
@@ -169,10 +216,15 @@ class RankingModule(Configurable, DataDependentModule):
         logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
         logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
         self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
-        self._collected.append((outputs.float().cpu(), labels.cpu()))  # an AUC is no mean over batches
+        # An AUC is no mean over batches. Without scenarios, no codes are kept
+        codes = rows.sparse[:, :0] if self._scenario is None else rows.sparse[:, self._scenario]
+        self._collected.append((outputs.float().cpu(), labels.cpu(), codes.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only."""
+        """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only.
+
+        With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios.
+        """
         self._log_auc("val")
 
     def on_test_epoch_end(self) -> None:
@@ -183,7 +235,7 @@ class RankingModule(Configurable, DataDependentModule):
             self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
 
     def _log_auc(self, stage: str) -> None:
-        outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        outputs, labels, codes = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
@@ -197,6 +249,11 @@ class RankingModule(Configurable, DataDependentModule):
                         stacklevel=2,
                     )
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
+        if self.config.scenario is not None:
+            scores = ScenarioScores.measure(outputs, labels, codes, self.targets, self.encoder, self.config.scenario)
+            for name, area in scores.metrics().items():
+                self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
+            self._scenario_scores = scores
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
         """The columns to keep, then one per target: probabilities, numbers, rates."""
@@ -233,5 +290,13 @@ def _check(config: RankingConfig) -> None:
     for name in ("lr", "temperature"):
         if getattr(config, name) == 0:
             raise ConfigError(f"{name} must be above 0, got 0")
+    check_one_of("task_weighting", config.task_weighting, TASK_WEIGHTING)
+    if config.gradient_surgery is not None:
+        check_one_of("gradient_surgery", config.gradient_surgery, SURGERY)
+        if config.sparse_gradients:
+            raise ConfigError("gradient_surgery needs dense gradients: set sparse_gradients to False")
+    for name, off in (("task_weighting", "fixed"), ("gradient_surgery", None)):
+        if config.model in SEQUENCE_MODELS and (value := getattr(config, name)) != off:
+            raise ConfigError(f"{name}={value!r} is for several targets, got model={config.model!r}")
     if config.contrastive_weight > 0 and config.model != "aw_moe":
         raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={config.model!r}")
