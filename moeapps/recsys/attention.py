@@ -4,15 +4,29 @@
 # `present` (N, L) masks the padding; no output depends on padded entries.
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeapps.core.checks import check_sizes
+from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.dense_experts import DenseExperts
 
-__all__ = ["DIN", "AWMoE", "ActivationUnit", "contrastive_loss", "drop_behaviour"]
+__all__ = [
+    "DIN",
+    "GATES",
+    "AWMoE",
+    "ActivationUnit",
+    "activate",
+    "contrastive_loss",
+    "drop_behaviour",
+    "pool",
+    "trimmed",
+]
+
+GATES = ("sum", "softmax", "mean")
+"""How AW-MoE's gate adds up what the behaviours say."""
 
 
 class ActivationUnit(nn.Module):
@@ -36,15 +50,43 @@ class ActivationUnit(nn.Module):
 
     def forward(self, behaviour: Tensor, target: Tensor) -> Tensor:
         """``(N, L, dim)`` and ``(N, dim)`` to ``(N, L, out_dim)``."""
-        target = target[:, None].expand_as(behaviour)
-        joint = torch.cat([behaviour, target, behaviour - target, behaviour * target], dim=-1)
-        return self.mlp(joint.flatten(0, 1))[:, 0].unflatten(0, behaviour.shape[:2])
+        return activate([self], behaviour, target)[0]
+
+    def later_layers(self, hidden: Tensor) -> Tensor:
+        """From the first layer's sums ``(N, L, hidden[0])`` to ``(N, L, out_dim)``."""
+        for weight, bias in zip(self.mlp.weights[1:], self.mlp.biases[1:], strict=True):
+            hidden = F.linear(self.mlp.act(hidden), weight[0].t(), bias[0])
+        return hidden
 
 
-def _attend(unit: ActivationUnit, behaviour: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    """Weighted sum ``(N, dim)``; zero for an empty sequence. The weights are not normalised, as in DIN."""
-    weight = unit(behaviour, target)[..., 0] * present  # (N, L)
-    return torch.bmm(weight[:, None], behaviour)[:, 0]
+def activate(units: Sequence[ActivationUnit], behaviour: Tensor, target: Tensor) -> list[Tensor]:
+    """What several units say of the same behaviour ``(N, L, dim)`` and candidate ``(N, dim)``, ``(N, L, out_dim)`` each.
+
+    The units' first layers are one product. With the blocks :math:`W_1 \dots W_4` of a first layer, the layer on
+    [s, t, s - t, s * t] is :math:`s (W_1 + W_3) + t (W_2 - W_3) + (s * t) W_4`: the second term is the same for all
+    behaviours of a row, and [s, t, s - t, s * t] need not be written to memory.
+    """
+    first = torch.cat([unit.mlp.weights[0][0] for unit in units], dim=1)  # (4 dim, H), H hidden units of all
+    bias = torch.cat([unit.mlp.biases[0][0] for unit in units])
+    s, t, difference, product = first.chunk(4)
+    hidden = torch.cat([behaviour, behaviour * target[:, None]], dim=-1) @ torch.cat([s + difference, product])
+    hidden = hidden + torch.addmm(bias, target, t - difference)[:, None]  # (N, L, H)
+    widths = [unit.mlp.weights[0].shape[2] for unit in units]
+    return [unit.later_layers(part) for unit, part in zip(units, hidden.split(widths, dim=-1), strict=True)]
+
+
+def pool(weight: Tensor, behaviour: Tensor, present: Tensor) -> Tensor:
+    """Sum ``(N, dim)`` with weights ``(N, L, 1)``; zero for an empty sequence. They are not normalised, as in DIN."""
+    return torch.bmm((weight[..., 0] * present)[:, None], behaviour)[:, 0]
+
+
+def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Behaviour and mask without the first columns, where no row has an entry: they would be computed for nothing."""
+    if torch.compiler.is_compiling() or not present.shape[1]:  # a traced program has one length
+        return behaviour, present
+    columns = present.any(0)
+    start = int(columns.to(torch.uint8).argmax()) if bool(columns.any()) else present.shape[1] - 1
+    return behaviour[:, start:], present[:, start:]
 
 
 class DIN(nn.Module):
@@ -67,7 +109,9 @@ class DIN(nn.Module):
 
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
         """Logits ``(N,)``."""
-        return self.score(torch.cat([_attend(self.unit, behaviour, target, present), profile], dim=1))[:, 0, 0]
+        behaviour, present = trimmed(behaviour, present)
+        pooled = pool(self.unit(behaviour, target), behaviour, present)
+        return self.score(torch.cat([pooled, profile], dim=1))[:, 0, 0]
 
 
 class AWMoE(nn.Module):
@@ -77,6 +121,9 @@ class AWMoE(nn.Module):
     :math:`g = b + \sum_j a_j u_j`: a gate unit maps each behaviour, with the candidate, to a vector :math:`u_j` over
     the experts, an activation unit to its weight :math:`a_j`. The score is :math:`\sum_e g_e f_e`. An empty
     sequence has the gate b.
+
+    The sum grows with the length of the history, and with it the score. So the gate may be normalised, which is not in
+    the paper: ``softmax`` is over the experts, of b plus the mean over the behaviours.
 
     Parameters
     ----------
@@ -89,9 +136,12 @@ class AWMoE(nn.Module):
     gate_hidden : sequence of int, default (32,)
         Hidden widths of the gate's units.
     softmax : bool, default False
-        Whether the gate is normalised (not in the paper).
+        Whether the gate is normalised over the experts: softmax of the sum, as in 0.1.
     dropout : float, default 0.0
         Dropout probability in the experts, in [0, 1).
+    gate : {"sum", "softmax", "mean"}, optional
+        The paper's sum; the softmax of b plus the mean over the behaviours; that mean itself. By default what
+        ``softmax`` says.
     """
 
     def __init__(
@@ -103,31 +153,53 @@ class AWMoE(nn.Module):
         gate_hidden: Sequence[int] = (32,),
         softmax: bool = False,
         dropout: float = 0.0,
+        gate: str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(num_experts=num_experts)
-        self.softmax = softmax
+        if gate is not None:
+            check_one_of("gate", gate, GATES)
+        self.softmax, self.gate = softmax, gate
         self.pool = ActivationUnit(dim)
         self.experts = DenseExperts(dim + profile_dim, [*expert, 1], num_experts, last_linear=True, dropout=dropout)
         self.gate_unit = ActivationUnit(dim, gate_hidden, num_experts)
         self.gate_activation = ActivationUnit(dim, gate_hidden)
         self.bias = nn.Parameter(torch.full((num_experts,), 1.0 / num_experts))
 
-    def gates(self, behaviour: Tensor, target: Tensor, *present: Tensor) -> list[Tensor]:
-        """Gate vectors ``(N, E)``, one for each mask ``(N, L)`` of the behaviour."""
-        weight, units = self.gate_activation(behaviour, target)[..., 0], self.gate_unit(behaviour, target)
-        gates = [self.bias + torch.bmm((weight * mask)[:, None], units)[:, 0] for mask in present]
-        return [gate.softmax(-1) for gate in gates] if self.softmax else gates
-
-    def score(self, gate: Tensor, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
-        """Logits ``(N,)``: the experts' scores, weighted by a gate ``(N, E)``."""
-        x = torch.cat([_attend(self.pool, behaviour, target, present), profile], dim=1)
-        return (gate * self.experts(x)[..., 0]).sum(-1)
-
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
         """Logits ``(N,)``."""
-        (gate,) = self.gates(behaviour, target, present)
-        return self.score(gate, behaviour, target, present, profile)
+        return self.with_gates(behaviour, target, [present], profile)[0]
+
+    def with_gates(
+        self, behaviour: Tensor, target: Tensor, masks: Sequence[Tensor], profile: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits ``(N,)``, and gate vectors ``(N, E)`` for each mask ``(N, L)`` of the behaviour; the first one scores.
+
+        The other masks leave out more than the first one does.
+        """
+        length = behaviour.shape[1]
+        behaviour, present = trimmed(behaviour, masks[0])
+        masks = [mask[:, length - behaviour.shape[1] :] for mask in masks]
+        weight, units, activation = activate([self.pool, self.gate_unit, self.gate_activation], behaviour, target)
+        gates = [self._gate(activation[..., 0] * mask, units, mask) for mask in masks]
+        scores = self.experts(torch.cat([pool(weight, behaviour, present), profile], dim=1))[..., 0]
+        return (gates[0] * scores).sum(-1), gates
+
+    def gates(self, behaviour: Tensor, target: Tensor, *present: Tensor) -> list[Tensor]:
+        """Gate vectors ``(N, E)``, one for each mask ``(N, L)`` of the behaviour."""
+        units, activation = activate([self.gate_unit, self.gate_activation], behaviour, target)
+        return [self._gate(activation[..., 0] * mask, units, mask) for mask in present]
+
+    def _gate(self, weight: Tensor, units: Tensor, mask: Tensor) -> Tensor:
+        total = torch.bmm(weight[:, None], units)[:, 0]  # (N, E)
+        if self.gate in ("softmax", "mean"):
+            total = total / mask.sum(1, keepdim=True).clamp_min(1)
+        gate = self.bias + total
+        return gate.softmax(-1) if self.gate == "softmax" or (self.gate is None and self.softmax) else gate
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also one of 0.1."""
+        super().__setstate__({"gate": None, **state})
 
 
 def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user: Tensor | None = None) -> Tensor:

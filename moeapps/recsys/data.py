@@ -165,6 +165,20 @@ class RankingData(L.LightningDataModule):
         """Labels ``(N, T)`` of the validation rows, if there are any."""
         return None if self._val is None else self._val.columns[2]
 
+    def label_counts(self, feature: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Training rows with label 1, and with label 0, of the first target, for each code of a sparse feature.
+
+        Parameters
+        ----------
+        feature : str
+            Its column.
+        """
+        assert self._train is not None
+        place = [sparse.name for sparse in self.encoder.schema.sparse].index(feature)
+        codes, labels = self._train.columns[0][:, place].numpy(), self._train.columns[2][:, 0].numpy()
+        counts = [np.bincount(codes[labels == label], minlength=self.encoder.table_sizes[place]) for label in (1, 0)]
+        return counts[0].astype(float), counts[1].astype(float)
+
     def setup(self, stage: str | None = None) -> None:
         """Learn categories, numbers and targets and encode the rows, for training; other stages need a trained model.
 

@@ -4,6 +4,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,26 @@ class RankingModule(Configurable, DataDependentModule):
         surgery = config.gradient_surgery
         self._surgery = None if surgery is None else surgery_weighting(surgery)
 
-    def attach(self, encoder: TableEncoder, targets: Targets, catalogue: ItemCatalogue | None = None) -> None:
-        """Build the network for a table, given its fitted encoder and targets, and the catalogue of items if any.
+    def attach(
+        self,
+        encoder: TableEncoder,
+        targets: Targets,
+        catalogue: ItemCatalogue | None = None,
+        label_counts: Callable[[str], tuple[Any, Any]] | None = None,
+    ) -> None:
+        """Build the network for a table, given its fitted encoder and targets.
+
+        Parameters
+        ----------
+        encoder : TableEncoder
+            Fitted encoder.
+        targets : Targets
+            Fitted targets.
+        catalogue : ItemCatalogue, optional
+            The items, of implicit feedback.
+        label_counts : callable, optional
+            From a sparse column to the numbers of training rows with label 1 and label 0 for each code, where the prior
+            begins. Not needed where weights are loaded.
 
         Raises
         ------
@@ -95,6 +114,9 @@ class RankingModule(Configurable, DataDependentModule):
         scenario = self.config.scenario
         self._scenario = None if scenario is None else scenario_column(encoder, scenario)
         self.network = build_network(encoder, targets, self.config)
+        prior = getattr(self.network, "prior", None)
+        if prior is not None and label_counts is not None:
+            prior.start_at({column: label_counts(sparse[column]) for column in prior.columns})
         learned = self.config.task_weighting == "uncertainty"
         self.uncertainty = UncertaintyWeights([targets.kinds[name] for name in targets.names]) if learned else None
         # Buffers, so that they move to the device; not saved, since they are settings
@@ -109,7 +131,7 @@ class RankingModule(Configurable, DataDependentModule):
     def attach_data(self, data: Any) -> None:
         """Take the table from the data module."""
         if hasattr(data, "encoder"):
-            self.attach(data.encoder, data.targets, getattr(data, "catalogue", None))
+            self.attach(data.encoder, data.targets, getattr(data, "catalogue", None), data.label_counts)
 
     def attach_state(self, state: dict[str, Any]) -> None:
         """Take the table from the checkpoint."""

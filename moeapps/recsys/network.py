@@ -19,6 +19,8 @@ from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
 from moeapps.recsys.scenarios import STAR, PEPNet, ScenarioHoME
+from moeapps.recsys.prior import LabelPrior
+from moeapps.recsys.sasrec import SASRec
 from moeapps.recsys.targets import Targets
 
 __all__ = [
@@ -44,7 +46,7 @@ MULTI_TASK_MODELS: dict[str, Any] = {
 }
 """Multi-task models by name."""
 
-SEQUENCE_MODELS: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE}
+SEQUENCE_MODELS: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE, "sasrec": SASRec}
 """Models of a user's behaviour, for one binary target, by name."""
 
 
@@ -56,7 +58,7 @@ class RankingConfig:
     ----------
     model : str, default "home"
         ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; with a ``scenario`` also
-        ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"`` or ``"aw_moe"``.
+        ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"``, ``"aw_moe"`` or ``"sasrec"``.
     options : dict, optional
         Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...). PEPNet's
         ``personal`` is a list of sparse columns: user and item; by default those named like ids, or all of them if
@@ -93,6 +95,12 @@ class RankingConfig:
         Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
     temperature : float, default 0.1
         Temperature of the contrastive loss, above 0.
+    gate : {"softmax", "mean", "sum"}, default "softmax"
+        How AW-MoE's gate adds up what the behaviours say; ``"sum"`` is the paper's, which grows with the history. See
+        :class:`AWMoE`.
+    label_prior : bool, default True
+        Whether DIN, AW-MoE and SASRec begin at what counting says: a number per candidate (and per ``user``), added to
+        the logit and learned, that begins at the log odds of its labels in training.
     scenario : str, optional
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
@@ -122,6 +130,8 @@ class RankingConfig:
     user: str | None = None
     mask_probability: float = 0.2
     temperature: float = 0.1
+    gate: Literal["softmax", "mean", "sum"] = "softmax"
+    label_prior: bool = True
     scenario: str | None = None
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None
@@ -186,18 +196,51 @@ class SequenceNetwork(nn.Module):
     ----------
     embedding : FeatureEmbedding
         Embeddings of the encoded rows.
-    model : DIN or AWMoE
+    model : DIN, AWMoE or SASRec
         Scores a candidate.
     sequence : int
         Number of the behaviour among the sequences.
     target : int
         Number of the candidate among the sparse columns.
+    prior : LabelPrior, optional
+        What counting says, which is added to the logits.
     """
 
-    def __init__(self, embedding: FeatureEmbedding, model: DIN | AWMoE, sequence: int, target: int) -> None:
+    def __init__(
+        self,
+        embedding: FeatureEmbedding,
+        model: DIN | AWMoE | SASRec,
+        sequence: int,
+        target: int,
+        prior: LabelPrior | None = None,
+    ) -> None:
         super().__init__()
         self.embedding, self.model = embedding, model
         self.sequence, self.target = sequence, target
+        self.prior = prior
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; one of 0.1 has no prior."""
+        super().__setstate__(state)
+        self._modules.setdefault("prior", None)
+
+    @property
+    def factorised(self) -> bool:
+        """Whether a logit is the product of a vector of the user and one of the item."""
+        return isinstance(self.model, SASRec)
+
+    def user_vectors(self, rows: Rows) -> Tensor:
+        """Vectors ``(N, dim + 2)`` of users, of which only the history and the prior's columns of users are read."""
+        assert isinstance(self.model, SASRec)
+        own = self.model.user_vectors(*self.embedding.sequence(rows, self.sequence))
+        bias = own.new_zeros(len(own)) if self.prior is None else self.prior.of_users(rows, self.target)
+        return torch.cat([own, torch.ones_like(bias)[:, None], bias[:, None]], dim=1)
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """Vectors ``(I, dim + 2)`` of items, whose product with a user's is the logit."""
+        own = self.embedding.sparse(rows)[:, self.target]
+        bias = own.new_zeros(len(own)) if self.prior is None else self.prior.of_items(rows, self.target)
+        return torch.cat([own, bias[:, None], torch.ones_like(bias)[:, None]], dim=1)
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, mask of the behaviour ``(N, L)``, profile ``(N, P)``."""
@@ -208,15 +251,18 @@ class SequenceNetwork(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
-        logits: Tensor = self.model(*self.parts(rows))
-        return logits[:, None]
+        return self._with_prior(self.model(*self.parts(rows)), rows)
+
+    def _with_prior(self, logits: Tensor, rows: Rows) -> Tensor:
+        return (logits if self.prior is None else logits + self.prior(rows))[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the whole and of the masked behaviour; AW-MoE only."""
         assert isinstance(self.model, AWMoE)
         behaviour, target, present, profile = self.parts(rows)
-        gate, view = self.model.gates(behaviour, target, present, drop_behaviour(present, mask_probability))
-        return self.model.score(gate, behaviour, target, present, profile)[:, None], gate, view
+        masks = [present, drop_behaviour(present, mask_probability)]
+        logits, (gate, view) = self.model.with_gates(behaviour, target, masks, profile)
+        return self._with_prior(logits, rows), gate, view
 
 
 def build_network(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork | SequenceNetwork:
@@ -338,8 +384,20 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
     embedding = _embedding(encoder, config)
     # The model pools the behaviour itself, so that its profile is without the pooled sequences
     profile = embedding.out_dim - embedding.dim * len(embedding.sequence_tables)
-    model = _make(SEQUENCE_MODELS, config.model, config.options, embedding.dim, profile)
-    return SequenceNetwork(embedding, model, histories[0], candidate)
+    options = dict(config.options or {})
+    if config.model == "aw_moe" and "softmax" not in options:
+        options = {"gate": config.gate, **options}
+    model = _make(SEQUENCE_MODELS, config.model, options, embedding.dim, profile)
+    return SequenceNetwork(embedding, model, histories[0], candidate, _prior(encoder, config, candidate))
+
+
+def _prior(encoder: TableEncoder, config: RankingConfig, candidate: int) -> LabelPrior | None:
+    if not config.label_prior:
+        return None
+    columns = [candidate]
+    if config.user is not None:
+        columns.append([feature.name for feature in encoder.schema.sparse].index(config.user))
+    return LabelPrior(columns, [encoder.table_sizes[column] for column in columns])
 
 
 def _embedding(encoder: TableEncoder, config: RankingConfig) -> FeatureEmbedding:

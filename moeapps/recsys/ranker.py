@@ -96,7 +96,7 @@ class Ranker(RecommendMixin, LightningEstimator):
             # Lightning finds the network attached, so that its weights do not depend on what the trainer draws first
             with isolate_rng():
                 seed_everything(seed)
-                module.attach(data.encoder, data.targets)
+                module.attach_data(data)
             validate = data.has_validation
             monitor, mode = self._monitor(data)
             self.history_ = self._train(

@@ -1,0 +1,101 @@
+"""SASRec: self-attention over a user's history gives one vector, whose product with an item's is the score."""
+
+# Shapes: N rows, L entries of a history (padded), dim width of an embedding, I items
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moeapps.core.checks import check_below_one, check_sizes
+from moeapps.core.errors import ConfigError
+from moeapps.recsys.attention import trimmed
+
+__all__ = ["HistoryEncoder", "SASRec"]
+
+
+class HistoryEncoder(nn.Module):
+    """Self-attention over a history with learned positions, counted from the newest entry.
+
+    A learned token is appended, whose output sums the history up; it is also what an empty history has to attend to.
+
+    Parameters
+    ----------
+    dim : int
+        Width of an embedding.
+    layers : int, default 1
+        Transformer layers, at least 1.
+    heads : int, default 2
+        Attention heads; ``dim`` must be a multiple.
+    dropout : float, default 0.1
+        Dropout probability, in [0, 1).
+    max_len : int, default 200
+        Entries with a position of their own; older ones share the last.
+
+    Raises
+    ------
+    ConfigError
+        If a size is impossible.
+    """
+
+    def __init__(self, dim: int, layers: int = 1, heads: int = 2, dropout: float = 0.1, max_len: int = 200) -> None:
+        super().__init__()
+        check_sizes(dim=dim, layers=layers, heads=heads, max_len=max_len)
+        check_below_one(dropout=dropout)
+        if dim % heads:
+            raise ConfigError(f"heads={heads} must divide the width of an embedding, {dim}")
+        self.max_len = max_len
+        self.summary = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.positions = nn.Parameter(torch.randn(max_len, dim) * dim**-0.5 * 0.3)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, behaviour: Tensor, present: Tensor) -> Tensor:
+        """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to ``(N, L + 1, dim)``; the last one is the summary."""
+        number, length = present.shape
+        age = torch.arange(length - 1, -1, -1, device=present.device).clamp_max(self.max_len - 1)
+        x = torch.cat([behaviour + self.positions[age], self.summary.expand(number, 1, -1)], dim=1)
+        absent = torch.cat([~present, present.new_zeros(number, 1)], dim=1)
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=absent)
+        return self.norm(x)
+
+
+class SASRec(nn.Module):
+    r"""Score :math:`\langle h, e \rangle`: h sums up the history by self-attention, e is the item's embedding.
+
+    After Kang and McAuley (ICDM 2018). Nothing but the ids of the history and the candidate is read, so that the best
+    items of a large catalogue are one matrix product away. Unlike in the paper, each event is a row of its own with its
+    history, and the whole history attends to itself.
+
+    Parameters
+    ----------
+    dim, profile_dim : int
+        Width of an embedding; the width of the other features, which are not used.
+    layers, heads : int, default 2 and 2
+        Transformer layers and their heads.
+    dropout : float, default 0.1
+        Dropout probability, in [0, 1).
+    max_len : int, default 200
+        Entries with a position of their own.
+    """
+
+    factorised = True
+
+    def __init__(
+        self, dim: int, profile_dim: int, layers: int = 2, heads: int = 2, dropout: float = 0.1, max_len: int = 200
+    ) -> None:
+        super().__init__()
+        self.encoder = HistoryEncoder(dim, layers, heads, dropout, max_len)
+
+    def user_vectors(self, behaviour: Tensor, present: Tensor) -> Tensor:
+        """What sums the histories up, ``(N, dim)``."""
+        summary: Tensor = self.encoder(*trimmed(behaviour, present))[:, -1]
+        return summary
+
+    def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Any) -> Tensor:
+        """Logits ``(N,)``."""
+        return (self.user_vectors(behaviour, present) * target).sum(-1)
