@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
-from moeapps.core.distributed import world_size
+from moeapps.core.distributed import gather_rows, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
+from moeapps.core.loading import EpochSampler
+from moeapps.core.memory import keep_freed_memory
 from moeapps.core.module import DataDependentModule
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
@@ -257,7 +259,11 @@ class RankingModule(Configurable, DataDependentModule):
             self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
 
     def _log_auc(self, stage: str) -> None:
-        outputs, labels, codes = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        total = _rows_dealt_out(getattr(self.trainer, f"{stage}_dataloaders"))
+        outputs, labels, codes = (
+            gather_rows(torch.cat(parts).to(self.device), total).cpu().numpy()
+            for parts in zip(*self._collected, strict=True)
+        )
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
@@ -283,8 +289,13 @@ class RankingModule(Configurable, DataDependentModule):
         predictions = self.targets.decode(self.network(rows).float().cpu().numpy())
         return {**kept, **{name: predictions[:, t] for t, name in enumerate(self.targets.names)}}
 
+    def on_fit_start(self) -> None:
+        """Let the process keep what a step frees, since the next one needs as much."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
     def configure_optimizers(self) -> Any:
-        """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
+        """AdamW (Adagrad or lazy AdamW for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
         # Weight decay would shrink the embeddings of rare categories with every step that does not see them
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
@@ -298,12 +309,22 @@ class RankingModule(Configurable, DataDependentModule):
             torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
         groups = [group for group in groups if group["params"]]
         if self.config.sparse_gradients:
-            return self.with_cosine_schedule(torch.optim.Adagrad(groups, lr=self.lr))
+            if self.config.sparse_optimizer == "adagrad":
+                return self.with_cosine_schedule(torch.optim.Adagrad(groups, lr=self.lr))
+            fused = fused_where_possible(self.parameters())
+            return self.with_cosine_schedule(LazyAdamW(groups, lr=self.lr, **fused))
         fused = fused_where_possible(self.parameters())
         return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr, **fused))
 
 
+def _rows_dealt_out(loader: Any) -> int | None:
+    """Rows of the set that a loader deals out to the processes; None where each process reads all of it."""
+    sampler = getattr(loader, "sampler", None)
+    return sampler.length if isinstance(sampler, EpochSampler) else None
+
+
 def _check(config: RankingConfig) -> None:
+    check_one_of("sparse_optimizer", config.sparse_optimizer, ("adagrad", "adam"))
     at_least_zero = ("lr", "weight_decay", "contrastive_weight", "temperature")
     check_at_least_zero(**{name: getattr(config, name) for name in at_least_zero})
     for name in ("mask_probability", "unknown_rate"):
