@@ -60,7 +60,7 @@ class ActivationUnit(nn.Module):
 
 
 def activate(units: Sequence[ActivationUnit], behaviour: Tensor, target: Tensor) -> list[Tensor]:
-    """What several units say of the same behaviour ``(N, L, dim)`` and candidate ``(N, dim)``, ``(N, L, out_dim)`` each.
+    r"""Outputs ``(N, L, out_dim)`` of several units for the same behaviour ``(N, L, dim)`` and candidate ``(N, dim)``.
 
     The units' first layers are one product. With the blocks :math:`W_1 \dots W_4` of a first layer, the layer on
     [s, t, s - t, s * t] is :math:`s (W_1 + W_3) + t (W_2 - W_3) + (s * t) W_4`: the second term is the same for all

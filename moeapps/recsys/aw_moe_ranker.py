@@ -4,12 +4,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.implicit import ImplicitFeedback
+from moeapps.recsys.implicit_data import ImplicitData
+from moeapps.recsys.metrics import gauc
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import SEQUENCE_MODELS
 from moeapps.recsys.ranker import Ranker
@@ -130,12 +134,22 @@ class AWMoERanker(Ranker):
             fitted._fit(frame, names, ignored, dict.fromkeys(names, "binary"), validation)
         return self
 
-    def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
-        """AUC, which measures a ranking; the loss where the validation labels are of one class."""
-        labels = data.val_labels()
-        both = labels is not None and bool((labels == 0).any() and (labels == 1).any())
-        return (f"val/auc/{data.targets.names[0]}", "max") if both else super()._monitor(data)
+    def _monitor(self, data: RankingData | ImplicitData) -> tuple[str, Literal["min", "max"]]:
+        """Per-user AUC where there are users, AUC otherwise; the loss where the validation labels are of one class."""
+        labels, target = data.val_labels(), data.targets.names[0]
+        if labels is None or not bool((labels == 0).any() and (labels == 1).any()):
+            return super()._monitor(data)
+        users = None if (user := self._user_of(data)) is None else data.val_groups(user)
+        if users is not None and not np.isnan(gauc(labels[:, 0], labels[:, 0], users)):
+            return f"val/gauc/{target}", "max"
+        return f"val/auc/{target}", "max"
+
+    def _user_of(self, data: RankingData | ImplicitData) -> str | None:
+        """Column of the users: of implicit feedback it is known."""
+        sparse = [feature.name for feature in data.encoder.schema.sparse]
+        known = data.catalogue.user if isinstance(data, ImplicitData) else None
+        return known if self.user is None and known in sparse else self.user
 
     def _module(self, **changes: Any) -> RankingModule:
-        """Without the contrastive loss for DIN, which has no gate."""
+        """Without the contrastive loss for DIN and SASRec, which have no gate."""
         return super()._module(**changes, **({} if self.model == "aw_moe" else {"contrastive_weight": 0.0}))

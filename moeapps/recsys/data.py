@@ -170,6 +170,13 @@ class RankingData(L.LightningDataModule):
         """Labels ``(N, T)`` of the validation rows, if there are any."""
         return None if self._val is None else self._val.columns[2]
 
+    def val_groups(self, feature: str) -> NDArray[np.int64] | None:
+        """Code of a sparse feature in each validation row, if there are any."""
+        if self._val is None:
+            return None
+        place = [sparse.name for sparse in self.encoder.schema.sparse].index(feature)
+        return self._val.columns[0][:, place].numpy()
+
     def label_counts(self, feature: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Training rows with label 1, and with label 0, of the first target, for each code of a sparse feature.
 

@@ -103,6 +103,11 @@ class SampledRows(Dataset[tuple[Rows, Tensor]]):
         right = self.catalogue.rows.at(torch.from_numpy(np.maximum(items, 0).ravel()))
         return pair_rows(left, right), torch.from_numpy(labels.reshape(-1, 1))
 
+    @property
+    def rows_each(self) -> int:
+        """Rows of an event: itself and its negatives."""
+        return 1 + self.negatives
+
     def labels(self) -> Tensor:
         """Labels ``(N, 1)`` of all events and negatives, as :meth:`take` gives them."""
         full = self.sampler.counts[np.minimum(self.feedback.events.user, len(self.sampler.counts) - 1)]
@@ -215,6 +220,15 @@ class ImplicitData(L.LightningDataModule):
     def has_validation(self) -> bool:
         """Whether there are validation events."""
         return self.feedback.get("val") is not None
+
+    def val_groups(self, feature: str) -> NDArray[np.int64] | None:
+        """Code of a column of users in each validation row, if there are any."""
+        if not self.has_validation:
+            return None
+        rows = self._sampled("val")
+        place = [sparse.name for sparse in self.encoder.schema.sparse].index(feature)
+        codes = rows.users.sparse[:, place].numpy()[rows.feedback.events.user]
+        return np.repeat(codes, rows.rows_each)
 
     def val_labels(self) -> Tensor | None:
         """Labels ``(N, 1)`` of the validation rows, if there are any."""

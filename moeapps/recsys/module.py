@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
@@ -24,7 +25,7 @@ from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
-from moeapps.recsys.metrics import ScenarioScores, auc
+from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
     SEQUENCE_MODELS,
     MultiTaskNetwork,
@@ -75,6 +76,8 @@ class RankingModule(Configurable, DataDependentModule):
         self.lr = config.lr  # an attribute of its own, since Lightning's learning-rate finder sets it
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self._warned: set[str] = set()
+        self._user: int | None = None
+        self._scenario: int | None = None
         self._diagnosis: Diagnosis | None = None
         self._scenario_scores: ScenarioScores | None = None
         surgery = config.gradient_surgery
@@ -112,6 +115,8 @@ class RankingModule(Configurable, DataDependentModule):
         sparse, user = [feature.name for feature in encoder.schema.sparse], self.config.user
         if user is not None and user not in sparse:
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
+        if user is None and catalogue is not None and catalogue.user in sparse:
+            user = catalogue.user
         self._user = None if user is None else sparse.index(user)
         scenario = self.config.scenario
         self._scenario = None if scenario is None else scenario_column(encoder, scenario)
@@ -202,7 +207,7 @@ class RankingModule(Configurable, DataDependentModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=rows, sync_dist=world_size() > 1)
 
     def on_fit_start(self) -> None:
-        """Refuse what gradient surgery cannot be computed in.
+        """Refuse what gradient surgery cannot be computed in; keep what a step frees, since the next needs as much.
 
         Raises
         ------
@@ -214,6 +219,8 @@ class RankingModule(Configurable, DataDependentModule):
                 "gradient_surgery compares gradients before they are scaled, which precision='16-mixed' loses: take "
                 "'bf16-mixed' or '32-true'"
             )
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
@@ -240,14 +247,15 @@ class RankingModule(Configurable, DataDependentModule):
         logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
         logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
         self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
-        # An AUC is no mean over batches. Without scenarios, no codes are kept
-        codes = rows.sparse[:, :0] if self._scenario is None else rows.sparse[:, self._scenario]
-        self._collected.append((outputs.float().cpu(), labels.cpu(), codes.cpu()))
+        # An AUC is no mean over batches. Codes of scenarios and users are kept where they are wanted
+        columns = [column for column in (self._scenario, self._user) if column is not None]
+        self._collected.append((outputs.float().cpu(), labels.cpu(), rows.sparse[:, columns].cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only.
 
-        With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios.
+        With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios; with ``user`` also
+        ``val/gauc/<task>``, the mean of the users' own AUC (:func:`gauc`).
         """
         self._log_auc("val")
 
@@ -259,11 +267,7 @@ class RankingModule(Configurable, DataDependentModule):
             self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
 
     def _log_auc(self, stage: str) -> None:
-        total = _rows_dealt_out(getattr(self.trainer, f"{stage}_dataloaders"))
-        outputs, labels, codes = (
-            gather_rows(torch.cat(parts).to(self.device), total).cpu().numpy()
-            for parts in zip(*self._collected, strict=True)
-        )
+        outputs, labels, codes = self._gathered(stage)
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
@@ -277,22 +281,32 @@ class RankingModule(Configurable, DataDependentModule):
                         stacklevel=2,
                     )
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
+                if self._user is not None:
+                    per_user = gauc(labels[:, t], outputs[:, t], codes[:, -1])
+                    self.log(f"{stage}/gauc/{name}", per_user, sync_dist=world_size() > 1)
         if self.config.scenario is not None:
-            scores = ScenarioScores.measure(outputs, labels, codes, self.targets, self.encoder, self.config.scenario)
+            scores = ScenarioScores.measure(
+                outputs, labels, codes[:, 0], self.targets, self.encoder, self.config.scenario
+            )
             for name, area in scores.metrics().items():
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
             self._scenario_scores = scores
+
+    def _gathered(self, stage: str) -> list[NDArray[Any]]:
+        """Outputs, labels and codes of all rows of an evaluation, of all processes."""
+        loader = getattr(self.trainer, f"{stage}_dataloaders")
+        total, each = _rows_dealt_out(loader), getattr(getattr(loader, "dataset", None), "rows_each", 1)
+        collected = [torch.cat(parts).to(self.device) for parts in zip(*self._collected, strict=True)]
+        return [
+            gather_rows(part.unflatten(0, (len(part) // each, each)), total).flatten(0, 1).cpu().numpy()
+            for part in collected
+        ]
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
         """The columns to keep, then one per target: probabilities, numbers, rates."""
         rows, kept = batch
         predictions = self.targets.decode(self.network(rows).float().cpu().numpy())
         return {**kept, **{name: predictions[:, t] for t, name in enumerate(self.targets.names)}}
-
-    def on_fit_start(self) -> None:
-        """Let the process keep what a step frees, since the next one needs as much."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adagrad or lazy AdamW for sparse gradients) with a cosine schedule to a tenth of the learning rate."""

@@ -18,9 +18,9 @@ from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
-from moeapps.recsys.scenarios import STAR, PEPNet, ScenarioHoME
 from moeapps.recsys.prior import LabelPrior
 from moeapps.recsys.sasrec import SASRec
+from moeapps.recsys.scenarios import STAR, PEPNet, ScenarioHoME
 from moeapps.recsys.targets import Targets
 
 __all__ = [

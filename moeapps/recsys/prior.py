@@ -67,7 +67,7 @@ class LabelPrior(nn.Module):
         return self.base + self._sum(rows, [c for c in self.columns if c != item])
 
     def _sum(self, rows: Rows, columns: Sequence[int]) -> Tensor:
-        total = self.base.new_zeros(len(rows))
+        total = self.base.new_zeros(rows.sparse.shape[0])  # not len(rows), which a traced program would fix
         for column, table in zip(self.columns, self.tables, strict=True):
             if column in columns:
                 total = total + table(rows.sparse[:, column])[:, 0]

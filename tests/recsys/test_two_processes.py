@@ -43,7 +43,7 @@ def worker(rank: int, folder: str) -> None:
     module._trainer = SimpleNamespace(val_dataloaders=SimpleNamespace(sampler=sampler))
     module.log = lambda name, value, **_: found.update({name: value})
     for part in rows.split(20):
-        module._collected.append((outputs[part], labels[part]))
+        module._collected.append((outputs[part], labels[part], outputs[part, :0].int()))
     module.on_validation_epoch_end()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
