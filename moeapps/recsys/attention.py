@@ -21,6 +21,7 @@ __all__ = [
     "activate",
     "contrastive_loss",
     "drop_behaviour",
+    "item_similarity",
     "pool",
     "trimmed",
 ]
@@ -78,6 +79,17 @@ def activate(units: Sequence[ActivationUnit], behaviour: Tensor, target: Tensor)
 def pool(weight: Tensor, behaviour: Tensor, present: Tensor) -> Tensor:
     """Sum ``(N, dim)`` with weights ``(N, L, 1)``; zero for an empty sequence. They are not normalised, as in DIN."""
     return torch.bmm((weight[..., 0] * present)[:, None], behaviour)[:, 0]
+
+
+def item_similarity(behaviour: Tensor, target: Tensor, present: Tensor) -> Tensor:
+    r"""How similar the candidate ``(N, dim)`` is to the items of the history, ``(N,)``.
+
+    :math:`n^{-1/2} \sum_j \langle e_j, e \rangle` over the n entries (FISM with :math:`\alpha = 1/2`, Kabbur et al., KDD
+    2013); 0 for an empty history.
+    """
+    total = torch.bmm(present.to(behaviour.dtype)[:, None], behaviour)[:, 0]
+    similar: Tensor = (total * target).sum(-1) / present.sum(1).clamp_min(1).sqrt()
+    return similar
 
 
 def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

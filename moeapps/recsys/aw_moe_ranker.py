@@ -15,7 +15,7 @@ from moeapps.recsys.implicit import ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import gauc
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import SEQUENCE_MODELS
+from moeapps.recsys.network import SEQUENCE_MODELS, SETTINGS_OF_0_1
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
@@ -63,6 +63,7 @@ class AWMoERanker(Ranker):
         *,
         gate: Literal["softmax", "mean", "sum"] = "softmax",
         label_prior: bool = True,
+        item_similarity: bool = True,
         contrastive_weight: float = 0.0,
         user: str | None = None,
         mask_probability: float = 0.2,
@@ -153,3 +154,11 @@ class AWMoERanker(Ranker):
     def _module(self, **changes: Any) -> RankingModule:
         """Without the contrastive loss for DIN and SASRec, which have no gate."""
         return super()._module(**changes, **({} if self.model == "aw_moe" else {"contrastive_weight": 0.0}))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
+        super().__setstate__({**SETTINGS_OF_0_1, **state})
+
+    @classmethod
+    def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {**SETTINGS_OF_0_1, **super()._from_savable(arguments)}

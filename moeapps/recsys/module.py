@@ -5,6 +5,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.loading import EpochSampler
 from moeapps.core.memory import keep_freed_memory
 from moeapps.core.module import DataDependentModule
+from moeapps.core.older import DEFAULTS_ENTRY
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
@@ -28,6 +30,7 @@ from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
     SEQUENCE_MODELS,
+    SETTINGS_OF_0_1,
     MultiTaskNetwork,
     RankingConfig,
     SequenceNetwork,
@@ -146,6 +149,14 @@ class RankingModule(Configurable, DataDependentModule):
         if "catalogue" in state:
             catalogue = ItemCatalogue.from_state(state["catalogue"], state["catalogue_arrays"], encoder)
         self.attach(encoder, Targets.from_state(state["targets"]), catalogue)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on without what 0.1 did not have, where it wrote the checkpoint."""
+        if DEFAULTS_ENTRY not in checkpoint and self.config.model in SEQUENCE_MODELS:
+            self.config = replace(self.config, **SETTINGS_OF_0_1)
+            if self.attached:
+                self.network = build_network(self.encoder, self.targets, self.config)
+        super().on_load_checkpoint(checkpoint)
 
     def data_state(self) -> dict[str, Any]:
         """Categories, numbers and targets, and the catalogue of items if there is one."""

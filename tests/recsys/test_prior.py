@@ -1,0 +1,140 @@
+"""What counting says before training, and what files of 0.1 did without."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+import moeapps
+from moeapps.core.module import DEFAULTS_ENTRY
+from moeapps.recsys import AWMoE, AWMoERanker, RankingData, RankingModule, add_history, gauc, implicit_feedback
+from moeapps.recsys.attention import ActivationUnit, activate
+from moeapps.recsys.prior import SMOOTHING, LabelPrior
+
+COLUMNS = ["user_id", "item_id", "item_id_history", "liked"]
+
+
+def taste(n=1500, seed=0):
+    """Items differ in how much they are liked, users do not."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, 40, n), rng.integers(0, 30, n)
+    liked = rng.random(n) < 0.1 + 0.8 * (items / 30)
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": np.where(liked, 5, 2), "timestamp": range(n)})
+    frame = add_history(frame, max_history=5)
+    return frame.assign(user_id=frame["user_id"].map("u{}".format), liked=liked.astype(int))[COLUMNS]
+
+
+def events(n=600, seed=0):
+    rng = np.random.default_rng(seed)
+    items = np.minimum(rng.geometric(0.15, n), 29)  # some are taken far more often than others
+    frame = pd.DataFrame({"user_id": rng.integers(0, 60, n), "item_id": items, "timestamp": range(n)})
+    return implicit_feedback(frame.drop_duplicates(["user_id", "item_id"]))
+
+
+def test_the_prior_begins_at_the_smoothed_log_odds_of_the_labels():
+    prior = LabelPrior([0], [4])
+    positive, negative = np.array([0.0, 30.0, 5.0, 1.0]), np.array([0.0, 10.0, 50.0, 4.0])
+    prior.start_at({0: (positive, negative)})
+    share = 36 / 100
+    base = np.log(share / (1 - share))
+    expected = np.log((positive + SMOOTHING * share) / (negative + SMOOTHING * (1 - share)))
+    found = (prior.base + prior.tables[0].weight[:, 0]).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found[0], base, rtol=1e-5)  # a category without rows is average
+
+
+@pytest.mark.parametrize("model", ["din", "aw_moe", "sasrec"])
+def test_a_ranker_is_as_good_as_counting_from_the_first_step(model):
+    frame = taste()
+    ranker = AWMoERanker(model, lr=1e-6, max_epochs=1, user="user_id", random_state=0, accelerator="cpu")
+    ranker.fit(frame[:1200], "liked", validation=frame[1200:])
+    found = ranker.predict_proba(frame[1200:])["liked"]
+    rate = frame[1200:]["item_id"].map(frame[:1200].groupby("item_id")["liked"].mean())
+    truth, users = frame[1200:]["liked"], frame[1200:]["user_id"]
+    assert gauc(truth, found, users) > gauc(truth, rate, users) - 0.02 > 0.7
+    assert abs(found.mean() - frame[:1200]["liked"].mean()) < 0.05
+
+
+def test_counts_of_negatives_are_those_expected_of_the_draws():
+    feedback = events()
+    ranker = AWMoERanker("din", max_epochs=1, lr=1e-6, random_state=0, accelerator="cpu").fit(feedback)
+    scores = ranker.recommend(feedback, 3)
+    most = np.argsort(-np.bincount(feedback.events.item, minlength=len(feedback.items)))[:6]
+    assert set(scores["item_id"]) & set(feedback.items["item_id"].iloc[most])
+
+
+@pytest.mark.parametrize("gate", ["softmax", "mean"])
+def test_a_normalised_gate_does_not_grow_with_the_history(gate):
+    model = AWMoE(4, 7, num_experts=3, gate=gate)
+    entry, target = torch.randn(2, 1, 4), torch.randn(2, 4)
+    once = model.gates(entry, target, torch.ones(2, 1, dtype=torch.bool))[0]
+    often = model.gates(entry.expand(2, 9, 4), target, torch.ones(2, 9, dtype=torch.bool))[0]
+    torch.testing.assert_close(often, once)
+    if gate == "softmax":
+        torch.testing.assert_close(once.sum(-1), torch.ones(2))
+
+
+def test_units_computed_together_say_what_each_says_of_the_four_inputs_side_by_side():
+    units = [ActivationUnit(6), ActivationUnit(6, (5, 3), 4), ActivationUnit(6, (8,))]
+    behaviour, target = torch.randn(7, 9, 6), torch.randn(7, 6)
+    wide = target[:, None].expand_as(behaviour)
+    joint = torch.cat([behaviour, wide, behaviour - wide, behaviour * wide], dim=-1).flatten(0, 1)
+    for unit, found in zip(units, activate(units, behaviour, target), strict=True):
+        torch.testing.assert_close(found, unit.mlp(joint)[:, 0].unflatten(0, (7, 9)), atol=1e-6, rtol=1e-5)
+
+
+def test_the_products_of_sasrecs_vectors_are_its_logits():
+    frame = taste(300)
+    ranker = AWMoERanker("sasrec", max_epochs=1, user="user_id", random_state=0, accelerator="cpu").fit(frame, "liked")
+    rows = ranker.encoder_.transform(frame)
+    with torch.no_grad():
+        users, items = ranker.model_.user_vectors(rows), ranker.model_.item_vectors(rows)
+        torch.testing.assert_close((users * items).sum(1), ranker.model_(rows)[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def as_0_1(**arguments):
+    return {"gate": "sum", "label_prior": False, "item_similarity": False, "contrastive_weight": 0.05, **arguments}
+
+
+@pytest.mark.parametrize("model", ["din", "aw_moe"])
+def test_a_file_of_0_1_has_neither_prior_nor_normalised_gate(model, tmp_path):
+    frame = taste(300)
+    ranker = AWMoERanker(model, max_epochs=1, random_state=0, accelerator="cpu", **as_0_1()).fit(frame, "liked")
+    ranker.save(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        metadata = file.metadata()
+    (key,) = (key for key, text in metadata.items() if text.startswith("{") and "arguments" in json.loads(text))
+    document = json.loads(metadata[key])
+    del document["defaults"]  # 0.1 wrote none of these
+    for name in ("gate", "label_prior", "item_similarity"):
+        del document["arguments"][name]
+    tensors = safetensors.torch.load_file(tmp_path / "new.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "old.safetensors", {**metadata, key: json.dumps(document)})
+    loaded = moeapps.load(tmp_path / "old.safetensors")
+    pd.testing.assert_frame_equal(loaded.predict_proba(frame), ranker.predict_proba(frame))
+
+
+def test_a_checkpoint_of_0_1_has_neither_prior_nor_normalised_gate(tmp_path):
+    import lightning as L
+
+    frame = taste(300)
+    arguments = {key: value for key, value in as_0_1().items() if key != "contrastive_weight"}
+    data = RankingData(frame, targets=["liked"], batch_size=64)
+    module = RankingModule("aw_moe", **arguments)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del checkpoint[DEFAULTS_ENTRY]
+    for name in arguments:
+        checkpoint["hyper_parameters"].pop(name, None)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old = RankingModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    rows = old.encoder.transform(frame)
+    with torch.no_grad():
+        expected = module.network.cpu().eval()(rows)
+        torch.testing.assert_close(old.network.eval()(rows), expected)
