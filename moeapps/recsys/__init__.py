@@ -37,6 +37,7 @@ from moeapps.recsys.multigate import (
 from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.scenarios import STAR, PEPNet, PEPNetConfig
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
+from moeapps.recsys.task_relations import TaskRelations
 
 __all__ = [
     "DIN",
@@ -66,6 +67,7 @@ __all__ = [
     "SharedBottom",
     "SparseFeature",
     "TableEncoder",
+    "TaskRelations",
     "add_history",
     "amazon_reviews",
     "auc",
