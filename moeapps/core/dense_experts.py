@@ -1,10 +1,10 @@
 """Experts that all process every token, computed as one batched product per layer.
 
-Shapes: N rows, E experts.
+Shapes: N rows, E experts, P paths that experts read.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ class DenseExperts(nn.Module):
     r"""E MLPs with stacked weights, each on all rows, as multi-gate models need them (MMoE, PLE, HoME).
 
     A layer is :math:`\phi(\mathrm{BN}(x W^e + b^e))`; batch normalisation is optional. Where all experts read the same
-    input, the first layer is one matrix product; every other layer is one batched product.
+    input, the first layer is one matrix product; every other layer is one batched product. Experts may also read one of
+    P paths each: then neighbours that read neighbouring paths, equally many per path, are one product.
 
     Parameters
     ----------
@@ -40,11 +41,14 @@ class DenseExperts(nn.Module):
         Whether the last layer has neither normalisation nor activation, as in a tower that ends in a logit.
     dropout : float, default=0.0
         Probability of dropping a hidden unit, in training.
+    reads : sequence of int, optional
+        For each expert, the path of the input ``(N, P, dim)`` that it reads. None where all experts read the same
+        rows, or an input has a row for each expert.
 
     Raises
     ------
     ConfigError
-        If a size is below 1 or the activation is unknown.
+        If a size is below 1, the activation is unknown, or ``reads`` has not one number per expert.
 
     Examples
     --------
@@ -63,6 +67,7 @@ class DenseExperts(nn.Module):
         norm: bool = False,
         last_linear: bool = False,
         dropout: float = 0.0,
+        reads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         widths = list(widths)
@@ -74,6 +79,9 @@ class DenseExperts(nn.Module):
         self.dim, self.num_experts, self.out_dim = dim, num_experts, widths[-1]
         self.activation, self.last_linear, self.dropout = activation, last_linear, dropout
         self.act = _ACTIVATIONS[activation]
+        if reads is not None and len(reads) != num_experts:
+            raise ConfigError(f"reads must have {num_experts} numbers, one per expert, got {len(reads)}")
+        self.blocks = None if reads is None else _blocks(reads)
         sizes = list(pairwise([dim, *widths]))
         self.weights = nn.ParameterList(torch.empty(num_experts, n_in, n_out) for n_in, n_out in sizes)
         self.biases = nn.ParameterList(torch.empty(num_experts, n_out) for _, n_out in sizes)
@@ -91,29 +99,75 @@ class DenseExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(N, E, out_dim)`` for rows ``(N, dim)`` that all experts read, or ``(N, E, dim)``, a row each.
 
+        With ``reads`` the rows are ``(N, P, dim)``, one for each path.
+
         Raises
         ------
         DataError
             If the input has another shape.
         """
-        if x.shape[-1] != self.dim or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[1] != self.num_experts):
-            raise DataError(f"expected (N, {self.dim}) or (N, {self.num_experts}, {self.dim}), got {tuple(x.shape)}")
+        rows = self.num_experts if self.blocks is None else max(start + count for start, count, _ in self.blocks)
+        if x.shape[-1] != self.dim or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[1] != rows):
+            raise DataError(f"expected (N, {self.dim}) or (N, {rows}, {self.dim}), got {tuple(x.shape)}")
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if x.ndim == 2:
-                x = torch.addmm(bias.flatten(), x, weight.transpose(0, 1).flatten(1)).unflatten(1, bias.shape)
+                x = _shared_input(x, weight, bias)
+            elif i == 0 and self.blocks is not None:
+                x = self._from_paths(x, weight, bias)
             else:
                 x = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight).transpose(0, 1)
             if i == last and self.last_linear:
                 break
             if self.norms:
-                x = self.norms.get_submodule(str(i))(x.flatten(1)).unflatten(1, bias.shape)
-            x = self.act(x)
+                x = self.norms.get_submodule(str(i))(x.flatten(1))
+            # In place where it is no view: the gradient of the layer before needs its input only
+            x = F.relu_(x) if self.norms and self.activation == "relu" else self.act(x)
+            x = x.unflatten(1, bias.shape) if self.norms else x
             if self.dropout > 0 and i < last:
                 x = F.dropout(x, self.dropout, self.training)
         return x
+
+    def _from_paths(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The first layer: ``(N, P, dim)`` to ``(N, E, width)``, one product per block of experts."""
+        assert self.blocks is not None
+        counts = [count for _, count, _ in self.blocks]
+        # Blocks that take the paths in order share one split, whose gradient is one copy
+        in_order = [start for start, _, _ in self.blocks] == [sum(counts[:i]) for i in range(len(counts))]
+        paths = x.split(counts, 1) if in_order else [x.narrow(1, start, count) for start, count, _ in self.blocks]
+        experts = [count * per_path for _, count, per_path in self.blocks]
+        parts = []
+        for z, w, b, (_, count, per_path) in zip(
+            paths, weight.split(experts), bias.split(experts), self.blocks, strict=True
+        ):
+            if count == 1:
+                parts.append(_shared_input(z[:, 0], w, b))
+                continue
+            # A path's experts side by side: (count, dim, per_path * width)
+            w = w.unflatten(0, (count, per_path)).transpose(1, 2).flatten(2)
+            out = torch.baddbmm(b.view(count, 1, -1), z.transpose(0, 1), w)
+            parts.append(out.transpose(0, 1).reshape(len(z), count * per_path, -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def extra_repr(self) -> str:
         """Arguments, for ``print(model)``."""
         widths = [bias.shape[1] for bias in self.biases]
         return f"dim={self.dim}, widths={widths}, num_experts={self.num_experts}, activation={self.activation!r}"
+
+
+def _shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One layer of experts that all read the rows ``(N, dim)``, as one product."""
+    return torch.addmm(bias.flatten(), x, weight.transpose(0, 1).flatten(1)).unflatten(1, bias.shape)
+
+
+def _blocks(reads: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Neighbouring experts by what they read: first path, number of paths, experts per path of each block."""
+    blocks: list[tuple[int, int, int]] = []
+    for path, run in groupby(reads):
+        size = len(list(run))
+        if blocks and blocks[-1][0] + blocks[-1][1] == path and blocks[-1][2] == size:
+            start, count, _ = blocks[-1]
+            blocks[-1] = (start, count + 1, size)
+        else:
+            blocks.append((path, 1, size))
+    return blocks

@@ -4,6 +4,7 @@
 # of rank r, h representation width
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_sizes
 from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError
-from moeapps.core.gates import MultiGate, mix_experts
+from moeapps.core.gates import MultiGate, gate_logits, mix_experts
 from moeapps.recsys.multigate import MultiTaskModel, task_names
 
 __all__ = ["FeatureGate", "HoME", "SelfGate"]
@@ -46,8 +47,8 @@ class FeatureGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, d)`` to ``(N, E, d)``."""
         narrow = self.narrow(x).unflatten(1, self.wide.shape[:2]).transpose(0, 1)  # (K, N, r)
-        gates = 2 * torch.bmm(narrow, self.wide).sigmoid().transpose(0, 1)  # (N, K, d)
-        return mix_experts(self.mix(x), gates) * x[:, None]
+        gated = torch.bmm(narrow, self.wide).sigmoid().transpose(0, 1) * x[:, None]  # (N, K, d)
+        return mix_experts(2 * self.mix(x), gated)
 
 
 class SelfGate(nn.Module):
@@ -68,15 +69,28 @@ class SelfGate(nn.Module):
     def __init__(self, dim: int, own: Sequence[Sequence[bool]]) -> None:
         super().__init__()
         mask = torch.tensor(own, dtype=torch.bool)
+        single = mask.sum(1) == 1
+        self.all_single, self.any_single = bool(single.all()), bool(single.any())
         self.weight = nn.Parameter(torch.randn(*mask.shape, dim) * dim**-0.5)
         self.register_buffer("own", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weights ``(N, G, E)`` from ``(N, d)`` or ``(N, G, d)``; zero for experts of other paths."""
-        logits = torch.einsum("ngd,ged->nge" if x.ndim == 3 else "nd,ged->nge", x.float(), self.weight.float())
-        single = (self.own.sum(1) == 1)[:, None]
-        several = logits.masked_fill(~self.own, -torch.inf).softmax(-1)
-        return torch.where(single, logits.sigmoid() * self.own, several)
+        return self.mixture(gate_logits(x, self.used_weight()))
+
+    def used_weight(self) -> Tensor:
+        """Weights of the logits that :meth:`mixture` takes: ``(G, 1, d)`` if one per path is enough."""
+        return (self.weight * self.own[..., None]).sum(1, keepdim=True) if self.all_single else self.weight
+
+    def mixture(self, logits: Tensor) -> Tensor:
+        """Weights ``(N, G, E)`` from logits ``(G, E, N)``, or ``(G, 1, N)`` if each path has one expert of its own."""
+        own = self.own[..., None]
+        if self.all_single:
+            return (logits.sigmoid() * own).permute(2, 0, 1)
+        weights = logits.masked_fill(~own, -torch.inf).softmax(1)
+        if self.any_single:
+            weights = torch.where(own.sum(1, keepdim=True) == 1, logits.sigmoid() * own, weights)
+        return weights.permute(2, 0, 1)
 
 
 class HoME(MultiTaskModel):
@@ -133,9 +147,6 @@ class HoME(MultiTaskModel):
     torch.Size([4, 3])
     """
 
-    reads: Tensor
-    group_of: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -158,7 +169,7 @@ class HoME(MultiTaskModel):
         _check_groups(self.groups, num_tasks)
         count = len(self.groups)
         group_of = [next(c for c, members in enumerate(self.groups.values()) if t in members) for t in every]
-        self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
+        self.runs = [(group, len(list(run))) for group, run in groupby(group_of)]
 
         # Meta level. Paths 0 .. C-1 are the groups', path C is the shared one; an expert belongs to one path.
         path_names = [*(f"group {name}" for name in self.groups), "shared"]
@@ -181,8 +192,9 @@ class HoME(MultiTaskModel):
         names = ["global"] * num_shared + [path_names[owner] for owner in owners[num_shared:]]
         names += [name for name in task_names(num_tasks) for _ in range(num_specific)]
         self.task_names = _number(names)
-        self.register_buffer("reads", torch.tensor(reads), persistent=False)
-        self.task_experts = DenseExperts(self.width, expert, len(reads), "silu", norm=True, dropout=dropout)
+        self.task_experts = DenseExperts(
+            self.width, expert, len(reads), "silu", norm=True, dropout=dropout, reads=reads
+        )
         usable = [[t in tasks for tasks in users] for t in every]
         self.task_gate = MultiGate(2 * self.width, len(reads), num_tasks, usable)
         mine = [[name == task for name in names] for task in task_names(num_tasks)]
@@ -199,15 +211,22 @@ class HoME(MultiTaskModel):
         self.note("meta", outputs, weights, self.meta_names, gates)
         paths = mix_experts(weights, outputs)  # (N, C + 1, h)
 
-        # index_select, not indexing, whose gradient adds up in an order that differs from run to run
-        outputs = self.task_experts(paths.index_select(1, self.reads))
-        # A task's gate reads its group's path and the shared one
-        both = torch.cat([paths.index_select(1, self.group_of), paths[:, -1:].expand(-1, self.num_tasks, -1)], dim=-1)
-        weights = self.task_gate(both)  # (N, T, E) from (N, T, 2 h)
+        outputs, reps = self.task_experts(paths), paths.unbind(1)
+        weights = self.task_gate.mixture(self._task_logits(reps, self.task_gate.weight))  # (N, T, E)
         if self.task_self is not None:
-            weights = weights + self.task_self(both)
+            weights = weights + self.task_self.mixture(self._task_logits(reps, self.task_self.used_weight()))
         self.note("task", outputs, weights, self.task_names, task_names(self.num_tasks))
         return mix_experts(weights, outputs)
+
+    def _task_logits(self, paths: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """Logits ``(T, E, N)`` of gates ``(T, E, 2 h)`` that read the path of a task's group and the shared one.
+
+        The two halves of a gate are multiplied apart, so that no path is copied for every task that reads it.
+        """
+        of_group, of_shared = weight.split(self.width, dim=2)
+        parts = of_group.split([size for _, size in self.runs])
+        logits = [gate_logits(paths[group], part) for (group, _), part in zip(self.runs, parts, strict=True)]
+        return torch.cat(logits) + gate_logits(paths[-1], of_shared)
 
 
 def _check_groups(groups: dict[str, list[int]], num_tasks: int) -> None:

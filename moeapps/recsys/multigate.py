@@ -205,18 +205,16 @@ class _LevelModel(MultiTaskModel):
         Layers of experts and towers.
     """
 
-    owner: Tensor
-
     def __init__(self, num_tasks: int, owner: list[int], names: list[str], layers: MultiGateConfig) -> None:
         super().__init__(num_tasks, layers.expert, layers.tower, layers.dropout)
-        self.names, self._layers = names, layers
-        self.register_buffer("owner", torch.tensor(owner), persistent=False)
+        self.names, self.owner, self._layers = names, owner, layers
         self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
 
     def add_level(self, dim: int, num_paths: int, allowed: list[list[bool]] | None = None) -> None:
         """Add experts, and a gate for each of ``num_paths`` paths; the first level reads ``dim`` numbers."""
         width = self.width if len(self.experts) else dim
-        self.experts.append(_experts(width, len(self.names), self._layers))
+        reads = self.owner if len(self.experts) else None
+        self.experts.append(_experts(width, len(self.names), self._layers, reads))
         self.gates.append(MultiGate(width, len(self.names), num_paths, allowed))
 
     def run_level(self, level: int, x: Tensor, gates: list[str]) -> tuple[Tensor, Tensor]:
@@ -225,10 +223,9 @@ class _LevelModel(MultiTaskModel):
         ``x`` is the input ``(N, d)`` or the representations ``(N, paths, h)`` of the level below; ``gates`` names the
         P paths that this level has.
         """
-        first = x.ndim == 2
-        outputs = self.experts[level](x if first else x.index_select(1, self.owner))
-        # index_select: the gradient of plain indexing adds up in an order that differs from run to run
-        weights = self.gates[level](x if first else x[:, : len(gates)])
+        outputs = self.experts[level](x)
+        fewer = x.ndim == 3 and x.shape[1] > len(gates)
+        weights = self.gates[level](x[:, : len(gates)] if fewer else x)
         self.note(f"level {level}", outputs, weights, self.names, gates)
         return outputs, weights
 
@@ -343,5 +340,7 @@ def task_names(number: int) -> list[str]:
     return [f"task {t}" for t in range(number)]
 
 
-def _experts(dim: int, number: int, layers: MultiGateConfig) -> DenseExperts:
-    return DenseExperts(dim, layers.expert, number, layers.activation, layers.norm, dropout=layers.dropout)
+def _experts(dim: int, number: int, layers: MultiGateConfig, reads: Sequence[int] | None = None) -> DenseExperts:
+    return DenseExperts(
+        dim, layers.expert, number, layers.activation, layers.norm, dropout=layers.dropout, reads=reads
+    )
