@@ -1,11 +1,21 @@
 """Training speed of multi-task models, beside torch-rechub's, in one process.
 
-    python benchmarks/recsys_speed.py [--threads 1] [--rounds 7]
+    python benchmarks/recsys_speed.py [--tables 0,1,8,64] [--threads 1,2] [--rounds 7]
+    python benchmarks/recsys_speed.py --profile after
 
-One step is forward, loss, backward and Adam on 1,024 rows of census-income (the embedded sample; 32 columns of
-categories with embeddings of 4, 14 numbers), experts [64] with batch norm, towers [32]; batches are ready in memory, so
-that neither side's loading counts. Targets beyond the two of the set are coin tosses. Candidates take turns, rounds of
-20 steps; the figure is the median round. torch-rechub is left out where it is not installed.
+One step is forward, loss, backward and the optimiser on 1,024 rows; batches are ready in memory, so that neither side's
+loading counts. 0 tables is census-income (the embedded sample; 32 columns of categories with embeddings of 4, 14
+numbers; targets beyond the two of the set are coin tosses). Otherwise the rows are made: so many columns of 100,000
+equally likely categories, embeddings of 8, 14 numbers. Experts [64] with batch norm, towers [32].
+
+moeapps trains by fused AdamW; "lazy" is `sparse_gradients` with `sparse_optimizer="adam"`. torch-rechub is run by
+fused Adam; by Adam as its trainer has it; and, with made tables, with its embeddings switched to sparse gradients by
+hand, SparseAdam on them and fused Adam on the rest. A ratio is to the fastest of these. The process keeps freed memory
+(`moeapps.core.memory`), which serves both sides.
+
+Candidates take turns, rounds of a few steps; the figure is the median round. One thread is measured in processor time,
+since other processes share the machine; two in elapsed time. torch-rechub is left out where it is not installed.
+`--profile NAME` measures where moeapps' step spends its time, and keeps that under NAME beside other profiles.
 """
 
 import argparse
@@ -14,24 +24,42 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from moeapps.recsys import TableEncoder, census_income, census_schema
-from moeapps.recsys.encoder import Rows
-from moeapps.recsys.network import RankingConfig, build_network
-from moeapps.recsys.targets import Targets
+from moeapps.recsys.encoder import FIRST, Rows
+from moeapps.recsys.features import FeatureEmbedding
+from moeapps.recsys.network import MULTI_TASK_MODELS, MultiTaskNetwork
 
-BATCH, STEPS, EMBEDDING = 1024, 20, 4
+BATCH, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 20, 100_000, 14
 Step = Callable[[int], None]
+KINDS_OF_WORK = {
+    "embedding": ("embedding", "index_select", "index_add", "scatter_add", "zeros", "zero_", "fill_"),
+    "products": ("mm", "addmm", "bmm", "baddbmm"),
+    "normalisation, activation": ("batch_norm", "threshold", "clamp_min", "relu", "silu"),
+    "gates": ("softmax", "masked_fill", "sigmoid"),
+    "optimiser": ("Optimizer", "adam", "sqrt", "addcdiv", "addcmul", "lerp", "unique", "index_copy"),
+}
+"""Parts of operators' names, by what they are for; the first that fits counts, other operators are copies and sums."""
 
 
-def batches(tasks: int) -> tuple[TableEncoder, list[Rows], list[torch.Tensor]]:
+class Data(NamedTuple):
+    """What both sides train on."""
+
+    sizes: list[int]
+    width: int
+    rows: list[Rows]
+    labels: list[torch.Tensor]
+
+
+def census(tasks: int) -> Data:
     frame = census_income()
     encoder = TableEncoder(census_schema()).fit(frame)
     rows = encoder.transform(frame)
@@ -39,94 +67,211 @@ def batches(tasks: int) -> tuple[TableEncoder, list[Rows], list[torch.Tensor]]:
     coins[:, :2] = frame[["income", "never_married"]]
     starts = range(0, len(frame) - BATCH + 1, BATCH)
     labels = torch.from_numpy(coins)
-    return encoder, [rows.at(slice(i, i + BATCH)) for i in starts], [labels[i : i + BATCH] for i in starts]
+    batches = [rows.at(slice(i, i + BATCH)) for i in starts]
+    return Data(encoder.table_sizes, 4, batches, [labels[i : i + BATCH] for i in starts])
 
 
-def training_step(network: torch.nn.Module, loss: Any, inputs: list[Any], labels: list[torch.Tensor]) -> Step:
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+def made(tables: int, tasks: int) -> Data:
+    draw = torch.Generator().manual_seed(0)
+    rows = [
+        Rows(
+            torch.randint(FIRST, FIRST + CATEGORIES, (BATCH, tables), generator=draw, dtype=torch.int32),
+            torch.randn(BATCH, NUMBERS, generator=draw),
+        )
+        for _ in range(MADE_BATCHES)
+    ]
+    labels = [torch.randint(0, 2, (BATCH, tasks), generator=draw).float() for _ in rows]
+    return Data([FIRST + CATEGORIES] * tables, 8, rows, labels)
 
+
+def training_step(network: torch.nn.Module, optimizers: list[Any], loss: Any, inputs: list[Any], data: Data) -> Step:
     def step(i: int) -> None:
-        optimizer.zero_grad()
-        loss(network(inputs[i % len(inputs)]), labels[i % len(inputs)]).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss(network(inputs[i % len(inputs)]), data.labels[i % len(inputs)]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
 
     return step
 
 
-def ours(model: str, options: dict[str, Any], tasks: int) -> Step:
-    encoder, rows, labels = batches(tasks)
+def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False) -> Step:
     torch.manual_seed(0)
-    targets = Targets([f"task {t}" for t in range(tasks)])
-    targets.kinds = dict.fromkeys(targets.names, "binary")
-    sizes = {"expert": [64], "tower": [32], **options}
-    network = build_network(encoder, targets, RankingConfig(model, sizes, embedding_dim=EMBEDDING))
-    return training_step(network, F.binary_cross_entropy_with_logits, rows, labels)
+    width = data.rows[0].dense.shape[1]
+    embedding = FeatureEmbedding(data.sizes, len(data.sizes), width, dim=data.width, sparse_gradients=lazy)
+    tasks = data.labels[0].shape[1]
+    network = MultiTaskNetwork(
+        embedding, MULTI_TASK_MODELS[model](embedding.out_dim, tasks, expert=[64], tower=[32], **options)
+    )
+    kind: Any = torch.optim.AdamW
+    if lazy:
+        from moeapps.core.optimizers import LazyAdamW
+
+        kind = LazyAdamW
+    optimizer = kind(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
 
 
-def rechub(model: str, tasks: int, specific: int, shared: int, levels: int = 1) -> Step:
+def rechub(model: str, experts: dict[str, int], data: Data, way: str) -> Step:
+    """One of torch-rechub's models; ``way`` is "fused", "trainer" or "sparse by hand"."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature
     from torch_rechub.models.multi_task import MMOE, PLE, SharedBottom
 
-    encoder, rows, labels = batches(tasks)
-    names, count = encoder.table_names, rows[0].dense.shape[1]
-    sizes = zip(names, encoder.table_sizes, strict=True)
-    features = [SparseFeature(name, size, embed_dim=EMBEDDING) for name, size in sizes]
-    features += [DenseFeature(f"dense{i}") for i in range(count)]
+    tasks, count = data.labels[0].shape[1], data.rows[0].dense.shape[1]
+    features = [SparseFeature(f"c{i}", size, embed_dim=data.width) for i, size in enumerate(data.sizes)]
+    features += [DenseFeature(f"n{i}") for i in range(count)]
     inputs = [
-        {name: part.sparse[:, i] for i, name in enumerate(names)}
-        | {f"dense{i}": part.dense[:, i] for i in range(count)}
-        for part in rows
+        {f"c{i}": part.sparse[:, i] for i in range(len(data.sizes))} | {f"n{i}": part.dense[:, i] for i in range(count)}
+        for part in data.rows
     ]
     torch.manual_seed(0)
     kinds, mlp, towers = ["classification"] * tasks, {"dims": [64]}, [{"dims": [32]}] * tasks
+    levels, specific, shared = (experts.get(name, 0) for name in ("num_levels", "num_specific", "num_shared"))
     network = {
         "shared_bottom": lambda: SharedBottom(features, kinds, mlp, towers),
         "mmoe": lambda: MMOE(features, kinds, 8, mlp, towers),
         "ple": lambda: PLE(features, kinds, levels, specific, shared, mlp, towers),
     }[model]()
-    return training_step(network, F.binary_cross_entropy, inputs, labels)
+    if way == "sparse by hand":
+        tables = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+        for table in tables:
+            table.sparse = True
+        weights = [table.weight for table in tables]
+        rest = [p for p in network.parameters() if all(p is not weight for weight in weights)]
+        optimizers = [torch.optim.SparseAdam(weights, 1e-3), torch.optim.Adam(rest, 1e-3, fused=True)]
+    else:
+        optimizers = [torch.optim.Adam(network.parameters(), 1e-3, fused=way == "fused" or None)]
+    return training_step(network, optimizers, F.binary_cross_entropy, inputs, data)
+
+
+def families(tables: int, tasks: int) -> dict[str, dict[str, Callable[[], Step]]]:
+    """Candidates by name, in families that are compared; torch-rechub's have its name."""
+    data = made(tables, tasks) if tables else census(tasks)
+    level = {"num_specific": 3 if tasks == 2 else 1, "num_shared": 2}
+    ways = ["fused", "trainer", *(["sparse by hand"] if tables else [])]
+
+    def family(name: str, model: str, options: dict[str, Any], rival: str | None, experts: dict[str, int]) -> Any:
+        candidates = {name: lambda: ours(model, options, data)}
+        if tables:
+            candidates[f"{name}, lazy"] = lambda: ours(model, options, data, lazy=True)
+        for way in ways if rival else ():
+            candidates[f"torch-rechub {name}, {way}"] = lambda way=way: rechub(rival, experts, data, way)
+        return candidates
+
+    found = {
+        "MMoE": family("MMoE", "mmoe", {"num_experts": 8}, "mmoe", {}),
+        "PLE": family("PLE", "ple", level, "ple", {**level, "num_levels": 2}),
+        "HoME": family("HoME", "home", {}, None, {}),
+    }
+    if not tables:
+        found["SharedBottom"] = family("SharedBottom", "shared_bottom", {}, "shared_bottom", {})
+        found["CGC"] = family("CGC", "cgc", level, "ple", {**level, "num_levels": 1})
+        found["AdaTT"] = family("AdaTT", "adatt", {"num_specific": level["num_specific"]}, None, {})
+    return found
+
+
+def built(candidates: dict[str, Callable[[], Step]]) -> dict[str, Step]:
+    steps = {}
+    for name, build in candidates.items():
+        try:
+            steps[name] = build()
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+    return steps
+
+
+def measure(steps: dict[str, Step], rounds: int, count: int, threads: int) -> dict[str, list[float]]:
+    """Milliseconds of a step, per candidate and round; one more round warms up."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            start = clock()
+            for i in range(count):
+                step(i)
+            times[name].append((clock() - start) / count * 1e3)
+    return {name: values[1:] for name, values in times.items()}
+
+
+def shares(step: Step) -> dict[str, float]:
+    """Milliseconds of a step by kind of work: torch's profiler divides what the clock says without it."""
+    torch.set_num_threads(1)
+    ms = float(np.median(measure({"": step}, 7, 10, 1)[""]))
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for i in range(10):
+            step(i)
+    totals = dict.fromkeys([*KINDS_OF_WORK, "copies, sums, other"], 0.0)
+    for event in found.key_averages():
+        fits = (kind for kind, parts in KINDS_OF_WORK.items() if any(part in event.key for part in parts))
+        totals[next(fits, "copies, sums, other")] += event.self_cpu_time_total
+    return {kind: ms * value / sum(totals.values()) for kind, value in totals.items()}
+
+
+def profiles(tables: list[int]) -> dict[str, dict[str, float]]:
+    found = {}
+    for count in tables:
+        for tasks in (2, 8):
+            for name, candidates in families(count, tasks).items():
+                if name in ("MMoE", "PLE", "HoME"):
+                    found[f"{name}, {tasks} tasks, {count or 'census'}"] = shares(candidates[name]())
+    return found
+
+
+def show_profile(name: str, found: dict[str, dict[str, float]]) -> None:
+    kinds = list(next(iter(found.values())))
+    table = Table(f"ms a step, {name}", *kinds, "all")
+    for row, times in found.items():
+        table.add_row(row, *(f"{times[kind]:.1f}" for kind in kinds), f"{sum(times.values()):.1f}")
+    Console(width=140).print(table)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("tables", "tasks", "threads", "model", "ms a step", "torch-rechub, fastest", "its trainer", "ratio")
+    for row in rows:
+        medians = {name: float(np.median(values)) for name, values in row["ms"].items()}
+        rivals = {name: ms for name, ms in medians.items() if name.startswith("torch-rechub")}
+        trainer = next((f"{ms:.1f}" for name, ms in rivals.items() if name.endswith("trainer")), "")
+        best = min(rivals.values(), default=float("nan"))
+        for name in medians.keys() - rivals.keys():
+            place = [str(row["tables"] or "census"), str(row["tasks"]), str(row["threads"])]
+            table.add_row(*place, name, f"{medians[name]:.1f}", f"{best:.1f}", trainer, f"{best / medians[name]:.2f}")
+    Console(width=140).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables", default="0,1,8,64")
+    parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    found: dict[str, dict[str, list[float]]] = {}
-    for tasks, specific, shared in ((2, 3, 2), (8, 1, 2)):
-        experts = {"num_specific": specific, "num_shared": shared}
-        candidates: dict[str, Step] = {
-            "SharedBottom": ours("shared_bottom", {}, tasks),
-            "MMoE": ours("mmoe", {"num_experts": 8}, tasks),
-            "CGC": ours("cgc", experts, tasks),
-            "PLE": ours("ple", experts, tasks),
-            "AdaTT": ours("adatt", {"num_specific": specific}, tasks),
-            "HoME": ours("home", {}, tasks),
-        }
-        try:
-            candidates |= {
-                "torch-rechub SharedBottom": rechub("shared_bottom", tasks, specific, shared),
-                "torch-rechub MMoE": rechub("mmoe", tasks, specific, shared),
-                "torch-rechub CGC": rechub("ple", tasks, specific, shared),
-                "torch-rechub PLE": rechub("ple", tasks, specific, shared, levels=2),
-            }
-        except ImportError as error:
-            print(f"torch-rechub: left out ({error})")
-        rates: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(options.rounds + 1):
-            for name, step in candidates.items():
-                start = time.perf_counter()
-                for i in range(STEPS):
-                    step(i)
-                rates[name].append(STEPS * BATCH / (time.perf_counter() - start))
-        found[f"8 experts x {tasks} tasks"] = {name: values[1:] for name, values in rates.items()}  # the first warms up
-    table = Table("examples per second", *found)
-    for name in next(iter(found.values())):
-        table.add_row(name, *(f"{np.median(rates[name]):,.0f}" for rates in found.values()))
-    Console(width=120).print(table)
-    document = {"machine": platform.machine(), "torch": torch.__version__, "threads": options.threads, "rates": found}
+    tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
+    try:
+        from moeapps.core.memory import keep_freed_memory
+    except ImportError:  # a profile of an older version
+        pass
+    else:
+        keep_freed_memory()
+    torch.sparse.check_sparse_tensor_invariants.disable()
+    document = json.loads(options.output.read_text()) if options.output.exists() else {}
+    document |= {"machine": platform.machine(), "torch": torch.__version__}
+    if options.profile:
+        document.setdefault("profiles", {})[options.profile] = profiles(tables)
+        show_profile(options.profile, document["profiles"][options.profile])
+    else:
+        rows = []
+        for count in tables:
+            for tasks in (2, 8):
+                for candidates in families(count, tasks).values():
+                    steps = built(candidates)
+                    for number in threads:
+                        ms = measure(steps, options.rounds, 4 if count == 64 else 20, number)
+                        rows.append({"tables": count, "tasks": tasks, "threads": number, "ms": ms})
+                        show(rows[-1:])
+        document["rows"] = rows
+        show(rows)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

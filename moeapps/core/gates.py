@@ -83,7 +83,7 @@ class MultiGate(nn.Module):
         return self.mixture(gate_logits(x, self.weight))
 
     def mixture(self, logits: Tensor) -> Tensor:
-        """Weights ``(N, T, E)`` from the logits ``(T, E, N)`` of :func:`gate_logits`: a softmax over what is allowed."""
+        """Weights ``(N, T, E)`` from logits ``(T, E, N)``: a softmax over the experts that are allowed."""
         if not self.all_allowed:
             logits = logits.masked_fill(~self.allowed[..., None], -torch.inf)
         return logits.softmax(dim=1).permute(2, 0, 1)

@@ -1,6 +1,6 @@
 """Which form of torch's optimisers a training takes, and the state that one may go on from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -8,9 +8,74 @@ from torch import Tensor, nn
 
 from moeapps.core.errors import FileFormatError
 
-__all__ = ["fused_where_possible", "with_checked_state"]
+__all__ = ["LazyAdamW", "fused_where_possible", "with_checked_state"]
 
 Opt = TypeVar("Opt", bound=torch.optim.Optimizer)
+
+
+class LazyAdamW(torch.optim.AdamW):
+    r"""AdamW that also takes sparse gradients, whose parameters it moves in the rows of the batch only.
+
+    A row with a gradient g is moved as by AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2), with the number of
+    all steps in the bias corrections. A row without one keeps its weights and moments, where AdamW would go on by the
+    row's momentum; that saves passing over tables of which a batch looks up a small part. Parameters whose gradients
+    are dense are trained by AdamW itself.
+
+    The arguments are those of ``torch.optim.AdamW``, and so is the state that is saved. ``maximize``, ``amsgrad`` and a
+    learning rate that is a tensor are not for sparse gradients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> table = torch.nn.Embedding(1000, 4, sparse=True)
+    >>> optimizer = LazyAdamW(table.parameters(), lr=0.1, weight_decay=0.0)
+    >>> before = table.weight.detach().clone()
+    >>> table(torch.tensor([3, 3, 7])).sum().backward()
+    >>> optimizer.step()
+    >>> (table.weight != before).any(1).nonzero().flatten()
+    tensor([3, 7])
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the parameters, after ``closure`` where it is given, whose value is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sparse = [(p, group) for group in self.param_groups for p in group["params"] if _has_sparse_gradient(p)]
+        gradients = [p.grad for p, _ in sparse]
+        for p, group in sparse:
+            self._move_rows(p, group)
+            p.grad = None  # AdamW's own step refuses it
+        super().step()
+        for (p, _), gradient in zip(sparse, gradients, strict=True):
+            p.grad = gradient
+        return loss
+
+    def _move_rows(self, p: Tensor, group: dict[str, Any]) -> None:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        step, (beta1, beta2), lr = float(state["step"]), group["betas"], float(group["lr"])
+        # Not coalesce(), which takes several times as long as this
+        rows, where = torch.unique(p.grad._indices()[0], return_inverse=True)
+        values = p.grad._values()
+        gradient = values.new_zeros(len(rows), *p.shape[1:]).index_add_(0, where, values)
+        first = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - beta1)
+        second = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        for name, moment in (("exp_avg", first), ("exp_avg_sq", second)):
+            state[name].index_copy_(0, rows, moment)
+        weight = p.index_select(0, rows).mul_(1 - lr * group["weight_decay"])
+        spread = second.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        p.index_copy_(0, rows, weight.addcdiv_(first, spread, value=-lr / (1 - beta1**step)))
+
+
+def _has_sparse_gradient(p: Tensor) -> bool:
+    return p.grad is not None and p.grad.is_sparse
 
 
 def fused_where_possible(parameters: Iterable[nn.Parameter]) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class AWMoERanker(Ranker):
         Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`.
     embedding_dim : int, default 16
         Width of a category's embedding.
-    schema, column_types, missing_values, sparse_gradients, unknown_rate, lr, weight_decay, batch_size, max_epochs
+    schema, column_types, missing_values, sparse_gradients, sparse_optimizer, unknown_rate, lr, weight_decay
+        As in :class:`MultiTaskRanker`, with the same defaults.
+    batch_size, max_epochs
         As in :class:`MultiTaskRanker`, with the same defaults.
     validation_fraction, patience, accelerator, verbose, log_dir, random_state
         As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its AUC.
@@ -65,6 +67,7 @@ class AWMoERanker(Ranker):
         missing_values: Literal["auto"] | Sequence[str] = "auto",
         embedding_dim: int = 16,
         sparse_gradients: bool = False,
+        sparse_optimizer: str = "adagrad",
         unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.checks import check_at_least_zero
+from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
+from moeapps.core.memory import keep_freed_memory
 from moeapps.core.module import DataDependentModule
-from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
@@ -194,8 +195,13 @@ class RankingModule(Configurable, DataDependentModule):
         predictions = self.targets.decode(self.network(rows).float().cpu().numpy())
         return {**kept, **{name: predictions[:, t] for t, name in enumerate(self.targets.names)}}
 
+    def on_fit_start(self) -> None:
+        """Let the process keep what a step frees, since the next one needs as much."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
     def configure_optimizers(self) -> Any:
-        """AdamW (Adagrad for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
+        """AdamW (Adagrad or lazy AdamW for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
         # Weight decay would shrink the embeddings of rare categories with every step that does not see them
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in self.parameters() if p.ndim > 2 or (p.ndim == 2 and id(p) not in tables)]
@@ -209,12 +215,16 @@ class RankingModule(Configurable, DataDependentModule):
             torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; torch warns unless it is told so
         groups = [group for group in groups if group["params"]]
         if self.config.sparse_gradients:
-            return self.with_cosine_schedule(torch.optim.Adagrad(groups, lr=self.lr))
+            if self.config.sparse_optimizer == "adagrad":
+                return self.with_cosine_schedule(torch.optim.Adagrad(groups, lr=self.lr))
+            fused = fused_where_possible(self.parameters())
+            return self.with_cosine_schedule(LazyAdamW(groups, lr=self.lr, **fused))
         fused = fused_where_possible(self.parameters())
         return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr, **fused))
 
 
 def _check(config: RankingConfig) -> None:
+    check_one_of("sparse_optimizer", config.sparse_optimizer, ("adagrad", "adam"))
     at_least_zero = ("lr", "weight_decay", "contrastive_weight", "temperature")
     check_at_least_zero(**{name: getattr(config, name) for name in at_least_zero})
     for name in ("mask_probability", "unknown_rate"):

@@ -46,13 +46,14 @@ class MultiTaskRanker(Ranker):
     embedding_dim : int, default 8
         Width of a category's embedding.
     sparse_gradients : bool, default False
-        Whether the embeddings' gradient holds only the rows of the batch, for tables of millions of categories;
-        everything is then trained by Adagrad.
+        Whether the embeddings' gradient holds only the rows of the batch, for tables of many thousand categories.
+    sparse_optimizer : {"adagrad", "adam"}, default "adagrad"
+        What trains with sparse gradients: Adagrad, or AdamW that moves only the embeddings of the batch.
     unknown_rate : float, default 0.02
         Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
         trained too.
     lr : float, default 1e-3
-        Learning rate of AdamW (or Adagrad), above 0.
+        Learning rate of the optimiser, above 0.
     weight_decay : float, default 1e-5
         Weight decay; embeddings, biases and norms have none.
     batch_size : int, default 1024
@@ -116,6 +117,7 @@ class MultiTaskRanker(Ranker):
         positive_weight: Mapping[str, float] | None = None,
         embedding_dim: int = 8,
         sparse_gradients: bool = False,
+        sparse_optimizer: str = "adagrad",
         unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,

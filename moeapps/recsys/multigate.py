@@ -341,6 +341,4 @@ def task_names(number: int) -> list[str]:
 
 
 def _experts(dim: int, number: int, layers: MultiGateConfig, reads: Sequence[int] | None = None) -> DenseExperts:
-    return DenseExperts(
-        dim, layers.expert, number, layers.activation, layers.norm, dropout=layers.dropout, reads=reads
-    )
+    return DenseExperts(dim, layers.expert, number, layers.activation, layers.norm, dropout=layers.dropout, reads=reads)

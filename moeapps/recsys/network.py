@@ -66,12 +66,15 @@ class RankingConfig:
         Width of a category's embedding.
     sparse_gradients : bool, default False
         Whether the gradient of the embeddings holds only the rows of the batch, for tables of millions of categories.
-        Everything is then trained by Adagrad, which accepts such gradients.
+        ``sparse_optimizer`` is then what trains.
+    sparse_optimizer : {"adagrad", "adam"}, default "adagrad"
+        What trains with sparse gradients: Adagrad, or AdamW that moves only the embeddings of the batch
+        (:class:`~moeapps.core.optimizers.LazyAdamW`), which learns as fast as without sparse gradients.
     unknown_rate : float, default 0.02
         Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
         trained too.
     lr : float, default 1e-3
-        Learning rate of AdamW (or Adagrad), above 0.
+        Learning rate of the optimiser, above 0.
     weight_decay : float, default 1e-5
         Weight decay; embeddings, biases and norms have none.
     contrastive_weight : float, default 0.0
@@ -93,6 +96,7 @@ class RankingConfig:
     positive_weight: dict[str, float] | None = None
     embedding_dim: int = 8
     sparse_gradients: bool = False
+    sparse_optimizer: str = "adagrad"
     unknown_rate: float = 0.02
     lr: float = 1e-3
     weight_decay: float = 1e-5

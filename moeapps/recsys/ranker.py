@@ -296,7 +296,8 @@ class Ranker(RecommendMixin, LightningEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        super().__setstate__({"column_types": None, "missing_values": "auto", **state})
+        added = {"column_types": None, "missing_values": "auto", "sparse_optimizer": "adagrad"}
+        super().__setstate__({**added, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, the schema as JSON values."""
