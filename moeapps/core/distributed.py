@@ -1,4 +1,4 @@
-"""Sums over all processes of a distributed training, with gradients."""
+"""Sums over all processes of a distributed training, with gradients, and rows of all processes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["global_sum", "rank", "world_size"]
+__all__ = ["gather_rows", "global_sum", "rank", "world_size"]
 
 
 def world_size(group: Any = None) -> int:
@@ -45,3 +45,42 @@ def global_sum(x: Tensor) -> Tensor:
         return x
     total: Tensor = _AllReduce.apply(x)
     return total
+
+
+def gather_rows(x: Tensor, total: int | None = None) -> Tensor:
+    """Rows of all processes, in the order in which one process would have them (every process has to call it).
+
+    A metric that is no mean over rows, such as an AUC, is computed from these: the mean of the processes' own AUCs is
+    another number.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, ...)
+        This process's rows, without gradients; on the GPU if the processes exchange by NCCL.
+    total : int, optional
+        Number of rows of the data set, where :class:`~moeapps.core.loading.EpochSampler` deals them out: process r of
+        P has the rows r, r + P, ..., and the last ones repeat the first ones where N does not divide. Rows beyond it
+        are left out. Without it, all rows are returned, as when each process reads the whole set.
+
+    Returns
+    -------
+    Tensor of shape (total, ...)
+        ``x`` itself where there is one process. Processes with different numbers of rows follow one another.
+    """
+    processes = world_size()
+    if processes == 1:
+        return x
+    count = torch.tensor([len(x)], device=x.device)
+    counts = [torch.empty_like(count) for _ in range(processes)]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    # all_gather needs equal shapes, and NCCL and gloo refuse bool
+    padded = x.new_zeros(max(sizes), *x.shape[1:], dtype=torch.uint8 if x.dtype == torch.bool else x.dtype)
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    dist.all_gather(parts, padded)
+    if len(set(sizes)) == 1:
+        rows = torch.stack(parts, dim=1).flatten(0, 1)
+    else:
+        rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows[:total].to(x.dtype)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
-from moeapps.core.distributed import world_size
+from moeapps.core.distributed import gather_rows, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
+from moeapps.core.loading import EpochSampler
 from moeapps.core.memory import keep_freed_memory
 from moeapps.core.module import DataDependentModule
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
@@ -174,7 +175,11 @@ class RankingModule(Configurable, DataDependentModule):
         self._log_auc("test")
 
     def _log_auc(self, stage: str) -> None:
-        outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        total = _rows_dealt_out(getattr(self.trainer, f"{stage}_dataloaders"))
+        outputs, labels = (
+            gather_rows(torch.cat(parts).to(self.device), total).cpu().numpy()
+            for parts in zip(*self._collected, strict=True)
+        )
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
@@ -221,6 +226,12 @@ class RankingModule(Configurable, DataDependentModule):
             return self.with_cosine_schedule(LazyAdamW(groups, lr=self.lr, **fused))
         fused = fused_where_possible(self.parameters())
         return self.with_cosine_schedule(torch.optim.AdamW(groups, lr=self.lr, **fused))
+
+
+def _rows_dealt_out(loader: Any) -> int | None:
+    """Rows of the set that a loader deals out to the processes; None where each process reads all of it."""
+    sampler = getattr(loader, "sampler", None)
+    return sampler.length if isinstance(sampler, EpochSampler) else None
 
 
 def _check(config: RankingConfig) -> None:
