@@ -1,10 +1,11 @@
 """Batches of encoded rows: from frames, and from files that may be larger than memory."""
 
+import os
 import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,12 @@ __all__ = ["RankingData"]
 EVALUATION_ROWS = 8192
 """Rows that are evaluated at once."""
 
+_ROWS = 8 * EVALUATION_ROWS
+"""Rows of a file that are read at once."""
+
+_COPIES = "copies"
+"""Folder of the copies of text files, in that of the encoded rows."""
+
 
 class RankingData(L.LightningDataModule):
     """Training, validation, test and prediction batches of a table.
@@ -40,11 +47,12 @@ class RankingData(L.LightningDataModule):
     The encoded rows of a file are written to a folder and mapped into memory, so that a training takes its batches in
     random order from a table that does not fit in memory, and resumes exactly where it was stopped. ``setup("fit")``:
 
-    1. Read the columns' names; infer the schema from all rows, unless it is given.
-    2. Choose the validation rows.
-    3. Read the targets of all rows, and learn their kinds and classes.
-    4. Read the training rows, and learn categories and the spread of numbers.
-    5. Read and encode the training rows, then the validation rows.
+    1. Parse a text file, once, into a copy of its cells that the next steps read; Parquet needs no copy.
+    2. Infer the schema from all rows, unless it is given.
+    3. Choose the validation rows.
+    4. Learn the targets' kinds and classes from all rows.
+    5. Learn categories and the spread of numbers from the training rows.
+    6. Encode training and validation rows, and remove the copy.
 
     Parameters
     ----------
@@ -79,8 +87,8 @@ class RankingData(L.LightningDataModule):
     validation_fraction : float, default 0.1
         Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
     cache_dir : str, optional
-        Folder with room for the encoded rows of a file; the system's temporary folder by default. They are removed when
-        training ends.
+        Folder with room for the encoded rows of a file and, while they are made, for a compressed copy of its cells;
+        the system's temporary folder by default. They are removed when training ends.
     num_workers : int, default 0
         Number of loading processes.
     seed : int, default 0
@@ -182,8 +190,18 @@ class RankingData(L.LightningDataModule):
         table = self.load("train")
         if table is None:
             raise ConfigError("train is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
-        self._check_rows_differ()
-        source = self._source(table, None if self.schema is None else self.schema.column_kinds())
+        try:
+            self._learn(table)
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder / _COPIES, ignore_errors=True)
+
+    def _learn(self, table: Table) -> None:
+        source, val = self._source(table), self.load("val")
+        val_source = None if val is None else self._source(val)
+        self._check_rows_differ({"train": source, "val": val_source})
+        if self.schema is not None:
+            source.with_kinds(self.schema.column_kinds())
         count = source.count_rows()
         if count == 0:
             raise DataError(f"{source.name}: there is no row to learn from")
@@ -191,7 +209,7 @@ class RankingData(L.LightningDataModule):
         inferred = {column.name: column for column in columns}
         held_out = self._held_out(count)
         _check_columns(source, schema)
-        source = self._source(table, schema.column_kinds())
+        source.with_kinds(schema.column_kinds())
         targets = Targets(self.target_names, self.kinds, self.missing)
         if self.schema is not None:  # else they were looked at with the features
             inferred = source.named(lambda: source.infer(self.target_names, self.column_types))
@@ -201,19 +219,31 @@ class RankingData(L.LightningDataModule):
         train = _batches(source, schema, ~held_out)
         self.encoder = source.named(lambda: TableEncoder(schema, self.missing).fit_batches(train, source.untyped))
         self.encoder.columns = [column for column in columns if column.name not in self.target_names]
-        self._train = self._encode(source, schema, ~held_out, "train")
-        if (val := self.load("val")) is not None:
-            self._val = self._encode(self._source(val, self.encoder.column_kinds()), schema, None, "val")
-        elif held_out.any():
-            self._val = self._encode(source, schema, held_out, "val")
+        parts = {"train": ~held_out, **({"val": held_out} if held_out.any() else {})}
+        encoded = self._encode(source, schema, parts)
+        if val_source is not None:
+            val_source.with_kinds(self.encoder.column_kinds())
+            encoded |= self._encode(val_source, schema, {"val": None})
+        self._train, self._val = encoded["train"], encoded.get("val")
 
     @property
     def missing(self) -> frozenset[str]:
         """Texts that mean a missing value."""
         return missing_texts(self.missing_values)
 
-    def _source(self, table: Table, kinds: dict[str, ColumnKind] | None) -> TableSource:
-        return _source(table, kinds, self.missing)
+    def _source(self, table: Table) -> TableSource:
+        """A table to learn from, a text file by way of a copy."""
+        if not isinstance(table, str | os.PathLike):
+            return TableSource(table, missing=self.missing)
+        folder = self._cache_folder() / _COPIES
+        folder.mkdir(exist_ok=True)
+        copied = None
+        if self.schema is not None:
+            rows = [] if self.row_id is None else [self.row_id]
+            copied = [*(feature.name for feature in self.schema.features), *self.target_names, *rows]
+        return TableSource(
+            table, _ROWS, missing=self.missing, copy_to=Path(tempfile.mkdtemp(dir=folder)), copied=copied
+        )
 
     def _schema_for(self, source: TableSource) -> tuple[Schema, list[Column]]:
         """Schema with this training's targets, and what was inferred; of a file, unnamed columns are ignored."""
@@ -242,13 +272,14 @@ class RankingData(L.LightningDataModule):
             held_out[np.random.default_rng(self.seed).permutation(rows)[:number]] = True
         return held_out
 
-    def _check_rows_differ(self) -> None:
+    def _check_rows_differ(self, sources: dict[str, TableSource | None]) -> None:
         if self.row_id is None:
             return
+        if (test := self.load("test")) is not None:
+            sources["test"] = TableSource(test, missing=self.missing)
         hashes: dict[str, NDArray[np.uint64]] = {}
-        for part in ("train", "val", "test"):
-            if (table := self.load(part)) is not None:
-                source = TableSource(table, missing=self.missing)
+        for part, source in sources.items():
+            if source is not None:
                 source.require([self.row_id], "row_id")
                 hashes[part] = source.hashes(self.row_id)
         names = list(hashes)
@@ -258,33 +289,44 @@ class RankingData(L.LightningDataModule):
                 if common:
                     raise DataError(f"{common} values of row_id={self.row_id!r} are both in {first} and in {second}")
 
-    def _encode(self, source: TableSource, schema: Schema, chosen: NDArray[np.bool_] | None, name: str) -> EncodedTable:
-        """Encode the chosen rows into arrays of their final size: on disk for a file, in memory for a frame."""
-        count = source.count_rows() if chosen is None else int(chosen.sum())
-        if count == 0:
-            raise DataError(f"{source.name if source.is_file else name}: there is no row")
-        arrays: list[NDArray[Any]] | None = None
-        start = 0
-        for frame in _batches(source, schema, chosen):
-            rows, labels = source.named(partial(self._encode_frame, frame))
-            parts = [rows.sparse.numpy(), rows.dense.numpy(), labels, *(s.numpy() for s in rows.sequences)]
-            if arrays is None:
-                make = self._make_array(name) if source.is_file else np.empty
-                arrays = [make((count, *part.shape[1:]), part.dtype) for part in parts]
-            for array, part in zip(arrays, parts, strict=True):
-                array[start : start + len(part)] = part
-            start += len(frame)
-        assert arrays is not None
-        return EncodedTable(*(torch.from_numpy(array) for array in arrays))
+    def _encode(
+        self, source: TableSource, schema: Schema, chosen: Mapping[str, NDArray[np.bool_] | None]
+    ) -> dict[str, EncodedTable]:
+        """Encode the chosen rows of each part into arrays of their final size, in one pass over the table.
+
+        The arrays are on disk for a file, in memory for a frame. None chooses all rows.
+        """
+        counts = {name: source.count_rows() if mask is None else int(mask.sum()) for name, mask in chosen.items()}
+        for name, count in counts.items():
+            if count == 0:
+                raise DataError(f"{source.name if source.is_file else name}: there is no row")
+        arrays: dict[str, list[NDArray[Any]]] = {}
+        done, start = dict.fromkeys(chosen, 0), 0
+        for whole in _batches(source, schema):
+            for name, mask in chosen.items():
+                frame = whole if mask is None else whole[mask[start : start + len(whole)]]
+                rows, labels = source.named(partial(self._encode_frame, frame))
+                columns = [rows.sparse.numpy(), rows.dense.numpy(), labels, *(s.numpy() for s in rows.sequences)]
+                if name not in arrays:
+                    make = self._make_array(name) if source.is_file else np.empty
+                    arrays[name] = [make((counts[name], *column.shape[1:]), column.dtype) for column in columns]
+                for array, column in zip(arrays[name], columns, strict=True):
+                    array[done[name] : done[name] + len(column)] = column
+                done[name] += len(frame)
+            start += len(whole)
+        return {name: EncodedTable(*map(torch.from_numpy, arrays[name])) for name in arrays}
 
     def _encode_frame(self, frame: pd.DataFrame) -> tuple[Rows, NDArray[np.float32]]:
         return self.encoder.transform(frame), self.targets.encode(frame)
 
-    def _make_array(self, name: str) -> Callable[[tuple[int, ...], Any], NDArray[Any]]:
+    def _cache_folder(self) -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(dir=self.cache_dir, prefix="moeapps-"))
             self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        folder, numbers = self._folder, iter(range(1000))
+        return self._folder
+
+    def _make_array(self, name: str) -> Callable[[tuple[int, ...], Any], NDArray[Any]]:
+        folder, numbers = self._cache_folder(), iter(range(1000))
 
         def make(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             if 0 in shape:  # an empty file cannot be mapped
@@ -369,7 +411,7 @@ class _Stream(IterableDataset):
 
 
 def _source(table: Table, kinds: dict[str, ColumnKind] | None, missing: frozenset[str]) -> TableSource:
-    return TableSource(table, 8 * EVALUATION_ROWS, kinds, missing)
+    return TableSource(table, _ROWS, kinds, missing)
 
 
 def _check_columns(source: TableSource, schema: Schema) -> None:

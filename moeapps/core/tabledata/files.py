@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.files import existing_file
 from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.copies import CellsCopy, ObjectsCopy
 from moeapps.core.tabledata.frames import arrow_to_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
@@ -64,6 +65,11 @@ class TableFile:
         What columns are, as a model knows.
     missing : frozenset of str, optional
         Texts that mean a missing number; those of pandas by default.
+    copy_to : Path, optional
+        Empty folder of this process's own. A text file is parsed once, when it is opened, and its cells are copied
+        there; every pass reads the copy. Parquet is not copied.
+    copied : sequence of str, optional
+        Columns of a CSV file that are copied, where it has them; all when None. A pass over others parses the file.
 
     Attributes
     ----------
@@ -86,12 +92,15 @@ class TableFile:
         batch_rows: int = 65_536,
         kinds: Mapping[str, ColumnKind] | None = None,
         missing: frozenset[str] | None = None,
+        copy_to: Path | None = None,
+        copied: Sequence[str] | None = None,
     ) -> None:
         check_sizes(batch_rows=batch_rows)
+        self.copy_to, self.copied = copy_to, copied
         self.path, self.batch_rows = Path(path), batch_rows
         self.kinds = dict(kinds or {})
         self.missing = missing_texts() if missing is None else missing
-        self._parts = [_open_part(part, self) for part in _part_paths(path)]
+        self._parts = [_open_part(part, self, i) for i, part in enumerate(_part_paths(path))]
         first = self._parts[0]
         self.columns, self.untyped = first.columns, isinstance(first, _TextPart)
         for part in self._parts[1:]:
@@ -139,8 +148,9 @@ class _Part:
 
     columns: list[str]
 
-    def __init__(self, path: Path, table: TableFile) -> None:
+    def __init__(self, path: Path, table: TableFile, number: int) -> None:
         self.path, self.table = path, table
+        self.copy_path = None if table.copy_to is None else table.copy_to / str(number)
 
     def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
         """The rows of these columns."""
@@ -154,8 +164,9 @@ class _Part:
 class _TextPart(_Part):
     """CSV or TSV."""
 
-    def __init__(self, path: Path, table: TableFile) -> None:
-        super().__init__(path, table)
+    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+        super().__init__(path, table, number)
+        self._copy: CellsCopy | None = None
         self._delimiter = "\t" if file_ending(path) == ".tsv" else ","
         try:
             self.columns = list(self._open(_BLOCK).schema.names)
@@ -168,6 +179,14 @@ class _TextPart(_Part):
                 f"{path}: the header {self.columns[0][:60]!r} has no {self._delimiter!r} and looks separated by "
                 f"{found.group()!r}: a .csv file is separated by commas, a .tsv file by tabs"
             )
+        if self.copy_path is not None and len(set(self.columns)) == len(self.columns):
+            names = [name for name in self.columns if table.copied is None or name in table.copied]
+            # without any column there is still the number of rows to know
+            names = names or self.columns[:1]
+            try:
+                self._copy = CellsCopy(self.copy_path, names, self._batches(names, []))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise self._error(error) from None
 
     def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
         """Numbers where the kinds say so, else text."""
@@ -204,12 +223,17 @@ class _TextPart(_Part):
 
     def count_rows(self) -> int:
         """Number of records."""
+        if self._copy is not None:
+            return self._copy.rows
         try:
             return sum(batch.num_rows for batch in self._batches(self.columns[:1], []))
         except (pa.ArrowInvalid, OSError) as error:
             raise self._error(error) from None
 
     def _batches(self, names: list[str], numbers: list[str]) -> Iterator[pa.RecordBatch]:
+        if self._copy is not None and self._copy.names.issuperset(names):
+            yield from self._copy.batches(names, numbers, self.table.missing)
+            return
         types = {name: pa.float64() if name in numbers else pa.string() for name in names}
         yield from self._open(_BLOCK, names, types)
 
@@ -236,8 +260,8 @@ class _TextPart(_Part):
 
 
 class _ParquetPart(_Part):
-    def __init__(self, path: Path, table: TableFile) -> None:
-        super().__init__(path, table)
+    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+        super().__init__(path, table, number)
         try:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
@@ -260,19 +284,21 @@ class _ParquetPart(_Part):
 class _LinesPart(_Part):
     """NDJSON. A name that a line lacks is missing in its row."""
 
-    def __init__(self, path: Path, table: TableFile) -> None:
-        super().__init__(path, table)
+    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+        super().__init__(path, table, number)
+        self._copy: ObjectsCopy | None = None
         names: dict[str, None] = {}
-        for _, fields in self._objects():
+        copy = None if self.copy_path is None else ObjectsCopy(self.copy_path)
+        for fields in self._objects() if copy is None else copy.passing(self._objects()):
             names.update(dict.fromkeys(fields))
         if not names:
             raise FileFormatError(f"{path} is empty: expected one JSON object per line")
-        self.columns = list(names)
+        self.columns, self._copy = list(names), copy
 
     def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
         """Python's values as objects: whole numbers of any length are exact."""
         rows: list[dict[str, Any]] = []
-        for _, fields in self._objects():
+        for fields in self._objects():
             rows.append(fields)
             if len(rows) == self.table.batch_rows:
                 yield _objects_frame(rows, names)
@@ -284,7 +310,10 @@ class _LinesPart(_Part):
         """Number of lines that are not empty."""
         return sum(1 for _ in self._objects())
 
-    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _objects(self) -> Iterator[dict[str, Any]]:
+        if self._copy is not None:
+            yield from self._copy.objects()
+            return
         with io.BufferedReader(pa.input_stream(str(self.path), compression="detect")) as stream:
             for number, line in enumerate(self._lines(stream), 1):
                 if not line.strip():
@@ -295,7 +324,7 @@ class _LinesPart(_Part):
                     raise FileFormatError(f"{self.path}, line {number}: not JSON: {error}") from None
                 if not isinstance(fields, dict):
                     raise FileFormatError(f"{self.path}, line {number}: expected a JSON object, got {line[:60]!r}")
-                yield number, fields
+                yield fields
 
     def _lines(self, stream: io.BufferedReader) -> Iterator[bytes]:
         try:
@@ -326,9 +355,9 @@ def _part_paths(path: str | os.PathLike[str]) -> list[Path]:
     return parts
 
 
-def _open_part(path: Path, table: TableFile) -> _Part:
+def _open_part(path: Path, table: TableFile, number: int) -> _Part:
     kinds: dict[str, type[_Part]] = {".parquet": _ParquetPart, ".ndjson": _LinesPart, ".jsonl": _LinesPart}
-    return kinds.get(file_ending(path), _TextPart)(path, table)
+    return kinds.get(file_ending(path), _TextPart)(path, table, number)
 
 
 def _as_frame(table: pa.Table, names: list[str], numbers: list[str]) -> pd.DataFrame:

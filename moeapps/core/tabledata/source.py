@@ -1,7 +1,8 @@
 """A table that is learned from or scored, whether a frame or a file: in batches, its columns checked by name."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +38,8 @@ class TableSource:
         What columns are, as a model knows.
     missing : frozenset of str, optional
         Texts that mean a missing value; those of pandas by default.
+    copy_to, copied
+        Of a file; see :class:`~moeapps.core.tabledata.files.TableFile`.
 
     Attributes
     ----------
@@ -61,11 +64,13 @@ class TableSource:
         batch_rows: int = 65_536,
         kinds: Mapping[str, ColumnKind] | None = None,
         missing: frozenset[str] | None = None,
+        copy_to: Path | None = None,
+        copied: Sequence[str] | None = None,
     ) -> None:
         self._table: pd.DataFrame | TableFile
         self.missing = missing_texts() if missing is None else missing
         if isinstance(table, str | os.PathLike):
-            self._table = TableFile(table, batch_rows, kinds, missing)
+            self._table = TableFile(table, batch_rows, kinds, missing, copy_to, copied)
             self.columns, self.name = self._table.columns, str(self._table.path)
         elif is_table(table):
             self._table, self.name = as_frame(table), "the frame"
@@ -127,6 +132,11 @@ class TableSource:
             yield self._table if columns is None else self._table[columns]
         else:
             yield from self._table.batches(columns)
+
+    def with_kinds(self, kinds: Mapping[str, ColumnKind]) -> None:
+        """Say what columns of a file are, once that is known: the next pass reads those that are numbers as such."""
+        if isinstance(self._table, TableFile):
+            self._table.kinds = dict(kinds)
 
     def require(self, names: Iterable[str], because: str = "") -> None:
         """Raise :class:`DataError` if columns are missing; see :func:`require_columns`."""
