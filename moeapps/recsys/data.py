@@ -34,9 +34,6 @@ __all__ = ["RankingData"]
 EVALUATION_ROWS = 8192
 """Rows that are evaluated at once."""
 
-_ROWS = 8 * EVALUATION_ROWS
-"""Rows of a file that are read at once."""
-
 _COPIES = "copies"
 """Folder of the copies of text files, in that of the encoded rows."""
 
@@ -242,7 +239,7 @@ class RankingData(L.LightningDataModule):
             rows = [] if self.row_id is None else [self.row_id]
             copied = [*(feature.name for feature in self.schema.features), *self.target_names, *rows]
         return TableSource(
-            table, _ROWS, missing=self.missing, copy_to=Path(tempfile.mkdtemp(dir=folder)), copied=copied
+            table, 8 * EVALUATION_ROWS, missing=self.missing, copy_to=Path(tempfile.mkdtemp(dir=folder)), copied=copied
         )
 
     def _schema_for(self, source: TableSource) -> tuple[Schema, list[Column]]:
@@ -411,7 +408,7 @@ class _Stream(IterableDataset):
 
 
 def _source(table: Table, kinds: dict[str, ColumnKind] | None, missing: frozenset[str]) -> TableSource:
-    return TableSource(table, _ROWS, kinds, missing)
+    return TableSource(table, 8 * EVALUATION_ROWS, kinds, missing)
 
 
 def _check_columns(source: TableSource, schema: Schema) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from moeapps.core import MultiGate, mix_experts
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.gates import gate_logits
 
 
 def test_every_task_mixes_by_its_own_softmax():
@@ -51,3 +52,11 @@ def test_wrong_shapes_are_refused():
     for wrong in (torch.randn(5, 7), torch.randn(5, 3, 8), torch.randn(8)):
         with pytest.raises(DataError, match=r"expects \(N, 8\) or \(N, 2, 8\)"):
             MultiGate(8, 3, 2)(wrong)
+
+
+def test_a_gate_takes_the_logits_of_gate_logits():
+    gate = MultiGate(8, 3, 2, allowed=[[True, False, True], [True, True, True]])
+    x = torch.randn(5, 8)
+    logits = gate_logits(x, gate.weight)
+    assert logits.shape == (2, 3, 5)
+    torch.testing.assert_close(gate.mixture(logits), gate(x))

@@ -1,11 +1,13 @@
 """The fused form of an optimiser is taken where it changes nothing but the time."""
 
+import copy as copying
+
 import pytest
 import torch
 from torch import nn
 
 from moeapps.core.errors import FileFormatError
-from moeapps.core.optimizers import fused_where_possible, with_checked_state
+from moeapps.core.optimizers import LazyAdamW, fused_where_possible, with_checked_state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -83,3 +85,64 @@ def test_the_state_of_the_same_model_is_taken():
     optimizer.load_state_dict(other.state_dict())
     optimizer.step()
     assert optimizer.state[layer.weight]["step"] == 2
+
+
+def trained(optimizer_class, sparse, steps, every=True, **arguments):
+    """A table and a layer after some steps, each on the rows 2 and 5 or on all of them."""
+    torch.manual_seed(0)
+    table, layer = nn.Embedding(8, 3, sparse=sparse), nn.Linear(3, 1)
+    groups = [{"params": table.parameters(), "weight_decay": 0.0}, {"params": layer.parameters()}]
+    optimizer = optimizer_class(groups, lr=0.05, weight_decay=0.01, **arguments)
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        codes = torch.tensor([2, 5, 5, 2, 2])
+        if every:
+            codes = torch.cat([torch.arange(8), torch.randint(0, 8, (20,), generator=draw)])
+        optimizer.zero_grad()
+        optimizer.step(lambda codes=codes: layer(table(codes)).square().sum().backward())
+    return table.weight.detach(), layer.weight.detach(), optimizer
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fused": True}])
+def test_lazy_adamw_is_adamw_where_every_row_has_a_gradient(arguments):
+    lazy = trained(LazyAdamW, True, 15, **arguments)
+    plain = trained(torch.optim.AdamW, False, 15, **arguments)
+    for one, other in zip(lazy[:2], plain[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_lazy_adamw_moves_the_rows_of_the_batch_only():
+    torch.manual_seed(0)
+    start = nn.Embedding(8, 3).weight.detach()
+    end, _, optimizer = trained(LazyAdamW, True, 4, every=False)
+    assert (end != start).any(1).nonzero().flatten().tolist() == [2, 5]
+    moments = next(iter(optimizer.state.values()))["exp_avg_sq"]
+    assert (moments != 0).any(1).nonzero().flatten().tolist() == [2, 5]
+
+
+def test_lazy_adamw_goes_on_exactly_from_a_saved_state():
+    table = nn.Embedding(8, 3, sparse=True)
+    optimizer = LazyAdamW(table.parameters(), lr=0.05)
+    copy = nn.Embedding(8, 3, sparse=True)
+    for step in range(6):
+        if step == 3:
+            copy.load_state_dict(table.state_dict())
+            other = LazyAdamW(copy.parameters(), lr=0.05)
+            other.load_state_dict(copying.deepcopy(optimizer.state_dict()))  # else they share moments
+        for module, own in [(table, optimizer), *([(copy, other)] if step >= 3 else [])]:
+            own.zero_grad()
+            module(torch.tensor([step, 3, step])).square().sum().backward()
+            own.step()
+    assert torch.equal(table.weight, copy.weight)
+
+
+def test_lazy_adamw_returns_what_the_closure_does_and_leaves_the_gradient():
+    table = nn.Embedding(8, 3, sparse=True)
+    optimizer = LazyAdamW(table.parameters())
+
+    def closure():
+        table(torch.tensor([1])).sum().backward()
+        return 7.0
+
+    assert optimizer.step(closure) == 7.0
+    assert table.weight.grad.is_sparse

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.csv as arrow_csv
 import pytest
 import torch
 import yaml
@@ -53,6 +54,21 @@ def test_a_file_is_learned_from_as_its_frame_is(file, frame, tmp_path, monkeypat
         (features, []), (file, ["row"]))]  # fmt: skip
     assert models[0].encoder_.state()["values"] == models[1].encoder_.state()["values"]
     pd.testing.assert_frame_equal(models[0].predict_proba(features), models[1].predict_proba(features), atol=1e-5)
+
+
+def test_a_text_file_is_parsed_once_and_its_copy_is_removed(frame, tmp_path, monkeypatch):
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    opened = []
+    plain = arrow_csv.open_csv
+    monkeypatch.setattr(arrow_csv, "open_csv", lambda *a, **k: (opened.append(k), plain(*a, **k))[1])
+    data = RankingData(
+        train=str(tmp_path / "train.csv"), targets=["click"], ignored=["row", "like"], cache_dir=str(tmp_path)
+    )
+    data.setup("fit")
+    assert len(opened) == 2  # the header, and the copy
+    (folder,) = tmp_path.glob("moeapps-*")
+    assert not any(path.is_dir() for path in folder.iterdir())
+    assert len(data._train) + len(data._val) == len(frame)
 
 
 def test_encoders_learn_the_same_from_batches(frame):

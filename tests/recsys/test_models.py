@@ -236,7 +236,28 @@ def test_the_contrastive_loss_prefers_the_same_user():
     assert drop_behaviour(there, 0.0).all()
 
 
-@pytest.mark.parametrize("name", ["ple", "adatt", "home"])  # those that gather each expert's path
+@pytest.mark.parametrize("reads", [[0, 1, 2], [2, 0, 0, 1, 1], [1, 1, 0], [0, 2, 0, 1], [0, 0, 1, 1, 2]])
+def test_experts_that_read_paths_equal_experts_with_a_row_each(reads):
+    experts = DenseExperts(6, [5, 4], len(reads), norm=True, reads=reads)
+    plain = DenseExperts(6, [5, 4], len(reads), norm=True)
+    plain.load_state_dict(experts.state_dict())
+    x = torch.randn(9, max(reads) + 1, 6, requires_grad=True)
+    gradients = []
+    for outputs in (experts(x), plain(x.index_select(1, torch.tensor(reads)))):
+        gradients.append(torch.autograd.grad(outputs.square().sum(), x)[0])
+        last = outputs
+    torch.testing.assert_close(experts(x), last)
+    torch.testing.assert_close(*gradients)
+
+
+def test_experts_refuse_paths_that_do_not_fit():
+    with pytest.raises(ConfigError, match="reads must have 3 numbers, one per expert, got 2"):
+        DenseExperts(4, [3], 3, reads=[0, 1])
+    with pytest.raises(DataError, match=r"expected \(N, 4\) or \(N, 2, 4\), got \(5, 3, 4\)"):
+        DenseExperts(4, [3], 3, reads=[0, 1, 1])(torch.randn(5, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["ple", "adatt", "home"])  # those that read paths
 def test_gradients_are_the_same_to_the_bit_with_several_threads(name):
     model = MODELS[name]()
     x = torch.randn(500, 12)

@@ -296,6 +296,17 @@ def test_sparse_gradients_touch_only_the_rows_of_a_batch(frame):
     assert model.model_.embedding.table.weight.grad.is_sparse
 
 
+def test_lazy_adam_trains_sparse_tables_as_adam_trains_dense_ones(frame):
+    part = frame.drop(columns=["stay", "views", "buy"])
+    areas = {}
+    for sparse in (False, True):
+        model = MultiTaskRanker("mmoe", sparse_gradients=sparse, sparse_optimizer="adam", **QUICK).fit(part, ["click"])
+        areas[sparse] = model.evaluate(part)["auc"].item()
+    assert abs(areas[True] - areas[False]) < 0.01
+    with pytest.raises(ConfigError, match="sparse_optimizer must be one of adagrad, adam, got 'sgd'"):
+        MultiTaskRanker("mmoe", sparse_optimizer="sgd", **QUICK).fit(part, ["click"])
+
+
 def test_what_an_unseen_category_means_is_learned(frame):
     part = frame[["item_id", "age", "click"]].assign(item_id=frame["item_id"] % 2)
     model = MultiTaskRanker("mmoe", unknown_rate=0.2, **{**QUICK, "max_epochs": 20}).fit(part, ["click"])
