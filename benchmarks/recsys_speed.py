@@ -17,6 +17,7 @@ hand, SparseAdam on them and fused Adam on the rest. A ratio is to the fastest o
 Candidates take turns, rounds of a few steps; the figure is the median round. One thread is measured in processor time,
 since other processes share the machine; two in elapsed time. torch-rechub is left out where it is not installed.
 `--profile NAME` measures where moeapps' step spends its time, and keeps that under NAME beside other profiles.
+Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
 AUCs on the last fifth, 5 seeds.
 """
@@ -263,6 +264,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
+def keep_memory(tables: list[int]) -> None:
+    """What a training does before it begins, for the largest network of the run."""
+    try:
+        from moeapps.core.memory import keep_freed_memory
+    except ImportError:  # a profile of an older version
+        return
+    keep_freed_memory([torch.empty(max(tables) * (FIRST + CATEGORIES), 8)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="0,1,8,64")
@@ -273,17 +283,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
     tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
-    try:
-        from moeapps.core.memory import keep_freed_memory
-    except ImportError:  # a profile of an older version
-        pass
-    else:
-        keep_freed_memory()
+    keep_memory(tables)
     torch.sparse.check_sparse_tensor_invariants.disable()
     document = json.loads(options.output.read_text()) if options.output.exists() else {}
     document |= {"machine": platform.machine(), "torch": torch.__version__}
     if options.profile:
-        document.setdefault("profiles", {})[options.profile] = profiles(tables)
+        document.setdefault("profiles", {}).setdefault(options.profile, {}).update(profiles(tables))
         show_profile(options.profile, document["profiles"][options.profile])
     elif options.accuracy:
         torch.set_num_threads(1)
@@ -304,8 +309,11 @@ def main() -> None:
                             {name: round(np.median(values), 1) for name, values in ms.items()},
                             flush=True,
                         )
-        document["rows"] = rows
-        show(rows)
+        others = [
+            row for row in document.get("rows", []) if row["tables"] not in tables or row["threads"] not in threads
+        ]
+        document["rows"] = sorted([*others, *rows], key=lambda row: (row["tables"], row["tasks"], row["threads"]))
+        show(document["rows"])
     options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -203,7 +203,7 @@ class RankingModule(Configurable, DataDependentModule):
     def on_fit_start(self) -> None:
         """Let the process keep what a step frees, since the next one needs as much."""
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(self.parameters())
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adagrad or lazy AdamW for sparse gradients) with a cosine schedule to a tenth of the learning rate."""
