@@ -1,10 +1,14 @@
 """Learning from and scoring files of growing size: seconds and peak memory of the process that does it.
 
     python benchmarks/recsys_scoring.py [--rows 200000,2000000]
+    python benchmarks/recsys_scoring.py --reading after [--rows 200000]
 
 Files are rows of the embedded census-income sample, drawn with replacement, ages jittered. `moeapps predict` scores
 each with a HoME; `moeapps fit` reads, encodes and trains one epoch on each. Every command is a process of its own. The
 peak counts the pages of the encoded rows that are mapped from disk, which the system may drop at any time.
+
+`--reading NAME` measures only how long a training takes to read and encode a CSV and a Parquet file, with a schema and
+without: processor seconds of one thread, the median of three, and the peak. They are kept under NAME beside others.
 """
 
 import argparse
@@ -54,12 +58,50 @@ def timed(*arguments: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak_mib": float(done.stdout.rsplit("peak", 1)[1])}
 
 
+READ = """
+import json, resource, sys, time
+import torch
+from moeapps.recsys import RankingData
+torch.set_num_threads(1)
+start = time.process_time()
+RankingData(train=sys.argv[1], targets=["income", "never_married"], schema=json.loads(sys.argv[2])).setup("fit")
+print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def reading(rows: int) -> dict[str, dict[str, float]]:
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for ending in ("csv", "parquet"):
+            source = Path(name) / f"rows.{ending}"
+            write(source, rows)
+            for schema in (None, census_schema().to_json()["features"]):
+                runs = []
+                for _ in range(3):
+                    command = [sys.executable, "-c", READ, str(source), json.dumps(schema)]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    runs.append([float(value) for value in done.stdout.split()])
+                seconds, peak = np.median(runs, axis=0)
+                how = f"{ending}, {'schema inferred' if schema is None else 'schema given'}"
+                found[how] = {"seconds": float(seconds), "peak_mib": float(peak)}
+                print(how, found[how], flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="200000,2000000")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_scoring.json")
+    parser.add_argument("--reading", metavar="NAME")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": platform.machine(), "runs": {}}
+    if options.reading:
+        document = json.loads(options.output.read_text()) if options.output.exists() else {}
+        rows = int(options.rows.split(",")[0])
+        document.setdefault("reading", {})[options.reading] = {"rows": rows, **reading(rows)}
+        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        return
+    before = json.loads(options.output.read_text()) if options.output.exists() else {}
+    found: dict[str, Any] = {**before, "machine": platform.machine(), "runs": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sample = census_income()

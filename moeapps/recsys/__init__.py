@@ -8,12 +8,17 @@ from moeapps.recsys.aw_moe_ranker import AWMoERanker
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.datasets import (
     PublicRankingData,
+    amazon_events,
     amazon_reviews,
+    amazon_schema,
     census_income,
     census_schema,
     convert_ali_ccp,
+    convert_amazon_reviews,
+    convert_movielens,
     kuairand,
     kuairand_schema,
+    movielens_large_schema,
 )
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.encoder import TableEncoder
@@ -75,13 +80,17 @@ __all__ = [
     "TableEncoder",
     "TaskRelations",
     "add_history",
+    "amazon_events",
     "amazon_reviews",
+    "amazon_schema",
     "auc",
     "calibration",
     "census_income",
     "census_schema",
     "contrastive_loss",
     "convert_ali_ccp",
+    "convert_amazon_reviews",
+    "convert_movielens",
     "diagnose",
     "export_ranker",
     "gauc",
@@ -91,6 +100,7 @@ __all__ = [
     "leave_last_out",
     "movielens_1m",
     "movielens_100k",
+    "movielens_large_schema",
     "movielens_schema",
     "ndcg_at_k",
     "ranks_of",

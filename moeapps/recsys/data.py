@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import ConfigError, DataError
@@ -27,12 +27,13 @@ from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.schema import Schema, as_schema
+from moeapps.recsys.streaming import EVALUATION_ROWS, RowStream
 from moeapps.recsys.targets import TargetKind, Targets
 
 __all__ = ["RankingData"]
 
-EVALUATION_ROWS = 8192
-"""Rows that are evaluated at once."""
+_COPIES = "copies"
+"""Folder of the copies of text files, in that of the encoded rows."""
 
 _COPIES = "copies"
 """Folder of the copies of text files, in that of the encoded rows."""
@@ -391,7 +392,7 @@ class RankingData(L.LightningDataModule):
                 "--ckpt_path"
             )
         return DataLoader(
-            _Stream(table, module.encoder, module.targets if labeled else None, self.keep), batch_size=None
+            RowStream(table, module.encoder, module.targets if labeled else None, self.keep), batch_size=None
         )
 
     def teardown(self, stage: str) -> None:
@@ -400,36 +401,6 @@ class RankingData(L.LightningDataModule):
             self._train = self._val = None
             self._remove_folder()
             self._folder = None
-
-
-class _Stream(IterableDataset):
-    """Batches that are encoded as they are read."""
-
-    def __init__(self, table: Table, encoder: TableEncoder, targets: Targets | None, keep: Sequence[str]) -> None:
-        # a column that is kept is read as it stands
-        kinds = {name: kind for name, kind in encoder.column_kinds().items() if name not in keep}
-        self.source, self.encoder, self.targets = _source(table, kinds, encoder.missing), encoder, targets
-        self.keep = list(keep)
-        self.source.require(self.keep, "keep")
-
-    def __iter__(self) -> Iterator[Any]:
-        schema = self.encoder.schema
-        features = [feature.name for feature in schema.features]
-        labels = list(schema.targets) if self.targets is not None else []
-        self.source.require([*features, *labels])
-        names = list(dict.fromkeys([*features, *labels, *self.keep]))
-        for whole in self.source.batches(names):
-            for start in range(0, len(whole), EVALUATION_ROWS):
-                frame = whole.iloc[start : start + EVALUATION_ROWS]
-                rows = self.source.named(partial(self.encoder.transform, frame[features]))
-                if self.targets is None:
-                    yield rows, {name: frame[name].to_numpy() for name in self.keep}
-                else:
-                    yield rows, torch.from_numpy(self.targets.encode(frame))
-
-
-def _source(table: Table, kinds: dict[str, ColumnKind] | None, missing: frozenset[str]) -> TableSource:
-    return TableSource(table, 8 * EVALUATION_ROWS, kinds, missing)
 
 
 def _check_columns(source: TableSource, schema: Schema) -> None:

@@ -1,7 +1,5 @@
 """Public data sets: frames from local files, and a data module that knows them by name."""
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,14 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.source import Table
 from moeapps.core.tabledata.writer import TableWriter
 from moeapps.recsys.census import census_income, census_schema
+from moeapps.recsys.converters import (
+    PARTS,
+    amazon_events,
+    amazon_schema,
+    convert_amazon_reviews,
+    convert_movielens,
+    movielens_large_schema,
+)
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.histories import add_history, time_split
 from moeapps.recsys.kuaishou import kuairand, kuairand_schema
@@ -22,12 +28,17 @@ from moeapps.recsys.schema import Schema
 
 __all__ = [
     "PublicRankingData",
+    "amazon_events",
     "amazon_reviews",
+    "amazon_schema",
     "census_income",
     "census_schema",
     "convert_ali_ccp",
+    "convert_amazon_reviews",
+    "convert_movielens",
     "kuairand",
     "kuairand_schema",
+    "movielens_large_schema",
 ]
 
 
@@ -37,7 +48,8 @@ def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        ``reviews_<category>_5.json.gz`` or ``<category>.jsonl.gz``: one JSON object per line.
+        JSON lines or a table of ratings, of any edition, as :func:`~moeapps.recsys.amazon_events` reads it. For
+        millions of reviews take :func:`~moeapps.recsys.convert_amazon_reviews`, which makes no object per row.
     max_history : int, default 50
         Number of newest entries of a history.
 
@@ -51,23 +63,8 @@ def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
     DataError
         If the file is missing, or a line is not a review.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist, expected a file of reviews from https://amazon-reviews-2023.github.io")
-    editions = (
-        ("reviewerID", "asin", "overall", "unixReviewTime"),
-        ("user_id", "parent_asin", "rating", "timestamp"),
-    )
-    rows = []
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        for number, line in enumerate(file, 1):
-            try:
-                review = json.loads(line)
-                names = next(names for names in editions if names[0] in review)
-                rows.append([review[name] for name in names])
-            except (ValueError, KeyError, StopIteration, TypeError) as error:
-                raise DataError(f"{path}, line {number}: not a review ({error or 'fields are missing'})") from None
-    reviews = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    events = amazon_events(path)
+    reviews = pd.DataFrame({**events, **{name: events[name].astype(object) for name in ("user_id", "item_id")}})
     frame = add_history(reviews, max_history=max_history)
     frame["liked"] = (frame["rating"] >= 4).astype(int)
     return frame
@@ -155,7 +152,7 @@ def _ali_features(text: str) -> dict[str, str]:
 class _Public:
     """How a set is loaded, and where it is published."""
 
-    load: Callable[[Path | None], pd.DataFrame]
+    load: Callable[[Path | None], pd.DataFrame] | None
     schema: Schema
     time: str | None = None
     """Column to split by; at random when None."""
@@ -163,26 +160,44 @@ class _Public:
     md5: str | None = None
     inside: str = ""
     """Folder in the archive."""
+    convert: Callable[[Path, Path], Any] | None = None
+    """Writes a set that is too large for a frame as a Parquet file per part."""
+
+
+def _grouplens(name: str, md5: str, **how: Any) -> _Public:
+    url = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+    return _Public(time="timestamp", url=url, md5=md5, inside=name, **how)
 
 
 PUBLIC: dict[str, _Public] = {
     "census-income": _Public(census_income, census_schema()),
-    "ml-100k": _Public(
-        lambda path: movielens_100k(_needed(path)),
-        movielens_schema(),
-        "timestamp",
-        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        "0e33842e24a9c977be4e0107933c0723",
+    "ml-100k": _grouplens(
         "ml-100k",
+        "0e33842e24a9c977be4e0107933c0723",
+        load=lambda path: movielens_100k(_needed(path)),
+        schema=movielens_schema(),
     ),
-    "ml-1m": _Public(
-        lambda path: movielens_1m(_needed(path)),
-        movielens_schema(),
-        "timestamp",
-        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-        "c4d9eecfca2ab87c1945afe126590906",
+    "ml-1m": _grouplens(
         "ml-1m",
+        "c4d9eecfca2ab87c1945afe126590906",
+        load=lambda path: movielens_1m(_needed(path)),
+        schema=movielens_schema(),
     ),
+    "ml-20m": _grouplens(
+        "ml-20m",
+        "cd245b17a1ae2cc31bb14903e1204af3",
+        load=None,
+        schema=movielens_large_schema(),
+        convert=convert_movielens,
+    ),
+    "ml-32m": _grouplens(
+        "ml-32m",
+        "d472be332d4daa821edc399621853b57",
+        load=None,
+        schema=movielens_large_schema(),
+        convert=convert_movielens,
+    ),
+    "amazon-reviews": _Public(None, amazon_schema(), "timestamp", convert=convert_amazon_reviews),
     "kuairand-pure": _Public(
         lambda path: kuairand(_needed(path)),
         kuairand_schema(),
@@ -190,6 +205,14 @@ PUBLIC: dict[str, _Public] = {
         "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
         "0820331067a3784d9691136f772b35a7",
         "KuaiRand-Pure/data",
+    ),
+    "kuairand-1k": _Public(
+        lambda path: kuairand(_needed(path)),
+        kuairand_schema(),
+        "time_ms",
+        "https://zenodo.org/records/10439422/files/KuaiRand-1K.tar.gz",
+        "6b0b9c8222d67fcd4c676218edca3f1f",
+        "KuaiRand-1K/data",
     ),
 }
 """Public sets by name."""
@@ -205,11 +228,13 @@ class PublicRankingData(RankingData):
 
     Parameters
     ----------
-    name : {"census-income", "ml-100k", "ml-1m", "kuairand-pure"}, default "census-income"
-        The set.
+    name : str, default "census-income"
+        The set: "census-income", "ml-100k", "ml-1m", "ml-20m", "ml-32m", "kuairand-pure", "kuairand-1k" or
+        "amazon-reviews".
     path : str, optional
-        Folder of the files (of census-income: the file), as they are distributed. For census-income without a path, the
-        embedded sample of 8,000 rows.
+        Folder of the files (of census-income and amazon-reviews: the file), as they are distributed. For census-income
+        without a path, the embedded sample of 8,000 rows. Of ml-20m, ml-32m and amazon-reviews a Parquet file per part
+        is written beside them once, in a folder whose name ends in ``moeapps``; remove it to have it written again.
     download : bool, default False
         Whether to download missing files to ``path`` and to check them against their MD5. By using a set you accept its
         licence.
@@ -244,8 +269,9 @@ class PublicRankingData(RankingData):
         if name not in PUBLIC:
             raise ConfigError(f"name must be one of {', '.join(PUBLIC)}, got {name!r}")
         public = PUBLIC[name]
-        if path is None and public.url is not None:
-            raise ConfigError(f"{name} is not part of the package: give its folder as path (download: {public.url})")
+        if path is None and name != "census-income":
+            where = f"its folder as path (download: {public.url})" if public.url else "its file as path"
+            raise ConfigError(f"{name} is not part of the package: give {where}")
         super().__init__(
             targets=targets or public.schema.targets,
             predict=predict,
@@ -270,9 +296,12 @@ class PublicRankingData(RankingData):
         """A part of the set, or the file to predict."""
         if part == "predict" and self.parts["predict"] != "test":
             return super().load(part)
+        public = PUBLIC[self.set_name]
+        where = None if self.path is None else _folder(self.path, public.inside) or Path(self.path)
+        if public.convert is not None:
+            return _converted(public.convert, _needed(where), "test" if part == "predict" else part)
         if not self._frames:
-            public = PUBLIC[self.set_name]
-            where = None if self.path is None else _folder(self.path, public.inside) or Path(self.path)
+            assert public.load is not None
             frame = public.load(where)
             if public.time is not None:
                 parts = time_split(frame, public.time)
@@ -283,6 +312,14 @@ class PublicRankingData(RankingData):
                 parts = [frame.iloc[rows] for rows in np.split(order, cuts)]
             self._frames = dict(zip(("train", "val", "test"), parts, strict=True))
         return self._frames["test" if part == "predict" else part]
+
+
+def _converted(convert: Callable[[Path, Path], Any], source: Path, part: str) -> str:
+    """File of a part of a large set, after all parts were written, if they were not."""
+    folder = source / "moeapps" if source.is_dir() else source.with_name(f"{source.name}.moeapps")
+    if not all((folder / f"{name}.parquet").is_file() for name in PARTS):
+        convert(source, folder)
+    return str(folder / f"{part}.parquet")
 
 
 def _folder(path: str, inside: str) -> Path | None:

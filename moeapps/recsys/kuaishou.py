@@ -1,4 +1,4 @@
-"""KuaiRand-Pure: six tasks of short videos, in HoME's two groups."""
+"""KuaiRand: six tasks of short videos, in HoME's two groups."""
 
 from pathlib import Path
 
@@ -23,12 +23,14 @@ _VIDEO = ("author_id", "video_type", "upload_type", "music_type", "tag")
 
 
 def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
-    """KuaiRand-Pure (Gao et al., CIKM 2022), the standard log: six binary tasks of short videos.
+    """KuaiRand-Pure or KuaiRand-1K (Gao et al., CIKM 2022), the standard log: six binary tasks of short videos.
 
     Parameters
     ----------
     folder : str or Path
-        Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``.
+        Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``, or
+        with those of ``1k`` instead of ``pure``. The rows with their histories are in memory: some 2 million of Pure,
+        12 million of 1K.
     max_history : int, default 50
         Number of newest entries of a history, which has the videos that the user clicked before.
 
@@ -43,16 +45,20 @@ def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
         If a file or column is missing.
     """
     folder = Path(folder)
-    logs = sorted(folder.glob("log_standard_*_pure.csv"))
-    if not logs:
-        raise DataError(f"{folder} has no log_standard_*_pure.csv, expected the folder data of KuaiRand-Pure")
+    size = next((size for size in ("pure", "1k") if any(folder.glob(f"log_standard_*_{size}.csv"))), None)
+    if size is None:
+        raise DataError(
+            f"{folder} has no log_standard_*_pure.csv and no log_standard_*_1k.csv, expected the folder data of "
+            "KuaiRand-Pure or KuaiRand-1K"
+        )
+    logs = sorted(folder.glob(f"log_standard_*_{size}.csv"))
     tasks = [task for group in KUAIRAND_GROUPS.values() for task in group]
     columns = ["user_id", "video_id", "time_ms", "hourmin", "tab", *tasks]
     log = pd.concat([_csv(path, columns) for path in logs], ignore_index=True)
     log["hour"] = log.pop("hourmin") // 100
     frame = add_history(log, "user_id", "video_id", "time_ms", max_history, where="is_click")
-    users = _csv(folder / "user_features_pure.csv", ["user_id", *_USER])
-    videos = _csv(folder / "video_features_basic_pure.csv", ["video_id", *_VIDEO, "video_duration"])
+    users = _csv(folder / f"user_features_{size}.csv", ["user_id", *_USER])
+    videos = _csv(folder / f"video_features_basic_{size}.csv", ["video_id", *_VIDEO, "video_duration"])
     return frame.merge(users, on="user_id", how="left").merge(videos, on="video_id", how="left")
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.recsys import (
     PublicRankingData,
     add_history,
     amazon_reviews,
+    amazon_schema,
     census_income,
     census_schema,
     convert_ali_ccp,
+    convert_movielens,
     kuairand,
     kuairand_schema,
     leave_last_out,
@@ -201,3 +203,120 @@ def test_what_is_not_there_is_downloaded_checked_and_unpacked_when_asked(tmp_pat
     data.prepare_data()
     PublicRankingData("ml-100k", str(tmp_path / "nothing")).prepare_data()
     assert len(asked) == 1
+
+
+def large_movielens(folder, users=9, films=12, seed=0):
+    """Files in the form of MovieLens 20M and 32M."""
+    rng = np.random.default_rng(seed)
+    rows = [(u, f, rng.integers(1, 11) / 2, rng.integers(0, 60)) for u in range(1, users) for f in range(1, films)]
+    lines = [",".join(map(str, row)) for row in rng.permutation(np.array(rows, dtype=object)).tolist()]
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines) + "\n")
+    titles = [f'{f},"Film, The ({1990 + f})",Comedy|Crime' for f in range(1, films - 1)]
+    (folder / "movies.csv").write_text(
+        "movieId,title,genres\n" + "\n".join([*titles, f"{films - 1},Serial,War"]) + "\n"
+    )
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+
+
+def test_large_movielens_becomes_parts_with_the_histories_of_its_frame(tmp_path):
+    frame = add_history(large_movielens(tmp_path), max_history=4)
+    parts = dict(zip(["train", "val", "test"], time_split(frame, "timestamp"), strict=True))
+    rows = convert_movielens(tmp_path, tmp_path / "out", max_history=4)
+    for name, expected in parts.items():
+        found = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        assert rows[name] == len(found) == len(expected)
+        for column in ("user_id", "item_id", "rating", "timestamp"):
+            assert found[column].tolist() == expected[column].tolist()
+        assert [list(entries) for entries in found["item_id_history"]] == expected["item_id_history"].tolist()
+        assert found["liked"].tolist() == (expected["rating"] >= 4).tolist()
+    every = pd.concat(pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in parts)
+    film = every.drop_duplicates("item_id").set_index("item_id")
+    assert (film.loc[3, "year"], film.loc[3, "genre"]) == (1993, "Comedy+Crime")
+    assert np.isnan(film.loc[11, "year"])
+
+
+@pytest.mark.parametrize("name", ["ml-20m", "ml-32m"])
+def test_large_movielens_is_known_by_name_and_written_once(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    large_movielens(tmp_path / name)
+    data = PublicRankingData(name, str(tmp_path), batch_size=16)
+    data.setup("fit")
+    path = Path(data.load("train"))
+    written = path.stat().st_mtime_ns
+    assert path == tmp_path / name / "moeapps" / "train.parquet"
+    assert len(data._train) == len(pd.read_parquet(path))
+    assert data.encoder.table_sizes[1] > 3
+    data.teardown("fit")
+    assert Path(PublicRankingData(name, str(tmp_path)).load("test")).name == "test.parquet"
+    assert path.stat().st_mtime_ns == written
+
+
+def test_wrong_files_of_large_movielens_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"ratings.csv does not exist"):
+        convert_movielens(tmp_path, tmp_path / "out")
+    large_movielens(tmp_path)
+    (tmp_path / "movies.csv").write_text("movieId,name\n1,x\n")
+    with pytest.raises(DataError, match=r"movies.csv lacks the columns 'title', 'genres'"):
+        convert_movielens(tmp_path, tmp_path / "out")
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,abc,5,1\n")
+    with pytest.raises(DataError, match=r"ratings.csv: .*abc"):
+        convert_movielens(tmp_path, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*.parquet"))
+
+
+REVIEWS = [("AUSERNUMBER01", f"B00000000{i}", float(i), i) for i in range(1, 6)]
+
+
+def ratings_csv(order, header=""):
+    return header + "".join(",".join(str(row[i]) for i in order) + "\n" for row in REVIEWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Video_Games.csv", ratings_csv((0, 1, 2, 3), "user_id,parent_asin,rating,timestamp\n")),  # 2023
+        ("Video_Games.csv", ratings_csv((1, 0, 2, 3))),  # 2018
+        ("ratings_Video_Games.csv", ratings_csv((0, 1, 2, 3))),  # 2014
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_amazon_ratings_of_all_editions_are_read(name, text, compressed, tmp_path):
+    path = tmp_path / (f"{name}.gz" if compressed else name)
+    path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
+    frame = amazon_reviews(path, max_history=2)
+    assert frame["user_id"].unique().tolist() == ["AUSERNUMBER01"]
+    assert frame["item_id_history"].tolist()[-1] == ["B000000003", "B000000004"]
+    amazon_schema().check_columns(frame, targets=True)
+
+
+def test_amazon_reviews_become_parts_and_are_known_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [
+        {"user_id": f"U{rng.integers(5)}", "parent_asin": f"I{i}", "rating": 4.0, "timestamp": i, "text": "fine"}
+        for i in range(50)
+    ]
+    path = tmp_path / "X.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    data = PublicRankingData("amazon-reviews", str(path))
+    train = pd.read_parquet(data.load("train"))
+    expected = amazon_reviews(path).head(40)
+    assert train["user_id"].tolist() == expected["user_id"].tolist()
+    assert [list(entries) for entries in train["item_id_history"]] == expected["item_id_history"].tolist()
+    with pytest.raises(ConfigError, match="amazon-reviews is not part of the package: give its file as path"):
+        PublicRankingData("amazon-reviews")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "neither a header of 2023 nor a rating of 2014 or 2018"),
+        ('{"title": "x"}\n', "line 1: not a review"),
+        ("user_id,parent_asin,rating,timestamp\nA,B,x,3\n", "x.csv: .*'x'"),
+        ("user_id,parent_asin,rating\nA,B,3\n", "x.csv lacks the column 'timestamp'"),
+        ("user_id,parent_asin,rating,timestamp\nA,B,,3\n", "line 2: not a review \\(rating is missing"),
+    ],
+)
+def test_what_is_no_file_of_amazon_reviews_is_refused(text, message, tmp_path):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        amazon_reviews(tmp_path / "x.csv")
