@@ -146,7 +146,7 @@ class DenseExperts(nn.Module):
             # A path's experts side by side: (count, dim, per_path * width)
             w = w.unflatten(0, (count, per_path)).transpose(1, 2).flatten(2)
             out = torch.baddbmm(b.view(count, 1, -1), z.transpose(0, 1), w)
-            parts.append(out.transpose(0, 1).reshape(len(z), count * per_path, -1))
+            parts.append(out.transpose(0, 1).reshape(z.shape[0], count * per_path, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def extra_repr(self) -> str:

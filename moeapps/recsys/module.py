@@ -231,7 +231,7 @@ class RankingModule(Configurable, DataDependentModule):
                 "'bf16-mixed' or '32-true'"
             )
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(self.parameters())
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
