@@ -251,17 +251,49 @@ def show_profile(name: str, found: dict[str, dict[str, float]]) -> None:
     Console(width=140).print(table)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("tables", "tasks", "threads", "model", "ms a step", "torch-rechub, fastest", "its trainer", "ratio")
+def speeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians and ratios of moeapps' candidates, with all numbers of threads in one line."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         medians = {name: float(np.median(values)) for name, values in row["ms"].items()}
-        rivals = {name: ms for name, ms in medians.items() if name.startswith("torch-rechub")}
-        trainer = next((f"{ms:.1f}" for name, ms in rivals.items() if name.endswith("trainer")), "")
-        best = min(rivals.values(), default=float("nan"))
-        for name in medians.keys() - rivals.keys():
-            place = [str(row["tables"] or "census"), str(row["tasks"]), str(row["threads"])]
-            table.add_row(*place, name, f"{medians[name]:.1f}", f"{best:.1f}", trainer, f"{best / medians[name]:.2f}")
-    Console(width=140).print(table)
+        rivals = {name.rsplit(", ", 1)[1]: ms for name, ms in medians.items() if name.startswith("torch-rechub")}
+        for name, ms in medians.items():
+            if not name.startswith("torch-rechub"):
+                line = found.setdefault((row["tables"], row["tasks"], name), {})
+                line[row["threads"]] = (ms, rivals)
+    return [{"tables": t, "tasks": tasks, "model": model, **line} for (t, tasks, model), line in found.items()]
+
+
+def tables(document: dict[str, Any]) -> str:
+    """What docs/benchmarks.md has."""
+    threads = sorted({row["threads"] for row in document["rows"]})
+    heads = [f"{what}, {n} thread{'s' * (n > 1)}" for n in threads for what in ("ms", "torch-rechub", "ratio")]
+    lines = [_line("tables", "tasks", "model", *heads, "its trainer, 1 thread"), _line(*["---"] * (len(heads) + 4))]
+    for row in speeds(document["rows"]):
+        cells = []
+        for n in threads:
+            ms, rivals = row.get(n, (float("nan"), {}))
+            best = min((value for way, value in rivals.items() if way != "trainer"), default=None)
+            cells += [f"{ms:.1f}", "" if best is None else f"{best:.1f}", "" if best is None else f"{best / ms:.2f}"]
+        trainer = row[1][1].get("trainer") if 1 in row else None
+        place = (row["tables"] or "census", row["tasks"], row["model"])
+        lines.append(_line(*place, *cells, "" if trainer is None else f"{trainer:.1f}"))
+    profiles = document["profiles"]
+    lines += ["", _line("model, tasks, tables", *next(iter(profiles["after"].values())), "all"), _line(*["---"] * 8)]
+    for name, after in profiles["after"].items():
+        if not name.endswith((" 1", " 8")):
+            pairs = [*zip(profiles["before"][name].values(), after.values(), strict=True)]
+            pairs.append((sum(profiles["before"][name].values()), sum(after.values())))
+            lines.append(_line(name, *(f"{old:.1f}, {new:.1f}" for old, new in pairs)))
+    lines += ["", _line("optimiser", "income", "never married"), _line(*["---"] * 3)]
+    for way, runs in document["accuracy"].items():
+        values = [[run[task] for run in runs] for task in ("income", "never_married")]
+        lines.append(_line(way, *(f"{np.mean(v):.4f} ± {np.std(v):.4f}" for v in values)))
+    return "\n".join(lines)
+
+
+def _line(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def keep_memory(tables: list[int]) -> None:
@@ -313,8 +345,9 @@ def main() -> None:
             row for row in document.get("rows", []) if row["tables"] not in tables or row["threads"] not in threads
         ]
         document["rows"] = sorted([*others, *rows], key=lambda row: (row["tables"], row["tasks"], row["threads"]))
-        show(document["rows"])
     options.output.write_text(json.dumps(document, indent=1) + "\n")
+    if {"rows", "profiles", "accuracy"} <= document.keys():
+        print(tables(document))
 
 
 if __name__ == "__main__":
