@@ -272,7 +272,10 @@ def tables(document: dict[str, Any]) -> str:
     for row in speeds(document["rows"]):
         cells = []
         for n in threads:
-            ms, rivals = row.get(n, (float("nan"), {}))
+            if n not in row:
+                cells += ["", "", ""]
+                continue
+            ms, rivals = row[n]
             best = min((value for way, value in rivals.items() if way != "trainer"), default=None)
             cells += [f"{ms:.1f}", "" if best is None else f"{best:.1f}", "" if best is None else f"{best / ms:.2f}"]
         trainer = row[1][1].get("trainer") if 1 in row else None
