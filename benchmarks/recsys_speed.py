@@ -3,6 +3,7 @@
     python benchmarks/recsys_speed.py [--tables 0,1,8,64] [--threads 1,2] [--rounds 5]
     python benchmarks/recsys_speed.py --profile after
     python benchmarks/recsys_speed.py --accuracy census-income.test.gz
+    python benchmarks/recsys_speed.py --compile
 
 One step is forward, loss, backward and the optimiser on 1,024 rows; batches are ready in memory, so that neither side's
 loading counts. 0 tables is census-income (the embedded sample; 32 columns of categories with embeddings of 4, 14
@@ -19,7 +20,7 @@ since other processes share the machine; two in elapsed time. torch-rechub is le
 `--profile NAME` measures where moeapps' step spends its time, and keeps that under NAME beside other profiles.
 Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
-AUCs on the last fifth, 5 seeds.
+AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def training_step(network: torch.nn.Module, optimizers: list[Any], loss: Any, in
     return step
 
 
-def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False) -> Step:
+def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False, compile_it: bool = False) -> Step:
     torch.manual_seed(0)
     width = data.rows[0].dense.shape[1]
     embedding = FeatureEmbedding(data.sizes, len(data.sizes), width, dim=data.width, sparse_gradients=lazy)
@@ -113,7 +114,8 @@ def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False) ->
 
         kind = LazyAdamW
     optimizer = kind(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
+    run: Any = torch.compile(network) if compile_it else network
+    return training_step(run, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
 
 
 def rechub(model: str, experts: dict[str, int], data: Data, way: str) -> Step:
@@ -243,6 +245,22 @@ def accuracy(path: Path) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def compiled(rounds: int) -> dict[str, Any]:
+    """Median milliseconds of a step with and without torch.compile, and the seconds of its first two steps."""
+    data, found = census(8), {}
+    for name, model, settings in (
+        ("MMoE", "mmoe", {"num_experts": 8}),
+        ("PLE", "ple", {"num_specific": 1, "num_shared": 2}),
+    ):
+        steps = {"eager": ours(model, settings, data), "compiled": ours(model, settings, data, compile_it=True)}
+        start = time.perf_counter()
+        steps["compiled"](0), steps["compiled"](1)
+        seconds = time.perf_counter() - start
+        found[name] = {"compiling, s": seconds}
+        found[name] |= {way: float(np.median(ms)) for way, ms in measure(steps, rounds, 10, 1).items()}
+    return found
+
+
 def show_profile(name: str, found: dict[str, dict[str, float]]) -> None:
     kinds = list(next(iter(found.values())))
     table = Table(f"ms a step, {name}", *kinds, "all")
@@ -264,7 +282,7 @@ def speeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"tables": t, "tasks": tasks, "model": model, **line} for (t, tasks, model), line in found.items()]
 
 
-def tables(document: dict[str, Any]) -> str:
+def markdown(document: dict[str, Any]) -> str:
     """What docs/benchmarks.md has."""
     threads = sorted({row["threads"] for row in document["rows"]})
     heads = [f"{what}, {n} thread{'s' * (n > 1)}" for n in threads for what in ("ms", "torch-rechub", "ratio")]
@@ -292,6 +310,8 @@ def tables(document: dict[str, Any]) -> str:
     for way, runs in document["accuracy"].items():
         values = [[run[task] for run in runs] for task in ("income", "never_married")]
         lines.append(_line(way, *(f"{np.mean(v):.4f} ± {np.std(v):.4f}" for v in values)))
+    lines += ["", _line("model", "compiling, s", "eager, ms", "compiled, ms"), _line(*["---"] * 4)]
+    lines += [_line(name, *(f"{value:.1f}" for value in run.values())) for name, run in document["compile"].items()]
     return "\n".join(lines)
 
 
@@ -315,6 +335,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--accuracy", type=Path)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
     tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
@@ -325,6 +346,8 @@ def main() -> None:
     if options.profile:
         document.setdefault("profiles", {}).setdefault(options.profile, {}).update(profiles(tables))
         show_profile(options.profile, document["profiles"][options.profile])
+    elif options.compile:
+        document["compile"] = compiled(options.rounds)
     elif options.accuracy:
         torch.set_num_threads(1)
         document["accuracy"] = accuracy(options.accuracy)
@@ -349,8 +372,8 @@ def main() -> None:
         ]
         document["rows"] = sorted([*others, *rows], key=lambda row: (row["tables"], row["tasks"], row["threads"]))
     options.output.write_text(json.dumps(document, indent=1) + "\n")
-    if {"rows", "profiles", "accuracy"} <= document.keys():
-        print(tables(document))
+    if {"rows", "profiles", "accuracy", "compile"} <= document.keys():
+        print(markdown(document))
 
 
 if __name__ == "__main__":

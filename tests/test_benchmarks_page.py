@@ -306,7 +306,7 @@ def test_recommendation_accuracy():
 
 
 def test_recommendation_speed():
-    for line in script("recsys_speed").tables(results("recsys_speed")).splitlines():
+    for line in script("recsys_speed").markdown(results("recsys_speed")).splitlines():
         assert line in PAGE, line
     for rows, run in results("recsys_scoring")["runs"].items():
         kinds = ("predict", "fit, one epoch")
