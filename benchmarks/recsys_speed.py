@@ -3,6 +3,7 @@
     python benchmarks/recsys_speed.py [--tables 0,1,8,64] [--threads 1,2] [--rounds 5]
     python benchmarks/recsys_speed.py --profile after
     python benchmarks/recsys_speed.py --accuracy census-income.test.gz
+    python benchmarks/recsys_speed.py --compile
 
 One step is forward, loss, backward and the optimiser on 1,024 rows; batches are ready in memory, so that neither side's
 loading counts. 0 tables is census-income (the embedded sample; 32 columns of categories with embeddings of 4, 14
@@ -19,7 +20,7 @@ since other processes share the machine; two in elapsed time. torch-rechub is le
 `--profile NAME` measures where moeapps' step spends its time, and keeps that under NAME beside other profiles.
 Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
-AUCs on the last fifth, 5 seeds.
+AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def training_step(network: torch.nn.Module, optimizers: list[Any], loss: Any, in
     return step
 
 
-def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False) -> Step:
+def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False, compile_it: bool = False) -> Step:
     torch.manual_seed(0)
     width = data.rows[0].dense.shape[1]
     embedding = FeatureEmbedding(data.sizes, len(data.sizes), width, dim=data.width, sparse_gradients=lazy)
@@ -113,7 +114,8 @@ def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False) ->
 
         kind = LazyAdamW
     optimizer = kind(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
+    run: Any = torch.compile(network) if compile_it else network
+    return training_step(run, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
 
 
 def rechub(model: str, experts: dict[str, int], data: Data, way: str) -> Step:
@@ -243,6 +245,22 @@ def accuracy(path: Path) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def compiled(rounds: int) -> dict[str, Any]:
+    """Median milliseconds of a step with and without torch.compile, and the seconds of its first two steps."""
+    data, found = census(8), {}
+    for name, model, settings in (
+        ("MMoE", "mmoe", {"num_experts": 8}),
+        ("PLE", "ple", {"num_specific": 1, "num_shared": 2}),
+    ):
+        steps = {"eager": ours(model, settings, data), "compiled": ours(model, settings, data, compile_it=True)}
+        start = time.perf_counter()
+        steps["compiled"](0), steps["compiled"](1)
+        seconds = time.perf_counter() - start
+        found[name] = {"compiling, s": seconds}
+        found[name] |= {way: float(np.median(ms)) for way, ms in measure(steps, rounds, 10, 1).items()}
+    return found
+
+
 def show_profile(name: str, found: dict[str, dict[str, float]]) -> None:
     kinds = list(next(iter(found.values())))
     table = Table(f"ms a step, {name}", *kinds, "all")
@@ -251,17 +269,54 @@ def show_profile(name: str, found: dict[str, dict[str, float]]) -> None:
     Console(width=140).print(table)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("tables", "tasks", "threads", "model", "ms a step", "torch-rechub, fastest", "its trainer", "ratio")
+def speeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians and ratios of moeapps' candidates, with all numbers of threads in one line."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         medians = {name: float(np.median(values)) for name, values in row["ms"].items()}
-        rivals = {name: ms for name, ms in medians.items() if name.startswith("torch-rechub")}
-        trainer = next((f"{ms:.1f}" for name, ms in rivals.items() if name.endswith("trainer")), "")
-        best = min(rivals.values(), default=float("nan"))
-        for name in medians.keys() - rivals.keys():
-            place = [str(row["tables"] or "census"), str(row["tasks"]), str(row["threads"])]
-            table.add_row(*place, name, f"{medians[name]:.1f}", f"{best:.1f}", trainer, f"{best / medians[name]:.2f}")
-    Console(width=140).print(table)
+        rivals = {name.rsplit(", ", 1)[1]: ms for name, ms in medians.items() if name.startswith("torch-rechub")}
+        for name, ms in medians.items():
+            if not name.startswith("torch-rechub"):
+                line = found.setdefault((row["tables"], row["tasks"], name), {})
+                line[row["threads"]] = (ms, rivals)
+    return [{"tables": t, "tasks": tasks, "model": model, **line} for (t, tasks, model), line in found.items()]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """What docs/benchmarks.md has."""
+    threads = sorted({row["threads"] for row in document["rows"]})
+    heads = [f"{what}, {n} thread{'s' * (n > 1)}" for n in threads for what in ("ms", "torch-rechub", "ratio")]
+    lines = [_line("tables", "tasks", "model", *heads, "its trainer, 1 thread"), _line(*["---"] * (len(heads) + 4))]
+    for row in speeds(document["rows"]):
+        cells = []
+        for n in threads:
+            if n not in row:
+                cells += ["", "", ""]
+                continue
+            ms, rivals = row[n]
+            best = min((value for way, value in rivals.items() if way != "trainer"), default=None)
+            cells += [f"{ms:.1f}", "" if best is None else f"{best:.1f}", "" if best is None else f"{best / ms:.2f}"]
+        trainer = row[1][1].get("trainer") if 1 in row else None
+        place = (row["tables"] or "census", row["tasks"], row["model"])
+        lines.append(_line(*place, *cells, "" if trainer is None else f"{trainer:.1f}"))
+    profiles = document["profiles"]
+    lines += ["", _line("model, tasks, tables", *next(iter(profiles["after"].values())), "all"), _line(*["---"] * 8)]
+    for name, after in profiles["after"].items():
+        if not name.endswith((" 1", " 8")):
+            pairs = [*zip(profiles["before"][name].values(), after.values(), strict=True)]
+            pairs.append((sum(profiles["before"][name].values()), sum(after.values())))
+            lines.append(_line(name, *(f"{old:.1f}, {new:.1f}" for old, new in pairs)))
+    lines += ["", _line("optimiser", "income", "never married"), _line(*["---"] * 3)]
+    for way, runs in document["accuracy"].items():
+        values = [[run[task] for run in runs] for task in ("income", "never_married")]
+        lines.append(_line(way, *(f"{np.mean(v):.4f} ± {np.std(v):.4f}" for v in values)))
+    lines += ["", _line("model", "compiling, s", "eager, ms", "compiled, ms"), _line(*["---"] * 4)]
+    lines += [_line(name, *(f"{value:.1f}" for value in run.values())) for name, run in document["compile"].items()]
+    return "\n".join(lines)
+
+
+def _line(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def keep_memory(tables: list[int]) -> None:
@@ -280,6 +335,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--accuracy", type=Path)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
     tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
@@ -290,6 +346,8 @@ def main() -> None:
     if options.profile:
         document.setdefault("profiles", {}).setdefault(options.profile, {}).update(profiles(tables))
         show_profile(options.profile, document["profiles"][options.profile])
+    elif options.compile:
+        document["compile"] = compiled(options.rounds)
     elif options.accuracy:
         torch.set_num_threads(1)
         document["accuracy"] = accuracy(options.accuracy)
@@ -313,8 +371,9 @@ def main() -> None:
             row for row in document.get("rows", []) if row["tables"] not in tables or row["threads"] not in threads
         ]
         document["rows"] = sorted([*others, *rows], key=lambda row: (row["tables"], row["tasks"], row["threads"]))
-        show(document["rows"])
     options.output.write_text(json.dumps(document, indent=1) + "\n")
+    if {"rows", "profiles", "accuracy", "compile"} <= document.keys():
+        print(markdown(document))
 
 
 if __name__ == "__main__":
