@@ -38,11 +38,13 @@ from moeapps.recsys.multigate import (
 )
 from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.recommend import Ranks, ranks_of, recommendation_table
+from moeapps.recsys.scenarios import STAR, PEPNet, PEPNetConfig
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 
 __all__ = [
     "DIN",
     "PLE",
+    "STAR",
     "AWMoE",
     "AWMoERanker",
     "AdaTT",
@@ -57,6 +59,8 @@ __all__ = [
     "MultiGateConfig",
     "MultiTaskRanker",
     "OnnxRanker",
+    "PEPNet",
+    "PEPNetConfig",
     "PLEConfig",
     "PublicRankingData",
     "RankingConfig",

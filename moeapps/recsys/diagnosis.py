@@ -12,7 +12,6 @@ import torch
 from moeapps.core.errors import ConfigError
 from moeapps.core.views import Map, Views
 from moeapps.recsys.encoder import Rows
-from moeapps.recsys.multigate import SharedBottom
 from moeapps.recsys.network import MultiTaskNetwork
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Diagnosis:
 
 def has_gates(network: Any) -> bool:
     """Whether a network has gates to diagnose."""
-    return isinstance(network, MultiTaskNetwork) and not isinstance(network.model, SharedBottom)
+    return isinstance(network, MultiTaskNetwork) and network.model.gated
 
 
 @torch.no_grad()
@@ -167,7 +166,7 @@ def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> D
     Raises
     ------
     ConfigError
-        If the network has no gates (Shared-Bottom, DIN).
+        If the network has no gates of experts (Shared-Bottom, STAR, PEPNet, DIN).
     """
     model = getattr(network, "model", network)
     if not has_gates(network):
@@ -178,6 +177,7 @@ def diagnose(network: Any, rows: Rows, task_names: list[str] | None = None) -> D
     finally:
         model.record = False
     experts, gates = [], []
+    task_names = network.head_names or task_names
     for level in model.recorded:
         outputs, weights = level["outputs"], level["weights"]
         expert_names = [_named(name, task_names) for name in level["experts"]]

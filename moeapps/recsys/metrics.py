@@ -6,17 +6,21 @@ instead of 2^y - 1 and averages over ties, their AUC per user is not weighted by
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError
+from moeapps.core.views import Map
+from moeapps.recsys.encoder import FIRST, TableEncoder
+from moeapps.recsys.targets import Targets
 
-__all__ = ["auc", "calibration", "gauc", "ndcg_at_k", "task_table"]
+__all__ = ["ScenarioScores", "auc", "calibration", "gauc", "ndcg_at_k", "scenario_slices", "task_table"]
 
 
 def auc(y: ArrayLike, score: ArrayLike) -> float:
@@ -120,6 +124,75 @@ def calibration(y: ArrayLike, probability: ArrayLike) -> float:
     """
     truth, predicted = _known(y, probability)
     return float(predicted.mean() / truth.mean()) if truth.sum() > 0 else float("nan")
+
+
+SCENARIOS = 20
+"""Number of scenarios whose AUC is logged: more would hide the other metrics of an epoch."""
+
+
+@dataclass(frozen=True)
+class ScenarioScores:
+    """AUC of each binary task in each scenario.
+
+    Parameters
+    ----------
+    column : str
+        The scenarios' column.
+    auc : DataFrame
+        One row per task, one column per scenario; NaN where the known labels are of one class.
+    rows : Series
+        Number of rows of each scenario.
+    """
+
+    column: str
+    auc: pd.DataFrame
+    rows: pd.Series
+
+    @classmethod
+    def measure(
+        cls, outputs: Any, labels: Any, codes: Any, targets: Targets, encoder: TableEncoder, column: str
+    ) -> Self:
+        """Measure outputs ``(N, T)`` against labels ``(N, T)`` for the scenarios that training saw first, at most 20.
+
+        Which scenarios are measured depends on the table only, so that all processes log the same.
+        """
+        values = encoder.values.get(column)
+        number = encoder.table_sizes[encoder.table_names.index(column)] - FIRST
+        names = [str(s) for s in (range(number) if values is None else values)][:SCENARIOS]
+        binary = [name for name in targets.names if targets.kinds[name] == "binary"]
+        masks = {name: codes == s + FIRST for s, name in enumerate(names)}
+        areas = [
+            [auc(labels[mask, t], outputs[mask, t]) for mask in masks.values()]
+            for t in map(targets.names.index, binary)
+        ]
+        rows = pd.Series({name: int(mask.sum()) for name, mask in masks.items()}, dtype=int)
+        return cls(column, pd.DataFrame(areas, index=pd.Index(binary), columns=pd.Index(names)), rows)
+
+    def metrics(self) -> dict[str, float]:
+        """``<task>/<scenario>`` to its AUC."""
+        return {
+            f"{task}/{name}": float(self.auc.loc[task, name]) for task in self.auc.index for name in self.auc.columns
+        }
+
+    def map(self) -> Map:
+        """For a report: tasks by scenarios, with the number of rows."""
+        shown = self.auc.set_axis([f"{name} ({self.rows[name]:,} rows)" for name in self.auc.columns], axis=1)
+        return Map.of(f"AUC by task and {self.column}", shown, "task", self.column)
+
+
+def scenario_slices(frame: pd.DataFrame, column: str) -> dict[str, NDArray[np.bool_]]:
+    """Masks ``(N,)`` of the rows of each value of a column, the most frequent first; missing values are one slice.
+
+    Raises
+    ------
+    DataError
+        If the frame has no such column.
+    """
+    if column not in frame.columns:
+        raise DataError(f"scenario={column!r} is not a column of the frame")
+    codes, values = pd.factorize(frame[column], use_na_sentinel=True)
+    names = {code: f"{column}={value}" for code, value in enumerate(values)} | {-1: f"{column} missing"}
+    return {names[code]: np.asarray(codes == code) for code in pd.Series(codes).value_counts().index}
 
 
 def task_table(

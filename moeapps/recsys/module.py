@@ -20,8 +20,8 @@ from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
-from moeapps.recsys.metrics import auc
-from moeapps.recsys.network import MultiTaskNetwork, RankingConfig, SequenceNetwork, build_network
+from moeapps.recsys.metrics import ScenarioScores, auc
+from moeapps.recsys.network import MultiTaskNetwork, RankingConfig, SequenceNetwork, build_network, scenario_column
 from moeapps.recsys.targets import Targets, task_losses
 
 __all__ = ["RankingModule"]
@@ -60,9 +60,10 @@ class RankingModule(Configurable, DataDependentModule):
         _check(config)
         self.config = config
         self.lr = config.lr  # an attribute of its own, since Lightning's learning-rate finder sets it
-        self._collected: list[tuple[Tensor, Tensor]] = []
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self._warned: set[str] = set()
         self._diagnosis: Diagnosis | None = None
+        self._scenario_scores: ScenarioScores | None = None
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
         """Build the network for a table, given its fitted encoder and targets.
@@ -79,6 +80,8 @@ class RankingModule(Configurable, DataDependentModule):
         if user is not None and user not in sparse:
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
         self._user = None if user is None else sparse.index(user)
+        scenario = self.config.scenario
+        self._scenario = None if scenario is None else scenario_column(encoder, scenario)
         self.network = build_network(encoder, targets, self.config)
         # Buffers, so that they move to the device; not saved, since they are settings
         for argument in ("task_weights", "positive_weight"):
@@ -149,8 +152,10 @@ class RankingModule(Configurable, DataDependentModule):
             self.log_dict({f"diagnosis/{name}": value for name, value in metrics.items()}, batch_size=len(batch[0]))
 
     def views(self) -> Views:
-        """Maps of the last validation's experts and gates."""
-        return self._diagnosis.views() if self._diagnosis is not None else Views()
+        """Maps of the last validation: experts and gates, AUC by task and scenario."""
+        views = self._diagnosis.views() if self._diagnosis is not None else Views()
+        scores = self._scenario_scores
+        return views if scores is None else Views([*views.maps, scores.map()], views.curves, views.hints)
 
     def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and each task's loss."""
@@ -162,10 +167,15 @@ class RankingModule(Configurable, DataDependentModule):
         logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
         logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
         self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
-        self._collected.append((outputs.float().cpu(), labels.cpu()))  # an AUC is no mean over batches
+        # An AUC is no mean over batches. Without scenarios, no codes are kept
+        codes = rows.sparse[:, :0] if self._scenario is None else rows.sparse[:, self._scenario]
+        self._collected.append((outputs.float().cpu(), labels.cpu(), codes.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only."""
+        """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only.
+
+        With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios.
+        """
         self._log_auc("val")
 
     def on_test_epoch_end(self) -> None:
@@ -173,7 +183,7 @@ class RankingModule(Configurable, DataDependentModule):
         self._log_auc("test")
 
     def _log_auc(self, stage: str) -> None:
-        outputs, labels = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        outputs, labels, codes = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
@@ -187,6 +197,11 @@ class RankingModule(Configurable, DataDependentModule):
                         stacklevel=2,
                     )
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
+        if self.config.scenario is not None:
+            scores = ScenarioScores.measure(outputs, labels, codes, self.targets, self.encoder, self.config.scenario)
+            for name, area in scores.metrics().items():
+                self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
+            self._scenario_scores = scores
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
         """The columns to keep, then one per target: probabilities, numbers, rates."""

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import pandas as pd
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from moeapps.core.config import store_arguments
+from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
+from moeapps.recsys.metrics import scenario_slices
 from moeapps.recsys.network import MULTI_TASK_MODELS
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
@@ -23,10 +26,11 @@ class MultiTaskRanker(Ranker):
 
     Parameters
     ----------
-    model : {"shared_bottom", "mmoe", "cgc", "ple", "adatt", "home"}, default "home"
-        The network.
-    groups : dict, optional
+    model : {"shared_bottom", "mmoe", "cgc", "ple", "adatt", "home", "star", "pepnet"}, default "home"
+        The network; ``"star"`` and ``"pepnet"`` need a ``scenario``.
+    groups : dict or "scenario", optional
         For HoME: name of a group to the names of its targets, every target once. One group of all by default.
+        ``"scenario"`` gives each scenario a group with heads of its own for every target.
     products : dict, optional
         Target to the target that it presupposes (``{"buy": "click"}``): the probability of the first is its tower's
         times that of the second (ESMM).
@@ -72,6 +76,10 @@ class MultiTaskRanker(Ranker):
         Folder for logs and checkpoints; none are written by default.
     random_state : int, RandomState or None, default None
         Seed of weights, order, noise and validation rows.
+    scenario : str, optional
+        Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
+        ``groups="scenario"`` are built on. :meth:`evaluate` and the logs have a line per scenario. A row of an unseen
+        or missing scenario is predicted by the shared weights.
 
     Attributes
     ----------
@@ -101,12 +109,13 @@ class MultiTaskRanker(Ranker):
     """
 
     models = MULTI_TASK_MODELS
+    scenario: str | None
 
     def __init__(
         self,
         model: str = "home",
         *,
-        groups: Mapping[str, Sequence[str]] | None = None,
+        groups: Mapping[str, Sequence[str]] | Literal["scenario"] | None = None,
         products: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         schema: Schema | None = None,
@@ -127,6 +136,7 @@ class MultiTaskRanker(Ranker):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        scenario: str | None = None,
     ) -> None:
         store_arguments(self, locals())
 
@@ -169,6 +179,46 @@ class MultiTaskRanker(Ranker):
             fitted._fit(frame, [targets] if isinstance(targets, str) else targets, ignored, kinds, validation)
         return self
 
+    def evaluate(
+        self,
+        frame: pd.DataFrame,
+        group: ArrayLike | None = None,
+        slices: Mapping[str, ArrayLike] | None = None,
+        scenario: str | Literal[False] | None = None,
+    ) -> pd.DataFrame:
+        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of the binary targets, also per scenario.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows with features and targets.
+        group : array of shape (N,), optional
+            User of each row.
+        slices : dict, optional
+            Name to a mask ``(N,)`` of rows, which are measured separately, too.
+        scenario : str or False, optional
+            Column of the frame, each value of which is a slice, ``"<column>=<value>"``. The ranker's own ``scenario``
+            by default; False for none.
+
+        Returns
+        -------
+        DataFrame
+            One row per task and slice; see :func:`~moeapps.recsys.task_table`.
+
+        Raises
+        ------
+        DataError
+            If the frame has no column ``scenario``.
+        """
+        frame = as_frame(frame)
+        name = self.scenario if scenario is None else scenario
+        by_scenario = {} if not name else scenario_slices(frame, name)
+        if name and name != self.scenario:  # it need not be a feature
+            check_is_fitted(self, "model_")
+            known = {*(feature.name for feature in self.encoder_.schema.features), *self.targets_.names}
+            frame = frame.drop(columns=[name] if name not in known else [])
+        return super().evaluate(frame, group, {**by_scenario, **(slices or {})})
+
     def diagnose(self, frame: pd.DataFrame) -> Diagnosis:
         """Measure collapse, degradation and underfitting of the experts on some rows.
 
@@ -191,3 +241,7 @@ class MultiTaskRanker(Ranker):
         """
         check_is_fitted(self, "model_")
         return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; in 0.1 some arguments did not exist."""
+        super().__setstate__({"scenario": None, **state})

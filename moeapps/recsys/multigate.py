@@ -8,7 +8,7 @@ representations of its paths to new ones.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class MultiTaskModel(Configurable, nn.Module):
 
     Attributes
     ----------
+    gated : bool
+        Whether the model has experts and gates to diagnose.
     width : int
         Width h of a representation.
     record : bool
@@ -89,6 +91,9 @@ class MultiTaskModel(Configurable, nn.Module):
     ConfigError
         If a size is below 1 or ``expert`` is empty.
     """
+
+    gated: ClassVar[bool] = True
+    towers: nn.Module
 
     def __init__(self, num_tasks: int, expert: Sequence[int], tower: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -107,7 +112,8 @@ class MultiTaskModel(Configurable, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(N, T)``: logits of binary tasks, predictions of regression tasks, log rates of counts."""
         self.recorded = []
-        return self.towers(self.represent(x))[..., 0]
+        outputs: Tensor = self.towers(self.represent(x))  # (N, T, 1)
+        return outputs[..., 0]
 
     def note(self, level: str, outputs: Tensor, weights: Tensor, experts: list[str], gates: list[str]) -> None:
         """Keep a level's outputs and weights in ``recorded``, if ``record`` is set."""
@@ -133,6 +139,8 @@ class SharedBottom(MultiTaskModel):
     **settings
         The fields of :class:`MultiGateConfig`; the shared MLP is the one expert.
     """
+
+    gated = False
 
     @takes(MultiGateConfig)
     def __init__(self, dim: int, num_tasks: int, layers: MultiGateConfig) -> None:

@@ -1,21 +1,24 @@
 """Embeddings and a model together: encoded rows in, one output per task."""
 
-# Shapes: N rows, T tasks, E experts, L entries of a sequence, P width of the profile, dim width of an embedding
+# Shapes: N rows, T tasks, S scenarios, E experts, L entries of a sequence, P width of the profile, dim width of an
+# embedding
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.kinds import is_named_id
 from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour
-from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
+from moeapps.recsys.scenarios import STAR, PEPNet, ScenarioHoME
 from moeapps.recsys.targets import Targets
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "RankingConfig",
     "SequenceNetwork",
     "build_network",
+    "scenario_column",
+    "scenario_numbers",
 ]
 
 MULTI_TASK_MODELS: dict[str, Any] = {
@@ -34,6 +39,8 @@ MULTI_TASK_MODELS: dict[str, Any] = {
     "ple": PLE,
     "adatt": AdaTT,
     "home": HoME,
+    "star": STAR,
+    "pepnet": PEPNet,
 }
 """Multi-task models by name."""
 
@@ -48,12 +55,15 @@ class RankingConfig:
     Parameters
     ----------
     model : str, default "home"
-        ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; for one binary target and a
-        history ``"din"`` or ``"aw_moe"``.
+        ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; with a ``scenario`` also
+        ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"`` or ``"aw_moe"``.
     options : dict, optional
-        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...).
-    groups : dict, optional
+        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...). PEPNet's
+        ``personal`` is a list of sparse columns: user and item; by default those named like ids, or all of them if
+        there is none.
+    groups : dict or "scenario", optional
         For HoME: name of a group to the names of its targets, every target once. One group of all by default.
+        ``"scenario"`` gives each scenario a group with heads of its own for every target.
     products : dict, optional
         Target to the target that it presupposes, both binary, as buying presupposes a click (ESMM, Ma et al., SIGIR
         2018): the probability of the first is its tower's times that of the second, so that both towers learn on all
@@ -83,11 +93,15 @@ class RankingConfig:
         Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
     temperature : float, default 0.1
         Temperature of the contrastive loss, above 0.
+    scenario : str, optional
+        Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
+        ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
+        scenario. A row of an unseen or missing one is predicted by the shared weights.
     """
 
     model: str = "home"
     options: dict[str, Any] | None = None
-    groups: dict[str, list[str]] | None = None
+    groups: dict[str, list[str]] | Literal["scenario"] | None = None
     products: dict[str, str] | None = None
     task_weights: dict[str, float] | None = None
     positive_weight: dict[str, float] | None = None
@@ -100,6 +114,7 @@ class RankingConfig:
     user: str | None = None
     mask_probability: float = 0.2
     temperature: float = 0.1
+    scenario: str | None = None
 
 
 class MultiTaskNetwork(nn.Module):
@@ -113,18 +128,33 @@ class MultiTaskNetwork(nn.Module):
         ``(N, d)`` to ``(N, T)``.
     products : dict, optional
         Number of a task to the number of the task that it presupposes, without circles; see :class:`RankingConfig`.
+    scenario : int, optional
+        Number of the sparse column with the scenarios, for a model that takes ``(N,)`` scenarios beside ``(N, d)``.
+    head_names : list of str, optional
+        Names of the model's heads in a diagnosis, where they are not the tasks'.
     """
 
+    # Defaults of what a pickle of 0.1 lacks
+    scenario: int | None = None
+    head_names: list[str] | None = None
+
     def __init__(
-        self, embedding: FeatureEmbedding, model: MultiTaskModel, products: Mapping[int, int] | None = None
+        self,
+        embedding: FeatureEmbedding,
+        model: MultiTaskModel,
+        products: Mapping[int, int] | None = None,
+        scenario: int | None = None,
+        head_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.embedding, self.model = embedding, model
         self.products = dict(products or {})
+        self.scenario, self.head_names = scenario, head_names
 
     def forward(self, rows: Rows) -> Tensor:
         """Outputs ``(N, T)``."""
-        outputs: Tensor = self.model(self.embedding(rows))
+        scenario = () if self.scenario is None else (scenario_numbers(rows, self.scenario),)
+        outputs: Tensor = self.model(self.embedding(rows), *scenario)
         if not self.products:
             return outputs
         columns = list(outputs.unbind(1))
@@ -203,24 +233,83 @@ def build_network(encoder: TableEncoder, targets: Targets, config: RankingConfig
     return build(encoder, targets, config)
 
 
+def scenario_numbers(rows: Rows, column: int) -> Tensor:
+    """Scenarios ``(N,)`` of rows: 1 to S, and 0 where it is missing or was not seen in training."""
+    return (rows.sparse[:, column] - (FIRST - 1)).clamp_min(0)
+
+
+def scenario_column(encoder: TableEncoder, scenario: str) -> int:
+    """Number of the scenario's column among the sparse ones.
+
+    Raises
+    ------
+    ConfigError
+        If it is not one of them.
+    """
+    names = [feature.name for feature in encoder.schema.sparse]
+    if scenario not in names:
+        raise ConfigError(f"scenario must be one of the sparse columns {', '.join(names)}, got {scenario!r}")
+    return names.index(scenario)
+
+
 def _multi_task(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork:
-    options = dict(config.options or {})
-    if config.groups is not None:
-        if config.model != "home":
-            raise ConfigError(f"groups are for model='home', got model={config.model!r}")
-        # HoME knows tasks by number
-        options["groups"] = {
-            group: [targets.index(name, f"groups: {group!r} has") for name in members]
-            for group, members in config.groups.items()
-        }
     products = {
         targets.index(task, "products:"): targets.index(presupposed, "products:")
         for task, presupposed in (config.products or {}).items()
     }
     _check_products(products, targets)
-    embedding = _embedding(encoder, config)
-    model = _make(MULTI_TASK_MODELS, config.model, options, embedding.out_dim, len(targets.names))
-    return MultiTaskNetwork(embedding, model, products)
+    embedding, options, name = _embedding(encoder, config), dict(config.options or {}), config.model
+    sizes = embedding.out_dim, len(targets.names)
+    if config.groups is not None and name != "home":
+        raise ConfigError(f"groups are for model='home', got model={name!r}")
+    by_scenario = config.groups == "scenario"
+    if not by_scenario and name not in ("star", "pepnet"):
+        if config.groups is not None:
+            options["groups"] = _groups(config.groups, targets)
+        return MultiTaskNetwork(embedding, _make(MULTI_TASK_MODELS, name, options, *sizes), products)
+    if config.scenario is None:
+        wanted = "groups='scenario'" if by_scenario else f"model={name!r}"
+        raise ConfigError(f"{wanted} needs scenario=, the name of a sparse column")
+    column = scenario_column(encoder, config.scenario)
+    if name == "pepnet":
+        width = config.embedding_dim
+        options["scenario"] = range(column * width, (column + 1) * width)
+        personal = _personal(encoder, options.get("personal"))
+        options["personal"] = [s * width + i for s in personal for i in range(width)]
+        return MultiTaskNetwork(embedding, _make(MULTI_TASK_MODELS, name, options, *sizes), products)
+    options["num_scenarios"] = encoder.table_sizes[column] - FIRST
+    if name == "star":
+        return MultiTaskNetwork(embedding, _make(MULTI_TASK_MODELS, name, options, *sizes), products, column)
+    names = _scenario_names(encoder, config.scenario, options["num_scenarios"])
+    model = _make({"home": ScenarioHoME}, name, options | {"names": names}, *sizes)
+    heads = [f"{task} in {scenario}" for scenario in names for task in targets.names]
+    return MultiTaskNetwork(embedding, model, products, column, heads)
+
+
+def _groups(groups: Any, targets: Targets) -> dict[str, list[int]]:
+    """Groups of tasks by number, as HoME knows them."""
+    if not isinstance(groups, Mapping):
+        raise ConfigError(f"groups must be 'scenario' or a name of a group to its targets, got {groups!r}")
+    return {
+        group: [targets.index(name, f"groups: {group!r} has") for name in members] for group, members in groups.items()
+    }
+
+
+def _scenario_names(encoder: TableEncoder, scenario: str, number: int) -> list[str]:
+    """Names of the scenarios; a hashed column has none."""
+    values = [str(value) for value in encoder.values.get(scenario, ())]
+    return values if len(set(values)) == number else [str(s + 1) for s in range(number)]
+
+
+def _personal(encoder: TableEncoder, names: Any) -> list[int]:
+    """Numbers of the sparse columns of user and item."""
+    sparse = [feature.name for feature in encoder.schema.sparse]
+    if names is None:
+        return [s for s, name in enumerate(sparse) if is_named_id(name)] or list(range(len(sparse)))
+    wrong = [name for name in names if name not in sparse]
+    if wrong or not names:
+        raise ConfigError(f"personal must name some of the sparse columns {', '.join(sparse)}, got {names!r}")
+    return [sparse.index(name) for name in names]
 
 
 def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> SequenceNetwork:

@@ -22,6 +22,7 @@ LEFT_OUT = {
         "products": "need several targets",
         "task_weights": "need several targets",
         "positive_weight": "was no argument in 0.1",
+        "scenario": "of the models for several targets",
     },
 }
 OTHER_DEFAULT = {
