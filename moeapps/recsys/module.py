@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.checks import check_at_least_zero
+from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
@@ -21,8 +21,16 @@ from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import ScenarioScores, auc
-from moeapps.recsys.network import MultiTaskNetwork, RankingConfig, SequenceNetwork, build_network, scenario_column
+from moeapps.recsys.network import (
+    SEQUENCE_MODELS,
+    MultiTaskNetwork,
+    RankingConfig,
+    SequenceNetwork,
+    build_network,
+    scenario_column,
+)
 from moeapps.recsys.targets import Targets, task_losses
+from moeapps.recsys.task_balance import SURGERY, TASK_WEIGHTING, UncertaintyWeights, surgery_term, surgery_weighting
 
 __all__ = ["RankingModule"]
 
@@ -53,6 +61,7 @@ class RankingModule(Configurable, DataDependentModule):
     network: MultiTaskNetwork | SequenceNetwork
     encoder: TableEncoder
     targets: Targets
+    uncertainty: UncertaintyWeights | None
 
     @takes(RankingConfig)
     def __init__(self, config: RankingConfig) -> None:
@@ -64,6 +73,8 @@ class RankingModule(Configurable, DataDependentModule):
         self._warned: set[str] = set()
         self._diagnosis: Diagnosis | None = None
         self._scenario_scores: ScenarioScores | None = None
+        surgery = config.gradient_surgery
+        self._surgery = None if surgery is None else surgery_weighting(surgery)
 
     def attach(self, encoder: TableEncoder, targets: Targets) -> None:
         """Build the network for a table, given its fitted encoder and targets.
@@ -83,6 +94,8 @@ class RankingModule(Configurable, DataDependentModule):
         scenario = self.config.scenario
         self._scenario = None if scenario is None else scenario_column(encoder, scenario)
         self.network = build_network(encoder, targets, self.config)
+        learned = self.config.task_weighting == "uncertainty"
+        self.uncertainty = UncertaintyWeights([targets.kinds[name] for name in targets.names]) if learned else None
         # Buffers, so that they move to the device; not saved, since they are settings
         for argument in ("task_weights", "positive_weight"):
             given = getattr(self.config, argument) or {}
@@ -116,8 +129,11 @@ class RankingModule(Configurable, DataDependentModule):
         return self.network(rows)
 
     def _by_name(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each task's weighted loss; in training by its uncertainty, too."""
         kinds = [self.targets.kinds[name] for name in self.targets.names]
         losses = task_losses(outputs, labels, kinds, self.get_buffer("positive_weight"))
+        if self.training and self.uncertainty is not None:
+            losses = self.uncertainty(losses, labels)
         return dict(zip(self.targets.names, losses * self.get_buffer("task_weights"), strict=True))
 
     def training_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> Tensor:
@@ -126,6 +142,7 @@ class RankingModule(Configurable, DataDependentModule):
         1. Hide some categories, so that the unseen category's embedding is trained.
         2. Run the network; for AW-MoE with a contrastive loss also on a masked view of the behaviour.
         3. Sum the tasks' weighted losses and the contrastive loss.
+        4. With gradient surgery, change the gradient of what the tasks share.
         """
         rows, labels = batch
         user = None if self._user is None else rows.sparse[:, self._user]
@@ -140,7 +157,32 @@ class RankingModule(Configurable, DataDependentModule):
             terms["contrastive"] = config.contrastive_weight * contrastive_loss(gate, view, config.temperature, user)
         else:
             terms = self._by_name(self.network(rows), labels)
-        return self.total_loss(terms, batch_size=len(rows))
+        loss = self.total_loss(terms, batch_size=len(rows))
+        if self.uncertainty is not None:
+            weights = dict(zip(self.targets.names, self.uncertainty.weights().detach(), strict=True))
+            self._log_epoch({f"train/weight/{name}": weight for name, weight in weights.items()}, len(rows))
+        if self._surgery is None:
+            return loss
+        term, conflicts = surgery_term(list(terms.values()), list(self.network.parameters()), self._surgery)
+        self._log_epoch({"train/conflicts": conflicts}, len(rows))
+        return loss + term
+
+    def _log_epoch(self, values: dict[str, Tensor], rows: int) -> None:
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=rows, sync_dist=world_size() > 1)
+
+    def on_fit_start(self) -> None:
+        """Refuse what gradient surgery cannot be computed in.
+
+        Raises
+        ------
+        ConfigError
+            If gradients would need scaling.
+        """
+        if self._surgery is not None and self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "gradient_surgery compares gradients before they are scaled, which precision='16-mixed' loses: take "
+                "'bf16-mixed' or '32-true'"
+            )
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
@@ -238,5 +280,13 @@ def _check(config: RankingConfig) -> None:
     for name in ("lr", "temperature"):
         if getattr(config, name) == 0:
             raise ConfigError(f"{name} must be above 0, got 0")
+    check_one_of("task_weighting", config.task_weighting, TASK_WEIGHTING)
+    if config.gradient_surgery is not None:
+        check_one_of("gradient_surgery", config.gradient_surgery, SURGERY)
+        if config.sparse_gradients:
+            raise ConfigError("gradient_surgery needs dense gradients: set sparse_gradients to False")
+    for name, off in (("task_weighting", "fixed"), ("gradient_surgery", None)):
+        if config.model in SEQUENCE_MODELS and (value := getattr(config, name)) != off:
+            raise ConfigError(f"{name}={value!r} is for several targets, got model={config.model!r}")
     if config.contrastive_weight > 0 and config.model != "aw_moe":
         raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={config.model!r}")

@@ -80,6 +80,12 @@ class MultiTaskRanker(Ranker):
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. :meth:`evaluate` and the logs have a line per scenario. A row of an unseen
         or missing scenario is predicted by the shared weights.
+    task_weighting : {"fixed", "uncertainty"}, default "fixed"
+        ``"uncertainty"`` learns a weight for each target from its noise (Kendall et al., CVPR 2018), beside
+        ``task_weights``.
+    gradient_surgery : {"pcgrad", "aligned_mtl"}, optional
+        How gradients of targets that point against each other are added up on the parameters that targets share
+        (``pip install moeapps[tasks]``); a step has a backward pass per target then. Not with ``sparse_gradients``.
 
     Attributes
     ----------
@@ -137,6 +143,8 @@ class MultiTaskRanker(Ranker):
         log_dir: str | None = None,
         random_state: Any = None,
         scenario: str | None = None,
+        task_weighting: Literal["fixed", "uncertainty"] = "fixed",
+        gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None,
     ) -> None:
         store_arguments(self, locals())
 
@@ -244,4 +252,5 @@ class MultiTaskRanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        super().__setstate__({"scenario": None, **state})
+        newer = {"scenario": None, "task_weighting": "fixed", "gradient_surgery": None}
+        super().__setstate__({**newer, **state})

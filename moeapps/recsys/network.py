@@ -97,6 +97,14 @@ class RankingConfig:
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
         scenario. A row of an unseen or missing one is predicted by the shared weights.
+    task_weighting : {"fixed", "uncertainty"}, default "fixed"
+        ``"uncertainty"`` learns a weight for each target from its noise (Kendall et al., CVPR 2018), beside
+        ``task_weights``. ``val/loss`` is the sum with the fixed weights either way.
+    gradient_surgery : {"pcgrad", "aligned_mtl"}, optional
+        For several targets: how gradients that point against each other are added up on the parameters that targets
+        share (PCGrad, Yu et al., NeurIPS 2020; Aligned-MTL, Senushkin et al., CVPR 2023), by ``moeapps[tasks]``. A step
+        has a backward pass per target then. Not with ``sparse_gradients`` or 16-bit floats that are scaled
+        ("16-mixed").
     """
 
     model: str = "home"
@@ -115,6 +123,8 @@ class RankingConfig:
     mask_probability: float = 0.2
     temperature: float = 0.1
     scenario: str | None = None
+    task_weighting: Literal["fixed", "uncertainty"] = "fixed"
+    gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None
 
 
 class MultiTaskNetwork(nn.Module):

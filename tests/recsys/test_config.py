@@ -23,6 +23,8 @@ LEFT_OUT = {
         "task_weights": "need several targets",
         "positive_weight": "was no argument in 0.1",
         "scenario": "of the models for several targets",
+        "task_weighting": "needs several targets",
+        "gradient_surgery": "needs several targets",
     },
 }
 OTHER_DEFAULT = {
