@@ -10,10 +10,10 @@ employment who were asked, 12 % of the rows. What a target is made of is no feat
 
 movielens: ml-100k, liked (rating >= 4), 80/10/10 in order of time. Scenarios: seven age groups.
 
-Every model has the same features, embeddings, widths, batches and epochs at most; moeapps' keep the epoch with the lowest
-validation loss. "single task" is a DNN for each target, "single scenario" a model of all targets for each age group,
-learned from its rows alone. SharedBottom is the one model with the age group as a feature. torch-rechub's models know no
-missing labels, so they learn the five other targets; they end with the last epoch.
+Every model has the same features, embeddings, widths, batches and epochs at most; moeapps' keep the epoch with the
+lowest validation loss. "single task" is a DNN for each target, "single scenario" a model of all targets for each age
+group, learned from its rows alone. SharedBottom is the one model with the age group as a feature. torch-rechub's models
+know no missing labels, so they learn the five other targets; they end with the last epoch.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,12 @@ def six_targets(path: Path) -> tuple[pd.DataFrame, Schema]:
     frame["union"] = frame["union_member"].map({"Yes": 1.0, "No": 0.0})  # NaN: not asked
     left_out = ("dividends", "capital_gains", "education", "union_member", *TOLD)
     features = [f for f in census_schema().features if f.name not in left_out]
-    return frame, Schema((*features, SparseFeature(SCENARIO)), tuple(TASKS), ("instance_weight", *left_out))
+    ignored = [name for name in ("instance_weight", *left_out) if name not in TASKS]
+    return frame, Schema((*features, SparseFeature(SCENARIO)), tuple(TASKS), tuple(ignored))
 
 
 def _age_groups(age: pd.Series, starts: list[int]) -> pd.Series:
-    labels = [f"{a}-{b - 1}" for a, b in zip(starts, starts[1:], strict=False)] + [f"{starts[-1]}+"]
+    labels = [f"{a}-{b - 1}" for a, b in pairwise(starts)] + [f"{starts[-1]}+"]
     return pd.cut(age, [*starts, 200], right=False, labels=labels).astype(str)
 
 
