@@ -40,6 +40,7 @@ from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.recommend import Ranks, ranks_of, recommendation_table
 from moeapps.recsys.scenarios import STAR, PEPNet, PEPNetConfig
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
+from moeapps.recsys.task_relations import TaskRelations
 
 __all__ = [
     "DIN",
@@ -72,6 +73,7 @@ __all__ = [
     "SharedBottom",
     "SparseFeature",
     "TableEncoder",
+    "TaskRelations",
     "add_history",
     "amazon_reviews",
     "auc",

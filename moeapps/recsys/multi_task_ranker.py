@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.config import store_arguments
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
@@ -17,6 +20,7 @@ from moeapps.recsys.network import MULTI_TASK_MODELS
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import TargetKind
+from moeapps.recsys.task_relations import TaskRelations, measure_relations
 
 __all__ = ["MultiTaskRanker"]
 
@@ -116,6 +120,7 @@ class MultiTaskRanker(Ranker):
 
     models = MULTI_TASK_MODELS
     scenario: str | None
+    sparse_gradients: bool
 
     def __init__(
         self,
@@ -249,6 +254,45 @@ class MultiTaskRanker(Ranker):
         """
         check_is_fitted(self, "model_")
         return diagnose(self.model_, self.encoder_.transform(frame), self.targets_.names)
+
+    def task_relations(self, frame: pd.DataFrame, batch_size: int = 1024) -> TaskRelations:
+        """Which targets help and which hurt each other: cosines of their gradients on the parameters they share.
+
+        Best asked of rows that were not trained on.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows with features and targets; a few thousand are enough.
+        batch_size : int, default 1024
+            Rows of a batch; the cosines are averaged over batches.
+
+        Returns
+        -------
+        TaskRelations
+            Frames ``cosine``, ``conflicts`` and ``pairs``, ``plot()``.
+
+        Raises
+        ------
+        ConfigError
+            If the ranker has ``sparse_gradients``, or ``batch_size`` is below 1.
+        DataError
+            If there is one target, or no row.
+        sklearn.exceptions.NotFittedError
+            If the ranker is not fitted.
+        """
+        check_is_fitted(self, "model_")
+        check_sizes(batch_size=batch_size)
+        if self.sparse_gradients:
+            raise ConfigError("task_relations needs dense gradients, and sparse_gradients is True")
+        frame = as_frame(frame)
+        if len(frame) == 0:
+            raise DataError("frame must have at least one row, got none")
+        rows, labels = self.encoder_.transform(frame), torch.from_numpy(self.targets_.encode(frame))
+        parts = (slice(start, start + batch_size) for start in range(0, len(frame), batch_size))
+        names = self.targets_.names
+        batches = ((rows.at(part), labels[part]) for part in parts)
+        return measure_relations(self.model_, batches, names, [self.targets_.kinds[name] for name in names])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
