@@ -43,19 +43,18 @@ class TaskRelations:
     @property
     def pairs(self) -> pd.DataFrame:
         """One row per pair of tasks, the strongest conflict first: ``task``, ``other``, ``cosine``, ``conflicts``."""
-        names = list(self.cosine)
+        names, cosine, conflicts = self._names, self.cosine.to_numpy(), self.conflicts.to_numpy()
         rows = [
-            {
-                "task": a,
-                "other": b,
-                "cosine": float(self.cosine.loc[a, b]),  # type: ignore[arg-type]
-                "conflicts": float(self.conflicts.loc[a, b]),  # type: ignore[arg-type]
-            }
-            for i, a in enumerate(names)
-            for b in names[i + 1 :]
+            {"task": names[i], "other": names[j], "cosine": cosine[i, j], "conflicts": conflicts[i, j]}
+            for i in range(len(names))
+            for j in range(i + 1, len(names))
         ]
         frame = pd.DataFrame(rows, columns=["task", "other", "cosine", "conflicts"])
         return frame.sort_values("cosine", ignore_index=True)
+
+    @property
+    def _names(self) -> list[str]:
+        return [str(name) for name in self.cosine]
 
     def map(self) -> Map:
         """For a report: tasks by tasks."""
@@ -76,7 +75,7 @@ class TaskRelations:
         """
         from moeapps.core.plots import new_figure
 
-        names, values = list(self.cosine), self.cosine.to_numpy()
+        names, values = self._names, self.cosine.to_numpy()
         size = 2.8 + 0.62 * len(names)
         figure = new_figure(width=size + 1.2, height=size)
         figure.clear()
