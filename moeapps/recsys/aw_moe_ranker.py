@@ -15,7 +15,7 @@ from moeapps.recsys.implicit import ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import gauc
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import SEQUENCE_MODELS, SETTINGS_OF_0_1
+from moeapps.recsys.network import SEQUENCE_MODELS, settings_of_0_1
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
@@ -76,7 +76,7 @@ class AWMoERanker(Ranker):
         sparse_gradients: bool = False,
         sparse_optimizer: str = "adagrad",
         unknown_rate: float = 0.02,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
         max_epochs: int = 20,
@@ -157,8 +157,8 @@ class AWMoERanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
-        super().__setstate__({**SETTINGS_OF_0_1, **state})
+        super().__setstate__(state if "gate" in state else settings_of_0_1(state))
 
     @classmethod
     def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**SETTINGS_OF_0_1, **super()._from_savable(arguments)}
+        return super()._from_savable(arguments if "gate" in arguments else settings_of_0_1(arguments))
