@@ -71,8 +71,8 @@ class RankingConfig:
         ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"``, ``"aw_moe"`` or ``"sasrec"``.
     options : dict, optional
         Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...). The ``dropout`` of
-        DIN and AW-MoE is 0.2 here unless it is given. PEPNet's ``personal`` is a list of sparse columns: user and item; by default those named like ids, or all of them if
-        there is none.
+        DIN and AW-MoE is 0.2 here unless it is given. PEPNet's ``personal`` is a list of
+        sparse columns: user and item; by default those named like ids, or all of them if there is none.
     groups : dict or "scenario", optional
         For HoME: name of a group to the names of its targets, every target once. One group of all by default.
         ``"scenario"`` gives each scenario a group with heads of its own for every target.
