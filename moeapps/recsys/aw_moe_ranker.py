@@ -59,7 +59,9 @@ class AWMoERanker(Ranker):
         Learning rate of the optimiser, above 0.
     batch_size, max_epochs
         As in :class:`MultiTaskRanker`, with the same defaults.
-    validation_fraction, patience, accelerator, verbose, log_dir, random_state
+    patience : int, default 5
+        Epochs without a better one after which training stops: per-user AUC varies more than a loss.
+    validation_fraction, accelerator, verbose, log_dir, random_state
         As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its users' mean AUC
         where users are known, else by its AUC.
 
@@ -95,7 +97,7 @@ class AWMoERanker(Ranker):
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
-        patience: int = 2,
+        patience: int = 5,
         accelerator: str = "auto",
         verbose: bool = False,
         log_dir: str | None = None,
