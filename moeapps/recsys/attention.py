@@ -21,8 +21,8 @@ __all__ = [
     "activate",
     "contrastive_loss",
     "drop_behaviour",
-    "item_similarity",
     "pool",
+    "root_sum",
     "trimmed",
 ]
 
@@ -81,15 +81,13 @@ def pool(weight: Tensor, behaviour: Tensor, present: Tensor) -> Tensor:
     return torch.bmm((weight[..., 0] * present)[:, None], behaviour)[:, 0]
 
 
-def item_similarity(behaviour: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    r"""How similar the candidate ``(N, dim)`` is to the items of the history, ``(N,)``.
+def root_sum(behaviour: Tensor, present: Tensor) -> Tensor:
+    r"""Sum of the n entries, over the root of their number, ``(N, dim)``: :math:`n^{-1/2} \sum_j e_j`; 0 for none.
 
-    :math:`n^{-1/2} \sum_j \langle e_j, e \rangle` over the n entries (FISM with :math:`\alpha = 1/2`, Kabbur et al., KDD
-    2013); 0 for an empty history.
+    Its product with the candidate's embedding is FISM's score (Kabbur et al., KDD 2013) with :math:`\alpha = 1/2`.
     """
     total = torch.bmm(present.to(behaviour.dtype)[:, None], behaviour)[:, 0]
-    similar: Tensor = (total * target).sum(-1) / present.sum(1).clamp_min(1).sqrt()
-    return similar
+    return total / present.sum(1, keepdim=True).clamp_min(1).sqrt()
 
 
 def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

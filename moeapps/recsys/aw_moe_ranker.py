@@ -15,7 +15,7 @@ from moeapps.recsys.implicit import ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import gauc
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import SEQUENCE_MODELS, SETTINGS_OF_0_1
+from moeapps.recsys.network import SEQUENCE_MODELS, settings_of_0_1
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
@@ -23,31 +23,47 @@ __all__ = ["AWMoERanker"]
 
 
 class AWMoERanker(Ranker):
-    """One binary target for a user with a history: AW-MoE (ICDE 2023), or DIN (KDD 2018) as its baseline.
+    """One binary target for a user with a history: AW-MoE (ICDE 2023), DIN (KDD 2018) or SASRec (ICDM 2018).
 
     The history is the schema's first :class:`~moeapps.recsys.SequenceFeature` that shares a column's categories; that
     column is the candidate.
 
     Parameters
     ----------
-    model : {"aw_moe", "din"}, default "aw_moe"
-        The network.
-    contrastive_weight : float, default 0.05
-        Weight of the contrastive loss on the gate; 0 for none. Not used by ``"din"``.
+    model : {"aw_moe", "din", "sasrec"}, default "aw_moe"
+        The network. SASRec reads nothing but the history and the candidate.
+    gate : {"softmax", "mean", "sum"}, default "softmax"
+        How AW-MoE's gate adds up what the behaviours say: the softmax over experts of their mean, the mean, or the
+        paper's sum, which grows with the history.
+    label_prior : bool, default True
+        Whether a number per candidate (and per ``user``) is added to the logit, which begins at the log odds of its
+        labels in training and is learned on: the ranker begins at popularity.
+    item_similarity : bool, default True
+        Whether the product of the candidate's embedding with those of the history is added to the logit; see
+        :class:`~moeapps.recsys.RankingConfig`.
+    contrastive_weight : float, default 0.0
+        Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
-        Sparse column of the users, whose rows are not each other's negatives in the contrastive loss.
+        Sparse column of the users: they have a prior, per-user AUC chooses the epoch, and their rows are not each
+        other's negatives in the contrastive loss.
     mask_probability, temperature : float, default 0.2 and 0.1
         Of the contrastive loss; see :class:`~moeapps.recsys.RankingConfig`.
     options : dict, optional
-        Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`.
+        Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`, with
+        a dropout of 0.2 unless it is given, or of SASRec: ``layers``, ``heads``, ``dropout``, ``max_len``.
     embedding_dim : int, default 16
         Width of a category's embedding.
-    schema, column_types, missing_values, sparse_gradients, sparse_optimizer, unknown_rate, lr, weight_decay
+    schema, column_types, missing_values, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
         As in :class:`MultiTaskRanker`, with the same defaults.
+    lr : float, default 3e-3
+        Learning rate of the optimiser, above 0.
     batch_size, max_epochs
         As in :class:`MultiTaskRanker`, with the same defaults.
-    validation_fraction, patience, accelerator, verbose, log_dir, random_state
-        As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its AUC.
+    patience : int, default 5
+        Epochs without a better one after which training stops: per-user AUC varies more than a loss.
+    validation_fraction, accelerator, verbose, log_dir, random_state
+        As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its users' mean AUC
+        where users are known, else by its AUC.
 
     Attributes
     ----------
@@ -76,12 +92,12 @@ class AWMoERanker(Ranker):
         sparse_gradients: bool = False,
         sparse_optimizer: str = "adagrad",
         unknown_rate: float = 0.02,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 1e-5,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
-        patience: int = 2,
+        patience: int = 5,
         accelerator: str = "auto",
         verbose: bool = False,
         log_dir: str | None = None,
@@ -157,8 +173,8 @@ class AWMoERanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
-        super().__setstate__({**SETTINGS_OF_0_1, **state})
+        super().__setstate__(state if "gate" in state else settings_of_0_1(state))
 
     @classmethod
     def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**SETTINGS_OF_0_1, **super()._from_savable(arguments)}
+        return super()._from_savable(arguments if "gate" in arguments else settings_of_0_1(arguments))

@@ -5,7 +5,6 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_one_of
-from moeapps.core.config import Configurable, takes
+from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.distributed import gather_rows, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.loading import EpochSampler
@@ -30,12 +29,12 @@ from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
     SEQUENCE_MODELS,
-    SETTINGS_OF_0_1,
     MultiTaskNetwork,
     RankingConfig,
     SequenceNetwork,
     build_network,
     scenario_column,
+    settings_of_0_1,
 )
 from moeapps.recsys.targets import Targets, task_losses
 from moeapps.recsys.task_balance import SURGERY, TASK_WEIGHTING, UncertaintyWeights, surgery_term, surgery_weighting
@@ -153,7 +152,9 @@ class RankingModule(Configurable, DataDependentModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on without what 0.1 did not have, where it wrote the checkpoint."""
         if DEFAULTS_ENTRY not in checkpoint and self.config.model in SEQUENCE_MODELS:
-            self.config = replace(self.config, **SETTINGS_OF_0_1)
+            missing = {"gate", "label_prior", "item_similarity"}
+            known = {name: value for name, value in as_arguments(self.config).items() if name not in missing}
+            self.config = RankingConfig(**settings_of_0_1(known))
             if self.attached:
                 self.network = build_network(self.encoder, self.targets, self.config)
         super().on_load_checkpoint(checkpoint)

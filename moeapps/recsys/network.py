@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import is_named_id
-from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour, item_similarity
+from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour, root_sum
 from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
@@ -26,13 +26,13 @@ from moeapps.recsys.targets import Targets
 __all__ = [
     "MULTI_TASK_MODELS",
     "SEQUENCE_MODELS",
-    "SETTINGS_OF_0_1",
     "MultiTaskNetwork",
     "RankingConfig",
     "SequenceNetwork",
     "build_network",
     "scenario_column",
     "scenario_numbers",
+    "settings_of_0_1",
 ]
 
 MULTI_TASK_MODELS: dict[str, Any] = {
@@ -50,8 +50,14 @@ MULTI_TASK_MODELS: dict[str, Any] = {
 SEQUENCE_MODELS: dict[str, Any] = {"din": DIN, "aw_moe": AWMoE, "sasrec": SASRec}
 """Models of a user's behaviour, for one binary target, by name."""
 
-SETTINGS_OF_0_1: dict[str, Any] = {"gate": "sum", "label_prior": False, "item_similarity": False}
-"""Settings that what 0.1 saved does not name, as they were then."""
+DROPOUT = 0.2
+"""Dropout of DIN and AW-MoE, unless ``options`` say otherwise."""
+
+
+def settings_of_0_1(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of DIN or AW-MoE that 0.1 saved, with those that it did not have as it trained then."""
+    options = {"dropout": 0.0, **(arguments.get("options") or {})}
+    return {"gate": "sum", "label_prior": False, "item_similarity": False, **arguments, "options": options}
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,9 @@ class RankingConfig:
         ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; with a ``scenario`` also
         ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"``, ``"aw_moe"`` or ``"sasrec"``.
     options : dict, optional
-        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...). PEPNet's
-        ``personal`` is a list of sparse columns: user and item; by default those named like ids, or all of them if
-        there is none.
+        Further arguments of the model (``num_experts``, ``expert``, ``tower``, ``dropout``, ...). The ``dropout`` of
+        DIN and AW-MoE is 0.2 here unless it is given. PEPNet's ``personal`` is a list of
+        sparse columns: user and item; by default those named like ids, or all of them if there is none.
     groups : dict or "scenario", optional
         For HoME: name of a group to the names of its targets, every target once. One group of all by default.
         ``"scenario"`` gives each scenario a group with heads of its own for every target.
@@ -109,9 +115,9 @@ class RankingConfig:
         Whether DIN, AW-MoE and SASRec begin at what counting says: a number per candidate (and per ``user``), added to
         the logit and learned, that begins at the log odds of its labels in training.
     item_similarity : bool, default True
-        Whether DIN and AW-MoE add to the logit how similar the candidate is to the history: the sum of the products of
-        its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It learns what
-        the nearest items say. Not in the papers of the two.
+        Whether DIN, AW-MoE and SASRec add to the logit how similar the candidate is to the history: the sum of the
+        products of its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It
+        learns what the nearest items say. Not in the papers of the three.
     scenario : str, optional
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
@@ -248,7 +254,10 @@ class SequenceNetwork(nn.Module):
     def user_vectors(self, rows: Rows) -> Tensor:
         """Vectors ``(N, dim + 2)`` of users, of which only the history and the prior's columns of users are read."""
         assert isinstance(self.model, SASRec)
-        own = self.model.user_vectors(*self.embedding.sequence(rows, self.sequence))
+        behaviour, present = self.embedding.sequence(rows, self.sequence)
+        own = self.model.user_vectors(behaviour, present)
+        if self.similarity:
+            own = own + root_sum(behaviour, present)
         bias = own.new_zeros(len(own)) if self.prior is None else self.prior.of_users(rows, self.target)
         return torch.cat([own, torch.ones_like(bias)[:, None], bias[:, None]], dim=1)
 
@@ -272,7 +281,8 @@ class SequenceNetwork(nn.Module):
 
     def _with_counting(self, logits: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor], rows: Rows) -> Tensor:
         if self.similarity:
-            logits = logits + item_similarity(*parts[:3])
+            behaviour, target, present, _ = parts
+            logits = logits + (root_sum(behaviour, present) * target).sum(-1)
         return (logits if self.prior is None else logits + self.prior(rows))[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -404,12 +414,13 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
     # The model pools the behaviour itself, so that its profile is without the pooled sequences
     profile = embedding.out_dim - embedding.dim * len(embedding.sequence_tables)
     options = dict(config.options or {})
+    if config.model != "sasrec":
+        options = {"dropout": DROPOUT, **options}
     if config.model == "aw_moe" and "softmax" not in options:
         options = {"gate": config.gate, **options}
     model = _make(SEQUENCE_MODELS, config.model, options, embedding.dim, profile)
-    similarity = config.item_similarity and not isinstance(model, SASRec)  # which is made of nothing else
     prior = _prior(encoder, config, candidate)
-    return SequenceNetwork(embedding, model, histories[0], candidate, prior, similarity)
+    return SequenceNetwork(embedding, model, histories[0], candidate, prior, config.item_similarity)
 
 
 def _prior(encoder: TableEncoder, config: RankingConfig, candidate: int) -> LabelPrior | None:

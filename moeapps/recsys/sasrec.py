@@ -90,6 +90,8 @@ class SASRec(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = HistoryEncoder(dim, layers, heads, dropout, max_len)
+        # As large as an embedding at first: a larger summary would drown what the entries say by themselves
+        nn.init.constant_(self.encoder.norm.weight, 0.3 * dim**-0.5)
 
     def user_vectors(self, behaviour: Tensor, present: Tensor) -> Tensor:
         """What sums the histories up, ``(N, dim)``."""
