@@ -42,7 +42,9 @@ from moeapps.recsys.multigate import (
     SharedBottom,
 )
 from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.prior import LabelPrior
 from moeapps.recsys.recommend import Ranks, ranks_of, recommendation_table
+from moeapps.recsys.sasrec import SASRec
 from moeapps.recsys.scenarios import STAR, PEPNet, PEPNetConfig
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature, SparseFeature
 from moeapps.recsys.task_relations import TaskRelations
@@ -60,6 +62,7 @@ __all__ = [
     "HoME",
     "ImplicitData",
     "ImplicitFeedback",
+    "LabelPrior",
     "MMoE",
     "MMoEConfig",
     "MultiGateConfig",
@@ -73,6 +76,7 @@ __all__ = [
     "RankingData",
     "RankingModule",
     "Ranks",
+    "SASRec",
     "Schema",
     "SequenceFeature",
     "SharedBottom",

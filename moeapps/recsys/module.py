@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -156,7 +157,8 @@ class RankingModule(Configurable, DataDependentModule):
             known = {name: value for name, value in as_arguments(self.config).items() if name not in missing}
             self.config = RankingConfig(**settings_of_0_1(known))
             if self.attached:
-                self.network = build_network(self.encoder, self.targets, self.config)
+                with isolate_rng():  # the weights are loaded: none need to be drawn
+                    self.network = build_network(self.encoder, self.targets, self.config)
         super().on_load_checkpoint(checkpoint)
 
     def data_state(self) -> dict[str, Any]:

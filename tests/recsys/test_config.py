@@ -16,6 +16,9 @@ LEFT_OUT = {
         "user": "of the contrastive loss",
         "mask_probability": "of the contrastive loss",
         "temperature": "of the contrastive loss",
+        "gate": "of AW-MoE",
+        "label_prior": "of the models of a history",
+        "item_similarity": "of the models of a history",
     },
     AWMoERanker: {
         "groups": "of HoME",
@@ -32,7 +35,6 @@ OTHER_DEFAULT = {
     AWMoERanker: {
         "model": "the ranker is named after aw_moe",
         "embedding_dim": "16, as the published results use",
-        "contrastive_weight": "the module's default fits every model, this one has the paper's loss",
     },
 }
 
@@ -49,11 +51,11 @@ def test_every_setting_is_an_argument_of_the_ranker_or_left_out_for_a_reason(ran
 
 
 def test_a_ranker_hands_its_settings_to_the_module():
-    ranker = AWMoERanker(lr=0.5, user="u", options={"expert": (8, 4)}, temperature=0.3)
+    ranker = AWMoERanker(lr=0.5, user="u", contrastive_weight=0.05, options={"expert": (8, 4)}, temperature=0.3)
     config = ranker._module().config
     assert (config.lr, config.user, config.temperature, config.contrastive_weight) == (0.5, "u", 0.3, 0.05)
     assert ranker._module().hparams["options"] == {"expert": [8, 4]}  # plain values, as checkpoints need them
-    assert AWMoERanker("din")._module().config.contrastive_weight == 0
+    assert AWMoERanker("din", contrastive_weight=0.05)._module().config.contrastive_weight == 0
     groups = MultiTaskRanker(groups={"a": ("x", "y")})._module().config.groups
     assert groups == {"a": ["x", "y"]}
 
