@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "return_freed_memory"]
 
 _ADAPTS_TO = 32 * 2**20
 """Largest block by which glibc adapts its thresholds by itself (its DEFAULT_MMAP_THRESHOLD_MAX on 64 bits)."""
@@ -44,3 +44,17 @@ def keep_freed_memory(parameters: Iterable[Tensor] = ()) -> None:
     # keeps twice as much of it free. So the largest block that counts is allocated and freed, untouched.
     block = torch.empty(_ADAPTS_TO - 2**14, dtype=torch.uint8)
     del block
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what :func:`keep_freed_memory` made the process keep, and keep no more than glibc does.
+
+    The thresholds are then those that glibc itself adapts to at most.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, _ADAPTS_TO)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _ADAPTS_TO)
+        libc.malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return

@@ -18,7 +18,7 @@ from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.distributed import gather_rows, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.loading import EpochSampler
-from moeapps.core.memory import keep_freed_memory
+from moeapps.core.memory import keep_freed_memory, return_freed_memory
 from moeapps.core.module import DataDependentModule
 from moeapps.core.older import DEFAULTS_ENTRY
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
@@ -235,6 +235,11 @@ class RankingModule(Configurable, DataDependentModule):
             )
         if self.device.type == "cpu":
             keep_freed_memory(self.parameters())
+
+    def on_fit_end(self) -> None:
+        """Return to the system what was kept for the steps."""
+        if self.device.type == "cpu":
+            return_freed_memory()
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
