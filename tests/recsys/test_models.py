@@ -10,6 +10,8 @@ from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.recsys import DIN, PLE, AdaTT, AWMoE, HoME, MMoE, SharedBottom, contrastive_loss
 from moeapps.recsys.attention import drop_behaviour
+from moeapps.recsys.encoder import Rows
+from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import FeatureGate
 from moeapps.recsys.targets import task_losses
 
@@ -273,3 +275,23 @@ def test_gradients_are_the_same_to_the_bit_with_several_threads(name):
         torch.set_num_threads(threads)
     for other in gradients[1:]:
         assert all(torch.equal(mine, its) for mine, its in zip(gradients[0], other, strict=True))
+
+
+def test_gradients_of_embeddings_are_the_same_to_the_bit_with_several_threads():
+    embedding = FeatureEmbedding([40, 9], 2, 0, dim=4)
+    rows = Rows(torch.stack([torch.randint(0, 40, (9000,)), torch.randint(0, 9, (9000,))], dim=1), torch.empty(9000, 0))
+    weight = torch.randn(9000, 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(6):
+            embedding.zero_grad()
+            (embedding(rows) * weight).sum().backward()
+            gradients.append(embedding.table.weight.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+    codes = rows.sparse + embedding.starts
+    expected = torch.zeros(49, 4, dtype=torch.float64).index_add_(0, codes.flatten(), weight.double().view(-1, 4))
+    torch.testing.assert_close(gradients[0].double(), expected, rtol=1e-5, atol=1e-5)
