@@ -5,7 +5,7 @@
 
 census: the adults of census-income.test.gz (UCI), 80/10/10 at random. Six binary targets: income above 50,000 dollars,
 never married, dividends, capital gains, a university degree, member of a union. The last one is known of those in
-employment who were asked, 12 % of the rows. What a target is made of is no feature, nor is what tells it in other words
+employment who were asked, 13 % of the rows. What a target is made of is no feature, nor is what tells it in other words
 (household and tax status for the marriage). Scenarios: six age groups.
 
 movielens: ml-100k, liked (rating >= 4), 80/10/10 in order of time. Scenarios: seven age groups.

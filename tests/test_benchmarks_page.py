@@ -305,6 +305,32 @@ def test_recommendation_accuracy():
         assert f"| {model} | {' | '.join(cells)} |" in PAGE, model
 
 
+def test_many_tasks_and_scenarios():
+    for model, seeds in results("recsys_tasks")["runs"]["census"].items():
+        rows = list(seeds.values())
+        tasks = ("income", "never_married", "dividends", "capital_gains", "degree", "union")
+        cells = [summary([row["auc"][t] for row in rows]) if t in rows[0]["auc"] else "" for t in tasks]
+        assert f"| {model} | {' | '.join(cells)} | {rows[0]['parameters']:,} | {len(rows)} |" in PAGE, model
+        if "torch-rechub" in model:
+            continue
+        groups = [
+            [np.mean([scores[group] for scores in row["by_scenario"].values()]) for row in rows]
+            for group in rows[0]["rows"]
+        ]
+        cells = [summary(values) for values in [*groups, np.mean(groups, axis=0)]]
+        assert f"| {model} | {' | '.join(cells)} | {len(rows)} |" in PAGE, model
+
+
+def test_diagnosis_of_planted_ills():
+    for model, seeds in results("recsys_diagnosis")["runs"].items():
+        areas = np.array([list(run["auc"].values()) for run in seeds.values()])
+        areas = np.concatenate([areas, areas.mean(1, keepdims=True)], axis=1)
+        error = areas.std(0, ddof=1) / len(areas) ** 0.5
+        cells = [f"{mean:.4f} ± {e:.4f}" for mean, e in zip(areas.mean(0), error, strict=True)]
+        ills = [sum(run["hints"][ill] > 0 for run in seeds.values()) for ill in next(iter(seeds.values()))["hints"]]
+        assert f"| {model} | {' | '.join([*cells, *map(str, ills)])} |" in PAGE, model
+
+
 def test_recommendation_speed():
     for line in script("recsys_speed").markdown(results("recsys_speed")).splitlines():
         assert line in PAGE, line
