@@ -46,6 +46,8 @@ class AWMoERanker(Ranker):
     user : str, optional
         Sparse column of the users: they have a prior, per-user AUC chooses the epoch, and their rows are not each
         other's negatives in the contrastive loss.
+    time : str, optional
+        Column of times of a table: the newest rows validate then, not rows at random. It is no feature.
     mask_probability, temperature : float, default 0.2 and 0.1
         Of the contrastive loss; see :class:`~moeapps.recsys.RankingConfig`.
     options : dict, optional
@@ -82,6 +84,7 @@ class AWMoERanker(Ranker):
         item_similarity: bool = True,
         contrastive_weight: float = 0.0,
         user: str | None = None,
+        time: str | None = None,
         mask_probability: float = 0.2,
         temperature: float = 0.1,
         options: Mapping[str, Any] | None = None,

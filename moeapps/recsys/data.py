@@ -26,6 +26,7 @@ from moeapps.core.tabledata.encoded import EncodedTable
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.events import as_times
 from moeapps.recsys.schema import Schema, as_schema
 from moeapps.recsys.streaming import EVALUATION_ROWS, RowStream
 from moeapps.recsys.targets import TargetKind, Targets
@@ -84,6 +85,9 @@ class RankingData(L.LightningDataModule):
         Rows per step.
     validation_fraction : float, default 0.1
         Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
+    time : str, optional
+        Column of times: numbers, dates or times. The newest rows validate then, not rows at random. It is no feature
+        unless the schema says so.
     cache_dir : str, optional
         Folder with room for the encoded rows of a file and, while they are made, for a compressed copy of its cells;
         the system's temporary folder by default. They are removed when training ends.
@@ -129,6 +133,7 @@ class RankingData(L.LightningDataModule):
         cache_dir: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        time: str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(batch_size=batch_size)
@@ -143,7 +148,10 @@ class RankingData(L.LightningDataModule):
         if schema is not None and column_types:
             raise ConfigError("column_types has no effect beside a schema, which says what the columns are: give one")
         self.schema = as_schema(schema)
-        self.ignored, self.row_id, self.keep = list(ignored), row_id, list(keep)
+        self.row_id, self.keep, self.time = row_id, list(keep), time
+        self.ignored = list(ignored)
+        if time is not None and time not in self.ignored:
+            self.ignored.append(time)
         self.batch_size, self.validation_fraction = batch_size, validation_fraction
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
         self._folder: Path | None = None  # removed by `_remove_folder`, at the latest with this object
@@ -226,7 +234,7 @@ class RankingData(L.LightningDataModule):
             raise DataError(f"{source.name}: there is no row to learn from")
         schema, columns = self._schema_for(source)
         inferred = {column.name: column for column in columns}
-        held_out = self._held_out(count)
+        held_out = self._held_out(source, count)
         _check_columns(source, schema)
         source.with_kinds(schema.column_kinds())
         targets = Targets(self.target_names, self.kinds, self.missing)
@@ -258,7 +266,7 @@ class RankingData(L.LightningDataModule):
         folder.mkdir(exist_ok=True)
         copied = None
         if self.schema is not None:
-            rows = [] if self.row_id is None else [self.row_id]
+            rows = [name for name in (self.row_id, self.time) if name is not None]
             copied = [*(feature.name for feature in self.schema.features), *self.target_names, *rows]
         return TableSource(
             table, 8 * EVALUATION_ROWS, missing=self.missing, copy_to=Path(tempfile.mkdtemp(dir=folder)), copied=copied
@@ -281,14 +289,21 @@ class RankingData(L.LightningDataModule):
         ignored = [name for name in dict.fromkeys(ignored) if name not in self.target_names]
         return Schema(self.schema.features, tuple(self.target_names), tuple(ignored)), []
 
-    def _held_out(self, rows: int) -> NDArray[np.bool_]:
+    def _held_out(self, source: TableSource, rows: int) -> NDArray[np.bool_]:
         """Which rows validate. Not `core.splits.hold_out`, which would choose other rows than 0.1 for a seed."""
         held_out = np.zeros(rows, dtype=bool)
-        if self.validation_fraction and self.load("val") is None:
-            number = max(1, round(rows * self.validation_fraction))
-            if number >= rows:
-                raise DataError(f"validation_fraction leaves no row of {rows} to learn from: set it to 0")
+        if not self.validation_fraction or self.load("val") is not None:
+            return held_out
+        number = max(1, round(rows * self.validation_fraction))
+        if number >= rows:
+            raise DataError(f"validation_fraction leaves no row of {rows} to learn from: set it to 0")
+        if self.time is None:
             held_out[np.random.default_rng(self.seed).permutation(rows)[:number]] = True
+            return held_out
+        source.require([self.time], "time")
+        column = pd.concat([part[self.time] for part in source.batches([self.time])], ignore_index=True)
+        # Stable: of rows of one time, the last ones
+        held_out[np.argsort(as_times(column, self.time, source.name), kind="stable")[-number:]] = True
         return held_out
 
     def _check_rows_differ(self, sources: dict[str, TableSource | None]) -> None:

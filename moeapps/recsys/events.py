@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.evidence import ColumnEvidence
+from moeapps.core.tabledata.numbers import to_days, to_numbers
 from moeapps.recsys.negatives import pairs_in
 
-__all__ = ["Codes", "Events", "Pairs", "last_entries"]
+__all__ = ["Codes", "Events", "Pairs", "as_times", "column_kind", "last_entries"]
 
 Codes = NDArray[np.int64]
 """Numbers of users, items or events."""
@@ -95,3 +100,21 @@ def last_entries(entries: Codes, start: Codes, stop: Codes, length: int) -> NDAr
     inside = place >= start[:, None]
     found = entries[np.where(inside, place, 0)] if len(entries) else np.zeros_like(place)
     return np.where(inside, found, -1).astype(np.int32)
+
+
+def column_kind(column: pd.Series, name: str) -> str:
+    """What a column is; a text of digits is a number, as in a file."""
+    evidence = ColumnEvidence(name, missing_texts(), untyped=True)
+    evidence.update(column)
+    return evidence.decide().kind
+
+
+def as_times(column: pd.Series, name: str, table: str = "frame") -> NDArray[Any]:
+    """Times as numbers that have their order."""
+    if column.dtype.kind in "iu":
+        return column.to_numpy()
+    missing = missing_texts()
+    values = (to_days if column_kind(column, name) == "time" else to_numbers)(column, missing, name)
+    if not np.isfinite(values).all():
+        raise DataError(f"{table}: {name!r} is missing or infinite at row {int((~np.isfinite(values)).argmax())}")
+    return values

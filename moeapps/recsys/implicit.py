@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts, shown
-from moeapps.core.tabledata.evidence import ColumnEvidence
-from moeapps.core.tabledata.numbers import to_days, to_numbers
+from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.core.tabledata.vocabulary import Vocabulary, distinct_values, settle_values
-from moeapps.recsys.events import Codes, Events, Pairs, last_entries
+from moeapps.recsys.events import Codes, Events, Pairs, as_times, column_kind, last_entries
 from moeapps.recsys.negatives import SAMPLERS, NegativeSampler, Sampler
 
 __all__ = ["INTERACTION", "ImplicitFeedback", "implicit_feedback"]
@@ -343,7 +342,7 @@ def implicit_feedback(
     for name in (f"{item}_history", INTERACTION):
         if name in (*user_table.columns, *item_table.columns):
             raise DataError(f"users or items have a column {name!r}, which is made by implicit_feedback: rename it")
-    times = np.arange(len(events)) if time is None else _times(events[time], time)
+    times = np.arange(len(events)) if time is None else as_times(events[time], time)
     order = np.argsort(times, kind="stable")
     nothing = Events(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
     every = Events(user_codes, item_codes, times).at(order)
@@ -370,16 +369,9 @@ def _read(table: Table, names: Sequence[str] | None, ids: Iterable[str], argumen
 def _typed(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Features of a CSV file as numbers, where a column is one of numbers."""
     for name in names:
-        if _kind(frame[name], name) == "number":
+        if column_kind(frame[name], name) == "number":
             frame[name] = to_numbers(frame[name], missing_texts(), name)
     return frame
-
-
-def _kind(column: pd.Series, name: str) -> str:
-    """What a column is; a text of digits is a number, as in a file."""
-    evidence = ColumnEvidence(name, missing_texts(), untyped=True)
-    evidence.update(column)
-    return evidence.decide().kind
 
 
 def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str) -> tuple[pd.DataFrame, Codes]:
@@ -405,14 +397,3 @@ def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str)
             raise DataError(f"frame: {name!r} is missing at row {row} ({count} rows in all): drop such rows")
         raise DataError(f"{argument} has no row for {name}={shown(cell)}, which is in the frame ({count} rows in all)")
     return frame, codes.astype(np.int64)
-
-
-def _times(column: pd.Series, name: str) -> NDArray[Any]:
-    """Times as numbers that have their order."""
-    if column.dtype.kind in "iu":
-        return column.to_numpy()
-    missing = missing_texts()
-    values = (to_days if _kind(column, name) == "time" else to_numbers)(column, missing, name)
-    if not np.isfinite(values).all():
-        raise DataError(f"frame: {name!r} is missing or infinite at row {int((~np.isfinite(values)).argmax())}")
-    return values

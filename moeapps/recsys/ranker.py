@@ -129,6 +129,7 @@ class Ranker(RecommendMixin, LightningEstimator):
             targets=targets,
             ignored=ignored,
             kinds=None if kinds is None else dict(kinds),
+            time=getattr(self, "time", None),
             **self._reading(seed),
         )
 

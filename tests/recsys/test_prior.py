@@ -7,9 +7,10 @@ import torch
 
 import moeapps
 from moeapps.core import saving
+from moeapps.core.errors import DataError
 from moeapps.core.module import DEFAULTS_ENTRY
 from moeapps.recsys import AWMoE, AWMoERanker, RankingData, RankingModule, add_history, gauc, implicit_feedback
-from moeapps.recsys.attention import ActivationUnit, activate
+from moeapps.recsys.attention import ActivationUnit, activate, root_sum
 from moeapps.recsys.prior import SMOOTHING, LabelPrior
 
 COLUMNS = ["user_id", "item_id", "item_id_history", "liked"]
@@ -131,3 +132,36 @@ def test_a_checkpoint_of_0_1_has_neither_prior_nor_normalised_gate(tmp_path):
     with torch.no_grad():
         expected = module.network.cpu().eval()(rows)
         torch.testing.assert_close(old.network.eval()(rows), expected)
+
+
+def test_the_similarity_is_the_sum_of_products_over_the_root_of_the_length():
+    behaviour, target = torch.randn(3, 4, 5), torch.randn(3, 5)
+    present = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 1]], dtype=torch.bool)
+    expected = [0.0, behaviour[1, 3] @ target[1], sum(behaviour[2, j] @ target[2] for j in (1, 2, 3)) / 3**0.5]
+    found = (root_sum(behaviour, present) * target).sum(1)
+    torch.testing.assert_close(found, torch.stack([torch.as_tensor(value) for value in expected]))
+
+
+def test_the_similarity_can_be_left_out():
+    frame = taste(200)
+    arguments = {"max_epochs": 1, "random_state": 0, "accelerator": "cpu"}
+    ranker = AWMoERanker("din", **arguments).fit(frame, "liked")
+    rows = ranker.encoder_.transform(frame)
+    with torch.no_grad():
+        whole = ranker.model_(rows)[:, 0]
+        behaviour, target, present, _ = ranker.model_.parts(rows)
+        ranker.model_.similarity = False
+        rest = ranker.model_(rows)[:, 0]
+    torch.testing.assert_close(whole - rest, (root_sum(behaviour, present) * target).sum(1), atol=1e-5, rtol=1e-4)
+    assert not AWMoERanker("din", item_similarity=False, **arguments).fit(frame, "liked").model_.similarity
+
+
+def test_with_a_time_the_newest_rows_validate():
+    frame = taste(200).assign(when=pd.date_range("2024-01-01", periods=200)[np.random.default_rng(3).permutation(200)])
+    data = RankingData(frame, targets=["liked"], time="when", validation_fraction=0.2)
+    data.setup("fit")
+    newest = frame.sort_values("when")[-40:].sort_index()
+    assert data.val_labels()[:, 0].tolist() == newest["liked"].tolist()
+    assert "when" not in [feature.name for feature in data.encoder.schema.features]
+    with pytest.raises(DataError, match="when"):
+        AWMoERanker("din", time="when", accelerator="cpu").fit(frame.assign(when=None), "liked")
