@@ -20,6 +20,7 @@ __all__ = [
     "ActivationUnit",
     "activate",
     "contrastive_loss",
+    "distinct",
     "drop_behaviour",
     "pool",
     "root_sum",
@@ -97,6 +98,19 @@ def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     columns = present.any(0)
     start = int(columns.to(torch.uint8).argmax()) if bool(columns.any()) else present.shape[1] - 1
     return behaviour[:, start:], present[:, start:]
+
+
+def distinct(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """First rows ``(R,)`` of the R runs of equal rows in ``(N, L)``, and the run of each row ``(N,)``.
+
+    An event and the items that were drawn for it have one history, whose vector is computed once.
+    """
+    if torch.compiler.is_compiling():  # the number of runs is not that of the rows
+        rows = torch.arange(codes.shape[0], device=codes.device)
+        return rows, rows
+    begins = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
+    begins[1:] = (codes[1:] != codes[:-1]).any(1)
+    return begins.nonzero()[:, 0], begins.cumsum(0) - 1
 
 
 class DIN(nn.Module):

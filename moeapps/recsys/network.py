@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import is_named_id
-from moeapps.recsys.attention import DIN, AWMoE, drop_behaviour, root_sum
+from moeapps.recsys.attention import DIN, AWMoE, distinct, drop_behaviour, root_sum
 from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
@@ -254,10 +254,12 @@ class SequenceNetwork(nn.Module):
     def user_vectors(self, rows: Rows) -> Tensor:
         """Vectors ``(N, dim + 2)`` of users, of which only the history and the prior's columns of users are read."""
         assert isinstance(self.model, SASRec)
-        behaviour, present = self.embedding.sequence(rows, self.sequence)
+        first, run = distinct(rows.sequences[self.sequence])
+        behaviour, present = self.embedding.sequence(rows.at(first), self.sequence)
         own = self.model.user_vectors(behaviour, present)
         if self.similarity:
             own = own + root_sum(behaviour, present)
+        own = own.index_select(0, run)
         bias = own.new_zeros(len(own)) if self.prior is None else self.prior.of_users(rows, self.target)
         return torch.cat([own, torch.ones_like(bias)[:, None], bias[:, None]], dim=1)
 
@@ -276,6 +278,8 @@ class SequenceNetwork(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
+        if self.factorised:
+            return (self.user_vectors(rows) * self.item_vectors(rows)).sum(1, keepdim=True)
         parts = self.parts(rows)
         return self._with_counting(self.model(*parts), parts, rows)
 

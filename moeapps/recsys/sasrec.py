@@ -6,12 +6,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.recsys.attention import trimmed
 
 __all__ = ["HistoryEncoder", "SASRec"]
+
+
+class SelfAttention(nn.Module):
+    """A transformer layer with its norms first: attention of all entries, then an MLP of twice the width.
+
+    Not torch's TransformerEncoderLayer, whose exported program fails for no rows, and which has an output for every
+    entry where the last layer needs one.
+
+    Parameters
+    ----------
+    dim : int
+        Width of an entry.
+    heads : int
+        Attention heads.
+    dropout : float
+        Dropout probability, in [0, 1).
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, present: Tensor, queries: int) -> Tensor:
+        """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to ``(N, queries, dim)``, for the last ones of them."""
+        normed, x = self.norm(x), x[:, -queries:]
+        query = self.query(normed[:, -queries:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, present[:, None, None], dropout)
+        x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), dropout)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout)
 
 
 class HistoryEncoder(nn.Module):
@@ -47,21 +82,19 @@ class HistoryEncoder(nn.Module):
         self.max_len = max_len
         self.summary = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.positions = nn.Parameter(torch.randn(max_len, dim) * dim**-0.5 * 0.3)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout, "gelu", batch_first=True, norm_first=True)
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(SelfAttention(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, behaviour: Tensor, present: Tensor) -> Tensor:
-        """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to ``(N, L + 1, dim)``; the last one is the summary."""
+        """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to the summary ``(N, dim)``."""
         number, length = present.shape
         age = torch.arange(length - 1, -1, -1, device=present.device).clamp_max(self.max_len - 1)
         x = torch.cat([behaviour + self.positions[age], self.summary.expand(number, 1, -1)], dim=1)
-        absent = torch.cat([~present, present.new_zeros(number, 1)], dim=1)
-        for layer in self.layers:
-            x = layer(x, src_key_padding_mask=absent)
-        return self.norm(x)
+        present = torch.cat([present, present.new_ones(number, 1)], dim=1)
+        for layer in self.layers[:-1]:
+            x = layer(x, present, length + 1)
+        summary: Tensor = self.norm(self.layers[-1](x, present, 1)[:, 0])
+        return summary
 
 
 class SASRec(nn.Module):
@@ -95,7 +128,7 @@ class SASRec(nn.Module):
 
     def user_vectors(self, behaviour: Tensor, present: Tensor) -> Tensor:
         """What sums the histories up, ``(N, dim)``."""
-        summary: Tensor = self.encoder(*trimmed(behaviour, present))[:, -1]
+        summary: Tensor = self.encoder(*trimmed(behaviour, present))
         return summary
 
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Any) -> Tensor:

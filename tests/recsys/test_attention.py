@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from moeapps.core.errors import ConfigError
-from moeapps.recsys import AWMoE
-from moeapps.recsys.sasrec import HistoryEncoder, SASRec
+from moeapps.recsys import AWMoE, SASRec
+from moeapps.recsys.attention import distinct
+from moeapps.recsys.sasrec import HistoryEncoder, SelfAttention
 
 
 @pytest.fixture
@@ -54,3 +55,31 @@ def test_sasrec_reads_the_order_of_a_history(rows):
 def test_heads_that_do_not_divide_the_width_are_named():
     with pytest.raises(ConfigError, match="heads=3 must divide the width of an embedding, 4"):
         HistoryEncoder(4, heads=3)
+
+
+def test_a_layer_of_self_attention_equals_torchs():
+    torch.manual_seed(0)
+    ours, present = SelfAttention(8, 2, 0.0).eval(), torch.tensor([[False, True, True], [True, True, True]])
+    theirs = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True).eval()
+    own = ours.state_dict()
+    theirs.load_state_dict(
+        {
+            "self_attn.in_proj_weight": torch.cat([own["query.weight"], own["key_value.weight"]]),
+            "self_attn.in_proj_bias": torch.cat([own["query.bias"], own["key_value.bias"]]),
+            **{f"self_attn.out_proj.{part}": own[f"out.{part}"] for part in ("weight", "bias")},
+            **{f"linear1.{part}": own[f"mlp.0.{part}"] for part in ("weight", "bias")},
+            **{f"linear2.{part}": own[f"mlp.3.{part}"] for part in ("weight", "bias")},
+            **{f"norm1.{part}": own[f"norm.{part}"] for part in ("weight", "bias")},
+            **{f"norm2.{part}": own[f"mlp_norm.{part}"] for part in ("weight", "bias")},
+        }
+    )
+    x = torch.randn(2, 3, 8)
+    expected = theirs(x, src_key_padding_mask=~present)
+    torch.testing.assert_close(ours(x, present, 3)[present], expected[present], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours(x, present, 1), ours(x, present, 3)[:, -1:])
+
+
+def test_runs_of_equal_histories_are_found():
+    first, run = distinct(torch.tensor([[0, 1], [0, 1], [2, 1], [0, 1], [0, 1]]))
+    assert first.tolist() == [0, 2, 3]
+    assert run.tolist() == [0, 0, 1, 2, 2]

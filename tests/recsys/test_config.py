@@ -35,6 +35,7 @@ OTHER_DEFAULT = {
     AWMoERanker: {
         "model": "the ranker is named after aw_moe",
         "embedding_dim": "16, as the published results use",
+        "lr": "3e-3: a ranker that begins at popularity has little time before the epoch is chosen",
     },
 }
 

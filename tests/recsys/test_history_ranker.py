@@ -104,6 +104,15 @@ def test_of_implicit_feedback_the_users_are_known():
     assert AWMoERanker("din")._monitor(data) == ("val/gauc/interaction", "max")
 
 
+def test_a_history_that_several_rows_have_gives_each_the_score_that_it_has_alone():
+    network, data = attached(model="sasrec", user="user_id")
+    rows = data.encoder.transform(taste(6).iloc[[0, 0, 1, 2, 2, 2]])
+    network = network.network.eval()
+    with torch.no_grad():
+        alone = torch.cat([network(rows.at(slice(n, n + 1))) for n in range(6)])
+        torch.testing.assert_close(network(rows), alone, atol=1e-6, rtol=1e-5)
+
+
 @pytest.fixture
 def checkpoint_of_0_1(tmp_path):
     """A module with 0.1's network and its checkpoint, which names none of the newer settings."""
