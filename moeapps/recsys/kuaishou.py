@@ -29,8 +29,8 @@ def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     ----------
     folder : str or Path
         Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``, or
-        with those of ``1k`` instead of ``pure``. The rows with their histories are in memory: some 2 million of Pure,
-        12 million of 1K.
+        with those of ``1k`` instead of ``pure``. The rows with their histories are in memory: about 1.4 million
+        of Pure, 12 million of 1K.
     max_history : int, default 50
         Number of newest entries of a history, which has the videos that the user clicked before.
 
