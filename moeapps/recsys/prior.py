@@ -2,7 +2,7 @@
 
 # Shapes: N rows, C codes of a column
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,10 +38,10 @@ class LabelPrior(nn.Module):
     def __init__(self, columns: Sequence[int], sizes: Sequence[int]) -> None:
         super().__init__()
         self.columns = list(columns)
-        self.tables = nn.ModuleList(nn.Embedding(size, 1) for size in sizes)
+        # At the average, wherever no counts are given
+        tables = [nn.Embedding(size, 1, _weight=torch.zeros(size, 1)) for size in sizes]
+        self.tables: Iterable[nn.Embedding] = nn.ModuleList(tables)  # type: ignore[assignment]
         self.base = nn.Parameter(torch.zeros(()))
-        for table in self.tables:
-            nn.init.zeros_(table.weight)
 
     @torch.no_grad()
     def start_at(self, counts: LabelCounts) -> None:

@@ -65,7 +65,7 @@ class Ranker(RecommendMixin, LightningEstimator):
         # Checkpoints hold plain dictionaries and lists, and users may give other mappings and sequences
         return RankingModule.from_config(config=RankingConfig(**_plain(as_arguments(config))))
 
-    def _monitor(self, data: RankingData) -> tuple[str, Literal["min", "max"]]:
+    def _monitor(self, data: RankingData | ImplicitData) -> tuple[str, Literal["min", "max"]]:
         """Logged metric to select the epoch by, and whether lower or higher is better."""
         return "val/loss", "min"
 
