@@ -76,7 +76,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
         Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
-        Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN as baseline"),
+        Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN and SASRec beside"),
         Entry("model", "moeapps.recsys.RankingModule", "any ranker, for `moeapps fit`"),
         Entry("model", "moeapps.vision.WideNetClassifier", "images by WideNet, ViT-MoE or ViT, fit/predict"),
         Entry("model", "moeapps.vision.SwitchDiTGenerator", "draws images by class: Switch-DiT or DiT, fit/sample"),
