@@ -69,6 +69,8 @@ def make_world(page: str) -> None:
         for name in ("clicks", "later"):
             frame.to_parquet(f"{name}.parquet")
         frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
+        taken = frame[["user_id", "item_id"]].drop_duplicates()
+        taken.assign(timestamp=range(len(taken))).to_csv("events.csv", index=False)
     if page == "vision":
         for i in range(12):
             for folder in (f"photos/{'cats' if i % 2 else 'dogs'}", "new"):
