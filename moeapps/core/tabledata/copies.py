@@ -1,14 +1,12 @@
-"""Copies of text files in a form that is fast to read again, so that each file is parsed once."""
+"""Copies of CSV files in a form that is fast to read again, so that each file is parsed once."""
 
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["CellsCopy", "ObjectsCopy"]
+__all__ = ["CellsCopy"]
 
 
 class CellsCopy:
@@ -75,36 +73,3 @@ def _as_numbers(cells: pa.Array, absent: pa.Array) -> pa.Array:
         return pc.if_else(pc.is_in(cells, absent), None, cells).cast(pa.float64())
     except pa.ArrowInvalid as error:
         raise pa.ArrowInvalid(f"conversion error: {error}") from None
-
-
-class ObjectsCopy:
-    """The objects of an NDJSON file, pickled: they are of Python's types, which no column of Arrow's may hold.
-
-    Parameters
-    ----------
-    path : Path
-        File to write, in a folder of this process's own.
-    """
-
-    _AT_ONCE = 1000
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def passing(self, objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The objects, which are copied as they pass."""
-        with self.path.open("wb") as file:
-            waiting: list[dict[str, Any]] = []
-            for fields in objects:
-                waiting.append(fields)
-                if len(waiting) == self._AT_ONCE:
-                    pickle.dump(waiting, file, pickle.HIGHEST_PROTOCOL)
-                    waiting = []
-                yield fields
-            pickle.dump(waiting, file, pickle.HIGHEST_PROTOCOL)
-
-    def objects(self) -> Iterator[dict[str, Any]]:
-        """The objects of the copy."""
-        with self.path.open("rb") as file:
-            while file.peek(1):
-                yield from pickle.load(file)

@@ -18,7 +18,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.files import existing_file
 from moeapps.core.tabledata.cells import missing_texts
-from moeapps.core.tabledata.copies import CellsCopy, ObjectsCopy
+from moeapps.core.tabledata.copies import CellsCopy
 from moeapps.core.tabledata.frames import arrow_to_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
@@ -66,8 +66,8 @@ class TableFile:
     missing : frozenset of str, optional
         Texts that mean a missing number; those of pandas by default.
     copy_to : Path, optional
-        Empty folder of this process's own. A text file is parsed once, when it is opened, and its cells are copied
-        there; every pass reads the copy. Parquet is not copied.
+        Empty folder of this process's own. A CSV file is parsed once, when it is opened, and its cells are copied
+        there; every pass reads the copy. Parquet and NDJSON are not copied.
     copied : sequence of str, optional
         Columns of a CSV file that are copied, where it has them; all when None. A pass over others parses the file.
 
@@ -286,14 +286,12 @@ class _LinesPart(_Part):
 
     def __init__(self, path: Path, table: TableFile, number: int) -> None:
         super().__init__(path, table, number)
-        self._copy: ObjectsCopy | None = None
         names: dict[str, None] = {}
-        copy = None if self.copy_path is None else ObjectsCopy(self.copy_path)
-        for fields in self._objects() if copy is None else copy.passing(self._objects()):
+        for fields in self._objects():
             names.update(dict.fromkeys(fields))
         if not names:
             raise FileFormatError(f"{path} is empty: expected one JSON object per line")
-        self.columns, self._copy = list(names), copy
+        self.columns = list(names)
 
     def frames(self, names: list[str]) -> Iterator[pd.DataFrame]:
         """Python's values as objects: whole numbers of any length are exact."""
@@ -311,9 +309,6 @@ class _LinesPart(_Part):
         return sum(1 for _ in self._objects())
 
     def _objects(self) -> Iterator[dict[str, Any]]:
-        if self._copy is not None:
-            yield from self._copy.objects()
-            return
         with io.BufferedReader(pa.input_stream(str(self.path), compression="detect")) as stream:
             for number, line in enumerate(self._lines(stream), 1):
                 if not line.strip():

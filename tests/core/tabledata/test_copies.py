@@ -77,14 +77,11 @@ def test_a_record_with_too_few_cells_is_refused_when_it_is_copied(tmp_path, fold
         TableFile(path, copy_to=folder)
 
 
-def test_the_copy_of_an_ndjson_file_keeps_every_value_and_its_type(tmp_path, folder):
+def test_an_ndjson_file_is_read_without_a_copy(tmp_path, folder):
     objects = [{"n": 10**30, "h": [1, "a"]}, {"n": 0.5, "h": None}, {"h": [], "late": True}] * 700
     path = tmp_path / "t.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, objects)).encode()))
-    copied, plain = TableFile(path, 100, copy_to=folder), TableFile(path, 100)
-    found, expected = rows(copied), rows(plain)
+    found, expected = rows(TableFile(path, 100, copy_to=folder)), rows(TableFile(path, 100))
     pd.testing.assert_frame_equal(found, expected)
-    assert copied.columns == ["n", "h", "late"]
     assert [type(value) for value in found["n"]] == [type(value) for value in expected["n"]]
-    path.unlink()
-    pd.testing.assert_frame_equal(rows(copied), expected)
+    assert not list(folder.iterdir())
