@@ -1,17 +1,14 @@
 """Our rankers against each other and against the packages that a user would pick instead.
 
-    python benchmarks/recsys_accuracy.py [--data FOLDER] [--seeds 5] [--sets census,movielens] [--picture docs/recsys]
+    python benchmarks/recsys_accuracy.py [--data FOLDER] [--seeds 5] [--picture docs/recsys]
 
-The folder (MOEAPPS_DATA/recsys unless it is given) has census-income.test.gz and ml-100k. Every model sees the same
+The folder (MOEAPPS_DATA/recsys unless it is given) has census-income.test.gz. Every model sees the same
 rows in the same process with the same sizes; seconds are those of training. Results are kept after every training, so
 that the script can be stopped and started again. torch-rechub and deepctr-torch are run where they are installed.
 
 census: 99,762 rows, 80/10/10 at random, two tasks; embeddings of 4, experts [64] with batch norm, towers [32], batches
 of 1,024, five epochs, no model is selected by a score. Ours: AdamW, cosine from 2e-3 to 2e-4 (1.1e-3 in the mean); the
 others: their own trainers, Adam, 1e-3 (and 2e-3: "fast"), same encoded columns.
-
-movielens: ml-100k, liked (rating >= 4), 80/10/10 in order of time. Epochs are chosen on the middle part; the last part
-is scored: AUC, per-user AUC, NDCG@10, for all users and for the fifth of them with the fewest ratings before.
 
 --picture draws the diagnosis of an MMoE without batch norm beside HoME's, on census.
 """
@@ -35,17 +32,11 @@ from rich.console import Console
 from rich.table import Table
 
 from moeapps.recsys import (
-    AWMoERanker,
     MultiTaskRanker,
     TableEncoder,
     auc,
     census_income,
     census_schema,
-    gauc,
-    movielens_100k,
-    movielens_schema,
-    ndcg_at_k,
-    time_split,
 )
 
 TASKS = ["income", "never_married"]
@@ -60,7 +51,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "MMoE, norm=False": ("mmoe", {"num_experts": 8, "norm": False}),
     "PLE, norm=False": ("ple", {"num_specific": 3, "num_shared": 2, "num_levels": 2, "norm": False}),
 }
-DROPOUT = {"dropout": 0.3}
 Scores = tuple[np.ndarray, float, int]
 
 
@@ -209,64 +199,6 @@ def census(data: Path, seeds: int, save: Callable[[str, int, Any], None], done: 
             save(name, seed, {"auc": areas, "seconds": seconds, "parameters": parameters})
 
 
-def movielens(data: Path, seeds: int, save: Callable[[str, int, Any], None], done: Callable[[str, int], bool]) -> None:
-    frame = movielens_100k(data / "ml-100k")
-    train, val, test = time_split(frame, "timestamp")
-    before = pd.concat([train, val])["user_id"].value_counts().reindex(test["user_id"].unique(), fill_value=0)
-    short = set(before.nsmallest(len(before) // 5).index)  # the users with the fewest ratings before
-    slices = {"all": np.ones(len(test), dtype=bool), "short": test["user_id"].isin(short).to_numpy()}
-    common: dict[str, Any] = {
-        "schema": movielens_schema(),
-        "embedding_dim": 8,
-        "batch_size": BATCH,
-        "lr": 1e-3,
-        "weight_decay": 1e-2,
-        "max_epochs": 12,
-        "patience": 2,
-        "accelerator": "cpu",
-    }
-    makes: dict[str, Callable[[int], Any]] = {
-        "DNN": lambda seed: MultiTaskRanker(
-            "shared_bottom",
-            options={"expert": [64, 32], "tower": [], "norm": False, "dropout": 0.3},
-            random_state=seed,
-            **common,
-        ),
-        "DIN": lambda seed: AWMoERanker("din", options=DROPOUT, random_state=seed, **common),
-        "AW-MoE": lambda seed: AWMoERanker(contrastive_weight=0.0, options=DROPOUT, random_state=seed, **common),
-        "AW-MoE, contrastive": lambda seed: AWMoERanker(
-            contrastive_weight=0.01, user="user_id", options=DROPOUT, random_state=seed, **common
-        ),
-        "DIN, unknown_rate=0": lambda seed: AWMoERanker(
-            "din", unknown_rate=0.0, options=DROPOUT, random_state=seed, **common
-        ),
-        "AW-MoE, unknown_rate=0": lambda seed: AWMoERanker(
-            contrastive_weight=0.0, unknown_rate=0.0, options=DROPOUT, random_state=seed, **common
-        ),
-    }
-    for seed in range(seeds):
-        for name, make in makes.items():
-            if done(name, seed):
-                continue
-            model = make(seed)
-            target: Any = ["liked"] if isinstance(model, MultiTaskRanker) else "liked"
-            start = time.perf_counter()
-            model.fit(train, target, validation=val)
-            seconds = time.perf_counter() - start
-            found = model.predict_proba(test)["liked"].to_numpy()
-            row: dict[str, Any] = {"seconds": seconds, "parameters": _count(model.model_), "epochs": model.n_iter_}
-            for key, mask in slices.items():
-                part = test[mask]
-                row[key] = {
-                    "rows": len(part),
-                    "users": part["user_id"].nunique(),
-                    "auc": auc(part["liked"], found[mask]),
-                    "gauc": gauc(part["liked"], found[mask], part["user_id"]),
-                    "ndcg@10": ndcg_at_k(part["liked"], found[mask], part["user_id"]),
-                }
-            save(name, seed, row)
-
-
 def draw(data: Path, folder: Path) -> None:
     """An MMoE with ReLU as it was published, and HoME, trained alike."""
     frame = census_income(data / "census-income.test.gz")
@@ -296,34 +228,23 @@ def draw(data: Path, folder: Path) -> None:
 
 
 def show(runs: dict[str, dict[str, Any]]) -> None:
-    console = Console(width=150)
-    for name, seeds in runs.items():
-        table = Table("model", "parameters", "seconds", title=name)
-        first = next(iter(next(iter(seeds.values())).values()))
-        keys = list(first["auc"]) if "auc" in first else []
-        for key in keys or [f"{part} {metric}" for part in ("all", "short") for metric in ("auc", "gauc", "ndcg@10")]:
-            table.add_column(key)
-        for model, entries in seeds.items():
-            cells = []
-            rows = list(entries.values())
-            for key in keys:
-                cells.append([row["auc"][key] for row in rows])
-            if not keys:
-                cells = [[r[p][m] for r in rows] for p in ("all", "short") for m in ("auc", "gauc", "ndcg@10")]
-            table.add_row(
-                model,
-                f"{rows[0]['parameters']:,}",
-                f"{np.mean([row['seconds'] for row in rows]):.0f}",
-                *(f"{np.mean(cell):.4f} ± {np.std(cell):.4f}" for cell in cells),
-            )
-        console.print(table)
+    table = Table("model", "parameters", "seconds", *TASKS)
+    for model, entries in runs.items():
+        rows = list(entries.values())
+        cells = [[row["auc"][task] for row in rows] for task in TASKS]
+        table.add_row(
+            model,
+            f"{rows[0]['parameters']:,}",
+            f"{np.mean([row['seconds'] for row in rows]):.0f}",
+            *(f"{np.mean(cell):.4f} ± {np.std(cell):.4f}" for cell in cells),
+        )
+    Console(width=150).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--sets", default="census,movielens")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_accuracy.json")
     options = parser.parse_args()
@@ -333,20 +254,16 @@ def main() -> None:
         return
     found: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     found["runs"] = json.loads(options.output.read_text())["runs"] if options.output.exists() else {}
-    for name in options.sets.split(","):
-        runs = found["runs"].setdefault(name, {})
+    runs = found["runs"].setdefault("census", {})
 
-        def save(model: str, seed: int, row: Any, runs: Any = runs) -> None:
-            runs.setdefault(model, {})[str(seed)] = row
-            print(model, seed, json.dumps(row), flush=True)
-            options.output.parent.mkdir(exist_ok=True)
-            options.output.write_text(json.dumps(found, indent=1) + "\n")
+    def save(model: str, seed: int, row: Any) -> None:
+        runs.setdefault(model, {})[str(seed)] = row
+        print(model, seed, json.dumps(row), flush=True)
+        options.output.parent.mkdir(exist_ok=True)
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
 
-        def done(model: str, seed: int, runs: Any = runs) -> bool:
-            return str(seed) in runs.get(model, {})
-
-        {"census": census, "movielens": movielens}[name](options.data, options.seeds, save, done)
-    show(found["runs"])
+    census(options.data, options.seeds, save, lambda model, seed: str(seed) in runs.get(model, {}))
+    show(runs)
 
 
 if __name__ == "__main__":

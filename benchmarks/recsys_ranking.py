@@ -30,8 +30,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from scipy import sparse
 
 from moeapps.recsys import (
@@ -275,22 +273,20 @@ class Jobs:
             self.save(model, seed, {"seconds": seconds, **as_cells(table)})
 
 
-def show(found: dict[str, Any]) -> None:
-    console = Console(width=150)
-    for name, models in found.items():
-        keys = [
-            (part, metric)
-            for part in ("all", "short")
-            for metric in next(iter(next(iter(models.values())).values()))["all"]
-        ]
-        table = Table("model", "seeds", "seconds", *(" ".join(key) for key in keys), title=name)
-        for model, seeds in models.items():
-            rows = list(seeds.values())
-            cells = [[row[part][metric] for row in rows] for part, metric in keys]
-            seconds = np.mean([row.get("seconds", 0.0) for row in rows])
-            told = [f"{np.mean(cell):.4f}" + (f" ± {np.std(cell):.4f}" if len(rows) > 1 else "") for cell in cells]
-            table.add_row(model, str(len(rows)), f"{seconds:.0f}", *told)
-        console.print(table)
+def markdown(models: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of a set, as lines."""
+    metrics = list(next(iter(next(iter(models.values())).values()))["all"])
+    names = {"auc": "AUC", "gauc": "per-user AUC", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+    titles = [names[metric] + note for note in ("", ", short") for metric in metrics]
+    lines = [f"| model | {' | '.join(titles)} | s | seeds |", f"|{' --- |' * (len(titles) + 3)}"]
+    for model, seeds in models.items():
+        rows = list(seeds.values())
+        cells = [[row[part][metric] for row in rows] for part in ("all", "short") for metric in metrics]
+        told = [f"{np.mean(cell):.4f}" + (f" ± {np.std(cell):.4f}" if len(rows) > 1 else "") for cell in cells]
+        # What only counts has no seed, and takes no time to speak of
+        seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}" if "seconds" in rows[0] else ""
+        lines.append(f"| {model} | {' | '.join(told)} | {seconds} | {len(rows) if seconds else ''} |")
+    return lines
 
 
 def main() -> None:
@@ -317,7 +313,8 @@ def main() -> None:
             on_liked(options.data, options.part, job)
         else:
             on_events(name, options.data, options.part, job)
-    show(found["runs"])
+    for name, models in found["runs"].items():
+        print(name, *markdown(models), sep="\n")
 
 
 if __name__ == "__main__":

@@ -295,14 +295,16 @@ def test_recommendation_accuracy():
         cells = [summary([row["auc"][task] for row in rows]) for task in ("income", "never_married")]
         parameters, seconds = rows[0]["parameters"], np.mean([row["seconds"] for row in rows])
         assert f"| {model} | {' | '.join(cells)} | {parameters:,} | {seconds:.0f} |" in PAGE, model
-    for model, seeds in runs["movielens"].items():
-        assert len(seeds) == 5
-        cells = [
-            summary([row[part][metric] for row in seeds.values()])
-            for part in ("all", "short")
-            for metric in ("auc", "gauc", "ndcg@10")
-        ]
-        assert f"| {model} | {' | '.join(cells)} |" in PAGE, model
+
+
+def test_recommendation_of_items():
+    for name, models in results("recsys_ranking")["runs"].items():
+        for line in script("recsys_ranking").markdown(models):
+            assert line in PAGE, (name, line)
+    for case, run in results("recsys_recommend")["runs"].items():
+        cells = [f"{run[key]:,}" for key in ("users", "items", "scored")]
+        assert f"| {case} | {' | '.join(cells)} | {run['seconds']:.0f} | {run['peak_mib']} |" in PAGE, case
+        assert run["items_had"] == 0
 
 
 def test_many_tasks_and_scenarios():
