@@ -96,7 +96,10 @@ class RecommendMixin:
         else:
             ids, rows, seen = self._of_frame(as_frame(users, "users"), exclude, exclude_seen)
         leave_out = seen if exclude_seen or exclude is not None else None
-        chosen = self._candidates(candidates, seen if feedback is not None else self._histories_of(users), k)
+        number = self._number_to_score(candidates, k)
+        chosen = None
+        if number is not None:
+            chosen = self._candidates(number, seen if feedback is not None else self._histories_of(users))
         found = []
         with self._scoring() as (network, device), torch.inference_mode():
             score = Scorer(network, catalogue, rows, device)
@@ -271,8 +274,8 @@ class RecommendMixin:
         ends = np.cumsum([len(entries) for entries in lists])
         return [part[part >= 0] for part in np.split(numbers, ends[:-1])] if lists else []
 
-    def _candidates(self, candidates: Any, seen: Any, k: int) -> Callable[[slice], NDArray[np.int64]] | None:
-        """What chooses the items to score; None where all are scored."""
+    def _number_to_score(self, candidates: Any, k: int) -> int | None:
+        """Items to score of each user; None for all."""
         catalogue = self._catalogue()
         if candidates == "auto":
             few = len(catalogue) <= ALL_ITEMS or getattr(self.model_, "factorised", False)
@@ -282,7 +285,11 @@ class RecommendMixin:
         if isinstance(candidates, str):
             raise ConfigError(f"candidates must be 'auto', 'all' or a whole number, got {candidates!r}")
         check_sizes(candidates=candidates)
-        number = min(candidates, len(catalogue))
+        return min(int(candidates), len(catalogue))
+
+    def _candidates(self, number: int, seen: Any) -> Callable[[slice], NDArray[np.int64]]:
+        """What chooses the items to score, by the items that users had: a list of them, or pairs by slice."""
+        catalogue = self._catalogue()
 
         def choose(part: slice) -> NDArray[np.int64]:
             if isinstance(seen, list):

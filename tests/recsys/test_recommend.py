@@ -15,6 +15,8 @@ from moeapps.recsys import (
     AWMoERanker,
     ImplicitData,
     MultiTaskRanker,
+    Schema,
+    SparseFeature,
     implicit_feedback,
     ranks_of,
     recommendation_table,
@@ -197,6 +199,15 @@ def test_candidates_are_scored_only(ranker, feedback):
     assert len(few.merge(every, on=["user_id", "item_id"])) == len(few)
     with pytest.raises(ConfigError, match="candidates must be 'auto', 'all' or a whole number, got 'some'"):
         ranker.recommend(feedback, candidates="some")
+
+
+def test_a_network_without_a_history_needs_none_of_its_users(feedback):
+    schema = Schema([SparseFeature("user_id"), SparseFeature("item_id"), SparseFeature("country")])
+    settings = {**SETTINGS, "max_epochs": 1, "schema": schema}
+    model = MultiTaskRanker("shared_bottom", **settings).fit(feedback, "interaction")
+    assert len(model.recommend(feedback.users, 3, exclude_seen=False)) == 3 * len(feedback.users)
+    with pytest.raises(DataError, match="the table of users lacks the column 'item_id_history'"):
+        model.recommend(feedback.users, 3)
 
 
 def test_neighbours_are_the_cosines_of_users():
