@@ -97,7 +97,7 @@ def gate_logits(x: Tensor, weight: Tensor) -> Tensor:
     """Logits ``(T, E, N)`` of linear gates, in float32 or better.
 
     The rows are last, since a softmax over experts then runs along vectors of rows: torch's softmax over a last
-    dimension of a handful of experts takes up to twenty times as long on the CPU.
+    dimension of a handful of experts is slow on the CPU (``benchmarks/recsys_speed.py --profile``).
 
     Parameters
     ----------

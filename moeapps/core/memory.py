@@ -22,8 +22,8 @@ def keep_freed_memory(parameters: Iterable[Tensor] = ()) -> None:
     """Make the process keep the memory that a training step frees for the next step, which needs as much.
 
     A step allocates and frees tensors of some MiB, and a gradient for every parameter. At first glibc gives such blocks
-    back to the system, and every page of the next one is a page fault: a tenth to a quarter of the time of a small
-    network's step, half of it with tables of hundreds of MiB. With other allocators this has no effect.
+    back to the system, and every page of the next one is a page fault, which costs most with tables of hundreds of
+    MiB (``benchmarks/recsys_speed.py --profile``). With other allocators this has no effect.
 
     Parameters
     ----------

@@ -94,12 +94,17 @@ class ItemCatalogue:
         needed = [*self.user_features, *([self.history] if self.history is not None and histories is None else [])]
         require_columns(needed, users.columns, "the table of users")
         rows = encode_part(encoder, users, self.user_features, warn=histories is None)
+        if histories is not None:
+            return self.with_histories(encoder, rows, histories)
         if self.history is None:
             return rows
-        if histories is None:
-            entries = encoder.encode_sequence(users[self.history], self.history)
-        else:
-            entries = self.codes(encoder)[torch.from_numpy(histories.astype(np.int64))]
+        return with_sequence(encoder, rows, self.history, encoder.encode_sequence(users[self.history], self.history))
+
+    def with_histories(self, encoder: TableEncoder, rows: Rows, histories: NDArray[np.integer]) -> Rows:
+        """Encoded users with histories ``(U, L)`` of item numbers, newest last, -1 for none."""
+        if self.history is None:
+            return rows
+        entries = self.codes(encoder)[torch.from_numpy(histories.astype(np.int64))]
         return with_sequence(encoder, rows, self.history, entries)
 
     def state(self) -> dict[str, Any]:

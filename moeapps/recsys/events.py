@@ -110,7 +110,13 @@ def column_kind(column: pd.Series, name: str) -> str:
 
 
 def as_times(column: pd.Series, name: str, table: str = "frame") -> NDArray[Any]:
-    """Times as numbers that have their order."""
+    """Times ``(n,)`` as numbers that have their order.
+
+    Raises
+    ------
+    DataError
+        Naming ``table``, column and row, if a cell is missing, infinite or neither a number nor a time.
+    """
     if column.dtype.kind in "iu":
         return column.to_numpy()
     missing = missing_texts()

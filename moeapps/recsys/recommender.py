@@ -23,7 +23,7 @@ from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.numbers import list_column
 from moeapps.core.tabledata.source import Table, TableSource, require_columns
 from moeapps.core.tabledata.writer import TableWriter
-from moeapps.recsys.catalogue import ItemCatalogue, with_sequence
+from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.implicit import ImplicitFeedback, implicit_feedback
 from moeapps.recsys.recommend import ALL_ITEMS, Scorer, ranks_of, recommendation_table, top_items
@@ -237,7 +237,7 @@ class RecommendMixin:
 
         def rows(part: slice) -> Rows:
             own = known.latest(np.arange(part.start, part.stop))
-            return with_histories(static.at(part), own, catalogue, self.encoder_)
+            return catalogue.with_histories(self.encoder_, static.at(part), own)
 
         return known.users[known.user], rows, lambda part: pairs.of_users(np.arange(part.start, part.stop))
 
@@ -324,7 +324,7 @@ def measure(
     static = catalogue.user_rows(encoder, known.users, np.full((len(known.users), 0), -1))
 
     def rows(part: slice) -> Rows:
-        return with_histories(static.at(torch.from_numpy(users[part])), known.histories(part), catalogue, encoder)
+        return catalogue.with_histories(encoder, static.at(torch.from_numpy(users[part])), known.histories(part))
 
     with torch.inference_mode():
         ranks = ranks_of(Scorer(network, catalogue, rows, device), known, k, negatives, seed)
@@ -348,11 +348,3 @@ def in_catalogue(feedback: ImplicitFeedback, catalogue: ItemCatalogue) -> Implic
     if names.tolist() == catalogue.names:
         return feedback
     return feedback.renumbered(catalogue.numbers_of(names), catalogue.names)
-
-
-def with_histories(rows: Rows, histories: NDArray[np.integer], catalogue: ItemCatalogue, encoder: TableEncoder) -> Rows:
-    """Encoded users with histories ``(U, L)`` of item numbers, -1 for none."""
-    if catalogue.history is None:
-        return rows
-    entries = catalogue.codes(encoder)[torch.from_numpy(histories.astype(np.int64))]
-    return with_sequence(encoder, rows, catalogue.history, entries)

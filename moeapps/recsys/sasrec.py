@@ -116,8 +116,6 @@ class SASRec(nn.Module):
         Entries with a position of their own.
     """
 
-    factorised = True
-
     def __init__(
         self, dim: int, profile_dim: int, layers: int = 2, heads: int = 2, dropout: float = 0.1, max_len: int = 200
     ) -> None:
