@@ -10,21 +10,22 @@ from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARY", "add_arguments", "run", "run_as_predict"]
 
-SUMMARY = "predict the rows of a CSV, Parquet or NDJSON file of any size with a saved model"
+SUMMARY = "predict the rows of a file of any size, or the images of a folder, with a saved model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
         "Predict the rows of a table of any size with a saved model. A classifier writes the columns prediction and "
-        "probability_<class>, a regressor prediction, a ranker one column per target."
+        "probability_<class>, a regressor prediction, a ranker one column per target. A classifier of images predicts "
+        "a folder of image files, and writes the column file too."
     )
     parser.add_argument("model", metavar="MODEL", help="file that model.save wrote")
     parser.add_argument(
         "--input",
         metavar="FILE",
         help=".csv, .tsv, .ndjson (also .gz, .zst) or .parquet file with the columns that the model knows, or a folder "
-        "of such files",
+        "of such files; a folder of images for a classifier of images",
     )
     parser.add_argument("--output", metavar="FILE", help=".csv or .parquet file to write")
     parser.add_argument(
@@ -80,8 +81,22 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
     if options.recommend is not None:
         return _recommend(model, options)
+    if hasattr(model, "predict_files"):
+        return _images(model, options)
     rows = predict_file(model, options.input, options.output, _kept(options), weights=options.weights)
     print(f"predictions: {options.output} ({rows} rows)")
+    return 0
+
+
+def _images(model: Any, options: argparse.Namespace) -> int:
+    from moeapps.core.errors import ConfigError
+    from moeapps.vision.image_files import write_predictions
+
+    if options.keep or options.weights:
+        option = "keep" if options.keep else "weights"
+        raise ConfigError(f"--{option} is for tables; {options.model} holds a {type(model).__name__}")
+    rows = write_predictions(model, options.input, options.output)
+    print(f"predictions: {options.output} ({rows} images)")
     return 0
 
 

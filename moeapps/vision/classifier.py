@@ -27,6 +27,7 @@ from moeapps.vision.data import ImageArrays, make_transform
 from moeapps.vision.defaults import BEFORE, automatic, check_automatic
 from moeapps.vision.estimator import ImageEstimator
 from moeapps.vision.folders import find_images
+from moeapps.vision.image_files import ImageFilesMixin
 from moeapps.vision.images import ImageSpec, PixelRange, as_images, refuse_other_scale
 from moeapps.vision.module import FAMILIES, SIZES, ImageModule, ImageModuleConfig
 from moeapps.vision.stem import STEMS
@@ -38,7 +39,7 @@ PREDICT_IMAGES = 256
 """Images per forward pass of a prediction."""
 
 
-class WideNetClassifier(ClassifierMixin, ImageEstimator):
+class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
     """Image classifier with a WideNet (Xue et al., AAAI 2022), a ViT-MoE or a plain ViT.
 
     Parameters
@@ -302,7 +303,7 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
     def _checked(self, X: Any) -> Tensor:
         check_is_fitted(self, "model_")
         if isinstance(X, str | Path):
-            raise DataError("predict images from a list of files, or an array: a folder has no order")
+            raise DataError("predict images from a list of files, or an array; predict_files(folder) names the files")
         shape, old = self.spec_.shape, not hasattr(self, "pixels_")  # 0.1 kept the numbers of uint16, and one limit
         images = as_images(X, channels=shape[0], size=self.image_size, shape=shape, scale_depth=not old)
         if tuple(images.shape[1:]) != self.spec_.shape:
@@ -367,10 +368,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : array, or sequence of images
-            n images.
+        X : array, sequence of images, or path
+            n images, or a folder with one folder of image files per class.
         groups : array of shape (n,), optional
-            Group of each image; the predicted class when None.
+            Group of each image; when None the predicted class, of a folder the class.
         layer : int, default -1
             Index among the blocks with experts; of a chain of experts it is its last iteration.
 
@@ -386,6 +387,10 @@ class WideNetClassifier(ClassifierMixin, ImageEstimator):
         DataError
             If there is not one group per image.
         """
+        check_is_fitted(self, "model_")
+        if isinstance(X, str | Path):
+            X, labels = self._read_folder(X, None)
+            groups = labels if groups is None else groups
         images = self._checked(X)
         names, number = np.unique(self.predict(X) if groups is None else np.asarray(groups), return_inverse=True)
         if len(number) != len(images):
