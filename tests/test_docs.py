@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from moeapps import MoEClassifier
 from moeapps.cli.main import main, make_parser
 from moeapps.cli.training import SUMMARIES
-from moeapps.vision import SwitchDiTGenerator
+from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,6 +90,21 @@ def make_world(page: str) -> None:
         digits = load_digits()
         generator = SwitchDiTGenerator(dim=16, depth=1, num_heads=2, max_epochs=1, random_state=0)
         generator.fit(digits.images, digits.target).save("digits.safetensors")
+        for name, image in zip(("cat.png", "dog.jpg"), digits.images[:2], strict=True):
+            Image.fromarray((image * 15).astype("uint8")).resize((64, 64)).save(name)
+        images = (digits.images[:40, None] * 15).astype("uint8").repeat(3, axis=1)
+        classifier = WideNetClassifier(embed_dim=16, depth=1, image_size=8, max_epochs=1, random_state=0)
+        classifier.fit(images, digits.target[:40]).save("photos.safetensors")
+
+
+def sent_by(curl: list[str]) -> dict:
+    """What a command of curl sends: -d TEXT, --data-binary @FILE, or a form of -F NAME=@FILE."""
+    forms = [curl[i + 1].partition("=@") for i, word in enumerate(curl) if word == "-F"]
+    if forms:
+        return {"files": [(name, (file, Path(file).read_bytes())) for name, _, file in forms]}
+    if "--data-binary" in curl:
+        return {"content": Path(curl[curl.index("--data-binary") + 1].removeprefix("@")).read_bytes()}
+    return {"content": curl[curl.index("-d") + 1]}
 
 
 def run_shell(text: str) -> None:
@@ -104,7 +119,7 @@ def run_shell(text: str) -> None:
                 url = url or re.search(r"http://\S+:\d+", server.stdout.readline())[0]
                 headers = dict(asked[i + 1].split(": ") for i, word in enumerate(asked) if word == "-H")
                 path = next(found[1] for word in asked if (found := re.fullmatch(r"(?:http://)?[\w.]+:\d+(/.*)", word)))
-                answer = httpx.post(url + path, content=asked[asked.index("-d") + 1], timeout=60, headers=headers)
+                answer = httpx.post(url + path, timeout=60, headers=headers, **sent_by(asked))
                 assert answer.status_code == 200, answer.text
             elif line.startswith("moeapps serve"):
                 command = [*shlex.split(line)[1:], "--port", "0"]

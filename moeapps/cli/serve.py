@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moeapps.cli.arguments import add_trust, trust
 from moeapps.core.checks import check_sizes
@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=256, help="requests that may wait; further ones are refused with 503"
     )
     parser.add_argument("--batch-rows", type=int, default=1024, help="rows that go to the model at once")
-    parser.add_argument("--max-body", type=int, default=1_048_576, help="bytes that a request may have")
+    parser.add_argument(
+        "--max-body", type=int, help="bytes that a request may have (default: 1 MiB; 16 MiB for a classifier of images)"
+    )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is cancelled with 504")
     parser.add_argument(
         "--hang", type=float,
@@ -69,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--connections-per-client", type=int, default=500, help="connections that one address may have open at once"
     )
     parser.add_argument("--token-file", help=f"file with the token that clients must send (or set {TOKEN})")
+
+
+def _max_body(description: dict[str, Any]) -> int:
+    """Bytes that a request may have unless the user says otherwise: a photo has several MiB."""
+    return 16 * 2**20 if description["kind"] == "images" else 2**20
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         If the model cannot be loaded.
     """
     check_sizes(
-        queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body, connections=options.connections,
+        queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body or 1, connections=options.connections,
         connections_per_client=options.connections_per_client, sample_images=options.sample_images,
         sample_steps=options.sample_steps, sample_work=options.sample_work,
     )  # fmt: skip
@@ -142,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
                 f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True
             )
         config = uvicorn.Config(
-            make_app(server, description, options.max_body, token), http=limit_connections(connections), ws="none",
+            make_app(server, description, options.max_body or _max_body(description), token), http=limit_connections(connections), ws="none",
             log_config=None, access_log=False, server_header=False, backlog=_BACKLOG,
             timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
         )  # fmt: skip

@@ -7,13 +7,14 @@
 4. A refusal from any of these becomes JSON in :func:`~moeapps.serve.guard.respond`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -21,14 +22,18 @@ import moeapps
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.drawing import grid, sample_content, wants_png
 from moeapps.serve.guard import Guard, Json, respond
+from moeapps.serve.keeping import add_kept, split_names, take_kept
 from moeapps.serve.metrics import Metrics
 from moeapps.serve.refusal import Refusal
 from moeapps.serve.schema import learn_model, predict_model, recommend_model, rows_of, sample_model
+from moeapps.serve.uploads import UPLOADS, Uploads
 
 __all__ = ["make_app"]
 
 MAX_KEY = 255
 """Characters of an idempotency key."""
+
+Keep = Annotated[Sequence[str], Query(description="fields of a row to copy next to its prediction")]
 
 
 def make_app(
@@ -54,7 +59,12 @@ def make_app(
         yield
         await server.close()
 
-    app = FastAPI(title=f"moeapps: {description['model']}", version=moeapps.__version__, lifespan=lifespan)
+    app = FastAPIOffline(  # /docs shows its page from the package's own files
+        title=f"moeapps: {description['model']}",
+        version=moeapps.__version__,
+        lifespan=lifespan,
+        swagger_ui_parameters={"validatorUrl": None},
+    )
     counters = Metrics(server)
     server.observe = counters.observe
     _add_errors(app)
@@ -62,6 +72,8 @@ def make_app(
     _add_health(app, server)
     _add_pages(app, server, counters)
     counters.routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
+    if description["kind"] == "images":
+        app.add_middleware(Uploads)
     app.add_middleware(Guard, max_body=max_body, token=token, seconds=server.limits.timeout, metrics=counters)
     return app
 
@@ -71,11 +83,17 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
         _add_sample(app, server, description)
     else:
         Predict: Any = predict_model(description)
+        columns = description["columns"] if description["kind"] == "table" else None
+        more = UPLOADS if description["kind"] == "images" else None
 
-        @app.post("/predict", summary="Predict rows")
-        async def predict(body: Predict, request: Request) -> JSONResponse:
-            content = body.model_dump(by_alias=True)
-            return Json({"predictions": await server.submit("predict", content, rows_of(content), _size(request))})
+        @app.post("/predict", summary="Predict rows", openapi_extra=more)
+        async def predict(body: Predict, request: Request, keep: Keep = ()) -> JSONResponse:
+            content, names = body.model_dump(by_alias=True), split_names(keep)
+            if names and "rows" not in content:
+                raise Refusal(422, "invalid_request", "keep: only rows of tables and streams have fields to keep")
+            kept = take_kept(content.get("rows", []), names, columns)
+            predictions = await server.submit("predict", content, rows_of(content), _size(request))
+            return Json({"predictions": add_kept(predictions, kept)})
 
     if "recommends" in description:
         Recommend: Any = recommend_model(description)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from moeapps.serve.metrics import Metrics
 from moeapps.serve.refusal import Refusal
 
-__all__ = ["Guard", "Json", "respond"]
+__all__ = ["Guard", "Json", "replay", "respond"]
 
 OPEN = ("/health", "/health/live", "/health/ready")
 """Paths that need no token."""
@@ -76,7 +76,7 @@ class Guard:
             await respond(refusal)(scope, receive, counted)
             return
         scope["moeapps.body_bytes"] = len(body or b"")
-        await self.app(scope, _replay(body or b"", receive), counted)
+        await self.app(scope, replay(body or b"", receive), counted)
 
     def _refused(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
@@ -114,7 +114,8 @@ class Guard:
         return b"".join(parts) if size <= self.max_body else None
 
 
-def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+def replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """What an application receives a body with that has been read already."""
     given = False
 
     async def again() -> Message:

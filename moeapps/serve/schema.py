@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from moeapps.serve.files import MAX_IMAGES
 from moeapps.serve.limits import Limits
 
 __all__ = ["MAX_ROWS", "learn_model", "predict_model", "recommend_model", "rows_of", "sample_model"]
@@ -118,14 +119,15 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
             f"column_{i}": (_KINDS[what], Field(alias=name))
             for i, (name, what) in enumerate(description["columns"].items())
         }
-        return _rows("Predict", _object("Row", fields))
+        return _rows("Predict", _object("Row", fields, base=_WithMore))
     if kind == "table":
         width = description["width"]
         return _rows("Predict", _list(_Number, min_length=width, max_length=width))
     if kind == "stream":
         return _rows("Predict", _Cells)
     if kind == "images":
-        files = _list(_Text, min_length=1, max_length=1000, description="files, as base64")
+        about = "files, as base64 or as data URLs"
+        files = _list(_Text, min_length=1, max_length=MAX_IMAGES, description=about)
         return _object("Predict", {"images": (files, ...)})
     width = description["width"]
     node: Any = _list(_Number, min_length=width, max_length=width)
@@ -224,10 +226,18 @@ def _rows(name: str, row: Any) -> type[BaseModel]:
     return _object(name, {"rows": (_list(row, min_length=1, max_length=MAX_ROWS), ...)})
 
 
-def _object(name: str, fields: dict[str, Any]) -> type[BaseModel]:
-    """An object with these fields and no others."""
+class _WithMore(BaseModel):
+    """A row that may have further cells; :mod:`moeapps.serve.keeping` refuses those that are not to be kept."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, _Cell] = Field(init=False)
+
+
+def _object(name: str, fields: dict[str, Any], base: type[BaseModel] | None = None) -> type[BaseModel]:
+    """An object with these fields and no others, unless the base allows them."""
     few: Any = model_validator(mode="before")(_at_most(len(fields) + 20))
-    return create_model(name, __config__=_STRICT, __validators__={"few": few}, **fields)
+    how: dict[str, Any] = {"__config__": _STRICT} if base is None else {"__base__": base}
+    return create_model(name, **how, __validators__={"few": few}, **fields)
 
 
 def _at_most(count: int) -> Callable[[Any], Any]:

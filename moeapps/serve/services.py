@@ -6,9 +6,7 @@ subclass in another package is served like the class it derives from.
 """
 
 import base64
-import binascii
 import inspect
-import io
 import logging
 import math
 import os
@@ -27,6 +25,7 @@ from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import MixtureModel, TableModel, label_columns, predict_frame
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.serve.drawing import BLOCK, png
+from moeapps.serve.files import decode_file
 from moeapps.serve.refusal import (
     HALF_LEARNED,
     Refusal,
@@ -296,7 +295,7 @@ class StreamService(Service):
 
 
 class ImageService(Service):
-    """Classifiers of images; files come as base64."""
+    """Classifiers of images; files come as base64 or data URLs."""
 
     kind = "images"
 
@@ -313,14 +312,9 @@ class ImageService(Service):
         """Most probable class, and the probability of every class."""
         from moeapps.vision.folders import read_images
 
-        files = []
-        for number, text in enumerate(request["images"]):
-            try:
-                files.append(io.BytesIO(base64.b64decode(text, validate=True)))
-            except binascii.Error as error:
-                raise DataError(f"images.{number} is not base64: {error}") from None
+        names = [f"images.{number}" for number in range(len(request["images"]))]
+        files = [decode_file(text, name) for text, name in zip(request["images"], names, strict=True)]
         channels = self.model.spec_.shape[0]
-        names = [f"images.{number}" for number in range(len(files))]
         probabilities = self.model.predict_proba(read_images(files, channels, self.model.image_size, names))
         return _records(label_columns(self.model.classes_, probabilities))
 

@@ -76,7 +76,7 @@ class ImageFilesMixin:
         Returns
         -------
         DataFrame
-            Columns ``file`` (below the folder, or as given), ``prediction``, and ``probability_<class>`` for each class.
+            ``file`` (below the folder, or as given), ``prediction``, and ``probability_<class>`` for each class.
 
         Raises
         ------
