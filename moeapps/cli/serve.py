@@ -95,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
         If the model cannot be loaded.
     """
     check_sizes(
-        queue=options.queue, batch_rows=options.batch_rows, max_body=options.max_body or 1, connections=options.connections,
+        queue=options.queue, batch_rows=options.batch_rows, connections=options.connections,
+        max_body=1 if options.max_body is None else options.max_body,
         connections_per_client=options.connections_per_client, sample_images=options.sample_images,
         sample_steps=options.sample_steps, sample_work=options.sample_work,
     )  # fmt: skip
@@ -149,9 +150,9 @@ def run(options: argparse.Namespace) -> int:
                 f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True
             )
         config = uvicorn.Config(
-            make_app(server, description, options.max_body or _max_body(description), token), http=limit_connections(connections), ws="none",
-            log_config=None, access_log=False, server_header=False, backlog=_BACKLOG,
-            timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
+            make_app(server, description, options.max_body or _max_body(description), token),
+            http=limit_connections(connections), ws="none", log_config=None, access_log=False, server_header=False,
+            backlog=_BACKLOG, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
         )  # fmt: skip
         log_to_stderr()
         asyncio.run(Server(config).serve(sockets=[listener]))

@@ -12,7 +12,7 @@ def test_a_field_that_the_model_does_not_read_is_kept(client):
     plain = client.post("/predict", json={"rows": [ROW, {**ROW, "visits": 4}]}).json()["predictions"]
     kept = [{"customer": "0017", **plain[0]}, {"customer": None, **plain[1]}]
     assert answer.json()["predictions"] == kept
-    assert list(answer.json()["predictions"][0])[0] == "customer"
+    assert next(iter(answer.json()["predictions"][0])) == "customer"
 
 
 @pytest.mark.parametrize("query", ["keep=city,visits", "keep=city&keep=visits"])
