@@ -3,6 +3,7 @@
 # Shapes: N images, C channels, H height, W width
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,13 +279,13 @@ class FolderLoadingConfig(LoadingConfig):
     ----------
     batch_size : int, default 128
         Images per training step.
-    num_workers : int, default 4
+    num_workers : int, default 4, or the number of processors where there are fewer
         Number of processes that load images; 0 loads them in the main process.
     seed : int, default 0
         Seed of the order of training images, and of the split where a part is held out.
     """
 
-    num_workers: int = 4
+    num_workers: int = min(4, os.cpu_count() or 1)
 
 
 class ImageFolderData(ImageDataModule):
