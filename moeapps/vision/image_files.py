@@ -3,8 +3,9 @@
 Files are read in batches, so that a folder of any size needs the memory of one batch.
 """
 
-# Shapes: n images, K classes
+# Shapes: n images, K classes, C channels, H height, W width
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import class_labels
@@ -22,6 +26,7 @@ from moeapps.core.tabledata.scoring import label_columns
 from moeapps.core.tabledata.writer import TableWriter
 from moeapps.registry import nearest
 from moeapps.vision.folders import find_images
+from moeapps.vision.images import to_float
 from moeapps.vision.listing import list_images
 
 __all__ = ["ImageFilesMixin", "write_predictions"]
@@ -116,6 +121,48 @@ class ImageFilesMixin:
         wrong = rows[rows["label"] != rows["prediction"]].sort_values("probability", ascending=False, kind="stable")
         return wrong.head(len(wrong) if n is None else n).reset_index(drop=True)
 
+    def mistake_thumbnails(
+        self, X: Any, y: ArrayLike | None = None, n: int = 24, side: int = 64
+    ) -> list[tuple[str, bytes]]:
+        """Small pictures of the most certain :meth:`mistakes`, for a report.
+
+        Parameters
+        ----------
+        X, y
+            As :meth:`score` takes them.
+        n : int, default 24
+            Number of pictures, at most.
+        side : int, default 64
+            Their longer side in pixels; smaller images are enlarged without smoothing.
+
+        Returns
+        -------
+        list of (str, bytes)
+            Caption (label, prediction and its probability) and PNG file.
+        """
+        wrong = self.mistakes(X, y, n)
+        if isinstance(X, str | os.PathLike):
+            images: Any = [Path(X) / name for name in wrong["image"]]
+        else:
+            images = [X[position] for position in wrong["image"]]
+        if not images:
+            return []
+        pixels = to_float(self._checked(images))
+        ranges = getattr(self, "pixels_", None)  # models of 0.1 have none
+        low, high = (0.0, 1.0) if ranges is not None and ranges.by_depth else (float(pixels.min()), float(pixels.max()))
+        whole = ((pixels - low) / max(high - low, 1e-12)).clip(0, 1).mul(255).round().to(torch.uint8)
+        captions = [
+            f"{label}, predicted {prediction} ({probability:.0%})"
+            for label, prediction, probability in zip(
+                wrong["label"], wrong["prediction"], wrong["probability"], strict=True
+            )
+        ]
+        return list(zip(captions, [_thumbnail(image, side) for image in whole], strict=True))
+
+    def _checked(self, X: Any) -> Tensor:
+        """Images as the network takes them, ``(n, C, H, W)``."""
+        raise NotImplementedError
+
     def _judged(self, X: Any, y: ArrayLike | None) -> tuple[Sequence[Any], NDArray[Any], NDArray[np.float64]]:
         """Names (files below the folder, or positions), labels and class probabilities of images."""
         check_is_fitted(self, "model_")
@@ -162,6 +209,18 @@ class ImageFilesMixin:
             frame = label_columns(self.classes_, self.predict_proba(part))
             frame.insert(0, "file", named)
             yield frame
+
+
+def _thumbnail(image: Tensor, side: int) -> bytes:
+    """A PNG file of an image ``(C, H, W)`` of uint8."""
+    array = image.movedim(0, -1).numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    scale = side / max(picture.size)
+    width, height = (max(1, round(scale * length)) for length in picture.size)
+    smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
+    buffer = io.BytesIO()
+    picture.resize((width, height), smooth).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _batches(entries: list[Any]) -> Iterator[list[Any]]:

@@ -1,5 +1,6 @@
 """Folders of image files wherever an image classifier takes images: score, predictions by file, mistakes, command."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,27 @@ def test_mistakes_among_arrays_have_their_positions(wide, digits):
     images, labels = digits
     wrong = np.flatnonzero(wide.predict(images) != labels)
     assert sorted(wide.mistakes(images, labels)["image"]) == wrong.tolist()
+
+
+def test_thumbnails_of_mistakes_are_the_images(fitted, folder):
+    found, mistakes = fitted.mistake_thumbnails(folder, n=3, side=16), fitted.mistakes(folder, n=3)
+    assert [caption.split(",")[0] for caption, _ in found] == mistakes["label"].tolist()
+    for (_, png), name in zip(found, mistakes["image"], strict=True):
+        shown = Image.open(io.BytesIO(png))
+        original = Image.open(folder / name).convert("RGB").resize((16, 16), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(original))
+
+
+def test_thumbnails_of_arrays_have_the_range_of_training(wide, digits):
+    images, labels = digits
+    caption, png = wide.mistake_thumbnails(images, labels, n=1)[0]
+    shown = np.asarray(Image.open(io.BytesIO(png)))
+    assert (shown.shape, shown.max() > 200, "predicted" in caption) == ((64, 64), True, True)
+
+
+def test_a_model_without_mistakes_has_no_thumbnails(wide, digits):
+    images = digits[0][:20]
+    assert wide.mistake_thumbnails(images, wide.predict(images)) == []
 
 
 def test_load_of_experts_of_a_folder_is_by_class(fitted, folder):
