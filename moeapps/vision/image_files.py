@@ -181,7 +181,7 @@ class ImageFilesMixin:
         """The files of a folder with one folder per class, and the label of each."""
         if y is not None:
             raise DataError("the classes of a folder are the names of its folders: y must be None")
-        files, codes, names = find_images(folder)
+        files, codes, names = find_images(Path(folder))
         known = {str(label): label for label in self.classes_.tolist()}
         if unknown := [name for name in names if name not in known]:
             close = nearest(unknown[0], list(known))
