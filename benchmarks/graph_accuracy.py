@@ -22,14 +22,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from moeapps.graph import MowstClassifier, PublicGraphData
+from moeapps.graph import GNNClassifier, MowstClassifier, PublicGraphData
 from moeapps.graph.measures import measure
 from moeapps.graph.portfolio import PORTFOLIO
 
 GRAPHS = ("Cora", "CiteSeer", "chameleon_filtered", "minesweeper", "tolokers", "amherst41", "johnshopkins55")
 BY_AUC = ("minesweeper", "tolokers")
-MODELS = ("alone", "mixture", "Mowst*", "Mowst")
+MODELS = ("alone", "mixture", "Mowst*", "Mowst", "labels")
+LABELS = ("mean of experts", "stacked on validation nodes", "trained on half of them")
 Run = dict[str, Any]
 
 
@@ -44,7 +49,7 @@ def offline_root(root: str | None, scratch: Path, name: str) -> str | None:
     return str(scratch)
 
 
-def fit(model: MowstClassifier, graph: Any) -> float:
+def fit(model: MowstClassifier | GNNClassifier, graph: Any) -> float:
     """Fit; seconds of the processor."""
     start = time.process_time()
     with warnings.catch_warnings():
@@ -53,16 +58,26 @@ def fit(model: MowstClassifier, graph: Any) -> float:
     return time.process_time() - start
 
 
-def alone(graph: Any, metric: str, seed: int) -> Run:
-    """Every expert trained by itself, to the end."""
+def experts_alone(graph: Any, metric: str, seed: int) -> tuple[MowstClassifier, dict[str, torch.Tensor], float]:
+    """Every expert trained by itself, to the end: the model, log-probabilities of all nodes by expert, seconds."""
     model = MowstClassifier(kept=len(PORTFOLIO), monitor=metric, random_state=seed)
     seconds = fit(model, graph)
-    chosen, scores = graph.test_mask, {}
     with torch.no_grad():
-        for name in model.model_.names:
-            logits = model.model_.expert(name).on_nodes(graph.x, model.graph_.edges, None)
-            found = measure(logits.log_softmax(-1)[chosen], graph.y[chosen], everything=True)
-            scores["MLP" if name == "weak" else name] = found[metric]
+        logits = {
+            name: model.model_.expert(name).on_nodes(graph.x, model.graph_.edges, None) for name in model.model_.names
+        }
+    return model, {name: values.log_softmax(-1) for name, values in logits.items()}, seconds
+
+
+def score(log_probs: torch.Tensor, graph: Any, metric: str) -> float:
+    """Test score of log-probabilities ``(N, K)`` of all nodes."""
+    return measure(log_probs[graph.test_mask], graph.y[graph.test_mask], everything=True)[metric]
+
+
+def alone(graph: Any, metric: str, seed: int) -> Run:
+    """Every expert trained by itself, to the end."""
+    model, found, seconds = experts_alone(graph, metric, seed)
+    scores = {"MLP" if name == "weak" else name: score(values, graph, metric) for name, values in found.items()}
     rows = {row["name"]: row for row in model.selected_}
     validated = {"MLP" if name == "weak" else name: row["score"] for name, row in rows.items()}
     best = max((name for name in rows if name != "weak"), key=lambda name: rows[name]["score"])
@@ -71,10 +86,35 @@ def alone(graph: Any, metric: str, seed: int) -> Run:
     return {"scores": scores, "validated": validated, "seconds": seconds, "best": spec, "epochs": epochs}
 
 
+def with_labels(graph: Any, metric: str, seed: int, best: Run) -> Run:
+    """Baselines that use labels of validation nodes; ``best`` is the expert that validates best alone."""
+    _, found, seconds = experts_alone(graph, metric, seed)
+    stacked = torch.stack(list(found.values()))
+    scores = {LABELS[0]: score(stacked.logsumexp(0), graph, metric)}
+    features = stacked.transpose(0, 1).flatten(1).numpy()
+    chosen = graph.val_mask.numpy()
+    regression = make_pipeline(StandardScaler(), LogisticRegressionCV(max_iter=2000, scoring="neg_log_loss"))
+    regression.fit(features[chosen], graph.y.numpy()[chosen])
+    log_probs = torch.full_like(stacked[0], -50.0)
+    log_probs[:, regression.classes_] = torch.from_numpy(regression.predict_log_proba(features)).float()
+    scores[LABELS[1]] = score(log_probs, graph, metric)
+    half = graph.clone()
+    val = graph.val_mask.nonzero().flatten()
+    joining, staying = train_test_split(val, test_size=0.5, random_state=seed, stratify=graph.y[val])
+    half.train_mask = graph.train_mask.clone().index_fill(0, joining, True)
+    half.val_mask = torch.zeros_like(graph.val_mask).index_fill(0, staying, True)
+    expert = GNNClassifier(best, norm=best["norm"], monitor=metric, random_state=seed)
+    seconds += fit(expert, half)
+    scores[LABELS[2]] = expert.evaluate(half)[metric]
+    return {"scores": scores, "seconds": seconds}
+
+
 def measure_one(name: str, graph: Any, metric: str, seed: int, runs: Run) -> Run:
     """One model on one split."""
     if name == "alone":
         return alone(graph, metric, seed)
+    if name == "labels":
+        return with_labels(graph, metric, seed, runs["alone"]["best"])
     if name == "mixture":
         model = MowstClassifier(monitor=metric, random_state=seed)
     else:
@@ -114,6 +154,8 @@ def scores_of(runs: dict[str, Run], graph: str, model: str) -> list[float]:
         if model == "best by validation":
             validated = run["alone"]["validated"]
             found.append(run["alone"]["scores"][max(validated, key=validated.get)])
+        elif model in LABELS:
+            found += [run["labels"]["scores"][model]] if "labels" in run else []
         elif model in run:
             found.append(run[model]["score"])
         elif model in run["alone"]["scores"]:
@@ -140,7 +182,7 @@ def cell(scores: list[float], seeds: int) -> str:
 
 
 def tables(runs: dict[str, Run]) -> str:
-    """Two tables as Markdown: scores, and every expert alone."""
+    """Three tables as Markdown: scores, baselines with the labels of validation nodes, and every expert alone."""
     graphs = [name for name in GRAPHS if complete(runs, name)]
     experts = experts_of(runs)
     columns = ("MLP", "best expert alone", "best by validation", "Mowst*", "Mowst", "mixture")
@@ -160,6 +202,11 @@ def tables(runs: dict[str, Run]) -> str:
             ", ".join(f"{np.mean([run[name]['seconds'] for run in own]):.0f}" for name in ("mixture", "alone"))
         )
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"| graph | {' | '.join(LABELS)} | mixture |", "|---" * (len(LABELS) + 2) + "|"]
+    for graph in graphs:
+        seeds = len(complete(runs, graph))
+        cells = [cell(scores_of(runs, graph, name), seeds) for name in (*LABELS, "mixture")]
+        lines.append(f"| {graph} | {' | '.join(cells)} |")
     lines += ["", f"| graph | {' | '.join(experts)} |", "|---" * (len(experts) + 1) + "|"]
     for graph in graphs:
         means = [f"{100 * np.mean(scores_of(runs, graph, name)):.2f}" for name in experts]
