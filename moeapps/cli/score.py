@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", metavar="COLUMN", default="timestamp", help="with --recommend: the events' time")
     parser.add_argument("--users", metavar="FILE", help="with --recommend: the features of the users of the events")
     parser.add_argument("--keep-seen", action="store_true", help="with --recommend: also items that a user has had")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where tables are predicted (default: local)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="with --engine ray: workers of one core each (default: 2)"
+    )
     add_trust(parser)
     parser.add_argument(
         "--explain-columns",
@@ -83,7 +89,29 @@ def run(options: argparse.Namespace) -> int:
         return _recommend(model, options)
     if hasattr(model, "predict_files"):
         return _images(model, options)
+    if options.engine == "ray":
+        return _with_ray(options)
     rows = predict_file(model, options.input, options.output, _kept(options), weights=options.weights)
+    print(f"predictions: {options.output} ({rows} rows)")
+    return 0
+
+
+def _with_ray(options: argparse.Namespace) -> int:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from moeapps.scale import score
+
+    with Progress(SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        rows = score(
+            options.model,
+            options.input,
+            options.output,
+            keep=_kept(options),
+            weights=options.weights,
+            workers=options.workers,
+            progress=lambda done: bar.update(task, completed=done),
+        )
     print(f"predictions: {options.output} ({rows} rows)")
     return 0
 
@@ -92,8 +120,8 @@ def _images(model: Any, options: argparse.Namespace) -> int:
     from moeapps.core.errors import ConfigError
     from moeapps.vision.image_files import write_predictions
 
-    if options.keep or options.weights:
-        option = "keep" if options.keep else "weights"
+    if options.keep or options.weights or options.engine == "ray":
+        option = "keep" if options.keep else "weights" if options.weights else "engine ray"
         raise ConfigError(f"--{option} is for tables; {options.model} holds a {type(model).__name__}")
     rows = write_predictions(model, options.input, options.output)
     print(f"predictions: {options.output} ({rows} images)")

@@ -1,8 +1,7 @@
 """Score a file of any size with a saved model: read, predict, write, batch by batch."""
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,10 +10,19 @@ import pandas as pd
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.kinds import ColumnKind
-from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.source import TableSource, errors_named
 from moeapps.core.tabledata.writer import TableWriter
 
-__all__ = ["MixtureModel", "TableModel", "label_columns", "number_columns", "predict_file", "predict_frame"]
+__all__ = [
+    "FileScoring",
+    "MixtureModel",
+    "TableModel",
+    "check_output",
+    "label_columns",
+    "number_columns",
+    "predict_file",
+    "predict_frame",
+]
 
 
 @runtime_checkable
@@ -80,33 +88,85 @@ def predict_file(
     DataError
         Naming file, row and column, if a column is missing or has a value that it cannot have.
     """
-    if not isinstance(model, TableModel):
-        raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
-    if weights and not isinstance(model, MixtureModel):
-        raise ConfigError(
-            f"a {type(model).__name__} has no weights of experts per row: MixtureClassifier and MixtureRegressor have"
-        )
-    kinds = model.column_kinds()
-    _check_output(source, output)
-    keep = list(dict.fromkeys(keep))
-    # a column that is kept is read as it stands, and its numbers are made of that
-    table = TableSource(
-        source,
-        batch_rows,
-        {name: kind for name, kind in kinds.items() if name not in keep},
-        model.missing_texts() if hasattr(model, "missing_texts") else None,
-    )
-    known = list(kinds) or [name for name in table.columns if name not in keep]
-    table.require([*known, *keep])
+    scoring = FileScoring(model, source, keep, batch_rows, weights)
+    check_output(source, output)
     with TableWriter(output) as writer:
-        for frame in table.batches(list(dict.fromkeys([*keep, *known]))):
-            predictions = table.named(partial(predict_frame, model, frame[known], weights))
-            predictions.columns = [f"prediction_{name}" if name in keep else name for name in predictions.columns]
-            writer.write(pd.concat([frame[keep], predictions], axis=1))
+        for frame in scoring.batches():
+            writer.write(scoring.predict(model, frame))
     return writer.rows
 
 
-def _check_output(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+class FileScoring:
+    """What :func:`predict_file` reads, and what it writes for it, batch by batch.
+
+    An instance can be sent to other processes, which have the model, but not the file.
+
+    Parameters
+    ----------
+    model, source, keep, batch_rows, weights
+        As for :func:`predict_file`, with the same errors.
+
+    Attributes
+    ----------
+    keep : list of str
+        Columns that are copied.
+    known : list of str
+        Columns that the model reads.
+    """
+
+    def __init__(
+        self,
+        model: TableModel,
+        source: str | os.PathLike[str],
+        keep: Sequence[str] = (),
+        batch_rows: int = 65_536,
+        weights: bool = False,
+    ) -> None:
+        if not isinstance(model, TableModel):
+            raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
+        if weights and not isinstance(model, MixtureModel):
+            raise ConfigError(
+                f"a {type(model).__name__} has no weights of experts per row: MixtureClassifier and MixtureRegressor "
+                "have"
+            )
+        kinds = model.column_kinds()
+        self.keep, self.weights = list(dict.fromkeys(keep)), weights
+        # a column that is kept is read as it stands, and its numbers are made of that
+        table = TableSource(
+            source,
+            batch_rows,
+            {name: kind for name, kind in kinds.items() if name not in self.keep},
+            model.missing_texts() if hasattr(model, "missing_texts") else None,
+        )
+        self.known = list(kinds) or [name for name in table.columns if name not in self.keep]
+        table.require([*self.known, *self.keep])
+        self.name = table.name
+        self._table: TableSource | None = table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_table": None}
+
+    def batches(self) -> Iterator[pd.DataFrame]:
+        """The rows, with the columns that are needed."""
+        assert self._table is not None
+        yield from self._table.batches(list(dict.fromkeys([*self.keep, *self.known])))
+
+    def predict(self, model: TableModel, frame: pd.DataFrame) -> pd.DataFrame:
+        """Kept columns and predictions of a batch; the error of a cell names the file."""
+        with errors_named(self.name):
+            predictions = predict_frame(model, frame[self.known], self.weights)
+        predictions.columns = [f"prediction_{name}" if name in self.keep else name for name in predictions.columns]
+        return pd.concat([frame[self.keep], predictions], axis=1)
+
+
+def check_output(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Refuse to write over what is read.
+
+    Raises
+    ------
+    ConfigError
+        If the output is the source, or lies in it.
+    """
     read, written = os.path.realpath(source), os.path.realpath(output)
     if read == written or (os.path.exists(output) and os.path.samefile(source, output)):
         raise ConfigError(f"{output} is the file to be predicted: name another one to write to")

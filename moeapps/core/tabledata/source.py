@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.vocabulary import distinct_cells
 
-__all__ = ["Table", "TableSource", "listed", "require_columns"]
+__all__ = ["Table", "TableSource", "errors_named", "listed", "require_columns"]
 
 Table = pd.DataFrame | str | os.PathLike[str]
 """A frame (also a polars frame or an Arrow table), or the path of a file or folder."""
@@ -144,12 +145,10 @@ class TableSource:
 
     def named(self, work: Callable[[], T]) -> T:
         """Return ``work()``; a :class:`DataError` about the content of a file starts with the file's name."""
-        try:
+        if not self.is_file:
             return work()
-        except DataError as error:
-            if self.is_file and not str(error).startswith(self.name):
-                raise DataError(f"{self.name}: {error}") from None
-            raise
+        with errors_named(self.name):
+            return work()
 
     def hashes(self, name: str) -> NDArray[np.uint64]:
         """A hash of each value of a column that is not missing, the same for the same cell of a frame and of a file."""
@@ -160,6 +159,17 @@ class TableSource:
             known = ~np.isin(texts, list(self.missing))  # -1, a missing cell, finds the last one
             parts.append(pd.util.hash_array(texts[index[known[index]]]))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+@contextmanager
+def errors_named(name: str) -> Iterator[None]:
+    """Let a :class:`DataError` about the content of a file start with the file's name."""
+    try:
+        yield
+    except DataError as error:
+        if not str(error).startswith(name):
+            raise DataError(f"{name}: {error}") from None
+        raise
 
 
 def require_columns(names: Iterable[str], present: Iterable[str], table: str, because: str = "") -> None:

@@ -1,0 +1,77 @@
+"""One connection to Ray, and its errors as ours."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moeapps import plugins
+from moeapps.core.errors import ConfigError, MoEAppsError
+
+__all__ = ["connected", "errors_of_workers"]
+
+
+@contextmanager
+def connected(workers: int) -> Iterator[Any]:
+    """The module ``ray``, connected to a cluster with room for some workers of one core each.
+
+    A connection that is there already is used and left open. Otherwise that of ``RAY_ADDRESS``, or else a cluster of
+    this machine, which is stopped at the end.
+
+    Parameters
+    ----------
+    workers : int
+        Number of workers.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, cannot be reached, or the cluster has fewer cores than workers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("Ray is not installed: pip install 'moeapps[ray]'") from None
+    mine = not ray.is_initialized()
+    if mine:
+        address = os.environ.get("RAY_ADDRESS")
+        # Modules that the user named for import are imported by the workers, too.
+        settings: dict[str, Any] = {"env_vars": {plugins.VARIABLE: os.environ.get(plugins.VARIABLE, "")}}
+        # Of a cluster of this machine, as many cores as workers: more workers than cores only take turns.
+        local = {} if address else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        try:
+            ray.init(runtime_env=settings, log_to_driver=False, logging_level="ERROR", **local)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address!r}: {error}") from None
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if cores < workers:
+            raise ConfigError(f"workers={workers}, but the cluster has {cores} cores: one worker takes one")
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Raise what a worker raised as if it had been raised here, without Ray's traceback.
+
+    Raises
+    ------
+    MoEAppsError
+        If workers die again and again.
+    """
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, MoEAppsError | OSError):
+            raise cause from None
+        last = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+        raise MoEAppsError(f"a worker failed: {type(cause).__name__}: {last}") from error
+    except RayActorError as error:
+        why = " ".join(str(error).split())
+        raise MoEAppsError(f"workers died too often (out of memory?): {why[:500]}") from None
