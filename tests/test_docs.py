@@ -84,6 +84,10 @@ def make_world(page: str) -> None:
         from sklearn.datasets import load_breast_cancer
 
         load_breast_cancer(as_frame=True).data[:50].to_csv("people.csv", index=False)
+    if page == "scaling":
+        customers = pd.DataFrame({"id": range(40), "age": [31, 40] * 20})
+        customers.to_csv("customers.csv", index=False)
+        MoEClassifier(num_experts=2, max_epochs=2).fit(customers[["age"]], [0, 1] * 20).save("bought.safetensors")
     if page == "serve":
         frame = pd.DataFrame({"age": [31, 40] * 20, "city": ["Ulm", "Kiel"] * 20})
         MoEClassifier(num_experts=2, max_epochs=2, random_state=0).fit(frame, [0, 1] * 20).save("bought.safetensors")
@@ -241,7 +245,7 @@ def test_every_case_of_the_border_has_tests_that_are_there():
             assert not test or re.search(rf"^def {test}\(", content, re.MULTILINE), (number, file, test)
 
 
-@pytest.mark.parametrize("package", ["core", "tables", "graph", "stream", "recsys", "vision", "report"])
+@pytest.mark.parametrize("package", ["core", "tables", "graph", "stream", "recsys", "vision", "report", "scale"])
 def test_every_public_name_has_a_place_in_the_reference(package):
     shown: dict[str, list[str]] = {}
     for page in PAGES[1:]:
