@@ -31,7 +31,12 @@ SMALL = {
     "widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"],
     "mixture_census.yaml": ["--data.validation_fraction", "0.9", "--model.cv", "2"],
 }
-ELSEWHERE = ("devices", "kafka://", "moeapps demo")  # needs several devices or a broker, or runs in CI: only parsed
+ELSEWHERE = (
+    "devices",
+    "kafka://",
+    "moeapps demo",
+    "--engine ray --workers 2 --trainer",
+)  # needs several devices or a broker, or runs in CI: only parsed
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +65,8 @@ class MoEAppsCLI(LightningCLI):
     """LightningCLI whose Trainer writes safe checkpoints, resumes exactly, stops on signals and watches the routing."""
 
     output: Path | None = None
+    engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What another engine changes in the arguments of the Trainer, such as the strategy."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser of a subcommand, or of what stands before it."""
@@ -199,6 +201,8 @@ class MoEAppsCLI(LightningCLI):
             self.save_config_callback = None
         if self.subcommand != "fit" and not any(isinstance(c, Checkpoint) for c in kwargs["callbacks"]):
             kwargs["enable_checkpointing"] = False
+        if self.engine is not None:
+            kwargs |= self.engine({**config, **kwargs})
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
@@ -234,7 +238,9 @@ class MoEAppsCLI(LightningCLI):
         print(f"predictions: {self.output}")
 
 
-def run(args: list[str], output: str | None = None) -> None:
+def run(
+    args: list[str], output: str | None = None, engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> None:
     """Run one of Lightning's subcommands.
 
     Parameters
@@ -243,6 +249,8 @@ def run(args: list[str], output: str | None = None) -> None:
         The command line from the subcommand on.
     output : str, optional
         File that ``predict`` writes; ``predictions.csv`` when None.
+    engine : callable, optional
+        From arguments of the Trainer to those that replace them, where another engine has started this process.
 
     Raises
     ------
@@ -254,6 +262,7 @@ def run(args: list[str], output: str | None = None) -> None:
     set_loader("yaml", load_value, (YAMLError,))
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
+    MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from moeapps.cli import score
-from moeapps.cli.arguments import SUMMARIES, subcommand, take_option
+from moeapps.cli.arguments import SUMMARIES, subcommand, subcommand_position, take_option
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARIES", "run"]
@@ -28,7 +28,10 @@ def run(arguments: list[str]) -> int:
         return score.run_as_predict(arguments[1:])
     arguments = list(arguments)
     output = take_option(arguments, "--output") if subcommand(arguments) == "predict" else None
+    engine = take_option(arguments, "--engine") if subcommand(arguments) == "fit" else None
     silence_warnings()
+    if engine not in (None, "local"):
+        return _with_engine(engine, arguments)
     from moeapps.cli.trainer import run as run_trainer
     from moeapps.core.callbacks import Interrupted
 
@@ -40,4 +43,19 @@ def run(arguments: list[str]) -> int:
         name = signal.Signals(stop.signum).name
         print(f"stopped by {name}; continue with: moeapps {command}", file=sys.stderr, flush=True)
         return 128 + stop.signum
+    return 0
+
+
+def _with_engine(engine: str, arguments: list[str]) -> int:
+    from moeapps.core.errors import ConfigError
+    from moeapps.scale import fit
+
+    if engine != "ray":
+        raise ConfigError(f"--engine must be local or ray, got {engine!r}")
+    workers = take_option(arguments, "--workers") or "2"
+    if not workers.isdigit():
+        raise ConfigError(f"--workers must be a whole number, got {workers!r}")
+    position = subcommand_position(arguments)
+    assert position is not None
+    fit([*arguments[:position], *arguments[position + 1 :]], workers=int(workers))
     return 0

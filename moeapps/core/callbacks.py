@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -124,6 +125,8 @@ class StopOnSignal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over; Lightning's own handler would end the process with status 0."""
         self._received = None
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may; whoever started this one (Ray) stops it by its own means
         for number in self.signals:
             self._previous[number] = signal.signal(number, self._handle)
 

@@ -1,5 +1,6 @@
 """moeapps on the machines of a Ray cluster (``pip install "moeapps[ray]"``)."""
 
 from moeapps.scale.scoring import score
+from moeapps.scale.training import fit
 
-__all__ = ["score"]
+__all__ = ["fit", "score"]

@@ -12,7 +12,7 @@ __all__ = ["connected", "errors_of_workers"]
 
 
 @contextmanager
-def connected(workers: int) -> Iterator[Any]:
+def connected(workers: int, show_output: bool = False) -> Iterator[Any]:
     """The module ``ray``, connected to a cluster with room for some workers of one core each.
 
     A connection that is there already is used and left open. Otherwise that of ``RAY_ADDRESS``, or else a cluster of
@@ -22,6 +22,8 @@ def connected(workers: int) -> Iterator[Any]:
     ----------
     workers : int
         Number of workers.
+    show_output : bool, default False
+        Whether what workers print is shown here.
 
     Raises
     ------
@@ -37,10 +39,10 @@ def connected(workers: int) -> Iterator[Any]:
         address = os.environ.get("RAY_ADDRESS")
         # Modules that the user named for import are imported by the workers, too.
         settings: dict[str, Any] = {"env_vars": {plugins.VARIABLE: os.environ.get(plugins.VARIABLE, "")}}
-        # Of a cluster of this machine, as many cores as workers: more workers than cores only take turns.
-        local = {} if address else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        # A cluster of this machine has cores for all, and one that Ray Train may ask for: more only take turns.
+        local = {} if address else {"num_cpus": max(workers + 1, os.cpu_count() or 1), "include_dashboard": False}
         try:
-            ray.init(runtime_env=settings, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(runtime_env=settings, log_to_driver=show_output, logging_level="ERROR", **local)
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address!r}: {error}") from None
     try:
