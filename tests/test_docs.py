@@ -31,12 +31,8 @@ SMALL = {
     "widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"],
     "mixture_census.yaml": ["--data.validation_fraction", "0.9", "--model.cv", "2"],
 }
-ELSEWHERE = (
-    "devices",
-    "kafka://",
-    "moeapps demo",
-    "--engine ray --workers 2 --trainer",
-)  # needs several devices or a broker, or runs in CI: only parsed
+# needs several devices, a broker or a cluster, or runs in CI: only parsed
+ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
