@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 moved.install()
 
 if TYPE_CHECKING:
+    from moeapps.comparison.compare import compare as compare
     from moeapps.core.saving import load as load
     from moeapps.graph.gnn_classifier import GNNClassifier as GNNClassifier
     from moeapps.graph.graph_classifier import MowstGraphClassifier as MowstGraphClassifier
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from moeapps.tables.regressor import MoERegressor as MoERegressor
 
 _LAZY = {
+    "compare": "moeapps.comparison.compare",
     "load": "moeapps.core.saving",
     "MoEClassifier": "moeapps.tables.classifier",
     "MoERegressor": "moeapps.tables.regressor",
@@ -61,6 +63,7 @@ __all__ = [
     "MowstLinkPredictor",
     "MultiTaskRanker",
     "__version__",
+    "compare",
     "load",
 ]
 

@@ -14,7 +14,7 @@ import moeapps.stream
 
 PACKAGE = Path(moeapps.__file__).parent
 TASKS = ("graph", "stream", "recsys", "tables", "vision")
-TOP = ("cli", "demo", "report", "scale", "serve")
+TOP = ("cli", "comparison", "demo", "report", "scale", "serve")
 
 
 def modules() -> dict[str, Path]:

@@ -16,7 +16,8 @@ from moeapps.core.files import atomic_write
 from moeapps.demo import PARTS, blocks
 from moeapps.demo.record import Recorder, Row
 from moeapps.report.page import write_report
-from moeapps.report.runs import RUN
+from moeapps.report.runs import Score
+from moeapps.report.writing import write_run
 
 __all__ = ["run_parts"]
 
@@ -56,17 +57,12 @@ def _write(recorder: Recorder, target: Path) -> None:
             figure.savefig(file, dpi=130, format="png")
     for row in recorder.rows:
         folder = _folder(target, row)
-        score = {"name": f"{row.task}: {row.metric}", "values": row.scores, "smaller": row.metric.endswith("error")}
+        score = Score(f"{row.task}: {row.metric}", row.scores, smaller=row.metric.endswith("error"))
         facts = {"data": row.task, "model": row.model, "seeds": str(len(row.scores))}
         if row.parameters:
             facts["parameters"] = f"{row.parameters:,}"
         facts["seconds per training"] = f"{sum(row.seconds) / len(row.seconds):.1f}"
-        with atomic_write(folder / RUN) as file:
-            file.write(json.dumps({"name": f"{row.model}, {row.task}", "facts": facts, "scores": [score]}).encode())
-        if row.history is not None:
-            with atomic_write(folder / "metrics.csv") as file:
-                row.history.to_csv(file, index=False)
-        row.views.save(folder)
+        write_run(folder, f"{row.model}, {row.task}", facts, [score], row.history, row.views)
     results = {
         "rows": recorder.results(),
         "seeds": recorder.seeds,

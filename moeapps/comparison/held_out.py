@@ -1,0 +1,212 @@
+"""Rows or images in splits: fit on some, score on the others."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.model_selection import (
+    GroupKFold,
+    RepeatedKFold,
+    RepeatedStratifiedKFold,
+    StratifiedGroupKFold,
+    TimeSeriesSplit,
+)
+
+from moeapps.comparison.scoring import Scoring
+from moeapps.comparison.task import Candidate, Measured, Task
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.views import Views
+
+__all__ = ["FOLDS", "SplitTask", "Splits", "make_splits", "measured", "seeded"]
+
+FOLDS = 5
+"""A fifth of the rows is tested on in each split; more than five splits are further rounds of five."""
+
+Splits = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Rows to train on and rows to test on."""
+
+
+def make_splits(
+    y: NDArray[Any], splits: int, seed: int, *, classes: bool, groups: NDArray[Any] | None = None, ordered: bool = False
+) -> Splits:
+    """Splits that all models share.
+
+    Parameters
+    ----------
+    y : array of shape (n,)
+        Targets.
+    splits : int
+        Number of splits.
+    seed : int
+        Seed of the splits.
+    classes : bool
+        Whether the splits are stratified by ``y``.
+    groups : array of shape (n,), optional
+        No group is in both parts of a split.
+    ordered : bool, default=False
+        Whether rows are in the order of time: then each split trains on the rows before those that it tests on.
+
+    Returns
+    -------
+    list of (train, test)
+        Row numbers.
+
+    Raises
+    ------
+    DataError
+        If there are too few rows, or groups, to split.
+    """
+    least = splits + 1 if ordered else FOLDS
+    if len(y) < 2 * least:
+        raise DataError(f"{len(y)} rows are too few to compare models by {splits} splits: at least {2 * least}")
+    if ordered:
+        return list(TimeSeriesSplit(splits).split(y))
+    rounds = math.ceil(splits / FOLDS)
+    if groups is not None:
+        found = len(pd.unique(groups))
+        if found < FOLDS:
+            raise DataError(f"groups has {found} different values, at least {FOLDS} are needed")
+        kind: Any = StratifiedGroupKFold if classes else GroupKFold
+        parts = [
+            part
+            for number in range(rounds)
+            for part in kind(FOLDS, shuffle=True, random_state=seed + number).split(y, y, groups)
+        ]
+        return parts[:splits]
+    folds = (RepeatedStratifiedKFold if classes else RepeatedKFold)(n_splits=FOLDS, n_repeats=rounds, random_state=seed)
+    return list(folds.split(y, y if classes else None))[:splits]
+
+
+class SplitTask(Task):
+    """Rows of a table, or images, with targets.
+
+    Parameters
+    ----------
+    kind : str
+        What is predicted.
+    X : DataFrame or array with n rows
+        What models learn from.
+    y : array of shape (n,)
+        Targets.
+    scoring : Scoring
+        Metrics.
+    parts : list of (train, test)
+        Rows of the splits.
+    split_name : str
+        What a split is called.
+    data, told, candidates, seed
+        As in :class:`~moeapps.comparison.task.Task`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        X: Any,
+        y: NDArray[Any],
+        scoring: Scoring,
+        parts: Splits,
+        *,
+        data: str,
+        told: Sequence[str],
+        candidates: Sequence[Candidate],
+        seed: int,
+        split_name: str = "fold",
+    ) -> None:
+        overlap = float(np.mean([len(test) / len(train) for train, test in parts]))
+        super().__init__(data, told, scoring.metrics, candidates, len(parts), overlap, seed)
+        self.kind, self.X, self.y, self.scoring, self.parts = kind, X, y, scoring, parts  # type: ignore[misc]
+        self.split_name = split_name
+
+    def measure(self, candidate: Candidate, split: int) -> Measured:
+        """Fit on the split's training rows, predict and score its test rows."""
+        train, test = self.parts[split]
+        model = candidate.make(self.seed + split)
+        start = time.perf_counter()
+        model.fit(self._rows(train), self.y[train])
+        return measured(model, self.scoring, self._rows(test), self.y[test], start)
+
+    def _rows(self, rows: NDArray[np.int64]) -> Any:
+        return self.X.iloc[rows].reset_index(drop=True) if isinstance(self.X, pd.DataFrame) else self.X[rows]
+
+
+def measured(
+    model: Any, scoring: Scoring, X: Any, y: NDArray[Any], start: float, of_all: Callable[[Any], Any] | None = None
+) -> Measured:
+    """Predict with a model that was fitted since ``start``, and score it.
+
+    Parameters
+    ----------
+    model : estimator
+        The fitted model.
+    scoring : Scoring
+        Metrics.
+    X : object
+        What is predicted.
+    y : array of shape (n,)
+        Its targets.
+    start : float
+        When fitting began, by ``time.perf_counter``.
+    of_all : callable, optional
+        Takes the predictions for ``X`` and returns those that ``y`` belongs to.
+    """
+    fitted = time.perf_counter()
+    predictions = scoring.predictions(model, X)
+    done = time.perf_counter()
+    if of_all is not None:
+        predictions = of_all(predictions)
+    network = getattr(model, "model_", None)
+    parameters = sum(p.numel() for p in network.parameters()) if isinstance(network, torch.nn.Module) else 0
+    history = getattr(model, "history_", None)
+    return Measured(
+        scoring.scores(predictions, y),
+        fitted - start,
+        done - fitted,
+        len(y),
+        parameters,
+        _note(model),
+        history if isinstance(history, pd.DataFrame) else None,
+        _views(model),
+    )
+
+
+def seeded(model: Any, seed: int) -> Any:
+    """Copy of an unfitted estimator, with the seed where it has ``random_state`` and none is set.
+
+    Raises
+    ------
+    ConfigError
+        If it is not an estimator.
+    """
+    try:
+        copied = clone(model)
+    except TypeError as error:
+        raise ConfigError(f"models must hold estimators: {error}") from None
+    if copied.get_params(deep=False).get("random_state", 0) is None:
+        copied.set_params(random_state=seed)
+    return copied
+
+
+def _note(model: Any) -> str:
+    """What a mixture chose by itself."""
+    if hasattr(model, "chosen_") and hasattr(model, "expert_names_"):
+        return f"gate {model.chosen_!r} over the experts {', '.join(model.expert_names_)}"
+    if hasattr(model, "champion_") and hasattr(model, "selected_"):
+        kept = ", ".join(str(row["name"]) for row in model.selected_ if row.get("kept", True))
+        return f"kept the experts {kept}; predicts with {model.champion_!r}"
+    return ""
+
+
+def _views(model: Any) -> Views:
+    """Maps and curves that the network describes itself by."""
+    views = getattr(getattr(model, "model_", None), "views", None)
+    try:
+        found = views() if callable(views) else None
+    except Exception:  # a picture more or less does not decide about a comparison
+        found = None
+    return found if isinstance(found, Views) else Views()

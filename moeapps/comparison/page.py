@@ -1,0 +1,54 @@
+"""A comparison as an HTML page: each model is a run of :mod:`moeapps.report`."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moeapps.core.errors import ConfigError
+from moeapps.report.page import write_report
+from moeapps.report.runs import Score
+from moeapps.report.writing import write_run
+
+if TYPE_CHECKING:
+    from moeapps.comparison.result import Comparison
+
+__all__ = ["write_page"]
+
+
+def write_page(comparison: "Comparison", path: str | Path) -> Path:
+    """Write the page; see :meth:`~moeapps.comparison.result.Comparison.report`."""
+    if comparison.best_ is None:
+        raise ConfigError(f"there is nothing to report: no model has scores ({'; '.join(comparison.notes[1:])})")
+    with tempfile.TemporaryDirectory(prefix="moeapps-") as scratch:
+        folders = [
+            str(_write_run(comparison, str(name), Path(scratch), number))
+            for number, name in enumerate(comparison.table.index[comparison.table["splits"] > 0])
+        ]
+        return write_report(folders, str(path), f"Comparison on {comparison.data}")
+
+
+def _write_run(comparison: "Comparison", name: str, scratch: Path, number: int) -> Path:
+    row = comparison.table.loc[name]
+    found = comparison.outcome.measured[name][: comparison.compared]
+    facts = {"data": comparison.data, "task": comparison.kind, "model": name}
+    if not pd.isna(row["difference"]):
+        error = "" if pd.isna(row["standard error"]) else f" ± {row['standard error']:.4f}"
+        facts[f"{comparison.metric}, difference from {comparison.baseline_}"] = f"{row['difference']:+.4f}{error}"
+    facts["verdict"] = row["verdict"]
+    facts["seconds of fitting"] = f"{row['fit seconds']:.2f}"
+    facts["seconds of predicting 1,000 rows"] = f"{row['predict seconds per 1,000']:.3f}"
+    if found[-1].parameters:
+        facts["parameters"] = f"{found[-1].parameters:,}"
+    if found[-1].note:
+        facts["inside"] = found[-1].note
+    scores = [
+        Score(metric.name, [one.scores[metric.name] for one in found], metric.smaller)
+        for metric in comparison.task.metrics
+    ]
+    folder = scratch / f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
+    return write_run(
+        folder, name, {key: text for key, text in facts.items() if text}, scores, found[-1].history, found[-1].views
+    )
