@@ -20,7 +20,6 @@ Results are kept after every training; what is there is not trained again. Secon
 
 import argparse
 import json
-import math
 import os
 import platform
 import time
@@ -39,14 +38,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from timm.layers import ConvNormAct
-from torch import nn
-from torch.nn import functional as F
 
+from moeapps.comparison.image_models import OnPixels, SmallCNN
 from moeapps.vision import WideNetClassifier, load_images
-from moeapps.vision.augmentation import augmentation_for, augmented
-from moeapps.vision.defaults import automatic
-from moeapps.vision.images import as_images, to_float
 
 Images = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 """Images and labels to train on, images and labels to test on."""
@@ -54,66 +48,6 @@ Images = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 SETS = ("digits", "mnist", "cifar10, 2000", "cifar10, 10000")
 VERSION = 2
 """Of the output: since 2 at the classifier's defaults; before, with sizes and epochs of the benchmark's own."""
-
-
-class SmallCNN:
-    """Six convolutions of 3 x 3, three of stride 2, and a linear layer, with scikit-learn's ``fit`` and ``score``."""
-
-    def __init__(self, random_state: int, width: int = 32) -> None:
-        self.seed, self.width = random_state, width
-
-    def _network(self, channels: int, classes: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        for wide in (self.width, 2 * self.width, 4 * self.width):
-            layers += [ConvNormAct(channels, wide, 3), ConvNormAct(wide, wide, 3, stride=2)]
-            channels = wide
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-    def fit(self, X: NDArray[Any], y: NDArray[Any]) -> "SmallCNN":
-        torch.manual_seed(self.seed)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        images, labels = to_float(as_images(X)), torch.from_numpy(codes)
-        self.mean, self.scale = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
-        self.network = self._network(images.shape[1], len(self.classes_))
-        auto = automatic(*images.shape[:2])
-        size, epochs = int(auto["batch_size"]), int(auto["max_epochs"])
-        steps = epochs * (len(images) // size)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda s: (0.1 + 9 * s / steps) if s < 0.1 * steps else 0.55 + 0.45 * math.cos(math.pi * s / steps),
-        )
-        name = augmentation_for("auto", images.shape[1])
-        for _ in range(epochs):
-            for rows in torch.randperm(len(images))[: len(images) // size * size].split(size):
-                batch = (augmented(images[rows], name) - self.mean) / self.scale
-                loss = F.cross_entropy(self.network(batch), labels[rows], label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        return self
-
-    @torch.no_grad()
-    def score(self, X: NDArray[Any], y: NDArray[Any]) -> float:
-        images = (to_float(as_images(X)) - self.mean) / self.scale
-        self.network.eval()
-        best = torch.cat([self.network(part).argmax(1) for part in images.split(500)])
-        return float((self.classes_[best.numpy()] == y).mean())
-
-
-class OnPixels:
-    """A classifier of scikit-learn whose features are the pixels."""
-
-    def __init__(self, classifier: Any) -> None:
-        self.classifier = classifier
-
-    def fit(self, X: NDArray[Any], y: NDArray[Any]) -> "OnPixels":
-        self.classifier.fit(X.reshape(len(X), -1) / 255.0, y)
-        return self
-
-    def score(self, X: NDArray[Any], y: NDArray[Any]) -> float:
-        return float(self.classifier.score(X.reshape(len(X), -1) / 255.0, y))
 
 
 def ours(**changed: Any) -> Callable[[int], Any]:
@@ -172,7 +106,7 @@ def run(data: Images, make: Callable[[int], Any], seed: int) -> dict[str, Any]:
     start = time.process_time()
     model.fit(X, y)
     seconds = time.process_time() - start
-    network = model.model_.network if isinstance(model, WideNetClassifier) else getattr(model, "network", None)
+    network = model.model_.network if isinstance(model, WideNetClassifier) else getattr(model, "model_", None)
     return {
         "accuracy": float(model.score(X_test, y_test)),
         "seconds": seconds,

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--id", metavar="COLUMN", help="column by which --edges names the nodes (default: the order of rows)")
     add("--resplit", action="store_true", help="split a graph at random although it has masks")
     add("--root", metavar="FOLDER", help="folder with the files of a public data set")
+    add("--image-size", metavar="PIXELS", type=int, help="side to which images are resized")
     add("--max-rows", type=int, default=20_000, help="rows or images of a random sample (default: %(default)s)")
     add("--max-events", type=int, default=50_000, help="events of a stream (default: %(default)s)")
     add(
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         id=options.id,
         resplit=options.resplit,
         root=options.root,
+        image_size=options.image_size,
         max_rows=options.max_rows,
         max_events=options.max_events,
         max_time=None if options.max_time is None else seconds_of(options.max_time),

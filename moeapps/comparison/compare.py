@@ -32,6 +32,7 @@ def compare(
     id: str | None = None,
     resplit: bool = False,
     root: str | Path | None = None,
+    image_size: int | None = None,
     max_rows: int | None = 20_000,
     max_events: int | None = 50_000,
     max_time: float | None = None,
@@ -80,6 +81,8 @@ def compare(
         Whether to split a graph at random although it has masks of its own.
     root : path, optional
         Folder with the files of a public data set, where they are not part of moeapps.
+    image_size : int, optional
+        Side to which images are resized; by default those of a folder are, to 64 pixels at most, if they differ.
     max_rows : int or None, default=20,000
         A random sample of so many rows is taken from a larger table, and of so many images.
     max_events : int or None, default=50,000
@@ -119,7 +122,12 @@ def compare(
     """
     check_one_of("task", task, ("auto", *KINDS))
     check_seed(random_state)
-    for name, size in {"splits": splits, "max_rows": max_rows, "max_events": max_events}.items():
+    for name, size in {
+        "splits": splits,
+        "max_rows": max_rows,
+        "max_events": max_events,
+        "image_size": image_size,
+    }.items():
         if size is not None:
             check_sizes(**{name: size})
     if max_time is not None and not 0 < max_time < float("inf"):
@@ -135,7 +143,8 @@ def compare(
     made = kind.make(
         data, target,
         {"metric": metric, "models": models, "splits": splits, "seed": random_state, "groups": groups, "time": time,
-         "ignore": ignored, "edges": edges, "id": id, "resplit": resplit, "root": root},
+         "ignore": ignored, "edges": edges, "id": id, "resplit": resplit, "root": root,
+         "image_size": image_size},
         {"task": task, "max_rows": max_rows, "max_events": max_events},
     )  # fmt: skip
     _announce(made, console)

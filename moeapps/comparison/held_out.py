@@ -120,7 +120,7 @@ class SplitTask(Task):
     ) -> None:
         overlap = float(np.mean([len(test) / len(train) for train, test in parts]))
         super().__init__(data, told, scoring.metrics, candidates, len(parts), overlap, seed)
-        self.kind, self.X, self.y, self.scoring, self.parts = kind, X, y, scoring, parts  # type: ignore[misc]
+        self.kind, self.X, self.y, self.scoring, self.parts = kind, X, y, scoring, parts
         self.split_name = split_name
 
     def measure(self, candidate: Candidate, split: int) -> Measured:

@@ -87,7 +87,7 @@ _TABLE = Kind(
 )  # fmt: skip
 _IMAGES = Kind(
     "images", "moeapps.comparison.images.image_task", "moeapps.vision.datasets.PUBLIC",
-    ("images",), (*_COMMON, "root", "max_rows"),
+    ("images",), (*_COMMON, "root", "image_size", "max_rows"),
 )  # fmt: skip
 _STREAM = Kind(
     "a stream", "moeapps.comparison.streams.stream_task", "moeapps.stream.datasets.PUBLIC_STREAMS",

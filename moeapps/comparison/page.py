@@ -38,8 +38,10 @@ def _write_run(comparison: "Comparison", name: str, scratch: Path, number: int) 
         error = "" if pd.isna(row["standard error"]) else f" ± {row['standard error']:.4f}"
         facts[f"{comparison.metric}, difference from {comparison.baseline_}"] = f"{row['difference']:+.4f}{error}"
     facts["verdict"] = row["verdict"]
-    facts["seconds of fitting"] = f"{row['fit seconds']:.2f}"
-    facts["seconds of predicting 1,000 rows"] = f"{row['predict seconds per 1,000']:.3f}"
+    if comparison.task.fits:
+        facts["seconds of a fit"] = f"{row['fit seconds']:.2f}"
+    what = "predicting" if comparison.task.fits else "predicting and learning"
+    facts[f"seconds of {what} 1,000 rows"] = f"{row['predict seconds per 1,000']:.3f}"
     if found[-1].parameters:
         facts["parameters"] = f"{found[-1].parameters:,}"
     if found[-1].note:

@@ -184,11 +184,11 @@ class Comparison:
         mean, error, verdict = np.nan, np.nan, BASELINE if name == self.baseline_ else ""
         if self.baseline_ not in (None, name):
             mean, error, verdict = self.difference(name, str(self.baseline_))
-        tested = sum(one.rows for one in found)
+        predicted = sum(one.predicted or one.rows for one in found)
         return {
             **row, "difference": mean, "standard error": error, "verdict": verdict,
             "fit seconds": float(np.mean([one.fit_seconds for one in found])),
-            "predict seconds per 1,000": 1000 * sum(one.predict_seconds for one in found) / max(tested, 1),
+            "predict seconds per 1,000": 1000 * sum(one.predict_seconds for one in found) / max(predicted, 1),
             "ours": candidate.ours, "splits": len(found), "error": "",
         }  # fmt: skip
 
@@ -215,6 +215,10 @@ class Comparison:
                 f"difference: from {self.baseline_}, the best baseline, {self._pairing}, ± its standard error. "
                 f"verdict: paired t-test at {100 * LEVEL:.0f} %; unclear: the difference is within noise."
             )
+        if self.task.fits:
+            lines.append("fit s: seconds of a fit. s per 1,000: seconds of predicting 1,000 rows.")
+        else:
+            lines.append("s per 1,000: seconds of predicting and learning 1,000 events.")
         for candidate in self.task.candidates:
             found = self._counted(candidate.name)
             if found and found[-1].note:
@@ -250,7 +254,8 @@ class Comparison:
                 cells[metric.name] = _with_spread(row[metric.name], spread, mark=mark)
             cells["difference"] = _with_spread(row["difference"], row["standard error"], "+.4f")
             cells["verdict"] = row["verdict"]
-            cells["fit s"] = _number(row["fit seconds"], ".2f" if row["fit seconds"] < 10 else ".1f")
+            if self.task.fits:
+                cells["fit s"] = _number(row["fit seconds"], ".2f" if row["fit seconds"] < 10 else ".1f")
             cells["s per 1,000"] = _number(row["predict seconds per 1,000"], ".3f")
             rows.append(cells)
         return pd.DataFrame(rows)

@@ -10,13 +10,12 @@ import pandas as pd
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from moeapps.comparison.held_out import SplitTask, make_splits, seeded
+from moeapps.comparison.reading import read_table, require_columns
 from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.frames import as_frame, is_table
-from moeapps.core.tabledata.source import TableSource
-from moeapps.registry import nearest
 from moeapps.tables.mixture.classifier import MixtureClassifier
 from moeapps.tables.mixture.portfolio import default_experts
 from moeapps.tables.mixture.regressor import MixtureRegressor
@@ -82,11 +81,14 @@ def table_task(
         load, usual_target = PUBLIC_TABLES[data]
         frame, target = load(), usual_target if target is None else target
     elif isinstance(data, str | os.PathLike):
-        frame = _sampled_file(Path(data), _wanted(target), max_rows, seed, told)
+        frame = read_table(data, max_rows, seed, told, {"target": [_wanted(target)]})
     else:
         frame = as_frame(data, "data") if is_table(data) else _array_frame(data)
     frame, target = _with_target(frame, target)
-    _require(frame, {"target": [target], "groups": [groups], "time": [time], "ignore": ignore}, name)
+    named = {"target": [target], "groups": [groups], "time": [time], "ignore": ignore}
+    require_columns(frame.columns, named, name)
+    if target in ignore:
+        raise ConfigError(f"target and ignore both name the column {target!r}")
     frame = _labelled(frame, target, told)
     if max_rows is not None and len(frame) > max_rows:
         rows = np.sort(np.random.default_rng(seed).choice(len(frame), max_rows, replace=False))
@@ -185,19 +187,6 @@ def _with_target(frame: pd.DataFrame, target: Any) -> tuple[pd.DataFrame, str]:
     return frame.assign(**{name: values}), name
 
 
-def _require(frame: pd.DataFrame, wanted: dict[str, Sequence[str | None]], name: str) -> None:
-    columns = [str(column) for column in frame]
-    for argument, names in wanted.items():
-        for column in names:
-            if column is not None and column not in columns:
-                guess = nearest(column, columns)
-                hint = f"; did you mean {guess!r}?" if guess else f"; it has {', '.join(columns[:10])}"
-                raise DataError(f"{argument}: {name} has no column {column!r}{hint}")
-    chosen = str(wanted["target"][0])
-    if chosen in wanted["ignore"]:
-        raise ConfigError(f"target and ignore both name the column {chosen!r}")
-
-
 def _labelled(frame: pd.DataFrame, target: str, told: list[str]) -> pd.DataFrame:
     gone = frame[target].isna() | frame[target].isin(list(missing_texts()))
     if gone.all():
@@ -205,28 +194,6 @@ def _labelled(frame: pd.DataFrame, target: str, told: list[str]) -> pd.DataFrame
     if gone.any():
         told.append(f"{int(gone.sum()):,} rows without {target!r} are left out.")
     return frame[~gone.to_numpy()]
-
-
-def _sampled_file(path: Path, target: str, most: int | None, seed: int, told: list[str]) -> pd.DataFrame:
-    """The rows of a file, or a sample of them; the file may be larger than memory."""
-    source = TableSource(path)
-    _require(pd.DataFrame(columns=pd.Index(source.columns)), {"target": [target], "ignore": []}, path.name)
-    kinds = source.named(lambda: source.infer(source.columns))
-    source.with_kinds({name: column.kind for name, column in kinds.items()})
-    rows = source.count_rows()
-    chosen = None
-    if most is not None and rows > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
-        told.append(f"A random sample of {most:,} of {rows:,} rows (max_rows).")
-    parts, start = [], 0
-    for batch in source.batches():
-        if chosen is None:
-            parts.append(batch)
-        else:
-            inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-            parts.append(batch.iloc[inside])
-        start += len(batch)
-    return pd.concat(parts, ignore_index=True)
 
 
 def _in_order(frame: pd.DataFrame, time: str) -> pd.DataFrame:

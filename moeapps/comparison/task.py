@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -75,6 +75,8 @@ class Measured:
         Metrics that were logged while it was fitted.
     views : Views, optional
         Maps and curves of its experts.
+    predicted : int, default=0
+        Rows that were predicted in that time, where these are not the test rows.
     """
 
     scores: dict[str, float]
@@ -85,6 +87,7 @@ class Measured:
     note: str = ""
     history: pd.DataFrame | None = None
     views: Views = field(default_factory=Views)
+    predicted: int = 0
 
 
 class Task(ABC):
@@ -111,10 +114,13 @@ class Task(ABC):
         corrected; 0 where they do not.
     seed : int
         Seed of splits and models.
+    fits : bool
+        Whether models are fitted before they predict; of a stream, predicting and learning is one time.
     """
 
-    kind: ClassVar[str] = ""
+    kind: str = ""
     split_name: str = "fold"
+    fits: bool = True
 
     def __init__(
         self,
