@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,10 @@ from sklearn.model_selection import (
 from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, Measured, Task
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.source import listed
 from moeapps.core.views import Views
 
-__all__ = ["FOLDS", "SplitTask", "Splits", "make_splits", "measured", "seeded"]
+__all__ = ["FOLDS", "SplitTask", "Splits", "make_splits", "measured", "seeded", "told_rare"]
 
 FOLDS = 5
 """A fifth of the rows is tested on in each split; more than five splits are further rounds of five."""
@@ -67,20 +69,28 @@ def make_splits(
         raise DataError(f"{len(y)} rows are too few to compare models by {splits} splits: at least {2 * least}")
     if ordered:
         return list(TimeSeriesSplit(splits).split(y))
+    if classes and max(np.unique(y, return_counts=True)[1]) < FOLDS:
+        raise DataError(f"no class has the {FOLDS} rows that are needed to test on a fifth of them")
     rounds = math.ceil(splits / FOLDS)
     if groups is not None:
         found = len(pd.unique(groups))
         if found < FOLDS:
             raise DataError(f"groups has {found} different values, at least {FOLDS} are needed")
         kind: Any = StratifiedGroupKFold if classes else GroupKFold
-        parts = [
-            part
-            for number in range(rounds)
-            for part in kind(FOLDS, shuffle=True, random_state=seed + number).split(y, y, groups)
-        ]
-        return parts[:splits]
-    folds = (RepeatedStratifiedKFold if classes else RepeatedKFold)(n_splits=FOLDS, n_repeats=rounds, random_state=seed)
-    return list(folds.split(y, y if classes else None))[:splits]
+        folds = [kind(FOLDS, shuffle=True, random_state=seed + number) for number in range(rounds)]
+    else:
+        repeated = RepeatedStratifiedKFold if classes else RepeatedKFold
+        folds = [repeated(n_splits=FOLDS, n_repeats=rounds, random_state=seed)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of rare classes, which are told
+        return [part for fold in folds for part in fold.split(y, y if classes else None, groups)][:splits]
+
+
+def told_rare(y: NDArray[Any]) -> list[str]:
+    """A sentence about classes of which some splits have no row to test on."""
+    values, counts = np.unique(y, return_counts=True)
+    rare = [str(value) for value in values[counts < FOLDS]]
+    return [f"Fewer than {FOLDS} rows, so that not every split tests them: {listed(rare, 5)}."] if rare else []
 
 
 class SplitTask(Task):

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from moeapps.comparison.held_out import SplitTask, make_splits, seeded
+from moeapps.comparison.held_out import SplitTask, make_splits, seeded, told_rare
 from moeapps.comparison.image_models import OnPixels, SmallCNN
 from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, chosen_candidates
@@ -105,6 +105,7 @@ def image_task(
     parts_of = make_splits(y, splits, seed, classes=True)
     train, test = parts_of[0]
     told.insert(0, f"{len(y):,} images of {' x '.join(map(str, X.shape[1:]))} pixels, {len(classes)} classes.")
+    told += told_rare(y)
     told.append(
         f"{splits} splits, the same for all models: {len(train):,} images to learn from, {len(test):,} to test on."
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
-from moeapps.comparison.held_out import SplitTask, make_splits, seeded
+from moeapps.comparison.held_out import SplitTask, make_splits, seeded, told_rare
 from moeapps.comparison.reading import read_table, require_columns
 from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, chosen_candidates
@@ -109,6 +109,7 @@ def table_task(
         y, splits, seed, classes=classes is not None, ordered=time is not None,
         groups=None if groups is None else frame[groups].to_numpy(),
     )  # fmt: skip
+    told += told_rare(y) if classes is not None else []
     told.append(_told_splits(groups, time, parts))
     kind = f"{'regression' if classes is None else 'classification'} of rows"
     return SplitTask(

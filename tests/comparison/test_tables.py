@@ -159,6 +159,15 @@ def test_what_is_impossible_is_named_before_anything_is_fitted(frame, arguments,
 def test_too_few_rows_are_refused(frame):
     with pytest.raises(DataError, match="9 rows are too few"):
         table_task(frame[:9], "churned")
+    with pytest.raises(DataError, match="no class has the 5 rows"):
+        table_task(frame.assign(churned=frame["customer"].astype(str)), "churned")
+
+
+def test_rare_classes_are_told_and_do_not_break_scores(frame):
+    rare = frame.assign(churned=frame["churned"].where(frame.index > 1, "perhaps"))
+    found = moeapps.compare(rare, "churned", ignore="day", models=["logistic regression"], progress=False)
+    assert any("'perhaps'" in line for line in found.told)
+    assert found.splits["log loss"].notna().all()
 
 
 def test_the_command_prints_the_table_and_writes_the_page(frame, tmp_path, capsys, monkeypatch):
