@@ -72,6 +72,10 @@ def make_world(page: str) -> None:
         frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
         taken = frame[["user_id", "item_id"]].drop_duplicates()
         taken.assign(timestamp=range(len(taken))).to_csv("events.csv", index=False)
+    if page == "compare":
+        age, region = rng.normal(40, 9, n), rng.choice(["north", "south"], n)
+        frame = pd.DataFrame({"customer_id": range(n), "age": age, "region": region, "churned": age > 42})
+        frame.to_csv("customers.csv", index=False)
     if page == "vision":
         for i in range(12):
             for folder in (f"photos/{'cats' if i % 2 else 'dogs'}", "new"):
@@ -246,7 +250,9 @@ def test_every_case_of_the_border_has_tests_that_are_there():
             assert not test or re.search(rf"^def {test}\(", content, re.MULTILINE), (number, file, test)
 
 
-@pytest.mark.parametrize("package", ["core", "tables", "graph", "stream", "recsys", "vision", "report", "scale"])
+@pytest.mark.parametrize(
+    "package", ["comparison", "core", "tables", "graph", "stream", "recsys", "vision", "report", "scale"]
+)
 def test_every_public_name_has_a_place_in_the_reference(package):
     shown: dict[str, list[str]] = {}
     for page in PAGES[1:]:

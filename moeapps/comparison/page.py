@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import ConfigError
@@ -46,10 +47,13 @@ def _write_run(comparison: "Comparison", name: str, scratch: Path, number: int) 
         facts["parameters"] = f"{found[-1].parameters:,}"
     if found[-1].note:
         facts["inside"] = found[-1].note
-    scores = [
-        Score(metric.name, [one.scores[metric.name] for one in found], metric.smaller)
-        for metric in comparison.task.metrics
-    ]
+    scores = []
+    for metric in comparison.task.metrics:
+        mean, values = row[metric.name], [one.scores[metric.name] for one in found]
+        if not np.isnan(mean):
+            # a score of all events together is shown as it is: the mean of the blocks would contradict the table
+            values = values if np.isclose(mean, np.mean(values)) else [mean]
+            scores.append(Score(metric.name, values, metric.smaller, f"{comparison.task.split_name}s"))
     folder = scratch / f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
     return write_run(
         folder, name, {key: text for key, text in facts.items() if text}, scores, found[-1].history, found[-1].views

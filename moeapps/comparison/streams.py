@@ -152,6 +152,7 @@ class StreamTask(Task):
     def measure(self, candidate: Candidate, split: int) -> Measured:
         """Predict and learn the next block, event by event."""
         if split == 0:
+            self._scores.cache_clear()
             self._warm_up(candidate)
             self._models[candidate.name], self._answers[candidate.name] = candidate.make(self.seed), []
         model, answers = self._models[candidate.name], []
@@ -161,7 +162,18 @@ class StreamTask(Task):
             answers += _test_then_train(model, block[first : first + CHUNK])
         seconds = time.perf_counter() - start
         self._answers[candidate.name].append(answers)
-        return Measured(self._of(answers), 0.0, seconds, len(block))
+        return Measured(self._of(answers), 0.0, seconds, len(block), history=self._history(candidate.name))
+
+    def _history(self, name: str) -> pd.DataFrame:
+        """Score of each block, and of everything until then, as the report draws it."""
+        first = METRICS[self.task][self.names[0]].name
+        ends = np.cumsum([len(block) for block in self.blocks])
+        return pd.DataFrame(
+            [
+                {"instance": ends[i], "windowed": self._of(block)[first], "total": self._scores(name, i + 1)[first]}
+                for i, block in enumerate(self._answers[name])
+            ]
+        )
 
     def pooled(self, candidate: Candidate, splits: int) -> dict[str, float]:
         """Scores over all events of the blocks: kappa and R2 are no means of those of the blocks."""

@@ -22,7 +22,7 @@ from moeapps.core.files import atomic_write
 from moeapps.core.views import Curves, Map, expert_shares
 from moeapps.report.figures import draw_curves, draw_lines
 from moeapps.report.hints import find_hints, routing_layers
-from moeapps.report.runs import Run, find_runs
+from moeapps.report.runs import Run, Score, find_runs
 
 __all__ = ["render", "write_report"]
 
@@ -94,7 +94,7 @@ def _section(number: int, run: Run) -> dict[str, Any]:
         "anchor": f"run-{number}",
         "name": run.name,
         "facts": run.facts,
-        "scores": [{"name": score.name, "shown": _shown(score.values)} for score in run.scores],
+        "scores": [{"name": score.name, "shown": _shown(score)} for score in run.scores],
         "hints": find_hints(run),
         "curves": _training(run),
         "inside": [draw_curves(curves) for curves in (*run.views.curves, *_of_layers(run), *_of_stream(run))],
@@ -103,9 +103,10 @@ def _section(number: int, run: Run) -> dict[str, Any]:
     }
 
 
-def _shown(values: list[float]) -> str:
+def _shown(score: Score) -> str:
+    values = score.values
     text = f"{np.mean(values):.4f}"
-    return f"{text} ± {np.std(values, ddof=1):.4f} ({len(values)} seeds)" if len(values) > 1 else text
+    return f"{text} ± {np.std(values, ddof=1):.4f} ({len(values)} {score.repeats})" if len(values) > 1 else text
 
 
 def _scores(runs: list[Run]) -> list[dict[str, Any]]:
@@ -119,7 +120,7 @@ def _scores(runs: list[Run]) -> list[dict[str, Any]]:
         means = [float(np.mean(score.values)) for _, _, score in entries]
         width = max(abs(mean) for mean in means) or 1.0  # the longest bar; scores may be negative (R²)
         rows = [
-            {"anchor": f"run-{n}", "name": run.name, "shown": _shown(score.values), "part": 100 * abs(mean) / width}
+            {"anchor": f"run-{n}", "name": run.name, "shown": _shown(score), "part": 100 * abs(mean) / width}
             for (n, run, score), mean in zip(entries, means, strict=True)
         ]
         tables.append({"metric": name, "smaller": entries[0][2].smaller, "rows": rows})

@@ -37,11 +37,14 @@ class Score:
         One per seed.
     smaller : bool, default False
         Whether lower is better.
+    repeats : str, default "seeds"
+        What the values differ in: seeds, splits, blocks of a stream.
     """
 
     name: str
     values: list[float]
     smaller: bool = False
+    repeats: str = "seeds"
 
 
 @dataclass

@@ -41,6 +41,13 @@ def test_blocks_together_give_the_prequential_scores(found):
     assert found.splits["test rows"].unique().tolist() == [40]
 
 
+def test_the_page_shows_the_score_over_time(found, tmp_path):
+    page = found.save(tmp_path / "page.html").read_text()
+    assert "windowed" in page
+    assert f"{found.table.loc['Gaussian naive Bayes', 'kappa']:.4f}" in page
+    assert "(10 blocks)" in page
+
+
 def test_kappa_is_that_of_all_events_and_not_the_mean_of_the_blocks():
     task = stream_task(events(), models=["Gaussian naive Bayes"])
     for split in range(10):
