@@ -3,8 +3,6 @@
 import argparse
 import re
 
-from rich.console import Console
-
 from moeapps.core.errors import ConfigError
 from moeapps.core.warnings import silence_warnings
 
@@ -57,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, and print the table; 1 if no model has a score."""
     silence_warnings()
+    from rich.console import Console
+
     from moeapps.comparison.compare import compare
 
     if options.stream and options.task not in ("auto", "stream"):
