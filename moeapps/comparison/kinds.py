@@ -151,10 +151,14 @@ def _public(name: str, wanted: list[Kind]) -> tuple[Kind, str]:
             return kind, names[folded]
         known |= names
     if Path(name).suffix or os.sep in name:
-        raise ConfigError(f"there is no file {name!r}")
+        beside = sorted(os.listdir(Path(name).parent)) if Path(name).parent.is_dir() else []
+        meant = nearest(Path(name).name, beside)
+        hint = f"; did you mean {str(Path(name).with_name(meant))!r}?" if meant else ""
+        raise ConfigError(f"there is no file {name!r}{hint}")
     guess = nearest(folded, list(known))
     hint = f"; did you mean {known[guess]!r}?" if guess else ""
-    raise ConfigError(f"{name!r} is neither a file nor a public data set ({', '.join(known.values())}){hint}")
+    listing = ", ".join(known.values()) if not guess else ", ".join(list(known.values())[:5]) + ", ..."
+    raise ConfigError(f"{name!r} is neither a file nor a public data set ({listing}){hint}")
 
 
 def _of_path(path: Path, data: Any) -> tuple[Kind, Any, str]:

@@ -120,7 +120,11 @@ class Scoring:
 
     def __init__(self, usual: Sequence[str], wanted: Any, y: NDArray[Any], classes: NDArray[Any] | None = None) -> None:
         given = [wanted] if isinstance(wanted, str) else list(wanted or [])
-        names = [named_or_nearest("metric", name, get_scorer_names()) for name in given]
+        # what the table calls AUC is AUC here, too
+        short = {_SHORT[name].casefold(): name for name in reversed(list(_SHORT))}
+        short |= {_SHORT[name].casefold(): name for name in usual if name in _SHORT}
+        wished = [short.get(str(name).casefold(), name) for name in given]
+        names = [named_or_nearest("metric", name, _common_first(get_scorer_names())) for name in wished]
         self.classes = classes
         self.names = list(dict.fromkeys([*names, *usual]))
         self.metrics = [_metric(name) for name in self.names]
@@ -162,6 +166,11 @@ class Scoring:
                 value = float("nan")
             found[metric.name] = -value if metric.smaller else value
         return found
+
+
+def _common_first(names: Sequence[str]) -> list[str]:
+    common = ["accuracy", *_SHORT, "f1", "f1_macro", "average_precision", "balanced_accuracy"]
+    return [*common, *(name for name in names if name not in common)]
 
 
 def _metric(name: str) -> Metric:

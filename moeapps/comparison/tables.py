@@ -16,6 +16,7 @@ from moeapps.comparison.task import Candidate, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.tables.mixture.classifier import MixtureClassifier
 from moeapps.tables.mixture.portfolio import default_experts
 from moeapps.tables.mixture.regressor import MixtureRegressor
@@ -81,7 +82,7 @@ def table_task(
         load, usual_target = PUBLIC_TABLES[data]
         frame, target = load(), usual_target if target is None else target
     elif isinstance(data, str | os.PathLike):
-        frame = read_table(data, max_rows, seed, told, {"target": [_wanted(target)]})
+        frame = read_table(data, max_rows, seed, told, {"target": [_wanted(target, data)]})
     else:
         frame = as_frame(data, "data") if is_table(data) else _array_frame(data)
     frame, target = _with_target(frame, target)
@@ -159,10 +160,11 @@ def _name(data: Any) -> str:
     return "the table"
 
 
-def _wanted(target: Any) -> str:
-    if not isinstance(target, str):
-        raise ConfigError("target must be the name of the column to be predicted (--target COLUMN)")
-    return target
+def _wanted(target: Any, path: Any) -> str:
+    if isinstance(target, str):
+        return target
+    columns = TableSource(path).columns
+    raise ConfigError(f"target is missing: the column to be predicted, one of {listed(columns)} (--target COLUMN)")
 
 
 def _array_frame(data: Any) -> pd.DataFrame:

@@ -14,6 +14,9 @@ from moeapps.registry import nearest
 
 __all__ = ["Candidate", "Measured", "Metric", "Task", "chosen_candidates", "named_or_nearest"]
 
+MOST = 12
+"""Known names that an error lists."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -199,4 +202,5 @@ def named_or_nearest(argument: str, name: Any, known: Sequence[str]) -> str:
         return by_fold[name.casefold()]
     guess = nearest(str(name).casefold(), list(by_fold))
     hint = f"; did you mean {by_fold[guess]!r}?" if guess else ""
-    raise ConfigError(f"{argument}: {name!r} is not one of {', '.join(known)}{hint}")
+    shown = ", ".join(known[:MOST]) + (f" and {len(known) - MOST} more" if len(known) > MOST else "")
+    raise ConfigError(f"{argument}: {name!r} is not one of {shown}{hint}")

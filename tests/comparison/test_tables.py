@@ -90,6 +90,7 @@ def test_own_models_take_part_with_what_they_can_do(frame):
 def test_the_metric_that_counts_is_chosen_by_its_name(frame):
     task = table_task(frame, "churned", metric="f1_macro")
     assert [metric.name for metric in task.metrics] == ["f1 macro", "log loss", "AUC", "accuracy"]
+    assert table_task(frame, "churned", metric="auc").metrics[0].name == "AUC"
     with pytest.raises(ConfigError, match="did you mean 'roc_auc'"):
         table_task(frame, "churned", metric="rocauc")
     with pytest.raises(ConfigError, match="'f1' is not defined for this target"):
@@ -186,9 +187,9 @@ def test_the_command_prints_the_table_and_writes_the_page(frame, tmp_path, capsy
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["customers.csv"], 2, "target must be the name of the column"),
+        (["customers.csv"], 2, "one of 'age', 'city', 'customer', 'day', 'churned' (--target COLUMN)"),
         (["customers.csv", "--target", "churne"], 1, "did you mean 'churned'"),
-        (["custmers.csv", "--target", "churned"], 2, "there is no file 'custmers.csv'"),
+        (["custmers.csv", "--target", "churned"], 2, "no file 'custmers.csv'; did you mean 'customers.csv'"),
         (["census-incme"], 2, "did you mean 'census-income'"),
         (["customers.csv", "--target", "churned", "--resplit"], 2, "resplit is for a graph"),
         (["customers.csv", "--target", "churned", "--max-time", "soon"], 2, "--max-time must be seconds"),
