@@ -55,6 +55,19 @@ def _write_run(comparison: "Comparison", name: str, scratch: Path, number: int) 
             values = values if np.isclose(mean, np.mean(values)) else [mean]
             scores.append(Score(metric.name, values, metric.smaller, f"{comparison.task.split_name}s"))
     folder = scratch / f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
-    return write_run(
-        folder, name, {key: text for key, text in facts.items() if text}, scores, found[-1].history, found[-1].views
-    )
+    kept = {key: text for key, text in facts.items() if text}
+    return write_run(folder, name, kept, scores, _without_experts(found[-1].history), found[-1].views)
+
+
+def _without_experts(history: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The metrics of a whole model: those of single experts, as ``val/gcn_accuracy``, have no counterpart elsewhere."""
+    if history is None:
+        return None
+    whole = set(map(str, history))
+    single = [
+        name
+        for name in history
+        if "_" in str(name).partition("/")[2]
+        and f"{str(name).partition('/')[0]}/{str(name).rpartition('_')[2]}" in whole
+    ]
+    return history.drop(columns=single)

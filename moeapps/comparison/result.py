@@ -343,10 +343,9 @@ class Comparison:
         return write_page(self, path)
 
     def _latex(self) -> str:
-        shown = self.cells().rename(columns={"": "kind"})
-        shown = shown.apply(lambda column: column.str.replace("±", r"$\pm$").str.replace("%", r"\%"))
-        shown = shown.apply(lambda column: column.str.replace("_", r"\_").str.replace("&", r"\&"))
-        return str(shown.to_latex(index=False, caption=f"{self.title}.".replace("±", r"$\pm$").replace("_", r"\_")))
+        body = self.cells().rename(columns={"": "kind"}).to_latex(index=False, escape=True)
+        comments = [f"% {line}" for line in [self.title, *self.notes, "needs \\usepackage{booktabs}"]]
+        return "\n".join([*comments, body.replace("±", r"$\pm$")])
 
 
 ENDINGS = (".csv", ".md", ".tex", ".html")

@@ -4,8 +4,10 @@ import io
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from scipy.stats import ttest_rel
@@ -167,6 +169,16 @@ def test_two_models_can_be_compared_by_any_metric():
 def test_it_is_saved_in_several_forms(tmp_path, ending, content):
     found, _ = result_of(Planned(LOSSES))
     assert content in found.save(tmp_path / f"table{ending}").read_text()
+
+
+def test_the_page_leaves_curves_of_single_experts_out(tmp_path):
+    task = Planned({"mixture": [0.1, 0.2], "linear": [0.2, 0.3]}, 2)
+    history = pd.DataFrame({"epoch": [0, 1], "val/accuracy": [0.5, 0.6], "val/gcn_accuracy": [0.4, 0.5]})
+    plain = task.measure
+    task.measure = lambda candidate, split: replace(plain(candidate, split), history=history)
+    page = result_of(task)[0].save(tmp_path / "page.html").read_text()
+    assert "val/accuracy" in page
+    assert "val/gcn_accuracy" not in page
 
 
 def test_another_ending_is_refused(tmp_path):
