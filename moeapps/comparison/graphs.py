@@ -12,7 +12,7 @@ import pandas as pd
 from torch_geometric.data import Data
 
 from moeapps.comparison.held_out import measured, seeded
-from moeapps.comparison.reading import read_table, require_columns
+from moeapps.comparison.reading import check_named_columns, read_table
 from moeapps.comparison.scoring import ClassPredictions, Scoring
 from moeapps.comparison.task import Candidate, Measured, Task, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
@@ -201,7 +201,7 @@ def graph_of_tables(nodes: Any, target: Any, edges: Any, id: str | None, ignore:
     is_path = isinstance(nodes, str | os.PathLike)
     frame = read_table(nodes) if is_path else as_frame(nodes, "data")
     name = Path(nodes).name if is_path else "the graph"
-    require_columns(frame.columns, {"target": [target], "id": [id], "ignore": ignore}, name)
+    check_named_columns(frame.columns, {"target": [target], "id": [id], "ignore": ignore}, name)
     links = edges if is_table(edges) else read_table(edges)
     links = as_frame(links, "edges")
     if len(links.columns) not in (2, 3):

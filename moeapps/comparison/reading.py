@@ -11,7 +11,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.source import TableSource
 from moeapps.registry import nearest
 
-__all__ = ["read_table", "require_columns"]
+__all__ = ["check_named_columns", "read_table"]
 
 
 def read_table(
@@ -34,7 +34,7 @@ def read_table(
     told : list of str, optional
         Takes a sentence about the sample.
     wanted : mapping, optional
-        Columns that must be there, as in :func:`require_columns`; checked before the rows are read.
+        Columns that must be there, as in :func:`check_named_columns`; checked before the rows are read.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def read_table(
         If it cannot be read.
     """
     source = TableSource(path)
-    require_columns(source.columns, wanted or {}, Path(path).name)
+    check_named_columns(source.columns, wanted or {}, Path(path).name)
     kinds = source.named(lambda: source.infer(source.columns))
     source.with_kinds({name: column.kind for name, column in kinds.items()})
     chosen = None
@@ -58,7 +58,7 @@ def read_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def require_columns(present: Iterable[object], wanted: Mapping[str, Iterable[str | None]], name: str) -> None:
+def check_named_columns(present: Iterable[object], wanted: Mapping[str, Iterable[str | None]], name: str) -> None:
     """Refuse columns that a table does not have.
 
     Parameters

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from river import compose, dummy, ensemble, forest, linear_model, naive_bayes, preprocessing, stats, tree
 
-from moeapps.comparison.reading import require_columns
+from moeapps.comparison.reading import check_named_columns
 from moeapps.comparison.task import Candidate, Measured, Metric, Task, chosen_candidates, named_or_nearest
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import plain
@@ -92,7 +92,7 @@ def stream_task(
     elif is_table(data):
         frame = as_frame(data, "data")
         if isinstance(target, str):
-            require_columns(frame.columns, {"target": [target], "ignore": ignore}, "the table")
+            check_named_columns(frame.columns, {"target": [target], "ignore": ignore}, "the table")
             frame, target = frame.drop(columns=[target]), frame[target]
         if target is None:
             raise ConfigError("target is missing: the name of the column to be predicted, or an array of targets")
@@ -107,7 +107,7 @@ def stream_task(
         raise DataError(f"{name} has {len(events)} events, too few for {splits} blocks: at least {2 * splits}")
     if ignore:
         seen = {str(field): None for fields, _ in events[:1000] for field in fields}
-        require_columns(seen, {"ignore": ignore}, name)
+        check_named_columns(seen, {"ignore": ignore}, name)
         events = [({key: value for key, value in x.items() if key not in ignore}, y) for x, y in events]
     return StreamTask(events, name, told, metric, models, splits, seed)
 
@@ -262,7 +262,7 @@ def _of_file(path: str, target: Any, told: list[str]) -> Iterator[Pair]:
                 else:
                     yield x, y
             if left_out == total:
-                require_columns(fields, {"target": [target]}, Path(path).name)
+                check_named_columns(fields, {"target": [target]}, Path(path).name)
     finally:
         source.close()
         if left_out:

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from moeapps.comparison.held_out import SplitTask, make_splits, seeded, told_rare
-from moeapps.comparison.reading import read_table, require_columns
+from moeapps.comparison.reading import check_named_columns, read_table
 from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def table_task(
         frame = as_frame(data, "data") if is_table(data) else _array_frame(data)
     frame, target = _with_target(frame, target)
     named = {"target": [target], "groups": [groups], "time": [time], "ignore": ignore}
-    require_columns(frame.columns, named, name)
+    check_named_columns(frame.columns, named, name)
     if target in ignore:
         raise ConfigError(f"target and ignore both name the column {target!r}")
     frame = _labelled(frame, target, told)
