@@ -53,11 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, and print the table; 1 if no model has a score."""
+    """Compare, and print the table; 1 if no model has a score, 130 after Ctrl-C."""
     silence_warnings()
     from rich.console import Console
 
     from moeapps.comparison.compare import compare
+    from moeapps.comparison.rounds import INTERRUPTED
 
     if options.stream and options.task not in ("auto", "stream"):
         raise ConfigError(f"--stream and --task {options.task} contradict each other")
@@ -89,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
     console.print(found, highlight=False)
     if options.output:
         print(f"written: {options.output}")
+    if found.stopped == INTERRUPTED:
+        return 130
     return 0 if found.best_ is not None else 1
 
 

@@ -20,10 +20,13 @@ from types import FrameType
 from moeapps.comparison.task import Candidate, Measured, Task
 from moeapps.core.warnings import warnings_silenced
 
-__all__ = ["Outcome", "run_rounds"]
+__all__ = ["INTERRUPTED", "Outcome", "run_rounds"]
 
 Tell = Callable[[str], None]
 """Takes one line of progress."""
+
+INTERRUPTED = "interrupted"
+"""Why a comparison ended at Ctrl-C."""
 
 _AGAIN = 5.0
 """Seconds after which the timer interrupts once more, where a library has swallowed the first interruption."""
@@ -84,7 +87,7 @@ def run_rounds(task: Task, max_time: float | None, tell: Tell) -> Outcome:
     except Halted as halted:
         outcome.stopped = str(halted)
     except KeyboardInterrupt:  # outside of the main thread, or where there are no signals
-        outcome.stopped = "interrupted"
+        outcome.stopped = INTERRUPTED
     if outcome.stopped:
         tell(f"stopped: {outcome.stopped}")
     return outcome
@@ -180,7 +183,7 @@ def _halting(max_time: float | None) -> Iterator[None]:
         return
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        raise Halted("interrupted")
+        raise Halted(INTERRUPTED)
 
     def over(number: int, frame: FrameType | None) -> None:
         raise Halted(_over(max_time))

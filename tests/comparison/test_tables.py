@@ -8,7 +8,7 @@ from sklearn.naive_bayes import GaussianNB
 
 import moeapps
 from moeapps.cli.main import main
-from moeapps.comparison.held_out import make_splits
+from moeapps.comparison.held_out import SplitTask, make_splits
 from moeapps.comparison.tables import table_task
 from moeapps.core.errors import ConfigError, DataError
 
@@ -182,6 +182,22 @@ def test_the_command_prints_the_table_and_writes_the_page(frame, tmp_path, capsy
     assert "written: page.html" in printed
     assert "split 2/2  logistic regression: log loss" in progress
     assert "logistic regression" in (tmp_path / "page.html").read_text()
+
+
+def test_ctrl_c_prints_what_there_is(frame, tmp_path, capsys, monkeypatch):
+    def measure(self, candidate, split):
+        if candidate.name == "gradient boosting":
+            raise KeyboardInterrupt
+        return plain(self, candidate, split)
+
+    plain = SplitTask.measure
+    monkeypatch.setattr(SplitTask, "measure", measure)
+    frame.to_csv(tmp_path / "customers.csv", index=False)
+    command = ["compare", str(tmp_path / "customers.csv"), "--target", "churned", "--models", ", ".join(QUICK)]
+    assert main(command) == 130
+    printed = capsys.readouterr().out
+    assert "best baseline" in printed
+    assert "gradient boosting: not finished: interrupted" in printed
 
 
 @pytest.mark.parametrize(
