@@ -68,7 +68,7 @@ def test_random_splits_differ_and_correct_for_shared_nodes(graph):
     assert not torch.equal(first.test_mask, task.graph(1).test_mask)
 
 
-def test_a_graph_of_two_files_is_compared(tables, tmp_path):
+def test_a_graph_of_two_files_is_compared(tables, tmp_path, short_trainings):
     nodes, edges = tables
     nodes.to_csv(tmp_path / "nodes.csv", index=False)
     edges.to_csv(tmp_path / "edges.csv", index=False)
