@@ -133,6 +133,8 @@ class NamedMetrics:
                 (value_from_json(truth), _mapping(given) if isinstance(given, dict) else value_from_json(given))
                 for truth, given in saved["window"]
             )
+            while len(self._window[name]) > self._size:  # the window may have been made shorter
+                self._recent[name].revert(*self._window[name].popleft())
 
 
 def _checked(name: str, numbers: bool) -> tuple[str, ...] | None:

@@ -197,7 +197,10 @@ class Resumption:
             self.restarted = (
                 "the pipe goes on with what comes, nothing is skipped; --replayed skips what was read before"
             )
-        return run["position"]
+        position = run["position"]
+        if isinstance(position, dict) and "at" in position and not hasattr(self.source, "follows"):
+            return position["at"]  # the run before followed the file
+        return position
 
     def _restore_ids(self, run: dict[str, Any]) -> None:
         waiting = dict(run["waiting"])

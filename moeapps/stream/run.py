@@ -21,6 +21,7 @@ from moeapps.core.tabledata.cells import CellKind
 from moeapps.stream.alarms import ErrorWatch, OnDrift
 from moeapps.stream.checkpoint import CHECKPOINT, StreamCheckpoint
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.exposition import Latencies
 from moeapps.stream.field_check import FieldCheck
 from moeapps.stream.handling import Counts, EventHandling
 from moeapps.stream.io.delay import PendingLabels, RecentIds
@@ -158,6 +159,9 @@ class StreamRun(Resumption, EventHandling):
         self._fields: FieldCheck | None = None
         self._time: Any = None
         self._ahead = 0  # events of a compiled call that the model has learned and that are not counted yet
+        self.latencies = Latencies()
+        self.observe: Callable[[], None] = lambda: None
+        """Called at most once a second in the thread of the run."""
         self.saved_at: float | None = None
         """When the last checkpoint was written, in seconds since 1970."""
         self._activation: list[float] = []
@@ -232,7 +236,7 @@ class StreamRun(Resumption, EventHandling):
 
     def _loop(self, watch: Callable[["StreamRun"], None]) -> None:
         saved_at, saved_time = self.counts.events, time.monotonic()
-        started, first, batches = time.monotonic(), self.counts.events, 0
+        started, first, batches, observed = time.monotonic(), self.counts.events, 0, 0.0
         most = self.batch
         while not self._stopping:
             size = min(most, self.window - self.scores.n % self.window)
@@ -261,6 +265,10 @@ class StreamRun(Resumption, EventHandling):
                     started, first = time.monotonic(), self.counts.events
                 for sink in self._file_sinks().values():
                     sink.push()
+                self.latencies.add(time.monotonic() - begun, len(events))
+            if time.monotonic() - observed >= 1.0 or events and batches == 1:
+                observed = time.monotonic()
+                self.observe()
             watch(self)
             due = self.counts.events - saved_at >= self.every or time.monotonic() - saved_time >= self.every_seconds
             if due and self.counts.events > saved_at:
