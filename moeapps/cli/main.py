@@ -10,7 +10,7 @@ from typing import Protocol
 import moeapps
 from moeapps import plugins
 from moeapps.cli import demo, listing, report, score, serve, stream, training
-from moeapps.cli.arguments import IMPORT_HELP, subcommand, take_option
+from moeapps.cli.arguments import IMPORT_HELP, Parser, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands but fit, validate, test and predict, of which it knows the names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moeapps",
         description="Mixture-of-experts models for tables, graphs, streams, recommendation and images.",
         epilog="An error is one line; --debug (or MOEAPPS_DEBUG=1) shows where it came from.",
