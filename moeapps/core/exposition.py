@@ -1,5 +1,6 @@
 """Names of what learning models tell Prometheus: the same for ``moeapps serve`` and ``moeapps stream run``."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["Learning", "expose_learning"]
+__all__ = ["Learning", "expose", "expose_learning"]
 
 Learning = dict[str, Any]
 """What is known of a learning model: ``metric`` ("accuracy" or "mae"), ``total``, ``windowed``, ``window``, ``scored``,
@@ -29,7 +30,7 @@ class _LearningCollector(Collector):
             "moeapps_score", "Score of predictions made before their label was known", labels=["metric", "over"]
         )
         for over, found in (("window", values["windowed"]), ("all", values["total"])):
-            score.add_metric([metric, over], found)
+            score.add_metric([metric, over], math.nan if found is None else found)
         for name in values.get("named", {}):
             score.add_metric([name, "window"], values["named_windowed"][name])
             score.add_metric([name, "all"], values["named"][name])
