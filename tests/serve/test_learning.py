@@ -261,7 +261,7 @@ def test_the_header_idempotency_key_is_read_and_what_is_none_is_refused(stream, 
         first = client.post("/learn", json=body, headers=key)
         again = client.post("/learn", json=body, headers=key)
         assert first.json() == again.json()
-    assert {name: first.json()[name] for name in ("learned", "total")} == {"learned": 3, "total": 53}
+        assert {name: first.json()[name] for name in ("learned", "total")} == {"learned": 3, "total": 53}
         assert "Idempotency-Replayed" not in first.headers
         assert again.headers["Idempotency-Replayed"] == "true"
         other = client.post("/learn", json=instances(events(2)), headers=key)
