@@ -4,7 +4,16 @@ import argparse
 import os
 from typing import Any
 
-__all__ = ["IMPORT_HELP", "SUMMARIES", "Parser", "add_trust", "subcommand", "subcommand_position", "take_option", "trust"]
+__all__ = [
+    "IMPORT_HELP",
+    "SUMMARIES",
+    "Parser",
+    "add_trust",
+    "subcommand",
+    "subcommand_position",
+    "take_option",
+    "trust",
+]
 
 IMPORT_HELP = "module to import first, where your routers, models or data are registered; may be repeated"
 

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="driftmoe",
         help="driftmoe, driftmoe-task, paper-data, paper-task, driftmoe-regressor, or a saved model",
     )  # fmt: skip
-    run.add_argument("--seed", type=int, help="seed of a new model; the same seed gives the same predictions (default: 0)")
+    run.add_argument(
+        "--seed", type=int, help="seed of a new model; the same seed gives the same predictions (default: 0)"
+    )
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the model")
     run.add_argument(
         "--types",

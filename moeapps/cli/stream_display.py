@@ -101,7 +101,9 @@ def display(job: StreamRun) -> Group:
                 bars.append("".join(own) + "  ", style="cyan")
             bars.append(f"{largest}: {names[int(shares.argmax())]}", style="dim")
     for name, value in job.named.as_dict().items():
-        table.add_row(name, f"{job.named.windowed()[name]:.4f} of the last {min(job.window, job.scores.n):,}   {value:.4f} of all")
+        table.add_row(
+            name, f"{job.named.windowed()[name]:.4f} of the last {min(job.window, job.scores.n):,}   {value:.4f} of all"
+        )
     table.add_row("experts", bars)
     table.add_row("drift", _drift_marks(job))
     return Group(table)

@@ -116,7 +116,9 @@ class Prequential:
 
     def _learn_late(self, rows: list[Request]) -> tuple[int, int]:
         keys = [event_key(row["id"]) for row in rows]
-        late = [(key, row["y"]) for key, row in zip(keys, rows, strict=True) if token_of(str(key), True) not in self.ids]
+        late = [
+            (key, row["y"]) for key, row in zip(keys, rows, strict=True) if token_of(str(key), True) not in self.ids
+        ]
         late = list(dict(reversed(late)).items())[::-1]  # the first label of an id counts
         for key, label in late:
             found = self.waiting.get(key)

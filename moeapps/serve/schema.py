@@ -90,7 +90,9 @@ _Text = Annotated[StrictStr, BeforeValidator(_exact)]
 _SCALARS = [{"type": name} for name in ("number", "string", "boolean", "null")]
 _Cell = Annotated[Any, PlainValidator(_cell), WithJsonSchema({"anyOf": _SCALARS})]
 _Label = Annotated[Any, PlainValidator(_label), WithJsonSchema({"anyOf": _SCALARS[:3]})]
-_Id = Annotated[Any, PlainValidator(_cell), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]})]
+_Id = Annotated[
+    Any, PlainValidator(_cell), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]})
+]
 _Cells = Annotated[
     dict[str, Any],
     PlainValidator(_cells),

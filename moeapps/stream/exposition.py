@@ -100,7 +100,7 @@ def metrics_page(run: "StreamRun", port: int | None, host: str = "127.0.0.1") ->
         ("events_per_second", "Events per second of the run"),
     ):
         expose(registry, f"moeapps_stream_{name}", about, lambda name=name: now.get(name, 0.0))  # type: ignore[misc]
-    for share, short in ((0.5, "p50"), (0.99, "p99")):
+    for short in ("p50", "p99"):
         about = f"From the arrival of an event to its written prediction, {short} of the last 10,000 events"
         expose(
             registry, f"moeapps_stream_prediction_seconds_{short}", about,

@@ -68,7 +68,11 @@ class FieldCheck:
                 if name in self.seen:
                     continue
                 guess = nearest(name, others)
-                which = "the first event does not have" if self.events == 1 else f"none of the first {self.events} events has"
+                which = (
+                    "the first event does not have"
+                    if self.events == 1
+                    else f"none of the first {self.events} events has"
+                )
                 message = f"--{option} {name}: {which} this field"
                 refused = guess is not None
                 if option == "target":

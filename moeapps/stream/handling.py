@@ -223,7 +223,8 @@ class EventHandling:
                 shares.append(None)
             (prediction,), wrong = self.model.test_then_train([row], [label])
             predictions.append(prediction)
-            refused |= {place: error for error in wrong.values()}
+            if wrong:
+                refused[place] = wrong[0]
         return predictions, refused, shares
 
     def _predict(self, pending: _Pending, key: str | None, fields: dict[Any, Any]) -> None:
@@ -258,9 +259,7 @@ class EventHandling:
             self.ids.add(pending.token)
         self._count(label, prediction, pending.event)
 
-    def _count(
-        self, label: Any, prediction: Any, event: Event, probabilities: dict[Any, float] | None = None
-    ) -> None:
+    def _count(self, label: Any, prediction: Any, event: Event, probabilities: dict[Any, float] | None = None) -> None:
         self.counts.learned += 1
         if self.time_field is not None and event.fields is not None:
             self._time = self._time_of(event.fields.get(self.time_field), self._time)

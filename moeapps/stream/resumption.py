@@ -94,7 +94,12 @@ class Resumption:
 
     def _settings(self) -> dict[str, Any]:
         own: dict[str, Any] = {"target": self.target, "window": self.window, "id": self.id_field}
-        own |= {"drop": list(self.drop), "metric": list(self.named_metrics), "keep": list(self.keep), "time": self.time_field}
+        own |= {
+            "drop": list(self.drop),
+            "metric": list(self.named_metrics),
+            "keep": list(self.keep),
+            "time": self.time_field,
+        }
         return {**own, "types": self.types, "missing": sorted(self.missing), **self.settings}
 
     def _prepare(self) -> None:
@@ -272,7 +277,12 @@ class Resumption:
             committed(self.position)
 
     def _sinks(self) -> dict[str, Sink]:
-        named = {"alarms": self.alarms, "metrics": self.metrics, "predictions": self.predictions, "rejects": self.rejects}
+        named = {
+            "alarms": self.alarms,
+            "metrics": self.metrics,
+            "predictions": self.predictions,
+            "rejects": self.rejects,
+        }
         return {name: sink for name, sink in named.items() if sink is not None}
 
     def _file_sinks(self) -> dict[str, Any]:

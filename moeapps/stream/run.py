@@ -266,7 +266,7 @@ class StreamRun(Resumption, EventHandling):
                 for sink in self._file_sinks().values():
                     sink.push()
                 self.latencies.add(time.monotonic() - begun, len(events))
-            if time.monotonic() - observed >= 1.0 or events and batches == 1:
+            if time.monotonic() - observed >= 1.0 or (events and batches == 1):
                 observed = time.monotonic()
                 self.observe()
             watch(self)

@@ -62,7 +62,11 @@ def test_a_late_label_is_learned_with_the_features_of_its_id(stream, tmp_path):
         assert client.post("/learn", json={"rows": [{"id": "7", "y": True}]}).json()["learned"] == 1
         assert client.get("/info").json()["learning"]["waiting"] == 0
         page = client.get("/metrics").text
-    for line in ("moeapps_events_scored_total 2.0", 'moeapps_score{metric="accuracy",over="all"}', "moeapps_classes 2.0"):
+    for line in (
+        "moeapps_events_scored_total 2.0",
+        'moeapps_score{metric="accuracy",over="all"}',
+        "moeapps_classes 2.0",
+    ):
         assert line in page
     assert "moeapps_drift_alarms_total 0.0" in page
 

@@ -41,7 +41,9 @@ def run_over(frame: pd.DataFrame, model, **arguments) -> tuple[StreamRun, list[D
 
 @pytest.mark.parametrize("numbers", [False, True])
 def test_an_alarm_comes_soon_after_each_drift_and_not_before(numbers):
-    model = DriftMoERegressor(seed=0, n_experts=2) if numbers else DriftMoEClassifier(seed=0, experts=["bayes", "linear"])
+    model = (
+        DriftMoERegressor(seed=0, n_experts=2) if numbers else DriftMoEClassifier(seed=0, experts=["bayes", "linear"])
+    )
     drifts = (2000, 4000)
     _, alarms = run_over(table(6000, drifts, numbers), model)
     places = [alarm.instance for alarm in alarms]
@@ -89,7 +91,9 @@ def test_what_on_drift_raises_is_logged_and_the_run_goes_on(caplog):
     def broken(alarm: DriftAlarm) -> None:
         raise RuntimeError("no")
 
-    job = StreamRun(DriftMoEClassifier(seed=0, experts=["bayes"]), FrameSource(table(2000, (1500,))), "y", on_drift=broken)
+    job = StreamRun(
+        DriftMoEClassifier(seed=0, experts=["bayes"]), FrameSource(table(2000, (1500,))), "y", on_drift=broken
+    )
     job.run()
     assert job.counts.learned == 2000
     assert "on_drift failed at alarm 1" in caplog.text

@@ -244,7 +244,9 @@ class FollowSource:
             except DataError:
                 source.close()
                 continue
-            self.notes.append(f"{self.path} was rotated while the run stood still: {path.name} is read to its end first")
+            self.notes.append(
+                f"{self.path} was rotated while the run stood still: {path.name} is read to its end first"
+            )
             self._source.close()
             self._source = source
             return True

@@ -22,7 +22,17 @@ from moeapps.stream.io.kafka import KafkaSource, OnGap
 from moeapps.stream.io.lines import MOMENT, LineReader
 from moeapps.stream.io.rows import FrameSource, ParquetSource
 
-__all__ = ["OPENERS", "CSVSource", "Event", "FollowSource", "FrameSource", "LinesSource", "ParquetSource", "Source", "open_source"]
+__all__ = [
+    "OPENERS",
+    "CSVSource",
+    "Event",
+    "FollowSource",
+    "FrameSource",
+    "LinesSource",
+    "ParquetSource",
+    "Source",
+    "open_source",
+]
 
 
 _SKIPPED = 10_000
@@ -226,7 +236,9 @@ def open_source(
     FileNotFoundError
         If there is no such file.
     """
-    if follow and (source == "-" or "://" in source or Path(source).suffix.lower() not in (".csv", ".ndjson", ".jsonl")):
+    if follow and (
+        source == "-" or "://" in source or Path(source).suffix.lower() not in (".csv", ".ndjson", ".jsonl")
+    ):
         raise ConfigError(f"--follow: {source} cannot be followed, a .csv, .ndjson or .jsonl file can")
     if follow and complete:
         raise ConfigError("--follow and --complete exclude each other: a file that is whole does not grow")

@@ -87,7 +87,7 @@ def test_an_emptied_file_is_read_from_its_beginning(name):
 @pytest.mark.parametrize("moved", ["{}.1", "{}-20260101"])
 def test_after_a_pause_it_goes_on_in_the_rotated_file(name, moved):
     source = open_source(name, follow=True)
-    position = [event.position for event in source.read(10)][0]
+    position = source.read(10)[0].position
     mark = json.loads(json.dumps(source.mark(position)))
     add(name, 2)
     os.rename(name, moved.format(name))
