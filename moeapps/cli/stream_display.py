@@ -119,8 +119,6 @@ def _drift_marks(job: StreamRun, width: int = 48) -> Text:
     text = Text()
     for mark in line:
         text.append(str(mark), style="red" if mark == "▲" else "dim")
-    text.append(
-        f"  {job.watch_errors.count} alarms, {len(renewed)} renewed, {int((events['event'] == 'warning').sum())} warnings",
-        style="dim",
-    )
+    warnings = int((events["event"] == "warning").sum())
+    text.append(f"  {job.watch_errors.count} alarms, {len(renewed)} renewed, {warnings} warnings", style="dim")
     return text

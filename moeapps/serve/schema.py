@@ -118,9 +118,9 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
     """
     kind = description["kind"]
     if kind == "stream":
-        ids = Annotated[_list(_Id) | None, Field(description="an id for each row, for labels that come late")]
-        fields = {"rows": (_list(_Cells, min_length=1, max_length=MAX_ROWS), ...), "ids": (ids, None)}
-        return _object("Predict", fields, _as_many_ids)
+        ids: Any = Annotated[_list(_Id) | None, Field(description="an id for each row, for labels that come late")]
+        body: dict[str, Any] = {"rows": (_list(_Cells, min_length=1, max_length=MAX_ROWS), ...), "ids": (ids, None)}
+        return _object("Predict", body, _as_many_ids)
     if kind == "table" and description["columns"]:
         fields: dict[str, Any] = {
             f"column_{i}": (_KINDS[what], Field(alias=name))

@@ -35,7 +35,8 @@ OUTPUT_FILES = "stream.json"
 checkpoint knows them again."""
 
 CHANGEABLE = {
-    "source", "window", "id", "types", "missing", "keep", "time", "metric", "set on_bad", "set max_features", "set max_categories",
+    "source", "window", "id", "types", "missing", "keep", "time", "metric", "set on_bad", "set max_features",
+    "set max_categories",
 }  # fmt: skip
 """Settings that a resumed run may change if it is told to; the others are built into what was learned."""
 

@@ -218,7 +218,7 @@ class EventHandling:
         shares: list[dict[Any, float] | None] = []
         for place, (row, label) in enumerate(zip(rows, labels, strict=True)):
             try:
-                shares.append(self.model.predict_proba_one(row))  # type: ignore[attr-defined]
+                shares.append(self.model.predict_proba_one(row))
             except DataError:  # learning says why
                 shares.append(None)
             (prediction,), wrong = self.model.test_then_train([row], [label])

@@ -158,7 +158,7 @@ def _checked(name: str, numbers: bool) -> tuple[str, ...] | None:
 
 
 def _make(name: str) -> ClassificationMetric | RegressionMetric:
-    return getattr(metrics, name.partition("=")[0])()  # type: ignore[no-any-return]
+    return getattr(metrics, name.partition("=")[0])()
 
 
 def _by_probability(metric: Any) -> bool:

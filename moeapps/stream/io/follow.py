@@ -80,7 +80,7 @@ class FollowSource:
         return status
 
     def _beginning(self) -> bytes:
-        return self._source.first_bytes(_FIRST)  # type: ignore[no-any-return]
+        return self._source.first_bytes(_FIRST)
 
     # --- what a run asks of a source
 
