@@ -302,7 +302,7 @@ class EventHandling:
             "windowed": self.scores.windowed,
             "total": self.scores.total,
             "rejected": self.counts.rejected,
-            "alarms": self.watch_errors.count,
+            "drifts": self.watch_errors.count,
             "warnings": int((events == "warning").sum()),
             "renewed": int((events == "renewed").sum()),
             **{f"{name} windowed": value for name, value in self.named.windowed().items()},

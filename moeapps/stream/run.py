@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import CellKind
@@ -26,12 +28,13 @@ from moeapps.stream.field_check import FieldCheck
 from moeapps.stream.handling import Counts, EventHandling
 from moeapps.stream.io.delay import PendingLabels, RecentIds
 from moeapps.stream.io.events import Source
-from moeapps.stream.io.sinks import Sink
+from moeapps.stream.io.sinks import Sink, open_sink
+from moeapps.stream.io.sources import FrameSource, open_source
 from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.resumption import Resumption
 from moeapps.stream.scores import ClassScores, NumberScores
 
-__all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun"]
+__all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun", "run_stream"]
 
 _QUICK, _SLOW = 0.05, 0.25
 """Seconds of a batch below which the next one is larger, and above which it is smaller: a signal waits for a batch."""
@@ -274,3 +277,73 @@ class StreamRun(Resumption, EventHandling):
             if due and self.counts.events > saved_at:
                 self.save()
                 saved_at, saved_time = self.counts.events, time.monotonic()
+
+
+def run_stream(
+    model: StreamEstimator,
+    source: str | Path | Source | pd.DataFrame,
+    target: str,
+    *,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    metrics: str | None = None,
+    predictions: str | None = None,
+    rejects: str | None = None,
+    alarms: str | None = None,
+    follow: bool = False,
+    **settings: Any,
+) -> StreamRun:
+    """Predict every event of a source, then learn it, until the source ends: ``moeapps stream run`` in Python.
+
+    Parameters
+    ----------
+    model : StreamEstimator
+        The model; it learns.
+    source : str or Path or Source or DataFrame
+        What :func:`open_source` takes, or an open source, or a frame.
+    target : str
+        Field that holds the label.
+    checkpoint : str or Path, optional
+        Folder of the checkpoint.
+    resume : bool, default False
+        Whether to go on from the checkpoint, if there is one; the model is then that of the result.
+    metrics, predictions, rejects, alarms : str, optional
+        What :func:`open_sink` takes.
+    follow : bool, default False
+        Whether to wait at the end of a file for what is added to it.
+    settings
+        Arguments of :class:`StreamRun`, such as ``id_field``, ``window``, ``drop`` and ``on_drift``.
+
+    Returns
+    -------
+    StreamRun
+        The run, closed, with its ``model``, ``counts``, ``scores`` and ``named`` metrics.
+
+    Examples
+    --------
+    >>> from moeapps.stream import DriftMoEClassifier
+    >>> frame = pd.DataFrame({"a": [float(i % 5) for i in range(300)], "y": ["up", "down", "up"] * 100})
+    >>> run = run_stream(DriftMoEClassifier(seed=0, n_experts=2), frame, "y", on_drift=print)
+    >>> run.counts.learned
+    300
+    """
+    if isinstance(source, pd.DataFrame):
+        opened: Source = FrameSource(source)
+    else:
+        opened = open_source(str(source), follow=follow) if isinstance(source, str | Path) else source
+    folder = None if checkpoint is None else Path(checkpoint)
+    run = StreamRun(model, opened, target, folder, **settings)
+    try:
+        for name, path in {
+            "metrics": metrics,
+            "predictions": predictions,
+            "rejects": rejects,
+            "alarms": alarms,
+        }.items():
+            setattr(run, name, None if path is None else open_sink(path, name))
+        if resume:
+            run.resume()
+        run.run()
+    finally:
+        run.close()
+    return run

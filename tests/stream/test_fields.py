@@ -10,7 +10,7 @@ import pytest
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError
-from moeapps.stream import DriftMoEClassifier, FrameSource, StreamRun
+from moeapps.stream import DriftMoEClassifier, FrameSource, StreamRun, run_stream
 from moeapps.stream.field_check import FieldCheck
 
 SMALL = ["--set", 'experts={"bayes": 1, "linear": 1}', "--plain"]
@@ -156,3 +156,14 @@ def test_metrics_by_name_go_on_after_a_pause_as_without_one():
     table = pd.read_csv("one/metrics.csv")
     assert table["ROCAUC=up windowed"].iloc[-1] > 0.8
     assert "MacroF1 total" in table
+
+
+def test_run_stream_is_the_command_in_python(tmp_path):
+    frame = write(300)
+    alarms = []
+    model = DriftMoEClassifier(seed=0, experts=["bayes"])
+    run = run_stream(model, "d.csv", "state", drop=("customer", "when"), predictions="p.csv", on_drift=alarms.append)
+    assert (run.counts.learned, run.model is model, alarms) == (300, True, [])
+    assert len(pd.read_csv("p.csv")) == 300
+    again = run_stream(DriftMoEClassifier(seed=0, experts=["bayes"]), frame[["a", "state"]], "state")
+    assert again.scores.state() == run.scores.state()
