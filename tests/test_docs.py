@@ -62,6 +62,10 @@ def make_world(page: str) -> None:
     if page in ("README", "stream"):
         a = rng.normal(size=1200)  # more than a window
         pd.DataFrame({"a": a, "b": rng.choice(["x", "y"], 1200), "label": a > 0}).to_csv("events.csv", index=False)
+    if page == "stream_production":
+        frame = pd.DataFrame({"order": range(1200), "customer": "Ann", "created": "2026-01-01T10:00:00"})
+        a = rng.normal(size=1200)
+        frame.assign(a=a, label=a > 0).to_csv("events.csv", index=False)
     if page == "recsys":
         frame = pd.DataFrame({"user_id": rng.integers(0, 20, n), "item_id": rng.integers(0, 30, n)})
         frame["age"], frame["item_id_history"] = rng.normal(40, 9, n), [[1, 2]] * n

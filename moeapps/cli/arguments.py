@@ -2,8 +2,18 @@
 
 import argparse
 import os
+from typing import Any
 
-__all__ = ["IMPORT_HELP", "SUMMARIES", "add_trust", "subcommand", "subcommand_position", "take_option", "trust"]
+__all__ = [
+    "IMPORT_HELP",
+    "SUMMARIES",
+    "Parser",
+    "add_trust",
+    "subcommand",
+    "subcommand_position",
+    "take_option",
+    "trust",
+]
 
 IMPORT_HELP = "module to import first, where your routers, models or data are registered; may be repeated"
 
@@ -14,6 +24,23 @@ SUMMARIES = {
     "predict": "write predictions of a checkpoint to a file (of a saved model: see score)",
 }
 """The subcommands. Their options are the arguments of classes, so that jsonargparse reads them (:mod:`.trainer`)."""
+
+
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults stand in the help, but for options that are off or absent, or whose help tells the default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "default" in (action.help or "")
+        if told or action.default in (None, False) or action.default == [] or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser, and one of its subcommands, whose ``--help`` shows defaults."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"formatter_class": _HelpWithDefaults, **arguments})
 
 
 def subcommand_position(arguments: list[str]) -> int | None:

@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         help="predict every event, then learn it",
         description="Predict every event, then learn it. Killed at any moment, the same command with --resume "
-        "continues where it was; SIGTERM saves and exits with 0. The exit status is 3 if no event could be used.",
+        "continues where it was; SIGTERM saves and exits with 0. The exit status is 3 if no event could be used, and 4 "
+        "after an alarm with --drift-exit.",
     )
     run.add_argument("--source", required=True, help="file.csv, file.parquet, file.ndjson, -, kafka://host:port/topic")
     run.add_argument("--target", required=True, help="field that holds the label")
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="driftmoe",
         help="driftmoe, driftmoe-task, paper-data, paper-task, driftmoe-regressor, or a saved model",
     )  # fmt: skip
+    run.add_argument(
+        "--seed", type=int, help="seed of a new model; the same seed gives the same predictions (default: 0)"
+    )
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the model")
     run.add_argument(
         "--types",
@@ -56,6 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--complete", action="store_true", help="the last line of the file counts also without a newline at its end"
     )
     run.add_argument(
+        "--follow",
+        action="store_true",
+        help="wait at the end of a .csv or .ndjson file for what is added to it, also where it is rotated",
+    )
+    run.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="COLUMN,...",
+        help="fields that are no features (default: none; the id never is one)",
+    )
+    run.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN,...", help="fields to write beside each prediction"
+    )
+    run.add_argument("--time", metavar="COLUMN", help="field with the time of an event, for the metrics")
+    run.add_argument(
         "--kafka-config",
         action="append",
         default=[],
@@ -73,12 +93,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--metrics", help="CSV file of scores per window (default: in the checkpoint folder)")
     run.add_argument("--predictions", help=".csv or .ndjson file, or kafka://host:port/topic")
     run.add_argument("--rejects", help="file of events that could not be learned (default: in the checkpoint folder)")
+    run.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further metric of river, total and windowed, such as MacroF1 or F1=LABEL; may be repeated",
+    )
+    run.add_argument(
+        "--alarms", help=".csv or .ndjson file of drift alarms (default: alarms.ndjson in the checkpoint folder)"
+    )
+    run.add_argument(
+        "--on-drift",
+        metavar="COMMAND|URL",
+        help="command that gets every drift alarm as JSON on standard input, or http(s) URL to which it is posted",
+    )
+    run.add_argument("--drift-exit", action="store_true", help="save and end with status 4 after a drift alarm")
+    run.add_argument("--metrics-port", type=int, metavar="PORT", help="offer /metrics for Prometheus at this port")
+    run.add_argument("--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="address of --metrics-port")
     run.add_argument("--batch", type=int, default=256, help="events handled at once")
     run.add_argument("--window", type=int, default=1000, help="events per window of scores")
     run.add_argument("--id", help="field that identifies an event: repeats are left out, labels may come late")
     run.add_argument("--id-window", type=int, default=10_000, help="number of ids that are remembered")
     run.add_argument("--pending", type=int, default=10_000, help="events that may wait for their label")
-    run.add_argument("--limit", type=int, help="stop after this number of events")
+    run.add_argument("--limit", type=int, help="stop after this number of events (default: at the end of the source)")
     run.add_argument("--plain", action="store_true", help="lines instead of a live display")
 
 

@@ -1,6 +1,7 @@
 """What the terminal shows while ``moeapps stream run`` is at work."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from rich.console import Console, Group
@@ -9,10 +10,36 @@ from rich.text import Text
 
 from moeapps.stream.run import StreamRun
 
-__all__ = ["Reporter", "display"]
+__all__ = ["Notes", "Reporter", "display"]
 
 BARS = " ▁▂▃▄▅▆▇█"
 """Heights from 0 to 8 eighths."""
+
+
+class Notes:
+    """Tells what a run and its source have noticed, each note once and at most 100 of them.
+
+    Parameters
+    ----------
+    job : StreamRun
+        The run.
+    tell : callable
+        Takes a note.
+    """
+
+    MOST = 100
+
+    def __init__(self, job: StreamRun, tell: Callable[[str], None]) -> None:
+        self.job, self.tell, self.told = job, tell, 0
+
+    def __call__(self) -> None:
+        """Tell the new ones."""
+        for notes in (self.job.notes, getattr(self.job.source, "notes", [])):
+            for note in notes:
+                self.told += 1
+                if self.told <= self.MOST:
+                    self.tell(note)
+            notes.clear()
 
 
 class Reporter:
@@ -73,6 +100,10 @@ def display(job: StreamRun) -> Group:
                 own = [bar for bar, other in zip(heights, kinds, strict=True) if other == kind]
                 bars.append("".join(own) + "  ", style="cyan")
             bars.append(f"{largest}: {names[int(shares.argmax())]}", style="dim")
+    for name, value in job.named.as_dict().items():
+        table.add_row(
+            name, f"{job.named.windowed()[name]:.4f} of the last {min(job.window, job.scores.n):,}   {value:.4f} of all"
+        )
     table.add_row("experts", bars)
     table.add_row("drift", _drift_marks(job))
     return Group(table)
@@ -88,5 +119,6 @@ def _drift_marks(job: StreamRun, width: int = 48) -> Text:
     text = Text()
     for mark in line:
         text.append(str(mark), style="red" if mark == "▲" else "dim")
-    text.append(f"  {len(renewed)} renewed, {int((events['event'] == 'warning').sum())} warnings", style="dim")
+    warnings = int((events["event"] == "warning").sum())
+    text.append(f"  {job.watch_errors.count} alarms, {len(renewed)} renewed, {warnings} warnings", style="dim")
     return text

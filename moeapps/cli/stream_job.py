@@ -20,14 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from moeapps.cli.stream_display import Reporter, display
+from moeapps.cli.stream_display import Notes, Reporter, display
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.saving import load
 from moeapps.registry import nearest
+from moeapps.stream.alarms import DriftAlarm
 from moeapps.stream.checkpoint import CHECKPOINT, load_checkpoint
 from moeapps.stream.classifier import DriftMoEClassifier
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.exposition import metrics_page
 from moeapps.stream.handling import Counts
+from moeapps.stream.hooks import AlarmHook
 from moeapps.stream.io.columns import read_types
 from moeapps.stream.io.kafka_config import read_kafka_config
 from moeapps.stream.io.sinks import open_sink
@@ -46,7 +49,7 @@ MODELS: dict[str, Callable[..., StreamEstimator]] = {
 }
 """Models by the name that ``--model`` takes."""
 
-IN_FOLDER = {"metrics": "metrics.csv", "rejects": "rejects.ndjson"}
+IN_FOLDER = {"alarms": "alarms.ndjson", "metrics": "metrics.csv", "rejects": "rejects.ndjson"}
 """Files that are written into the checkpoint's folder unless an option names another one."""
 
 
@@ -114,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     -------
     int
         Exit status: 0, also after SIGTERM; 130 after Ctrl-C; in both cases the run was saved. 3 if there were events
-        and none could be used.
+        and none could be used, 4 after an alarm that ends the run.
     """
     folder = Path(options.checkpoint) if options.checkpoint else None
     if options.resume and folder is None:
@@ -125,31 +128,63 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, option) and not options.resume:
             raise ConfigError(f"--{option.replace('_', '-')} has no effect without --resume")
     settings = _settings(options.set)
+    hook = None if options.on_drift is None else AlarmHook(options.on_drift)
     types = read_types(options.types)
     missing = tuple(dict.fromkeys(text for texts in options.missing for text in texts.split(",")))
     kafka = read_kafka_config(options.kafka_config)
     if kafka and not any(
         (name or "").startswith("kafka://")
-        for name in (options.source, options.predictions, options.metrics, options.rejects)
+        for name in (options.source, options.predictions, options.metrics, options.rejects, options.alarms)
     ):
         raise ConfigError("--kafka-config has no effect: neither source nor output is kafka://host:port/topic")
     model = _model(options, settings, folder)
-    source = open_source(options.source, complete=options.complete, settings=kafka, on_gap=options.on_gap)
+    source = open_source(
+        options.source, complete=options.complete, settings=kafka, on_gap=options.on_gap, follow=options.follow
+    )
     try:
         _check_names(options, getattr(source, "columns", None))
         job = StreamRun(
             model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
             window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
             limit=options.limit, types=types, missing=missing, settings={"model": options.model, "set": settings},
-            allow_change=options.allow_change, replayed=options.replayed,
+            allow_change=options.allow_change, replayed=options.replayed, drop=_columns(options.drop),
+            keep=_columns(options.keep), time_field=options.time, named_metrics=tuple(options.metric),
         )  # fmt: skip
     except Exception:
         source.close()
         raise
+    alarms = _Alarms(job, hook, options.drift_exit)
+    job.on_drift = alarms
     try:
-        return _run(job, options, kafka)
+        with metrics_page(job, options.metrics_port, options.metrics_host):
+            status = _run(job, options, kafka)
+            return 4 if status == 0 and alarms.ended else status
     finally:
         job.close()
+        if hook is not None:
+            hook.close()
+
+
+class _Alarms:
+    """What happens at an alarm: it is told, given to the hook, and ends the run if it shall."""
+
+    def __init__(self, job: StreamRun, hook: AlarmHook | None, ends: bool) -> None:
+        self.job, self.hook, self.ends, self.ended = job, hook, ends, False
+
+    def __call__(self, alarm: DriftAlarm) -> None:
+        self.job.notes.append(
+            f"drift alarm {alarm.number} at {alarm.event or f'instance {alarm.instance}'}: {alarm.metric} "
+            f"{alarm.before:.4g}, now {alarm.after:.4g}"
+        )
+        if self.hook is not None:
+            self.hook(alarm)
+        if self.ends:
+            self.ended = True
+            self.job.stop()
+
+
+def _columns(given: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in given for name in names.split(",") if name))
 
 
 def _model(options: argparse.Namespace, settings: dict[str, Any], folder: Path | None) -> StreamEstimator:
@@ -159,12 +194,20 @@ def _model(options: argparse.Namespace, settings: dict[str, Any], folder: Path |
     if begun and options.model.endswith(".safetensors") and not settings and not Path(options.model).exists():
         assert file is not None
         return load_checkpoint(file).model
-    return build_model(options.model, settings)
+    if options.model.endswith(".safetensors"):
+        if options.seed is not None:
+            raise ConfigError(f"--seed has no effect on {options.model}: a saved model has its seed")
+        return build_model(options.model, settings)
+    if options.seed is not None and "seed" in settings:
+        raise ConfigError("--seed and --set seed= exclude each other")
+    # without a seed two runs over one file would differ; a checkpoint that goes on has its own
+    return build_model(options.model, {"seed": 0 if options.seed is None else options.seed, **settings})
 
 
 def _check_names(options: argparse.Namespace, columns: list[str] | None) -> None:
-    for option in ("target", "id"):
-        name = getattr(options, option)
+    named = [("target", options.target), ("id", options.id), ("time", options.time)]
+    named += [(option, name) for option in ("drop", "keep") for name in _columns(getattr(options, option))]
+    for option, name in named:
         if columns is None or name is None or name in columns:
             continue
         guess = nearest(name, columns)
@@ -176,7 +219,7 @@ def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> 
     begun = job.file is not None and job.file.exists()
     if begun and not options.resume:
         raise ConfigError(f"{job.file} exists: --resume continues it; name another folder for another run")
-    for name in ("metrics", "predictions", "rejects"):
+    for name in ("alarms", "metrics", "predictions", "rejects"):
         path = getattr(options, name)
         if path is None and name in IN_FOLDER and job.checkpoint is not None:
             path = str(job.checkpoint / IN_FOLDER[name])
@@ -199,7 +242,8 @@ def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> 
 def _summary(job: StreamRun, console: Console, before: Counts) -> int:
     """Print what happened; the exit status 3 if there were events and none could be used, else 0."""
     counts = job.counts
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in job.scores.as_dict().items())
+    values = {**job.scores.as_dict(), **job.named.as_dict()}
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     _print(
         console,
         f"{counts.events:,} events: {counts.learned:,} learned, {counts.unlabeled:,} without a label, "
@@ -215,8 +259,8 @@ def _summary(job: StreamRun, console: Console, before: Counts) -> int:
             f"not read: the source ends with {job.unfinished[:60]!r} and no newline; --resume reads it when it has "
             "one, --complete says that it is whole",
         )
-    if counts.events > before.events and counts.learned == 0 and counts.unlabeled > 0 and job.id_field is None:
-        _print(console, f"no event had the field {job.target!r}: nothing was learned")
+    if job.watch_errors.count:
+        _print(console, f"{job.watch_errors.count:,} drift alarm{'s' * (job.watch_errors.count > 1)}")
     used = counts.learned + counts.unlabeled + counts.repeated
     if counts.rejected > before.rejected and used == before.learned + before.unlabeled + before.repeated:
         _print(console, f"no event could be used: all {counts.rejected - before.rejected:,} were rejected")
@@ -244,15 +288,23 @@ def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
         if len(received) > 1:
             raise KeyboardInterrupt
 
+    notes = Notes(job, lambda text: _print(console, text))
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if plain:
-            job.run(Reporter(console))
+            report = Reporter(console)
+
+            def tell(job: StreamRun) -> None:
+                notes()
+                report(job)
+
+            job.run(tell)
         else:
             with Live(display(job), console=console, refresh_per_second=4, transient=False) as live:
                 last = [0.0]
 
                 def watch(job: StreamRun) -> None:
+                    notes()
                     if time.monotonic() - last[0] > 0.25:
                         last[0] = time.monotonic()
                         live.update(display(job))
@@ -260,6 +312,7 @@ def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
                 job.run(watch)
                 live.update(display(job))
     finally:
+        notes()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if received:

@@ -92,7 +92,11 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
             if names and "rows" not in content:
                 raise Refusal(422, "invalid_request", "keep: only rows of tables and streams have fields to keep")
             kept = take_kept(content.get("rows", []), names, columns)
-            predictions = await server.submit("predict", content, rows_of(content), _size(request))
+            if content.get("ids") is not None:  # they wait for their labels: kept like what is learned
+                predictions = await _remember(server, content, request)
+            else:
+                content.pop("ids", None)
+                predictions = await server.submit("predict", content, rows_of(content), _size(request))
             return Json({"predictions": add_kept(predictions, kept)})
 
     if "recommends" in description:
@@ -111,6 +115,9 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
         async def learn(body: Learn, request: Request) -> JSONResponse:
             key = _key(request)
             content = body.model_dump(by_alias=True)
+            for row in content["rows"]:  # what was not given is not there, as before there were ids
+                for name in [name for name in ("x", "id") if row[name] is None]:
+                    del row[name]
             answer, repeated = await server.learn(content, rows_of(content), key, _size(request))
             return Json(answer, headers={"Idempotency-Replayed": "true"} if repeated else None)
 
@@ -137,6 +144,14 @@ def _add_sample(app: FastAPI, server: ModelServer, description: dict[str, Any]) 
         if picture:
             return Response(grid(images, given["columns"]), media_type="image/png")
         return Json({"images": images, **({"labels": content["labels"]} if content["labels"] is not None else {})})
+
+
+async def _remember(server: ModelServer, content: dict[str, Any], request: Request) -> Any:
+    """Predict rows whose labels will come by id."""
+    if server.learn_to is None:
+        raise Refusal(422, "invalid_request", "ids: this server does not learn; start it with --learn FILE")
+    answer, _ = await server.learn(content, rows_of(content), _key(request), _size(request))
+    return answer["predictions"]
 
 
 def _size(request: Request) -> int:

@@ -144,6 +144,11 @@ class ModelServer:
         """When the model was saved last, in seconds since 1970."""
         return None if self._learned is None else self._learned.saved_at
 
+    @property
+    def learning(self) -> dict[str, Any] | None:
+        """Scores, alarms and classes of a model that learns; None for another one."""
+        return None if self._learned is None else self._supervisor.description.get("learning")
+
     async def described(self) -> dict[str, Any]:
         """The description of the model as it is now, which has learned since it was loaded."""
         if self._learned is not None and self.ready:
@@ -379,7 +384,10 @@ class ModelServer:
         contents = [piece.content for piece in batch]
 
         def call() -> list[Any]:
-            return worker.call(operation, contents, self.limits.hang_after)
+            answers = worker.call(operation, contents, self.limits.hang_after)
+            for answer in answers if operation == "learn" else ():
+                self._supervisor.note(answer)
+            return answers
 
         if self._learned is None or operation not in ("learn", "save"):
             return call()
@@ -389,7 +397,7 @@ class ModelServer:
             answers, copy = call(), contents[0]
             try:
                 if not isinstance(answers[0], Refusal):
-                    self._learned.publish(copy)
+                    self._learned.publish(copy, answers[0])
                     self._supervisor.snapshot.use(copy)
             except OSError as error:
                 answers = [not_saved(error)]

@@ -54,12 +54,15 @@ class Journal:
         Idempotency key to fingerprint and answer, the oldest first.
     pending : int
         Requests that the saved model does not have.
+    state : JSON value
+        What the worker knew besides the model when it was saved; None if that was nothing.
     """
 
     def __init__(self, path: Path, keys: int = 10_000) -> None:
         self.path = path
         self.keys: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self.pending = 0
+        self.state: Any = None
         self._max_keys = keys
         self._file = -1
         self._start = self._end = 0
@@ -88,7 +91,7 @@ class Journal:
         for end, record in self._records(0):
             self._end = end
             if base in (record.get("base"), record.get("saved")):
-                start, after = end, 0
+                start, after, self.state = end, 0, record.get("state")
             for key, digest, answer in record.get("keys", ()):
                 self._remember(key, digest, answer)
             if "learn" in record:
@@ -103,6 +106,7 @@ class Journal:
                     "that is served: put that file back, or remove the journal to give them up"
                 )
             self.keys.clear()
+            self.state = None
             self._begin(base)
             return
         self._start, self.pending = start, after
@@ -136,9 +140,13 @@ class Journal:
             self.pending += 1
             self._remember(record["key"], record["fingerprint"], record["answer"])
 
-    def mark_saved(self, digest: str) -> None:
-        """Write that the model file with this SHA-256, which is not in place yet, has everything up to here."""
-        self._write([{"saved": digest}])
+    def mark_saved(self, digest: str, state: Any = None) -> None:
+        """Write that the model file with this SHA-256, which is not in place yet, has everything up to here.
+
+        ``state`` is what belongs to that file and is not in it.
+        """
+        self._write([{"saved": digest, **({} if state is None else {"state": state})}])
+        self.state = state
 
     def restart(self, digest: str) -> None:
         """Begin anew behind the model file with this SHA-256, which is in place.
@@ -160,17 +168,17 @@ class Journal:
                 break
 
     def close(self) -> None:
-        """Close it; without pending requests and keys the file is removed."""
+        """Close it; without pending requests, keys and a state the file is removed."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            if not self.pending and not self.keys:
+            if not self.pending and not self.keys and self.state is None:
                 with suppress(OSError):
                     self.path.unlink()
 
     def _begin(self, base: str) -> None:
         keys = [[key, digest, answer] for key, (digest, answer) in self.keys.items()]
-        line = _line({"base": base, "keys": keys})
+        line = _line({"base": base, "keys": keys, **({} if self.state is None else {"state": self.state})})
         with atomic_write(self.path) as file:
             file.write(line)
         if self._file >= 0:

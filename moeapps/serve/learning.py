@@ -131,8 +131,13 @@ class Learned:
             raise WorkerDied(f"{self._journal.path}: {error}") from error
         return answers
 
-    def publish(self, saved: str) -> None:
-        """Put the model that the worker has saved in place of the file, and begin a new journal.
+    @property
+    def state(self) -> Any:
+        """What belongs to the file and is not in it, None if nothing does: scores, and events without a label."""
+        return self._journal.state
+
+    def publish(self, saved: str, state: Any = None) -> None:
+        """Put the model that the worker has saved in place of the file, and begin a new journal with its state.
 
         Raises
         ------
@@ -140,7 +145,7 @@ class Learned:
             If the disk refuses; the old file and the journal then go on together.
         """
         digest = sha256_of(saved)
-        self._journal.mark_saved(digest)
+        self._journal.mark_saved(digest, state)
         with open(saved, "rb") as source, atomic_write(self.path) as target:
             shutil.copyfileobj(source, target, 1 << 20)
         self.saved_at = time.time()

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Limits"]
+__all__ = ["MAX_CELLS", "Limits"]
+
+MAX_CELLS = 1_000_000
+"""Rows times different features that a request to learn may have; they become a table."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
+from moeapps.core.exposition import expose, expose_learning
 from moeapps.serve.batching import ModelServer
 
 __all__ = ["Metrics"]
@@ -30,13 +31,14 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         )  # fmt: skip
         self.batches = Histogram("moeapps_batch_seconds", "Time the model took", registry=self.registry)
+        expose_learning(self.registry, lambda: server.learning)
         for name, about, value in (
             ("waiting", "Requests in the queue", lambda: server.waiting),
             ("restarts", "Workers that died or hung", lambda: server.restarts),
             ("unsaved", "Requests learned that are in the journal only", lambda: server.unsaved),
             ("ready", "Whether requests are answered", lambda: float(server.ready)),
         ):
-            Gauge(f"moeapps_{name}", about, registry=self.registry).set_function(value)
+            expose(self.registry, f"moeapps_{name}", about, value)
 
     def observe(self, name: str, value: float) -> None:
         """Count a batch."""

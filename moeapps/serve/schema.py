@@ -90,6 +90,9 @@ _Text = Annotated[StrictStr, BeforeValidator(_exact)]
 _SCALARS = [{"type": name} for name in ("number", "string", "boolean", "null")]
 _Cell = Annotated[Any, PlainValidator(_cell), WithJsonSchema({"anyOf": _SCALARS})]
 _Label = Annotated[Any, PlainValidator(_label), WithJsonSchema({"anyOf": _SCALARS[:3]})]
+_Id = Annotated[
+    Any, PlainValidator(_cell), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]})
+]
 _Cells = Annotated[
     dict[str, Any],
     PlainValidator(_cells),
@@ -114,6 +117,10 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
         From :meth:`moeapps.serve.services.Service.describe`.
     """
     kind = description["kind"]
+    if kind == "stream":
+        ids: Any = Annotated[_list(_Id) | None, Field(description="an id for each row, for labels that come late")]
+        body: dict[str, Any] = {"rows": (_list(_Cells, min_length=1, max_length=MAX_ROWS), ...), "ids": (ids, None)}
+        return _object("Predict", body, _as_many_ids)
     if kind == "table" and description["columns"]:
         fields: dict[str, Any] = {
             f"column_{i}": (_KINDS[what], Field(alias=name))
@@ -123,8 +130,6 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
     if kind == "table":
         width = description["width"]
         return _rows("Predict", _list(_Number, min_length=width, max_length=width))
-    if kind == "stream":
-        return _rows("Predict", _Cells)
     if kind == "images":
         about = "files, as base64 or as data URLs"
         files = _list(_Text, min_length=1, max_length=MAX_IMAGES, description=about)
@@ -142,8 +147,12 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
 
 
 def learn_model() -> type[BaseModel]:
-    """The body of ``POST /learn``."""
-    return _rows("Learn", _object("Instance", {"x": (_Cells, ...), "y": (_Label, ...)}))
+    """The body of ``POST /learn``: rows with features, or rows with the ids of events that wait; or one row alone."""
+    features = Annotated[_Cells | None, Field(description="features; without them the row is a late label")]
+    key = Annotated[_Id, Field(description="the event's id: once it was learned, it is not learned again")]
+    row = _object("Instance", {"x": (features, None), "y": (_Label, ...), "id": (key, None)}, _features_or_id)
+    several = {"rows": (_list(row, min_length=1, max_length=MAX_ROWS), ...)}
+    return _object("Learn", several, _all_late_or_none, _one_row)
 
 
 def recommend_model(description: dict[str, Any]) -> type[BaseModel]:
@@ -233,11 +242,48 @@ class _WithMore(BaseModel):
     __pydantic_extra__: dict[str, _Cell] = Field(init=False)
 
 
-def _object(name: str, fields: dict[str, Any], base: type[BaseModel] | None = None) -> type[BaseModel]:
-    """An object with these fields and no others, unless the base allows them."""
-    few: Any = model_validator(mode="before")(_at_most(len(fields) + 20))
+def _object(
+    name: str,
+    fields: dict[str, Any],
+    after: Callable[[Any], Any] | None = None,
+    before: Callable[[Any], Any] | None = None,
+    base: type[BaseModel] | None = None,
+) -> type[BaseModel]:
+    """An object with these fields and no others, unless the base allows them.
+
+    ``before`` changes what came, ``after`` checks the whole.
+    """
+    few = _at_most(len(fields) + 20)
+    checks: dict[str, Any] = {
+        "few": model_validator(mode="before")(lambda value: few(before(value) if before else value))
+    }
+    if after is not None:
+        checks["whole"] = model_validator(mode="after")(after)
     how: dict[str, Any] = {"__config__": _STRICT} if base is None else {"__base__": base}
-    return create_model(name, **how, __validators__={"few": few}, **fields)
+    return create_model(name, **how, __validators__=checks, **fields)
+
+
+def _as_many_ids(body: Any) -> Any:
+    if body.ids is not None and len(body.ids) != len(body.rows):
+        raise ValueError(f"{len(body.ids)} ids for {len(body.rows)} rows")
+    return body
+
+
+def _features_or_id(row: Any) -> Any:
+    if row.x is None and row.id is None:
+        raise ValueError("neither x, the features, nor the id of an event that waits for its label")
+    return row
+
+
+def _all_late_or_none(body: Any) -> Any:
+    late = [row.x is None for row in body.rows]
+    if any(late) and not all(late):
+        raise ValueError(f"rows.{late.index(True)} has no x: send late labels in a request of their own")
+    return body
+
+
+def _one_row(value: Any) -> Any:
+    return {"rows": [value]} if isinstance(value, dict) and "y" in value and "rows" not in value else value
 
 
 def _at_most(count: int) -> Callable[[Any], Any]:

@@ -45,9 +45,6 @@ __all__ = [
 
 log = logging.getLogger("moeapps.serve")
 
-MAX_CELLS = 1_000_000
-"""Rows times different features that a request to learn may have; they become a table."""
-
 Request = dict[str, Any]
 """A request's body, checked against the description: lists, numbers, text."""
 
@@ -226,6 +223,12 @@ class StreamService(Service):
 
     kind, learns = "stream", True
 
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        from moeapps.serve.prequential import Prequential  # numba, which other models need not load
+
+        self.prequential = Prequential(model)
+
     @classmethod
     def serves(cls, model: Any) -> bool:
         """Whether the model predicts and learns single events."""
@@ -234,7 +237,8 @@ class StreamService(Service):
     def describe(self) -> dict[str, Any]:
         """With the features seen so far; requests may have others."""
         features = [str(name) for name in self.model.router_features_]
-        return {**super().describe(), "features": features, "learned": self.model.n_seen_}
+        learned = {"learned": self.model.n_seen_, "learning": self.prequential.learning()}
+        return {**super().describe(), "features": features, **learned}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """The prediction, and of a classifier the probability of every class."""
@@ -269,29 +273,30 @@ class StreamService(Service):
         return int(self.model.n_seen_), len(self.model.router_features_), len(classes)
 
     def _learn(self, request: Request) -> dict[str, Any]:
-        rows, labels = [row["x"] for row in request["rows"]], [row["y"] for row in request["rows"]]
-        names = dict.fromkeys(name for row in rows for name in row)
-        if len(rows) * len(names) > MAX_CELLS:
-            raise DataError(
-                f"rows: {len(rows)} rows with {len(names)} different features make a table of "
-                f"{len(rows) * len(names)} cells, at most {MAX_CELLS} are learned at once: send fewer rows per request"
-            )
-        # as objects: a frame would make floats of whole numbers beside a missing one
-        columns = {name: _objects([row.get(name) for row in rows]) for name in names}
-        frame = pd.DataFrame(columns, index=range(len(rows)), dtype=object)
-        self.model.learn_many(frame, labels)
-        return {"learned": len(rows), "total": int(self.model.n_seen_)}
+        if "ids" not in request:
+            answer = self.prequential.learn(request)
+        else:
+            predictions = self.answer(request)
+            self.prequential.remember(request)
+            answer = {"predictions": predictions, "total": int(self.model.n_seen_)}
+        return {**answer, "learning": self.prequential.learning()}
+
+    def restore(self, states: list[Any]) -> list[Any]:
+        """Take over what :meth:`save` has answered; the answer is what the server tells of it."""
+        for state in states:
+            self.prequential.restore(state)
+        return [self.prequential.learning()] * len(states)
 
     def save(self, paths: list[str]) -> list[Any]:
-        """Write the model to each path; the answer is None."""
+        """Write the model to each path; the answer is what it does not hold: scores, and events without a label."""
         return [self._save(path) for path in paths]
 
-    def _save(self, path: str) -> Refusal | None:
+    def _save(self, path: str) -> Any:
         try:
             self.model.save(path)
         except OSError as error:
             return not_saved(error)
-        return None
+        return self.prequential.state()
 
 
 class ImageService(Service):

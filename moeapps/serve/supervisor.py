@@ -114,12 +114,20 @@ class Supervisor:
     def _relearn(self, worker: Worker) -> None:
         """Let a worker that was just started learn what the journal has."""
         assert self.learned is not None
+        if self.learned.state is not None:
+            (self.description["learning"],) = worker.call("restore", [self.learned.state], _RELEARN)
         for content in self.learned.pending():
             (answer,) = worker.call("learn", [content], _RELEARN)
             if isinstance(answer, Refusal):
                 log.error("a request that had been learned is refused now: %s", answer)
             elif isinstance(answer, dict):
                 self.description["learned"] = answer["total"]
+                self.note(answer)
+
+    def note(self, answer: Any) -> None:
+        """Take what the worker says of its learning out of an answer."""
+        if isinstance(answer, dict) and "learning" in answer:
+            self.description["learning"] = answer.pop("learning")
 
     # --- the death of a worker
 

@@ -1,5 +1,6 @@
 """Streams that change: DriftMoE, compiled pools of Hoeffding trees, prequential evaluation, sources and sinks."""
 
+from moeapps.stream.alarms import DriftAlarm, ErrorWatch
 from moeapps.stream.classifier import DriftMoEClassifier
 from moeapps.stream.compiled.pool import HoeffdingPool
 from moeapps.stream.datasets import PUBLIC_STREAMS, electricity, public_stream
@@ -13,29 +14,36 @@ from moeapps.stream.generators import (
     synthetic_stream,
     with_label_noise,
 )
+from moeapps.stream.hooks import AlarmHook
 from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, RecentIds
 from moeapps.stream.io.events import Event, Source
 from moeapps.stream.io.sinks import CSVSink, LinesSink, Sink, open_sink
-from moeapps.stream.io.sources import CSVSource, FrameSource, LinesSource, ParquetSource, open_source
+from moeapps.stream.io.sources import CSVSource, FollowSource, FrameSource, LinesSource, ParquetSource, open_source
+from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.regressor import DriftMoERegressor
 from moeapps.stream.router import StreamRouter
-from moeapps.stream.run import StreamCheckpoint, StreamRun
+from moeapps.stream.run import StreamCheckpoint, StreamRun, run_stream
 
 __all__ = [
     "PUBLIC_STREAMS",
     "RECURRING_STREAMS",
     "SYNTHETIC_STREAMS",
+    "AlarmHook",
     "Arrival",
     "CSVSink",
     "CSVSource",
+    "DriftAlarm",
     "DriftMoEClassifier",
     "DriftMoERegressor",
+    "ErrorWatch",
     "Event",
+    "FollowSource",
     "FrameSource",
     "HoeffdingPool",
     "LateLabels",
     "LinesSink",
     "LinesSource",
+    "NamedMetrics",
     "ParquetSource",
     "PendingLabels",
     "PrequentialResult",
@@ -54,6 +62,7 @@ __all__ = [
     "prequential",
     "public_stream",
     "recurring_stream",
+    "run_stream",
     "synthetic_stream",
     "with_label_noise",
 ]

@@ -34,7 +34,10 @@ OUTPUT_FILES = "stream.json"
 """Names of the files that the run writes. It is written before they are, so that a run that is killed before its first
 checkpoint knows them again."""
 
-CHANGEABLE = {"source", "window", "id", "types", "missing", "set on_bad", "set max_features", "set max_categories"}
+CHANGEABLE = {
+    "source", "window", "id", "types", "missing", "keep", "time", "metric", "set on_bad", "set max_features",
+    "set max_categories",
+}  # fmt: skip
 """Settings that a resumed run may change if it is told to; the others are built into what was learned."""
 
 

@@ -299,6 +299,12 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
             learn(Encoded(waiting), indices, {})
         return predictions, refused
 
+    def check_one(self, x: dict[Hashable, Any], y: Any) -> None:
+        """Raise the DataError that :meth:`learn_one` would raise, and learn nothing."""
+        self._check_targets([y])
+        if self.on_bad != "skip":
+            self._encoder.encode(x)
+
     def learn_many(self, X: pd.DataFrame, y: Any) -> None:
         """Learn the rows of a frame, one after the other: the same as :meth:`learn_one` in a loop, bit for bit.
 
@@ -314,11 +320,21 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         DataError
             As :meth:`learn_one`; then no row has been learned.
         """
+        self._learn_frame(X, y)
+
+    def test_then_train_many(self, X: pd.DataFrame, y: Any) -> list[Any]:
+        """:meth:`learn_many`, and what was predicted for each row before it; None where there was no prediction."""
+        codes, good = self._learn_frame(X, y)
+        learned = iter(codes.tolist())
+        return [self._label_of(next(learned)) if kept else None for kept in good]
+
+    def _learn_frame(self, X: pd.DataFrame, y: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """What was predicted for the learned rows, and which rows these are."""
         X = as_frame(X, "X")
         targets = targets_of(y)
         if len(targets) != len(X):
             raise DataError(f"X has {len(X)} rows, y has {len(targets)}")
-        skipped = 0
+        good, skipped = np.ones(len(X), dtype=bool), 0
         try:
             encoded = self._encoder.encode_frame(X)
         except DataError:
@@ -330,8 +346,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
             encoded = self._encoder.encode_frame(X)
         added = self._check_targets(targets)
         self._skipped += skipped
-        if len(targets):
-            self._learn_encoded(encoded, targets, added)
+        return (self._learn_encoded(encoded, targets, added) if len(targets) else np.zeros(0)), good
 
     def _good_rows(self, X: pd.DataFrame) -> NDArray[np.bool_]:
         """Rows without a bad value, found one by one, since what is bad depends on what came before."""

@@ -1,6 +1,7 @@
 """How a stream run is stopped and goes on: its checkpoint, the position in its source, and its output files."""
 
 import re
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import locked
 from moeapps.core.tabledata.cells import CellKind
+from moeapps.stream.alarms import ErrorWatch
 from moeapps.stream.checkpoint import (
     CHECKPOINT,
     OUTPUT_FILES,
@@ -23,6 +25,7 @@ from moeapps.stream.io.delay import PendingLabels, RecentIds
 from moeapps.stream.io.events import Source
 from moeapps.stream.io.sinks import Sink, check_distinct
 from moeapps.stream.io.values import event_key
+from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.scores import ClassScores, NumberScores
 
 __all__ = ["Resumption"]
@@ -35,11 +38,16 @@ class Resumption:
     source: Source
     target: str
     checkpoint: Path | None
+    alarms: Sink | None
     metrics: Sink | None
     predictions: Sink | None
     rejects: Sink | None
     window: int
     id_field: str | None
+    drop: tuple[str, ...]
+    keep: tuple[str, ...]
+    time_field: str | None
+    named_metrics: tuple[str, ...]
     types: dict[str, CellKind]
     missing: tuple[str, ...]
     settings: dict[str, Any]
@@ -47,10 +55,14 @@ class Resumption:
     replayed: bool
     counts: Counts
     scores: ClassScores | NumberScores
+    named: NamedMetrics
+    watch_errors: ErrorWatch
+    saved_at: float | None
     waiting: PendingLabels
     ids: RecentIds
     position: Any
     restarted: str | None
+    _time: Any
     _activation: list[float]
     _ready: bool
     _registered: bool
@@ -70,14 +82,24 @@ class Resumption:
         self._missing = frozenset() if declare is not None else frozenset(self.missing)
         if declare is not None:
             declare(
-                self.target, self.id_field, types=self.types, missing=self.missing,
+                self.target, self.id_field, types=self._types_of_columns(), missing=self.missing,
                 known=_known(self.model, self.target), numbers=self.model._numbers,
                 impute=self.model.on_bad == "impute",
                 missing_values=self.model.missing_values or (),
             )  # fmt: skip
 
+    def _types_of_columns(self) -> dict[str, CellKind]:
+        """Those that were given; a column that is dropped is text, so that no cell of it is a mistake."""
+        return {**dict.fromkeys((name for name in self.drop if name != self.time_field), "text"), **self.types}
+
     def _settings(self) -> dict[str, Any]:
-        own = {"target": self.target, "window": self.window, "id": self.id_field}
+        own: dict[str, Any] = {"target": self.target, "window": self.window, "id": self.id_field}
+        own |= {
+            "drop": list(self.drop),
+            "metric": list(self.named_metrics),
+            "keep": list(self.keep),
+            "time": self.time_field,
+        }
         return {**own, "types": self.types, "missing": sorted(self.missing), **self.settings}
 
     def _prepare(self) -> None:
@@ -152,6 +174,10 @@ class Resumption:
         if "id" not in changed:
             self._restore_ids(run)
         self._activation = run["activation"]
+        self._time = run.get("time")
+        self.named.restore(run.get("named", {}))
+        if "errors" in run:  # 0.1 and 0.2 had no alarms
+            self.watch_errors.restore(run["errors"])
         self.position = position
         return True
 
@@ -176,7 +202,10 @@ class Resumption:
             self.restarted = (
                 "the pipe goes on with what comes, nothing is skipped; --replayed skips what was read before"
             )
-        return run["position"]
+        position = run["position"]
+        if isinstance(position, dict) and "at" in position and not hasattr(self.source, "follows"):
+            return position["at"]  # the run before followed the file
+        return position
 
     def _restore_ids(self, run: dict[str, Any]) -> None:
         waiting = dict(run["waiting"])
@@ -235,16 +264,25 @@ class Resumption:
             "waiting": self.waiting.state(),
             "ids": self.ids.state(),
             "activation": self._activation,
+            "time": self._time,
+            "named": self.named.state(),
+            "errors": self.watch_errors.state(),
             "sizes": sizes,
             "files": {name: sink.mark() for name, sink in self._file_sinks().items()},
         }
         StreamCheckpoint(self.model, run).save(self.file)
+        self.saved_at = time.time()
         committed = getattr(self.source, "committed", None)
         if committed is not None:
             committed(self.position)
 
     def _sinks(self) -> dict[str, Sink]:
-        named = {"metrics": self.metrics, "predictions": self.predictions, "rejects": self.rejects}
+        named = {
+            "alarms": self.alarms,
+            "metrics": self.metrics,
+            "predictions": self.predictions,
+            "rejects": self.rejects,
+        }
         return {name: sink for name, sink in named.items() if sink is not None}
 
     def _file_sinks(self) -> dict[str, Any]:

@@ -15,19 +15,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import CellKind
+from moeapps.stream.alarms import ErrorWatch, OnDrift
 from moeapps.stream.checkpoint import CHECKPOINT, StreamCheckpoint
 from moeapps.stream.estimator import StreamEstimator
+from moeapps.stream.exposition import Latencies
+from moeapps.stream.field_check import FieldCheck
 from moeapps.stream.handling import Counts, EventHandling
 from moeapps.stream.io.delay import PendingLabels, RecentIds
 from moeapps.stream.io.events import Source
-from moeapps.stream.io.sinks import Sink
+from moeapps.stream.io.sinks import Sink, open_sink
+from moeapps.stream.io.sources import FrameSource, open_source
+from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.resumption import Resumption
 from moeapps.stream.scores import ClassScores, NumberScores
 
-__all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun"]
+__all__ = ["CHECKPOINT", "StreamCheckpoint", "StreamRun", "run_stream"]
 
 _QUICK, _SLOW = 0.05, 0.25
 """Seconds of a batch below which the next one is larger, and above which it is smaller: a signal waits for a batch."""
@@ -81,6 +88,20 @@ class StreamRun(Resumption, EventHandling):
         :data:`~moeapps.stream.checkpoint.CHANGEABLE`, or new output files in place of those that are gone.
     replayed : bool, default False
         Whether a pipe sends again what it had sent before the checkpoint, which is then skipped.
+    drop : tuple of str
+        Fields that are no features. The id is none anyway.
+    keep : tuple of str
+        Fields that are written beside each prediction. They are features unless they are dropped as well.
+    time_field : str, optional
+        Field with the time of an event. The metrics have a column ``time``, that of the last event of the window.
+    alarms : Sink, optional
+        Takes every :class:`~moeapps.stream.alarms.DriftAlarm`.
+    on_drift : callable, optional
+        Called with every :class:`~moeapps.stream.alarms.DriftAlarm`, in the thread of the run. What it raises is
+        logged, and the run goes on.
+    named_metrics : tuple of str
+        Further metrics of river, by name, see :class:`~moeapps.stream.named_metrics.NamedMetrics`. ROCAUC, LogLoss and
+        CrossEntropy need probabilities: events are then handled one by one, and late labels do not count in them.
     """
 
     model: StreamEstimator
@@ -105,6 +126,12 @@ class StreamRun(Resumption, EventHandling):
     settings: dict[str, Any] = field(default_factory=dict)
     allow_change: bool = False
     replayed: bool = False
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    time_field: str | None = None
+    alarms: Sink | None = None
+    on_drift: OnDrift | None = None
+    named_metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -116,8 +143,13 @@ class StreamRun(Resumption, EventHandling):
             raise ConfigError(f"every_seconds must be above 0, got {self.every_seconds!r}")
         if self.id_field is not None and self.id_field == self.target:
             raise ConfigError(f"the id and the target cannot be the same field, got {self.target!r}")
+        for name in (self.target, self.id_field):
+            if name in self.drop:
+                raise ConfigError(f"--drop {name}: it is the {'target' if name == self.target else 'id'}, no feature")
         numbers = self.model._numbers
         self.scores: ClassScores | NumberScores = NumberScores(self.window) if numbers else ClassScores(self.window)
+        self.named = NamedMetrics(self.named_metrics, self.window, numbers)
+        self.watch_errors = ErrorWatch(numbers)
         self.waiting = PendingLabels(self.model, self.pending)
         self.ids = RecentIds(self.id_window)
         self.position: Any = None
@@ -125,6 +157,16 @@ class StreamRun(Resumption, EventHandling):
         """Why the source does not go on where it was though the run was resumed, if it does not."""
         self.reasons: Counter[str] = Counter()
         """Why events were rejected since the run began or was resumed, without what differs from event to event."""
+        self.notes: list[str] = []
+        """What was noticed and does not stop the run."""
+        self._fields: FieldCheck | None = None
+        self._time: Any = None
+        self._ahead = 0  # events of a compiled call that the model has learned and that are not counted yet
+        self.latencies = Latencies()
+        self.observe: Callable[[], None] = lambda: None
+        """Called at most once a second in the thread of the run."""
+        self.saved_at: float | None = None
+        """When the last checkpoint was written, in seconds since 1970."""
         self._activation: list[float] = []
         self._stopping = False
         self._ready = self._registered = False
@@ -165,14 +207,39 @@ class StreamRun(Resumption, EventHandling):
         try:
             if not self._registered:
                 self._register()
-            self._loop(watch)
+            fresh = self.counts.events == 0 and not any(sink.size for sink in self._file_sinks().values())
+            self._fields = self._field_check()
+            try:
+                self._loop(watch)
+                if self._fields is not None and not self._stopping:
+                    self.notes += self._fields.finish()
+            except ConfigError:  # a misspelled name: the same command with the right one finds nothing in its way
+                if fresh:
+                    self._remove_outputs()
+                raise
             self.save()
         finally:
             self._release()
 
+    def _field_check(self) -> FieldCheck | None:
+        """A check of the first events for misspelled names, where nothing was learned yet."""
+        if self.counts.learned:
+            return None
+        named = {
+            "target": (self.target,), "id": (self.id_field,) if self.id_field else (), "drop": self.drop,
+            "keep": self.keep, "time": (self.time_field,) if self.time_field else (),
+        }  # fmt: skip
+        late = self.id_field is not None
+        return FieldCheck(named, needed=not late and self.model.n_seen_ == 0, late=late)
+
+    def _remove_outputs(self) -> None:
+        for sink in self._file_sinks().values():
+            sink.resume(0)
+            sink.path.unlink(missing_ok=True)
+
     def _loop(self, watch: Callable[["StreamRun"], None]) -> None:
         saved_at, saved_time = self.counts.events, time.monotonic()
-        started, first, batches = time.monotonic(), self.counts.events, 0
+        started, first, batches, observed = time.monotonic(), self.counts.events, 0, 0.0
         most = self.batch
         while not self._stopping:
             size = min(most, self.window - self.scores.n % self.window)
@@ -201,8 +268,82 @@ class StreamRun(Resumption, EventHandling):
                     started, first = time.monotonic(), self.counts.events
                 for sink in self._file_sinks().values():
                     sink.push()
+                self.latencies.add(time.monotonic() - begun, len(events))
+            if time.monotonic() - observed >= 1.0 or (events and batches == 1):
+                observed = time.monotonic()
+                self.observe()
             watch(self)
             due = self.counts.events - saved_at >= self.every or time.monotonic() - saved_time >= self.every_seconds
             if due and self.counts.events > saved_at:
                 self.save()
                 saved_at, saved_time = self.counts.events, time.monotonic()
+
+
+def run_stream(
+    model: StreamEstimator,
+    source: str | Path | Source | pd.DataFrame,
+    target: str,
+    *,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    metrics: str | None = None,
+    predictions: str | None = None,
+    rejects: str | None = None,
+    alarms: str | None = None,
+    follow: bool = False,
+    **settings: Any,
+) -> StreamRun:
+    """Predict every event of a source, then learn it, until the source ends: ``moeapps stream run`` in Python.
+
+    Parameters
+    ----------
+    model : StreamEstimator
+        The model; it learns.
+    source : str or Path or Source or DataFrame
+        What :func:`open_source` takes, or an open source, or a frame.
+    target : str
+        Field that holds the label.
+    checkpoint : str or Path, optional
+        Folder of the checkpoint.
+    resume : bool, default False
+        Whether to go on from the checkpoint, if there is one; the model is then that of the result.
+    metrics, predictions, rejects, alarms : str, optional
+        What :func:`open_sink` takes.
+    follow : bool, default False
+        Whether to wait at the end of a file for what is added to it.
+    settings
+        Arguments of :class:`StreamRun`, such as ``id_field``, ``window``, ``drop`` and ``on_drift``.
+
+    Returns
+    -------
+    StreamRun
+        The run, closed, with its ``model``, ``counts``, ``scores`` and ``named`` metrics.
+
+    Examples
+    --------
+    >>> from moeapps.stream import DriftMoEClassifier
+    >>> frame = pd.DataFrame({"a": [float(i % 5) for i in range(300)], "y": ["up", "down", "up"] * 100})
+    >>> run = run_stream(DriftMoEClassifier(seed=0, n_experts=2), frame, "y", on_drift=print)
+    >>> run.counts.learned
+    300
+    """
+    if isinstance(source, pd.DataFrame):
+        opened: Source = FrameSource(source)
+    else:
+        opened = open_source(str(source), follow=follow) if isinstance(source, str | Path) else source
+    folder = None if checkpoint is None else Path(checkpoint)
+    run = StreamRun(model, opened, target, folder, **settings)
+    try:
+        for name, path in {
+            "metrics": metrics,
+            "predictions": predictions,
+            "rejects": rejects,
+            "alarms": alarms,
+        }.items():
+            setattr(run, name, None if path is None else open_sink(path, name))
+        if resume:
+            run.resume()
+        run.run()
+    finally:
+        run.close()
+    return run

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Hashable
+from itertools import islice
 from typing import Any, ClassVar
 
 from moeapps.core.labels import plain, value_from_json, value_to_json
@@ -22,6 +23,9 @@ class _Scores:
     SUMS: ClassVar[dict[str, type]]
     """Names of the sums, with the types that they have in a file."""
 
+    COUNTS_HITS: ClassVar[bool] = False
+    """Whether the window holds hits; else it holds errors."""
+
     n: int
 
     def __init__(self, window: int = 1000) -> None:
@@ -34,6 +38,12 @@ class _Scores:
     def windowed(self) -> float:
         """Mean over the window (accuracy, or absolute error); NaN before any instance."""
         return sum(self._recent) / len(self._recent) if self._recent else math.nan
+
+    def last_error(self, n: int) -> float:
+        """Mean error of the last ``n`` instances of the window: the error rate, or the mean absolute error."""
+        recent = list(islice(reversed(self._recent), n))
+        mean = sum(recent) / len(recent) if recent else math.nan
+        return 1.0 - mean if self.COUNTS_HITS else mean
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -59,6 +69,7 @@ class ClassScores(_Scores):
         Instances in the window.
     """
 
+    COUNTS_HITS = True
     SUMS: ClassVar[dict[str, type]] = {"n": int, "hits": int, "majority_hits": int, "repeat_hits": int}
 
     hits: int

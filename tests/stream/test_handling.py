@@ -297,12 +297,6 @@ def test_a_prediction_that_is_not_finite_is_null():
     assert set(Path("p.ndjson").read_text().splitlines()) == {'{"prediction": null, "nested": [null]}'}
 
 
-def test_a_target_that_no_event_has_is_told(capsys):
-    Path("data.ndjson").write_text('{"a": 1, "status": "u"}\n' * 20)
-    assert main(["stream", "run", "--source", "data.ndjson", "--target", "stat", *SMALL]) == 0
-    assert "no event had the field 'stat': nothing was learned" in capsys.readouterr().out
-
-
 def test_types_and_missing_texts_hold_for_json_too():
     Path("data.ndjson").write_text('{"code": 123, "a": "-", "y": 1}\n{"code": "A12", "a": "2.5", "y": 2}\n' * 20)
     given = ["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", *SMALL]

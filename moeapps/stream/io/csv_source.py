@@ -83,6 +83,20 @@ class CSVSource:
         return self._lines.status
 
     @property
+    def read_to(self) -> int:
+        """Bytes of a file that were read."""
+        return self._lines.read_to
+
+    def first_bytes(self, n: int) -> bytes:
+        """The first bytes of a file, as they are now, of those that were read."""
+        return self._lines.first_bytes(n)
+
+    @property
+    def lag(self) -> int:
+        """Bytes of a file that have not been read."""
+        return self._lines.lag
+
+    @property
     def unfinished(self) -> str | None:
         """What stands at the end and is not read, since its end has not come yet; None if there is nothing."""
         rest = self._lines.rest if self._at_end and not self.complete else b""

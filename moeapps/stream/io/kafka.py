@@ -170,6 +170,17 @@ class KafkaSource:
         except self._client.KafkaException as error:
             raise DataError(f"Kafka topic {self.topic!r}, partition {partition}: {error.args[0].str()}") from None
 
+    @property
+    def lag(self) -> int:
+        """Messages behind the position, as the broker told with the last ones; it is not asked."""
+        lag = 0
+        for partition, following in self._next.items():
+            _, high = self._consumer.get_watermark_offsets(
+                self._client.TopicPartition(self.topic, partition), cached=True
+            )
+            lag += max(0, high - following)
+        return lag
+
     # --- reading
 
     def read(self, n: int) -> list[Event]:

@@ -163,6 +163,21 @@ class LineReader:
         assert self._descriptor is not None
         return self.offset > 0 and os.pread(self._descriptor, 1, self.offset - 1) != b"\n"
 
+    @property
+    def read_to(self) -> int:
+        """Bytes of a file that were read, handed out or not."""
+        return self._reached
+
+    def first_bytes(self, n: int) -> bytes:
+        """The first bytes of a file, as they are now, of those that were read."""
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, min(n, self._reached), 0)
+
+    @property
+    def lag(self) -> int:
+        """Bytes of a file that were not handed out yet; 0 for a pipe, which does not say."""
+        return max(0, os.fstat(self._descriptor).st_size - self.offset) if self._descriptor and self.is_file else 0
+
     def fingerprint(self, offset: int) -> dict[str, Any]:
         """By what the part of a file before ``offset`` is known again."""
         assert self._descriptor is not None

@@ -149,7 +149,7 @@ class LinesSink(_FileSink):
         The file; records are appended.
     """
 
-    _BEGINS = (b'{"event": ', b'{"instance": ')
+    _BEGINS = (b'{"event": ', b'{"instance": ', b'{"number": ')
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
@@ -167,7 +167,7 @@ class CSVSink(_FileSink):
         The file; records are appended.
     """
 
-    _BEGINS = (b"event,", b"instance,")
+    _BEGINS = (b"event,", b"instance,", b"number,")
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)

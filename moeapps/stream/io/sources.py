@@ -17,11 +17,22 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import existing_file
 from moeapps.stream.io.csv_source import CSVSource
 from moeapps.stream.io.events import Event, Source, parse_object
+from moeapps.stream.io.follow import FollowSource
 from moeapps.stream.io.kafka import KafkaSource, OnGap
 from moeapps.stream.io.lines import MOMENT, LineReader
 from moeapps.stream.io.rows import FrameSource, ParquetSource
 
-__all__ = ["OPENERS", "CSVSource", "Event", "FrameSource", "LinesSource", "ParquetSource", "Source", "open_source"]
+__all__ = [
+    "OPENERS",
+    "CSVSource",
+    "Event",
+    "FollowSource",
+    "FrameSource",
+    "LinesSource",
+    "ParquetSource",
+    "Source",
+    "open_source",
+]
 
 
 _SKIPPED = 10_000
@@ -68,6 +79,20 @@ class LinesSource:
     def status(self) -> Any:
         """What the system says of the open file."""
         return self._lines.status
+
+    @property
+    def read_to(self) -> int:
+        """Bytes of a file that were read."""
+        return self._lines.read_to
+
+    def first_bytes(self, n: int) -> bytes:
+        """The first bytes of a file, as they are now, of those that were read."""
+        return self._lines.first_bytes(n)
+
+    @property
+    def lag(self) -> int:
+        """Bytes of a file that have not been read."""
+        return self._lines.lag
 
     @property
     def unfinished(self) -> str | None:
@@ -182,7 +207,12 @@ OPENERS: dict[str, Callable[..., Source]] = {
 
 
 def open_source(
-    source: str, *, complete: bool = False, settings: Mapping[str, Any] | None = None, on_gap: OnGap = "error"
+    source: str,
+    *,
+    complete: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    on_gap: OnGap = "error",
+    follow: bool = False,
 ) -> Source:
     """Source by what a user writes: ``file.csv``, ``file.parquet``, ``file.ndjson``, ``-``, ``kafka://host:port/topic``.
 
@@ -196,6 +226,8 @@ def open_source(
         Further settings of librdkafka, for Kafka only.
     on_gap : {"error", "earliest", "latest"}, default "error"
         What to do where Kafka no longer has the events that come next, see :class:`KafkaSource`.
+    follow : bool, default False
+        Whether to wait at the end of a CSV or NDJSON file for what is added to it, see :class:`FollowSource`.
 
     Raises
     ------
@@ -204,6 +236,12 @@ def open_source(
     FileNotFoundError
         If there is no such file.
     """
+    if follow and (
+        source == "-" or "://" in source or Path(source).suffix.lower() not in (".csv", ".ndjson", ".jsonl")
+    ):
+        raise ConfigError(f"--follow: {source} cannot be followed, a .csv, .ndjson or .jsonl file can")
+    if follow and complete:
+        raise ConfigError("--follow and --complete exclude each other: a file that is whole does not grow")
     if source == "-":
         if sys.stdin is None:
             raise ConfigError("--source -: standard input is closed")
@@ -219,4 +257,6 @@ def open_source(
             "kafka://host:port/topic"
         )
     path = existing_file(source, "a source of events")
+    if follow:
+        return FollowSource(path, OPENERS[ending])
     return ParquetSource(path) if ending == ".parquet" else OPENERS[ending](path, complete=complete)
