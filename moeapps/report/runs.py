@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.run_result import RunResult, smaller_is_better
 from moeapps.core.views import VIEWS, Views
-from moeapps.core.yaml_files import read_yaml
+from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "read_runs"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -21,8 +22,6 @@ METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SEED = "seed_everything"
 """Key of the configuration in which repeated runs differ."""
-
-_SMALLER = ("loss", "error", "mae", "rmse", "seconds")
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,11 @@ def find_runs(paths: list[str]) -> list[Run]:
     FileFormatError
         If a file of a run is damaged.
     """
+    return _with_seeds_joined(_named_apart(read_runs(paths)))
+
+
+def read_runs(paths: list[str]) -> list[Run]:
+    """Read runs as :func:`find_runs`, each by itself."""
     runs: list[Run] = []
     for given in paths:
         path = Path(given)
@@ -112,7 +116,7 @@ def find_runs(paths: list[str]) -> list[Run]:
             early = " (a stream run writes it with its first window)" if any(path.glob("stream.safetensors")) else ""
             raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below{early}")
         runs += [run for run in read if run.path not in {other.path for other in runs}]
-    return _with_seeds_joined(_named_apart(runs))
+    return runs
 
 
 def _folders(path: Path) -> Iterator[Path]:
@@ -137,11 +141,26 @@ def _read(folder: Path) -> Run:
     if metrics.is_file():
         run.history = _by_epoch(_csv(metrics))
     if (folder / CONFIG).is_file():
-        run.config = dict(_flat(read_yaml(folder / CONFIG)))
+        run.config = dict(flat(read_yaml(folder / CONFIG)))
         run.facts = {**_facts(run.config), **run.facts}
     if not run.scores:
-        run.scores = list(_last_scores(run.history))
+        scores = {score.name: score for score in _last_scores(run.history)}
+        run.scores = list({**scores, **_evaluated(folder)}.values())
     return run
+
+
+def _evaluated(folder: Path) -> dict[str, Score]:
+    """Scores that ``moeapps validate`` and ``test`` have kept, the newest of each name.
+
+    Those on other data, or with other settings of the model, have these in their names.
+    """
+    scores = {}
+    for evaluation in RunResult.load(folder).evaluations:
+        settings = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in evaluation.settings.items())
+        for metric, value in evaluation.scores.items():
+            name = f"{metric} ({settings})" if settings else metric
+            scores[name] = Score(name, [value], smaller_is_better(metric))
+    return scores
 
 
 def _stream(metrics: Path, path: Path, run: Run | None = None) -> Run:
@@ -168,8 +187,7 @@ def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
     for name in chosen or [n for n in history if str(n) == "train/loss"]:
         values = history[name].dropna()
         if len(values):
-            smaller = str(name).rpartition("/")[2] in _SMALLER
-            yield Score(str(name), [float(values.iloc[-1])], smaller)
+            yield Score(str(name), [float(values.iloc[-1])], smaller_is_better(str(name)))
 
 
 def _facts(config: dict[str, str]) -> dict[str, str]:
@@ -178,14 +196,6 @@ def _facts(config: dict[str, str]) -> dict[str, str]:
         "set": "data.init_args.name", "epochs at most": "trainer.max_epochs", "seed": SEED,
     }  # fmt: skip
     return {name: config[key] for name, key in wanted.items() if config.get(key) not in (None, "None")}
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _flat(part, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, str(value)
 
 
 def _name(folder: Path) -> str:

@@ -1,0 +1,107 @@
+"""In which folder ``moeapps fit`` runs: a new one, or the one of the run that it continues."""
+
+import re
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.run_folder import run_folder
+from moeapps.core.run_result import RunResult, folder_of_checkpoint
+from moeapps.core.yaml_files import flat, read_yaml
+
+__all__ = ["RunComplete", "continued_run", "differences", "seed_folder", "steps_of"]
+
+SEED = "seed_everything"
+
+_SAME_RUN = re.compile(
+    r"ckpt_path|weights_only|import|trainer\.((max|min)_(epochs|steps|time)|enable_.*|accelerator|default_root_dir"
+    r"|log_every_n_steps|num_sanity_val_steps|detect_anomaly|profiler)(\..*)?|logger(\..*)?"
+)
+"""Keys in which two parts of one run may differ: how long, where, and what is shown."""
+
+
+class RunComplete(Exception):
+    """The run that was asked for is there already."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+def differences(config: dict[str, Any], folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    """Keys in which a configuration is another one than that of the run in a folder, with both values.
+
+    A key that either of them lacks does not count: moeapps has settings today that it had not when the run began.
+    """
+    now, then = dict(flat(config)), dict(flat(read_yaml(folder / "config.yaml")))
+    return {
+        key: (now[key], then[key])
+        for key in now
+        if key in then and now[key] != then[key] and key not in ignored and not _SAME_RUN.fullmatch(key)
+    }
+
+
+def continued_run(checkpoint: str, config: dict[str, Any]) -> Path | None:
+    """Folder of the run that a checkpoint continues; None where the settings differ, and it begins another one."""
+    folder = folder_of_checkpoint(checkpoint)
+    if folder is None:
+        return None
+    if changed := differences(config, folder):
+        shown = ", ".join(f"{key} is {now}, was {then}" for key, (now, then) in list(changed.items())[:3])
+        more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+        print(f"note: not a continuation of {folder}: {shown}{more}. This is a new run", file=sys.stderr)
+        return None
+    return _relative(folder)
+
+
+def seed_folder(root: Path, name: str, seed: int, config: dict[str, Any]) -> tuple[Path, Path | None]:
+    """Folder of one of several runs that differ in their seed.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of all runs.
+    name : str
+        What the folder with the runs of this configuration is called; a number is added where another configuration
+        has that name.
+    seed : int
+        The seed.
+    config : dict
+        The configuration.
+
+    Returns
+    -------
+    folder : Path
+        Its folder.
+    checkpoint : Path or None
+        Where an earlier, interrupted run of it had come to.
+
+    Raises
+    ------
+    RunComplete
+        If this run is finished.
+    """
+    for number in count():
+        group = root / (f"{name}_{number}" if number else name)
+        runs = [path.parent for path in group.glob("*/config.yaml")]
+        ours = group.is_dir() and all(re.fullmatch(r"seed_\d+", path.name) for path in group.iterdir())
+        if not group.exists() or (ours and not any(differences(config, run, (SEED,)) for run in runs)):
+            break
+    folder = run_folder(group / f"seed_{seed}")
+    if RunResult.load(folder).finished:
+        raise RunComplete(folder)
+    files = [path for path in folder.glob("checkpoints/*.ckpt") if path.name in ("last.ckpt", "interrupted.ckpt")]
+    return folder, max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def steps_of(checkpoint: str | Path) -> int:
+    """Number of steps that a checkpoint has behind it, as loggers count them."""
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    loop = content.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    return int(loop.get("_batches_that_stepped", content.get("global_step", 0)))
+
+
+def _relative(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
