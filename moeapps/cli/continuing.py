@@ -15,11 +15,14 @@ __all__ = ["RunComplete", "continued_run", "differences", "seed_folder", "steps_
 
 SEED = "seed_everything"
 
-_SAME_RUN = re.compile(
-    r"ckpt_path|weights_only|import|trainer\.((max|min)_(epochs|steps|time)|enable_.*|accelerator|default_root_dir"
-    r"|log_every_n_steps|num_sanity_val_steps|detect_anomaly|profiler)(\..*)?|logger(\..*)?"
+_SHOWN = (
+    r"ckpt_path|weights_only|import|logger|trainer\.(enable_.*|accelerator|default_root_dir|log_every_n_steps"
+    r"|num_sanity_val_steps|detect_anomaly|profiler)(\..*)?"
 )
-"""Keys in which two parts of one run may differ: how long, where, and what is shown."""
+"""Keys that say where a run is made, and what is shown of it."""
+
+_SAME_RUN = rf"{_SHOWN}|trainer\.(max|min)_(epochs|steps|time)(\..*)?"
+"""Keys in which two parts of one run may differ: these, and how long it is."""
 
 
 class RunComplete(Exception):
@@ -30,30 +33,41 @@ class RunComplete(Exception):
         self.folder = folder
 
 
-def differences(config: dict[str, Any], folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+def differences(config: dict[str, Any], folder: Path, same: str = _SAME_RUN) -> dict[str, tuple[str, str]]:
     """Keys in which a configuration is another one than that of the run in a folder, with both values.
 
-    A key that either of them lacks does not count: moeapps has settings today that it had not when the run began.
+    Neither a key that matches ``same`` counts, nor one that either of them lacks: moeapps has settings today that it
+    had not when the run began.
     """
     now, then = dict(flat(config)), dict(flat(read_yaml(folder / "config.yaml")))
     return {
         key: (now[key], then[key])
         for key in now
-        if key in then and now[key] != then[key] and key not in ignored and not _SAME_RUN.fullmatch(key)
+        if key in then and now[key] != then[key] and not re.fullmatch(same, key)
     }
 
 
 def continued_run(checkpoint: str, config: dict[str, Any]) -> Path | None:
-    """Folder of the run that a checkpoint continues; None where the settings differ, and it begins another one."""
+    """Folder of the run that a checkpoint continues; None where the settings differ, and it begins another one.
+
+    Raises
+    ------
+    RunComplete
+        If the run is finished, and is not to be longer now.
+    """
     folder = folder_of_checkpoint(checkpoint)
     if folder is None:
         return None
+    folder = _relative(folder)
     if changed := differences(config, folder):
         shown = ", ".join(f"{key} is {now}, was {then}" for key, (now, then) in list(changed.items())[:3])
         more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
         print(f"note: not a continuation of {folder}: {shown}{more}. This is a new run", file=sys.stderr)
         return None
-    return _relative(folder)
+    if RunResult.load(folder).finished and not differences(config, folder, same=_SHOWN):
+        print(f"note: {folder} is finished; a larger trainer.max_epochs would train on", file=sys.stderr)
+        raise RunComplete(folder)
+    return folder
 
 
 def seed_folder(root: Path, name: str, seed: int, config: dict[str, Any]) -> tuple[Path, Path | None]:
@@ -87,7 +101,7 @@ def seed_folder(root: Path, name: str, seed: int, config: dict[str, Any]) -> tup
         group = root / (f"{name}_{number}" if number else name)
         runs = [path.parent for path in group.glob("*/config.yaml")]
         ours = group.is_dir() and all(re.fullmatch(r"seed_\d+", path.name) for path in group.iterdir())
-        if not group.exists() or (ours and not any(differences(config, run, (SEED,)) for run in runs)):
+        if not group.exists() or (ours and not any(differences(config, run, rf"{_SAME_RUN}|{SEED}") for run in runs)):
             break
     folder = run_folder(group / f"seed_{seed}")
     if RunResult.load(folder).finished:

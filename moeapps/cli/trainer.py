@@ -38,7 +38,7 @@ from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.loggers import ContinuedCSVLogger, check_names, make_loggers
 from moeapps.core.run_folder import new_run_folder
-from moeapps.core.run_result import Evaluation, RunResult, folder_of_checkpoint, smaller_is_better
+from moeapps.core.run_result import Evaluation, RunResult, folder_of_checkpoint, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
 from moeapps.core.warnings import silence_warnings
 from moeapps.core.yaml_files import parse_yaml
@@ -246,6 +246,7 @@ class MoEAppsCLI(LightningCLI):
             self.folder = self.folder or new_run_folder(root)
             root = root if logger in (None, True) else self.folder
             step = steps_of(self._get(self.config, "ckpt_path")) if self._continued else None
+            _begin(self.folder)
             kwargs["logger"] = logger in (None, True) and make_loggers(names, self.folder, step)
         elif logger in (None, True):
             kwargs["logger"] = False
@@ -300,7 +301,7 @@ class MoEAppsCLI(LightningCLI):
         if patience is not None and patience < 1:
             raise ConfigError(f"--patience must be at least 1, got {patience}")
         monitor = monitor or "val/loss"
-        mode = "min" if smaller_is_better(monitor) else "max"
+        mode = "min" if is_smaller_better(monitor) else "max"
         best = ModelCheckpoint(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
         return [best] if patience is None else [EarlyStopping(monitor, patience=patience, mode=mode), best]
 
@@ -402,6 +403,14 @@ def run(
     except RunComplete as complete:
         return complete.folder
     return cli.folder if cli.trainer.is_global_zero else None
+
+
+def _begin(folder: Path) -> None:
+    """Note that a run that was finished goes on; one process of a distributed run does."""
+    result = RunResult.load(folder)
+    if result.finished and getattr(rank_zero_only, "rank", 0) == 0:
+        result.finished = False
+        result.save(folder)
 
 
 def _stem(args: list[str]) -> str:

@@ -14,7 +14,7 @@ from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write
 from moeapps.core.saved_arguments import fits
 
-__all__ = ["RESULT", "Evaluation", "RunResult", "folder_of_checkpoint", "smaller_is_better"]
+__all__ = ["RESULT", "Evaluation", "RunResult", "folder_of_checkpoint", "is_smaller_better"]
 
 RESULT = "result.json"
 """Name of the file."""
@@ -123,6 +123,6 @@ def folder_of_checkpoint(checkpoint: str | Path) -> Path | None:
     return next((folder for folder in parents[:2] if (folder / "config.yaml").is_file()), None)
 
 
-def smaller_is_better(metric: str) -> bool:
+def is_smaller_better(metric: str) -> bool:
     """Whether lower values of a metric are better, by its name (``val/loss``, ``test/rmse_rating``)."""
     return not _SMALLER.isdisjoint(metric.rpartition("/")[2].split("_"))

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from moeapps.core.errors import DataError, FileFormatError
-from moeapps.core.run_result import RunResult, smaller_is_better
+from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.views import VIEWS, Views
 from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs", "read_runs"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better", "read_runs"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -159,7 +159,7 @@ def _evaluated(folder: Path) -> dict[str, Score]:
         settings = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in evaluation.settings.items())
         for metric, value in evaluation.scores.items():
             name = f"{metric} ({settings})" if settings else metric
-            scores[name] = Score(name, [value], smaller_is_better(metric))
+            scores[name] = Score(name, [value], is_smaller_better(metric))
     return scores
 
 
@@ -187,7 +187,7 @@ def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
     for name in chosen or [n for n in history if str(n) == "train/loss"]:
         values = history[name].dropna()
         if len(values):
-            yield Score(str(name), [float(values.iloc[-1])], smaller_is_better(str(name)))
+            yield Score(str(name), [float(values.iloc[-1])], is_smaller_better(str(name)))
 
 
 def _facts(config: dict[str, str]) -> dict[str, str]:
