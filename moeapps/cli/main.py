@@ -9,7 +9,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import demo, listing, report, score, serve, stream, training
+from moeapps.cli import card, demo, listing, report, score, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "score": score,
     "report": report,
+    "card": card,
     "serve": serve,
     "stream": stream,
 }

@@ -330,8 +330,9 @@ class MoEAppsCLI(LightningCLI):
         checkpoint = self._get(self.config, "ckpt_path")
         folder = folder_of_checkpoint(checkpoint) if checkpoint else None
         trainer = self.trainer
-        limits = (trainer.limit_test_batches, trainer.limit_val_batches)
-        if folder is None or not trainer.is_global_zero or trainer.fast_dev_run or limits != (1.0, 1.0):
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        whole = isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch
+        if folder is None or not trainer.is_global_zero or trainer.fast_dev_run or not whole:
             return
         changed = differences(self._as_saved(), folder)
         settings = {key: now for key, (now, _) in changed.items() if key.startswith(("model.", "data."))}

@@ -34,6 +34,7 @@ from moeapps.core.callbacks import (
     ViewWriter,
     seed_everything,
 )
+from moeapps.core.card import training_record
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError, NonFiniteError
 from moeapps.core.rebuilding import rebuild
@@ -179,6 +180,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             raise NonFiniteError(
                 f"training has diverged: {monitor} was never a finite number. Lower lr, or scale the data"
             )
+        best = next((callback for callback in callbacks if isinstance(callback, BestWeights)), None)
+        self._training_record = training_record(frame, trainer, None if best is None else best.best_epoch)
         return frame
 
     @contextmanager

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import moeapps
 from moeapps import plugins, registry
+from moeapps.core.card import is_training_record, model_card
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write, ordinary_file
@@ -46,6 +47,7 @@ __all__ = [
     "Savable",
     "SavableModule",
     "arguments_to_json",
+    "card_of_file",
     "load",
     "loading",
     "registered_path",
@@ -112,6 +114,9 @@ class SaveMixin:
     non_finite_tensors: ClassVar[tuple[str, ...]] = ()
     """Tensors that may hold NaN or infinity, by the last part of their names."""
 
+    _training_record: dict[str, Any] | None = None
+    """Day, rows and validation scores of the training, for :meth:`card`; None where they are not known."""
+
     def save(self: Savable, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file that :func:`moeapps.load` reads.
 
@@ -127,6 +132,35 @@ class SaveMixin:
         ConfigError
             If the class is not registered, or an argument cannot be written as JSON.
         """
+        document, tensors = self._document()  # type: ignore[attr-defined]
+        _write(path, document, tensors)
+
+    def card(self: Savable, scores: Mapping[str, float] | None = None, name: str = "") -> str:
+        """Model card: what the model is, what it was trained on, its settings and scores.
+
+        Parameters
+        ----------
+        scores : mapping of str to float, optional
+            Scores to show, by metric, such as those of test data. Validation's are shown, too, where they are known.
+        name : str, default=""
+            Headline; the name of the class when empty.
+
+        Returns
+        -------
+        str
+            Markdown with the YAML header of the Hugging Face hub; what the licence is, is left to you. It has names of
+            columns and classes, and no rows of the data.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`save`, or if a score is not a number.
+        """
+        document, tensors = self._document()  # type: ignore[attr-defined]
+        return model_card(document, tensors, scores, name)
+
+    def _document(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file holds: everything as JSON values, and tensors."""
         class_path = registered_path(type(self))
         arguments = arguments_to_json(self.saved_arguments())
         state, tensors = self.saved_content()  # type: ignore[attr-defined]
@@ -144,7 +178,9 @@ class SaveMixin:
         }
         if parts := registry.foreign_parts(document):  # routers and classes of other packages
             document["parts"] = parts
-        _write(path, document, tensors)
+        if self._training_record is not None:  # type: ignore[attr-defined]
+            document["trained_on"] = self._training_record  # type: ignore[attr-defined]
+        return document, tensors
 
     def saved_content(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and tensors; a class that makes both at once overrides this."""
@@ -245,9 +281,28 @@ def load(
         document["arguments"] = arguments_of_0_1(document["arguments"])
     token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
     try:
-        return restore(document, tensors, file, modules)
+        model = restore(document, tensors, file, modules)
     finally:
         loading.reset(token)
+    if isinstance(model, SaveMixin):
+        model._training_record = document.get("trained_on")
+    return model
+
+
+def card_of_file(path: str | os.PathLike[str], scores: Mapping[str, float] | None = None, name: str = "") -> str:
+    """Model card of a saved model, as :meth:`SaveMixin.card`; nothing is built and no code of others is imported.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If there is no such file, or it is damaged or no saved model.
+    ConfigError
+        If a score is not a number.
+    """
+    file = ordinary_file(path, "a model saved by moeapps")
+    if is_checkpoint(file):
+        raise FileFormatError(f"{file} is the checkpoint of a training: make a model of it first, with moeapps export")
+    return model_card(*_read(file), scores, name)
 
 
 def is_checkpoint(file: Path) -> bool:
@@ -459,6 +514,8 @@ def _checked(document: Any, file: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(document.get(key), kind):
             raise FileFormatError(f"{file} is not a model saved by moeapps: {key!r} is missing or malformed")
+    if not is_training_record(document.get("trained_on")):
+        raise FileFormatError(f"{file} is not a model saved by moeapps: 'trained_on' is malformed")
     if not registry.are_parts(document.get("parts", [])):
         raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
     return document

@@ -65,7 +65,7 @@ def test_a_seed_that_was_interrupted_goes_on_from_its_checkpoint(fit, tmp_path):
 
 def test_another_configuration_of_the_same_name_has_a_folder_of_its_own(fit, tmp_path):
     fit("--seeds", "1")
-    fit("--seeds", "1", "--model.lr", "0.5")
+    fit("--seeds", "1", "--model.width", "8")
     assert sorted(path.name for path in (tmp_path / "moeapps-runs").iterdir()) == ["toy", "toy_1"]
 
 
@@ -97,8 +97,8 @@ def test_a_finished_run_is_not_trained_further(fit):
 
 def test_other_settings_begin_a_new_run_and_are_named(fit, tmp_path):
     fit()
-    _, _, note = fit("--ckpt_path", "last", "--model.lr", "0.5", max_epochs=4)
-    assert "model.init_args.lr is 0.5, was" in note
+    _, _, note = fit("--ckpt_path", "last", "--data.seed", "8", max_epochs=4)
+    assert "data.init_args.seed is 8, was 3" in note
     assert (tmp_path / "moeapps-runs/version_1/metrics.csv").exists()
 
 
@@ -118,7 +118,7 @@ def test_scores_on_a_part_of_the_data_are_not_kept(fit, tmp_path):
     assert RunResult.load(tmp_path / "moeapps-runs/version_0").evaluations == []
 
 
-def test_a_fit_prints_one_line_its_scores_and_what_to_type_next(fit, capfd):
+def test_a_fit_prints_one_line_its_scores_and_what_to_type_next(fit):
     _, shown, notes = fit()
     lines = shown.splitlines()
     assert lines[0].startswith("fit: ToyModule (")
@@ -129,7 +129,7 @@ def test_a_fit_prints_one_line_its_scores_and_what_to_type_next(fit, capfd):
 
 
 def test_patience_stops_early_and_keeps_the_best(fit, tmp_path):
-    fit("--patience", "2", "--monitor", "val/loss", "--model.lr", "0", max_epochs=30)
+    fit("--patience", "2", "--monitor", "val/loss", "--optimizer", "SGD", "--optimizer.lr", "0", max_epochs=30)
     run = tmp_path / "moeapps-runs/version_0"
     assert pd.read_csv(run / "metrics.csv")["epoch"].max() == 2
     assert RunResult.load(run).checkpoint == "checkpoints/best.ckpt"
