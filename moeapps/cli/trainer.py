@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentError, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from yaml import YAMLError
 
@@ -36,7 +36,7 @@ from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
-from moeapps.core.loggers import ContinuedCSVLogger, check_names, make_loggers
+from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers, make_loggers
 from moeapps.core.run_folder import new_run_folder
 from moeapps.core.run_result import Evaluation, RunResult, folder_of_checkpoint, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
@@ -90,6 +90,8 @@ class MoEAppsCLI(LightningCLI):
     """Folder of the run, where the loggers are moeapps' own."""
 
     _continued: bool = False
+    loggers: ClassVar[list[Logger]] = []
+    """Loggers of the run that moeapps made."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser of a subcommand, or of what stands before it."""
@@ -247,7 +249,8 @@ class MoEAppsCLI(LightningCLI):
             root = root if logger in (None, True) else self.folder
             step = steps_of(self._get(self.config, "ckpt_path")) if self._continued else None
             _begin(self.folder)
-            kwargs["logger"] = logger in (None, True) and make_loggers(names, self.folder, step)
+            type(self).loggers = make_loggers(names, self.folder, step) if logger in (None, True) else []
+            kwargs["logger"] = self.loggers or False
         elif logger in (None, True):
             kwargs["logger"] = False
         kwargs["default_root_dir"] = str(root)
@@ -385,7 +388,7 @@ def run(
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
-    MoEAppsCLI.seed = seed
+    MoEAppsCLI.seed, MoEAppsCLI.loggers = seed, []
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
@@ -403,6 +406,8 @@ def run(
         )
     except RunComplete as complete:
         return complete.folder
+    finally:
+        close_loggers(MoEAppsCLI.loggers)
     return cli.folder if cli.trainer.is_global_zero else None
 
 

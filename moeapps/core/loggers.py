@@ -3,7 +3,7 @@
 import csv
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["LOGGERS", "ContinuedCSVLogger", "check_names", "make_loggers"]
+__all__ = [
+    "LOGGERS",
+    "ContinuedCSVLogger",
+    "check_loggers",
+    "check_names",
+    "close_loggers",
+    "estimator_loggers",
+    "make_loggers",
+]
 
 LOGGERS = {
     "csv": ("lightning", "lightning"),
@@ -98,8 +106,8 @@ def make_loggers(names: str | Sequence[str], folder: Path, step: int | None = No
     -------
     list of Logger
         The CSV logger, whose folder is the run's, first. Weights & Biases is offline, unless the environment variable
-        ``WANDB_MODE`` says otherwise; MLflow writes to ``mlruns`` beside the folder, unless ``MLFLOW_TRACKING_URI``
-        does.
+        ``WANDB_MODE`` says otherwise; MLflow writes to ``mlflow.db`` beside the folder, unless
+        ``MLFLOW_TRACKING_URI`` does.
 
     Raises
     ------
@@ -116,10 +124,54 @@ def make_loggers(names: str | Sequence[str], folder: Path, step: int | None = No
         offline = os.environ.get("WANDB_MODE", "offline") != "online"
         loggers.append(WandbLogger(name=_title(folder), save_dir=folder, project="moeapps", offline=offline))
     if "mlflow" in names:
-        store = folder.absolute().parent / "mlruns"
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or store.as_uri()
-        loggers.append(MLFlowLogger(experiment_name="moeapps", run_name=_title(folder), tracking_uri=uri))
+        beside = folder.absolute().parent
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
+        artifacts = (beside / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+        loggers.append(MLFlowLogger("moeapps", _title(folder), uri, artifact_location=artifacts))
     return loggers
+
+
+def check_loggers(given: Any, log_dir: str | None) -> None:
+    """Refuse what an estimator cannot take as ``logger``, before anything is written.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`check_names`; or if names are given without ``log_dir``, or something else than names and loggers.
+    """
+    if isinstance(given, str):
+        check_names(given)
+        if log_dir is None:
+            raise ConfigError(f"logger={given!r} needs log_dir, the folder to write to")
+    elif given is not None and not all(isinstance(logger, Logger) for logger in _as_list(given)):
+        raise ConfigError(
+            f"logger must be of {', '.join(LOGGERS)}, a Logger of Lightning or a list of these, got {given!r}"
+        )
+
+
+def estimator_loggers(given: Any, folder: Path | None) -> tuple[list[Logger], list[Logger]]:
+    """Loggers of an estimator: those that are made here, and those that the user gave.
+
+    Parameters
+    ----------
+    given : str, Logger, list of Logger or None
+        The estimator's ``logger``.
+    folder : Path or None
+        Folder of the run, where there is a ``log_dir``.
+    """
+    own = [] if folder is None else make_loggers(given if isinstance(given, str) else "csv", folder)
+    return own, [] if given is None or isinstance(given, str) else _as_list(given)
+
+
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """End the runs of loggers of :func:`make_loggers`; the next one of Weights & Biases would go on in the same run."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _title(folder: Path) -> str:
