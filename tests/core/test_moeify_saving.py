@@ -128,6 +128,7 @@ def test_a_file_cannot_ask_for_memory(tmp_path):
     """A layer of a billion experts is refused before it is made."""
     path = tmp_path / "a.safetensors"
     grown, _ = moeify(timm_vit(), num_experts=4)
+    from moeapps.core import saved_file
     from moeapps.core.growth.saved import MoEified, describe_layers
 
     layers = describe_layers(grown)
