@@ -2,16 +2,26 @@
 
 import re
 import sys
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.run_folder import run_folder
 from moeapps.core.run_result import RunResult, folder_of_checkpoint
 from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RunComplete", "continued_run", "differences", "seed_folder", "steps_of"]
+__all__ = [
+    "RunComplete",
+    "begin_again",
+    "continued_run",
+    "differences",
+    "name_of_config",
+    "seed_folder",
+    "steps_of",
+]
 
 SEED = "seed_everything"
 
@@ -108,6 +118,24 @@ def seed_folder(root: Path, name: str, seed: int, config: dict[str, Any]) -> tup
         raise RunComplete(folder)
     files = [path for path in folder.glob("checkpoints/*.ckpt") if path.name in ("last.ckpt", "interrupted.ckpt")]
     return folder, max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def begin_again(folder: Path) -> None:
+    """Note that a run that was finished goes on; one process of a distributed run does."""
+    result = RunResult.load(folder)
+    if result.finished and getattr(rank_zero_only, "rank", 0) == 0:
+        result.finished = False
+        result.save(folder)
+
+
+def name_of_config(args: list[str]) -> str:
+    """Name of the last configuration file; that of the folder where it is the ``config.yaml`` of a run."""
+    files = [following for option, following in pairwise([*args, ""]) if option in ("-c", "--config")]
+    files += [option.partition("=")[2] for option in args if option.startswith(("--config=", "-c="))]
+    if not files:
+        return ""
+    path = Path(files[-1]).absolute()
+    return path.parent.name if path.name == "config.yaml" else path.stem
 
 
 def steps_of(checkpoint: str | Path) -> int:

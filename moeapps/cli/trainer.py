@@ -29,16 +29,17 @@ from moeapps import plugins
 from moeapps.cli.arguments import IMPORT_HELP, subcommand, subcommand_position
 from moeapps.cli.checkpoints import KEYWORDS, find_checkpoint
 from moeapps.cli.config_check import CLASSES, explain
-from moeapps.cli.continuing import RunComplete, continued_run, differences, seed_folder, steps_of
+from moeapps.cli.continuing import RunComplete, begin_again, continued_run, name_of_config, seed_folder, steps_of
 from moeapps.cli.environment import arguments_in, sections_in_environment
 from moeapps.cli.fit_lines import StartLine, print_end
+from moeapps.cli.kept_scores import keep_scores
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers, make_loggers
 from moeapps.core.run_folder import new_run_folder
-from moeapps.core.run_result import Evaluation, RunResult, folder_of_checkpoint, is_smaller_better
+from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
 from moeapps.core.warnings import silence_warnings
 from moeapps.core.yaml_files import parse_yaml
@@ -52,6 +53,10 @@ RUNS = "moeapps-runs"
 LOGGER_HELP = (
     "csv, tensorboard, wandb or mlflow, or several with commas (default: csv,tensorboard; csv is always written); "
     "wandb stays offline unless WANDB_MODE=online"
+)
+FIT_HELP = (
+    "--seeds N or --seeds 0,1,2: one run per seed, in one folder; what is finished is not run again. "
+    "--test: score the best checkpoint on the test data afterwards."
 )
 PATIENCE_HELP = "stop when --monitor has not improved for so many epochs (default: no early stopping)"
 MONITOR_HELP = "logged metric that chooses the checkpoint best.ckpt (default with --patience: val/loss)"
@@ -215,7 +220,7 @@ class MoEAppsCLI(LightningCLI):
                 )
             if given.get("ckpt_path"):
                 raise ConfigError("--seeds continues what was interrupted by itself: leave --ckpt_path out")
-            name = _stem(self._args) or given["model"]["class_path"].rpartition(".")[2].lower()
+            name = name_of_config(self._args) or given["model"]["class_path"].rpartition(".")[2].lower()
             root = Path(trainer.get("default_root_dir") or RUNS)
             self.folder, start = seed_folder(root, name, self.seed, self._as_saved())
             given["ckpt_path"] = None if start is None else str(start)
@@ -248,7 +253,7 @@ class MoEAppsCLI(LightningCLI):
             self.folder = self.folder or new_run_folder(root)
             root = root if logger in (None, True) else self.folder
             step = steps_of(self._get(self.config, "ckpt_path")) if self._continued else None
-            _begin(self.folder)
+            begin_again(self.folder)
             type(self).loggers = make_loggers(names, self.folder, step) if logger in (None, True) else []
             kwargs["logger"] = self.loggers or False
         elif logger in (None, True):
@@ -331,21 +336,10 @@ class MoEAppsCLI(LightningCLI):
 
     def _keep_scores(self, stage: str) -> None:
         checkpoint = self._get(self.config, "ckpt_path")
-        folder = folder_of_checkpoint(checkpoint) if checkpoint else None
-        trainer = self.trainer
-        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        limit = self.trainer.limit_test_batches if stage == "test" else self.trainer.limit_val_batches
         whole = isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch
-        if folder is None or not trainer.is_global_zero or trainer.fast_dev_run or not whole:
-            return
-        changed = differences(self._as_saved(), folder)
-        settings = {key: now for key, (now, _) in changed.items() if key.startswith(("model.", "data."))}
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if "/moe/" not in name}
-        result = RunResult.load(folder)
-        result.add(Evaluation(stage, os.path.relpath(checkpoint, folder), scores, settings))
-        try:
-            result.save(folder)
-        except OSError as error:  # somebody else's run, which this user may only read
-            print(f"note: the scores are not kept in {folder}: {error}", file=sys.stderr)
+        if checkpoint and self.trainer.is_global_zero and whole and not self.trainer.fast_dev_run:
+            keep_scores(stage, checkpoint, self.trainer.callback_metrics, self._as_saved())
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
@@ -401,7 +395,11 @@ def run(
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={**strict, **{name: dict(strict) for name in LightningCLI.subcommands()}},
+            parser_kwargs={
+                **strict,
+                **{name: dict(strict) for name in LightningCLI.subcommands()},
+                "fit": {**strict, "epilog": FIT_HELP},
+            },
             args=args,
         )
     except RunComplete as complete:
@@ -409,24 +407,6 @@ def run(
     finally:
         close_loggers(MoEAppsCLI.loggers)
     return cli.folder if cli.trainer.is_global_zero else None
-
-
-def _begin(folder: Path) -> None:
-    """Note that a run that was finished goes on; one process of a distributed run does."""
-    result = RunResult.load(folder)
-    if result.finished and getattr(rank_zero_only, "rank", 0) == 0:
-        result.finished = False
-        result.save(folder)
-
-
-def _stem(args: list[str]) -> str:
-    """Name of the last configuration file; that of a run's folder where it is the run's ``config.yaml``."""
-    files = [v for k, v in pairwise([*args, ""]) if k in ("-c", "--config")]
-    files += [option.partition("=")[2] for option in args if option.startswith(("--config=", "-c="))]
-    if not files:
-        return ""
-    path = Path(files[-1]).absolute()
-    return path.parent.name if path.name == "config.yaml" else path.stem
 
 
 def _prediction_file(output: str | None) -> Path:

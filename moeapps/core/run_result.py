@@ -6,6 +6,7 @@
 import datetime
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["RESULT", "Evaluation", "RunResult", "folder_of_checkpoint", "is_smal
 
 RESULT = "result.json"
 """Name of the file."""
+
+_FOLDER = re.compile(r"(version|seed)_\d+")
 
 _SMALLER = {"loss", "error", "mae", "mse", "rmse", "seconds", "brier", "ece", "fid", "nll", "logloss"}
 
@@ -119,8 +122,13 @@ def _evaluation(part: dict[str, Any]) -> Evaluation:
 
 def folder_of_checkpoint(checkpoint: str | Path) -> Path | None:
     """Folder of the run that wrote a checkpoint; None where it is not in such a folder."""
-    parents = Path(checkpoint).absolute().parents
-    return next((folder for folder in parents[:2] if (folder / "config.yaml").is_file()), None)
+    return next((folder for folder in list(Path(checkpoint).absolute().parents)[:2] if _is_run(folder)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether moeapps made this folder for a run: a ``config.yaml`` alone may be anybody's."""
+    ours = _FOLDER.fullmatch(folder.name) or any((folder / name).is_file() for name in ("metrics.csv", RESULT))
+    return bool(ours) and (folder / "config.yaml").is_file()
 
 
 def is_smaller_better(metric: str) -> bool:

@@ -20,7 +20,7 @@ from scipy.stats import ttest_rel
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import atomic_write
 from moeapps.core.run_result import is_smaller_better
-from moeapps.report.runs import SEED, Run, read_runs
+from moeapps.report.runs import SEED, Run, read_runs, settings_of
 
 __all__ = ["ENDINGS", "as_markdown", "results_table", "write_results"]
 
@@ -32,9 +32,6 @@ MIN_PAIRS = 3
 
 MAX_VALUE = 40
 """Number of characters of a setting in the name of a configuration."""
-
-_WHERE = ("ckpt_path", "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.accelerator", "logger")
-"""Settings that say where and how a run was made, and do not tell configurations apart."""
 
 
 @dataclass
@@ -150,8 +147,7 @@ def _groups(runs: list[Run]) -> list[_Group]:
     joined: dict[Any, list[Run]] = {}
     for run in runs:
         if run.scores:
-            key = tuple(sorted((k, v) for k, v in run.config.items() if k != SEED and not k.startswith(_WHERE)))
-            joined.setdefault(key or id(run), []).append(run)
+            joined.setdefault(tuple(sorted(settings_of(run).items())) or id(run), []).append(run)
     if not joined:
         raise DataError("these runs have no scores yet: let fit end, and run moeapps test")
     parts = list(joined.values())
@@ -173,8 +169,8 @@ def _by_seed(runs: list[Run]) -> dict[str, dict[str, float]]:
 
 def _names(parts: list[list[Run]]) -> list[str]:
     """What differs between configurations, or the name of the run where nothing does; numbered where two agree."""
-    configs = [part[0].config for part in parts]
-    keys = dict.fromkeys(key for config in configs for key in config if key != SEED and not key.startswith(_WHERE))
+    configs = [settings_of(part[0]) for part in parts]
+    keys = dict.fromkeys(key for config in configs for key in config)
     differing = [key for key in keys if len({c[key] for c in configs if key in c}) > 1]
     names: list[str] = []
     for part, config in zip(parts, configs, strict=True):

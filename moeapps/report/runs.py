@@ -13,7 +13,7 @@ from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.views import VIEWS, Views
 from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better", "read_runs"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better", "read_runs", "settings_of"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -22,6 +22,8 @@ METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SEED = "seed_everything"
 """Key of the configuration in which repeated runs differ."""
+
+_WHERE = ("ckpt_path", "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.accelerator", "logger")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def find_runs(paths: list[str]) -> list[Run]:
     FileFormatError
         If a file of a run is damaged.
     """
-    return _with_seeds_joined(_named_apart(read_runs(paths)))
+    return _named_apart(_with_seeds_joined(read_runs(paths)))
 
 
 def read_runs(paths: list[str]) -> list[Run]:
@@ -200,6 +202,8 @@ def _facts(config: dict[str, str]) -> dict[str, str]:
 
 def _name(folder: Path) -> str:
     folder = folder.resolve()
+    if folder.name.startswith("seed_"):  # one of several, which become one
+        return folder.parent.name
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
 
 
@@ -210,11 +214,16 @@ def _named_apart(runs: list[Run]) -> list[Run]:
     return runs
 
 
+def settings_of(run: Run) -> dict[str, str]:
+    """Settings that tell a run from others: all but the seed, and where and how it was made."""
+    return {key: value for key, value in run.config.items() if key != SEED and not key.startswith(_WHERE)}
+
+
 def _with_seeds_joined(runs: list[Run]) -> list[Run]:
     """Runs that differ only in their seed become one, with a score per seed and the curves of the first."""
     joined: dict[Any, Run] = {}
     for run in runs:
-        key = tuple(sorted((k, v) for k, v in run.config.items() if k != SEED)) or id(run)
+        key = tuple(sorted(settings_of(run).items())) or id(run)
         first = joined.setdefault(key, run)
         if first is run:
             continue

@@ -155,3 +155,26 @@ def test_a_logger_that_is_not_there_is_refused_by_name(fit, tmp_path, monkeypatc
     assert status == 2
     assert message in error
     assert not (tmp_path / "moeapps-runs").exists()
+
+
+def test_a_folder_that_only_has_a_configuration_of_the_users_is_no_run(fit, tmp_path):
+    fit()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "moeapps-runs/version_0/checkpoints/last.ckpt").rename(tmp_path / "checkpoints/mine.ckpt")
+    (tmp_path / "moeapps-runs/version_0/config.yaml").rename(tmp_path / "config.yaml")
+    assert fit("--ckpt_path", "checkpoints/mine.ckpt", command="test")[0] == 0
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_help_of_fit_names_what_is_moeapps_own(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--seeds N", "--test", "--logger LOGGER", "--patience PATIENCE", "--monitor MONITOR"):
+        assert option in shown
+
+
+def test_a_wrong_key_beside_a_right_patience_is_the_one_that_is_named(fit):
+    status, _, error = fit("--patience", "3", "--model.widht", "8")
+    assert status == 2
+    assert "did you mean 'width'?" in error
