@@ -91,7 +91,6 @@ def _best_epoch(trainer: L.Trainer, folder: Path | None) -> tuple[int, dict[str,
     if monitor not in rows:
         return None
     # the file of an equal score is that of the first epoch that had it
-    near = (rows[monitor] - float(best[0].best_model_score)).abs()
-    epoch = near.idxmin()
-    scores = {str(name): float(value) for name, value in rows.loc[epoch].dropna().items() if _is_score(str(name))}
-    return int(epoch), scores
+    place = int((rows[monitor] - float(best[0].best_model_score)).abs().argmin())
+    scores = {str(name): float(value) for name, value in rows.iloc[place].dropna().items() if _is_score(str(name))}
+    return int(rows.index.to_numpy()[place]), scores

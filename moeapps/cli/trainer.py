@@ -337,8 +337,8 @@ class MoEAppsCLI(LightningCLI):
     def _keep_scores(self, stage: str) -> None:
         checkpoint = self._get(self.config, "ckpt_path")
         limit = self.trainer.limit_test_batches if stage == "test" else self.trainer.limit_val_batches
-        whole = isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch
-        if checkpoint and self.trainer.is_global_zero and whole and not self.trainer.fast_dev_run:
+        whole = isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch, and fast_dev_run sets it
+        if checkpoint and self.trainer.is_global_zero and whole:
             keep_scores(stage, checkpoint, self.trainer.callback_metrics, self._as_saved())
 
     def after_predict(self) -> None:

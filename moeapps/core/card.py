@@ -6,7 +6,7 @@ A card is made of the document that a file holds, so that one of a file needs no
 import datetime
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -61,7 +61,7 @@ def training_record(history: pd.DataFrame, trainer: "L.Trainer", kept_epoch: int
     kept_epoch : int or None
         Epoch whose weights the model has; the last one when None.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
     record = record_of(len(dataset) if hasattr(dataset, "__len__") else None)
     if len(history):
         chosen = history[history["epoch"] == kept_epoch] if kept_epoch is not None else history
@@ -225,7 +225,7 @@ def _versions(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
     return "\n".join([*lines, *(f"- {name} {version}" for name, version in document["versions"].items())])
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *(tuple(_plain(cell) for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

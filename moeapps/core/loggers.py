@@ -118,7 +118,7 @@ def make_loggers(names: str | Sequence[str], folder: Path, step: int | None = No
     loggers: list[Logger] = [ContinuedCSVLogger(folder, step)]
     if "tensorboard" in names:
         # what the broken run wrote after the checkpoint is hidden
-        purge = {} if step is None else {"purge_step": step}
+        purge: dict[str, Any] = {} if step is None else {"purge_step": step}
         loggers.append(TensorBoardLogger(folder.parent, name="", version=folder.name, **purge))
     if "wandb" in names:
         offline = os.environ.get("WANDB_MODE", "offline") != "online"

@@ -243,7 +243,8 @@ def _csv(table: pd.DataFrame) -> str:
 def _wide(table: pd.DataFrame, styled: Callable[[str, bool, bool], str]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table for reading; ``styled`` writes a cell, given whether it is best and different."""
     metrics = list(dict.fromkeys(table["metric"]))
-    cells = {(row["configuration"], row["metric"]): row for row in table.to_dict("records")}
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    cells = {(row["configuration"], row["metric"]): row for row in rows}
     lines = []
     alone = table["configuration"].nunique() == 1
     for name in dict.fromkeys(table["configuration"]):
