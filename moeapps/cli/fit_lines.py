@@ -29,6 +29,7 @@ class StartLine(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print, once the modules that depend on the data have their parameters."""
+        folder = self.folder or trainer.log_dir  # every process has to ask, since it is broadcast
         if not trainer.is_global_zero:
             return
         number = sum(parameter.numel() for parameter in pl_module.parameters())
@@ -36,7 +37,7 @@ class StartLine(L.Callback):
         if trainer.world_size > 1:
             device = f"{trainer.world_size} x {pl_module.device.type}"
         parts = [f"{type(pl_module).__name__} ({number:,} parameters)", self.data, device]
-        parts.append(str(self.folder or trainer.log_dir or ""))
+        parts.append(str(folder or ""))
         print("fit: " + ", ".join(filter(None, parts)) + self._beginning(trainer), flush=True)
 
     def _beginning(self, trainer: L.Trainer) -> str:
