@@ -48,6 +48,10 @@ class ToyModule(MoEModule):
         x, y, _ = batch
         self.log("val/loss", F.cross_entropy(self.head(self.moe(x)), y), batch_size=len(x))
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        x, y, _ = batch
+        self.log("test/loss", F.cross_entropy(self.head(self.moe(x)), y), batch_size=len(x))
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
         return {
@@ -83,3 +87,6 @@ class ToyData(L.LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader:
         return make_loader(self.dataset, 32)
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self.val_dataloader()

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import compare, demo, listing, report, score, serve, stream, training
+from moeapps.cli import card, compare, demo, listing, report, score, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, Parser, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "compare": compare,
     "score": score,
     "report": report,
+    "card": card,
     "serve": serve,
     "stream": stream,
 }

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentError, set_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from yaml import YAMLError
 
@@ -29,19 +29,37 @@ from moeapps import plugins
 from moeapps.cli.arguments import IMPORT_HELP, subcommand, subcommand_position
 from moeapps.cli.checkpoints import KEYWORDS, find_checkpoint
 from moeapps.cli.config_check import CLASSES, explain
+from moeapps.cli.continuing import RunComplete, begin_again, continued_run, name_of_config, seed_folder, steps_of
 from moeapps.cli.environment import arguments_in, sections_in_environment
+from moeapps.cli.fit_lines import StartLine, print_end
+from moeapps.cli.kept_scores import keep_scores
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
+from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers, make_loggers
 from moeapps.core.run_folder import new_run_folder
+from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
+from moeapps.core.warnings import silence_warnings
+from moeapps.core.yaml_files import parse_yaml
 
 __all__ = ["RUNS", "run"]
 
 RUNS = "moeapps-runs"
 """Folder of the runs, unless ``trainer.default_root_dir`` says otherwise."""
 
+
+LOGGER_HELP = (
+    "csv, tensorboard, wandb or mlflow, or several with commas (default: csv,tensorboard; csv is always written); "
+    "wandb stays offline unless WANDB_MODE=online"
+)
+FIT_HELP = (
+    "--seeds N or --seeds 0,1,2: one run per seed, in one folder; what is finished is not run again. "
+    "--test: score the best checkpoint on the test data afterwards."
+)
+PATIENCE_HELP = "stop when --monitor has not improved for so many epochs (default: no early stopping)"
+MONITOR_HELP = "logged metric that chooses the checkpoint best.ckpt (default with --patience: val/loss)"
 
 _WITH_FOLDERS = CSVLogger | TensorBoardLogger
 """Loggers with a folder for each run."""
@@ -52,6 +70,9 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save, once, under a name that is not taken."""
+        if any(isinstance(logger, ContinuedCSVLogger) and logger.continued for logger in trainer.loggers):
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None  # of this part of the run only
         folder = trainer.log_dir  # every process has to ask, since it is broadcast
         if not self.already_saved and folder is not None and not isinstance(trainer.logger, _WITH_FOLDERS | None):
             number = 0
@@ -67,6 +88,15 @@ class MoEAppsCLI(LightningCLI):
     output: Path | None = None
     engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """What another engine changes in the arguments of the Trainer, such as the strategy."""
+    seed: int | None = None
+    """Seed of this run where it is one of several that have a common folder."""
+
+    folder: Path | None = None
+    """Folder of the run, where the loggers are moeapps' own."""
+
+    _continued: bool = False
+    loggers: ClassVar[list[Logger]] = []
+    """Loggers of the run that moeapps made."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser of a subcommand, or of what stands before it."""
@@ -80,6 +110,9 @@ class MoEAppsCLI(LightningCLI):
         """Add ``--import``: the command has taken it from the options, a configuration may have it too."""
         names = plugins.from_environment() or None
         parser.add_argument("--import", type=str | list[str] | None, default=names, help=IMPORT_HELP)
+        parser.add_argument("--logger", type=str | list[str] | None, default=None, help=LOGGER_HELP)
+        parser.add_argument("--patience", type=int | None, default=None, help=PATIENCE_HELP)
+        parser.add_argument("--monitor", type=str | None, default=None, help=MONITOR_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, turning an error into one line."""
@@ -166,6 +199,8 @@ class MoEAppsCLI(LightningCLI):
             raise ConfigError("--weights_only false would run code from the checkpoint; it is never done here")
         if given.get("ckpt_path") in KEYWORDS:
             given["ckpt_path"] = find_checkpoint(given["ckpt_path"], given.get("trainer"), RUNS, subcommand)
+        if subcommand == "fit":
+            self._find_folder(given)
         if given.get("ckpt_path"):
             AtomicCheckpointIO().verify(given["ckpt_path"])
         elif subcommand != "fit" and not _says_null(self._args, "--ckpt_path"):
@@ -173,6 +208,32 @@ class MoEAppsCLI(LightningCLI):
                 f"moeapps {subcommand} needs --ckpt_path FILE (or last, or best): the model would have the random "
                 "weights of its beginning. If that is what you want, say --ckpt_path null"
             )
+
+    def _find_folder(self, given: Any) -> None:
+        """Where a training that continues, or that is one of several seeds, has its folder."""
+        trainer = given.get("trainer") or {}
+        own = trainer.get("logger") in (None, True, False, []) and not trainer.get("fast_dev_run")
+        if self.seed is not None:
+            if not own:
+                raise ConfigError(
+                    "--seeds needs the folder of each run to itself: give --logger NAMES instead of trainer.logger"
+                )
+            if given.get("ckpt_path"):
+                raise ConfigError("--seeds continues what was interrupted by itself: leave --ckpt_path out")
+            name = name_of_config(self._args) or given["model"]["class_path"].rpartition(".")[2].lower()
+            root = Path(trainer.get("default_root_dir") or RUNS)
+            self.folder, start = seed_folder(root, name, self.seed, self._as_saved())
+            given["ckpt_path"] = None if start is None else str(start)
+            self._continued = start is not None
+        elif own and given.get("ckpt_path"):
+            self.folder = continued_run(given["ckpt_path"], self._as_saved())
+            self._continued = self.folder is not None
+
+    def _as_saved(self) -> Any:
+        """The configuration as ``config.yaml`` of a run has it."""
+        subcommand = self.config["subcommand"]
+        parser = self._parser(subcommand)
+        return parse_yaml(parser.dump(self.config[subcommand], skip_none=False, skip_validation=True), "settings")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add moeapps' callbacks, loggers and checkpoint format to those of the configuration."""
@@ -184,14 +245,17 @@ class MoEAppsCLI(LightningCLI):
         kwargs["plugins"] = plugins if own_io else [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_as_list(config.get("callbacks")), *self._callbacks(config, fitting)]
         logger = config.get("logger")
+        named = self._get(self.config_init, "logger")
+        if named is not None and logger not in (None, True):
+            raise ConfigError("--logger and trainer.logger exclude each other: give one of them")
+        names = check_names(["csv", "tensorboard"] if named is None else named)
         if fitting and logger in (None, True, False, []):  # without a logger, too, a run has a folder of its own
-            folder = new_run_folder(root)
-            root = root if logger in (None, True) else folder
-            version = int(folder.name.removeprefix("version_"))
-            kwargs["logger"] = logger in (None, True) and [
-                CSVLogger(root, name="", version=version),
-                TensorBoardLogger(root, name="", version=version),
-            ]
+            self.folder = self.folder or new_run_folder(root)
+            root = root if logger in (None, True) else self.folder
+            step = steps_of(self._get(self.config, "ckpt_path")) if self._continued else None
+            begin_again(self.folder)
+            type(self).loggers = make_loggers(names, self.folder, step) if logger in (None, True) else []
+            kwargs["logger"] = self.loggers or False
         elif logger in (None, True):
             kwargs["logger"] = False
         kwargs["default_root_dir"] = str(root)
@@ -203,6 +267,8 @@ class MoEAppsCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.engine is not None:
             kwargs |= self.engine({**config, **kwargs})
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
@@ -218,6 +284,8 @@ class MoEAppsCLI(LightningCLI):
                 StopOnSignal(),
                 RoutingMonitor(),
                 ViewWriter(),
+                StartLine(self._data_in_words(), self.folder, self._continued),
+                *self._early_stopping(),
             ]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
@@ -227,11 +295,51 @@ class MoEAppsCLI(LightningCLI):
         """Spell ``weights_only`` out: left unset, an environment variable could turn unpickling on."""
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def _data_in_words(self) -> str:
+        data = self._get(self.config, "data") or {}
+        arguments = data.get("init_args") or {}
+        named = next((arguments.get(key) for key in ("name", "source", "path", "root") if arguments.get(key)), "")
+        return f"{str(data.get('class_path') or '').rpartition('.')[2]} {named}".strip()
+
+    def _early_stopping(self) -> list[Callback]:
+        """The callbacks of ``--patience`` and ``--monitor``."""
+        patience, monitor = self._get(self.config, "patience"), self._get(self.config, "monitor")
+        if patience is None and monitor is None:
+            return []
+        if patience is not None and patience < 1:
+            raise ConfigError(f"--patience must be at least 1, got {patience}")
+        monitor = monitor or "val/loss"
+        mode = "min" if is_smaller_better(monitor) else "max"
+        best = ModelCheckpoint(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
+        return [best] if patience is None else [EarlyStopping(monitor, patience=patience, mode=mode), best]
+
     def after_fit(self) -> None:
-        """Print where the best checkpoint is."""
-        for callback in self.trainer.checkpoint_callbacks if self.trainer.is_global_zero else []:
-            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-                print(f"checkpoint: {_relative(callback.best_model_path)}")
+        """Note that the run is finished, and print its scores and what to type next."""
+        if not self.trainer.is_global_zero:
+            return
+        managers = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        managers.sort(key=lambda manager: manager.monitor is None)  # the best checkpoint first
+        files = [manager.best_model_path for manager in managers if manager.best_model_path]
+        if self.folder is not None:
+            result = RunResult.load(self.folder)
+            result.finished, result.checkpoint = True, os.path.relpath(files[0], self.folder) if files else ""
+            result.save(self.folder)
+        print_end(self.trainer, self.folder, [_relative(file) for file in files], commands=self.seed is None)
+
+    def after_validate(self) -> None:
+        """Keep the scores beside the run of the checkpoint."""
+        self._keep_scores("validate")
+
+    def after_test(self) -> None:
+        """Keep the scores beside the run of the checkpoint."""
+        self._keep_scores("test")
+
+    def _keep_scores(self, stage: str) -> None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        limit = self.trainer.limit_test_batches if stage == "test" else self.trainer.limit_val_batches
+        whole = isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch, and fast_dev_run sets it
+        if checkpoint and self.trainer.is_global_zero and whole:
+            keep_scores(stage, checkpoint, self.trainer.callback_metrics, self._as_saved())
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
@@ -239,8 +347,11 @@ class MoEAppsCLI(LightningCLI):
 
 
 def run(
-    args: list[str], output: str | None = None, engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-) -> None:
+    args: list[str],
+    output: str | None = None,
+    engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    seed: int | None = None,
+) -> Path | None:
     """Run one of Lightning's subcommands.
 
     Parameters
@@ -251,6 +362,13 @@ def run(
         File that ``predict`` writes; ``predictions.csv`` when None.
     engine : callable, optional
         From arguments of the Trainer to those that replace them, where another engine has started this process.
+    seed : int, optional
+        Seed of this run where it is one of several that have a common folder (:mod:`.seeds`).
+
+    Returns
+    -------
+    Path or None
+        Folder of the run of ``fit``; None in the further processes of a distributed run.
 
     Raises
     ------
@@ -260,23 +378,35 @@ def run(
         If the checkpoint does not exist or is damaged; nothing has been written then.
     """
     set_loader("yaml", load_value, (YAMLError,))
+    silence_warnings()  # again: Lightning sets the level of its log when it is imported
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
+    MoEAppsCLI.seed, MoEAppsCLI.loggers = seed, []
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
-    MoEAppsCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={**strict, **{name: dict(strict) for name in LightningCLI.subcommands()}},
-        args=args,
-    )
+    try:
+        cli = MoEAppsCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                **strict,
+                **{name: dict(strict) for name in LightningCLI.subcommands()},
+                "fit": {**strict, "epilog": FIT_HELP},
+            },
+            args=args,
+        )
+    except RunComplete as complete:
+        return complete.folder
+    finally:
+        close_loggers(MoEAppsCLI.loggers)
+    return cli.folder if cli.trainer.is_global_zero else None
 
 
 def _prediction_file(output: str | None) -> Path:

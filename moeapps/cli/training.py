@@ -6,6 +6,7 @@ import sys
 
 from moeapps.cli import score
 from moeapps.cli.arguments import SUMMARIES, subcommand, subcommand_position, take_option
+from moeapps.core.errors import ConfigError
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARIES", "run"]
@@ -26,28 +27,39 @@ def run(arguments: list[str]) -> int:
     """
     if arguments[0] == "predict" and len(arguments) > 1 and not arguments[1].startswith("-"):
         return score.run_as_predict(arguments[1:])
+    command = list(arguments)
     arguments = list(arguments)
+    fitting = subcommand(arguments) == "fit"
     output = take_option(arguments, "--output") if subcommand(arguments) == "predict" else None
     engine = take_option(arguments, "--engine") if subcommand(arguments) == "fit" else None
+    seeds = take_option(arguments, "--seeds") if fitting else None
+    test = fitting and "--test" in arguments
+    arguments = [argument for argument in arguments if not (test and argument == "--test")]
     silence_warnings()
     if engine not in (None, "local"):
+        if seeds is not None or test:
+            raise ConfigError(f"--seeds and --test need --engine local, got {engine}")
         return _with_engine(engine, arguments)
+    from moeapps.cli.seeds import fit, seeds_of
     from moeapps.cli.trainer import run as run_trainer
     from moeapps.core.callbacks import Interrupted
 
     try:
-        run_trainer(arguments, output)
+        if fitting:
+            fit(arguments, None if seeds is None else seeds_of(seeds), test)
+        else:
+            run_trainer(arguments, output)
     except Interrupted as stop:
-        take_option(arguments, "--ckpt_path")
-        command = shlex.join([*arguments, "--ckpt_path", str(stop.checkpoint)])
+        if seeds is None:
+            take_option(command, "--ckpt_path")
+            command += ["--ckpt_path", str(stop.checkpoint)]
         name = signal.Signals(stop.signum).name
-        print(f"stopped by {name}; continue with: moeapps {command}", file=sys.stderr, flush=True)
+        print(f"stopped by {name}; continue with: moeapps {shlex.join(command)}", file=sys.stderr, flush=True)
         return 128 + stop.signum
     return 0
 
 
 def _with_engine(engine: str, arguments: list[str]) -> int:
-    from moeapps.core.errors import ConfigError
     from moeapps.scale import fit
 
     if engine != "ray":

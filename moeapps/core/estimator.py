@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -34,8 +33,10 @@ from moeapps.core.callbacks import (
     ViewWriter,
     seed_everything,
 )
+from moeapps.core.card import training_record
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError, NonFiniteError
+from moeapps.core.loggers import check_loggers, close_loggers, estimator_loggers
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.run_folder import new_run_folder
 from moeapps.core.saved_arguments import arguments_to_json, check_fields, check_kinds, fits, is_module
@@ -51,7 +52,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     """Base of the estimators: scikit-learn's rules outside, Lightning inside.
 
     A subclass stores these constructor arguments (and its own) unchanged: ``max_epochs``, ``patience``, ``lr``,
-    ``accelerator``, ``verbose``, ``log_dir``, ``random_state``. It fits inside
+    ``accelerator``, ``verbose``, ``log_dir``, ``logger``, ``random_state``. It fits inside
     :meth:`_all_or_nothing`.
 
     It names what a saved file has to hold in :attr:`_saved_attributes` and rebuilds its network in
@@ -64,6 +65,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
     accelerator: str
     verbose: bool
     log_dir: str | None
+    logger: Any
     random_state: Any
     model_: torch.nn.Module
     history_: pd.DataFrame
@@ -143,11 +145,13 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             ]
         if self.verbose:
             callbacks.append(RichProgressBar())
+        check_loggers(self.logger, self.log_dir)
         if self.log_dir is not None:
             callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]
         with warnings_silenced(), isolate_rng(), tempfile.TemporaryDirectory() as nowhere:
             seed_everything(seed)
             folder = new_run_folder(self.log_dir) if self.log_dir is not None else None
+            own, others = estimator_loggers(self.logger, folder)
             trainer = L.Trainer(
                 accelerator=self.accelerator,
                 devices=1,
@@ -156,7 +160,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 max_time=None if max_time is None else timedelta(seconds=max_time),
                 limit_val_batches=None if validate else 0,
                 callbacks=callbacks,
-                logger=False if folder is None else CSVLogger(folder.parent, name="", version=folder.name),
+                logger=[*own, *others] or False,
                 default_root_dir=self.log_dir if self.log_dir is not None else nowhere,
                 enable_checkpointing=self.log_dir is not None,
                 enable_progress_bar=bool(self.verbose),
@@ -171,6 +175,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
                 if trainer.interrupted:  # Lightning turns Ctrl-C into the end of the process
                     raise KeyboardInterrupt from None
                 raise
+            finally:
+                close_loggers(own)
         module.trainer = None
         module.cpu()
         refuse_non_finite(module.state_dict(), self.non_finite_tensors)
@@ -179,6 +185,8 @@ class LightningEstimator(SaveMixin, BaseEstimator):
             raise NonFiniteError(
                 f"training has diverged: {monitor} was never a finite number. Lower lr, or scale the data"
             )
+        best = next((callback for callback in callbacks if isinstance(callback, BestWeights)), None)
+        self._training_record = training_record(frame, trainer, None if best is None else best.best_epoch)
         return frame
 
     @contextmanager
@@ -227,13 +235,15 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def saved_arguments(self) -> dict[str, Any]:
-        """Constructor arguments of the fit; a random generator becomes None, since a file cannot hold its state."""
+        """Constructor arguments of the fit; a random generator and loggers of the user's become None."""
         return self._savable(self._as_fitted())
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments as :func:`~moeapps.core.saving.arguments_to_json` takes them."""
         if not isinstance(params.get("random_state"), int | np.integer | None):
             params = {**params, "random_state": None}
+        if not isinstance(params.get("logger"), str | None):
+            params = {**params, "logger": None}
         return params
 
     @classmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-__all__ = ["new_run_folder"]
+__all__ = ["new_run_folder", "run_folder"]
 
 
 def new_run_folder(root: str | os.PathLike[str]) -> Path:
@@ -26,3 +26,10 @@ def new_run_folder(root: str | os.PathLike[str]) -> Path:
         except FileExistsError:  # another run began at the same moment
             version += 1
     return root / f"version_{version}"
+
+
+def run_folder(folder: Path) -> Path:
+    """Make the folder of a run that has a name, if it is not there; further processes of a distributed run do not."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

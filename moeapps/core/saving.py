@@ -1,21 +1,16 @@
 """``model.save(path)`` and ``moeapps.load(path)``: one safetensors file, no pickle, checked to the last bit.
 
-The header of a safetensors file may carry text. Ours carries one JSON document (class, constructor arguments, fitted
-state, versions) and the SHA-256 of the whole file (computed with zeros where the digest itself stands). So a model
-is one file that is either the old one or the new one, and any flipped bit is noticed.
+A file holds one JSON document and the tensors (:mod:`moeapps.core.saved_file`). So a model is one file that is either
+the old one or the new one, and any flipped bit is noticed.
 
 A checksum does not say who wrote a file: whoever changes it can compute a new one. So :func:`load` opens no other file,
 uses no network, and trusts no number of a file before it was compared with the file's size or with the tensors that are
 really there (:mod:`moeapps.core.rebuilding`).
 """
 
-import hashlib
 import importlib
 import importlib.metadata
-import json
-import math
 import os
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -23,19 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 import moeapps
 from moeapps import plugins, registry
+from moeapps.core.card import model_card
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.files import atomic_write, ordinary_file
+from moeapps.core.files import ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
+from moeapps.core.saved_file import FORMAT, read_document, write_document
 from moeapps.core.state_dict import non_finite_names
 
 __all__ = [
@@ -46,22 +40,15 @@ __all__ = [
     "Savable",
     "SavableModule",
     "arguments_to_json",
+    "card_of_file",
     "load",
     "loading",
     "registered_path",
     "restore",
 ]
 
-FORMAT = 1
-"""Number of the file format; a file with a larger one was written by a newer moeapps."""
-
 TRUST = "MOEAPPS_TRUST"
 """Environment variable with types to trust, separated by commas; the processes of a server inherit it."""
-
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_MAX_HEADER = 100_000_000  # as safetensors
-_MAX_CONTAINERS = 5_000_000
-"""Largest number of lists and objects in a document: a pair of brackets is two bytes of a file and 56 of memory."""
 
 NESTED = "nested."
 """Tensors whose names begin so belong to estimators inside an estimator, which check them themselves."""
@@ -112,6 +99,9 @@ class SaveMixin:
     non_finite_tensors: ClassVar[tuple[str, ...]] = ()
     """Tensors that may hold NaN or infinity, by the last part of their names."""
 
+    _training_record: dict[str, Any] | None = None
+    """Day, rows and validation scores of the training, for :meth:`card`; None where they are not known."""
+
     def save(self: Savable, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file that :func:`moeapps.load` reads.
 
@@ -127,6 +117,35 @@ class SaveMixin:
         ConfigError
             If the class is not registered, or an argument cannot be written as JSON.
         """
+        document, tensors = self._document()  # type: ignore[attr-defined]
+        write_document(path, document, tensors)
+
+    def card(self: Savable, scores: Mapping[str, float] | None = None, name: str = "") -> str:
+        """Model card: what the model is, what it was trained on, its settings and scores.
+
+        Parameters
+        ----------
+        scores : mapping of str to float, optional
+            Scores to show, by metric, such as those of test data. Validation's are shown, too, where they are known.
+        name : str, default=""
+            Headline; the name of the class when empty.
+
+        Returns
+        -------
+        str
+            Markdown with the YAML header of the Hugging Face hub; what the licence is, is left to you. It has names of
+            columns and classes, and no rows of the data.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`save`, or if a score is not a number.
+        """
+        document, tensors = self._document()  # type: ignore[attr-defined]
+        return model_card(document, tensors, scores, name)
+
+    def _document(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file holds: everything as JSON values, and tensors."""
         class_path = registered_path(type(self))
         arguments = arguments_to_json(self.saved_arguments())
         state, tensors = self.saved_content()  # type: ignore[attr-defined]
@@ -144,7 +163,9 @@ class SaveMixin:
         }
         if parts := registry.foreign_parts(document):  # routers and classes of other packages
             document["parts"] = parts
-        _write(path, document, tensors)
+        if self._training_record is not None:  # type: ignore[attr-defined]
+            document["trained_on"] = self._training_record  # type: ignore[attr-defined]
+        return document, tensors
 
     def saved_content(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and tensors; a class that makes both at once overrides this."""
@@ -236,7 +257,7 @@ def load(
     file = ordinary_file(path, "a model saved by moeapps")
     if is_checkpoint(file):
         return _from_checkpoint(file)
-    document, tensors = _read(file)
+    document, tensors = read_document(file)
     plugins.import_modules(import_modules)
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
@@ -245,9 +266,28 @@ def load(
         document["arguments"] = arguments_of_0_1(document["arguments"])
     token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
     try:
-        return restore(document, tensors, file, modules)
+        model = restore(document, tensors, file, modules)
     finally:
         loading.reset(token)
+    if isinstance(model, SaveMixin):
+        model._training_record = document.get("trained_on")
+    return model
+
+
+def card_of_file(path: str | os.PathLike[str], scores: Mapping[str, float] | None = None, name: str = "") -> str:
+    """Model card of a saved model, as :meth:`SaveMixin.card`; nothing is built and no code of others is imported.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If there is no such file, or it is damaged or no saved model.
+    ConfigError
+        If a score is not a number.
+    """
+    file = ordinary_file(path, "a model saved by moeapps")
+    if is_checkpoint(file):
+        raise FileFormatError(f"{file} is the checkpoint of a training: make a model of it first, with moeapps export")
+    return model_card(*read_document(file), scores, name)
 
 
 def is_checkpoint(file: Path) -> bool:
@@ -326,142 +366,6 @@ def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:
         if not isinstance(entry, str | type):
             raise ConfigError(f"trusted must hold types or their full names, got {entry!r}")
     return types
-
-
-def _write(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a document and tensors, atomically; equal ones make equal files, byte for byte.
-
-    Parameters
-    ----------
-    path : str or path
-        Where to.
-    document : dict
-        JSON values.
-    tensors : dict of str to Tensor
-        Tensors by name.
-
-    Raises
-    ------
-    OSError
-        If the disk refuses; the old file is then unchanged.
-    ConfigError
-        If names and texts are longer than a file may have; the old file is then unchanged.
-    """
-    # a copy of each: a parameter that two layers share is written under both names
-    copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-    body = memoryview(save_safetensors(copies))
-    size = int.from_bytes(body[:8], "little")
-    # safetensors writes the entries of the metadata in the order of a hash table, which differs from run to run
-    metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
-    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(body[8 : 8 + size]))}, separators=(",", ":"))
-    start = header.encode()
-    start += b" " * (-len(start) % 8)  # the data stay aligned
-    if len(start) > _MAX_HEADER:  # which nobody could read again
-        raise ConfigError(
-            f"{path} would have {len(start):,} bytes of names and texts besides its arrays, at most {_MAX_HEADER:,} "
-            "are possible: keep fewer categories, names, or events that wait for their label"
-        )
-    head = bytearray(len(start).to_bytes(8, "little") + start)
-    first, last = _digest_span(head)
-    digest = hashlib.sha256(head)
-    digest.update(body[8 + size :])
-    head[first:last] = digest.hexdigest().encode()
-    with atomic_write(path) as file:
-        file.write(head)
-        file.write(body[8 + size :])
-
-
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`_write` wrote, or safetensors with the same two entries.
-
-    Needs at most twice the size of the file in memory.
-
-    Raises
-    ------
-    FileFormatError
-        If it is damaged, incomplete, or not such a file.
-    """
-    size = file.stat().st_size
-    damaged = f"{file} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
-    with open(file, "rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little") if size >= 8 else 0
-        if not 2 <= header_size <= min(_MAX_HEADER, size - 8):  # before a byte of it is read: a file may be huge
-            raise FileFormatError(f"{damaged}: its header should be {header_size} bytes long")
-        stream.seek(0)
-        content = stream.read(size)
-    try:
-        start, end = _digest_span(content)
-    except ValueError:
-        raise FileFormatError(f"{damaged}: it has no checksum") from None
-    whole = memoryview(content)
-    digest = hashlib.sha256(whole[:start])
-    digest.update(b"0" * 64)
-    digest.update(whole[end:])
-    if digest.hexdigest().encode() != whole[start:end]:
-        raise FileFormatError(f"{damaged}: its SHA-256 does not match its content")
-    try:
-        header = _parse(content[8 : 8 + header_size].decode())
-        document = _parse(header["__metadata__"]["moeapps"])
-        tensors = load_safetensors(content)
-    except (KeyError, TypeError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
-        raise FileFormatError(f"{damaged}: {error}") from None
-    return _checked(document, file), tensors
-
-
-def _digest_span(content: bytes | bytearray) -> tuple[int, int]:
-    header_size = int.from_bytes(content[:8], "little")
-    found = _DIGEST.search(content, 8, 8 + header_size)
-    if found is None:
-        raise ValueError("no digest")
-    return found.span(1)
-
-
-def _parse(text: str) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN, no infinity.
-
-    Raises
-    ------
-    ValueError
-        If it is not JSON, or one of these.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key occurs twice in its JSON")
-        return result
-
-    def finite(number: str) -> float:
-        value = float(number)
-        if not math.isfinite(value):  # NaN, Infinity, and 1e999
-            raise ValueError(f"its JSON holds {number[:40]}")
-        return value
-
-    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
-        raise ValueError("its JSON has too many lists and objects")
-    return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
-
-
-def _checked(document: Any, file: Path) -> dict[str, Any]:
-    number = document.get("format") if isinstance(document, dict) else None
-    if not isinstance(number, int):
-        raise FileFormatError(f"{file} has no format number: not a model saved by moeapps")
-    if number > FORMAT:
-        versions = document.get("versions")
-        version = versions.get("moeapps", "unknown") if isinstance(versions, dict) else "unknown"
-        raise FileFormatError(
-            f"{file} has format {number} (moeapps {version}); moeapps {moeapps.__version__} reads up to format "
-            f"{FORMAT}. Upgrade moeapps to load it"
-        )
-    if number < 1:
-        raise FileFormatError(f"{file} has format {number}, which never existed")
-    kinds: dict[str, type] = {"class": str, "arguments": dict, "state": dict, "versions": dict}
-    for key, kind in kinds.items():
-        if not isinstance(document.get(key), kind):
-            raise FileFormatError(f"{file} is not a model saved by moeapps: {key!r} is missing or malformed")
-    if not registry.are_parts(document.get("parts", [])):
-        raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
-    return document
 
 
 def registered_path(cls: type) -> str:

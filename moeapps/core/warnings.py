@@ -16,6 +16,8 @@ _IN_COMMANDS = (
     ".*The number of training batches.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*The dirpath has changed.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
 )
 
 

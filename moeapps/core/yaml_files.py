@@ -6,13 +6,14 @@ So the events of a text are counted first, which takes time in proportion to its
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from moeapps.core.errors import FileFormatError
 
-__all__ = ["MAX_BYTES", "TagRefused", "check_file", "check_yaml", "parse_yaml", "read_text", "read_yaml"]
+__all__ = ["MAX_BYTES", "TagRefused", "check_file", "check_yaml", "flat", "parse_yaml", "read_text", "read_yaml"]
 
 MAX_BYTES = 1_000_000
 """Length of the longest text that is read; configurations of runs have a few thousand bytes."""
@@ -103,6 +104,15 @@ def parse_yaml(text: str, name: str) -> Any:
         raise FileFormatError(f"{name}{_line(error)}: not a YAML file ({_problem(error)})") from None
     finally:
         loader.dispose()
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Values of nested dictionaries as text, with their keys joined by dots (``model.init_args.lr``)."""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from flat(part, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, str(value)
 
 
 def check_yaml(text: str, name: str) -> None:

@@ -75,6 +75,9 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         Whether to show a progress bar.
     log_dir : str or None
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
+    logger : str, Logger or list of Logger, default=None
+        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
+        or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int, RandomState or None
         Seed of weights, dropout, validation graphs and order.
 
@@ -138,6 +141,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -118,6 +118,9 @@ class MowstClassifier(ConditionalClassifier):
         Whether to show a progress bar.
     log_dir : str or None
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
+    logger : str, Logger or list of Logger, default=None
+        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
+        or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int, RandomState or None
         Seed of weights, dropout, validation split and sampled inference.
     alpha : float
@@ -236,6 +239,7 @@ class MowstClassifier(ConditionalClassifier):
         gate: Gate = "auto",
         kept: int = 5,
         own_loss: float = 0.1,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

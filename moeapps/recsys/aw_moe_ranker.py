@@ -63,7 +63,7 @@ class AWMoERanker(Ranker):
         As in :class:`MultiTaskRanker`, with the same defaults.
     patience : int, default 5
         Epochs without a better one after which training stops: per-user AUC varies more than a loss.
-    validation_fraction, accelerator, verbose, log_dir, random_state
+    validation_fraction, accelerator, verbose, log_dir, random_state, logger
         As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its users' mean AUC
         where users are known, else by its AUC.
 
@@ -105,6 +105,7 @@ class AWMoERanker(Ranker):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -79,6 +79,9 @@ class MultiTaskRanker(Ranker):
         Whether to show a progress bar.
     log_dir : str, optional
         Folder for logs and checkpoints; none are written by default.
+    logger : str, Logger or list of Logger, default=None
+        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
+        or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int, RandomState or None, default None
         Seed of weights, order, noise and validation rows.
     scenario : str, optional
@@ -152,6 +155,7 @@ class MultiTaskRanker(Ranker):
         scenario: str | None = None,
         task_weighting: Literal["fixed", "uncertainty"] = "fixed",
         gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

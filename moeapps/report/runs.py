@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.views import VIEWS, Views
-from moeapps.core.yaml_files import read_yaml
+from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better", "read_runs", "settings_of"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -22,7 +23,7 @@ CONFIG = "config.yaml"
 SEED = "seed_everything"
 """Key of the configuration in which repeated runs differ."""
 
-_SMALLER = ("loss", "error", "mae", "rmse", "seconds")
+_WHERE = ("ckpt_path", "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.accelerator", "logger")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def find_runs(paths: list[str]) -> list[Run]:
     FileFormatError
         If a file of a run is damaged.
     """
+    return _named_apart(_with_seeds_joined(read_runs(paths)))
+
+
+def read_runs(paths: list[str]) -> list[Run]:
+    """Read runs as :func:`find_runs`, each by itself."""
     runs: list[Run] = []
     for given in paths:
         path = Path(given)
@@ -115,7 +121,7 @@ def find_runs(paths: list[str]) -> list[Run]:
             early = " (a stream run writes it with its first window)" if any(path.glob("stream.safetensors")) else ""
             raise DataError(f"{path} holds no run: no {METRICS}, {RUN} or {VIEWS} in it or below{early}")
         runs += [run for run in read if run.path not in {other.path for other in runs}]
-    return _with_seeds_joined(_named_apart(runs))
+    return runs
 
 
 def _folders(path: Path) -> Iterator[Path]:
@@ -140,11 +146,26 @@ def _read(folder: Path) -> Run:
     if metrics.is_file():
         run.history = _by_epoch(_csv(metrics))
     if (folder / CONFIG).is_file():
-        run.config = dict(_flat(read_yaml(folder / CONFIG)))
+        run.config = dict(flat(read_yaml(folder / CONFIG)))
         run.facts = {**_facts(run.config), **run.facts}
     if not run.scores:
-        run.scores = list(_last_scores(run.history))
+        scores = {score.name: score for score in _last_scores(run.history)}
+        run.scores = list({**scores, **_evaluated(folder)}.values())
     return run
+
+
+def _evaluated(folder: Path) -> dict[str, Score]:
+    """Scores that ``moeapps validate`` and ``test`` have kept, the newest of each name.
+
+    Those on other data, or with other settings of the model, have these in their names.
+    """
+    scores = {}
+    for evaluation in RunResult.load(folder).evaluations:
+        settings = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in evaluation.settings.items())
+        for metric, value in evaluation.scores.items():
+            name = f"{metric} ({settings})" if settings else metric
+            scores[name] = Score(name, [value], is_smaller_better(metric))
+    return scores
 
 
 def _stream(metrics: Path, path: Path, run: Run | None = None) -> Run:
@@ -171,8 +192,7 @@ def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
     for name in chosen or [n for n in history if str(n) == "train/loss"]:
         values = history[name].dropna()
         if len(values):
-            smaller = str(name).rpartition("/")[2] in _SMALLER
-            yield Score(str(name), [float(values.iloc[-1])], smaller)
+            yield Score(str(name), [float(values.iloc[-1])], is_smaller_better(str(name)))
 
 
 def _facts(config: dict[str, str]) -> dict[str, str]:
@@ -183,16 +203,10 @@ def _facts(config: dict[str, str]) -> dict[str, str]:
     return {name: config[key] for name, key in wanted.items() if config.get(key) not in (None, "None")}
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _flat(part, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, str(value)
-
-
 def _name(folder: Path) -> str:
     folder = folder.resolve()
+    if folder.name.startswith("seed_"):  # one of several, which become one
+        return folder.parent.name
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
 
 
@@ -203,11 +217,16 @@ def _named_apart(runs: list[Run]) -> list[Run]:
     return runs
 
 
+def settings_of(run: Run) -> dict[str, str]:
+    """Settings that tell a run from others: all but the seed, and where and how it was made."""
+    return {key: value for key, value in run.config.items() if key != SEED and not key.startswith(_WHERE)}
+
+
 def _with_seeds_joined(runs: list[Run]) -> list[Run]:
     """Runs that differ only in their seed become one, with a score per seed and the curves of the first."""
     joined: dict[Any, Run] = {}
     for run in runs:
-        key = tuple(sorted((k, v) for k, v in run.config.items() if k != SEED)) or id(run)
+        key = tuple(sorted(settings_of(run).items())) or id(run)
         first = joined.setdefault(key, run)
         if first is run:
             continue

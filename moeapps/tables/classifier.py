@@ -117,6 +117,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Whether to show a progress bar.
     log_dir : str, optional
         Where to log and write checkpoints; nowhere when None.
+    logger : str, Logger or list of Logger, default=None
+        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
+        or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int or RandomState, optional
         Seed of everything.
 
@@ -195,6 +198,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -82,6 +82,7 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -121,6 +121,9 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         Whether to show a progress bar.
     log_dir : str, optional
         Folder for logs and checkpoints; nothing is written when None.
+    logger : str, Logger or list of Logger, default=None
+        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
+        or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int, RandomState or None, default None
         Seed of the split, the weights and the order of images.
 
@@ -196,6 +199,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         verbose: bool = False,
         log_dir: str | None = None,
         random_state: Any = None,
+        logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -128,7 +128,7 @@ def test_a_file_cannot_ask_for_memory(tmp_path):
     """A layer of a billion experts is refused before it is made."""
     path = tmp_path / "a.safetensors"
     grown, _ = moeify(timm_vit(), num_experts=4)
-    from moeapps.core import saving
+    from moeapps.core import saved_file
     from moeapps.core.growth.saved import MoEified, describe_layers
 
     layers = describe_layers(grown)
@@ -141,7 +141,7 @@ def test_a_file_cannot_ask_for_memory(tmp_path):
         "state": {"layers": layers, "frozen": []}, "versions": {},
     }  # fmt: skip
     assert cls is not MoEified
-    saving._write(path, json.loads(json.dumps(document)), grown.state_dict())
+    saved_file.write_document(path, json.loads(json.dumps(document)), grown.state_dict())
     with pytest.raises(FileFormatError, match="ask for a tensor of"):
         load_moeified(path, timm_vit())
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import moeapps
 from moeapps import registry
-from moeapps.core import saving
+from moeapps.core import saved_file
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.labels import labels_from_json, labels_to_json
 from moeapps.core.saving import SavableModule, load
@@ -48,8 +48,8 @@ def rewrite(path: Path, change) -> None:
     header["__metadata__"] = {"moeapps": changed, "sha256": "0" * 64}
     new = json.dumps(header, separators=(",", ":")).encode()
     body = bytearray(struct.pack("<Q", len(new)) + new + content[8 + size :])
-    start, end = saving._digest_span(body)
-    body[start:end] = saving.hashlib.sha256(body).hexdigest().encode()
+    start, end = saved_file.digest_span(body)
+    body[start:end] = saved_file.hashlib.sha256(body).hexdigest().encode()
     path.write_bytes(body)
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_the_old_model(saved):
 
 def test_what_could_not_be_read_again_is_not_written(saved, monkeypatch):
     before = saved.read_bytes()
-    monkeypatch.setattr(saving, "_MAX_HEADER", 100)
+    monkeypatch.setattr(saved_file, "_MAX_HEADER", 100)
     with pytest.raises(ConfigError, match="bytes of names and texts besides its arrays, at most 100 are possible"):
         Mowst(4, 3, hidden_channels=8).save(saved)
     assert saved.read_bytes() == before

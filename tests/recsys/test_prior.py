@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import moeapps
-from moeapps.core import saving
+from moeapps.core import saved_file
 from moeapps.core.errors import DataError
 from moeapps.core.module import DEFAULTS_ENTRY
 from moeapps.recsys import AWMoE, AWMoERanker, RankingData, RankingModule, add_history, gauc, implicit_feedback
@@ -103,11 +103,11 @@ def test_a_file_of_0_1_has_neither_prior_nor_normalised_gate(model, tmp_path):
     frame = taste(300)
     ranker = AWMoERanker(model, max_epochs=1, random_state=0, accelerator="cpu", **as_0_1()).fit(frame, "liked")
     ranker.save(tmp_path / "new.safetensors")
-    document, tensors = saving._read(tmp_path / "new.safetensors")
+    document, tensors = saved_file.read_document(tmp_path / "new.safetensors")
     del document["defaults"]  # 0.1 wrote none of these
     for name in ("gate", "label_prior", "item_similarity"):
         del document["arguments"][name]
-    saving._write(tmp_path / "old.safetensors", document, tensors)
+    saved_file.write_document(tmp_path / "old.safetensors", document, tensors)
     loaded = moeapps.load(tmp_path / "old.safetensors")
     pd.testing.assert_frame_equal(loaded.predict_proba(frame), ranker.predict_proba(frame))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch, Tags, check_random_state, get_tags
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
+from moeapps.core.card import record_of
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
@@ -115,6 +116,7 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         """
         with self._all_or_nothing() as fitted:
             fitted._fit(X, y, sample_weight)
+            fitted._training_record = record_of(len(y))
         return self
 
     @contextmanager

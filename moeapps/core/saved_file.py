@@ -1,0 +1,180 @@
+"""The file of a saved model: one JSON document and the tensors, in safetensors, with a checksum of every bit.
+
+The header of a safetensors file may carry text. Ours carries one JSON document (class, constructor arguments, fitted
+state, versions) and the SHA-256 of the whole file (computed with zeros where the digest itself stands). No number of a
+file is trusted before it was compared with the file's size.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+import moeapps
+from moeapps import registry
+from moeapps.core.card import is_training_record
+from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.files import atomic_write
+
+__all__ = ["FORMAT", "digest_span", "read_document", "write_document"]
+
+FORMAT = 1
+"""Number of the file format; a file with a larger one was written by a newer moeapps."""
+
+_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_MAX_HEADER = 100_000_000  # as safetensors
+_MAX_CONTAINERS = 5_000_000
+"""Largest number of lists and objects in a document: a pair of brackets is two bytes of a file and 56 of memory."""
+
+
+def write_document(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a document and tensors, atomically; equal ones make equal files, byte for byte.
+
+    Parameters
+    ----------
+    path : str or path
+        Where to.
+    document : dict
+        JSON values.
+    tensors : dict of str to Tensor
+        Tensors by name.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; the old file is then unchanged.
+    ConfigError
+        If names and texts are longer than a file may have; the old file is then unchanged.
+    """
+    # a copy of each: a parameter that two layers share is written under both names
+    copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    body = memoryview(save_safetensors(copies))
+    size = int.from_bytes(body[:8], "little")
+    # safetensors writes the entries of the metadata in the order of a hash table, which differs from run to run
+    metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
+    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(body[8 : 8 + size]))}, separators=(",", ":"))
+    start = header.encode()
+    start += b" " * (-len(start) % 8)  # the data stay aligned
+    if len(start) > _MAX_HEADER:  # which nobody could read again
+        raise ConfigError(
+            f"{path} would have {len(start):,} bytes of names and texts besides its arrays, at most {_MAX_HEADER:,} "
+            "are possible: keep fewer categories, names, or events that wait for their label"
+        )
+    head = bytearray(len(start).to_bytes(8, "little") + start)
+    first, last = digest_span(head)
+    digest = hashlib.sha256(head)
+    digest.update(body[8 + size :])
+    head[first:last] = digest.hexdigest().encode()
+    with atomic_write(path) as file:
+        file.write(head)
+        file.write(body[8 + size :])
+
+
+def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`write_document` wrote, or safetensors with the same two entries.
+
+    Needs at most twice the size of the file in memory.
+
+    Raises
+    ------
+    FileFormatError
+        If it is damaged, incomplete, or not such a file.
+    """
+    size = file.stat().st_size
+    damaged = f"{file} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
+    with open(file, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little") if size >= 8 else 0
+        if not 2 <= header_size <= min(_MAX_HEADER, size - 8):  # before a byte of it is read: a file may be huge
+            raise FileFormatError(f"{damaged}: its header should be {header_size} bytes long")
+        stream.seek(0)
+        content = stream.read(size)
+    try:
+        start, end = digest_span(content)
+    except ValueError:
+        raise FileFormatError(f"{damaged}: it has no checksum") from None
+    whole = memoryview(content)
+    digest = hashlib.sha256(whole[:start])
+    digest.update(b"0" * 64)
+    digest.update(whole[end:])
+    if digest.hexdigest().encode() != whole[start:end]:
+        raise FileFormatError(f"{damaged}: its SHA-256 does not match its content")
+    try:
+        header = _parse(content[8 : 8 + header_size].decode())
+        document = _parse(header["__metadata__"]["moeapps"])
+        tensors = load_safetensors(content)
+    except (KeyError, TypeError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
+        raise FileFormatError(f"{damaged}: {error}") from None
+    return _checked(document, file), tensors
+
+
+def digest_span(content: bytes | bytearray) -> tuple[int, int]:
+    """Where the digest stands in the content of a file.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    header_size = int.from_bytes(content[:8], "little")
+    found = _DIGEST.search(content, 8, 8 + header_size)
+    if found is None:
+        raise ValueError("no digest")
+    return found.span(1)
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no infinity.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, or one of these.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key occurs twice in its JSON")
+        return result
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):  # NaN, Infinity, and 1e999
+            raise ValueError(f"its JSON holds {number[:40]}")
+        return value
+
+    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+        raise ValueError("its JSON has too many lists and objects")
+    return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+
+
+def _checked(document: Any, file: Path) -> dict[str, Any]:
+    number = document.get("format") if isinstance(document, dict) else None
+    if not isinstance(number, int):
+        raise FileFormatError(f"{file} has no format number: not a model saved by moeapps")
+    if number > FORMAT:
+        versions = document.get("versions")
+        version = versions.get("moeapps", "unknown") if isinstance(versions, dict) else "unknown"
+        raise FileFormatError(
+            f"{file} has format {number} (moeapps {version}); moeapps {moeapps.__version__} reads up to format "
+            f"{FORMAT}. Upgrade moeapps to load it"
+        )
+    if number < 1:
+        raise FileFormatError(f"{file} has format {number}, which never existed")
+    kinds: dict[str, type] = {"class": str, "arguments": dict, "state": dict, "versions": dict}
+    for key, kind in kinds.items():
+        if not isinstance(document.get(key), kind):
+            raise FileFormatError(f"{file} is not a model saved by moeapps: {key!r} is missing or malformed")
+    if not is_training_record(document.get("trained_on")):
+        raise FileFormatError(f"{file} is not a model saved by moeapps: 'trained_on' is malformed")
+    if not registry.are_parts(document.get("parts", [])):
+        raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
+    return document
