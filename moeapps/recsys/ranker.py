@@ -46,6 +46,7 @@ class Ranker(RecommendMixin, LightningEstimator):
     schema: Schema | None
     column_types: Mapping[str, ColumnKind] | None
     missing_values: Literal["auto"] | Sequence[str]
+    ignore_columns: Sequence[str] | None
     embedding_dim: int
     batch_size: int
     validation_fraction: float
@@ -85,6 +86,7 @@ class Ranker(RecommendMixin, LightningEstimator):
         check_sizes(embedding_dim=self.embedding_dim)
         if self.schema is not None and not isinstance(self.schema, Schema):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
+        ignored = list(dict.fromkeys([*ignored, *(self.ignore_columns or ())]))
         seed = self._seed()  # one seed for validation rows, weights, order and noise
         if isinstance(frame, ImplicitFeedback):
             data: Any = self._implicit_data(frame, targets, ignored, validation, seed)
@@ -139,7 +141,10 @@ class Ranker(RecommendMixin, LightningEstimator):
         if list(targets) not in ([], [INTERACTION]):
             raise ConfigError(f"the target of implicit feedback is {INTERACTION!r}, got targets={list(targets)}")
         if ignored:
-            raise ConfigError("ignored has no effect on implicit feedback, which has the columns of users and items")
+            raise ConfigError(
+                "ignored and ignore_columns have no effect on implicit feedback, which has the columns of users and "
+                "items"
+            )
         if validation is not None and not isinstance(validation, ImplicitFeedback):
             raise ConfigError("validation must be ImplicitFeedback too: a part of leave_last_out() or time_split()")
         return ImplicitData(feedback, validation, **self._reading(seed))
@@ -219,12 +224,16 @@ class Ranker(RecommendMixin, LightningEstimator):
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is: a row per column, with its kind (number, category, id, time, list) and why.
+        """What each column is: a row per column, with its kind (number, category, time, list; id: not used) and why.
 
         Also how many categories it has, how many cells were missing in training, and which texts meant that.
         """
         check_is_fitted(self, "model_")
         return self.encoder_.summary()
+
+    def unused_columns(self) -> list[str]:
+        """Ids and ignored columns: ``predict`` takes frames with and without them."""
+        return list(self.encoder_.schema.ignored)
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table and what they are, for :func:`moeapps.core.predict_file`."""
@@ -326,7 +335,7 @@ class Ranker(RecommendMixin, LightningEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        added = {"column_types": None, "missing_values": "auto", "sparse_optimizer": "adagrad"}
+        added = {"column_types": None, "missing_values": "auto", "ignore_columns": None, "sparse_optimizer": "adagrad"}
         super().__setstate__({**added, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -338,6 +347,8 @@ class Ranker(RecommendMixin, LightningEstimator):
             arguments["column_types"] = dict(arguments["column_types"])
         if not isinstance(arguments["missing_values"], str):
             arguments["missing_values"] = list(arguments["missing_values"])
+        if arguments["ignore_columns"] is not None:
+            arguments["ignore_columns"] = list(arguments["ignore_columns"])
         return arguments
 
     @classmethod

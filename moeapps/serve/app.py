@@ -91,7 +91,7 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
             content, names = body.model_dump(by_alias=True), split_names(keep)
             if names and "rows" not in content:
                 raise Refusal(422, "invalid_request", "keep: only rows of tables and streams have fields to keep")
-            kept = take_kept(content.get("rows", []), names, columns)
+            kept = take_kept(content.get("rows", []), names, columns, description.get("unused", ()))
             predictions = await server.submit("predict", content, rows_of(content), _size(request))
             return Json({"predictions": add_kept(predictions, kept)})
 

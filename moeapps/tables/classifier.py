@@ -109,6 +109,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         of "number", "category", "id", "time".
     missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
+    ignore_columns : list of names or positions, optional
+        Columns that are not used. Ids (a different value in nearly every row) are not used either, with a warning,
+        unless ``column_types`` says what they are. A frame to predict may have these columns or not.
     dtype : "auto", "float32" or "float64", default="auto"
         Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
     accelerator : str, default="auto"
@@ -190,6 +193,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[Any] | None = None,
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,

@@ -32,6 +32,7 @@ from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.ids import with_unused
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.data import TableDataModule, refuse_holes
 from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, batch_rows, check_automatic, route_column
@@ -69,6 +70,7 @@ class TabularEstimator(LightningEstimator):
     categorical_features: Literal["auto"] | Sequence[Any] | None
     column_types: Mapping[str, ColumnKind] | None
     missing_values: Literal["auto"] | Sequence[str]
+    ignore_columns: Sequence[Any] | None
     dtype: Literal["auto", "float32", "float64"]
     router: str
     router_args: Mapping[str, Any] | None
@@ -168,6 +170,7 @@ class TabularEstimator(LightningEstimator):
             self.column_types,
             self.missing_values,
             self.scaling,
+            self.ignore_columns,
         )
         self.auto_ = automatic(len(y))
         seed = self._seed()
@@ -260,6 +263,8 @@ class TabularEstimator(LightningEstimator):
             refuse_holes(array)
             return array
         X = as_frame(X, "X")
+        if not reset and hasattr(self, "feature_names_in_"):
+            X = with_unused(X, list(self.feature_names_in_), self.encoder_.unused)
         validate_data(self, X, reset=reset, skip_check_array=True)
         if X.shape[1] == 0:
             raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
@@ -282,13 +287,17 @@ class TabularEstimator(LightningEstimator):
             raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
         return self.encoder_.column_kinds()
 
+    def unused_columns(self) -> list[str]:
+        """Ids and ignored columns: ``predict`` takes frames with and without them."""
+        return self.encoder_.unused_names()
+
     def missing_texts(self) -> frozenset[str]:
         """Texts that mean a missing value in a table's cells."""
         return frozenset(self.encoder_.missing_values)
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is: a row per column, with its kind (number, category, id, time) and why.
+        """What each column is: a row per column, with its kind (number, category, time; id, ignored: not used) and why.
 
         Also how many categories it has, how many cells were missing in training, and which texts meant that.
         """
@@ -449,7 +458,14 @@ class TabularEstimator(LightningEstimator):
             state = {**state, "encoder_": state["columns_"]}
             del state["columns_"]
         later = {"route_by": None, "balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
-        defaults = {"column_types": None, "missing_values": "auto", **later, **self._before(), "auto_": {}}
+        defaults = {
+            "column_types": None,
+            "missing_values": "auto",
+            "ignore_columns": None,
+            **later,
+            **self._before(),
+            "auto_": {},
+        }
         super().__setstate__({**defaults, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -464,6 +480,10 @@ class TabularEstimator(LightningEstimator):
         arguments["column_types"] = None if self.column_types is None else dict(self.column_types)
         if not isinstance(self.missing_values, str):
             arguments["missing_values"] = list(self.missing_values)
+        if arguments["ignore_columns"] is not None:
+            arguments["ignore_columns"] = [
+                int(c) if isinstance(c, np.integer) else c for c in self.ignore_columns or ()
+            ]
         return arguments
 
     def saved_state(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[Any] | None = None,
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,
