@@ -15,6 +15,7 @@ from moeapps.core.tabledata.evidence import infer_columns
 from moeapps.core.tabledata.ids import find_ids, ignored_columns
 from moeapps.core.tabledata.kinds import UNUSED, Column, ColumnKind, check_column_types, columns_frame
 from moeapps.core.tabledata.numbers import TIME_PARTS, time_parts, to_days, to_numbers
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
 from moeapps.core.tabledata.vocabulary import (
     Vocabulary,
@@ -70,6 +71,8 @@ class ColumnEncoder:
         the part of training rows whose category occurs once).
     missing_values : list of str
         Texts that mean a missing value.
+    profiles : list of ColumnProfile
+        How the columns that are used were distributed; none in files of older versions.
     """
 
     names: list[str]
@@ -86,6 +89,7 @@ class ColumnEncoder:
     fill_codes: list[int | None]
     new_rates: list[float]
     missing_values: list[str]
+    profiles: list[ColumnProfile]
 
     def __init__(self) -> None:
         self._vocabularies: dict[int, Vocabulary] = {}
@@ -163,6 +167,7 @@ class ColumnEncoder:
         self.categorical = [i for i, column in enumerate(self.columns) if column.kind == "category"]
         self.times = [i for i, column in enumerate(self.columns) if column.kind == "time"]
         self.numeric = [i for i, column in enumerate(self.columns) if column.kind == "number"]
+        self.profiles = []
         self._fit_categories(X, missing)
         self._fit_numbers(X, sample_weight, num_bins, scaling)
         return self
@@ -177,6 +182,16 @@ class ColumnEncoder:
             self.categories.append(values)
             rows = max(sum(counts.values()), 1)
             self.new_rates.append(sum(number == 1 for number in counts.values()) / rows)
+            self.profiles.append(
+                ColumnProfile(
+                    self.names[i],
+                    "category",
+                    len(cells),
+                    len(cells) - sum(counts.values()),
+                    counts=tuple(counts.values()),
+                    values=tuple(values),
+                )
+            )
             most = max(range(len(values)), key=lambda code: counts[values[code]]) if values else 0
             self.fill_codes.append(None if any_missing or not values else FIRST + most)
 
@@ -186,7 +201,10 @@ class ColumnEncoder:
         numbers = self._numbers(X)
         bins = max(2, min(num_bins, 4096 // max(numbers.shape[1], 1)))
         self.mean, self.scale, self.edges, self.fill = [], [], [], []
-        for column in numbers.T:
+        for position, column in enumerate(numbers.T):
+            if not self._is_part_of_time(position):
+                kind: ColumnKind = "number" if position < len(self.numeric) else "time"
+                self.profiles.append(ColumnProfile.of_numbers(self._number_name(position), kind, column))
             known = ~np.isnan(column)
             mean, scale = (_quartiles if scaling == "robust" else _moments)(column[known], sample_weight[known])
             self.mean.append(mean)
@@ -219,7 +237,7 @@ class ColumnEncoder:
             gone = np.isnan(numbers[:, position])
             if value is not None and gone.any():
                 numbers[gone, position] = value
-                if position < len(self.numeric) or (position - len(self.numeric)) % len(TIME_PARTS) == 0:
+                if not self._is_part_of_time(position):
                     filled.append(f"{int(gone.sum())} of {self._number_name(position)!r} by {value:.6g}")
         warn_of_imputed(filled, "median")
         return numbers, codes
@@ -243,10 +261,31 @@ class ColumnEncoder:
             columns = [Column(name, kind, "saved by moeapps 0.1") for name, kind in self.column_kinds().items()]
         return columns_frame(columns, sizes)
 
+    def profile(self) -> list[ColumnProfile]:
+        """What the columns that are used were like in training; of an older file, what it says of them."""
+        if self.profiles:
+            known = {profile.name: profile for profile in self.profiles}
+            return [known[name] for name in self.column_kinds()]
+        seen = {column.name: (column.rows, column.missing) for column in self.columns}
+        found: dict[str, ColumnProfile] = {}
+        for i, values in zip(self.categorical, self.categories, strict=True):
+            rows, missing = seen.get(self.names[i], (0, 0))
+            found[self.names[i]] = ColumnProfile(self.names[i], "category", rows, missing, values=tuple(values))
+        for position, edges in enumerate(self.edges):
+            if self._is_part_of_time(position):
+                continue
+            name = self._number_name(position)
+            low, high = (edges[0], edges[-1]) if edges else (None, None)
+            rows, missing = seen.get(name, (0, 0))
+            kind: ColumnKind = "number" if position < len(self.numeric) else "time"
+            found[name] = ColumnProfile(name, kind, rows, missing, low=low, high=high)
+        return [found[name] for name in self.column_kinds()]
+
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
         learned = {name: value for name, value in sorted(vars(self).items()) if not name.startswith("_")}
-        return {**learned, "columns": [column.to_json() for column in self.columns]}
+        profiles = [profile.to_json() for profile in self.profiles]
+        return {**learned, "columns": [column.to_json() for column in self.columns], "profiles": profiles}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -267,11 +306,17 @@ class ColumnEncoder:
             "missing_values": sorted(MISSING_VALUES),
             **state,
             "columns": [Column.from_json(column) for column in state.get("columns", [])],
+            "profiles": [],
         }
         check_fields(cls, fields)
         encoder = cls()
         vars(encoder).update({name: fields[name] for name in cls.__annotations__})
         encoder._check()
+        values = {encoder.names[i]: known for i, known in zip(encoder.categorical, encoder.categories, strict=True)}
+        saved = state.get("profiles", [])
+        encoder.profiles = [ColumnProfile.from_json(entry, values.get(entry.get("name"), ())) for entry in saved]
+        if saved and {profile.name for profile in encoder.profiles} != set(encoder.column_kinds()):
+            raise FileFormatError("the profile of its columns is one of other columns")
         return encoder
 
     def _check(self) -> None:
@@ -294,7 +339,7 @@ class ColumnEncoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, also one of 0.1."""
-        now = {"_vocabularies": {}, "unused": [], **state}
+        now = {"_vocabularies": {}, "unused": [], "profiles": [], **state}
         vars(self).update(now if "fill" in state else vars(type(self).from_state(state)))
 
     def _vocabulary(self, position: int) -> Vocabulary:
@@ -333,6 +378,10 @@ class ColumnEncoder:
                 "moeapps.recsys, which learns sequences"
             )
         return column
+
+    def _is_part_of_time(self, position: int) -> bool:
+        """Whether a number is one of a time's, but not its first, the days."""
+        return position >= len(self.numeric) and (position - len(self.numeric)) % len(TIME_PARTS) != 0
 
     def _number_name(self, position: int) -> str:
         if position < len(self.numeric):

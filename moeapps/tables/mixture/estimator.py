@@ -16,8 +16,10 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.tabledata.checking import CheckMixin
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind, columns_frame
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
 from moeapps.tables.mixture.columns import UnusedColumns
 from moeapps.tables.mixture.costs import check_costs, given_costs, measure_costs
@@ -43,7 +45,7 @@ GATE_CATEGORIES = 16
 Task = Literal["classification", "regression"]
 
 
-class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
+class MixtureEstimator(CheckMixin, MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
     """Base of :class:`MixtureClassifier` and :class:`MixtureRegressor`, each of which declares its own constructor."""
 
     task: Task
@@ -350,6 +352,10 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         # prefit experts read ids, too
         kinds: dict[str, ColumnKind] = dict.fromkeys(encoder.names, "category")
         return {**kinds, **encoder.column_kinds()}
+
+    def _profiles(self) -> list[ColumnProfile]:
+        check_is_fitted(self, "gate_features_")
+        return self.gate_features_.encoder_.profile()
 
     def unused_columns(self) -> list[str]:
         """Ids and ignored columns: ``predict`` takes frames with and without them."""
