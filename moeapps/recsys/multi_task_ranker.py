@@ -205,7 +205,7 @@ class MultiTaskRanker(Ranker):
         slices: Mapping[str, ArrayLike] | None = None,
         scenario: str | Literal[False] | None = None,
     ) -> pd.DataFrame:
-        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of the binary targets, also per scenario.
+        """AUC, log loss, calibration, GAUC, NDCG@10 of binary targets, R2 and MAE of others, also per scenario.
 
         Parameters
         ----------

@@ -18,6 +18,7 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
+from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
@@ -26,7 +27,7 @@ from moeapps.recsys.data import EVALUATION_ROWS, RankingData
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
-from moeapps.recsys.metrics import task_table
+from moeapps.recsys.metrics import number_table, task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.recommender import RecommendMixin
@@ -231,6 +232,11 @@ class Ranker(RecommendMixin, LightningEstimator):
         check_is_fitted(self, "model_")
         return self.encoder_.summary()
 
+    def output_columns(self) -> dict[str, str]:
+        """Names of the columns that a file or an answer has of binary targets: a probability is not called a label."""
+        binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
+        return dict(zip(binary, probability_columns(binary), strict=True))
+
     def unused_columns(self) -> list[str]:
         """Ids and ignored columns: ``predict`` takes frames with and without them."""
         return list(self.encoder_.schema.ignored)
@@ -263,7 +269,7 @@ class Ranker(RecommendMixin, LightningEstimator):
     def evaluate(
         self, frame: pd.DataFrame, group: ArrayLike | None = None, slices: Mapping[str, ArrayLike] | None = None
     ) -> pd.DataFrame:
-        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of the binary targets.
+        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of binary targets, R2 and MAE of the others.
 
         Parameters
         ----------
@@ -277,13 +283,19 @@ class Ranker(RecommendMixin, LightningEstimator):
         Returns
         -------
         DataFrame
-            One row per task and slice; see :func:`~moeapps.recsys.task_table`.
+            One row per task and slice; see :func:`~moeapps.recsys.task_table` and, of targets that are numbers,
+            :func:`~moeapps.recsys.metrics.number_table`. What a task does not have is NaN.
         """
         frame = as_frame(frame)
-        probability = self.predict_proba(frame)
-        binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
-        truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names)
-        return task_table(truth[binary], probability[binary].reset_index(drop=True), group, slices)
+        predicted = self.predict_proba(frame).reset_index(drop=True)
+        binary = list(self.output_columns())
+        numbers = [name for name in self.targets_.names if name not in binary]
+        truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names, dtype=np.float64)
+        for t, name in enumerate(self.targets_.names):
+            truth[name] = truth[name] * self.targets_.scale[t] + self.targets_.mean[t]
+        tables = [task_table(truth[binary], predicted[binary], group, slices)] if binary else []
+        tables += [number_table(truth[numbers], predicted[numbers], slices)] if numbers else []
+        return pd.concat(tables, ignore_index=True)
 
     def rank(
         self,

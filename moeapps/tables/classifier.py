@@ -14,6 +14,7 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.labels import UNKNOWN, class_labels, classes_from_json, encode, labels_to_json
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
+from moeapps.tables.targets import refuse_several_labels
 
 __all__ = ["MoEClassifier"]
 
@@ -233,6 +234,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     _announced: np.ndarray | None = None
 
     def _check_target(self, y: Any) -> NDArray[Any]:
+        refuse_several_labels(y, self)
         return class_labels(y)
 
     def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.numbers import to_numbers
 
-__all__ = ["NumericTarget", "has_outliers", "robust_scale"]
+__all__ = ["NumericTarget", "has_outliers", "refuse_several_labels", "robust_scale"]
 
 EXTREME, FEW, WIDER, TAILS = 0.01, 20, 1.5, 2.0
 """Part of the rows that may be outliers (at least one); rows needed to say so; what outliers do to the standard
@@ -23,6 +23,23 @@ _NORMAL = 1.349
 
 _LARGEST, _SMALLEST = 1e150, 1e-150
 """Targets, and their standard deviations, whose squares fit into float64."""
+
+
+def refuse_several_labels(y: Any, estimator: object) -> None:
+    """Refuse several targets of classes, naming what learns them.
+
+    Raises
+    ------
+    DataError
+        If y has more than one column.
+    """
+    shape = getattr(y, "shape", ())
+    if len(shape) == 2 and shape[1] > 1:
+        raise DataError(
+            f"y has {shape[1]} targets, and {type(estimator).__name__} learns one: y should be a 1d array. "
+            "moeapps.MultiTaskRanker learns several targets of one table: MultiTaskRanker().fit(frame, "
+            "targets=['churned', 'bought']), where the frame has them as columns"
+        )
 
 
 class NumericTarget:

@@ -14,6 +14,7 @@ from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, probability_floor
 from moeapps.tables.mixture.estimator import MixtureEstimator
 from moeapps.tables.mixture.experts import Named
+from moeapps.tables.targets import refuse_several_labels
 
 __all__ = ["MixtureClassifier"]
 
@@ -145,6 +146,7 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         store_arguments(self, locals())
 
     def _check_target(self, y: Any) -> NDArray[Any]:
+        refuse_several_labels(y, self)
         return class_labels(y)
 
     def _learn_answers(self, y: NDArray[Any], weight: NDArray[np.float64], named: Named) -> None:

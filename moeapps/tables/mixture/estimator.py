@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch, Tags, check_random_state, get_tags
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
+from moeapps.core.arguments import NamedArguments
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
@@ -45,7 +46,7 @@ GATE_CATEGORIES = 16
 Task = Literal["classification", "regression"]
 
 
-class MixtureEstimator(CheckMixin, MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
+class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
     """Base of :class:`MixtureClassifier` and :class:`MixtureRegressor`, each of which declares its own constructor."""
 
     task: Task
