@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,8 +20,11 @@ from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.labels import probability_columns
+from moeapps.core.tabledata.checking import CheckMixin
+from moeapps.core.tabledata.drift import DataCheck
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.data import EVALUATION_ROWS, RankingData
@@ -40,7 +44,7 @@ CATALOGUE = "catalogue."
 """How the names of the catalogue's arrays begin in a saved file."""
 
 
-class Ranker(RecommendMixin, LightningEstimator):
+class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
     """Schema, encoder, targets, training, prediction and saving of both rankers."""
 
     model: str
@@ -232,6 +236,10 @@ class Ranker(RecommendMixin, LightningEstimator):
         check_is_fitted(self, "model_")
         return self.encoder_.summary()
 
+    def _profiles(self) -> list[ColumnProfile]:
+        check_is_fitted(self, "model_")
+        return self.encoder_.profile()
+
     def output_columns(self) -> dict[str, str]:
         """Names of the columns that a file or an answer has of binary targets: a probability is not called a label."""
         binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
@@ -240,6 +248,18 @@ class Ranker(RecommendMixin, LightningEstimator):
     def unused_columns(self) -> list[str]:
         """Ids and ignored columns: ``predict`` takes frames with and without them."""
         return list(self.encoder_.schema.ignored)
+
+    def check(self, X: Table) -> DataCheck:
+        """Compare rows with those of training; see :meth:`~moeapps.MoEClassifier.check`. Lists are not compared.
+
+        Parameters
+        ----------
+        X : DataFrame or path
+            Rows. They may have the targets and lists.
+        """
+        found = super().check(X)
+        known = {*self.targets_.names, *(sequence.name for sequence in self.encoder_.schema.sequences)}
+        return replace(found, extra=tuple(name for name in found.extra if name not in known))
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table and what they are, for :func:`moeapps.core.predict_file`."""
