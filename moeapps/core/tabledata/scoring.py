@@ -55,8 +55,8 @@ def predict_file(
     """Predict the rows of a file of any size into another file, in memory that does not grow with it.
 
     A classifier gives ``prediction`` and ``probability_<class>``, a regressor ``prediction``, a ranker
-    ``probability_<target>`` of binary targets and the others' predictions by their names. Columns that the model does not
-    know are not read.
+    ``probability_<target>`` of binary targets and the others' predictions by their names. Columns that the model does
+    not know are not read.
 
     Parameters
     ----------
