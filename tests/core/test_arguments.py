@@ -9,7 +9,9 @@ from moeapps import MixtureClassifier, MoEClassifier, MultiTaskRanker
 
 
 def test_a_misspelled_argument_is_answered_with_the_right_one():
-    with pytest.raises(TypeError, match=r"MoEClassifier\(\) has no argument 'num_expert': did you mean 'num_experts'\?"):
+    with pytest.raises(
+        TypeError, match=r"MoEClassifier\(\) has no argument 'num_expert': did you mean 'num_experts'\?"
+    ):
         MoEClassifier(num_expert=4)
     with pytest.raises(TypeError, match="'max_epoch': did you mean 'max_epochs'"):
         MultiTaskRanker(max_epoch=4)

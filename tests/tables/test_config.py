@@ -61,5 +61,11 @@ def test_settings_reach_the_network_and_the_module():
     assert (block.dim, block.num_experts, block.router.p, block.z_weight) == (8, 3, 0.5, 0.5)
     module = TabularModule(network, "regression", 0.1, 0.2, "constant")
     given = {"task": "regression", "lr": 0.1, "weight_decay": 0.2, "schedule": "constant"}
-    defaults = {"warmup": 0.0, "final_lr": 0.1, "beta2": 0.999, "label_smoothing": 0.0}  # those of 0.1
+    defaults = {
+        "warmup": 0.0,
+        "final_lr": 0.1,
+        "beta2": 0.999,
+        "label_smoothing": 0.0,
+        "loss": "squared",
+    }  # those of 0.1
     assert dict(module.hparams) == given | defaults

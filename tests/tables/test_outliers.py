@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_friedman1
 
+import moeapps
 from moeapps import MoERegressor
 from moeapps.core.errors import ConfigError
 from moeapps.tables.targets import has_outliers
@@ -47,8 +48,6 @@ def test_the_loss_of_auto_is_not_led_astray_by_outliers(tmp_path):
     error, other = (np.median(np.abs(found.predict(X) - y)) for found in (model, squared))
     assert error < 0.6 * other
     model.save(tmp_path / "m.safetensors")
-    import moeapps
-
     loaded = moeapps.load(tmp_path / "m.safetensors")
     assert loaded.loss_ == "huber"
     np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
