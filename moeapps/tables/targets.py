@@ -33,7 +33,7 @@ def refuse_several_labels(y: Any, estimator: object) -> None:
     DataError
         If y has more than one column.
     """
-    shape = getattr(y, "shape", ())
+    shape: tuple[int, ...] = getattr(y, "shape", ())
     if len(shape) == 2 and shape[1] > 1:
         raise DataError(
             f"y has {shape[1]} targets, and {type(estimator).__name__} learns one: y should be a 1d array. "

@@ -14,8 +14,8 @@ body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:72rem;padding:1.
 h1{font-size:1.4rem;margin:0 0 .3rem}p{margin:.4rem 0}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child,th:nth-child(2),td:nth-child(2),th:nth-child(3),td:nth-child(3){text-align:left}
-td:last-child,th:last-child{text-align:left;white-space:normal;min-width:14rem}
+th{white-space:normal;vertical-align:bottom}th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}
+td:nth-child(3){white-space:normal;min-width:9rem}
 .v{border-radius:.3rem;padding:.05rem .45rem;font-weight:600}
 .ok{background:#e3f1e5;color:#1d5a2a}.unknown{background:#eee;color:#444}.shift{background:#fdf0cf;color:#6b4a00}
 .drift,.unreadable,.absent{background:#fbdfdc;color:#8a1c12}
@@ -24,15 +24,15 @@ small{color:#555}dt{font-weight:600;margin-top:.5rem}dd{margin:0}
 """
 
 _HEADS = {
-    "kind": "kind",
     "verdict": "verdict",
+    "why": "why",
+    "kind": "kind",
     "psi": "PSI",
     "psi_noise": "PSI by chance",
     "missing_training": "missing in training",
     "missing_now": "missing now",
     "unseen": "unseen categories",
     "outside": "outside the range",
-    "why": "why",
 }
 
 _NOTES = {
