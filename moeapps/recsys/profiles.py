@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.core.tabledata.profile import ColumnProfile
+from moeapps.core.tabledata.vocabulary import Vocabulary
 from moeapps.recsys.schema import Schema
 
 __all__ = ["category_profiles", "number_profiles", "unknown_profiles"]
@@ -31,11 +32,18 @@ def category_profiles(
     seen: Mapping[str, Counter[Any]], values: Mapping[str, list[Any]], schema: Schema, rows: int
 ) -> list[ColumnProfile]:
     """Profiles of sparse columns whose categories are known, not hashed."""
-    counts = {f.name: tuple(seen[f.name].values()) for f in schema.sparse if f.name in seen}
-    return [
-        ColumnProfile(name, "category", rows, rows - sum(found), counts=found, values=tuple(values[name]))
-        for name, found in counts.items()
-    ]
+    profiles = []
+    for name in (feature.name for feature in schema.sparse if feature.name in seen):
+        known = Vocabulary(values[name], frozenset(), name)  # which may have settled that two texts are one category
+        counts = [0] * len(values[name])
+        for value, number in seen[name].items():
+            if (code := known.code(value)) >= 0:
+                counts[code] += int(number)
+        missing = rows - sum(counts)
+        profiles.append(
+            ColumnProfile(name, "category", rows, missing, counts=tuple(counts), values=tuple(values[name]))
+        )
+    return profiles
 
 
 def unknown_profiles(schema: Schema, values: Mapping[str, list[Any]]) -> list[ColumnProfile]:
