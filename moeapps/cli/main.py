@@ -11,7 +11,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import card, compare, demo, listing, report, score, serve, stream, training
+from moeapps.cli import card, compare, data_check, demo, listing, report, score, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, Parser, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -36,6 +36,8 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "compare": compare,
     "score": score,
+    "check": data_check.CHECK,
+    "compare-data": data_check.COMPARE_DATA,
     "report": report,
     "card": card,
     "serve": serve,
@@ -55,8 +57,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 success, 1 something failed (data, files, training), 2 wrong usage or configuration, 143 or 130
-        stopped by SIGTERM or SIGINT after saving.
+        Exit status: 0 success, 1 something failed (data, files, training), 2 wrong usage or configuration, 3 a check of
+        data found what ``--fail-on`` names, 143 or 130 stopped by SIGTERM or SIGINT after saving.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments or bool(os.environ.get("MOEAPPS_DEBUG"))

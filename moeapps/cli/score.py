@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
         "Predict the rows of a table of any size with a saved model. A classifier writes the columns prediction and "
-        "probability_<class>, a regressor prediction, a ranker one column per target. A classifier of images predicts "
+        "probability_<class>, a regressor prediction, a ranker probability_<target> of binary targets, and "
+        "<target> of others. A classifier of images predicts "
         "a folder of image files, and writes the column file too."
     )
     parser.add_argument("model", metavar="MODEL", help="file that model.save wrote")

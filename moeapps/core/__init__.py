@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from moeapps.core.saving import load as load
     from moeapps.core.statistics import RoutingMonitor as RoutingMonitor
     from moeapps.core.statistics import RoutingStatistics as RoutingStatistics
+    from moeapps.core.tabledata.drift import DataCheck as DataCheck
+    from moeapps.core.tabledata.drift import compare_tables as compare_tables
     from moeapps.core.tabledata.scoring import predict_file as predict_file
     from moeapps.core.tuning.freezing import freeze_except as freeze_except
     from moeapps.core.tuning.low_rank import lora_experts as lora_experts
@@ -62,6 +64,7 @@ _LAZY = {
     "AutonomyRouter": "routers",
     "AvgKRouter": "routers",
     "BilevelRouter": "routers",
+    "DataCheck": "tabledata.drift",
     "ExpertChoiceRouter": "routers",
     "ExpertList": "experts",
     "ExpertMLP": "experts",
@@ -91,6 +94,7 @@ _LAZY = {
     "TopKRouter": "routers",
     "TopPRouter": "routers",
     "collect_losses": "auxiliary",
+    "compare_tables": "tabledata.drift",
     "consistency_loss": "losses",
     "entropy_loss": "losses",
     "freeze_except": "tuning.freezing",
@@ -117,6 +121,7 @@ __all__ = [
     "AutonomyRouter",
     "AvgKRouter",
     "BilevelRouter",
+    "DataCheck",
     "ExpertChoiceRouter",
     "ExpertList",
     "ExpertMLP",
@@ -146,6 +151,7 @@ __all__ = [
     "TopKRouter",
     "TopPRouter",
     "collect_losses",
+    "compare_tables",
     "consistency_loss",
     "entropy_loss",
     "freeze_except",

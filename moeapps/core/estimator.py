@@ -24,6 +24,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from moeapps.core.arguments import NamedArguments
 from moeapps.core.averaging import RisingAverage
 from moeapps.core.callbacks import (
     BestWeights,
@@ -48,7 +49,7 @@ from moeapps.core.warnings import warnings_silenced
 __all__ = ["LightningEstimator", "resolve_device"]
 
 
-class LightningEstimator(SaveMixin, BaseEstimator):
+class LightningEstimator(NamedArguments, SaveMixin, BaseEstimator):
     """Base of the estimators: scikit-learn's rules outside, Lightning inside.
 
     A subclass stores these constructor arguments (and its own) unchanged: ``max_epochs``, ``patience``, ``lr``,

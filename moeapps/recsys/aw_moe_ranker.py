@@ -55,7 +55,7 @@ class AWMoERanker(Ranker):
         a dropout of 0.2 unless it is given, or of SASRec: ``layers``, ``heads``, ``dropout``, ``max_len``.
     embedding_dim : int, default 16
         Width of a category's embedding.
-    schema, column_types, missing_values, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
+    schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
         As in :class:`MultiTaskRanker`, with the same defaults.
     lr : float, default 3e-3
         Learning rate of the optimiser, above 0.
@@ -91,6 +91,7 @@ class AWMoERanker(Ranker):
         schema: Schema | None = None,
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[str] | None = None,
         embedding_dim: int = 16,
         sparse_gradients: bool = False,
         sparse_optimizer: str = "adagrad",

@@ -281,13 +281,27 @@ class RankingData(L.LightningDataModule):
             names = [name for name in source.columns if name not in left_out]
             found = source.named(lambda: source.infer([*names, *self.target_names], self.column_types))
             inputs = [column for name, column in found.items() if name not in self.target_names]
-            return Schema.from_columns(inputs, self.target_names, self.ignored), list(found.values())
+            ids = self._ids(source, inputs)
+            ignored = [*self.ignored, *ids, *(column.name for column in inputs if column.kind == "ignored")]
+            inputs = [column for column in inputs if column.name not in ignored]
+            return Schema.from_columns(inputs, self.target_names, ignored), list({**found, **ids}.values())
         features = {feature.name for feature in self.schema.features}
         ignored = [*self.schema.ignored, *self.ignored]
         if source.is_file:
             ignored += [name for name in source.columns if name not in features]
         ignored = [name for name in dict.fromkeys(ignored) if name not in self.target_names]
         return Schema(self.schema.features, tuple(self.target_names), tuple(ignored)), []
+
+    def _ids(self, source: TableSource, inputs: list[Column]) -> dict[str, Column]:
+        """Columns that nothing is learned from, since nearly every row has its own value.
+
+        An item whose history is a column is none: its embedding is learned from the histories.
+        """
+        types = set(self.column_types or ())
+        for column in inputs:
+            if column.kind == "list":
+                types.add(column.name.removesuffix("_history").removesuffix("_sequence"))
+        return source.named(lambda: source.find_ids(inputs, types))
 
     def _held_out(self, source: TableSource, rows: int) -> NDArray[np.bool_]:
         """Which rows validate. Not `core.splits.hold_out`, which would choose other rows than 0.1 for a seed."""

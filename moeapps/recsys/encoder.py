@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,7 @@ from moeapps.core.tabledata.cells import MISSING_VALUES, category_text
 from moeapps.core.tabledata.frames import is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, columns_frame
 from moeapps.core.tabledata.numbers import list_column, to_days, to_numbers
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
 from moeapps.core.tabledata.vocabulary import (
     Vocabulary,
@@ -33,7 +33,9 @@ from moeapps.core.tabledata.vocabulary import (
     warn_of_imputed,
     warn_of_unseen,
 )
+from moeapps.recsys.lists import flatten_arrow
 from moeapps.recsys.moments import column_moments, merge_moments
+from moeapps.recsys.profiles import category_profiles, number_profiles, unknown_profiles
 from moeapps.recsys.schema import DenseFeature, Schema, SequenceFeature
 
 __all__ = ["FIRST", "MISSING", "PAD", "UNKNOWN", "Rows", "TableEncoder"]
@@ -104,6 +106,8 @@ class TableEncoder:
         Dense columns that had no missing value.
     new_rates : dict
         By sparse column, the part of rows to come that is expected to have an unseen category.
+    profiles : list of ColumnProfile
+        How sparse and dense columns were distributed; none in files of older versions.
     """
 
     missing_values: list[str]
@@ -114,6 +118,7 @@ class TableEncoder:
     fill: dict[str, int]
     complete: list[str]
     new_rates: dict[str, float]
+    profiles: list[ColumnProfile]
 
     def __init__(self, schema: Schema, missing_values: Iterable[str] | None = None) -> None:
         self.schema = schema
@@ -125,6 +130,7 @@ class TableEncoder:
         self.fill = {}
         self.complete = []
         self.new_rates = {}
+        self.profiles = []
         self._vocabularies: dict[str, Vocabulary] = {}  # made when first needed
         self._warned: set[str] = set()
 
@@ -166,6 +172,7 @@ class TableEncoder:
         in_sequence: dict[str, dict[Any, None]] = {sequence.name: {} for sequence in self.schema.sequences}
         empty: set[str] = set()
         count = mean = squares = np.zeros(len(self.schema.dense))
+        spread: list[ColumnProfile] | None = None
         rows = 0
         for frame in frames:
             self.schema.check_columns(frame)
@@ -187,6 +194,7 @@ class TableEncoder:
                 for f, gone in zip(self.schema.dense, np.asarray(np.isnan(numbers).any(axis=0)), strict=True)
                 if gone
             )
+            spread = number_profiles(self.schema, numbers, spread)
             count, mean, squares = merge_moments((count, mean, squares), column_moments(numbers))
         if rows == 0:
             raise DataError("the frame has no rows")
@@ -194,6 +202,7 @@ class TableEncoder:
         self.values = {name: settle_values(list(counts), untyped, name) for name, counts in seen.items()}
         self._vocabularies = {}
         self._learn_missing(seen, empty)
+        self.profiles = [*category_profiles(seen, self.values, self.schema, rows), *(spread or [])]
         self.mean = mean.tolist()
         # Rounding leaves a constant column a tiny spread, which must not blow up its noise
         with np.errstate(all="ignore"):
@@ -220,6 +229,10 @@ class TableEncoder:
             most = self._vocabulary(feature.name).code(counts.most_common(1)[0][0])
             if feature.name not in empty and most >= 0:
                 self.fill[feature.name] = most
+
+    def profile(self) -> list[ColumnProfile]:
+        """What sparse and dense columns were like in training; of an older file, what it says of them."""
+        return self.profiles or unknown_profiles(self.schema, self.values)
 
     def _check_shared(self, seen: dict[str, Counter[Any]], in_sequence: dict[str, dict[Any, None]]) -> None:
         """Warn of a history that has nothing in common with the candidates whose categories it is said to share."""
@@ -322,6 +335,7 @@ class TableEncoder:
             if kind == "category" and not column.is_category:  # what the model does counts
                 column = replace(column, kind="category", why=f"{column.why}, and the name is that of an id")
             columns.append(column)
+        columns += [column for column in self.columns if column.kind == "id" and column.name in self.schema.ignored]
         return columns_frame(columns, {name: len(values) for name, values in self.values.items()})
 
     def state(self) -> dict[str, Any]:
@@ -336,6 +350,7 @@ class TableEncoder:
             "fill": self.fill,
             "complete": self.complete,
             "new_rates": self.new_rates,
+            "profiles": [profile.to_json() for profile in self.profiles],
         }
 
     @classmethod
@@ -354,6 +369,10 @@ class TableEncoder:
             "new_rates": {},
             **state,
             "columns": [Column.from_json(column) for column in state.get("columns", [])],
+            "profiles": [
+                ColumnProfile.from_json(entry, state["values"].get(entry.get("name"), ()))
+                for entry in state.get("profiles", [])
+            ],
         }
         check_fields(cls, fields)
         encoder = cls(Schema.from_json(state["schema"]))
@@ -413,7 +432,7 @@ class TableEncoder:
         """Restore a pickle, also one of 0.1."""
         if "missing_values" not in state:
             state = vars(type(self).from_state({**state, "schema": state["schema"].to_json()}))
-        vars(self).update(state)
+        vars(self).update({"profiles": [], **state})
 
     def _owner(self, sequence: SequenceFeature) -> str:
         return sequence.name if sequence.shares is None else sequence.shares
@@ -454,7 +473,7 @@ class TableEncoder:
     def _flatten(self, column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
         """The newest entries of all rows one after the other, and the number that each row has."""
         if is_arrow_type(column.dtype, pa.types.is_list, pa.types.is_large_list):
-            return _flatten_arrow(column, sequence)
+            return flatten_arrow(column, sequence)
         kept: list[Any] = []
         lengths = np.zeros(len(column), dtype=np.int64)
         for row, value in enumerate(list_column(column, self.missing, sequence.name)):
@@ -473,18 +492,3 @@ class TableEncoder:
                 row = frame.index[int(np.isinf(numbers[:, d]).argmax())]
                 raise DataError(f"column {feature.name!r} is infinite at row {row}: use a missing value, or clip")
         return numbers
-
-
-def _flatten_arrow(column: pd.Series, sequence: SequenceFeature) -> tuple[pd.Series, NDArray[np.int64]]:
-    """As :meth:`TableEncoder._flatten`, without a Python object per entry."""
-    lists = pa.array(column)
-    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-    whole = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    lengths = np.minimum(whole, sequence.max_len)
-    entries = lists.flatten()  # without those of missing lists
-    ends = np.cumsum(whole)
-    starts = np.cumsum(lengths) - lengths
-    position = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
-    chosen = np.repeat(ends - lengths, lengths) + position
-    flat = entries.take(pa.array(chosen, pa.int64()))
-    return pd.Series(pd.array(flat, dtype=pd.ArrowDtype(flat.type)), name=sequence.name), lengths

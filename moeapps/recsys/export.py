@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
+from moeapps.core.labels import probability_columns
 from moeapps.core.programs import Scaling, onnx_runtime, program_bytes
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
@@ -161,6 +162,11 @@ class OnnxRanker:
     def missing_texts(self) -> frozenset[str]:
         """Texts that mean a missing value in a table's cells."""
         return self.encoder.missing
+
+    def output_columns(self) -> dict[str, str]:
+        """Names of the columns of binary targets in a file."""
+        binary = [name for name in self.targets.names if self.targets.kinds[name] == "binary"]
+        return dict(zip(binary, probability_columns(binary), strict=True))
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
         """One column per target, as the ranker's own ``predict_proba``: probabilities, numbers, rates.

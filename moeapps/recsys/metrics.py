@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError
@@ -20,7 +20,7 @@ from moeapps.core.views import Map
 from moeapps.recsys.encoder import FIRST, TableEncoder
 from moeapps.recsys.targets import Targets
 
-__all__ = ["ScenarioScores", "auc", "calibration", "gauc", "ndcg_at_k", "scenario_slices", "task_table"]
+__all__ = ["ScenarioScores", "auc", "calibration", "gauc", "ndcg_at_k", "number_table", "scenario_slices", "task_table"]
 
 
 def auc(y: ArrayLike, score: ArrayLike) -> float:
@@ -233,14 +233,11 @@ def task_table(
             f"truth has {len(truth)} rows of {list(truth.columns)}, probability {len(probability)} rows of "
             f"{list(probability.columns)}, expected the same"
         )
-    masks: dict[str, Any] = {"all": np.ones(len(truth), dtype=bool), **(slices or {})}
+    masks = _masks(len(truth), slices)
     users = None if group is None else np.asarray(group)
     rows = []
     for task in truth.columns:
         for name, mask in masks.items():
-            mask = np.asarray(mask, dtype=bool)
-            if len(mask) != len(truth):
-                raise DataError(f"slices: {name!r} has {len(mask)} rows, expected {len(truth)}")
             y, p = truth[task].to_numpy(dtype=float)[mask], probability[task].to_numpy(dtype=float)[mask]
             known = ~np.isnan(y)
             row: dict[str, Any] = {"task": task, "slice": name, "rows": int(known.sum()), "auc": auc(y, p)}
@@ -250,6 +247,51 @@ def task_table(
                 row["gauc"], row[f"ndcg@{k}"] = gauc(y, p, users[mask]), ndcg_at_k(y, p, users[mask], k)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def number_table(
+    truth: pd.DataFrame, predicted: pd.DataFrame, slices: Mapping[str, ArrayLike] | None = None
+) -> pd.DataFrame:
+    """One row per target that is a number (and slice): rows, R2 and mean absolute error.
+
+    Parameters
+    ----------
+    truth : DataFrame
+        Numbers, a column per task; NaN where one is not known.
+    predicted : DataFrame
+        Predicted numbers, with the same columns and number of rows.
+    slices : dict, optional
+        Name to a mask ``(N,)`` of rows.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``task``, ``slice``, ``rows`` (with a known number), ``r2`` (NaN for fewer than two rows) and ``mae``.
+
+    Raises
+    ------
+    DataError
+        If a mask has another length.
+    """
+    rows: list[dict[str, Any]] = []
+    for task in truth.columns:
+        for name, mask in _masks(len(truth), slices).items():
+            y, p = truth[task].to_numpy(dtype=float)[mask], predicted[task].to_numpy(dtype=float)[mask]
+            known = ~np.isnan(y)
+            y, p = y[known], p[known]
+            scores = {"r2": float(r2_score(y, p)) if len(y) > 1 else float("nan")}
+            scores["mae"] = float(mean_absolute_error(y, p)) if len(y) else float("nan")
+            rows.append({"task": task, "slice": name, "rows": len(y), **scores})
+    return pd.DataFrame(rows)
+
+
+def _masks(rows: int, slices: Mapping[str, ArrayLike] | None) -> dict[str, NDArray[np.bool_]]:
+    """Which rows are measured, by the name of the slice."""
+    masks = {name: np.asarray(mask, dtype=bool) for name, mask in (slices or {}).items()}
+    for name, mask in masks.items():
+        if len(mask) != rows:
+            raise DataError(f"slices: {name!r} has {len(mask)} rows, expected {rows}")
+    return {"all": np.ones(rows, dtype=bool), **masks}
 
 
 def _known(y: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:

@@ -47,6 +47,9 @@ class MultiTaskRanker(Ranker):
         "time", "list".
     missing_values : "auto" or list of str, default "auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
+    ignore_columns : list of str, optional
+        Columns that are not used, besides those of ``ignored`` in ``fit``. Where the schema is inferred, ids are not
+        used either (a different value in nearly every row), with a warning, unless ``column_types`` says what they are.
     task_weights : dict, optional
         Weight of a target's loss, at least 0; 1 for the others.
     positive_weight : dict, optional
@@ -136,6 +139,7 @@ class MultiTaskRanker(Ranker):
         schema: Schema | None = None,
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[str] | None = None,
         task_weights: Mapping[str, float] | None = None,
         positive_weight: Mapping[str, float] | None = None,
         embedding_dim: int = 8,
@@ -205,7 +209,7 @@ class MultiTaskRanker(Ranker):
         slices: Mapping[str, ArrayLike] | None = None,
         scenario: str | Literal[False] | None = None,
     ) -> pd.DataFrame:
-        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of the binary targets, also per scenario.
+        """AUC, log loss, calibration, GAUC, NDCG@10 of binary targets, R2 and MAE of others, also per scenario.
 
         Parameters
         ----------

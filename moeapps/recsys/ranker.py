@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,15 +19,19 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
+from moeapps.core.labels import probability_columns
+from moeapps.core.tabledata.checking import CheckMixin
+from moeapps.core.tabledata.drift import DataCheck
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.data import EVALUATION_ROWS, RankingData
 from moeapps.recsys.encoder import TableEncoder
 from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
-from moeapps.recsys.metrics import task_table
+from moeapps.recsys.metrics import number_table, task_table
 from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.recommender import RecommendMixin
@@ -39,13 +44,14 @@ CATALOGUE = "catalogue."
 """How the names of the catalogue's arrays begin in a saved file."""
 
 
-class Ranker(RecommendMixin, LightningEstimator):
+class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
     """Schema, encoder, targets, training, prediction and saving of both rankers."""
 
     model: str
     schema: Schema | None
     column_types: Mapping[str, ColumnKind] | None
     missing_values: Literal["auto"] | Sequence[str]
+    ignore_columns: Sequence[str] | None
     embedding_dim: int
     batch_size: int
     validation_fraction: float
@@ -85,6 +91,7 @@ class Ranker(RecommendMixin, LightningEstimator):
         check_sizes(embedding_dim=self.embedding_dim)
         if self.schema is not None and not isinstance(self.schema, Schema):
             raise ConfigError(f"schema must be a Schema or None, got {type(self.schema).__name__}")
+        ignored = list(dict.fromkeys([*ignored, *(self.ignore_columns or ())]))
         seed = self._seed()  # one seed for validation rows, weights, order and noise
         if isinstance(frame, ImplicitFeedback):
             data: Any = self._implicit_data(frame, targets, ignored, validation, seed)
@@ -139,7 +146,10 @@ class Ranker(RecommendMixin, LightningEstimator):
         if list(targets) not in ([], [INTERACTION]):
             raise ConfigError(f"the target of implicit feedback is {INTERACTION!r}, got targets={list(targets)}")
         if ignored:
-            raise ConfigError("ignored has no effect on implicit feedback, which has the columns of users and items")
+            raise ConfigError(
+                "ignored and ignore_columns have no effect on implicit feedback, which has the columns of users and "
+                "items"
+            )
         if validation is not None and not isinstance(validation, ImplicitFeedback):
             raise ConfigError("validation must be ImplicitFeedback too: a part of leave_last_out() or time_split()")
         return ImplicitData(feedback, validation, **self._reading(seed))
@@ -219,12 +229,37 @@ class Ranker(RecommendMixin, LightningEstimator):
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is: a row per column, with its kind (number, category, id, time, list) and why.
+        """What each column is: a row per column, with its kind (number, category, time, list; id: not used) and why.
 
         Also how many categories it has, how many cells were missing in training, and which texts meant that.
         """
         check_is_fitted(self, "model_")
         return self.encoder_.summary()
+
+    def _profiles(self) -> list[ColumnProfile]:
+        check_is_fitted(self, "model_")
+        return self.encoder_.profile()
+
+    def output_columns(self) -> dict[str, str]:
+        """Names of the columns that a file or an answer has of binary targets: a probability is not called a label."""
+        binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
+        return dict(zip(binary, probability_columns(binary), strict=True))
+
+    def unused_columns(self) -> list[str]:
+        """Ids and ignored columns: ``predict`` takes frames with and without them."""
+        return list(self.encoder_.schema.ignored)
+
+    def check(self, X: Table) -> DataCheck:
+        """Compare rows with those of training; see :meth:`~moeapps.MoEClassifier.check`. Lists are not compared.
+
+        Parameters
+        ----------
+        X : DataFrame or path
+            Rows. They may have the targets and lists.
+        """
+        found = super().check(X)
+        known = {*self.targets_.names, *(sequence.name for sequence in self.encoder_.schema.sequences)}
+        return replace(found, extra=tuple(name for name in found.extra if name not in known))
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of the table and what they are, for :func:`moeapps.core.predict_file`."""
@@ -254,7 +289,7 @@ class Ranker(RecommendMixin, LightningEstimator):
     def evaluate(
         self, frame: pd.DataFrame, group: ArrayLike | None = None, slices: Mapping[str, ArrayLike] | None = None
     ) -> pd.DataFrame:
-        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of the binary targets.
+        """AUC, log loss, calibration and, with users, GAUC and NDCG@10 of binary targets, R2 and MAE of the others.
 
         Parameters
         ----------
@@ -268,13 +303,19 @@ class Ranker(RecommendMixin, LightningEstimator):
         Returns
         -------
         DataFrame
-            One row per task and slice; see :func:`~moeapps.recsys.task_table`.
+            One row per task and slice; see :func:`~moeapps.recsys.task_table` and, of targets that are numbers,
+            :func:`~moeapps.recsys.metrics.number_table`. What a task does not have is NaN.
         """
         frame = as_frame(frame)
-        probability = self.predict_proba(frame)
-        binary = [name for name in self.targets_.names if self.targets_.kinds[name] == "binary"]
-        truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names)
-        return task_table(truth[binary], probability[binary].reset_index(drop=True), group, slices)
+        predicted = self.predict_proba(frame).reset_index(drop=True)
+        binary = list(self.output_columns())
+        numbers = [name for name in self.targets_.names if name not in binary]
+        truth = pd.DataFrame(self.targets_.encode(frame), columns=self.targets_.names, dtype=np.float64)
+        for t, name in enumerate(self.targets_.names):
+            truth[name] = truth[name] * self.targets_.scale[t] + self.targets_.mean[t]
+        tables = [task_table(truth[binary], predicted[binary], group, slices)] if binary else []
+        tables += [number_table(truth[numbers], predicted[numbers], slices)] if numbers else []
+        return pd.concat(tables, ignore_index=True)
 
     def rank(
         self,
@@ -326,7 +367,7 @@ class Ranker(RecommendMixin, LightningEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 some arguments did not exist."""
-        added = {"column_types": None, "missing_values": "auto", "sparse_optimizer": "adagrad"}
+        added = {"column_types": None, "missing_values": "auto", "ignore_columns": None, "sparse_optimizer": "adagrad"}
         super().__setstate__({**added, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -338,6 +379,8 @@ class Ranker(RecommendMixin, LightningEstimator):
             arguments["column_types"] = dict(arguments["column_types"])
         if not isinstance(arguments["missing_values"], str):
             arguments["missing_values"] = list(arguments["missing_values"])
+        if arguments["ignore_columns"] is not None:
+            arguments["ignore_columns"] = list(arguments["ignore_columns"])
         return arguments
 
     @classmethod

@@ -91,7 +91,7 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
             content, names = body.model_dump(by_alias=True), split_names(keep)
             if names and "rows" not in content:
                 raise Refusal(422, "invalid_request", "keep: only rows of tables and streams have fields to keep")
-            kept = take_kept(content.get("rows", []), names, columns)
+            kept = take_kept(content.get("rows", []), names, columns, description.get("unused", ()))
             if content.get("ids") is not None:  # they wait for their labels: kept like what is learned
                 predictions = await _remember(server, content, request)
             else:

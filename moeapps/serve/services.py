@@ -150,8 +150,9 @@ class TableService(Service):
         return isinstance(model, TableModel)
 
     def describe(self) -> dict[str, Any]:
-        """Columns with their kinds, or the number of columns where they have no names."""
-        return {**super().describe(), "columns": self.columns, "width": self.width}
+        """Columns with their kinds, or the number of columns where they have no names; and those not used."""
+        unused = list(self.model.unused_columns()) if hasattr(self.model, "unused_columns") else []
+        return {**super().describe(), "columns": self.columns, "width": self.width, "unused": unused}
 
     def predict(self, requests: list[Request]) -> list[Any]:
         """All rows at once; where that fails, request by request, so that the others are answered."""

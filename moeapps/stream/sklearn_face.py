@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, validate_data
 
+from moeapps.core.arguments import NamedArguments
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.stream.values import savable
@@ -26,7 +27,7 @@ def order_of(names: list[str] | None, width: int | None) -> list[Hashable] | Non
     return None if width is None else list(range(width))
 
 
-class SklearnFace(BaseEstimator):
+class SklearnFace(NamedArguments, BaseEstimator):
     """Mixed into the stream estimators, which have learned something once ``_engine`` is set."""
 
     _engine: Any

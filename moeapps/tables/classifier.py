@@ -14,6 +14,7 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.labels import UNKNOWN, class_labels, classes_from_json, encode, labels_to_json
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
+from moeapps.tables.targets import refuse_several_labels
 
 __all__ = ["MoEClassifier"]
 
@@ -109,6 +110,9 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         of "number", "category", "id", "time".
     missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
+    ignore_columns : list of names or positions, optional
+        Columns that are not used. Ids (a different value in nearly every row) are not used either, with a warning,
+        unless ``column_types`` says what they are. A frame to predict may have these columns or not.
     dtype : "auto", "float32" or "float64", default="auto"
         Precision of training; "auto" is float64 while all rows make one batch. Prediction is always float64.
     accelerator : str, default="auto"
@@ -193,6 +197,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[Any] | None = None,
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,
@@ -233,6 +238,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     _announced: np.ndarray | None = None
 
     def _check_target(self, y: Any) -> NDArray[Any]:
+        refuse_several_labels(y, self)
         return class_labels(y)
 
     def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:

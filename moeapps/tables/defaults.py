@@ -23,6 +23,7 @@ BEFORE: dict[str, Any] = {
     "beta2": 0.999,
     "label_smoothing": 0.0,
     "ema_decay": 0.0,
+    "loss": "squared",
 }
 """What arguments that 0.1 did not have are in what it saved."""
 

@@ -24,20 +24,23 @@ from moeapps.core.checks import check_below_one, check_one_of, check_proper_frac
 from moeapps.core.config import config_from, field_names
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.core.layer import MoE
 from moeapps.core.plots import plot_load
-from moeapps.core.routers import Router, make_router, router_class
+from moeapps.core.routers import router_class
 from moeapps.core.splits import hold_out
 from moeapps.core.statistics import load_by_group, routed_layers
-from moeapps.core.surgery import ExpertUse, measure_use, merge_experts, prune_experts, regroup
+from moeapps.core.surgery import regroup
+from moeapps.core.tabledata.checking import CheckMixin
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.ids import with_unused
 from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.tables.data import TableDataModule, refuse_holes
 from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, batch_rows, check_automatic, route_column
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
 from moeapps.tables.numbers import Scaling
+from moeapps.tables.surgery import TabularSurgery
 
 __all__ = ["TabularEstimator"]
 
@@ -45,7 +48,7 @@ PREDICT_ROWS = 1024
 """Rows per forward pass in prediction."""
 
 
-class TabularEstimator(LightningEstimator):
+class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
     """Base of :class:`MoEClassifier` and :class:`MoERegressor`, each of which declares its own constructor."""
 
     task: Literal["classification", "regression"]
@@ -69,6 +72,7 @@ class TabularEstimator(LightningEstimator):
     categorical_features: Literal["auto"] | Sequence[Any] | None
     column_types: Mapping[str, ColumnKind] | None
     missing_values: Literal["auto"] | Sequence[str]
+    ignore_columns: Sequence[Any] | None
     dtype: Literal["auto", "float32", "float64"]
     router: str
     router_args: Mapping[str, Any] | None
@@ -168,6 +172,7 @@ class TabularEstimator(LightningEstimator):
             self.column_types,
             self.missing_values,
             self.scaling,
+            self.ignore_columns,
         )
         self.auto_ = automatic(len(y))
         seed = self._seed()
@@ -186,7 +191,7 @@ class TabularEstimator(LightningEstimator):
 
     def _run(self, model: TabularMoE, rows: tuple[NDArray[Any], ...], seed: int, passes: int | None) -> None:
         """Train the network on encoded rows and keep it; ``passes`` overrides the number of epochs."""
-        module = TabularModule.from_config(model, config=config_from(TabularTraining, self))
+        module = TabularModule.from_config(model, config=self._training_config())
         n = len(rows[0])
         batch_size = batch_rows(n) if self.batch_size == "auto" else self.batch_size
         dtype = self._training_dtype(n, batch_size)
@@ -219,6 +224,10 @@ class TabularEstimator(LightningEstimator):
         self.model_ = module.model.double().eval()
         with torch.no_grad():  # the last step may have been the one that diverged
             self._finite(self.model_(*(torch.from_numpy(part[:PREDICT_ROWS]) for part in rows[:2])).numpy())
+
+    def _training_config(self) -> TabularTraining:
+        """Settings of the training: those of the arguments."""
+        return config_from(TabularTraining, self)
 
     def _joined(self, history: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([self.history_, history.assign(epoch=len(self.history_))], ignore_index=True)
@@ -260,6 +269,8 @@ class TabularEstimator(LightningEstimator):
             refuse_holes(array)
             return array
         X = as_frame(X, "X")
+        if not reset and hasattr(self, "feature_names_in_"):
+            X = with_unused(X, list(self.feature_names_in_), self.encoder_.unused)
         validate_data(self, X, reset=reset, skip_check_array=True)
         if X.shape[1] == 0:
             raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
@@ -282,13 +293,21 @@ class TabularEstimator(LightningEstimator):
             raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
         return self.encoder_.column_kinds()
 
+    def _profiles(self) -> list[ColumnProfile]:
+        check_is_fitted(self, "model_")
+        return self.encoder_.profile()
+
+    def unused_columns(self) -> list[str]:
+        """Ids and ignored columns: ``predict`` takes frames with and without them."""
+        return self.encoder_.unused_names()
+
     def missing_texts(self) -> frozenset[str]:
         """Texts that mean a missing value in a table's cells."""
         return frozenset(self.encoder_.missing_values)
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is: a row per column, with its kind (number, category, id, time) and why.
+        """What each column is: a row per column, with its kind (number, category, time; id, ignored: not used) and why.
 
         Also how many categories it has, how many cells were missing in training, and which texts meant that.
         """
@@ -333,11 +352,15 @@ class TabularEstimator(LightningEstimator):
 
     # ------------------------------------------------------------------ predicting
 
+    def _encoded(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Numbers and codes of rows."""
+        return self.encoder_.transform(self._table(X, reset=False))
+
     @torch.no_grad()
     def _outputs(self, X: Any) -> NDArray[np.float64]:
         """Network outputs ``(n, out_dim)`` in float64, computed on the CPU."""
         check_is_fitted(self, "model_")
-        numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
+        numbers, codes = (torch.from_numpy(part) for part in self._encoded(X))
         parts = zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True)
         outputs: NDArray[np.float64] = torch.cat([self.model_(n, c) for n, c in parts]).numpy()
         return self._finite(outputs)
@@ -362,7 +385,7 @@ class TabularEstimator(LightningEstimator):
         check_is_fitted(self, "model_")
         if groups is None:
             groups = self.predict(X)
-        numbers, codes = self.encoder_.transform(self._table(X, reset=False))
+        numbers, codes = self._encoded(X)
         names, number = np.unique(np.asarray(groups), return_inverse=True)
         check_consistent_length(numbers, number)
         model = copy.deepcopy(self.model_)
@@ -378,64 +401,6 @@ class TabularEstimator(LightningEstimator):
         """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
         return plot_load(self.expert_load(X, groups, layer))
 
-    def prune(self, num_experts: int, X: Any) -> Self:
-        """Return a copy that keeps, in each block, the experts that these rows use most.
-
-        Parameters
-        ----------
-        num_experts : int
-            How many experts to keep per block.
-        X : DataFrame or array of shape (n, P)
-            Rows that matter: training rows, or those of the task that the smaller model is for.
-
-        Returns
-        -------
-        estimator
-            Fitted, with fewer experts. It can be saved, and trained on with ``partial_fit``.
-        """
-        pruned = self._operated()
-        pruned.model_, _ = prune_experts(self.model_, num_experts, self._use(X))
-        block: MoE = pruned.model_.blocks[0]  # type: ignore[assignment]
-        pruned.set_params(num_experts=num_experts, **pruned._router_params(block.router))
-        changed = {name: getattr(pruned, name) for name in field_names(TabularConfig)}
-        pruned._fit_params = {**pruned._as_fitted(), **changed}
-        return pruned
-
-    def merge(self, num_experts: int, X: Any, *, globally: bool = False) -> Self:
-        """Return a copy in which, in each block, similar experts are merged, weighted by how these rows use them.
-
-        Parameters and what is returned are as in :meth:`prune`; with ``globally=True`` the number is the mean over the
-        blocks, see :func:`~moeapps.core.surgery.merge_experts`.
-        """
-        merged = self._operated()
-        merged.model_, reports = merge_experts(self.model_, num_experts, self._use(X), globally=globally)
-        merged.merged_ = [[list(group) for group in report.groups] for report in reports.values()]
-        return merged
-
-    def _router_params(self, router: Router) -> dict[str, Any]:
-        """``top_k`` and ``router_args`` from which this router would be made again."""
-        now = router.arguments()
-        top_k, args = now.get("top_k", self.top_k), dict(self.router_args or {})
-        plain = make_router(self.router, router.dim, router.num_experts, top_k).arguments()
-        changed = {name for name in now if name != "top_k" and now[name] != plain[name]}
-        args |= {name: now[name] for name in now if name in changed or name in args}
-        return {"top_k": top_k, "router_args": args or self.router_args}
-
-    def _operated(self) -> Self:
-        check_is_fitted(self, "model_")
-        if self.share_router:
-            raise ConfigError("experts of blocks that share a router cannot be pruned or merged: share_router=False")
-        if self.merged_ is not None:
-            raise ConfigError("this model was merged already: prune or merge the one it came from")
-        operated = copy.copy(self)
-        operated._optimizer_state = None
-        # what set_params has changed since is not what this network was built from
-        return operated.set_params(**{name: self._as_fitted()[name] for name in field_names(TabularConfig)})
-
-    def _use(self, X: Any) -> dict[str, ExpertUse]:
-        numbers, codes = (torch.from_numpy(part) for part in self.encoder_.transform(self._table(X, reset=False)))
-        return measure_use(self.model_, zip(numbers.split(PREDICT_ROWS), codes.split(PREDICT_ROWS), strict=True))
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.categorical = True
@@ -449,7 +414,14 @@ class TabularEstimator(LightningEstimator):
             state = {**state, "encoder_": state["columns_"]}
             del state["columns_"]
         later = {"route_by": None, "balance_loss": "load", "iterations": 1, "expert_sizes": None, "penalty_weight": 0.1}
-        defaults = {"column_types": None, "missing_values": "auto", **later, **self._before(), "auto_": {}}
+        defaults = {
+            "column_types": None,
+            "missing_values": "auto",
+            "ignore_columns": None,
+            **later,
+            **self._before(),
+            "auto_": {},
+        }
         super().__setstate__({**defaults, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -464,6 +436,10 @@ class TabularEstimator(LightningEstimator):
         arguments["column_types"] = None if self.column_types is None else dict(self.column_types)
         if not isinstance(self.missing_values, str):
             arguments["missing_values"] = list(self.missing_values)
+        if arguments["ignore_columns"] is not None:
+            arguments["ignore_columns"] = [
+                int(c) if isinstance(c, np.integer) else c for c in self.ignore_columns or ()
+            ]
         return arguments
 
     def saved_state(self) -> dict[str, Any]:

@@ -17,6 +17,12 @@ from moeapps.tables.network import TabularMoE
 
 __all__ = ["TabularModule", "TabularTraining"]
 
+HUBER = 3.0
+"""Standardised error from which Huber's loss is linear.
+
+Larger than the usual 1.345: nearly all rows without outliers keep the squared error, whose minimum is the mean.
+"""
+
 
 @dataclass(frozen=True)
 class TabularTraining:
@@ -40,6 +46,9 @@ class TabularTraining:
         Decay of AdamW's mean of squared gradients, below 1.
     label_smoothing : float, default=0.0
         In classification, part of a label's weight that is spread evenly over all classes in training; below 1.
+    loss : {"squared", "huber"}, default="squared"
+        In regression, squared error, or Huber's loss: squared up to 3 (standardised), linear beyond, so that outliers
+        pull with a bounded force.
     """
 
     task: Literal["classification", "regression"] = "classification"
@@ -50,10 +59,13 @@ class TabularTraining:
     final_lr: float = 0.1
     beta2: float = 0.999
     label_smoothing: float = 0.0
+    loss: Literal["squared", "huber"] = "squared"
 
 
 class TabularModule(Configurable, MoEModule):
-    r"""Weighted cross-entropy or squared error, :math:`\sum_n w_n l_n / \sum_n w_n`, plus the routers' losses.
+    r"""Weighted cross-entropy, squared error or Huber's loss, plus the routers' losses.
+
+    The first is :math:`\sum_n w_n l_n / \sum_n w_n` over the rows' losses.
 
     Where a router makes two draws per step (:class:`~moeapps.core.routers.ThorRouter`), both outputs are trained and
     their consistency loss is added.
@@ -76,6 +88,7 @@ class TabularModule(Configurable, MoEModule):
         super().__init__()
         check_one_of("task", config.task, ("classification", "regression"))
         check_one_of("schedule", config.schedule, ("cosine", "constant"))
+        check_one_of("loss", config.loss, ("squared", "huber"))
         check_at_least_zero(lr=config.lr, weight_decay=config.weight_decay)
         check_below_one(warmup=config.warmup, beta2=config.beta2, label_smoothing=config.label_smoothing)
         check_at_least_zero(final_lr=config.final_lr)
@@ -83,7 +96,7 @@ class TabularModule(Configurable, MoEModule):
             raise ConfigError("lr must be above 0, got 0")
         self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
         self.schedule, self.warmup, self.final_lr = config.schedule, config.warmup, config.final_lr
-        self.beta2, self.label_smoothing = config.beta2, config.label_smoothing
+        self.beta2, self.label_smoothing, self.loss = config.beta2, config.label_smoothing, config.loss
         self.optimizer_state: dict[str, Any] | None = None  # of the last call of partial_fit
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -110,6 +123,9 @@ class TabularModule(Configurable, MoEModule):
         if self.task == "classification":
             rows = F.cross_entropy(out, target, reduction="none", label_smoothing=label_smoothing)
             return _weighted(rows, weight)
+        if self.loss == "huber":  # twice Huber's, so that it is the squared error where that is small
+            target = target.to(out.dtype)
+            return _weighted(2 * F.huber_loss(out, target, reduction="none", delta=HUBER).mean(dim=1), weight)
         return _weighted((out - target).square().mean(dim=1), weight)
 
     def configure_optimizers(self) -> Any:

@@ -1,6 +1,7 @@
 """Mixture of experts for regression on tables, behind scikit-learn's interface."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -8,12 +9,14 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils import Tags
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import FileFormatError
 from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.estimator import TabularEstimator
-from moeapps.tables.targets import NumericTarget
+from moeapps.tables.module import TabularTraining
+from moeapps.tables.targets import NumericTarget, has_outliers, robust_scale
 
 __all__ = ["MoERegressor"]
 
@@ -21,8 +24,21 @@ __all__ = ["MoERegressor"]
 class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
     """Mixture-of-experts regressor for tables, for one target or several.
 
-    Targets are standardised for training; the loss is the squared error. Parameters and attributes are those of
-    :class:`MoEClassifier`, without ``class_weight`` and ``classes_``.
+    Targets are standardised for training. Parameters and attributes are those of :class:`MoEClassifier`, without
+    ``class_weight``, ``label_smoothing`` and ``classes_``, and with these.
+
+    Parameters
+    ----------
+    loss : {"auto", "squared", "huber"}, default="auto"
+        "squared": targets are standardised by mean and standard deviation, and the squared error is minimised. "huber":
+        by median and quartiles, with Huber's loss, which is linear beyond three standard deviations. "auto" takes
+        "huber" for targets with a few outliers far from all others (:func:`~moeapps.tables.targets.has_outliers`), and
+        "squared" for all others, also for skewed ones, whose tail is part of the mean.
+
+    Attributes
+    ----------
+    loss_ : {"squared", "huber"}
+        The loss of the last fit.
 
     Examples
     --------
@@ -35,7 +51,10 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
     """
 
     task = "regression"
-    _saved_attributes = (*TabularEstimator._saved_attributes, "_one_column")
+    loss: Literal["auto", "squared", "huber"]
+    loss_: Literal["squared", "huber"] = "squared"  # what 0.1 had
+    _saved_attributes = (*TabularEstimator._saved_attributes, "_one_column", "loss_")
+    _optional_attributes = (*TabularEstimator._optional_attributes, "loss_")
 
     def __init__(
         self,
@@ -68,6 +87,7 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         beta2: float = 0.999,
         warmup: float = 0.0,
         final_lr: float = 0.1,
+        loss: Literal["auto", "squared", "huber"] = "auto",
         ema_decay: float = 0.98,
         batch_size: int | Literal["auto"] = "auto",
         max_epochs: int | Literal["auto"] = "auto",
@@ -77,6 +97,7 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         categorical_features: Literal["auto"] | Sequence[Any] | None = "auto",
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | Sequence[str] = "auto",
+        ignore_columns: Sequence[Any] | None = None,
         dtype: Literal["auto", "float32", "float64"] = "auto",
         accelerator: str = "auto",
         verbose: bool = False,
@@ -85,6 +106,24 @@ class MoERegressor(RegressorMixin, NumericTarget, TabularEstimator):
         logger: Any = None,
     ) -> None:
         store_arguments(self, locals())
+
+    def _learn_target(self, y: NDArray[Any], weight: NDArray[np.float64]) -> None:
+        super()._learn_target(y, weight)
+        columns = y.reshape(len(y), -1).T
+        outliers = self.loss == "auto" and any(has_outliers(column, weight) for column in columns)
+        self.loss_ = "huber" if outliers or self.loss == "huber" else "squared"
+        if self.loss_ == "huber":
+            centres, scales = np.array([robust_scale(column, weight) for column in columns]).T
+            known = scales > 0  # else most targets are one value, and the standard deviation has to do
+            self.target_mean_ = np.where(known, centres, self.target_mean_)
+            self.target_scale_ = np.where(known, scales, self.target_scale_)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_one_of("loss", self.loss, ("auto", "squared", "huber"))
+
+    def _training_config(self) -> TabularTraining:
+        return replace(super()._training_config(), loss=self.loss_)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Predicted targets, shape (n,) or (n, targets) as in :meth:`fit`."""

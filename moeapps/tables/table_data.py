@@ -19,7 +19,7 @@ from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.encoded import EncodedTable
-from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
+from moeapps.core.tabledata.kinds import UNUSED, Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import Table, TableSource
 
@@ -121,7 +121,8 @@ class TableData(L.LightningDataModule):
     weight : str, optional
         Column with the weights of rows.
     drop : list of str, default=()
-        Columns that are not used.
+        Columns that are not used. Ids are not used either (a different value in nearly every row), with a warning,
+        unless ``column_types`` says what they are.
     column_types : dict, optional
         What columns are, where that shall not be inferred: ``{zip: category}``; one of "number", "category", "id",
         "time".
@@ -253,6 +254,10 @@ class TableData(L.LightningDataModule):
         wanted = [*names, self.target]
         self.columns = source.named(lambda: source.infer(wanted, self.column_types))
         kind = self.columns.pop(self.target)
+        ids = source.named(lambda: source.find_ids(list(self.columns.values()), self.column_types))
+        self.columns = {
+            name: column for name, column in self.columns.items() if name not in ids and column.kind not in UNUSED
+        }
         self._learn_target(source, kind)
         train = self.part("train")
         if len(train.frame) == 0:

@@ -12,10 +12,34 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.numbers import to_numbers
 
-__all__ = ["NumericTarget"]
+__all__ = ["NumericTarget", "has_outliers", "refuse_several_labels", "robust_scale"]
+
+EXTREME, FEW, WIDER, TAILS = 0.01, 20, 1.5, 2.0
+"""Part of the rows that may be outliers (at least one); rows needed to say so; what outliers do to the standard
+deviation; how widely the others may be spread."""
+
+_NORMAL = 1.349
+"""Range between the quartiles of a normal distribution, in standard deviations."""
 
 _LARGEST, _SMALLEST = 1e150, 1e-150
 """Targets, and their standard deviations, whose squares fit into float64."""
+
+
+def refuse_several_labels(y: Any, estimator: object) -> None:
+    """Refuse several targets of classes, naming what learns them.
+
+    Raises
+    ------
+    DataError
+        If y has more than one column.
+    """
+    shape: tuple[int, ...] = getattr(y, "shape", ())
+    if len(shape) == 2 and shape[1] > 1:
+        raise DataError(
+            f"y has {shape[1]} targets, and {type(estimator).__name__} learns one: y should be a 1d array. "
+            "moeapps.MultiTaskRanker learns several targets of one table: MultiTaskRanker().fit(frame, "
+            "targets=['churned', 'bought']), where the frame has them as columns"
+        )
 
 
 class NumericTarget:
@@ -75,3 +99,35 @@ class NumericTarget:
         """Targets from standardised ones ``(n, T)``: ``(n,)`` if there was one column."""
         targets = outputs * self.target_scale_ + self.target_mean_
         return targets[:, 0] if self._one_column else targets
+
+
+def has_outliers(y: NDArray[np.float64], weight: NDArray[np.float64]) -> bool:
+    """Whether a few targets, and nothing but these, are far from all others.
+
+    They are if the standard deviation is 1.5 times that without the 1 % farthest from the median, and the remaining
+    rows are spread at most twice as widely as their quartiles say. A skewed target (incomes, claims, counts with many
+    zeros) fails the second condition: its tail belongs to what the mean has to predict.
+
+    Parameters
+    ----------
+    y : array of shape (n,)
+        Targets.
+    weight : array of shape (n,)
+        Positive weights.
+    """
+    median, robust = robust_scale(y, weight)
+    far = np.abs(y - median)
+    kept = far <= np.quantile(far, 1 - max(EXTREME, 1 / len(y)), weights=weight, method="inverted_cdf")
+    others = _deviation(y[kept], weight[kept])
+    return len(y) >= FEW and _deviation(y, weight) > WIDER * others and others < TAILS * robust
+
+
+def robust_scale(y: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[float, float]:
+    """Weighted median, and the range between the quartiles as a standard deviation; 0 where the quartiles are one."""
+    low, median, high = np.quantile(y, [0.25, 0.5, 0.75], weights=weight, method="inverted_cdf").tolist()
+    return median, (high - low) / _NORMAL
+
+
+def _deviation(y: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    mean = np.average(y, weights=weight)
+    return float(np.sqrt(np.average(np.square(y - mean), weights=weight)))

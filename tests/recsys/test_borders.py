@@ -54,8 +54,8 @@ def test_ids_of_19_digits_are_600_ids_not_3_however_they_come(frame, ending, tmp
     found = pd.read_csv(tmp_path / "out.csv", dtype=str)
     assert found["user_id"].tolist() == frame["user_id"].astype(str).tolist()
     assert found["code"].tolist() == frame["code"].tolist()
-    assert found.columns.tolist() == ["user_id", "code", "click", "prediction_click"]
-    np.testing.assert_array_equal(found["prediction_click"].astype(float), learned.predict_proba(frame)["click"])
+    assert found.columns.tolist() == ["user_id", "code", "click", "probability_click"]
+    np.testing.assert_array_equal(found["probability_click"].astype(float), learned.predict_proba(frame)["click"])
 
 
 def test_a_model_fitted_on_a_file_predicts_the_frame_that_pandas_makes_of_it(frame, tmp_path):

@@ -107,7 +107,7 @@ def test_files_are_scored_and_damaged_or_mixed_ones_refused(model, exported, fra
     frame[:300].assign(row=range(300)).to_csv(tmp_path / "in.csv", index=False)
     assert predict_file(OnnxRanker(tmp_path / "a"), tmp_path / "in.csv", tmp_path / "out.csv", keep=["row"]) == 300
     scores = pd.read_csv(tmp_path / "out.csv")
-    np.testing.assert_allclose(scores["click"], model.predict_proba(frame[:300])["click"], atol=1e-5)
+    np.testing.assert_allclose(scores["probability_click"], model.predict_proba(frame[:300])["click"], atol=1e-5)
     program, table = tmp_path / "a/model.onnx", tmp_path / "a/table.json"
     program.write_bytes(program.read_bytes() + b"x")
     with pytest.raises(FileFormatError, match="is damaged, or does not belong to"):

@@ -23,6 +23,7 @@ OTHER_DEFAULT = {
     "num_members": "by the number of rows",
     "dropout": "by the number of rows",
     "lr": "0.002 in the estimators, 0.001 in the module, as in 0.1",
+    "loss": "by the outliers of the target",
 }
 
 
@@ -30,7 +31,8 @@ OTHER_DEFAULT = {
 @pytest.mark.parametrize("config", [TabularConfig, TabularTraining])
 def test_every_setting_is_an_argument_of_the_estimators_or_left_out_for_a_reason(estimator, config):
     arguments = inspect.signature(estimator).parameters
-    left_out = LEFT_OUT if estimator is MoEClassifier else {**LEFT_OUT, "label_smoothing": "numbers are no labels"}
+    other = {"loss": "of numbers"} if estimator is MoEClassifier else {"label_smoothing": "numbers are no labels"}
+    left_out = {**LEFT_OUT, **other}
     for field in fields(config):
         assert (field.name in arguments) != (field.name in left_out), field.name
         if field.name in arguments:
@@ -41,7 +43,9 @@ def test_every_setting_is_an_argument_of_the_estimators_or_left_out_for_a_reason
 def test_both_estimators_have_the_same_arguments_but_for_what_is_about_classes():
     classifier = dict(inspect.signature(MoEClassifier).parameters)
     del classifier["class_weight"], classifier["label_smoothing"]
-    assert list(classifier.values()) == list(inspect.signature(MoERegressor).parameters.values())
+    regressor = dict(inspect.signature(MoERegressor).parameters)
+    del regressor["loss"]
+    assert list(classifier.values()) == list(regressor.values())
     assert "__init__" not in vars(TabularEstimator)
 
 
@@ -57,5 +61,11 @@ def test_settings_reach_the_network_and_the_module():
     assert (block.dim, block.num_experts, block.router.p, block.z_weight) == (8, 3, 0.5, 0.5)
     module = TabularModule(network, "regression", 0.1, 0.2, "constant")
     given = {"task": "regression", "lr": 0.1, "weight_decay": 0.2, "schedule": "constant"}
-    defaults = {"warmup": 0.0, "final_lr": 0.1, "beta2": 0.999, "label_smoothing": 0.0}  # those of 0.1
+    defaults = {
+        "warmup": 0.0,
+        "final_lr": 0.1,
+        "beta2": 0.999,
+        "label_smoothing": 0.0,
+        "loss": "squared",
+    }  # those of 0.1
     assert dict(module.hparams) == given | defaults

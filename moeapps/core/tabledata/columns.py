@@ -1,6 +1,5 @@
 """From a table with columns of any kind to numbers and category codes, the same way in fit and predict."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -13,8 +12,10 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.saved_arguments import check_fields
 from moeapps.core.tabledata.cells import MISSING_VALUES, missing_texts
 from moeapps.core.tabledata.evidence import infer_columns
-from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, columns_frame
+from moeapps.core.tabledata.ids import find_ids, ignored_columns
+from moeapps.core.tabledata.kinds import UNUSED, Column, ColumnKind, check_column_types, columns_frame
 from moeapps.core.tabledata.numbers import TIME_PARTS, time_parts, to_days, to_numbers
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.vocabulary import MISSING as NO_VALUE
 from moeapps.core.tabledata.vocabulary import (
     Vocabulary,
@@ -51,6 +52,8 @@ class ColumnEncoder:
         Positions of the times, whose numbers follow those of the numeric columns.
     categorical : list of int
         Positions of the categorical columns.
+    unused : list of int
+        Positions of ids and ignored columns, which may be absent in rows to predict.
     categories : list[list of Any]
         For each categorical column its values in order of appearance; value i has the code i + 2.
     mean : list of float
@@ -68,6 +71,8 @@ class ColumnEncoder:
         the part of training rows whose category occurs once).
     missing_values : list of str
         Texts that mean a missing value.
+    profiles : list of ColumnProfile
+        How the columns that are used were distributed; none in files of older versions.
     """
 
     names: list[str]
@@ -75,6 +80,7 @@ class ColumnEncoder:
     numeric: list[int]
     times: list[int]
     categorical: list[int]
+    unused: list[int]
     categories: list[list[Any]]
     mean: list[float]
     scale: list[float]
@@ -83,6 +89,7 @@ class ColumnEncoder:
     fill_codes: list[int | None]
     new_rates: list[float]
     missing_values: list[str]
+    profiles: list[ColumnProfile]
 
     def __init__(self) -> None:
         self._vocabularies: dict[int, Vocabulary] = {}
@@ -96,6 +103,7 @@ class ColumnEncoder:
         column_types: Mapping[str, ColumnKind] | None = None,
         missing_values: str | Iterable[str] = "auto",
         scaling: str = "standard",
+        ignore_columns: Iterable[Any] | None = None,
     ) -> Self:
         """Learn from a table.
 
@@ -116,6 +124,9 @@ class ColumnEncoder:
             Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
         scaling : {"standard", "robust"}, default="standard"
             Whether :attr:`mean` and :attr:`scale` are mean and standard deviation, or median and quartile range.
+        ignore_columns : list of str or int, optional
+            Columns that are not used. Ids are not used either, with a warning: columns with a different value in nearly
+            every row whose kind is not in ``column_types``.
 
         Raises
         ------
@@ -134,15 +145,29 @@ class ColumnEncoder:
         kinds = check_column_types(column_types, self.names)
         for i in self._named_categories(categorical_features):
             kinds.setdefault(self.names[i], "category")
+        ignored = ignored_columns(ignore_columns, self.names)
+        kinds |= {self.names[i]: "ignored" for i in ignored}
         if frame is not None:
-            self.columns = [self._supported(column) for column in infer_columns(frame, missing, kinds)]
+            used = frame.iloc[:, [i for i, name in enumerate(self.names) if kinds.get(name) != "ignored"]]
+            given = {name: kind for name, kind in kinds.items() if kind != "ignored"}
+            found = iter([self._supported(column) for column in infer_columns(used, missing, given)])
+            self.columns = [
+                next(found) if kinds.get(name) != "ignored" else Column(name, "ignored", "chosen by ignore_columns")
+                for name in self.names
+            ]
             if not isinstance(categorical_features, str):
                 self._refuse_unnamed(frame, kinds)
+            for i, column in find_ids(frame, self.columns, missing, kinds).items():
+                self.columns[i] = column
         else:
             self.columns = [Column(name, kinds.get(name, "number"), "an array", rows=len(X)) for name in self.names]
-        self.categorical = [i for i, column in enumerate(self.columns) if column.is_category]
+        self.unused = [i for i, column in enumerate(self.columns) if column.kind in UNUSED]
+        if len(self.unused) == len(self.names):
+            raise DataError("no column is left to learn from: all are ids or ignored")
+        self.categorical = [i for i, column in enumerate(self.columns) if column.kind == "category"]
         self.times = [i for i, column in enumerate(self.columns) if column.kind == "time"]
         self.numeric = [i for i, column in enumerate(self.columns) if column.kind == "number"]
+        self.profiles = []
         self._fit_categories(X, missing)
         self._fit_numbers(X, sample_weight, num_bins, scaling)
         return self
@@ -157,21 +182,18 @@ class ColumnEncoder:
             self.categories.append(values)
             rows = max(sum(counts.values()), 1)
             self.new_rates.append(sum(number == 1 for number in counts.values()) / rows)
+            self.profiles.append(
+                ColumnProfile(
+                    self.names[i],
+                    "category",
+                    len(cells),
+                    len(cells) - sum(counts.values()),
+                    counts=tuple(counts.values()),
+                    values=tuple(values),
+                )
+            )
             most = max(range(len(values)), key=lambda code: counts[values[code]]) if values else 0
             self.fill_codes.append(None if any_missing or not values else FIRST + most)
-            self._tell_id(i, len(values), rows)
-
-    def _tell_id(self, i: int, distinct: int, rows: int) -> None:
-        column = self.columns[i]
-        if rows < 20 or distinct < 0.95 * rows or column.why == "chosen by column_types":
-            return
-        self.columns[i] = Column(**{**vars(column), "kind": "id", "why": f"{column.why}; nearly every row has its own"})
-        warnings.warn(
-            f"column {column.name!r} has {distinct} different values in {rows} rows: an id like this says nothing "
-            "about rows to come; drop it unless it is meant",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _fit_numbers(
         self, X: pd.DataFrame | NDArray[Any], sample_weight: NDArray[np.float64], num_bins: int, scaling: str
@@ -179,7 +201,10 @@ class ColumnEncoder:
         numbers = self._numbers(X)
         bins = max(2, min(num_bins, 4096 // max(numbers.shape[1], 1)))
         self.mean, self.scale, self.edges, self.fill = [], [], [], []
-        for column in numbers.T:
+        for position, column in enumerate(numbers.T):
+            if not self._is_part_of_time(position):
+                kind: ColumnKind = "number" if position < len(self.numeric) else "time"
+                self.profiles.append(ColumnProfile.of_numbers(self._number_name(position), kind, column))
             known = ~np.isnan(column)
             mean, scale = (_quartiles if scaling == "robust" else _moments)(column[known], sample_weight[known])
             self.mean.append(mean)
@@ -212,17 +237,21 @@ class ColumnEncoder:
             gone = np.isnan(numbers[:, position])
             if value is not None and gone.any():
                 numbers[gone, position] = value
-                if position < len(self.numeric) or (position - len(self.numeric)) % len(TIME_PARTS) == 0:
+                if not self._is_part_of_time(position):
                     filled.append(f"{int(gone.sum())} of {self._number_name(position)!r} by {value:.6g}")
         warn_of_imputed(filled, "median")
         return numbers, codes
 
     def column_kinds(self) -> dict[str, ColumnKind]:
-        """What the columns are, in the order of training."""
+        """What the columns are that are used, in the order of training."""
         kinds: dict[str, ColumnKind] = dict.fromkeys(self.names, "number")
         kinds.update({self.names[i]: "category" for i in self.categorical})
         kinds.update({self.names[i]: "time" for i in self.times})
-        return kinds
+        return {name: kind for i, (name, kind) in enumerate(kinds.items()) if i not in self.unused}
+
+    def unused_names(self) -> list[str]:
+        """Ids and ignored columns: they may be in a table or not."""
+        return [self.names[i] for i in self.unused]
 
     def summary(self) -> pd.DataFrame:
         """What each column is, why, how many categories it has and how many cells were missing in training."""
@@ -232,10 +261,31 @@ class ColumnEncoder:
             columns = [Column(name, kind, "saved by moeapps 0.1") for name, kind in self.column_kinds().items()]
         return columns_frame(columns, sizes)
 
+    def profile(self) -> list[ColumnProfile]:
+        """What the columns that are used were like in training; of an older file, what it says of them."""
+        if self.profiles:
+            known = {profile.name: profile for profile in self.profiles}
+            return [known[name] for name in self.column_kinds()]
+        seen = {column.name: (column.rows, column.missing) for column in self.columns}
+        found: dict[str, ColumnProfile] = {}
+        for i, values in zip(self.categorical, self.categories, strict=True):
+            rows, missing = seen.get(self.names[i], (0, 0))
+            found[self.names[i]] = ColumnProfile(self.names[i], "category", rows, missing, values=tuple(values))
+        for position, edges in enumerate(self.edges):
+            if self._is_part_of_time(position):
+                continue
+            name = self._number_name(position)
+            low, high = (edges[0], edges[-1]) if edges else (None, None)
+            rows, missing = seen.get(name, (0, 0))
+            kind: ColumnKind = "number" if position < len(self.numeric) else "time"
+            found[name] = ColumnProfile(name, kind, rows, missing, low=low, high=high)
+        return [found[name] for name in self.column_kinds()]
+
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as JSON values."""
         learned = {name: value for name, value in sorted(vars(self).items()) if not name.startswith("_")}
-        return {**learned, "columns": [column.to_json() for column in self.columns]}
+        profiles = [profile.to_json() for profile in self.profiles]
+        return {**learned, "columns": [column.to_json() for column in self.columns], "profiles": profiles}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -249,17 +299,24 @@ class ColumnEncoder:
         numbers, categories = len(state["mean"]), len(state["categories"])
         fields = {
             "times": [],
+            "unused": [],
             "fill": [None] * numbers,
             "fill_codes": [None] * categories,
             "new_rates": [1.0] * categories,
             "missing_values": sorted(MISSING_VALUES),
             **state,
             "columns": [Column.from_json(column) for column in state.get("columns", [])],
+            "profiles": [],
         }
         check_fields(cls, fields)
         encoder = cls()
         vars(encoder).update({name: fields[name] for name in cls.__annotations__})
         encoder._check()
+        values = {encoder.names[i]: known for i, known in zip(encoder.categorical, encoder.categories, strict=True)}
+        saved = state.get("profiles", [])
+        encoder.profiles = [ColumnProfile.from_json(entry, values.get(entry.get("name"), ())) for entry in saved]
+        if saved and {profile.name for profile in encoder.profiles} != set(encoder.column_kinds()):
+            raise FileFormatError("the profile of its columns is one of other columns")
         return encoder
 
     def _check(self) -> None:
@@ -267,7 +324,7 @@ class ColumnEncoder:
         numbers = len(self.numeric) + len(TIME_PARTS) * len(self.times)
         codes = [None if fill is None else fill - FIRST for fill in self.fill_codes]
         good = (
-            sorted([*self.numeric, *self.times, *self.categorical]) == list(range(len(self.names)))
+            sorted([*self.numeric, *self.times, *self.categorical, *self.unused]) == list(range(len(self.names)))
             and len(self.columns) in (0, len(self.names))
             and numbers == len(self.mean) == len(self.scale) == len(self.edges) == len(self.fill)
             and len(self.categorical) == len(self.categories) == len(self.fill_codes) == len(self.new_rates)
@@ -282,7 +339,8 @@ class ColumnEncoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, also one of 0.1."""
-        vars(self).update({"_vocabularies": {}, **state} if "fill" in state else vars(type(self).from_state(state)))
+        now = {"_vocabularies": {}, "unused": [], "profiles": [], **state}
+        vars(self).update(now if "fill" in state else vars(type(self).from_state(state)))
 
     def _vocabulary(self, position: int) -> Vocabulary:
         """Look-up table of a categorical column, made once: a request of one row must not wait for it."""
@@ -320,6 +378,10 @@ class ColumnEncoder:
                 "moeapps.recsys, which learns sequences"
             )
         return column
+
+    def _is_part_of_time(self, position: int) -> bool:
+        """Whether a number is one of a time's, but not its first, the days."""
+        return position >= len(self.numeric) and (position - len(self.numeric)) % len(TIME_PARTS) != 0
 
     def _number_name(self, position: int) -> str:
         if position < len(self.numeric):

@@ -1,4 +1,4 @@
-"""What a column is: number, category, id, time or list; decided once, in training."""
+"""What a column is: number, category, id, time, list or ignored; decided once, in training."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -8,10 +8,13 @@ import pandas as pd
 
 from moeapps.core.errors import ConfigError
 
-__all__ = ["Column", "ColumnKind", "check_column_types", "columns_frame", "is_named_id"]
+__all__ = ["UNUSED", "Column", "ColumnKind", "check_column_types", "columns_frame", "is_named_id"]
 
-ColumnKind = Literal["number", "category", "id", "time", "list"]
-"""What a column is. An id is a category of which nearly every row has its own."""
+ColumnKind = Literal["number", "category", "id", "time", "list", "ignored"]
+"""What a column is. Of an id nearly every row has its own; tables do not learn from it."""
+
+UNUSED: tuple[ColumnKind, ...] = ("id", "ignored")
+"""Columns that a table may have, and from which nothing is learned."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Column:
     ----------
     name : str
         Column.
-    kind : {"number", "category", "id", "time", "list"}
+    kind : {"number", "category", "id", "time", "list", "ignored"}
         What it is.
     why : str
         Reason, for people.

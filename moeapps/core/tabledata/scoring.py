@@ -54,8 +54,9 @@ def predict_file(
 ) -> int:
     """Predict the rows of a file of any size into another file, in memory that does not grow with it.
 
-    A classifier gives ``prediction`` and ``probability_<class>``, a regressor ``prediction``, a ranker one column per
-    target. Columns that the model does not know are not read.
+    A classifier gives ``prediction`` and ``probability_<class>``, a regressor ``prediction``, a ranker
+    ``probability_<target>`` of binary targets and the others' predictions by their names. Columns that the model does
+    not know are not read.
 
     Parameters
     ----------
@@ -193,7 +194,7 @@ def predict_frame(model: Any, rows: Any, weights: bool = False) -> pd.DataFrame:
         return number_columns(model.predict(rows), index)
     probabilities = model.predict_proba(rows)
     if isinstance(probabilities, pd.DataFrame):  # a ranker: a column per target
-        return probabilities
+        return probabilities.rename(columns=model.output_columns() if hasattr(model, "output_columns") else {})
     return label_columns(model.classes_, probabilities, index)
 
 

@@ -1,7 +1,7 @@
 """A table that is learned from or scored, whether a frame or a file: in batches, its columns checked by name."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from moeapps.core.tabledata.cells import category_text, missing_texts
 from moeapps.core.tabledata.evidence import ColumnEvidence
 from moeapps.core.tabledata.files import TableFile
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.ids import find_ids
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.vocabulary import distinct_cells
 
@@ -116,6 +117,23 @@ class TableSource:
             for name, seen in evidence.items():
                 seen.update(frame[name])
         return {str(name): seen.decide(wanted.get(str(name))) for name, seen in evidence.items()}
+
+    def find_ids(self, columns: Sequence[Column], types: Container[str] = ()) -> dict[str, Column]:
+        """Columns that look like ids, by name; see :func:`~moeapps.core.tabledata.ids.find_ids`.
+
+        Of a file, the first batch decides: nothing is held of those that follow.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            What was inferred.
+        types : container of str, default=()
+            Columns of which the user has said what they are.
+        """
+        frame = next(iter(self.batches([column.name for column in columns])), None)
+        if frame is None:
+            return {}
+        return {column.name: column for column in find_ids(frame, columns, self.missing, types).values()}
 
     def count_rows(self) -> int:
         """Number of rows; those of a CSV file are counted."""

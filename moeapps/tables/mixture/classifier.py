@@ -10,9 +10,11 @@ from sklearn.base import ClassifierMixin
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, class_labels, encode
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import ClassAnswers, probability_floor
 from moeapps.tables.mixture.estimator import MixtureEstimator
 from moeapps.tables.mixture.experts import Named
+from moeapps.tables.targets import refuse_several_labels
 
 __all__ = ["MixtureClassifier"]
 
@@ -60,6 +62,13 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         Whether to show a progress bar over experts and folds.
     random_state : int or RandomState, optional
         Seed of folds and gate, and of those experts whose own ``random_state`` is None.
+    column_types : dict, optional
+        What columns of a DataFrame are to the gate and to the experts that are chosen for the data: ``{"zip":
+        "category"}``; one of "number", "category", "id", "time".
+    ignore_columns : list of names or positions, optional
+        Columns that neither gate nor experts get. They do not get ids either (a different value in nearly every row),
+        with a warning, unless ``column_types`` says what they are or the experts are fitted already
+        (``cv="prefit"``). A frame to predict may have these columns or not.
 
     Attributes
     ----------
@@ -131,10 +140,13 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         n_jobs: int | None = None,
         verbose: bool = False,
         random_state: Any = None,
+        column_types: Mapping[str, ColumnKind] | None = None,
+        ignore_columns: Sequence[Any] | None = None,
     ) -> None:
         store_arguments(self, locals())
 
     def _check_target(self, y: Any) -> NDArray[Any]:
+        refuse_several_labels(y, self)
         return class_labels(y)
 
     def _learn_answers(self, y: NDArray[Any], weight: NDArray[np.float64], named: Named) -> None:

@@ -3,7 +3,7 @@
 # n rows, E experts, K classes or targets
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch, Tags, check_random_state, get_tags
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
+from moeapps.core.arguments import NamedArguments
 from moeapps.core.card import record_of
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.tabledata.checking import CheckMixin
 from moeapps.core.tabledata.frames import as_frame, is_table
-from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.kinds import ColumnKind, columns_frame
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
+from moeapps.tables.mixture.columns import UnusedColumns
 from moeapps.tables.mixture.costs import check_costs, given_costs, measure_costs
 from moeapps.tables.mixture.experts import (
     ExpertComposition,
@@ -43,7 +47,7 @@ GATE_CATEGORIES = 16
 Task = Literal["classification", "regression"]
 
 
-class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
+class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
     """Base of :class:`MixtureClassifier` and :class:`MixtureRegressor`, each of which declares its own constructor."""
 
     task: Task
@@ -57,6 +61,8 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
     n_jobs: int | None
     verbose: bool
     random_state: Any
+    column_types: Mapping[str, ColumnKind] | None
+    ignore_columns: Sequence[Any] | None
 
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -67,6 +73,7 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
     cascade_: Cascade | None
     costs_: pd.Series
     gate_features_: TableFeatures
+    unused_: UnusedColumns = UnusedColumns({})
     answers_: ClassAnswers | TargetAnswers
     _fit_params: dict[str, Any] | None = None
     """Constructor arguments as they were at the last fit."""
@@ -132,6 +139,10 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         self._check_arguments()
         table = self._table(X, reset=True)
+        # fitted experts expect all columns that they were fitted on
+        ids = not isinstance(self.cv, str)
+        self.unused_ = UnusedColumns.of(table, self.ignore_columns, self.column_types, ids)
+        table = self.unused_.drop(table)
         y = self._check_target(y)
         check_consistent_length(table, y)
         weight = _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True)
@@ -170,7 +181,9 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         if not len(rows):
             raise DataError("cv predicts no row that counts: the gate has nothing to learn from")
         gate_table = take(table, rows)
-        self.gate_features_ = TableFeatures("clipped", GATE_CATEGORIES, skip_unreadable=self.experts is not None)
+        self.gate_features_ = TableFeatures(
+            "clipped", GATE_CATEGORIES, self.experts is not None, self._gate_types(table)
+        )
         self.gate_features_.fit(table, sample_weight=weight)
         features = self.gate_features_.transform(gate_table)
         self.mixture_ = fit_mixture(
@@ -201,6 +214,12 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
             seed=seed,
         )
 
+    def _gate_types(self, table: Any) -> dict[str, ColumnKind] | None:
+        """What the user says of the columns that are used."""
+        if self.column_types is None or not isinstance(table, pd.DataFrame):
+            return None
+        return {name: kind for name, kind in self.column_types.items() if name in table.columns}
+
     def _asked_prefit(self, named: Named, table: Any) -> FittedExperts:
         """Predictions of fitted experts for rows that they have not seen; one that fails is an error here."""
         predictions = np.stack([self.answers_.read(expert, table) for _, expert in named], axis=1)
@@ -222,27 +241,34 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
 
     def _chosen_experts(self, table: Any, y: NDArray[Any]) -> Named:
         if self.experts is None:
-            named = default_experts(table, y, self.task)
+            named = default_experts(table, y, self.task, column_types=self._gate_types(table))
         else:
             named = check_experts(name_experts(self.experts), self.task, list(super().get_params(deep=False)))
         check_costs(self.costs, [name for name, _ in named])
         return named
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame | NDArray[np.float64]:
-        """Check a table: column names, number of columns, and (in arrays) that all values are numbers."""
+        """Check a table: column names, number of columns, and (in arrays) that all values are numbers.
+
+        To predict, without the columns that are not used.
+        """
         if not is_table(X):
             holes = "allow-nan" if get_tags(self).input_tags.allow_nan else True
             array: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=holes)
-            if not reset and hasattr(self, "feature_names_in_"):  # what the experts were fitted on
-                return pd.DataFrame(array, columns=self.feature_names_in_)
-            return array
+            if reset:
+                return array
+            if hasattr(self, "feature_names_in_"):  # what the experts were fitted on
+                return self.unused_.drop(pd.DataFrame(array, columns=self.feature_names_in_))
+            return self.unused_.drop(array)
         X = as_frame(X, "X")
+        if not reset and hasattr(self, "feature_names_in_"):
+            X = self.unused_.insert(X, list(self.feature_names_in_))
         validate_data(self, X, reset=reset, skip_check_array=True)
         if X.shape[1] == 0:
             raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
         if len(X) == 0:
             raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-        return X
+        return X if reset else self.unused_.drop(X)
 
     # ------------------------------------------------------------------ predicting
 
@@ -318,13 +344,25 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
         check_is_fitted(self, "gate_features_")
         if not hasattr(self, "feature_names_in_"):
             raise DataError("the model was fitted on an array, whose columns have no names: fit it on a DataFrame")
-        if alone := self.gate_features_.left_out():
+        used = [str(name) for i, name in enumerate(self.feature_names_in_) if i not in self.unused_.columns]
+        if alone := [used[i] for i in self.gate_features_.left_out()]:
             raise DataError(
-                f"only the experts read {', '.join(repr(str(self.feature_names_in_[i])) for i in alone)}, which the "
+                f"only the experts read {', '.join(repr(name) for name in alone)}, which the "
                 "gate could not: the kinds of all columns have to be known to score a file or to serve. Call predict "
                 "on a DataFrame, or fit on a table without such columns"
             )
-        return self.gate_features_.encoder_.column_kinds()
+        encoder = self.gate_features_.encoder_
+        # prefit experts read ids, too
+        kinds: dict[str, ColumnKind] = dict.fromkeys(encoder.names, "category")
+        return {**kinds, **encoder.column_kinds()}
+
+    def _profiles(self) -> list[ColumnProfile]:
+        check_is_fitted(self, "gate_features_")
+        return self.gate_features_.encoder_.profile()
+
+    def unused_columns(self) -> list[str]:
+        """Ids and ignored columns: ``predict`` takes frames with and without them."""
+        return self.unused_.names
 
     def missing_texts(self) -> frozenset[str]:
         """Texts that mean a missing value in a table's cells."""
@@ -332,9 +370,12 @@ class MixtureEstimator(MixtureSaving, MixtureOutput, MixtureInspection, ExpertCo
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is to the gate (and to the experts chosen for the data), and why."""
+        """What each column is to the gate (and to the experts chosen for the data), and why; id, ignored: not used."""
         check_is_fitted(self, "gate_features_")
-        return self.gate_features_.encoder_.summary()
+        used = self.gate_features_.encoder_.summary()
+        frame = pd.concat([used, columns_frame(self.unused_.columns.values())])
+        order = getattr(self, "feature_names_in_", frame.index)
+        return frame.reindex([name for name in order if name in frame.index]) if len(self.unused_) else used
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "mixture_")

@@ -4,6 +4,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.columns import FIRST, MISSING, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.numbers import TIME_PARTS
 
 __all__ = ["TableFeatures"]
@@ -44,6 +46,9 @@ class TableFeatures(TransformerMixin, BaseEstimator):
     skip_unreadable : bool, default=False
         Whether to leave a column out, with a warning, that cannot be read (lists, texts among numbers). Otherwise it
         is an error that names it.
+    column_types : dict, optional
+        What columns are, where it shall not be inferred: ``{"zip": "category"}``. Columns that are not here and have a
+        different value in nearly every row are ids, and make no feature.
 
     Attributes
     ----------
@@ -60,10 +65,12 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         kind: Literal["onehot", "codes", "categories", "clipped"] = "onehot",
         max_categories: int = 64,
         skip_unreadable: bool = False,
+        column_types: Mapping[str, ColumnKind] | None = None,
     ) -> None:
         self.kind = kind
         self.max_categories = max_categories
         self.skip_unreadable = skip_unreadable
+        self.column_types = column_types
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn the columns of a frame or an array.
@@ -80,18 +87,24 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         self.n_features_in_ = table.shape[1]
         self.columns_ = list(range(table.shape[1]))
         try:
-            self.encoder_ = ColumnEncoder().fit(table, weight)
+            self.encoder_ = self._encoder(table, weight)
         except DataError:
             if not self.skip_unreadable:
                 raise
             self.columns_ = self._readable(table, weight)
-            self.encoder_ = ColumnEncoder().fit(self.chosen(table), weight)
+            self.encoder_ = self._encoder(self.chosen(table), weight)
         codes = self.encoder_.transform(self.chosen(table))[1]
         self.kept_ = [
             self._frequent(np.bincount(column, weights=weight, minlength=len(values) + FIRST).astype(np.float64))
             for column, values in zip(codes.T, self.encoder_.categories, strict=True)
         ]
         return self
+
+    def _encoder(self, table: Any, weight: NDArray[np.float64]) -> ColumnEncoder:
+        types = self.column_types or {}
+        if isinstance(table, pd.DataFrame):  # some of the columns, where others cannot be read
+            types = {name: kind for name, kind in types.items() if name in table.columns}
+        return ColumnEncoder().fit(table, weight, column_types=types)
 
     def _frequent(self, counts: NDArray[np.float64]) -> list[int]:
         """Codes of the most frequent categories, in order; that of missing values counts as one if it occurs."""
@@ -105,7 +118,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    ColumnEncoder().fit(_columns(table, [position]), weight)
+                    self._encoder(_columns(table, [position]), weight)
                 good.append(position)
             except DataError as error:
                 warnings.warn(f"the gate does not read a column: {error}", UserWarning, stacklevel=4)
@@ -203,6 +216,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo :meth:`__getstate__`."""
         state = dict(state)
+        state.setdefault("column_types", None)
         if isinstance(state.get("encoder_"), dict):
             state["encoder_"] = ColumnEncoder.from_state(state["encoder_"])
         super().__setstate__(state)

@@ -1,5 +1,7 @@
 """Experts for any table, where the user names none: a linear model, boosting, a forest and a network."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from sklearn.ensemble import (
@@ -13,6 +15,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
 from moeapps.core.checks import check_one_of
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.classifier import MoEClassifier
 from moeapps.tables.mixture.features import TableFeatures
 from moeapps.tables.regressor import MoERegressor
@@ -24,7 +27,11 @@ _MANY = 20_000
 
 
 def default_experts(
-    X: Any, y: Any, task: Literal["classification", "regression"], random_state: int | None = None
+    X: Any,
+    y: Any,
+    task: Literal["classification", "regression"],
+    random_state: int | None = None,
+    column_types: Mapping[str, ColumnKind] | None = None,
 ) -> list[tuple[str, Any]]:
     """Experts of different kinds, each of which reads any table that moeapps reads.
 
@@ -38,6 +45,8 @@ def default_experts(
         What is to be predicted.
     random_state : int, optional
         Seed of the experts.
+    column_types : dict, optional
+        What columns are, where it shall not be inferred.
 
     Returns
     -------
@@ -54,27 +63,24 @@ def default_experts(
             LogisticRegression(max_iter=500, random_state=random_state),
             HistGradientBoostingClassifier(random_state=random_state),
             RandomForestClassifier(min_samples_leaf=leaf, random_state=random_state),
-            MoEClassifier(random_state=random_state),
+            MoEClassifier(random_state=random_state, column_types=column_types),
         )
         if task == "classification"
         else (
             RidgeCV(alphas=(0.1, 1.0, 10.0, 100.0)),
             HistGradientBoostingRegressor(random_state=random_state),
             RandomForestRegressor(min_samples_leaf=leaf, random_state=random_state),
-            MoERegressor(random_state=random_state),
+            MoERegressor(random_state=random_state, column_types=column_types),
         )
     )
     if targets > 1:  # boosting has one target
         boosting = MultiOutputRegressor(boosting)
+    features = partial(TableFeatures, column_types=column_types)
+    scaled = features("clipped" if task == "classification" else "onehot")
     # HistGradientBoosting takes at most 255 categories per column
     return [
-        (
-            "linear",
-            Pipeline(
-                [("features", TableFeatures("clipped" if task == "classification" else "onehot")), ("model", linear)]
-            ),
-        ),
-        ("boosting", Pipeline([("features", TableFeatures("categories", max_categories=254)), ("model", boosting)])),
-        ("forest", Pipeline([("features", TableFeatures("codes")), ("model", forest)])),
+        ("linear", Pipeline([("features", scaled), ("model", linear)])),
+        ("boosting", Pipeline([("features", features("categories", max_categories=254)), ("model", boosting)])),
+        ("forest", Pipeline([("features", features("codes")), ("model", forest)])),
         ("moe", network),
     ]

@@ -9,6 +9,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import Tags
 
 from moeapps.core.config import store_arguments
+from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.tables.mixture.answers import TargetAnswers
 from moeapps.tables.mixture.estimator import MixtureEstimator
 from moeapps.tables.mixture.experts import Named
@@ -30,7 +31,8 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
         Regressors. None: a ridge regression, HistGradientBoosting, a random forest and a
         :class:`~moeapps.tables.MoERegressor`. With several targets, an expert that predicts only one is left out with a
         warning: wrap it in :class:`~sklearn.multioutput.MultiOutputRegressor`.
-    gate, costs, budget, tolerance, inference, cv, calibrate, n_jobs, verbose, random_state
+    gate, costs, budget, tolerance, inference, cv, calibrate, n_jobs, verbose, random_state, column_types,
+    ignore_columns
         As in :class:`MixtureClassifier`, with ``cv`` of folds that are not stratified. What ``calibrate`` fits is
         no temperature but a straight line for the mixed prediction, whose spread a mean of experts shrinks. One more
         gate competes, ``"stacked"``: a linear regression on what the experts predict, as in
@@ -73,6 +75,8 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
         n_jobs: int | None = None,
         verbose: bool = False,
         random_state: Any = None,
+        column_types: Mapping[str, ColumnKind] | None = None,
+        ignore_columns: Sequence[Any] | None = None,
     ) -> None:
         store_arguments(self, locals())
 

@@ -20,6 +20,7 @@ from moeapps.core.saving import SaveMixin
 from moeapps.core.state_dict import under
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
+from moeapps.tables.mixture.columns import UnusedColumns
 from moeapps.tables.mixture.experts import name_experts
 from moeapps.tables.mixture.features import TableFeatures
 
@@ -47,6 +48,7 @@ class MixtureSaving(SaveMixin):
     mixture_: GatedMixture
     cascade_: Cascade | None
     gate_features_: TableFeatures
+    unused_: UnusedColumns
     answers_: Any
     task: Any
     classes_: Any
@@ -100,6 +102,10 @@ class MixtureSaving(SaveMixin):
             params["costs"] = params["costs"].tolist()
         if hasattr(params["costs"], "items"):
             params["costs"] = {str(name): float(cost) for name, cost in params["costs"].items()}
+        if params["column_types"] is not None:
+            params["column_types"] = dict(params["column_types"])
+        if params["ignore_columns"] is not None:
+            params["ignore_columns"] = [int(c) if isinstance(c, np.integer) else c for c in params["ignore_columns"]]
         if params["experts"] is not None:
             given = [isinstance(entry, tuple) for entry in params["experts"]]
             named = [name for name, _ in name_experts(params["experts"])]
@@ -147,6 +153,7 @@ class MixtureSaving(SaveMixin):
             "failed_": dict(self.failed_),
             "costs_": [float(cost) for cost in self.costs_],
             "gate_features_": self.gate_features_.__getstate__(),
+            "unused_": self.unused_.to_json(),
             "n_features_in_": int(self.n_features_in_),
         }
         if hasattr(self, "feature_names_in_"):
@@ -209,7 +216,8 @@ class MixtureSaving(SaveMixin):
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
         self._restore_target(state, source)
-        self.gate_features_ = features_from(state["gate_features_"], self.n_features_in_)
+        self.unused_ = UnusedColumns.from_json(state.get("unused_", []), self.n_features_in_)
+        self.gate_features_ = features_from(state["gate_features_"], self.n_features_in_ - len(self.unused_))
         self.mixture_ = GatedMixture.from_state(state[_MIXTURE + "state"], under(_MIXTURE, tensors))
         self._check_mixture(source)
         self.cascade_ = None
@@ -233,7 +241,7 @@ class MixtureSaving(SaveMixin):
         problem = None
         if not hasattr(expert, method):
             problem = f"a {type(expert).__name__}, which has no {method}"
-        elif columns is not None and columns != self.n_features_in_:
+        elif columns is not None and columns != self.n_features_in_ - len(self.unused_):
             problem = f"one of {columns} columns"
         elif method == "predict_proba" and not set(np.asarray(classes).tolist()) <= set(self.classes_.tolist()):
             problem = f"one of the classes {np.asarray(classes).tolist()[:10]}"
@@ -292,7 +300,7 @@ def features_from(state: Any, width: int) -> TableFeatures:
         If they do not.
     """
     names = ("kind", "max_categories", "skip_unreadable")
-    features = TableFeatures(**{name: state[name] for name in names})
+    features = TableFeatures(**{name: state[name] for name in names}, column_types=state.get("column_types"))
     encoder = ColumnEncoder.from_state(state["encoder_"])
     columns, kept = state["columns_"], state["kept_"]
     good = (
