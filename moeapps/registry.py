@@ -16,7 +16,11 @@ from moeapps.moved import current_path
 
 __all__ = [
     "ENTRIES",
+    "MODULE_NAME",
+    "OWN_MODULES",
+    "TRAINED",
     "Entry",
+    "Trained",
     "admit",
     "are_parts",
     "describe_import",
@@ -168,8 +172,43 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-CHECKPOINT_ESTIMATORS = {"moeapps_table": "moeapps.recsys.ranker.Ranker"}
-"""What makes an estimator of a checkpoint in :func:`moeapps.load`, by the name of an entry of the checkpoint."""
+MODULE_NAME = "moeapps_module"
+"""Entry of a checkpoint: import path of the module that was trained."""
+
+OWN_MODULES = "moeapps_own_modules"
+"""Entry of a checkpoint: names of constructor arguments that were torch modules of the user."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A module of ``moeapps fit``, and the estimator that its checkpoint becomes.
+
+    Parameters
+    ----------
+    module : str
+        Registered path of the module.
+    estimator : str
+        Registered path of a class whose ``from_module`` makes the estimator.
+    marks : tuple of str
+        Entries and hyperparameters by which a checkpoint without :data:`MODULE_NAME` is known.
+    """
+
+    module: str
+    estimator: str
+    marks: tuple[str, ...]
+
+
+TRAINED: tuple[Trained, ...] = (
+    Trained("moeapps.recsys.RankingModule", "moeapps.recsys.MultiTaskRanker", ("moeapps_table",)),
+    Trained("moeapps.tables.MixtureModule", "moeapps.tables.MixtureClassifier", ("moeapps_mixture",)),
+    Trained("moeapps.vision.DiffusionModule", "moeapps.vision.SwitchDiTGenerator", ("moeapps_images", "timesteps")),
+    Trained("moeapps.vision.ImageModule", "moeapps.vision.WideNetClassifier", ("moeapps_images",)),
+    Trained("moeapps.graph.LinkModule", "moeapps.graph.MowstLinkPredictor", ("plan", "decoder")),
+    Trained("moeapps.graph.GraphExpertsModule", "moeapps.graph.MowstGraphClassifier", ("plan", "pooling")),
+    Trained("moeapps.graph.MowstModule", "moeapps.graph.MowstClassifier", ("plan", "held_out")),
+    Trained("moeapps.graph.GNNModule", "moeapps.graph.GNNClassifier", ("network", "out_channels", "monitor")),
+)
+"""What becomes of a checkpoint in :func:`moeapps.load`; the first entry whose marks are there counts."""
 
 
 _OWN = frozenset(ENTRIES)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import demo, listing, report, score, serve, stream, training
+from moeapps.cli import demo, export, listing, report, score, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -32,6 +32,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "list": listing,
     "demo": demo,
+    "export": export,
     "score": score,
     "report": report,
     "serve": serve,

@@ -269,6 +269,14 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.strategy.broadcast(path.exists() and not continued):
             raise ConfigError(f"{path} is there already, of another run: choose another folder, or continue that run")
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add to the file what a module has learned after its last epoch (a mixture of the trained experts)."""
+        added = pl_module.conclusion() if hasattr(pl_module, "conclusion") else {}
+        path = Path(str(self.last_model_path or self.best_model_path))
+        if added and trainer.is_global_zero and path.is_file():
+            io = trainer.strategy.checkpoint_io
+            io.save_checkpoint({**io.load_checkpoint(path), **added}, path)
+
 
 class ViewWriter(L.Callback):
     """Leave ``views.json`` in the folder of the run when training ends: the module's maps, curves and warnings."""

@@ -307,6 +307,13 @@ class MowstLinkPredictor(ExpertsEstimator):
         batch = self._labeled(pairs, y, X, edge_index, edge_weight)
         return self._cost_curve(batch, batch.y.cpu().numpy())
 
+    @classmethod
+    def from_module(cls, module: LinkModule) -> Self:  # type: ignore[override]
+        """See :meth:`LightningEstimator.from_module`."""
+        estimator = super().from_module(module)
+        estimator.directed_ = bool(module.directed)
+        return estimator
+
     # ------------------------------------------------------------------ reading
 
     def _read(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkBatch:

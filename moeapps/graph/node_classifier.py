@@ -18,7 +18,7 @@ from torch_geometric.nn import MLP
 from moeapps.core.arrays import as_array, tightened
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import field_names
-from moeapps.core.errors import DataError, NonFiniteError
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.estimator import LightningEstimator, resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.tabledata.frames import frame_if_table
@@ -133,6 +133,27 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             fitted.graph_.edges = data.edges
             fitted._after_training(module, data)
         return self
+
+    @classmethod
+    def from_module(cls, module: NodeModule) -> Self:  # type: ignore[override]
+        """See :meth:`LightningEstimator.from_module`."""
+        if module.classes is None:
+            raise ConfigError(
+                "the checkpoint does not say which classes it was trained on (moeapps 0.1 did not note them): go on "
+                "with the training by moeapps fit --ckpt_path, or predict with moeapps predict"
+            )
+        estimator = cls._with_settings(cls._settings_of(module))
+        assert module.in_channels is not None
+        estimator.n_features_in_, estimator.classes_ = module.in_channels, module.classes
+        if module.split is not None:
+            estimator.split_ = module.split
+        estimator.model_ = module.model.eval()
+        return estimator
+
+    @classmethod
+    def _settings_of(cls, module: Any) -> dict[str, Any]:
+        """Settings of a module as constructor arguments."""
+        return dict(module.hparams)
 
     def predict_proba(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
