@@ -167,6 +167,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("data", "moeapps.graph.LinkData", "a graph whose links are held out: your own, or a public one"),
         Entry("data", "moeapps.graph.GraphSetData", "a set of graphs: your own, or one of TUDataset's"),
         Entry("data", "moeapps.graph.EgoNetData", "the neighbourhoods of a graph's nodes, as a set of graphs"),
+        Entry("data", "moeapps.graph.GraphTableData", "your own graph: a table of nodes and one of edges"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }
