@@ -71,6 +71,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.tables.MoERegressor", "mixture of experts for tables, regression"),
         Entry("model", "moeapps.tables.MixtureClassifier", "a gate over any fitted classifiers, weights by row"),
         Entry("model", "moeapps.tables.MixtureRegressor", "a gate over any fitted regressors, weights by row"),
+        Entry("model", "moeapps.tables.TableModule", "mixture of experts for tables, for `moeapps fit`"),
         Entry("model", "moeapps.tables.MixtureModule", "a gate over any estimators, for `moeapps fit`"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.graph.MowstLinkPredictor", "links of a graph: MLP, GNNs, common neighbours, mixed"),
@@ -201,6 +202,7 @@ class Trained:
 
 TRAINED: tuple[Trained, ...] = (
     Trained("moeapps.recsys.RankingModule", "moeapps.recsys.MultiTaskRanker", ("moeapps_table",)),
+    Trained("moeapps.tables.TableModule", "moeapps.tables.MoEClassifier", ("moeapps_tabular",)),
     Trained("moeapps.tables.MixtureModule", "moeapps.tables.MixtureClassifier", ("moeapps_mixture",)),
     Trained("moeapps.vision.DiffusionModule", "moeapps.vision.SwitchDiTGenerator", ("moeapps_images", "timesteps")),
     Trained("moeapps.vision.ImageModule", "moeapps.vision.WideNetClassifier", ("moeapps_images",)),

@@ -222,6 +222,15 @@ class BestWeights(L.Callback):
             validated = pl_module if averaged is None else averaged
             self._weights = {name: tensor.detach().clone() for name, tensor in validated.state_dict().items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on has to know."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self._weights = state_dict["weights"]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
         if self._weights is not None:

@@ -156,6 +156,10 @@ class TabularEstimator(LightningEstimator):
             )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, passes: int | None = None) -> None:
+        self._run(*self.begin(X, y, sample_weight), passes)
+
+    def begin(self, X: Any, y: Any, sample_weight: Any) -> tuple[TabularMoE, tuple[NDArray[Any], ...], int]:
+        """Learn columns and targets: the network before its training, the rows as it reads them, and the seed."""
         self._check_arguments()
         self.merged_ = None
         table, y, weight = self._validated(X, y, sample_weight, reset=True)
@@ -177,7 +181,7 @@ class TabularEstimator(LightningEstimator):
         rows = (*self.encoder_.transform(table), self._encode_target(y), weight)
         if model.route_by is not None:
             balance_hashes(model, rows[1][:, model.route_by])
-        self._run(model, rows, seed, passes)
+        return model, rows, seed
 
     def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
         table, y, weight = self._validated(X, y, sample_weight, reset=False)
@@ -475,6 +479,11 @@ class TabularEstimator(LightningEstimator):
         super()._restore(state)
         if self.n_features_in_ != len(self.encoder_.names):
             raise FileFormatError("it has columns of another number than it was fitted on")
+
+    @classmethod
+    def from_module(cls, module: Any) -> Any:
+        """The estimator of a trained :class:`~moeapps.tables.TableModule`: a classifier or a regressor."""
+        return module.to_estimator()
 
     @classmethod
     def _before(cls) -> dict[str, Any]:
