@@ -173,7 +173,7 @@ class TableModule(DataDependentModule, TabularModule):
 
     def _attach(self, estimator: Any, model: TabularMoE) -> None:
         estimator.history_, estimator.n_iter_ = pd.DataFrame(), 0
-        estimator._fit_params = estimator.get_params(deep=False)
+        estimator.model_, estimator._fit_params = model, estimator.get_params(deep=False)
         self.estimator, self.model, self.task = estimator, model, estimator.task
 
     def attach_state(self, state: dict[str, Any]) -> None:
@@ -187,12 +187,9 @@ class TableModule(DataDependentModule, TabularModule):
 
     def data_state(self) -> dict[str, Any]:
         """Columns, target and arguments."""
-        self.estimator.model_ = self.model
-        state = self.estimator.saved_state()
-        del self.estimator.model_
         double = next(self.model.parameters()).dtype == torch.float64
         arguments = arguments_to_json(self.estimator.saved_arguments())
-        return {"task": self.task, "arguments": arguments, "state": state, "double": double}
+        return {"task": self.task, "arguments": arguments, "state": self.estimator.saved_state(), "double": double}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over columns and weights: those of the best epoch, unless the training goes on.
