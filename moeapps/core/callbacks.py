@@ -280,7 +280,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add to the file what a module has learned after its last epoch (a mixture of the trained experts)."""
-        added = pl_module.conclusion() if hasattr(pl_module, "conclusion") else {}
+        conclusion: Any = getattr(pl_module, "conclusion", None)
+        added = {} if conclusion is None else conclusion()
         path = Path(str(self.last_model_path or self.best_model_path))
         if added and trainer.is_global_zero and path.is_file():
             io = trainer.strategy.checkpoint_io

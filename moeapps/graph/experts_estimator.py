@@ -82,7 +82,7 @@ class ExpertsEstimator(LightningEstimator):
         self._take_over(module)
 
     @classmethod
-    def from_module(cls, module: ExpertModule) -> Self:  # type: ignore[override]
+    def from_module(cls, module: ExpertModule) -> Self:
         """See :meth:`LightningEstimator.from_module`."""
         module.ready()
         estimator = cls._with_settings(module.hparams, as_arguments(module.experts_config))

@@ -123,7 +123,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         with self._all_or_nothing() as fitted:
             options = {"id": id, "target": target, **tables}
             if self._means_tables(X, edges, options):
-                if isinstance(split, str):
+                if isinstance(split, str | None):
                     options["split"], split = split, 0
                 if isinstance(edge_weight, str):
                     options["edge_weight"], edge_weight = edge_weight, None
@@ -132,6 +132,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
                     raise ConfigError("target is missing: the column of nodes with the labels")
             else:
                 fitted._forget_tables()
+            number: Any = split
             X = opened(X)
             refuse_other_graphs(X)
             X = frame_if_table(X)
@@ -144,9 +145,9 @@ class NodeClassifier(ClassifierMixin, TableInput):
                 if y.ndim == 2 and y.shape[1] == 1:
                     y = column_or_1d(y, warn=True)
             own = [getattr(X, name, None) for name in MASKS] if isinstance(X, Data) else []
-            check_split(split, [train_mask, val_mask, *own])
+            check_split(number, [train_mask, val_mask, *own])
             graph = as_graph(
-                X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
+                X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=number
             )
             if graph.y is not None:
                 check_classification_targets(known_labels(graph.y))
@@ -157,7 +158,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
             fitted.n_edges_ = data.edges.count("plain")
-            fitted.split_ = int(split)
+            fitted.split_ = int(number)
             fitted.classes_ = data.classes
             if isinstance(module.model, GraphMixture):
                 module.model.drop_unused()
@@ -170,7 +171,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         return self
 
     @classmethod
-    def from_module(cls, module: NodeModule) -> Self:  # type: ignore[override]
+    def from_module(cls, module: NodeModule) -> Self:
         """See :meth:`LightningEstimator.from_module`."""
         if module.classes is None:
             raise ConfigError(

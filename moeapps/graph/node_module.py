@@ -106,7 +106,8 @@ class NodeModule(Configurable, MoEModule):
         classes, number = getattr(data, "classes", None), getattr(data, "several_splits", None)
         if classes is None:
             return
-        table = data.node_table.state() if hasattr(data, "node_table") else None
+        reading = getattr(data, "node_table", None)
+        table = None if reading is None else reading.state()
         if self.classes is None:
             self.classes, self.split, self.node_table = classes, number, table
         if self.node_table != table:

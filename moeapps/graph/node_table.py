@@ -212,7 +212,7 @@ class NodeTable:
         if self.tables.split is not None and self.tables.split in frame:
             for name, mask in read_split(frame[self.tables.split], self.tables.split, source).items():
                 graph[name] = torch.from_numpy(mask)
-        return TableGraph(graph, ids.reset_index(drop=True).rename(self.tables.id or ids.name or "node"), keys)
+        return TableGraph(graph, ids.reset_index(drop=True).rename(str(self.tables.id or ids.name or "node")), keys)
 
     def _edges(self, edges: Table | None, keys: pd.Index, nodes: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         if edges is None:
@@ -228,7 +228,7 @@ class NodeTable:
             named = id_keys(frame[name], f"{source.name}, column {name!r},")
             found.append((named, keys.get_indexer(named)))
         index = np.stack([place for _, place in found])
-        gone = (index < 0).any(axis=0)
+        gone = np.any(index < 0, axis=0)
         if gone.any():
             row = int(gone.argmax())
             first = next(named[row] for named, place in found if place[row] < 0)

@@ -155,7 +155,7 @@ class Ranker(RecommendMixin, LightningEstimator):
         }
 
     @classmethod
-    def from_module(cls, module: RankingModule) -> "Ranker":  # type: ignore[override]
+    def from_module(cls, module: RankingModule) -> "Ranker":
         """See :meth:`LightningEstimator.from_module`; it is of the class that has the module's model."""
         (kind,) = (kind for kind in Ranker.__subclasses__() if module.config.model in kind.models)
         ranker = kind._with_settings(as_arguments(module.config))

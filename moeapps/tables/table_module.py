@@ -216,7 +216,7 @@ class TableModule(DataDependentModule, TabularModule):
             return callbacks
         if self.settings.ema_decay > 0:
             callbacks.append(RisingAverage(self.settings.ema_decay))
-        if data is not None and (getattr(data, "validation_fraction", 0) or data.load("val") is not None):
+        if data is not None and (getattr(data, "validation_fraction", 0.0) or data.load("val") is not None):
             callbacks += [
                 EarlyStopping("val/loss", patience=self.settings.patience, mode="min"),
                 BestWeights("val/loss", "min"),
@@ -256,7 +256,7 @@ class TableModule(DataDependentModule, TabularModule):
             right = (out.argmax(dim=1) == target).to(weight.dtype)
             logged[f"{stage}/accuracy"] = (right * weight).sum() / weight.sum()
         else:
-            scale = float(self.estimator.target_scale_[0])  # type: ignore[attr-defined]
+            scale = float(self.estimator.target_scale_[0])
             square = ((out - target)[:, 0].square() * weight).sum() / weight.sum()
             logged[f"{stage}/rmse"] = scale * square.sqrt()
         self.log_dict(logged, batch_size=len(target), sync_dist=world_size() > 1)
@@ -269,7 +269,7 @@ class TableModule(DataDependentModule, TabularModule):
         numbers, codes = (part[rows].to(index.device) for part in self._rows[name])
         dtype = next(self.model.parameters()).dtype
         if self.task == "regression":
-            mean, scale = (float(getattr(self.estimator, learned)[0]) for learned in ("target_mean_", "target_scale_"))
+            mean, scale = (float(getattr(self.estimator, name)[0]) for name in ("target_mean_", "target_scale_"))
             target = ((target - mean) / scale)[:, None].to(dtype)
         return numbers, codes, target, weight.to(dtype)
 

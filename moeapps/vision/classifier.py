@@ -302,7 +302,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         return {**sizes, "global_pool": self.global_pool, "class_token": self.global_pool == "token"}
 
     @classmethod
-    def from_module(cls, module: ImageModule) -> Self:  # type: ignore[override]
+    def from_module(cls, module: ImageModule) -> Self:
         """See :meth:`LightningEstimator.from_module`. Square images of other sizes are resized to the module's."""
         config = module.config
         options = dict(config.options or {})

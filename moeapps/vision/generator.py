@@ -221,7 +221,7 @@ class SwitchDiTGenerator(ImageEstimator):
         return DiffusionModule.from_config(config=config)
 
     @classmethod
-    def from_module(cls, module: DiffusionModule) -> Self:  # type: ignore[override]
+    def from_module(cls, module: DiffusionModule) -> Self:
         """See :meth:`LightningEstimator.from_module`. Samples are floats in [0, 1], as those of the module."""
         config = module.config
         networks: list[Any] = [DiTConfig(), *([SwitchDiTConfig()] if config.model == "switch_dit" else [])]

@@ -9,7 +9,7 @@ import pytest
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.graph import GNNClassifier, GNNModule, GraphTableData
+from moeapps.graph import GNNClassifier, GNNModule, GraphTableData, MowstLinkPredictor
 from moeapps.graph.node_table import GraphTables, NodeTable
 from moeapps.serve.services import open_service
 
@@ -270,3 +270,17 @@ def test_a_training_goes_on_only_with_the_same_reading(nodes, edges):
     module._trainer = type("Trainer", (), {"datamodule": data})()
     with pytest.raises(DataError, match="moeapps score MODEL --input NODES --edges EDGES"):
         module.on_predict_start()
+
+
+def test_links_of_two_tables_are_asked_for_by_id(nodes, edges, tmp_path):
+    model = MowstLinkPredictor("gcn", hidden_channels=8, max_epochs=2, gate="constant", random_state=0)
+    model.fit(nodes.drop(columns="label"), edges=edges, id="account")
+    pairs = edges[edges.source != edges.target].iloc[:4]
+    table = model.predict_table(pairs)
+    assert table.source.tolist() == pairs.source.tolist()
+    model.save(tmp_path / "links.safetensors")
+    again = moeapps.load(tmp_path / "links.safetensors")
+    found = again.predict_proba(pairs.astype(str).to_numpy(), nodes, edges)
+    np.testing.assert_allclose(found[:, 1], table.probability, atol=1e-6)
+    with pytest.raises(DataError, match="pairs has the node '7', which the table of nodes lacks"):
+        model.predict([[7, BIG]])
