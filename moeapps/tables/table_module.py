@@ -211,12 +211,12 @@ class TableModule(DataDependentModule, TabularModule):
     def configure_callbacks(self) -> list[Callback]:
         """The moving average of the weights, early stopping, and the best epoch."""
         callbacks: list[Callback] = []
-        data = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
         if self.trainer.state.fn != "fit":
             return callbacks
         if self.settings.ema_decay > 0:
             callbacks.append(RisingAverage(self.settings.ema_decay))
-        if data is not None and (getattr(data, "validation_fraction", 0.0) or data.load("val") is not None):
+        if data is not None and (data.validation_fraction or data.load("val") is not None):
             callbacks += [
                 EarlyStopping("val/loss", patience=self.settings.patience, mode="min"),
                 BestWeights("val/loss", "min"),
