@@ -334,7 +334,7 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         return estimator.set_params(**cls._from_savable(changed))
 
     @classmethod
-    def from_module(cls, module: Any) -> Self:
+    def from_module(cls, module: Any) -> Any:
         """The estimator that predicts as a trained module does; :func:`moeapps.load` calls it for a checkpoint.
 
         It has the module's settings as arguments. ``history_`` is empty and ``n_iter_`` 0: the training is not part of
@@ -343,14 +343,14 @@ class LightningEstimator(SaveMixin, BaseEstimator):
         Parameters
         ----------
         module : LightningModule
-            A trained module.
+            A trained module, which has ``to_estimator`` unless a subclass does its work here.
 
         Raises
         ------
         ConfigError
             If the training has not come far enough to predict, or the estimator has no argument for a setting.
         """
-        raise NotImplementedError
+        return module.to_estimator()
 
     @classmethod
     def _with_settings(cls, *sources: Mapping[str, Any]) -> Self:

@@ -481,11 +481,6 @@ class TabularEstimator(LightningEstimator):
             raise FileFormatError("it has columns of another number than it was fitted on")
 
     @classmethod
-    def from_module(cls, module: Any) -> Any:
-        """The estimator of a trained :class:`~moeapps.tables.TableModule`: a classifier or a regressor."""
-        return module.to_estimator()
-
-    @classmethod
     def _before(cls) -> dict[str, Any]:
         """Arguments that 0.1 did not have, as it behaved."""
         return {name: value for name, value in BEFORE.items() if name in cls._get_param_names()}

@@ -191,11 +191,12 @@ def test_a_saved_model_reads_tables_as_in_training(model, files, tmp_path):
 
 def test_other_nodes_are_read_as_in_training(model, nodes, edges):
     few = nodes.iloc[:3].drop(columns="label").assign(country=["de", "us", None])
+    between = few.account.iloc[[0, 1]].to_frame("source").assign(target=few.account.iloc[2])
     with pytest.warns(UserWarning, match="country"):
-        found = model.predict(few, edges=edges.iloc[:0])
+        found = model.predict(few, edges=between)
     assert set(found) <= {"fraud", "honest"}
     with pytest.raises(DataError, match="no column 'age', which the model was trained with"):
-        model.predict(few.drop(columns="age"), edges=edges.iloc[:0])
+        model.predict(few.drop(columns="age"), edges=between)
 
 
 def test_what_goes_with_tables_only_is_refused_without(nodes, edges, files, model):
@@ -228,6 +229,7 @@ def test_from_two_files_to_labels_by_the_command_line(files, tmp_path, capsys, m
         "--data.target",
         "label",
     ]
+    given += ["--data.id", "account"]
     fit = ["--model", "GNNModule", "--model.hidden_channels", "8", "--data", "GraphTableData", *given]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     assert main(["fit", *fit, "--trainer.max_epochs", "2", *quiet]) == 0
@@ -238,10 +240,7 @@ def test_from_two_files_to_labels_by_the_command_line(files, tmp_path, capsys, m
     labels = pd.read_csv("labels.csv")
     assert labels.columns.tolist() == ["account", "country", "prediction", "probability_fraud", "probability_honest"]
     assert len(labels) == 60
-    assert (
-        main(["predict", *fit, "--data.id", "account", "--ckpt_path", str(checkpoint), "--output", "again.csv", *quiet])
-        == 0
-    )
+    assert main(["predict", *fit, "--ckpt_path", str(checkpoint), "--output", "again.csv", *quiet]) == 0
     again = pd.read_csv("again.csv")
     assert again.account.tolist() == labels.account.tolist()
     assert again.prediction.tolist() == labels.prediction.tolist()
