@@ -9,11 +9,10 @@ from torch_geometric.data import Data
 from moeapps.core.config import field_names
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.graph.node_table import GraphTables, NodeTable, TableGraph, is_table_path
 from moeapps.registry import nearest
 
-__all__ = ["TableInput"]
+__all__ = ["TableInput", "ids_of_rows"]
 
 
 class TableInput(LightningEstimator):
@@ -74,10 +73,6 @@ class TableInput(LightningEstimator):
     def node_columns_(self) -> pd.DataFrame:
         """What each column of the nodes is, and why; of a model that was fitted on tables."""
         return self._fitted_table().summary()
-
-    def column_kinds_of_nodes(self) -> dict[str, ColumnKind]:
-        """Columns of nodes that the model reads, and what they are; none where it was not fitted on tables."""
-        return {} if self.node_table_ is None else self.node_table_.column_kinds()
 
     def _fitted_table(self) -> NodeTable:
         if self.node_table_ is None:
