@@ -16,7 +16,11 @@ from moeapps.moved import current_path
 
 __all__ = [
     "ENTRIES",
+    "MODULE_NAME",
+    "OWN_MODULES",
+    "TRAINED",
     "Entry",
+    "Trained",
     "admit",
     "are_parts",
     "describe_import",
@@ -67,6 +71,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.tables.MoERegressor", "mixture of experts for tables, regression"),
         Entry("model", "moeapps.tables.MixtureClassifier", "a gate over any fitted classifiers, weights by row"),
         Entry("model", "moeapps.tables.MixtureRegressor", "a gate over any fitted regressors, weights by row"),
+        Entry("model", "moeapps.tables.TableModule", "mixture of experts for tables, for `moeapps fit`"),
         Entry("model", "moeapps.tables.MixtureModule", "a gate over any estimators, for `moeapps fit`"),
         Entry("model", "moeapps.graph.MowstClassifier", "Mowst behind scikit-learn's fit/predict"),
         Entry("model", "moeapps.graph.MowstLinkPredictor", "links of a graph: MLP, GNNs, common neighbours, mixed"),
@@ -163,13 +168,50 @@ ENTRIES: dict[str, Entry] = {
         Entry("data", "moeapps.graph.LinkData", "a graph whose links are held out: your own, or a public one"),
         Entry("data", "moeapps.graph.GraphSetData", "a set of graphs: your own, or one of TUDataset's"),
         Entry("data", "moeapps.graph.EgoNetData", "the neighbourhoods of a graph's nodes, as a set of graphs"),
+        Entry("data", "moeapps.graph.GraphTableData", "your own graph: a table of nodes and one of edges"),
         Entry("data", "moeapps.graph.GraphDataModule", "your own graph: a PyG Data object or an .npz file"),
     )
 }
 
 
-CHECKPOINT_ESTIMATORS = {"moeapps_table": "moeapps.recsys.ranker.Ranker"}
-"""What makes an estimator of a checkpoint in :func:`moeapps.load`, by the name of an entry of the checkpoint."""
+MODULE_NAME = "moeapps_module"
+"""Entry of a checkpoint: import path of the module that was trained."""
+
+OWN_MODULES = "moeapps_own_modules"
+"""Entry of a checkpoint: names of constructor arguments that were torch modules of the user."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A module of ``moeapps fit``, and the estimator that its checkpoint becomes.
+
+    Parameters
+    ----------
+    module : str
+        Registered path of the module.
+    estimator : str
+        Registered path of a class whose ``from_module`` makes the estimator.
+    marks : tuple of str
+        Entries and hyperparameters by which a checkpoint without :data:`MODULE_NAME` is known.
+    """
+
+    module: str
+    estimator: str
+    marks: tuple[str, ...]
+
+
+TRAINED: tuple[Trained, ...] = (
+    Trained("moeapps.recsys.RankingModule", "moeapps.recsys.MultiTaskRanker", ("moeapps_table",)),
+    Trained("moeapps.tables.TableModule", "moeapps.tables.MoEClassifier", ("moeapps_tabular",)),
+    Trained("moeapps.tables.MixtureModule", "moeapps.tables.MixtureClassifier", ("moeapps_mixture",)),
+    Trained("moeapps.vision.DiffusionModule", "moeapps.vision.SwitchDiTGenerator", ("moeapps_images", "timesteps")),
+    Trained("moeapps.vision.ImageModule", "moeapps.vision.WideNetClassifier", ("moeapps_images",)),
+    Trained("moeapps.graph.LinkModule", "moeapps.graph.MowstLinkPredictor", ("plan", "decoder")),
+    Trained("moeapps.graph.GraphExpertsModule", "moeapps.graph.MowstGraphClassifier", ("plan", "pooling")),
+    Trained("moeapps.graph.MowstModule", "moeapps.graph.MowstClassifier", ("plan", "held_out")),
+    Trained("moeapps.graph.GNNModule", "moeapps.graph.GNNClassifier", ("network", "out_channels", "monitor")),
+)
+"""What becomes of a checkpoint in :func:`moeapps.load`; the first entry whose marks are there counts."""
 
 
 _OWN = frozenset(ENTRIES)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import card, compare, data_check, demo, listing, report, score, serve, stream, training
+from moeapps.cli import card, compare, data_check, demo, export, listing, report, score, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, Parser, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "list": listing,
     "demo": demo,
     "compare": compare,
+    "export": export,
     "score": score,
     "check": data_check.CHECK,
     "compare-data": data_check.COMPARE_DATA,

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=".csv, .tsv, .ndjson (also .gz, .zst) or .parquet file with the columns that the model knows, or a folder "
         "of such files; a folder of images for a classifier of images",
     )
+    parser.add_argument(
+        "--edges",
+        metavar="FILE",
+        help="for a model of graphs that was fitted on two tables: the table of edges; --input is that of the nodes, "
+        "and the output has a row per node, with its id",
+    )
     parser.add_argument("--output", metavar="FILE", help=".csv or .parquet file to write")
     parser.add_argument(
         "--keep",
@@ -78,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
     model = moeapps.load(options.model)
     if options.explain_columns:
         columns = getattr(model, "columns_", None)
+        if getattr(model, "node_table_", None) is not None:
+            columns = model.node_columns_
         if columns is None:
             raise ConfigError(f"{options.model} holds a {type(model).__name__}, which reads no columns")
         print(columns.to_string())
@@ -86,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
     for option in ("input", "output"):
         if getattr(options, option) is None:
             raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
+    if options.edges is not None or hasattr(model, "predict_frame"):
+        return _score_nodes(model, options)
     if options.recommend is not None:
         return _recommend(model, options)
     if hasattr(model, "predict_files"):
@@ -113,6 +123,25 @@ def _with_ray(options: argparse.Namespace) -> int:
             workers=options.workers,
             progress=lambda done: bar.update(task, completed=done),
         )
+    print(f"predictions: {options.output} ({rows} rows)")
+    return 0
+
+
+def _score_nodes(model: Any, options: argparse.Namespace) -> int:
+    """Predict the nodes of a graph in two tables, all at once: their neighbours are among them."""
+    from moeapps.core.errors import ConfigError
+    from moeapps.graph.node_scoring import predict_nodes_file
+
+    if not hasattr(model, "predict_frame"):
+        raise ConfigError(
+            f"--edges: {options.model} holds a {type(model).__name__}, which is no model of a graph's nodes"
+        )
+    if options.edges is None:
+        raise ConfigError(f"--edges is missing: {options.model} predicts the nodes of a graph, --input are its nodes")
+    for name in ("weights", "recommend"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name} is not for a {type(model).__name__}")
+    rows = predict_nodes_file(model, options.input, options.edges, options.output, _kept(options))
     print(f"predictions: {options.output} ({rows} rows)")
     return 0
 

@@ -222,6 +222,15 @@ class BestWeights(L.Callback):
             validated = pl_module if averaged is None else averaged
             self._weights = {name: tensor.detach().clone() for name, tensor in validated.state_dict().items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on has to know."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self._weights = state_dict["weights"]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
         if self._weights is not None:
@@ -268,6 +277,15 @@ class LastCheckpoint(ModelCheckpoint):
         continued = start is not None and Path(str(start)).resolve().parent == path.parent.resolve()
         if trainer.strategy.broadcast(path.exists() and not continued):
             raise ConfigError(f"{path} is there already, of another run: choose another folder, or continue that run")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add to the file what a module has learned after its last epoch (a mixture of the trained experts)."""
+        conclusion: Any = getattr(pl_module, "conclusion", None)
+        added = {} if conclusion is None else conclusion()
+        path = Path(str(self.last_model_path or self.best_model_path))
+        if added and trainer.is_global_zero and path.is_file():
+            io = trainer.strategy.checkpoint_io
+            io.save_checkpoint({**io.load_checkpoint(path), **added}, path)
 
 
 class ViewWriter(L.Callback):

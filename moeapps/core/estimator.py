@@ -6,7 +6,7 @@ An estimator of moeapps validates what it was given, builds a data module and a 
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -343,6 +343,35 @@ class LightningEstimator(NamedArguments, SaveMixin, BaseEstimator):
         estimator.model_ = rebuild(estimator._build_saved_model, tensors, source)
         estimator._fit_params = estimator.get_params(deep=False)
         return estimator.set_params(**cls._from_savable(changed))
+
+    @classmethod
+    def from_module(cls, module: Any) -> Any:
+        """The estimator that predicts as a trained module does; :func:`moeapps.load` calls it for a checkpoint.
+
+        It has the module's settings as arguments. ``history_`` is empty and ``n_iter_`` 0: the training is not part of
+        it.
+
+        Parameters
+        ----------
+        module : LightningModule
+            A trained module, which has ``to_estimator`` unless a subclass does its work here.
+
+        Raises
+        ------
+        ConfigError
+            If the training has not come far enough to predict, or the estimator has no argument for a setting.
+        """
+        return module.to_estimator()
+
+    @classmethod
+    def _with_settings(cls, *sources: Mapping[str, Any]) -> Self:
+        """An estimator with those settings of a module that it has as arguments, marked as fitted by no epoch."""
+        settings = {name: value for source in sources for name, value in source.items()}
+        known = cls._get_param_names()
+        estimator = cls(**{name: copy.copy(value) for name, value in settings.items() if name in known})
+        estimator.history_, estimator.n_iter_ = pd.DataFrame(), 0
+        estimator._fit_params = estimator.get_params(deep=False)
+        return estimator
 
     def _build_saved_model(self) -> torch.nn.Module:
         """:meth:`_build_model` in the precision that predictions are made in."""

@@ -112,7 +112,10 @@ def probability_columns(classes: Iterable[Any]) -> list[str]:
 
 def labels_to_json(labels: NDArray[Any]) -> dict[str, Any]:
     """Write class labels as JSON values together with their dtype, so that they come back the same."""
-    return {"dtype": "object" if labels.dtype == object else labels.dtype.str, "values": labels.tolist()}
+    return {
+        "dtype": "object" if labels.dtype == object else labels.dtype.str,
+        "values": [plain(label) for label in labels.tolist()],
+    }
 
 
 def labels_from_json(saved: dict[str, Any]) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from traceback import walk_stack
 from types import FrameType
 from typing import Any, ClassVar, cast
@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from moeapps import registry
 from moeapps.core.callbacks import time_used
 from moeapps.core.distributed import world_size
 from moeapps.core.epoch_means import EpochMeans
@@ -48,6 +49,7 @@ class MoEModule(L.LightningModule):
     """
 
     _as_in_0_1 = False  # whether its routers go on with the defaults of moeapps 0.1
+    _own_modules: Sequence[str] = ()  # constructor arguments that are modules, which a checkpoint does not hold
 
     def keep_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as hyperparameters, except modules, whose weights are saved anyway.
@@ -58,6 +60,7 @@ class MoEModule(L.LightningModule):
         stack = [frame for frame, _ in walk_stack(inspect.currentframe())]
         arguments = arguments | _arguments_of_subclasses(self, stack)
         kept = {name: value for name, value in arguments.items() if not isinstance(value, nn.Module)}
+        self._own_modules = sorted(set(arguments) - set(kept))
         # the last frame: from any other one Lightning compares ``kept`` with all arguments on the stack, arrays too
         self.save_hyperparameters(kept, frame=stack[-1])
 
@@ -259,8 +262,11 @@ class MoEModule(L.LightningModule):
         return sharded_parameters(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the optimiser's state of all processes' experts, and whose defaults the routers have."""
+        """Save the optimiser's state of all processes' experts, whose defaults the routers have, and what this is."""
         gather_optimizer_states(self, checkpoint)
+        checkpoint[registry.MODULE_NAME] = _public_path(type(self))
+        if self._own_modules:
+            checkpoint[registry.OWN_MODULES] = list(self._own_modules)
         if not self._as_in_0_1:
             checkpoint[DEFAULTS_ENTRY] = DEFAULTS
 
@@ -361,6 +367,13 @@ class DataDependentModule(MoEModule):
         elif (difference := self.difference(state)) is not None:
             raise FileFormatError(f"the data is not what the checkpoint was trained on: {difference}")
         super().on_load_checkpoint(checkpoint)
+
+
+def _public_path(cls: type) -> str:
+    """Path by which a module of ours is registered; that of its definition for one of somebody else."""
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    registered = (entry.module for entry in registry.TRAINED if entry.module.rpartition(".")[2] == cls.__name__)
+    return next((public for public in registered if registry.resolve(public) is cls), path)
 
 
 def _arguments_of_subclasses(module: nn.Module, stack: list[FrameType]) -> dict[str, Any]:

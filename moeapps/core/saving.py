@@ -8,7 +8,6 @@ uses no network, and trusts no number of a file before it was compared with the 
 really there (:mod:`moeapps.core.rebuilding`).
 """
 
-import importlib
 import importlib.metadata
 import os
 import warnings
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 import moeapps
 from moeapps import plugins, registry
 from moeapps.core.card import model_card
-from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
@@ -31,6 +29,7 @@ from moeapps.core.rebuilding import rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
 from moeapps.core.saved_file import FORMAT, read_document, write_document
 from moeapps.core.state_dict import non_finite_names
+from moeapps.core.trained import estimator_of, is_checkpoint
 
 __all__ = [
     "FORMAT",
@@ -217,7 +216,8 @@ def load(
     Parameters
     ----------
     path : str or path
-        The file; or a checkpoint of ``moeapps fit`` with a ranker, which becomes the estimator of its network.
+        The file; or a checkpoint of ``moeapps fit``, which becomes the estimator of its module: one that predicts the
+        same. It needs neither the data nor the configuration of the training.
     import_modules : str or iterable of str, default=()
         Modules to import first, where routers or classes of your own are defined that the model needs. The file names
         them, but they are never imported on its account.
@@ -255,20 +255,22 @@ def load(
     'Mowst'
     """
     file = ordinary_file(path, "a model saved by moeapps")
-    if is_checkpoint(file):
-        return _from_checkpoint(file)
-    document, tensors = read_document(file)
     plugins.import_modules(import_modules)
+    token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
+    try:
+        return estimator_of(file, modules) if is_checkpoint(file) else _load_saved(file, modules)
+    finally:
+        loading.reset(token)
+
+
+def _load_saved(file: Path, modules: Mapping[str, nn.Module]) -> Any:
+    document, tensors = read_document(file)
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
     _warn_of_versions(document["versions"], file)
     if "defaults" not in document:
         document["arguments"] = arguments_of_0_1(document["arguments"])
-    token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
-    try:
-        model = restore(document, tensors, file, modules)
-    finally:
-        loading.reset(token)
+    model = restore(document, tensors, file, modules)
     if isinstance(model, SaveMixin):
         model._training_record = document.get("trained_on")
     return model
@@ -288,25 +290,6 @@ def card_of_file(path: str | os.PathLike[str], scores: Mapping[str, float] | Non
     if is_checkpoint(file):
         raise FileFormatError(f"{file} is the checkpoint of a training: make a model of it first, with moeapps export")
     return model_card(*read_document(file), scores, name)
-
-
-def is_checkpoint(file: Path) -> bool:
-    """Whether a file is what ``torch.save`` writes, a zip archive."""
-    with open(file, "rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
-def _from_checkpoint(file: Path) -> Any:
-    """The estimator of the module whose training wrote a checkpoint."""
-    content = AtomicCheckpointIO().load_checkpoint(file)
-    for entry, class_path in registry.CHECKPOINT_ESTIMATORS.items():
-        if entry in content:
-            module, _, name = class_path.rpartition(".")
-            return getattr(importlib.import_module(module), name).from_checkpoint(file)
-    raise FileFormatError(
-        f"{file} is the checkpoint of a training, and not one of a ranker, which could be loaded as an estimator: go "
-        "on with it by --ckpt_path"
-    )
 
 
 def restore(

@@ -20,6 +20,7 @@ from moeapps.graph.mowst import Mowst, MowstOutput
 from moeapps.graph.mowst_classifier import MowstClassifier
 from moeapps.graph.networks import make_network
 from moeapps.graph.node_module import GNNModule
+from moeapps.graph.table_data import GraphTableData
 from moeapps.graph.thresholds import choose_threshold
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GraphDataModule",
     "GraphExpertsModule",
     "GraphSetData",
+    "GraphTableData",
     "LinkData",
     "LinkModule",
     "Mowst",

@@ -15,7 +15,6 @@ from moeapps.graph.experts import node_expert
 from moeapps.graph.inference import Inference, MowstOutput
 from moeapps.graph.labels import encode_labels
 from moeapps.graph.layerwise import edges_needed, nodes_needed
-from moeapps.graph.masks import node_index
 from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.mixture import GraphMixture
 from moeapps.graph.node_classifier import NodeClassifier
@@ -161,7 +160,7 @@ class ConditionalClassifier(NodeClassifier):
 
     def _requested(self, X: Any, edge_index: Any, edge_weight: Any, nodes: Any) -> tuple[Data, Tensor | None]:
         graph = self._graph_to_predict(X, edge_index, edge_weight)
-        return graph, None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
+        return graph, None if nodes is None else torch.from_numpy(self._node_index(nodes, graph))
 
     def _output(
         self, graph: Data, nodes: Tensor | None, mode: Inference, threshold: float | None = None

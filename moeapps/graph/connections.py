@@ -15,6 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
 
 from moeapps.core.arrays import as_array, numbers
 from moeapps.core.errors import DataError
@@ -22,7 +23,7 @@ from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.graph.edges import is_sparse, sparse_parts
 from moeapps.graph.node_names import exact_ids, node_names, positions
 
-__all__ = ["Connections", "of_data", "read_edges"]
+__all__ = ["SOURCES", "TARGETS", "WEIGHTS", "Connections", "of_data", "read_edges", "undirected_edges"]
 
 WAY_OUT = "; take it out, or keep one number per edge as edge_weight"
 
@@ -113,6 +114,38 @@ def of_data(data: Data, num_nodes: int) -> Connections:
             "delete one of them, as in del data.adj_t"
         )
     return found
+
+
+def undirected_edges(index: Tensor, weight: Tensor | None, num_nodes: int, name: str) -> tuple[Tensor, Tensor | None]:
+    """Edges and weights with the reverse of each; an edge that is there twice must have one weight.
+
+    Parameters
+    ----------
+    index : int64 Tensor of shape (2, E)
+        Source and target of each edge.
+    weight : Tensor of shape (E,) or None
+        Weight of each edge.
+    num_nodes : int
+        Number of nodes N.
+    name : str
+        Where the edges are from, for the error.
+
+    Raises
+    ------
+    DataError
+        If the two directions of an edge have different weights.
+    """
+    if weight is None:
+        return to_undirected(index, num_nodes=num_nodes), None
+    lowest, highest = (to_undirected(index, weight, num_nodes=num_nodes, reduce=reduce) for reduce in ("min", "max"))
+    different = (lowest[1] != highest[1]).nonzero().flatten()
+    if different.numel():
+        source, target = lowest[0][:, different[0]].tolist()
+        raise DataError(
+            f"{name} has several weights for the edge between {source} and {target}: with undirected=True an edge has "
+            "one weight in both directions; undirected=False keeps them"
+        )
+    return lowest[0], lowest[1]
 
 
 def _with_weights(data: Data, edges: Connections, name: str) -> Connections:

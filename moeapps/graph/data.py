@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.utils import index_to_mask, to_undirected
+from torch_geometric.utils import index_to_mask
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
@@ -21,6 +21,7 @@ from moeapps.core.files import existing_file
 from moeapps.core.loading import ResumableLoader, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.graph.batches import NodeBatch
+from moeapps.graph.connections import undirected_edges
 from moeapps.graph.edges import Edges
 from moeapps.graph.features import normalized
 from moeapps.graph.folders import is_folder, open_graph
@@ -255,10 +256,10 @@ def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
         edges = edges.T
     weight = arrays.get("edge_weight")
     graph = bare_graph(arrays["node_features"], edges, edge_weight=weight)  # before to_undirected names no edge
-    if undirected and graph.edge_weight is None:
-        graph.edge_index = to_undirected(graph.edge_index, num_nodes=graph.num_nodes)
-    elif undirected:
-        graph.edge_index, graph.edge_weight = _both_directions(graph, file)
+    if undirected:
+        graph.edge_index, graph.edge_weight = undirected_edges(
+            graph.edge_index, graph.edge_weight, graph.num_nodes, str(file)
+        )
     graph.y = arrays["node_labels"]
     for name in MASKS:
         if f"{name}s" in arrays:
@@ -269,22 +270,6 @@ def read_npz(path: str | os.PathLike[str], undirected: bool) -> Data:
     if unknown:
         warnings.warn(f"{file} has arrays that are not used: {', '.join(sorted(unknown))}", UserWarning, stacklevel=2)
     return graph
-
-
-def _both_directions(graph: Data, file: Path) -> list[Tensor]:
-    """Edges and weights with the reverse of each; an edge that is there twice must have one weight."""
-    lowest, highest = (
-        to_undirected(graph.edge_index, graph.edge_weight, num_nodes=graph.num_nodes, reduce=reduce)
-        for reduce in ("min", "max")
-    )
-    different = (lowest[1] != highest[1]).nonzero().flatten()
-    if different.numel():
-        source, target = lowest[0][:, different[0]].tolist()
-        raise DataError(
-            f"{file} has several weights for the edge between {source} and {target}: with undirected=True an edge has "
-            "one weight in both directions; undirected=False keeps them"
-        )
-    return list(lowest)
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:

@@ -79,6 +79,8 @@ class ExpertModule(Configurable, MoEModule):
     experts: nn.ModuleList
     in_channels: int | None
     out_channels: int | None
+    weighted: bool | None
+    _concluded: dict[str, Any] | None = None  # what a checkpoint has of the mixture, until the experts are restored
 
     def __init__(self, config: ExpertsConfig, monitors: Sequence[str], monitor: str) -> None:
         super().__init__()
@@ -133,8 +135,10 @@ class ExpertModule(Configurable, MoEModule):
         if hasattr(self, "experts"):
             return
         data = getattr(self._trainer, "datamodule", None)
-        weighted = bool(getattr(data, "weighted", False))
-        self.names, experts = self.make_experts(*sizes_from(data, self), weighted)
+        if self.weighted is None:
+            self.weighted = bool(getattr(data, "weighted", False))
+        self.hparams["weighted"] = self.weighted
+        self.names, experts = self.make_experts(*sizes_from(data, self), self.weighted)
         if not experts:
             raise ConfigError("there is no expert: give strong, or weak='mlp'")
         self.experts = nn.ModuleList(experts)
@@ -160,7 +164,7 @@ class ExpertModule(Configurable, MoEModule):
         """
         if world_size() > 1:
             raise ConfigError("experts stop by their score on all validation rows: train with devices=1")
-        self.mixture = self.cascade = None
+        self.mixture = self.cascade = self._concluded = None
 
     def on_train_epoch_start(self) -> None:
         """Stop where a resumed training was finished already."""
@@ -268,6 +272,13 @@ class ExpertModule(Configurable, MoEModule):
         super().on_load_checkpoint(checkpoint)
         if "plan" in checkpoint:
             self.plan.load_state_dict(checkpoint["plan"])
+        self._concluded = checkpoint.get("mixture")
+
+    def conclusion(self) -> dict[str, Any]:
+        """What the end of the training has added, for the last checkpoint of a run, which was written before it."""
+        if self.mixture is None or self.cascade is None:
+            return {}
+        return {"mixture": {"mixture": self.mixture.state(), "cascade": self.cascade.state()}}
 
     def views(self) -> Views:
         """The candidates of the mixture with their losses on rows that they have not seen."""
@@ -324,11 +335,15 @@ class ExpertModule(Configurable, MoEModule):
         ConfigError
             If there is no data module to take them from, or nothing was trained.
         """
+        if self.mixture is None and self._concluded is not None:
+            self.plan.finish(self)
+            self.mixture = GatedMixture.from_state(*self._concluded["mixture"])
+            self.cascade = Cascade.from_state(*self._concluded["cascade"])
         if self.mixture is None:
             data = getattr(self._trainer, "datamodule", None)
             if data is None or not self.plan.best_scores:
                 raise ConfigError(
-                    "the experts are not trained: give the checkpoint of a trained model with --ckpt_path"
+                    "the experts are not trained to the end: give the last checkpoint of a training that has ended"
                 )
             data.setup("validate")
             loader = data.val_dataloader()

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
+from moeapps.core.config import as_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture
@@ -78,6 +79,20 @@ class ExpertsEstimator(LightningEstimator):
         self.history_ = self._train(module, data, seed)
         self.n_iter_ = len(self.history_)
         self.n_features_in_, self.weighted_ = data.in_channels, bool(data.weighted)
+        self._take_over(module)
+
+    @classmethod
+    def from_module(cls, module: ExpertModule) -> Self:
+        """See :meth:`LightningEstimator.from_module`."""
+        module.ready()
+        estimator = cls._with_settings(module.hparams, as_arguments(module.experts_config))
+        assert module.in_channels is not None
+        estimator.n_features_in_, estimator.weighted_ = module.in_channels, bool(module.weighted)
+        estimator._take_over(module)
+        return estimator
+
+    def _take_over(self, module: ExpertModule) -> None:
+        """The experts, and what mixes them."""
         self.expert_names_ = list(module.names)
         assert module.mixture is not None
         assert module.cascade is not None

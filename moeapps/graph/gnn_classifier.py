@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from moeapps.core.config import config_from, store_arguments
+from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.experts import node_expert
 from moeapps.graph.measures import Monitor
@@ -144,6 +144,10 @@ class GNNClassifier(NodeClassifier):
 
     def _stopping(self) -> dict[str, Any]:
         return {"monitor": "val/score", "mode": "max"}
+
+    @classmethod
+    def _settings_of(cls, module: GNNModule) -> dict[str, Any]:
+        return as_arguments(module.config)
 
     @torch.no_grad()
     def _log_probs(self, graph: Data, nodes: Tensor | None = None) -> Tensor:

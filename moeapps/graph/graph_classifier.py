@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from moeapps.core.config import config_from, store_arguments
-from moeapps.core.errors import DataError, NonFiniteError
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.mixing.inputs import LOWEST
@@ -179,6 +179,15 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
             fitted._fit_experts(module, data, seed)
             fitted.classes_ = data.classes
         return self
+
+    @classmethod
+    def from_module(cls, module: GraphExpertsModule) -> Self:  # type: ignore[override]
+        """See :meth:`LightningEstimator.from_module`."""
+        if module.classes is None:
+            raise ConfigError("the checkpoint does not say which classes it was trained on: go on with the training")
+        estimator = super().from_module(module)
+        estimator.classes_ = module.classes
+        return estimator
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities of graphs.

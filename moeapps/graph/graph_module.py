@@ -94,6 +94,8 @@ class GraphExpertsModule(ExpertModule):
         Features per node; taken from the data when None.
     out_channels : int, optional
         Classes; taken from the data when None.
+    weighted : bool, optional
+        Whether the edges have weights; taken from the data when None.
     **settings
         The fields of :class:`GraphConfig`.
 
@@ -106,10 +108,17 @@ class GraphExpertsModule(ExpertModule):
     classes: np.ndarray | None = None  # of the training data, in the order of the outputs
 
     @takes(GraphConfig, first=("strong", "weak", "pooling"))
-    def __init__(self, config: GraphConfig, in_channels: int | None = None, out_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        config: GraphConfig,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        weighted: bool | None = None,
+    ) -> None:
         super().__init__(config, MONITORS, config.monitor)
         check_one_of("pooling", config.pooling, POOLS)
         self.config, self.in_channels, self.out_channels = config, in_channels, out_channels
+        self.weighted = weighted
 
     def make_experts(self, in_channels: int, out_channels: int, weighted: bool) -> tuple[list[str], list[nn.Module]]:
         """Networks with pools and heads."""

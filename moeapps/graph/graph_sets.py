@@ -390,5 +390,6 @@ def ego_nets(graph: Data, hops: int = 1, most: int | None = None, seed: int = 0)
         x[0], x[0, -1] = 0.0, 1.0
         index = torch.from_numpy(np.stack([inside.col, inside.row]).astype(np.int64))
         label: Any = labels[center]
-        nets.append(Data(x=x, edge_index=index, y=torch.tensor(label) if isinstance(label, np.generic) else label))
+        y = torch.tensor(label) if isinstance(label, np.number | np.bool_) else np.asarray(label).item()
+        nets.append(Data(x=x, edge_index=index, y=y))
     return nets

@@ -163,6 +163,8 @@ class LinkModule(ExpertModule):
         Features per node; taken from the data when None.
     directed : bool, optional
         Whether the direction of an edge matters; taken from the data when None.
+    weighted : bool, optional
+        Whether the edges have weights; taken from the data when None.
     **settings
         The fields of :class:`LinkConfig`.
 
@@ -173,11 +175,18 @@ class LinkModule(ExpertModule):
     """
 
     @takes(LinkConfig, first=("strong", "weak", "decoder"))
-    def __init__(self, config: LinkConfig, in_channels: int | None = None, directed: bool | None = None) -> None:
+    def __init__(
+        self,
+        config: LinkConfig,
+        in_channels: int | None = None,
+        directed: bool | None = None,
+        weighted: bool | None = None,
+    ) -> None:
         super().__init__(config, MONITORS, config.monitor)
         check_one_of("decoder", config.decoder, DECODERS)
         check_below_one(disjoint_train_ratio=config.disjoint_train_ratio)
-        self.config, self.in_channels, self.out_channels, self.directed = config, in_channels, 2, directed
+        self.config, self.in_channels, self.out_channels = config, in_channels, 2
+        self.directed, self.weighted = directed, weighted
 
     def configure_model(self) -> None:
         """See :meth:`ExpertModule.configure_model`."""

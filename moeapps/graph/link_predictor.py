@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from moeapps.core.arrays import as_array
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError, NonFiniteError
@@ -26,11 +27,13 @@ from moeapps.graph.link_data import LinkData
 from moeapps.graph.link_module import Decoder, LinkConfig, LinkModule, link_scores, make_link_experts
 from moeapps.graph.links import LinkBatch, Structure, labeled_pairs, link_labels, read_pairs
 from moeapps.graph.node_names import node_names
+from moeapps.graph.node_table import TableGraph
+from moeapps.graph.table_input import TableInput
 
 __all__ = ["MowstLinkPredictor"]
 
 
-class MowstLinkPredictor(ExpertsEstimator):
+class MowstLinkPredictor(TableInput, ExpertsEstimator):
     """Mixture of weak and strong experts for links: an MLP on the two nodes, graph networks, and common neighbours.
 
     Every expert is trained alone on the links of one graph, against pairs without a link that are drawn anew in each
@@ -169,14 +172,24 @@ class MowstLinkPredictor(ExpertsEstimator):
     ) -> None:
         store_arguments(self, locals())
 
-    def fit(self, X: Any, edge_index: Any = None, *, edge_weight: Any = None, val_data: Data | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        edge_index: Any = None,
+        *,
+        edge_weight: Any = None,
+        val_data: Data | None = None,
+        edges: Any = None,
+        id: str | None = None,
+        **tables: Any,
+    ) -> Self:
         """Learn from the links of one graph.
 
         Parameters
         ----------
-        X : torch_geometric.data.Data or array of shape (N, F)
-            The graph, or its node features. Where PyG's RandomLinkSplit made the ``Data``, the pairs of
-            ``edge_label_index`` with label 1 are trained on, otherwise all edges.
+        X : torch_geometric.data.Data, table, or array of shape (N, F)
+            The graph, its node features, or with ``edges`` the table of nodes. Where PyG's RandomLinkSplit made the
+            ``Data``, the pairs of ``edge_label_index`` with label 1 are trained on, otherwise all edges.
         edge_index : optional
             Edges beside ``X``, in any form that :meth:`MowstClassifier.fit` takes.
         edge_weight : array of shape (E,), optional
@@ -184,6 +197,12 @@ class MowstLinkPredictor(ExpertsEstimator):
         val_data : Data, optional
             Validation pairs, as RandomLinkSplit makes them: ``edge_label_index`` with ``edge_label``. When None, a part
             ``val_fraction`` of the links is held out of the graph.
+        edges : DataFrame or path, optional
+            The table of edges, as in :meth:`MowstClassifier.fit`. Pairs are then named by ids everywhere.
+        id : str, optional
+            Column of nodes with a different id in each row.
+        **tables
+            Further fields of :class:`~moeapps.graph.node_table.GraphTables`.
 
         Returns
         -------
@@ -197,6 +216,13 @@ class MowstLinkPredictor(ExpertsEstimator):
         """
         with self._all_or_nothing() as fitted:
             self._check_mixing()
+            options = {"id": id, **tables}
+            if self._means_tables(X, edges, options):
+                if isinstance(edge_weight, str):
+                    options["edge_weight"], edge_weight = edge_weight, None
+                X = fitted._learn_tables(X, edges, options).graph
+            else:
+                fitted._forget_tables()
             refuse_other_graphs(X)
             X = frame_if_table(X)
             graph = bare_graph(X, edge_index, edge_weight=edge_weight)
@@ -217,7 +243,7 @@ class MowstLinkPredictor(ExpertsEstimator):
             module = LinkModule.from_config(config=config_from(LinkConfig, self, **own))
             fitted._fit_experts(module, data, seed)
             fitted.directed_ = data.directed
-            fitted.graph_ = _LinkGraph.of(graph, X)
+            fitted.graph_ = _LinkGraph.of(graph, X, fitted.node_ids_)
         return self
 
     def predict_proba(
@@ -229,9 +255,9 @@ class MowstLinkPredictor(ExpertsEstimator):
         ----------
         pairs : array of shape (B, 2), frame or Data
             Node numbers; or a frame whose first two columns name nodes as the index of a pandas frame ``X`` does; or a
-            ``Data`` of RandomLinkSplit, which brings pairs and graph.
-        X : torch_geometric.data.Data or array of shape (N, F), optional
-            The graph or its node features; the training graph when None.
+            ``Data`` of RandomLinkSplit, which brings pairs and graph. Ids, where the model was fitted on tables.
+        X : torch_geometric.data.Data, table, or array of shape (N, F), optional
+            The graph, its node features or the table of nodes; the training graph when None.
         edge_index, edge_weight : optional
             As in :meth:`fit`. A new ``X`` needs its own edges.
 
@@ -255,12 +281,14 @@ class MowstLinkPredictor(ExpertsEstimator):
         Returns
         -------
         DataFrame
-            ``source``, ``target`` (node numbers), ``probability``, ``weight_<expert>`` and, with
+            ``source``, ``target`` (node numbers, or ids of a table), ``probability``, ``weight_<expert>`` and, with
             ``inference="cascade"``, ``asked_<expert>``.
         """
         batch = self._read(pairs, X, edge_index, edge_weight)
         answer, ends = self._answer(batch), batch.pairs.cpu().numpy()
-        columns = {"source": ends[0], "target": ends[1], "probability": answer.mixed[:, 1]}
+        read = self._graph(X, edge_index, edge_weight).table if self.node_table_ is not None else None
+        source, target = ends if read is None else (read.ids.iloc[end].to_numpy() for end in ends)
+        columns = {"source": source, "target": target, "probability": answer.mixed[:, 1]}
         return pd.DataFrame({**columns, **self._weight_columns(answer)})
 
     def score(
@@ -311,6 +339,13 @@ class MowstLinkPredictor(ExpertsEstimator):
         batch = self._labeled(pairs, y, X, edge_index, edge_weight)
         return self._cost_curve(batch, batch.y.cpu().numpy())
 
+    @classmethod
+    def from_module(cls, module: LinkModule) -> Self:  # type: ignore[override]
+        """See :meth:`LightningEstimator.from_module`."""
+        estimator = super().from_module(module)
+        estimator.directed_ = bool(module.directed)
+        return estimator
+
     # ------------------------------------------------------------------ reading
 
     def _read(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkBatch:
@@ -329,6 +364,8 @@ class MowstLinkPredictor(ExpertsEstimator):
             chosen, y = found
         else:
             graph = self._graph(X, edge_index, edge_weight)
+            if graph.table is not None:
+                pairs = _pairs_of_ids(pairs, graph.table)
             chosen = read_pairs(pairs, graph.x.shape[0], graph.names)
             y = torch.full((chosen.shape[1],), -1)
         batch = LinkBatch(
@@ -351,6 +388,9 @@ class MowstLinkPredictor(ExpertsEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
+        read = self._read_tables(X, edge_index)
+        if read is not None:
+            X, edge_index = read.graph, None
         X = frame_if_table(X)
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
         if graph.x.shape[1] != self.n_features_in_:
@@ -359,7 +399,7 @@ class MowstLinkPredictor(ExpertsEstimator):
             )
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)  # names of columns
-        return _LinkGraph.of(graph, X)
+        return _LinkGraph.of(graph, X, read)
 
     # ------------------------------------------------------------------ experts
 
@@ -392,11 +432,21 @@ class _LinkGraph:
     edges: Edges
     structure: Structure
     names: pd.Index | None
+    table: TableGraph | None = None
 
     @classmethod
-    def of(cls, graph: Data, given: Any) -> "_LinkGraph":
+    def of(cls, graph: Data, given: Any, table: TableGraph | None = None) -> "_LinkGraph":
         """From a checked graph and the features as they were given, whose index may name the nodes."""
         num_nodes = graph.x.shape[0]
         edges = Edges(graph.edge_index, graph.edge_weight, num_nodes)
         names = node_names(given.x if isinstance(given, Data) else given)
-        return cls(graph.x, edges, Structure(graph.edge_index, num_nodes), names)
+        return cls(graph.x, edges, Structure(graph.edge_index, num_nodes), names, table)
+
+
+def _pairs_of_ids(pairs: Any, table: TableGraph) -> np.ndarray:
+    """Node numbers ``(B, 2)`` of pairs of ids: a frame whose first two columns hold them, or an array."""
+    frame = frame_if_table(pairs)
+    columns = frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(as_array(pairs))
+    if columns.shape[1] < 2 or (columns.shape[1] > 2 and columns is not frame):
+        raise DataError(f"pairs must have two columns of ids, got {columns.shape[1]}")
+    return np.stack([table.positions(columns.iloc[:, i], "pairs") for i in range(2)], axis=1)

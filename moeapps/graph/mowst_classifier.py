@@ -315,15 +315,42 @@ class MowstClassifier(ConditionalClassifier):
         }
 
     def _note_mixture(self, module: MowstModule, model: GraphMixture) -> None:
-        """Attributes of experts that were trained alone."""
+        """Attributes of experts that were trained alone, after the training."""
+        self._note_networks(module, model)
+        self.selected_ = module.selection()
+
+    def _note_networks(self, module: MowstModule, model: GraphMixture) -> None:
+        """Attributes of experts that were trained alone, which loading needs."""
         assert model.fitted is not None
         assert model.cascade is not None
         chosen = model.fitted.name
         self.champion_ = chosen.removeprefix("expert:") if chosen.startswith("expert:") else "mix"
         self.threshold_ = model.cascade.threshold if self._threshold() is None else float(self.threshold)
-        self.selected_ = module.selection()
         specs = {name: module.networks[name] for name in model.experts}
         self.networks_ = {name: None if isinstance(spec, nn.Module) else spec for name, spec in specs.items()}
+
+    @classmethod
+    def from_module(cls, module: MowstModule) -> Self:  # type: ignore[override]
+        """See :meth:`LightningEstimator.from_module`."""
+        model = module.model
+        if isinstance(model, GraphMixture) and model.fitted is None:
+            raise ConfigError("the training has not ended, so that there is no mixture yet: go on with it")
+        estimator = super().from_module(module)
+        estimator.n_rounds_, estimator.confidence_ = module.plan.round + 1, {}
+        estimator.sampling_seed_ = 0  # as the module samples
+        if isinstance(model, GraphMixture):
+            model.drop_unused()
+            estimator._note_networks(module, model)
+        else:
+            estimator.champion_ = module.plan.champion
+            estimator.threshold_ = THRESHOLD if module.threshold is None else float(module.threshold)
+        return estimator
+
+    @classmethod
+    def _settings_of(cls, module: MowstModule) -> dict[str, Any]:
+        """What the module has resolved: of one strong expert its name and norm; the best network is a mixture of it."""
+        settings = {**module.hparams, **as_arguments(module.config)}
+        return {**settings, "variant": "mixture", "gate": "best"} if module.config.variant == "best" else settings
 
     def _build_model(self) -> Mowst | GraphMixture:
         sizes = (self.n_features_in_, len(self.classes_))

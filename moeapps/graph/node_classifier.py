@@ -18,10 +18,11 @@ from torch_geometric.nn import MLP
 from moeapps.core.arrays import as_array, tightened
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import field_names
-from moeapps.core.errors import DataError, NonFiniteError
-from moeapps.core.estimator import LightningEstimator, resolve_device
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
+from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.tabledata.frames import frame_if_table
+from moeapps.core.tabledata.scoring import label_columns
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened, refuse_other_graphs
@@ -33,12 +34,14 @@ from moeapps.graph.module import MowstModule
 from moeapps.graph.networks import NetworkConfig
 from moeapps.graph.node_module import NodeModule
 from moeapps.graph.node_names import check_alignment
+from moeapps.graph.node_table import NodeTable, TableGraph
 from moeapps.graph.portfolio import Networks
+from moeapps.graph.table_input import TableInput, ids_of_rows
 
 __all__ = ["NodeClassifier", "node_index"]
 
 
-class NodeClassifier(ClassifierMixin, LightningEstimator):
+class NodeClassifier(ClassifierMixin, TableInput):
     """Base of the node classifiers: inputs, labels, masks, prediction. Subclasses have the constructor."""
 
     classes_: np.ndarray
@@ -62,16 +65,25 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         edge_weight: Any = None,
         train_mask: Any = None,
         val_mask: Any = None,
-        split: int = 0,
+        split: int | str | None = 0,
+        edges: Any = None,
+        id: str | None = None,
+        target: str | None = None,
+        **tables: Any,
     ) -> Self:
         """Learn from the labeled nodes of one graph.
 
+        Two tables are a graph, too: ``fit(nodes, edges=edges, id="node", target="label")``, each a frame or the path of
+        a CSV or Parquet file. The columns of the nodes may then be of any kind, and cells may be missing; nodes without
+        a label are predicted only.
+
         Parameters
         ----------
-        X : torch_geometric.data.Data, path, or array of shape (N, F)
-            The graph, the folder of memory-mapped files that it is in (:func:`~moeapps.graph.open_graph`), or its node
-            features, all of them numbers; a ``Data`` brings labels, edges (``edge_index`` or
-            ``adj_t``), their weights (``edge_weight``, or ``edge_attr`` of one number per edge) and masks with it.
+        X : torch_geometric.data.Data, table, path, or array of shape (N, F)
+            The graph, the table of nodes, the folder of memory-mapped files that the graph is in
+            (:func:`~moeapps.graph.open_graph`), or its node features, all of them numbers; a ``Data`` brings labels,
+            edges (``edge_index`` or ``adj_t``), their weights (``edge_weight``, or ``edge_attr`` of one number per
+            edge) and masks with it.
         y : array of shape (N,), optional
             Labels of any kind; below 0 or missing means unlabeled.
         edge_index : optional
@@ -84,8 +96,19 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Nodes to train and to validate on: one bool (or 0 and 1) per node, or distinct node numbers. Without
             ``train_mask`` all labeled nodes are trained on, without ``val_mask`` a fifth of the training nodes is set
             aside.
-        split : int, default 0
-            Column of masks that hold several splits; :meth:`score` and :meth:`evaluate` take the same one.
+        split : int or str, default 0
+            Column of masks that hold several splits; :meth:`score` and :meth:`evaluate` take the same one. Of two
+            tables the name of the column of nodes that says ``train``, ``val`` or ``test``.
+        edges : DataFrame or path, optional
+            The table of edges, one row each.
+        id : str, optional
+            Column of nodes with a different id in each row; one called ``id``, ``node`` or ``node_id`` when None.
+        target : str, optional
+            Column of nodes with the labels; empty where the label is to be predicted.
+        **tables
+            Further fields of :class:`~moeapps.graph.node_table.GraphTables`: ``edge_source``, ``edge_target``,
+            ``edge_weight`` (a column then), ``undirected``, ``missing_nodes``, ``ignore_columns``, ``column_types``,
+            ``missing_values``.
 
         Returns
         -------
@@ -98,6 +121,18 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Naming the input that cannot be used.
         """
         with self._all_or_nothing() as fitted:
+            options = {"id": id, "target": target, **tables}
+            if self._means_tables(X, edges, options):
+                if isinstance(split, str | None):
+                    options["split"], split = split, 0
+                if isinstance(edge_weight, str):
+                    options["edge_weight"], edge_weight = edge_weight, None
+                X = fitted._learn_tables(X, edges, options).graph
+                if y is None and "y" not in X:
+                    raise ConfigError("target is missing: the column of nodes with the labels")
+            else:
+                fitted._forget_tables()
+            number: Any = split
             X = opened(X)
             refuse_other_graphs(X)
             X = frame_if_table(X)
@@ -110,9 +145,9 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
                 if y.ndim == 2 and y.shape[1] == 1:
                     y = column_or_1d(y, warn=True)
             own = [getattr(X, name, None) for name in MASKS] if isinstance(X, Data) else []
-            check_split(split, [train_mask, val_mask, *own])
+            check_split(number, [train_mask, val_mask, *own])
             graph = as_graph(
-                X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=split
+                X, y, edge_index, edge_weight=edge_weight, train_mask=train_mask, val_mask=val_mask, split=number
             )
             if graph.y is not None:
                 check_classification_targets(known_labels(graph.y))
@@ -123,7 +158,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
             fitted.n_edges_ = data.edges.count("plain")
-            fitted.split_ = int(split)
+            fitted.split_ = int(number)
             fitted.classes_ = data.classes
             if isinstance(module.model, GraphMixture):
                 module.model.drop_unused()
@@ -131,40 +166,96 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             fitted.graph_ = bare_graph(graph) if on_disk(graph) else Data(x=graph.x, edge_index=graph.edge_index)
             fitted.graph_.edge_weight = graph.edge_weight
             fitted.graph_.edges = data.edges
+            fitted.graph_.table = fitted.node_ids_
             fitted._after_training(module, data)
         return self
 
+    @classmethod
+    def from_module(cls, module: NodeModule) -> Self:
+        """See :meth:`LightningEstimator.from_module`."""
+        if module.classes is None:
+            raise ConfigError(
+                "the checkpoint does not say which classes it was trained on (moeapps 0.1 did not note them): go on "
+                "with the training by moeapps fit --ckpt_path, or predict with moeapps predict"
+            )
+        estimator = cls._with_settings(cls._settings_of(module))
+        assert module.in_channels is not None
+        estimator.n_features_in_, estimator.classes_ = module.in_channels, module.classes
+        if module.split is not None:
+            estimator.split_ = module.split
+        estimator.model_ = module.model.eval()
+        if module.node_table is not None:
+            estimator.node_table_ = NodeTable.from_state(module.node_table)
+        return estimator
+
+    @classmethod
+    def _settings_of(cls, module: Any) -> dict[str, Any]:
+        """Settings of a module as constructor arguments."""
+        return dict(module.hparams)
+
     def predict_proba(
-        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None, edges: Any = None
     ) -> np.ndarray:
         """Class probabilities of nodes.
 
         Parameters
         ----------
         X : torch_geometric.data.Data, path, or array of shape (N, F), optional
-            The graph, its folder, or its node features; the training graph when None. Labels and masks are not read.
+            The graph, its folder, or its node features; the table of nodes, where the model was fitted on tables; the
+            training graph when None. Labels and masks are not read.
         edge_index, edge_weight : optional
             As in :meth:`fit`. A new ``X`` needs its own edges.
         nodes : array of node numbers or mask of shape (N,), optional
-            Which nodes; all when None.
+            Which nodes; all when None. Of a model that was fitted on tables: their ids, or a mask.
+        edges : optional
+            The same as ``edge_index``: a table of edges.
 
         Returns
         -------
         array of shape (number of nodes, number of classes)
             Rows sum to 1; columns are in the order of ``classes_``.
         """
-        graph = self._graph_to_predict(X, edge_index, edge_weight)
-        chosen = None if nodes is None else torch.from_numpy(node_index(nodes, graph.num_nodes))
+        graph = self._graph_to_predict(X, edge_index if edges is None else edges, edge_weight)
+        chosen = None if nodes is None else torch.from_numpy(self._node_index(nodes, graph))
         probabilities: np.ndarray = self._finite_log_probs(graph, chosen).exp().cpu().numpy()
         return probabilities
 
     def predict(
-        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None, edges: Any = None
     ) -> np.ndarray:
         """Most probable class of nodes, one label per node; parameters as in :meth:`predict_proba`."""
-        best = self.predict_proba(X, edge_index, edge_weight=edge_weight, nodes=nodes).argmax(axis=1)
+        best = self.predict_proba(X, edge_index, edge_weight=edge_weight, nodes=nodes, edges=edges).argmax(axis=1)
         labels: np.ndarray = self.classes_[best]
         return labels
+
+    def predict_frame(self, X: Any = None, edges: Any = None, *, nodes: Any = None) -> pd.DataFrame:
+        """Predictions with the names of the nodes; parameters as in :meth:`predict_proba`.
+
+        Returns
+        -------
+        DataFrame
+            The ids (in a column called as that of the table, else ``node``), ``prediction`` and
+            ``probability_<class>``.
+        """
+        graph = self._graph_to_predict(X, edges, None)
+        chosen = None if nodes is None else self._node_index(nodes, graph)
+        asked = None if chosen is None else torch.from_numpy(chosen)
+        probabilities = self._finite_log_probs(graph, asked).exp().cpu().numpy()
+        ids = ids_of_rows(self._nodes_of(graph), X, graph.num_nodes)
+        ids = ids if chosen is None else ids.iloc[chosen].reset_index(drop=True)
+        return pd.concat([ids, label_columns(self.classes_, probabilities)], axis=1)
+
+    def _node_index(self, nodes: Any, graph: Data) -> np.ndarray:
+        """Rows of nodes: from ids where the model was fitted on tables, else from numbers; or from a mask."""
+        read = self._nodes_of(graph)
+        if read is None or as_array(nodes).dtype == bool:
+            return node_index(nodes, graph.num_nodes)
+        return read.positions(nodes, "nodes")
+
+    @staticmethod
+    def _nodes_of(graph: Data) -> TableGraph | None:
+        """What names the nodes of a graph that was read from tables."""
+        return getattr(graph, "table", None)
 
     def score(
         self,
@@ -175,6 +266,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         sample_weight: Any = None,
         edge_weight: Any = None,
         nodes: Any = None,
+        edges: Any = None,
     ) -> float:
         """Accuracy over labeled nodes.
 
@@ -183,12 +275,14 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         X, edge_index, edge_weight
             As in :meth:`predict_proba`.
         y : array of shape (N,), optional
-            True labels of all nodes; those of ``X`` when it is a ``Data``.
+            True labels of all nodes; those of ``X`` when it is a ``Data``, or a table with the target's column.
         sample_weight : array, optional
             Weight of each scored node.
         nodes : array of node numbers or mask, optional
             Which nodes count. When None and ``X`` is a ``Data`` with a ``test_mask``: those, of the split that the
             model was fitted on if the mask has several; otherwise all.
+        edges : optional
+            The same as ``edge_index``: a table of edges.
 
         Raises
         ------
@@ -196,12 +290,19 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             Naming the input that cannot be used; also if a ``test_mask`` has several splits and the model was saved by
             moeapps 0.1, which did not note the split.
         """
-        graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
+        graph, truth, chosen = self._nodes_to_score(X, y, edge_index if edges is None else edges, edge_weight, nodes)
         predicted = self.classes_[self._finite_log_probs(graph, torch.from_numpy(chosen)).argmax(-1).cpu().numpy()]
         return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
 
     def evaluate(
-        self, X: Any = None, y: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+        self,
+        X: Any = None,
+        y: Any = None,
+        edge_index: Any = None,
+        *,
+        edge_weight: Any = None,
+        nodes: Any = None,
+        edges: Any = None,
     ) -> dict[str, float]:
         """Accuracy, mean negative log-likelihood, macro-F1 and ROC-AUC over labeled nodes.
 
@@ -213,7 +314,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             ``accuracy``, ``loss``, ``macro_f1``, ``auc``. The AUC of several classes is the mean of one against the
             rest; it is NaN where a class does not occur among the nodes.
         """
-        graph, truth, chosen = self._nodes_to_score(X, y, edge_index, edge_weight, nodes)
+        graph, truth, chosen = self._nodes_to_score(X, y, edge_index if edges is None else edges, edge_weight, nodes)
         codes = encode_labels(truth, self.classes_)
         if bool((codes < 0).any()):
             raise DataError(f"y has labels that {type(self).__name__} was not fitted with")
@@ -222,8 +323,10 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
     def _nodes_to_score(
         self, X: Any, y: Any, edge_index: Any, edge_weight: Any, nodes: Any
     ) -> tuple[Data, np.ndarray, np.ndarray]:
-        X = opened(X)
+        X = opened(X) if self.node_table_ is None else X
         graph = self._graph_to_predict(X, edge_index, edge_weight)
+        if (read := self._nodes_of(graph)) is not None:
+            X = read.graph
         y = getattr(X, "y", None) if y is None and isinstance(X, Data) else y
         if y is None:
             raise DataError("score needs the true labels y")
@@ -232,7 +335,7 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
         test_mask = getattr(X, "test_mask", None) if isinstance(X, Data) else None
         if nodes is None and test_mask is not None:
             nodes = read_mask("test_mask", test_mask, graph.num_nodes, self._fitted_split(test_mask))
-        chosen = np.arange(len(truth)) if nodes is None else node_index(nodes, len(truth))
+        chosen = np.arange(len(truth)) if nodes is None else self._node_index(nodes, graph)
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
@@ -255,9 +358,13 @@ class NodeClassifier(ClassifierMixin, LightningEstimator):
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
+        read = self._read_tables(X, edge_index)
+        if read is not None:
+            X, edge_index = read.graph, None
         X = frame_if_table(opened(X))
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
         graph.edges = edges_of(graph)
+        graph.table = read
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)
         elif graph.num_features != self.n_features_in_:

@@ -43,6 +43,7 @@ class NodeModule(Configurable, MoEModule):
     monitor: Monitor = "accuracy"
     classes: np.ndarray | None = None  # of the training data, in the order of the outputs
     split: int | None = None  # of the training data, if it has several
+    node_table: dict[str, Any] | None = None  # how tables of nodes and edges are read, if the data is in tables
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
@@ -83,12 +84,15 @@ class NodeModule(Configurable, MoEModule):
         if self.classes is not None:
             checkpoint["classes"] = labels_to_json(self.classes)
             checkpoint["split"] = self.split
+        if self.node_table is not None:
+            checkpoint["node_table"] = self.node_table
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights; take over the classes and the split (checkpoints of 0.1 do not have them)."""
         super().on_load_checkpoint(checkpoint)
         if "classes" in checkpoint:
             self.classes, self.split = labels_from_json(checkpoint["classes"]), checkpoint["split"]
+        self.node_table = checkpoint.get("node_table")
 
     def _compare_data(self, split: bool) -> None:
         """Outputs mean the classes of the training data; and test nodes of one split are training nodes of another.
@@ -102,8 +106,15 @@ class NodeModule(Configurable, MoEModule):
         classes, number = getattr(data, "classes", None), getattr(data, "several_splits", None)
         if classes is None:
             return
+        reading = getattr(data, "node_table", None)
+        table = None if reading is None else reading.state()
         if self.classes is None:
-            self.classes, self.split = classes, number
+            self.classes, self.split, self.node_table = classes, number, table
+        if self.node_table != table:
+            raise DataError(
+                "the columns of the nodes are not those that the model was trained on, or have other values: predict "
+                "other nodes with moeapps score MODEL --input NODES --edges EDGES, which reads them as in training"
+            )
         if not np.array_equal(self.classes, classes):
             raise DataError(
                 f"the model was trained on the classes {self.classes.tolist()}, the labels of this data are "
@@ -155,8 +166,9 @@ class NodeModule(Configurable, MoEModule):
             raise NonFiniteError(f"{type(self.model).__name__} predicts NaN: features or edge weights are too large")
         classes = getattr(getattr(self._trainer, "datamodule", None), "classes", range(probabilities.shape[1]))
         nodes = np.arange(len(probabilities)) if batch.nodes is None else batch.nodes.cpu().numpy()
+        ids = getattr(getattr(self._trainer, "datamodule", None), "node_ids", None)
         return {
-            "node": nodes,
+            **({"node": nodes} if ids is None else {str(ids.name): ids.iloc[nodes].tolist()}),
             "prediction": np.asarray(classes)[probabilities.argmax(1)],
             **dict(zip(probability_columns(classes), probabilities.T, strict=True)),
         }

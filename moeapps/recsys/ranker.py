@@ -1,6 +1,5 @@
 """Base of the rankers: scikit-learn's interface, a frame in, a frame with a column per task out."""
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,31 +165,12 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         }
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str]) -> "Ranker":
-        """The ranker of a checkpoint that ``moeapps fit`` wrote, which predicts, recommends and is saved.
-
-        Of the class that has the module's model, with the module's arguments. ``n_iter_`` is 0, and ``history_`` is
-        empty: the training is not part of it. :func:`moeapps.load` calls this.
-
-        Parameters
-        ----------
-        path : path
-            The checkpoint.
-
-        Raises
-        ------
-        FileFormatError
-            If it is damaged, or of another module.
-        """
-        module: RankingModule = RankingModule.load_from_checkpoint(Path(path), map_location="cpu", weights_only=True)
+    def from_module(cls, module: RankingModule) -> "Ranker":
+        """See :meth:`LightningEstimator.from_module`; it is of the class that has the module's model."""
         (kind,) = (kind for kind in Ranker.__subclasses__() if module.config.model in kind.models)
-        known = kind().get_params(deep=False)
-        arguments = {name: value for name, value in as_arguments(module.config).items() if name in known}
-        ranker = kind(**arguments)
+        ranker = kind._with_settings(as_arguments(module.config))
         ranker.encoder_, ranker.targets_, ranker.catalogue_ = module.encoder, module.targets, module.catalogue
-        ranker.history_, ranker.n_iter_ = pd.DataFrame(), 0
         ranker.model_ = module.network.cpu().eval()
-        ranker._fit_params = ranker.get_params(deep=False)
         return ranker
 
     @torch.no_grad()

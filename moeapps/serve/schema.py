@@ -134,6 +134,8 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
         about = "files, as base64 or as data URLs"
         files = _list(_Text, min_length=1, max_length=MAX_IMAGES, description=about)
         return _object("Predict", {"images": (files, ...)})
+    if description.get("columns"):
+        return _graph_of_tables(description)
     width = description["width"]
     node: Any = _list(_Number, min_length=width, max_length=width)
     pair: Any = _list(_Whole, min_length=2, max_length=2)
@@ -142,6 +144,22 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
         "x": (_list(node, min_length=1, description="features of each node"), ...),
         "edges": (_list(pair, description="source and target of each edge, as numbers of nodes"), ...),
         "nodes": (nodes, None),
+    }
+    return _object("Predict", graph)
+
+
+def _graph_of_tables(description: dict[str, Any]) -> type[BaseModel]:
+    """The body for a graph whose nodes have ids and columns."""
+    fields: dict[str, Any] = {
+        f"column_{i}": (_KINDS[what], Field(alias=name))
+        for i, (name, what) in enumerate(description["columns"].items())
+    }
+    fields["id"] = (_Label, Field(alias=description["id"]))
+    edge: Any = _list(_Label, min_length=2, max_length=3)
+    graph: dict[str, Any] = {
+        "nodes": (_list(_object("Node", fields), min_length=1, description="a row per node"), ...),
+        "edges": (_list(edge, description="ids at both ends of each edge, and its weight if edges have one"), ...),
+        "predict": (Annotated[_list(_Label) | None, Field(description="ids to predict; all without it")], None),
     }
     return _object("Predict", graph)
 
@@ -228,7 +246,7 @@ def _labels(most: int) -> Any:
 
 def rows_of(body: dict[str, Any]) -> int:
     """How many rows, images or nodes a body has."""
-    return len(next(body[name] for name in ("rows", "images", "x") if name in body))
+    return len(next(body[name] for name in ("rows", "images", "x", "nodes") if name in body))
 
 
 def _rows(name: str, row: Any) -> type[BaseModel]:

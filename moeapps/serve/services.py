@@ -374,7 +374,7 @@ class SampleService(Service):
 
 
 class GraphService(Service):
-    """Classifiers of nodes; a request is a graph."""
+    """Classifiers of nodes; a request is a graph: of numbers, or as two tables where the model was fitted on tables."""
 
     kind = "graph"
 
@@ -389,11 +389,17 @@ class GraphService(Service):
         )
 
     def describe(self) -> dict[str, Any]:
-        """With the number of features of a node."""
-        return {**super().describe(), "width": int(self.model.n_features_in_)}
+        """With the number of features of a node; or the columns of the nodes, and that of their ids."""
+        about = {**super().describe(), "width": int(self.model.n_features_in_)}
+        table = getattr(self.model, "node_table_", None)
+        if table is None:
+            return about
+        return {**about, "id": table.tables.id or "node", "columns": dict(table.column_kinds())}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """For each requested node its class, and the probability of every class."""
+        if "predict" in request:
+            return self._of_tables(request)
         x = np.array(request["x"], dtype=np.float32)
         edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
         nodes = request.get("nodes")
@@ -402,6 +408,31 @@ class GraphService(Service):
         probabilities = self.model.predict_proba(x, edges, nodes=nodes)
         probabilities = probabilities if nodes is None else probabilities[place]
         return _records(label_columns(self.model.classes_, probabilities))
+
+    def _of_tables(self, request: Request) -> list[dict[str, Any]]:
+        """The same with the nodes' ids."""
+        about = self.describe()
+        columns: dict[str, Any] = {about["id"]: _objects([row[about["id"]] for row in request["nodes"]])}
+        for name, kind in about["columns"].items():
+            values = [row[name] for row in request["nodes"]]
+            columns[name] = np.array(values, dtype=np.float64) if kind == "number" else _objects(values)
+        nodes = pd.DataFrame(columns)
+        if self.model.node_table_.tables.id is None:
+            nodes = nodes.set_index(about["id"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            predictions = self.model.predict_frame(nodes, self._edges(request["edges"]), nodes=request["predict"])
+        return _records(predictions)
+
+    def _edges(self, pairs: list[list[Any]]) -> pd.DataFrame:
+        """A table of edges, its columns called as in training."""
+        tables = self.model.node_table_.tables
+        names = [tables.edge_source or "source", tables.edge_target or "target", tables.edge_weight or "weight"]
+        width = max(map(len, pairs), default=2)
+        if any(len(pair) != width for pair in pairs):
+            raise DataError("edges: some have a weight and some have none, expected one for all or for none")
+        columns = zip(*pairs, strict=True) if pairs else [[], []]
+        return pd.DataFrame({name: _objects(list(values)) for name, values in zip(names, columns, strict=False)})
 
 
 SERVICES: Sequence[type[Service]] = (

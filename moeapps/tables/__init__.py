@@ -9,6 +9,7 @@ from moeapps.tables.module import TabularModule
 from moeapps.tables.network import TabularMoE
 from moeapps.tables.regressor import MoERegressor
 from moeapps.tables.table_data import TableData
+from moeapps.tables.table_module import TableModule
 
 __all__ = [
     "ColumnEncoder",
@@ -20,6 +21,7 @@ __all__ = [
     "TableData",
     "TableDataModule",
     "TableFeatures",
+    "TableModule",
     "TabularMoE",
     "TabularModule",
     "default_experts",

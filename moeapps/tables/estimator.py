@@ -160,6 +160,10 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
             )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, passes: int | None = None) -> None:
+        self._run(*self.begin(X, y, sample_weight), passes)
+
+    def begin(self, X: Any, y: Any, sample_weight: Any) -> tuple[TabularMoE, tuple[NDArray[Any], ...], int]:
+        """Learn columns and targets: the network before its training, the rows as it reads them, and the seed."""
         self._check_arguments()
         self.merged_ = None
         table, y, weight = self._validated(X, y, sample_weight, reset=True)
@@ -182,7 +186,7 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
         rows = (*self.encoder_.transform(table), self._encode_target(y), weight)
         if model.route_by is not None:
             balance_hashes(model, rows[1][:, model.route_by])
-        self._run(model, rows, seed, passes)
+        return model, rows, seed
 
     def _continue(self, X: Any, y: Any, sample_weight: Any) -> None:
         table, y, weight = self._validated(X, y, sample_weight, reset=False)

@@ -86,6 +86,11 @@ class TabularModule(Configurable, MoEModule):
     @takes(TabularTraining)
     def __init__(self, model: TabularMoE, config: TabularTraining) -> None:
         super().__init__()
+        self.model = model
+        self.prepare(config)
+
+    def prepare(self, config: TabularTraining) -> None:
+        """Check the settings of the training, and take them over."""
         check_one_of("task", config.task, ("classification", "regression"))
         check_one_of("schedule", config.schedule, ("cosine", "constant"))
         check_one_of("loss", config.loss, ("squared", "huber"))
@@ -94,7 +99,7 @@ class TabularModule(Configurable, MoEModule):
         check_at_least_zero(final_lr=config.final_lr)
         if config.lr == 0:
             raise ConfigError("lr must be above 0, got 0")
-        self.model, self.task, self.lr, self.weight_decay = model, config.task, config.lr, config.weight_decay
+        self.task, self.lr, self.weight_decay = config.task, config.lr, config.weight_decay
         self.schedule, self.warmup, self.final_lr = config.schedule, config.warmup, config.final_lr
         self.beta2, self.label_smoothing, self.loss = config.beta2, config.label_smoothing, config.loss
         self.optimizer_state: dict[str, Any] | None = None  # of the last call of partial_fit

@@ -28,6 +28,9 @@ __all__ = ["PUBLIC_TABLES", "TableData", "TablePart"]
 MAX_WHOLE = 20
 """A target of whole numbers with at most so many different ones is a class, unless ``task`` says otherwise."""
 
+BATCH_ROWS = 1024
+"""Rows per step, of a module that does not say how many."""
+
 EVALUATION_ROWS = 8192
 """Rows that are evaluated at once."""
 
@@ -130,12 +133,15 @@ class TableData(L.LightningDataModule):
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
     keep : list of str, default=()
         Columns to copy beside the predictions.
-    batch_size : int, default=1024
-        Rows per step.
+    batch_size : int or "auto", default="auto"
+        Rows per step; "auto" takes what the module wants for the number of rows (:class:`~moeapps.tables.TableModule`:
+        what :class:`~moeapps.MoEClassifier` takes), else 1,024.
     validation_fraction : float, default=0.1
         Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
     seed : int, default=0
         Seed of the order and of the validation rows.
+    path : DataFrame or path, optional
+        The same as ``file``.
 
     Attributes
     ----------
@@ -169,14 +175,19 @@ class TableData(L.LightningDataModule):
         column_types: dict[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | list[str] = "auto",
         keep: Sequence[str] = (),
-        batch_size: int = 1024,
+        batch_size: int | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
         seed: int = 0,
+        path: Any = None,
     ) -> None:
         super().__init__()
-        check_sizes(batch_size=batch_size)
+        if batch_size != "auto":
+            check_sizes(batch_size=batch_size)
         check_one_of("task", task, ("auto", "classification", "regression"))
         check_below_one(validation_fraction=validation_fraction)
+        if file is not None and path is not None:
+            raise ConfigError("file and path are both given: they mean the same, the table to learn from")
+        file = path if file is None else file
         if name is not None:
             check_one_of("name", name, tuple(PUBLIC_TABLES))
             if file is not None:
@@ -347,13 +358,21 @@ class TableData(L.LightningDataModule):
         categories = [name for name, kind in kinds.items() if kind == "category"]
         return TablePart(_categorical(frame[list(kinds)], categories), target, weight, frame[self.keep])
 
+    def _batch_rows(self, n: int) -> int:
+        """Rows per step where there are n."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        return int(module.batch_rows(n)) if hasattr(module, "batch_rows") else BATCH_ROWS
+
     def _loader(self, name: str, shuffle: bool = False) -> ResumableLoader:
         part = self.part(name)
         columns: list[Tensor] = [torch.arange(len(part.frame))]
         if part.target is not None:
             target = part.target.astype(np.float64) if self.classes is None else self.codes(part.target)
             columns += [torch.from_numpy(target), torch.from_numpy(part.weight.copy())]
-        size = self.batch_size if shuffle else max(self.batch_size, EVALUATION_ROWS)
+        rows_per_step = self._batch_rows(len(part.frame))
+        size = rows_per_step if shuffle else max(rows_per_step, EVALUATION_ROWS)
         rows = EncodedTable(*columns)
         return make_loader(rows, size, shuffle=shuffle, seed=self.seed, collate_fn=identity_collate)
 

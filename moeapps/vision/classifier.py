@@ -5,6 +5,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.checks import check_below_one, check_one_of, check_sizes
-from moeapps.core.config import config_from, field_names, store_arguments
+from moeapps.core.config import as_arguments, config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields
@@ -304,11 +305,32 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         sizes = {name: getattr(self, name) for name in (*SIZES, *patch, *experts) if hasattr(self, name)}
         return {**sizes, "global_pool": self.global_pool, "class_token": self.global_pool == "token"}
 
+    @classmethod
+    def from_module(cls, module: ImageModule) -> Self:
+        """See :meth:`LightningEstimator.from_module`. Square images of other sizes are resized to the module's."""
+        config = module.config
+        options = dict(config.options or {})
+        if config.model in FAMILIES:  # what the module leaves to the network, not to the defaults of the estimator
+            names = {*SIZES, *field_names(VisionMoEConfig), "global_pool", "class_token"}
+            families = [signature(kind).parameters for kind in (FAMILIES["vit"], FAMILIES[config.model])]
+            defaults = {"stem": "patch"} | {
+                name: p.default for family in families for name, p in family.items() if name in names
+            }
+            options = {**defaults, **options}
+        estimator = cls._with_settings({**as_arguments(config), "options": options})
+        height, width = module.spec.shape[1:]
+        estimator.set_params(image_size=height if height == width else None)
+        estimator._fit_params = estimator.get_params(deep=False)
+        estimator.spec_, estimator.auto_ = module.spec, {}
+        estimator.classes_ = np.array(module.spec.classes)
+        estimator.model_ = module
+        return estimator
+
     def _checked(self, X: Any) -> Tensor:
         check_is_fitted(self, "model_")
         if isinstance(X, str | Path):
             raise DataError("predict images from a list of files, or an array; predict_files(folder) names the files")
-        shape, old = self.spec_.shape, not hasattr(self, "pixels_")  # 0.1 kept the numbers of uint16, and one limit
+        shape, old = self.spec_.shape, hasattr(self, "largest_")  # 0.1 kept the numbers of uint16, and one limit
         images = as_images(X, channels=shape[0], size=self.image_size, shape=shape, scale_depth=not old)
         if tuple(images.shape[1:]) != self.spec_.shape:
             raise DataError(
@@ -317,7 +339,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         if old:
             new = PixelRange.of(images)
             refuse_other_scale(max(-new.low, new.high), self.largest_)
-        else:
+        elif hasattr(self, "pixels_"):  # not known of the checkpoint of a training
             self.pixels_.check(images)
         return images
 

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.config import config_from, field_names, store_arguments
+from moeapps.core.config import as_arguments, config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.vision.diffusion_module import DiffusionModule, DiffusionModuleConfig
 from moeapps.vision.dit import DiTConfig
@@ -223,6 +223,23 @@ class SwitchDiTGenerator(ImageEstimator):
     def _make_module(self) -> DiffusionModule:
         config = config_from(DiffusionModuleConfig, self, options=self._sizes(), conditional=self.classes_ is not None)
         return DiffusionModule.from_config(config=config)
+
+    @classmethod
+    def from_module(cls, module: DiffusionModule) -> Self:
+        """See :meth:`LightningEstimator.from_module`. Samples are floats in [0, 1], as those of the module."""
+        config = module.config
+        networks: list[Any] = [DiTConfig(), *([SwitchDiTConfig()] if config.model == "switch_dit" else [])]
+        defaults = {name: value for network in networks for name, value in as_arguments(network).items()}
+        sizes = {**defaults, **config.network_arguments()}
+        known = {*cls._get_param_names(), *field_names(DiTConfig)}
+        if unknown := sorted(set(config.options or {}) - known):
+            raise ConfigError(f"options has {', '.join(unknown)}, for which {cls.__name__} has no argument")
+        estimator = cls._with_settings(sizes, as_arguments(config))
+        estimator.spec_, estimator.model_ = module.spec, module
+        estimator.classes_ = np.array(module.spec.classes) if module.conditional else None
+        estimator.low_, estimator.high_, estimator.whole_ = 0.0, 1.0, False
+        estimator.layout_ = "HW" if module.spec.shape[0] == 1 else "HWC"
+        return estimator
 
     def _sizes(self) -> dict[str, Any]:
         """Arguments of the network that are arguments of the estimator, but not of the module."""

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import moeapps
 from moeapps.cli.main import main
-from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.recsys import (
     AWMoERanker,
@@ -356,9 +355,3 @@ def test_a_request_gets_a_list_for_each_user(ranker, feedback, tmp_path):
     assert [len(own) for own in answer] == [26, 26]
     assert answer[0] == answer[1]
     assert not {2, 4, 6, 8} & {record["item_id"] for record in answer[0]}
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(FileFormatError, match="is the checkpoint of a training, and not one of a ranker"):
-        moeapps.load(tmp_path / "other.ckpt")

@@ -126,6 +126,12 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
             fitted._training_record = record_of(len(y))
         return self
 
+    @classmethod
+    def from_module(cls, module: Any) -> Self:
+        """The estimator of a trained :class:`~moeapps.tables.MixtureModule`, without a cascade."""
+        estimator: Self = module.to_estimator()
+        return estimator
+
     @contextmanager
     def _all_or_nothing(self) -> Iterator[Self]:
         """A copy to be fitted, which the estimator becomes when the block ends well."""

@@ -16,15 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.columns import FIRST, MISSING, ColumnEncoder
+from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind
-from moeapps.core.tabledata.numbers import TIME_PARTS
+from moeapps.core.tabledata.onehot import category_name, frequent_categories, number_names, one_hot, one_hot_names
 
 __all__ = ["TableFeatures"]
-
-_CLIP = 3.0
-"""Clipped standardised numbers approach this many standard deviations and never exceed them."""
 
 
 class TableFeatures(TransformerMixin, BaseEstimator):
@@ -94,10 +91,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             self.columns_ = self._readable(table, weight)
             self.encoder_ = self._encoder(self.chosen(table), weight)
         codes = self.encoder_.transform(self.chosen(table))[1]
-        self.kept_ = [
-            self._frequent(np.bincount(column, weights=weight, minlength=len(values) + FIRST).astype(np.float64))
-            for column, values in zip(codes.T, self.encoder_.categories, strict=True)
-        ]
+        self.kept_ = frequent_categories(self.encoder_, codes, weight, self.max_categories)
         return self
 
     def _encoder(self, table: Any, weight: NDArray[np.float64]) -> ColumnEncoder:
@@ -105,12 +99,6 @@ class TableFeatures(TransformerMixin, BaseEstimator):
         if isinstance(table, pd.DataFrame):  # some of the columns, where others cannot be read
             types = {name: kind for name, kind in types.items() if name in table.columns}
         return ColumnEncoder().fit(table, weight, column_types=types)
-
-    def _frequent(self, counts: NDArray[np.float64]) -> list[int]:
-        """Codes of the most frequent categories, in order; that of missing values counts as one if it occurs."""
-        order = np.argsort(-counts, kind="stable")
-        kept: list[int] = sorted(order[: self.max_categories].tolist())
-        return [code for code in kept if counts[code] > 0]
 
     def _readable(self, table: Any, weight: NDArray[np.float64]) -> list[int]:
         good = []
@@ -153,7 +141,7 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             return np.column_stack([numbers, codes.astype(np.float64)])
         if self.kind == "categories":
             return self._with_categories(numbers, codes)
-        return self._standardised(numbers, codes)
+        return one_hot(self.encoder_, self.kept_, numbers, codes, clipped=self.kind == "clipped")
 
     def _with_categories(self, numbers: NDArray[np.float64], codes: NDArray[np.int64]) -> pd.DataFrame:
         columns: dict[str, Any] = {f"n{i}": column for i, column in enumerate(numbers.T)}
@@ -163,41 +151,17 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             columns[f"c{i}"] = pd.Categorical.from_codes(places[codes[:, i]], categories=pd.Index(np.arange(len(kept))))
         return pd.DataFrame(columns)
 
-    def _standardised(self, numbers: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        scaled = (numbers - np.array(self.encoder_.mean)) / np.array(self.encoder_.scale)
-        gone = np.isnan(scaled)
-        scaled[gone] = 0.0
-        if self.kind == "clipped":  # x / sqrt(1 + (x / c)^2) of Holzmüller et al. 2024 (RealMLP), section 3
-            scaled /= np.sqrt(1.0 + np.square(scaled / _CLIP))
-        parts = [scaled, gone[:, self._with_holes()].astype(np.float64)]
-        parts += [(codes[:, [i]] == np.array(kept)).astype(np.float64) for i, kept in enumerate(self.kept_) if kept]
-        return np.column_stack(parts)
-
-    def _with_holes(self) -> list[int]:
-        """Numbers that had missing values in training; one flag per time is enough."""
-        first, width = len(self.encoder_.numeric), len(TIME_PARTS)
-        return [
-            i for i, fill in enumerate(self.encoder_.fill) if fill is None and (i < first or (i - first) % width == 0)
-        ]
-
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Names of the features: a column's, ``age is missing``, ``city=Ulm``, ``joined hour_sin``."""
         check_is_fitted(self, "encoder_")
         encoder = self.encoder_
-        numbers = [encoder.names[i] for i in encoder.numeric]
-        numbers += [f"{encoder.names[i]}{part}" for i in encoder.times for part in TIME_PARTS]
-        categories = [encoder.names[i] for i in encoder.categorical]
         if self.kind in ("codes", "categories"):
-            return np.array([*numbers, *categories], dtype=object)
-        flags = [f"{numbers[i]} is missing" for i in self._with_holes()]
-        onehot = [f"{name}={self.category(i, code)}" for i, name in enumerate(categories) for code in self.kept_[i]]
-        return np.array([*numbers, *flags, *onehot], dtype=object)
+            return np.array([*number_names(encoder), *(encoder.names[i] for i in encoder.categorical)], dtype=object)
+        return np.array(one_hot_names(encoder, self.kept_), dtype=object)
 
     def category(self, position: int, code: int) -> str:
         """Text of a category's code, in the categorical column of this position."""
-        if code < FIRST:
-            return "missing" if code == MISSING else "unseen"
-        return str(self.encoder_.categories[position][code - FIRST])
+        return category_name(self.encoder_, position, code)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

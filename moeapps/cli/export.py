@@ -1,0 +1,55 @@
+"""``moeapps export``: from a checkpoint of ``moeapps fit`` to a model file for score, serve and ``moeapps.load``."""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import moeapps
+from moeapps.cli.arguments import add_trust, trust
+from moeapps.core.errors import ConfigError
+from moeapps.core.warnings import silence_warnings
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "turn a checkpoint of a training into a model file for score, serve and moeapps.load"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Turn a checkpoint of moeapps fit into one .safetensors file with the model alone: without optimiser, without "
+        "anything that is needed only to go on with the training. moeapps.load, score and serve take both kinds of "
+        "file; this one is smaller, and is what to share."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file that moeapps fit wrote, or the folder of a run")
+    parser.add_argument("model", metavar="MODEL", help=".safetensors file to write; an older one is replaced")
+    add_trust(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, and save."""
+    silence_warnings()
+    from moeapps.core.files import existing_file
+    from moeapps.core.trained import is_checkpoint
+
+    trust(options)
+    target = Path(options.model)
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target} must end in .safetensors: it is the model file to write")
+    source = checkpoint_in(Path(options.checkpoint))
+    if not is_checkpoint(existing_file(source, "a checkpoint of moeapps fit")):
+        raise ConfigError(f"{source} is not a checkpoint of moeapps fit (if it is a saved model, it needs no export)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = moeapps.load(source)
+        model.save(target)
+    print(f"model: {target} ({type(model).__name__} of {source})")
+    return 0
+
+
+def checkpoint_in(path: Path) -> Path:
+    """The last checkpoint of a run whose folder this is; another path as it is."""
+    for name in ("checkpoints/last.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    return path

@@ -1,0 +1,83 @@
+"""From the checkpoint of a training to the estimator that predicts as the trained module does.
+
+:func:`moeapps.load`, ``moeapps export``, ``score`` and ``serve`` come here with a file that Lightning wrote. It
+names the module that was trained; :data:`moeapps.registry.TRAINED` says which estimator goes with it. Nothing in the
+file is unpickled (:class:`~moeapps.core.checkpoint.AtomicCheckpointIO`), and no class is imported that is not in that
+table.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from moeapps import registry
+from moeapps.core.checkpoint import AtomicCheckpointIO
+from moeapps.core.errors import ConfigError, FileFormatError
+
+__all__ = ["estimator_of", "is_checkpoint"]
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is what ``torch.save`` writes, a zip archive."""
+    with open(file, "rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None) -> Any:
+    """The estimator of the module whose training wrote a checkpoint.
+
+    Parameters
+    ----------
+    file : Path
+        The checkpoint.
+    modules : mapping of str to Module, optional
+        Modules of the caller that were constructor arguments of the trained module.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged, is of a module that has no estimator, or needs ``modules``.
+    ConfigError
+        If the training has not come far enough to predict, or the estimator cannot have the module's settings.
+    """
+    given = dict(modules or {})
+    content = AtomicCheckpointIO().load_checkpoint(file)
+    entry = _entry(content, file)
+    needed = [name for name in content.get(registry.OWN_MODULES, []) if name not in given]
+    if needed:
+        name = str(needed[0])
+        raise FileFormatError(
+            f"{file} was trained with a module of your own as {name}, whose code it does not hold: "
+            f"moeapps.load({str(file)!r}, {name}=...)"
+        )
+    module: Any = registry.resolve(entry.module)
+    trained = module.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
+    estimator: Any = registry.resolve(entry.estimator)
+    try:
+        return estimator.from_module(trained.eval())
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _entry(content: Mapping[str, Any], file: Path) -> registry.Trained:
+    noted = content.get(registry.MODULE_NAME)
+    if isinstance(noted, str):
+        for entry in registry.TRAINED:
+            if noted == entry.module:
+                return entry
+        raise FileFormatError(
+            f"{file} is the checkpoint of a {noted}, for which moeapps has no estimator: predict with "
+            f"moeapps predict --ckpt_path {file}, or go on with the training by moeapps fit --ckpt_path {file}"
+        )
+    hyper = content.get("hyper_parameters")
+    there = {*content, *(hyper if isinstance(hyper, dict) else ())}
+    for entry in registry.TRAINED:  # written before checkpoints named their module
+        if there.issuperset(entry.marks):
+            return entry
+    known = ", ".join(entry.module.rpartition(".")[2] for entry in registry.TRAINED)
+    raise FileFormatError(
+        f"{file} is a checkpoint, but not one of a training of moeapps that becomes an estimator ({known}): use it "
+        "with moeapps predict --ckpt_path, or go on with its training by moeapps fit --ckpt_path"
+    )

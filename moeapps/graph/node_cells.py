@@ -1,0 +1,71 @@
+"""Cells of a table of nodes that are no features: ids, labels, and the part of a split."""
+
+# N nodes
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moeapps.core.arrays import as_array
+from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import category_text
+from moeapps.core.tabledata.numbers import to_numbers
+from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.vocabulary import distinct_cells
+from moeapps.graph.node_names import exact_ids
+
+__all__ = ["id_keys", "read_labels", "read_split"]
+
+SPLITS = {
+    "train": "train_mask", "training": "train_mask", "val": "val_mask", "valid": "val_mask",
+    "validation": "val_mask", "dev": "val_mask", "test": "test_mask",
+}  # fmt: skip
+"""What a column of splits may hold, and the masks that it means."""
+
+
+def id_keys(ids: pd.Series, what: str) -> pd.Index:
+    """Ids as exact text."""
+    cells = ids.reset_index(drop=True)
+    exact = pd.Series(exact_ids(cells, what))
+    index, values = distinct_cells(exact, what)
+    texts = np.array([category_text(value) for value in values] or [""], dtype=object)
+    if (texts == "").any() and len(values):
+        raise DataError(f"{what} has no node id in row {int(np.isin(index, np.flatnonzero(texts == '')).argmax())}")
+    return pd.Index(texts[index] if len(index) else np.zeros(0, dtype=object), dtype=object)
+
+
+def read_labels(column: pd.Series, name: str, source: TableSource) -> np.ndarray:
+    """Labels as objects, None where there is none; whole numbers of a file as integers."""
+    cells = as_array(column.reset_index(drop=True)).astype(object)
+    gone = pd.isna(cells) | np.isin(cells.astype(str), list(source.missing))
+    known = cells[~gone]
+    if source.untyped and all(_is_whole(cell) for cell in known):
+        known = np.array([int(cell) for cell in known], dtype=object)
+    elif source.untyped and len(known):
+        kind = TableSource(pd.DataFrame({name: known}), missing=source.missing).infer([name])[name].kind
+        known = to_numbers(pd.Series(known), source.missing, name).astype(object) if kind == "number" else known
+    labels = np.full(len(cells), None, dtype=object)
+    labels[~gone] = known
+    return labels
+
+
+def _is_whole(cell: Any) -> bool:
+    """Whether the text is a whole number as it would be written: 007 is a code."""
+    return bool(re.fullmatch(r"-?[1-9]\d*|0", str(cell)))
+
+
+def read_split(column: pd.Series, name: str, source: TableSource) -> dict[str, np.ndarray]:
+    """The masks that a column of splits means."""
+    cells = [None if pd.isna(cell) else str(cell).strip().lower() for cell in column]
+    masks: dict[str, np.ndarray] = {}
+    for row, cell in enumerate(cells):
+        if cell is None or cell in source.missing or cell in {text.lower() for text in ("", "none")}:
+            continue
+        if cell not in SPLITS:
+            raise DataError(
+                f"{source.name}: {name!r} holds {cell!r} in row {row}, expected train, val, test or nothing"
+            )
+        masks.setdefault(SPLITS[cell], np.zeros(len(cells), dtype=bool))[row] = True
+    return masks

@@ -1,0 +1,99 @@
+"""Estimators that take a graph as two tables: what ``fit`` learns of them, and what a saved file keeps."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch_geometric.data import Data
+
+from moeapps.core.config import field_names
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.estimator import LightningEstimator
+from moeapps.graph.node_table import GraphTables, NodeTable, TableGraph, is_table_path
+from moeapps.registry import nearest
+
+__all__ = ["TableInput", "ids_of_rows"]
+
+
+class TableInput(LightningEstimator):
+    """Adds tables of nodes and edges to an estimator of graphs.
+
+    Attributes
+    ----------
+    node_table_ : NodeTable or None
+        How the tables are read, where the model was fitted on tables.
+    """
+
+    node_table_: NodeTable | None = None
+    node_ids_: TableGraph | None = None
+    """The nodes of the training, which a saved file does not hold."""
+
+    @staticmethod
+    def _means_tables(X: Any, edges: Any, options: dict[str, Any]) -> bool:
+        """Whether ``fit`` was given two tables; refuses what goes only with them."""
+        known = field_names(GraphTables)
+        for name in options:
+            if name not in known:
+                guess = nearest(name, [*known, "edges", "edge_weight", "train_mask", "val_mask"])
+                raise ConfigError(f"fit has no argument {name!r}" + (f"; did you mean {guess!r}?" if guess else ""))
+        if edges is not None:
+            return True
+        given = [name for name, value in options.items() if value is not None]
+        if given or is_table_path(X):
+            what = f"{given[0]} says what a column of a table means" if given else f"{X} is a table of nodes"
+            raise ConfigError(f"{what}: edges is missing, the table with one row per edge")
+        return False
+
+    def _learn_tables(self, nodes: Any, edges: Any, options: dict[str, Any]) -> TableGraph:
+        self.node_table_, read = NodeTable.learn(nodes, edges, GraphTables(**options))
+        self.node_ids_ = read
+        self.__dict__.pop("feature_names_in_", None)
+        return read
+
+    def _forget_tables(self) -> None:
+        self.__dict__.pop("node_table_", None)
+        self.__dict__.pop("node_ids_", None)
+
+    def _read_tables(self, nodes: Any, edges: Any) -> TableGraph | None:
+        """The graph of two tables; None where the model was not fitted on tables, or ``nodes`` is something else."""
+        if self.node_table_ is None:
+            if is_table_path(nodes):
+                raise DataError(
+                    f"{nodes} is a table, and the model was fitted on a graph whose features are numbers already: "
+                    "fit(nodes, edges=..., id=...) makes a model that reads tables"
+                )
+            return None
+        if nodes is None:
+            return self.node_ids_
+        if isinstance(nodes, Data):
+            raise DataError("the model was fitted on two tables: give the table of nodes, and edges")
+        return self.node_table_.read(nodes, edges)
+
+    @property
+    def node_columns_(self) -> pd.DataFrame:
+        """What each column of the nodes is, and why; of a model that was fitted on tables."""
+        return self._fitted_table().summary()
+
+    def _fitted_table(self) -> NodeTable:
+        if self.node_table_ is None:
+            raise DataError(f"this {type(self).__name__} was not fitted on tables")
+        return self.node_table_
+
+    def saved_state(self) -> dict[str, Any]:
+        """Fitted attributes, and how tables are read."""
+        state = super().saved_state()
+        return state if self.node_table_ is None else {**state, "node_table_": self.node_table_.state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if "node_table_" in state:
+            self.node_table_ = NodeTable.from_state(state["node_table_"])
+        super()._restore(state)
+
+
+def ids_of_rows(read: TableGraph | None, given: Any, count: int) -> pd.Series:
+    """Names of the nodes: ids of a table, the index of a frame, or their positions."""
+    if read is not None:
+        return read.ids
+    if isinstance(given, pd.DataFrame) and not given.index.equals(pd.RangeIndex(len(given))):
+        return pd.Series(given.index, name=given.index.name or "node")
+    return pd.Series(np.arange(count), name="node")
