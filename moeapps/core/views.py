@@ -4,22 +4,34 @@ A run leaves a ``views.json`` beside its metrics. The module decides what to sho
 by task, confidence by dispersion); drawing does not depend on the model.
 """
 
+import base64
+import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write
 
-__all__ = ["VIEWS", "Curves", "Map", "Views", "expert_shares"]
+__all__ = ["VIEWS", "Curves", "Gallery", "Map", "Views", "expert_shares"]
 
 VIEWS = "views.json"
 """Name of the file in the folder of a run."""
+
+GALLERY_BYTES = 60_000
+"""Largest size of the images of a gallery together, so that a page can be sent by mail."""
+
+THUMBNAIL = 64
+"""Largest width and height of an image of a gallery, in pixels."""
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Map:
         What a row is.
     column_name : str, default="expert"
         What a column is.
+    percent : bool, default=False
+        Whether the values are shares, shown as "25 %".
     """
 
     title: str
@@ -48,12 +62,16 @@ class Map:
     values: list[list[float | None]]
     row_name: str = ""
     column_name: str = "expert"
+    percent: bool = False
 
     @classmethod
-    def of(cls, title: str, frame: pd.DataFrame, row_name: str = "", column_name: str = "expert") -> "Map":
+    def of(
+        cls, title: str, frame: pd.DataFrame, row_name: str = "", column_name: str = "expert", percent: bool = False
+    ) -> "Map":
         """Make a map of a frame."""
-        rows = [[_number(value) for value in row] for row in frame.to_numpy(dtype=float)]
-        return cls(title, [str(x) for x in frame.index], [str(x) for x in frame.columns], rows, row_name, column_name)
+        values = [[_number(value) for value in row] for row in frame.to_numpy(dtype=float)]
+        rows, columns = [str(name) for name in frame.index], [str(name) for name in frame.columns]
+        return cls(title, rows, columns, values, row_name, column_name, percent)
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,57 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures with a caption each: images that were misclassified.
+
+    Attributes
+    ----------
+    title : str
+        What is seen.
+    images : list of str
+        ``data:image/png;base64,...`` of each picture; :meth:`of` makes them of arrays.
+    captions : list of str
+        One per picture.
+    """
+
+    title: str
+    images: list[str]
+    captions: list[str]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no picture, or too much of it."""
+        if len(self.images) != len(self.captions):
+            raise ValueError(f"a gallery has {len(self.images)} images and {len(self.captions)} captions")
+        for image in self.images:
+            if not _PNG.fullmatch(image):
+                raise ValueError(f"an image of a gallery must be a PNG data URI, got {image[:40]!r}")
+        if sum(map(len, self.images)) > GALLERY_BYTES:
+            raise ValueError(f"the images of a gallery must have at most {GALLERY_BYTES:,} bytes together")
+
+    @classmethod
+    def of(cls, title: str, pixels: Any, captions: Sequence[str]) -> "Gallery":
+        """Make a gallery of arrays.
+
+        Parameters
+        ----------
+        title : str
+            What is seen.
+        pixels : array of shape (n, C, H, W)
+            Values in [0, 1] (clipped); 1 channel is grey, more are RGB. Images larger than 64 pixels are made smaller;
+            those beyond the size that a page may have are left out.
+        captions : sequence of str
+            One per image.
+        """
+        images: list[str] = []
+        for picture in pixels:
+            image = _png_uri(np.asarray(picture, dtype=float))
+            if sum(map(len, images)) + len(image) > GALLERY_BYTES:
+                break
+            images.append(image)
+        return cls(title, images, [str(caption) for caption in captions][: len(images)])
+
+
+@dataclass(frozen=True)
 class Views:
     """Everything that is worth seeing of one run.
 
@@ -107,11 +176,17 @@ class Views:
         Curves.
     hints : list of str, default=field(default_factory=list)
         Warnings, one sentence each.
+    galleries : list of Gallery, default=field(default_factory=list)
+        Small pictures.
+    kept_epoch : int, optional
+        Epoch whose weights were kept, from 0; None where those of the last one were.
     """
 
     maps: list[Map] = field(default_factory=list)
     curves: list[Curves] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+    kept_epoch: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``views.json`` into the folder of a run."""
@@ -133,9 +208,24 @@ class Views:
         try:
             found = json.loads(path.read_text())
             maps, curves = [Map(**entry) for entry in found["maps"]], [Curves(**entry) for entry in found["curves"]]
-            return cls(maps, curves, [str(hint) for hint in found["hints"]])
+            galleries = [Gallery(**entry) for entry in found.get("galleries", [])]  # 0.1 had none
+            kept = found.get("kept_epoch")
+            hints = [str(hint) for hint in found["hints"]]
+            return cls(maps, curves, hints, galleries, None if kept is None else int(kept))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from None
+
+
+def _png_uri(picture: Any) -> str:
+    """A picture ``(C, H, W)`` of values in [0, 1] as the address of its own PNG file."""
+    from PIL import Image  # only modules of images come here
+
+    levels = (np.nan_to_num(np.clip(picture, 0, 1)) * 255).round().astype(np.uint8)
+    image = Image.fromarray(levels[0] if len(levels) < 3 else np.moveaxis(levels[:3], 0, -1))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(value: Any) -> float | None:

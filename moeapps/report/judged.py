@@ -1,0 +1,109 @@
+"""What a report of a fitted model is made of: the rows, their true targets, and what the model made of them."""
+
+# n rows, K classes, E experts
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["Judged", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target on n rows: what is true and what was predicted.
+
+    Parameters
+    ----------
+    name : str
+        Name of the target; empty where nobody gave one.
+    truth : array of shape (n,)
+        Codes of the true classes, or true numbers.
+    predicted : array of shape (n, K) or (n,)
+        Class probabilities, or predicted numbers.
+    classes : sequence of str
+        Names of the K classes; empty for numbers.
+    """
+
+    name: str
+    truth: NDArray[Any]
+    predicted: NDArray[np.float64]
+    classes: Sequence[str] = ()
+
+    @property
+    def classification(self) -> bool:
+        """Whether classes are predicted."""
+        return bool(self.classes)
+
+    @property
+    def best(self) -> NDArray[np.int64]:
+        """``(n,)`` code of the most probable class."""
+        best: NDArray[np.int64] = self.predicted.argmax(axis=1)
+        return best
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """``(n,)`` log loss (nats) or absolute error of each row."""
+        if not self.classification:
+            errors: NDArray[np.float64] = np.abs(self.predicted - self.truth)
+            return errors
+        chosen = self.predicted[np.arange(len(self.truth)), self.truth]
+        logs: NDArray[np.float64] = -np.log(np.clip(chosen, 1e-15, 1.0))
+        return logs
+
+    def shown(self, values: Any, row: int) -> str:
+        """A prediction of one row in words, ``values`` being probabilities or numbers of the n rows."""
+        if not self.classification:
+            return f"{float(values[row]):.4g}"
+        best = int(values[row].argmax())
+        return f"{self.classes[best]} ({100 * float(values[row][best]):.0f} %)"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's predictions for rows that it has not seen, ready to be described.
+
+    Parameters
+    ----------
+    targets : list of Target
+        At least one.
+    frame : DataFrame of n rows, optional
+        Columns in which rules and explanations may be written.
+    weights : DataFrame of shape (n, E), optional
+        Weight of each expert for each row; rows sum to 1.
+    opinions : dict of str to array, optional
+        What each expert predicts by itself for the first target, as ``Target.predicted``.
+    predict : callable, optional
+        From a frame of such columns to the predictions of each target, as ``Target.predicted``; None where the columns
+        cannot be changed one by one.
+    images : array of shape (n, C, H, W) in [0, 1], optional
+        Pictures of the rows.
+    notes : list of str
+        What was left out, one sentence each.
+    names : sequence of str, optional
+        Names of the rows; their numbers by default.
+    layer : str
+        Which experts the weights are those of, where a model has several layers.
+    """
+
+    targets: list[Target]
+    frame: pd.DataFrame | None = None
+    weights: pd.DataFrame | None = None
+    opinions: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    predict: Callable[[pd.DataFrame], list[NDArray[np.float64]]] | None = None
+    images: NDArray[np.float64] | None = None
+    notes: list[str] = field(default_factory=list)
+    names: Sequence[str] = ()
+    layer: str = ""
+
+    @property
+    def first(self) -> Target:
+        """The target that experts and rows are explained by."""
+        return self.targets[0]
+
+    def __len__(self) -> int:
+        return len(self.first.truth)
