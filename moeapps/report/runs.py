@@ -12,7 +12,7 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.views import VIEWS, Views
 from moeapps.core.yaml_files import read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -140,7 +140,7 @@ def _read(folder: Path) -> Run:
         run.config = dict(_flat(read_yaml(folder / CONFIG)))
         run.facts = {**_facts(run.config), **run.facts}
     if not run.scores:
-        run.scores = list(_last_scores(run.history))
+        run.scores = list(_last_scores(run.history, run.views.kept_epoch))
     return run
 
 
@@ -163,13 +163,20 @@ def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby("epoch", as_index=False).last()
 
 
-def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
+def is_smaller_better(name: str) -> bool:
+    """Whether lower values of a metric are better, by its name."""
+    return name.rpartition("/")[2] in _SMALLER
+
+
+def _last_scores(history: pd.DataFrame, kept: int | None = None) -> Iterator[Score]:
+    """Scores of the epoch whose weights were kept, or of the last one."""
+    if kept is not None and "epoch" in history and (history["epoch"] == kept).any():
+        history = history[history["epoch"] == kept]
     chosen = [n for n in history if str(n).startswith(("test/", "val/")) and "/moe/" not in str(n)]
     for name in chosen or [n for n in history if str(n) == "train/loss"]:
         values = history[name].dropna()
         if len(values):
-            smaller = str(name).rpartition("/")[2] in _SMALLER
-            yield Score(str(name), [float(values.iloc[-1])], smaller)
+            yield Score(str(name), [float(values.iloc[-1])], is_smaller_better(str(name)))
 
 
 def _facts(config: dict[str, str]) -> dict[str, str]:
