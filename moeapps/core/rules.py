@@ -43,6 +43,7 @@ class Readable:
         shown = readable_number(threshold)
         if self.kind == "time":
             shown = str(np.datetime64("1970-01-01") + np.timedelta64(round(threshold * 86_400), "s"))
+            shown = shown.removesuffix("T00:00:00").replace("T", " ")
         return f"{self.name} {'<=' if below else '>'} {shown}{' or missing' if missing else ''}"
 
 

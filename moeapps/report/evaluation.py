@@ -90,8 +90,10 @@ def _reliability(target: Target) -> Picture:
     bins = max(2, min(BINS, len(said) // 20))
     y, x = calibration_curve(happened, said, n_bins=bins, strategy="quantile")
     gap = float(np.abs(y - x).mean())
-    if gap <= TRUSTED:
-        title = f"Probabilities can be taken at their word: {100 * gap:.1f} points off on average"
+    # mean distance that probabilities which are right would have in bins of so few rows
+    chance = float(np.sqrt(2 / np.pi * x * (1 - x) * len(x) / len(said)).mean())
+    if gap <= max(TRUSTED, 1.5 * chance):
+        title = f"Probabilities are right: {100 * gap:.1f} points off on average, {100 * chance:.1f} by chance alone"
     else:
         # of two classes high probabilities too high and low ones too low, of several simply too high
         sure = np.sign(x - 0.5) if len(target.classes) == 2 else np.ones_like(x)

@@ -286,6 +286,7 @@ def _settings(model: Any) -> list[Table]:
     columns = _columns(model)
     if columns is not None:
         frame = columns.reset_index() if "column" not in columns and columns.index.name else columns
+        frame = frame[[name for name in frame if name != "missing_texts" or frame[name].astype(bool).any()]]
         rows = [[_cell(value) for value in row] for row in frame.to_numpy(dtype=object).tolist()]
         tables.append(Table("Columns, and what they are taken for", [str(name) for name in frame], rows[:1000]))
     return tables
