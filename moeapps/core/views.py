@@ -5,7 +5,6 @@ by task, confidence by dispersion); drawing does not depend on the model.
 """
 
 import base64
-import io
 import json
 import math
 import re
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import FileFormatError
@@ -27,9 +25,6 @@ VIEWS = "views.json"
 
 GALLERY_BYTES = 60_000
 """Largest size of the images of a gallery together, so that a page can be sent by mail."""
-
-THUMBNAIL = 64
-"""Largest width and height of an image of a gallery, in pixels."""
 
 _PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
@@ -122,7 +117,7 @@ class Gallery:
     title : str
         What is seen.
     images : list of str
-        ``data:image/png;base64,...`` of each picture; :meth:`of` makes them of arrays.
+        ``data:image/png;base64,...`` of each picture; :meth:`of` makes them of files.
     captions : list of str
         One per picture.
     """
@@ -142,26 +137,23 @@ class Gallery:
             raise ValueError(f"the images of a gallery must have at most {GALLERY_BYTES:,} bytes together")
 
     @classmethod
-    def of(cls, title: str, pixels: Any, captions: Sequence[str]) -> "Gallery":
-        """Make a gallery of arrays.
+    def of(cls, title: str, pictures: Sequence[tuple[str, bytes]]) -> "Gallery":
+        """Make a gallery of files.
 
         Parameters
         ----------
         title : str
             What is seen.
-        pixels : array of shape (n, C, H, W)
-            Values in [0, 1] (clipped); 1 channel is grey, more are RGB. Images larger than 64 pixels are made smaller;
-            those beyond the size that a page may have are left out.
-        captions : sequence of str
-            One per image.
+        pictures : sequence of (str, bytes)
+            Caption and PNG file of each; those beyond the size that a page may have are left out.
         """
         images: list[str] = []
-        for picture in pixels:
-            image = _png_uri(np.asarray(picture, dtype=float))
-            if sum(map(len, images)) + len(image) > GALLERY_BYTES:
+        for _, content in pictures:
+            images.append("data:image/png;base64," + base64.b64encode(content).decode())
+            if sum(map(len, images)) > GALLERY_BYTES:
+                images.pop()
                 break
-            images.append(image)
-        return cls(title, images, [str(caption) for caption in captions][: len(images)])
+        return cls(title, images, [caption for caption, _ in pictures[: len(images)]])
 
 
 @dataclass(frozen=True)
@@ -214,18 +206,6 @@ class Views:
             return cls(maps, curves, hints, galleries, None if kept is None else int(kept))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from None
-
-
-def _png_uri(picture: Any) -> str:
-    """A picture ``(C, H, W)`` of values in [0, 1] as the address of its own PNG file."""
-    from PIL import Image  # only modules of images come here
-
-    levels = (np.nan_to_num(np.clip(picture, 0, 1)) * 255).round().astype(np.uint8)
-    image = Image.fromarray(levels[0] if len(levels) < 3 else np.moveaxis(levels[:3], 0, -1))
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(value: Any) -> float | None:

@@ -63,6 +63,9 @@ def expert_roles(judged: Judged, model: Any, seed: int) -> list[Section]:
         section.text.append("All experts have the same weight in every row: none has a task of its own.")
         return [section]
     section.tables.append(_leading(judged, values, leaders))
+    if float(np.ptp(values, axis=0).max()) <= ALIKE:
+        section.text.append("Every row gets the same weights: which expert counts does not depend on the row.")
+        return [section]
     _by_class(judged.first, weights, section)
     if hasattr(model, "regions") and judged.frame is not None and judged.opinions:
         _regions(model, judged, section)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import ConfigError
-from moeapps.core.views import Gallery
 from moeapps.report.judged import Judged, Target
 from moeapps.report.sections import Section, Table, percent
 
@@ -52,10 +51,8 @@ def explain_row(judged: Judged, row: int | None) -> Section:
         raise ConfigError(f"row must be the number of a row, 0 to {len(judged) - 1}, got {row!r}")
     chosen = most_certain_error(target) if row is None else int(row)
     name = judged.names[chosen] if judged.names else str(chosen)
-    section = Section(f"One row explained: row {name}")
+    section = Section(f"One {judged.row_name} explained: {name}")
     section.text.append(_summary(target, chosen, row is None))
-    if judged.images is not None:
-        section.galleries.append(Gallery.of("The image", judged.images[chosen : chosen + 1], [f"image {name}"]))
     if judged.weights is not None:
         section.tables.append(_experts(judged, chosen))
     if judged.predict is not None and judged.frame is not None and judged.frame.shape[1] <= COLUMNS:
@@ -157,6 +154,8 @@ def _same(value: Any, other: Any) -> bool:
 def _cell(value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "missing"
+    if isinstance(value, pd.Timestamp):
+        return str(value).removesuffix(" 00:00:00")
     text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
     return text if len(text) <= 40 else text[:39] + "…"
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moeapps.core.views import Gallery
+
 __all__ = ["Judged", "Target"]
 
 
@@ -80,13 +82,15 @@ class Judged:
     predict : callable, optional
         From a frame of such columns to the predictions of each target, as ``Target.predicted``; None where the columns
         cannot be changed one by one.
-    images : array of shape (n, C, H, W) in [0, 1], optional
-        Pictures of the rows.
+    gallery : Gallery, optional
+        Pictures of rows that were predicted wrong.
     notes : list of str
         What was left out, one sentence each.
     names : sequence of str, optional
         Names of the rows; their numbers by default.
-    layer : str
+    row_name : str, default "row"
+        What a row is: "image", "node".
+    layer : str, default ""
         Which experts the weights are those of, where a model has several layers.
     """
 
@@ -95,9 +99,10 @@ class Judged:
     weights: pd.DataFrame | None = None
     opinions: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     predict: Callable[[pd.DataFrame], list[NDArray[np.float64]]] | None = None
-    images: NDArray[np.float64] | None = None
+    gallery: Gallery | None = None
     notes: list[str] = field(default_factory=list)
     names: Sequence[str] = ()
+    row_name: str = "row"
     layer: str = ""
 
     @property

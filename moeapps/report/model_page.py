@@ -133,6 +133,8 @@ def render_model(
         sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4])]
         sections += importance(judged, model, seconds, seed)
         sections += expert_roles(judged, model, seed)
+        if judged.gallery is not None:
+            sections.append(Section("Wrong predictions with the highest probability", galleries=[judged.gallery]))
         sections.append(explain_row(judged, row))
     sections += _training(run)
     return fill(
@@ -247,7 +249,7 @@ def _scores(judged: Judged, measures: Sequence[Sequence[Measure]]) -> Section:
     for target, scores in zip(judged.targets, measures, strict=True):
         rows = [
             [
-                f"{one.name} ({'lower' if one.smaller else 'higher'} is better)", f"{one.value:.4f}",
+                f"{one.name} {'↓' if one.smaller else '↑'}", f"{one.value:.4f}",
                 f"{one.low:.4f} to {one.high:.4f}", f"{one.baseline:.4f}",
             ]
             for one in scores
@@ -255,7 +257,7 @@ def _scores(judged: Judged, measures: Sequence[Sequence[Measure]]) -> Section:
         heads = ["score", "this model", "95 % interval", "best constant"]
         section.tables.append(Table(target.name, heads, rows, numbers=3))
     section.text.append(
-        "Intervals are of 1,000 bootstrap resamples of the rows. The constant is the best single prediction for these "
+        "↑ higher is better, ↓ lower is better. Intervals are of 1,000 bootstrap resamples of the rows. The constant is the best single prediction for these "
         "rows: the share of each class, or the mean or median."
     )
     return section

@@ -6,6 +6,7 @@ class it derives from.
 
 # n rows, K classes, E experts
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,20 @@ from moeapps.core.arrays import as_array, missing
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import UNKNOWN, encode
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.views import Gallery
+from moeapps.registry import nearest
 from moeapps.report.judged import Judged, Target
 
 __all__ = ["ROWS", "judge"]
+
+NODE_CELLS = 20_000_000
+"""Numbers of the features of nodes, above which rules may name the number of neighbours only."""
+
+IMAGES = 256
+"""Images that are read at once."""
+
+THUMBNAILS = 24
+"""Pictures of wrong predictions, at most."""
 
 ROWS = 20_000
 """Largest number of rows that a page describes; of more, as many drawn at random."""
@@ -174,6 +186,9 @@ def _table(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
 
 def _predictions(model: Any, X: Any) -> list[NDArray[np.float64]]:
     """Class probabilities, or the numbers of each target."""
+    if hasattr(model, "predict_proba_many") and isinstance(X, pd.DataFrame):  # of a stream, which knows features by name
+        found = model.predict_proba_many(X)
+        return [found[list(model.classes_)].to_numpy(dtype=np.float64)]
     if hasattr(model, "predict_proba"):
         return [np.asarray(model.predict_proba(X), dtype=np.float64)]
     numbers = np.asarray(model.predict(X), dtype=np.float64)
@@ -199,7 +214,141 @@ def _named(weights: pd.DataFrame) -> pd.DataFrame:
     return weights.set_axis(names, axis=1).reset_index(drop=True)
 
 
+# ---------------------------------------------------------------------- rankers, images, nodes
+
+
+def _ranker(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
+    """Several targets of one table, each with its own known rows; the first one is explained."""
+    frame = as_frame(X, "X") if is_table(X) else None
+    if frame is None:
+        raise DataError(f"X must be a table with the columns of the ranker, got {type(X).__name__}")
+    targets = model.targets_
+    if y is not None:
+        frame = frame.assign(**_named_targets(y, targets.names, len(frame)))
+    frame = _order_first(frame, targets.names, target)
+    labels = targets.encode(frame)
+    known = ~np.isnan(labels).any(axis=1)
+    rows, notes = _chosen(len(frame), known, seed)
+    frame, labels = frame.iloc[rows], labels[rows]
+    features = frame[[name for name in frame if name in model.column_kinds()]]
+    names = [target, *(name for name in targets.names if name != target)] if target else list(targets.names)
+    places = [targets.names.index(name) for name in names]
+    binary = [targets.kinds[name] == "binary" for name in names]
+
+    def predict(changed: pd.DataFrame) -> list[NDArray[np.float64]]:
+        found = model.predict_proba(changed)[names].to_numpy(dtype=np.float64)
+        return [
+            np.column_stack([1 - column, column]) if two else column
+            for column, two in zip(found.T, binary, strict=True)
+        ]
+
+    predicted, truth = predict(features), targets.decode(labels)
+    judged = []
+    for t, (name, place) in enumerate(zip(names, places, strict=True)):
+        if binary[t]:
+            classes = [str(value) for value in targets.classes.get(name, [0, 1])]
+            judged.append(Target(name, labels[:, place].astype(np.int64), predicted[t], classes))
+        else:
+            numbers = truth[:, place] if targets.kinds[name] != "count" else labels[:, place].astype(np.float64)
+            judged.append(Target(name, numbers, predicted[t]))
+    return Judged(judged, features, None, {}, predict, notes=notes, names=[str(value) for value in frame.index])
+
+
+def _named_targets(y: Any, names: Sequence[str], n: int) -> dict[str, Any]:
+    if isinstance(y, pd.DataFrame):
+        return {name: y[name].to_numpy() for name in names if name in y}
+    if len(names) != 1:
+        raise DataError(f"y must be a frame with the columns {', '.join(names)}, or leave it out: they may stand in X")
+    return {names[0]: _truth(y, n, names[0])}
+
+
+def _order_first(frame: pd.DataFrame, names: Sequence[str], target: str) -> pd.DataFrame:
+    if target and target not in names:
+        raise ConfigError(f"target must be one of {', '.join(names)}, got {target!r}{_guess(target, names)}")
+    return frame
+
+
+def _guess(name: str, known: Sequence[str]) -> str:
+    close = nearest(name, [str(one) for one in known])
+    return f": did you mean {close!r}?" if close else ""
+
+
+def _images(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
+    """Images, or a folder with one folder per class."""
+    source = X
+    if isinstance(X, str | os.PathLike):
+        from moeapps.vision.folders import find_images
+
+        paths, codes, folders = find_images(X)
+        X, y = list(paths), np.array(folders)[codes]
+    truth = _truth(y, len(X), target)
+    rows, notes = _chosen(len(X), _known(truth), seed)
+    chosen = [X[int(row)] for row in rows] if isinstance(X, list) else np.asarray(X)[rows]
+    parts = [model.predict_proba(chosen[i : i + IMAGES]) for i in range(0, len(rows), IMAGES)]
+    judged = Target(target, _codes(model, truth[rows], target), np.concatenate(parts), _classes(model))
+    weights = _image_weights(model, chosen)
+    gallery = None
+    if hasattr(model, "mistake_thumbnails"):
+        pictures = model.mistake_thumbnails(chosen, truth[rows], n=THUMBNAILS)
+        gallery = Gallery.of("Label, prediction and its probability", pictures) if pictures else None
+    names = [os.path.relpath(path, source) for path in chosen] if isinstance(source, str | os.PathLike) else []
+    layer = "in the last block with experts: the share of an image's patches that an expert gets"
+    return Judged(
+        [judged], None, weights, notes=notes, names=names or [str(row) for row in rows], gallery=gallery,
+        row_name="image", layer=layer,
+    )  # fmt: skip
+
+
+def _image_weights(model: Any, images: Any) -> pd.DataFrame | None:
+    """Share of each image's patches that an expert gets; None for a network without experts."""
+    parts = []
+    try:
+        for start in range(0, len(images), IMAGES):
+            part = images[start : start + IMAGES]
+            parts.append(model.expert_load(part, groups=np.arange(len(part))))
+    except ConfigError:  # no experts
+        return None
+    return _named(pd.concat(parts, ignore_index=True))
+
+
+def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
+    """Labeled nodes of a graph: those of its test mask, where it has one."""
+    graph, truth, chosen = model._nodes_to_score(X, y, None, None, None)
+    rows, notes = _chosen(len(chosen), np.ones(len(chosen), dtype=bool), seed)
+    nodes, truth = chosen[rows], np.asarray(truth)[rows]
+    codes = _codes(model, truth, target)
+    judged = Target(target, codes, model.predict_proba(graph, nodes=nodes), _classes(model))
+    weights, opinions = None, {}
+    if hasattr(model, "expert_weights"):
+        weights = _named(model.expert_weights(graph, nodes=nodes))
+        opinions = model.expert_predictions(graph, nodes=nodes)
+    return Judged(
+        [judged], _node_columns(model, graph, nodes), weights, opinions, notes=notes,
+        names=[str(node) for node in nodes], row_name="node",
+    )  # fmt: skip
+
+
+def _node_columns(model: Any, graph: Any, nodes: NDArray[np.int64]) -> pd.DataFrame:
+    """Number of neighbours, and the features."""
+    columns: dict[str, Any] = {}
+    if getattr(graph, "edge_index", None) is not None:
+        degrees = np.bincount(np.asarray(graph.edge_index[1]), minlength=graph.num_nodes)
+        columns["number of neighbours"] = degrees[nodes]
+    names = getattr(model, "feature_names_in_", None)
+    if len(nodes) * graph.num_features <= NODE_CELLS:
+        features = graph.x[nodes.tolist()]
+        features = np.asarray(features.to_dense() if features.layout != graph.x.new_empty(0).layout else features)
+        for f in range(features.shape[1]):
+            columns[str(names[f]) if names is not None else f"feature {f}"] = features[:, f]
+    return pd.DataFrame(columns)
+
+
 _Reader = Callable[[Any, Any, Any, str, int], Judged]
 
-_READERS: Sequence[tuple[_Reader, tuple[str, ...]]] = [(_table, ("predict",))]
+_READERS: Sequence[tuple[_Reader, tuple[str, ...]]] = [
+    (_ranker, ("targets_", "predict_proba")),
+    (_images, ("spec_", "predict_proba")),
+    (_nodes, ("_nodes_to_score", "predict_proba")),
+    (_table, ("predict",)),
+]
 """Readers, and what a model must have for each; the first that fits."""
