@@ -142,7 +142,9 @@ def _scatter(target: Target) -> Picture:
         axes.plot(truth, predicted, linestyle="", marker=".", markersize=4, alpha=0.6, color=COLORS[0], label="rows")
         axes.set(xlabel=f"true {target.name}".strip(), ylabel=f"predicted {target.name}".strip())
 
-    return draw_chart(draw, title, f"{len(rows)} of {len(target.truth)} rows; values from {ends[0]:.3g} to {ends[1]:.3g}")
+    return draw_chart(
+        draw, title, f"{len(rows)} of {len(target.truth)} rows; values from {ends[0]:.3g} to {ends[1]:.3g}"
+    )
 
 
 def _residuals(target: Target) -> Picture:

@@ -137,9 +137,11 @@ def _by_class(target: Target, weights: pd.DataFrame, section: Section) -> None:
 def _regions(model: Any, judged: Judged, section: Section) -> None:
     """Where which expert leads, with the score of each expert there: a mixture of estimators knows."""
     target = judged.first
-    y = np.asarray(model.classes_)[target.truth] if target.classification else np.column_stack(
-        [one.truth for one in judged.targets]
-    ).squeeze()
+    y = (
+        np.asarray(model.classes_)[target.truth]
+        if target.classification
+        else np.column_stack([one.truth for one in judged.targets]).squeeze()
+    )
     X = judged.frame if hasattr(model, "feature_names_in_") else judged.frame.to_numpy()  # type: ignore[union-attr]
     found = model.regions(X, y, max_depth=2)
     scores = [name for name in found if str(name).startswith("score ")]
@@ -226,12 +228,12 @@ def _rules(judged: Judged, leaders: NDArray[np.int64], section: Section, seed: i
         inside = leaders[leaves == leaf]
         counts = np.bincount(inside)
         lead = int(counts.argmax())
-        cells.append((len(inside), [rules[leaf], str(names[lead]), f"{len(inside):,}", percent(counts[lead] / len(inside))]))
+        cells.append(
+            (len(inside), [rules[leaf], str(names[lead]), f"{len(inside):,}", percent(counts[lead] / len(inside))])
+        )
     cells.sort(key=lambda cell: -cell[0])
     title = (
         f"A simple rule says which expert leads, right for {percent(accuracy)} of {plural(len(rows), 'row')} "
         f"(always the same expert: {percent(majority)})"
     )
     section.tables.append(Table(title, ["where", "expert", "rows", "led by it"], [row for _, row in cells], numbers=2))
-
-

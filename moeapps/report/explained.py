@@ -47,7 +47,9 @@ def explain_row(judged: Judged, row: int | None) -> Section:
         If there is no such row.
     """
     target = judged.first
-    if row is not None and (isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < len(judged)):
+    if row is not None and (
+        isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < len(judged)
+    ):
         raise ConfigError(f"row must be the number of a row, 0 to {len(judged) - 1}, got {row!r}")
     chosen = most_certain_error(target) if row is None else int(row)
     name = judged.names[chosen] if judged.names else str(chosen)
@@ -147,7 +149,9 @@ def _typical(column: pd.Series) -> Any:
 
 def _same(value: Any, other: Any) -> bool:
     if pd.api.types.is_scalar(value) and pd.api.types.is_scalar(other):
-        return bool(value == other) if not (pd.isna(value) or pd.isna(other)) else bool(pd.isna(value) and pd.isna(other))
+        return (
+            bool(value == other) if not (pd.isna(value) or pd.isna(other)) else bool(pd.isna(value) and pd.isna(other))
+        )
     return str(value) == str(other)
 
 
@@ -158,5 +162,3 @@ def _cell(value: Any) -> str:
         return str(value).removesuffix(" 00:00:00")
     text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
     return text if len(text) <= 40 else text[:39] + "…"
-
-

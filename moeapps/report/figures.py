@@ -100,7 +100,7 @@ def draw_lines(
         for number, (name, places) in enumerate(marks.items()):
             for place in places:
                 axes.axvline(place, color=INK, linewidth=1, linestyle=(":", "--")[number % 2], label=name)
-                name = "_"  # one entry in the legend  # noqa: PLW2901
+                name = "_"  # one entry in the legend
         axes.set(xlabel=x_name, ylabel=y_name)
 
     words = f"{_described({n: y for n, (_, y) in arrays.items()})} over {x_name}"
@@ -152,7 +152,7 @@ def draw_chart(draw: Callable[[Axes], None], title: str, description: str, entri
         draw(axes)
         low, high = axes.get_ylim()
         if axes.get_ylabel() and 0 < low < high and not axes.yaxis.get_inverted():
-            axes.set_ylabel(f"{axes.get_ylabel()} (axis starts at {low:.2g})")
+            axes.set_ylabel(f"{axes.get_ylabel()}\n(axis starts at {low:.2g})")
         axes.grid(alpha=0.15, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         if 1 < entries <= 10:

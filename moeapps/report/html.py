@@ -92,5 +92,5 @@ def _cell(value: float, percent: bool) -> str:
     if np.isnan(value):
         return ""
     if percent:
-        return f"{100 * value:.0f} %"
+        return f"{100 * value:.0f}\u00a0%"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"

@@ -75,7 +75,9 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
     order = np.argsort(-found.importances_mean, kind="stable")
     names = [str(name) for name in frame.columns]
     means, spreads = found.importances_mean, found.importances_std
-    useful = [i for i in order if means[i] > max(2 * spreads[i] / np.sqrt(repeats), 1e-4 * abs(score(None, frame, truth)))]
+    useful = [
+        i for i in order if means[i] > max(2 * spreads[i] / np.sqrt(repeats), 1e-4 * abs(score(None, frame, truth)))
+    ]
     how = (
         f"A column matters if predictions get worse when its values are shuffled between rows. {plural(fitting, 'row')}, "
         f"{plural(repeats, 'shuffle')} per column (scikit-learn's permutation importance). Of columns that say the same, "

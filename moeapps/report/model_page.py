@@ -22,13 +22,13 @@ from sklearn.exceptions import NotFittedError
 from moeapps.core.errors import ConfigError
 from moeapps.core.views import Map, Views
 from moeapps.report.evaluation import evaluate
-from moeapps.report.explained import explain_row
 from moeapps.report.expert_roles import expert_roles
+from moeapps.report.explained import explain_row
 from moeapps.report.figures import draw_curves
 from moeapps.report.hints import find_hints
 from moeapps.report.html import fill, heat_map, informative, write_page
 from moeapps.report.importance import importance
-from moeapps.report.judged import Judged, Target
+from moeapps.report.judged import Judged
 from moeapps.report.measures import Measure, measure
 from moeapps.report.runs import Run
 from moeapps.report.sections import Section, Table, plural
@@ -128,7 +128,7 @@ def render_model(
     if X is not None:
         judged = judge(model, X, y, target or str(getattr(y, "name", "") or ""), seed)
         measures = [measure(one, seed) for one in judged.targets]
-        lead = _lead(judged.first, measures[0])
+        lead = _lead(judged, measures[0])
         facts |= _facts_of_rows(judged)
         sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4])]
         sections += importance(judged, model, seconds, seed)
@@ -157,6 +157,8 @@ def _run_of(model: Any) -> Run:
     """What a model says about itself, as a run: its history, and the epoch that it kept."""
     history = getattr(model, "history_", None)
     history = pd.DataFrame() if not isinstance(history, pd.DataFrame) else history.copy()
+    if "epoch" in history and not history["epoch"].is_monotonic_increasing:  # networks compete first, each anew
+        history["epoch"] = range(len(history))
     return Run(type(model).__name__, Path(), history=history, views=Views(kept_epoch=kept_epoch(model, history)))
 
 
@@ -179,7 +181,9 @@ def _facts(model: Any) -> dict[str, str]:
     columns = _columns(model)
     if columns is not None:
         kinds = columns["kind"].value_counts()
-        facts["columns"] = f"{len(columns)}: " + ", ".join(plural(int(count), str(kind)) for kind, count in kinds.items())
+        facts["columns"] = f"{len(columns)}: " + ", ".join(
+            plural(int(count), str(kind)) for kind, count in kinds.items()
+        )
     elif hasattr(model, "n_features_in_"):
         facts["columns"] = str(model.n_features_in_)
     if hasattr(model, "classes_") and model.classes_ is not None:
@@ -216,7 +220,7 @@ def _columns(model: Any) -> pd.DataFrame | None:
 
 
 def _facts_of_rows(judged: Judged) -> dict[str, str]:
-    facts = {"rows of this report": f"{len(judged):,}"}
+    facts = {f"{judged.row_name}s of this report": f"{len(judged):,}"}
     names = [one.name for one in judged.targets if one.name]
     if names:
         facts["target" if len(names) == 1 else "targets"] = ", ".join(names)
@@ -225,13 +229,14 @@ def _facts_of_rows(judged: Judged) -> dict[str, str]:
     return facts
 
 
-def _lead(target: Target, measures: Sequence[Measure]) -> str:
+def _lead(judged: Judged, measures: Sequence[Measure]) -> str:
     """The one sentence of the page."""
+    target = judged.first
     score = next(one for one in measures if one.name in ("accuracy", "R2", "mean absolute error"))
     if target.classification:
-        shown = [f"{100 * value:.1f} %" for value in (score.value, score.low, score.high, score.baseline)]
+        shown = [f"{100 * value:.1f}\u00a0%" for value in (score.value, score.low, score.high, score.baseline)]
         text = (
-            f"{shown[0]} of the rows are predicted right (95 % interval {shown[1]} to {shown[2]}); always naming the "
+            f"{shown[0]} of the {judged.row_name}s are predicted right (95 % interval {shown[1]} to {shown[2]}); always naming the "
             f"most frequent class would get {shown[3]}."
         )
     else:
@@ -281,7 +286,9 @@ def _settings(model: Any) -> list[Table]:
     now = model.get_params(deep=False)
     defaults = type(model)().get_params(deep=False) if _has_defaults(type(model)) else {}
     changed = {name: value for name, value in now.items() if name not in defaults or not _same(value, defaults[name])}
-    tables = [_named_values("Settings that differ from the defaults" if changed else "All settings are the defaults", changed)]
+    tables = [
+        _named_values("Settings that differ from the defaults" if changed else "All settings are the defaults", changed)
+    ]
     rest = {name: value for name, value in now.items() if name not in changed}
     if rest:
         tables.append(_named_values("Settings that are the defaults", rest))

@@ -20,6 +20,7 @@ from moeapps.report.training import is_curve, is_metric, layer_curves, stream_cu
 
 __all__ = ["render", "write_report"]
 
+
 def write_report(paths: list[str], output: str = "moeapps-report.html", title: str = "") -> Path:
     """Show runs on one page.
 

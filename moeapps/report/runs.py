@@ -12,7 +12,7 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.views import VIEWS, Views
 from moeapps.core.yaml_files import read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_larger_better", "is_smaller_better"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -23,6 +23,8 @@ SEED = "seed_everything"
 """Key of the configuration in which repeated runs differ."""
 
 _SMALLER = ("loss", "error", "mae", "rmse", "seconds")
+
+_LARGER = ("accuracy", "auc", "f1", "r2", "ndcg", "recall", "precision", "hit", "kappa", "windowed", "total")
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,11 @@ def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
 def is_smaller_better(name: str) -> bool:
     """Whether lower values of a metric are better, by its name."""
     return name.rpartition("/")[2] in _SMALLER
+
+
+def is_larger_better(name: str) -> bool:
+    """Whether higher values of a metric are better, by its name; of some names nobody knows."""
+    return any(part in name.lower() for part in _LARGER)
 
 
 def _last_scores(history: pd.DataFrame, kept: int | None = None) -> Iterator[Score]:

@@ -44,11 +44,11 @@ class Section:
 
 
 def percent(share: float) -> str:
-    """A share as "25 %"; "99.6 %" where rounding would claim all or nothing."""
+    """A share as "25 %", which is not broken; "99.6 %" where rounding would claim all or nothing."""
     whole = round(100 * share)
     if 0 < share < 1 and whole in (0, 100):
-        return f"{100 * share:.1f} %"
-    return f"{whole} %"
+        return f"{100 * share:.1f}\u00a0%"
+    return f"{whole}\u00a0%"
 
 
 def plural(count: int, noun: str) -> str:

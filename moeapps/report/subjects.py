@@ -173,9 +173,7 @@ def _table(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
         if columns.shape[1] != len(predicted):
             raise DataError(f"y has {columns.shape[1]} targets, the model predicts {len(predicted)}")
         several = [f"{target or 'target'} {t}" for t in range(len(predicted))] if len(predicted) > 1 else [target]
-        targets = [
-            Target(name, _numbers(columns[:, t], name), predicted[t]) for t, name in enumerate(several)
-        ]
+        targets = [Target(name, _numbers(columns[:, t], name), predicted[t]) for t, name in enumerate(several)]
     weights, layer = _table_weights(model, X)
     opinions = {}
     if hasattr(model, "expert_predictions"):
@@ -186,7 +184,9 @@ def _table(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
 
 def _predictions(model: Any, X: Any) -> list[NDArray[np.float64]]:
     """Class probabilities, or the numbers of each target."""
-    if hasattr(model, "predict_proba_many") and isinstance(X, pd.DataFrame):  # of a stream, which knows features by name
+    if hasattr(model, "predict_proba_many") and isinstance(
+        X, pd.DataFrame
+    ):  # of a stream, which knows features by name
         found = model.predict_proba_many(X)
         return [found[list(model.classes_)].to_numpy(dtype=np.float64)]
     if hasattr(model, "predict_proba"):

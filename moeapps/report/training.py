@@ -8,7 +8,7 @@ import pandas as pd
 from moeapps.core.views import Curves, expert_shares
 from moeapps.report.figures import Picture, draw_lines
 from moeapps.report.hints import Layer, routing_layers
-from moeapps.report.runs import Run, is_smaller_better
+from moeapps.report.runs import Run, is_larger_better, is_smaller_better
 
 __all__ = ["is_curve", "is_metric", "layer_curves", "stream_curves", "training_pictures"]
 
@@ -50,22 +50,24 @@ def _picture(run: Run, group: list[str]) -> Picture:
     marks = {"kept epoch": [kept]} if kept is not None and len(history) > 1 else {}
     lines = {name: (history[axis], history[name]) for name in group}
     telling = next((name for name in group if name.startswith("val/")), group[0])
-    unit = "loss" if telling.endswith("/loss") else telling.rpartition("/")[2]
+    unit = next((word for word in ("loss", "accuracy", "auc") if word in telling), telling.rpartition("/")[2])
     return draw_lines(_message(history, axis, telling, kept), axis, lines, unit, marks)
 
 
 def _message(history: pd.DataFrame, axis: str, name: str, kept: int | None) -> str:
     """A metric's best place, and its value at the kept epoch."""
     values = history[name].dropna()
-    smaller = is_smaller_better(name)
+    smaller, larger = is_smaller_better(name), is_larger_better(name)
     best = values.idxmin() if smaller else values.idxmax()
-    at = f"{history[axis][best]:.0f}"
     extreme = "lowest" if smaller else "highest"
+    at = f"{history[axis][best]:.0f}"
     if kept is not None and (history[axis] == kept).any():
         now = history.loc[history[axis] == kept, name].iloc[0]
         if np.isfinite(now):
             where = f", {extreme} at epoch {at}" if history[axis][best] != kept else f": the {extreme}"
-            return f"{name}: {now:.4g} at epoch {kept}, which is kept{where}"
+            return f"{name}: {now:.4g} at epoch {kept}, which is kept{where if smaller or larger else ''}"
+    if not (smaller or larger):
+        return f"{name}: {values.iloc[-1]:.4g} in the end"
     return f"{name}: {extreme} at {axis} {at} ({values[best]:.4g})"
 
 
@@ -137,7 +139,9 @@ def stream_curves(run: Run) -> list[Curves]:
     marks = [float(place) for place in _rises(history, "renewed", "instance")] if "renewed" in history else []
     what = "expert" if str(shares.columns[0]).startswith("expert ") else "kind of experts"
     title = f"share of each {what}; lines: an expert was renewed"
-    return [Curves.of(title, history["instance"].tolist(), _lines(shares), "instance", "share", stacked=True, marks=marks)]
+    return [
+        Curves.of(title, history["instance"].tolist(), _lines(shares), "instance", "share", stacked=True, marks=marks)
+    ]
 
 
 def _lines(frame: pd.DataFrame) -> dict[str, list[float]]:
