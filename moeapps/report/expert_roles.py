@@ -52,6 +52,8 @@ def expert_roles(judged: Judged, model: Any, seed: int) -> list[Section]:
         Of the tree.
     """
     weights = judged.weights
+    if judged.maps:
+        return [Section("What the experts are for", maps=judged.maps)]
     if weights is None or weights.shape[1] < 2 or len(judged) < 2:
         return []
     section = Section("What each expert is for")

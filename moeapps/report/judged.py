@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moeapps.core.views import Gallery
+from moeapps.core.views import Gallery, Map
 
 __all__ = ["Judged", "Target"]
 
@@ -86,6 +86,10 @@ class Judged:
         Pictures of rows that were predicted wrong.
     notes : list of str
         What was left out, one sentence each.
+    hints : list of str
+        Warnings of the model's own, one sentence each.
+    maps : list of Map
+        What its gates and experts do, where there is no weight per row.
     names : sequence of str, optional
         Names of the rows; their numbers by default.
     row_name : str, default "row"
@@ -101,6 +105,8 @@ class Judged:
     predict: Callable[[pd.DataFrame], list[NDArray[np.float64]]] | None = None
     gallery: Gallery | None = None
     notes: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    maps: list[Map] = field(default_factory=list)
     names: Sequence[str] = ()
     row_name: str = "row"
     layer: str = ""

@@ -30,6 +30,7 @@ from moeapps.report.html import fill, heat_map, informative, write_page
 from moeapps.report.importance import importance
 from moeapps.report.judged import Judged
 from moeapps.report.measures import Measure, measure
+from moeapps.report.model_hints import model_hints
 from moeapps.report.runs import Run
 from moeapps.report.sections import Section, Table, plural
 from moeapps.report.subjects import judge
@@ -129,6 +130,7 @@ def render_model(
         judged = judge(model, X, y, target or str(getattr(y, "name", "") or ""), seed)
         measures = [measure(one, seed) for one in judged.targets]
         lead = _lead(judged, measures[0])
+        hints = [*model_hints(model, X, judged, measures[0]), *hints]
         facts |= _facts_of_rows(judged)
         sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4])]
         sections += importance(judged, model, seconds, seed)

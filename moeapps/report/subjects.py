@@ -18,7 +18,7 @@ from moeapps.core.arrays import as_array, missing
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import UNKNOWN, encode
 from moeapps.core.tabledata.frames import as_frame, is_table
-from moeapps.core.views import Gallery
+from moeapps.core.views import Gallery, Views
 from moeapps.registry import nearest
 from moeapps.report.judged import Judged, Target
 
@@ -251,7 +251,13 @@ def _ranker(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
         else:
             numbers = truth[:, place] if targets.kinds[name] != "count" else labels[:, place].astype(np.float64)
             judged.append(Target(name, numbers, predicted[t]))
-    return Judged(judged, features, None, {}, predict, notes=notes, names=[str(value) for value in frame.index])
+    row_names, views = [str(value) for value in frame.index], Views()
+    if hasattr(model, "diagnose"):
+        try:
+            views = model.diagnose(features).views()
+        except ConfigError:  # a network without gates
+            pass
+    return Judged(judged, features, None, {}, predict, notes=notes, names=row_names, hints=views.hints, maps=views.maps)
 
 
 def _named_targets(y: Any, names: Sequence[str], n: int) -> dict[str, Any]:
