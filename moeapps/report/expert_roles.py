@@ -123,7 +123,7 @@ def _by_class(target: Target, weights: pd.DataFrame, section: Section) -> None:
     if not target.classification or len(target.classes) > 30:
         return
     names = np.asarray(target.classes, dtype=object)[target.truth]
-    means = weights.groupby(pd.Categorical(names, target.classes, ordered=True), observed=True).mean()
+    means = weights.groupby(names).mean().reindex([name for name in target.classes if name in set(names)])
     spread = means.max() - means.min()
     if len(means) < 2 or float(spread.max()) < 2 * ALIKE:
         section.text.append("The experts' mean weights are the same in every class.")
@@ -218,13 +218,14 @@ def _rules(judged: Judged, leaders: NDArray[np.int64], section: Section, seed: i
     accuracy = float((cross_val_predict(tree, features, leaders, cv=folds) == leaders).mean())
     if accuracy - majority < RULE * (1 - majority):
         section.text.append(
-            f"No simple rule says which expert leads: up to {DEPTH} conditions on the columns get {percent(accuracy)} of "
-            f"the rows right, naming always {names[int(np.bincount(leaders).argmax())]} gets {percent(majority)}."
+            f"No simple rule says which expert leads: up to {DEPTH} conditions on the columns get "
+            f"{percent(accuracy)} of the rows right, naming always "
+            f"{names[int(np.bincount(leaders).argmax())]} gets {percent(majority)}."
         )
         return
     tree.fit(features, leaders)
     leaves = tree.apply(features)
-    rules = leaf_rules(tree.tree_, readable, np.isnan(features).any(axis=0))
+    rules = leaf_rules(tree.tree_, readable, np.asarray(np.isnan(features).any(axis=0)))
     cells = []
     for leaf in np.unique(leaves):
         inside = leaders[leaves == leaf]

@@ -108,7 +108,7 @@ def _columns(judged: Judged, row: int, section: Section) -> None:
         if pd.api.types.is_integer_dtype(column.dtype) and not float(typical[frame.columns[i]]).is_integer():
             column = column.astype(float)
         column.iloc[place] = typical[frame.columns[i]]
-        changed.isetitem(i, column.astype(frame.dtypes.iloc[i], errors="ignore"))
+        changed.isetitem(i, column.array)
     predicted = judged.predict(changed)[0]
     if target.classification:
         best = int(target.best[row])

@@ -10,6 +10,7 @@ import numpy as np
 from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.dates import ConciseDateFormatter
 
 from moeapps.core.plots import new_figure
 from moeapps.core.views import Curves
@@ -92,7 +93,7 @@ def draw_lines(
         Places on the x axis to mark with a line, by what happened there.
     """
     marks = {name: places for name, places in (marks or {}).items() if len(places)}
-    arrays = {name: (_array(x), _array(y)) for name, (x, y) in lines.items()}
+    arrays = {name: (_places(x), _array(y)) for name, (x, y) in lines.items()}
 
     def draw(axes: Axes) -> None:
         for name, (x, y) in arrays.items():
@@ -101,12 +102,20 @@ def draw_lines(
             for place in places:
                 axes.axvline(place, color=INK, linewidth=1, linestyle=(":", "--")[number % 2], label=name)
                 name = "_"  # one entry in the legend
+        if any(x.dtype.kind == "M" for x, _ in arrays.values()):
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.set(xlabel=x_name, ylabel=y_name)
 
     words = f"{_described({n: y for n, (_, y) in arrays.items()})} over {x_name}"
     for name, places in marks.items():
         words += f"; {name}: {', '.join(str(place) for place in list(places)[:6])}"
     return draw_chart(draw, title, words, len(lines) + len(marks))
+
+
+def _places(values: Any) -> Any:
+    """Places on the x axis: numbers or dates."""
+    dates = getattr(getattr(values, "dtype", None), "kind", "") == "M"
+    return np.asarray(values) if dates else _array(values)
 
 
 def _array(values: Any) -> Any:

@@ -130,8 +130,9 @@ def _of_layers(run: Run) -> Iterator[str]:
         dead = [str(e) for e in np.flatnonzero(last < DEAD / count)]
         if dead:
             yield (
-                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got no token in the last epoch, or almost none: raise "
-                "the balance weight, use a router with noise (noisy_topk) or a bias that balances (shared), or prune"
+                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got no token in the last epoch, or "
+                "almost none: raise the balance weight, use a router with noise (noisy_topk) "
+                "or a bias that balances (shared), or prune"
             )
         top = int(last.argmax())
         if last[top] > min(OVERLOADED / count, 0.9) and count > 2:

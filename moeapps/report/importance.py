@@ -79,9 +79,9 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
         i for i in order if means[i] > max(2 * spreads[i] / np.sqrt(repeats), 1e-4 * abs(score(None, frame, truth)))
     ]
     how = (
-        f"A column matters if predictions get worse when its values are shuffled between rows. {plural(fitting, 'row')}, "
-        f"{plural(repeats, 'shuffle')} per column (scikit-learn's permutation importance). Of columns that say the same, "
-        "each may look unimportant."
+        f"A column matters if predictions get worse when its values are shuffled between rows. "
+        f"{plural(fitting, 'row')}, {plural(repeats, 'shuffle')} per column (scikit-learn's permutation importance). "
+        "Of columns that say the same, each may look unimportant."
     )
     if not useful:
         section.text += [f"No column matters on its own: shuffling any of them leaves the {loss} as it is.", how]

@@ -58,11 +58,11 @@ def model_hints(model: Any, X: Any, judged: Judged, measures: Sequence[Measure])
 
 
 def _not_better(target: Target, measures: Sequence[Measure]) -> Iterator[str]:
-    score = next(one for one in measures if one.name in ("log loss", "R2"))
-    if not score.beats_baseline:
+    score = next((one for one in measures if one.name in ("log loss", "R2")), None)
+    if score is not None and not score.beats_baseline:
         yield (
-            f"{target.name or 'the target'} is not predicted better than by one constant ({score.name} {score.value:.4g}, "
-            f"the constant {score.baseline:.4g}): train longer, or the columns say nothing about it"
+            f"{target.name or 'the target'} is not predicted better than by one constant ({score.name} "
+            f"{score.value:.4g}, the constant {score.baseline:.4g}): train longer, or the columns say nothing about it"
         )
 
 
@@ -111,14 +111,14 @@ def _gate(model: Any, judged: Judged) -> Iterator[str]:
     if hasattr(model, "learn_many"):
         yield from _kinds(means)
         return
-    light = [str(name) for name in weights if means[name] < IGNORED]
+    light = [str(name) for name in means.index[means < IGNORED]]
     which = f"expert{'s' * (len(light) > 1)} {listed(light)}"
     if not light:
         return
     alone = f", {means.idxmax()} has {percent(float(means.max()))}" if means.max() > CAPTURED else ""
     yield (
-        f"the gate ignores {which} (less than {IGNORED:.0%} of the weight{alone}): the mixture predicts nearly the same "
-        "without, and faster"
+        f"the gate ignores {which} (less than {IGNORED:.0%} of the weight{alone}): the mixture predicts nearly the "
+        "same without, and faster"
     )
 
 
@@ -158,8 +158,9 @@ def _layers(model: Any, X: Any) -> Iterator[str]:
         dead = [str(e) for e in np.flatnonzero(load < DEAD / len(load))]
         if dead and len(load) > 1:
             yield (
-                f"{where}: expert{'s' * (len(dead) > 1)} {listed(dead)} got almost none of these rows: raise the balance "
-                "weight, use a router with noise (noisy_topk) or a bias that balances (shared), or fewer experts"
+                f"{where}: expert{'s' * (len(dead) > 1)} {listed(dead)} got almost none of these rows: raise the "
+                "balance weight, use a router with noise (noisy_topk) or a bias that balances (shared), or fewer "
+                "experts"
             )
 
 

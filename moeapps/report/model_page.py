@@ -238,8 +238,8 @@ def _lead(judged: Judged, measures: Sequence[Measure]) -> str:
     if target.classification:
         shown = [f"{100 * value:.1f}\u00a0%" for value in (score.value, score.low, score.high, score.baseline)]
         text = (
-            f"{shown[0]} of the {judged.row_name}s are predicted right (95 % interval {shown[1]} to {shown[2]}); always naming the "
-            f"most frequent class would get {shown[3]}."
+            f"{shown[0]} of the {judged.row_name}s are predicted right (95 % interval {shown[1]} to {shown[2]}); "
+            f"always naming the most frequent class would get {shown[3]}."
         )
     else:
         error = next(one for one in measures if one.name == "mean absolute error")
@@ -264,8 +264,8 @@ def _scores(judged: Judged, measures: Sequence[Sequence[Measure]]) -> Section:
         heads = ["score", "this model", "95 % interval", "best constant"]
         section.tables.append(Table(target.name, heads, rows, numbers=3))
     section.text.append(
-        "↑ higher is better, ↓ lower is better. Intervals are of 1,000 bootstrap resamples of the rows. The constant is the best single prediction for these "
-        "rows: the share of each class, or the mean or median."
+        "↑ higher is better, ↓ lower is better. Intervals are of 1,000 bootstrap resamples of the rows. The constant "
+        "is the best single prediction for these rows: the share of each class, or the mean or median."
     )
     return section
 

@@ -52,7 +52,7 @@ def percent(share: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Count and noun: "1 row", "2 rows"."""
+    """A count with its noun: "1 row", "2 rows"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -8,6 +8,7 @@ class it derives from.
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -253,10 +254,8 @@ def _ranker(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
             judged.append(Target(name, numbers, predicted[t]))
     row_names, views = [str(value) for value in frame.index], Views()
     if hasattr(model, "diagnose"):
-        try:
+        with suppress(ConfigError):  # a network without gates
             views = model.diagnose(features).views()
-        except ConfigError:  # a network without gates
-            pass
     return Judged(judged, features, None, {}, predict, notes=notes, names=row_names, hints=views.hints, maps=views.maps)
 
 
@@ -285,7 +284,7 @@ def _images(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     if isinstance(X, str | os.PathLike):
         from moeapps.vision.folders import find_images
 
-        paths, codes, folders = find_images(X)
+        paths, codes, folders = find_images(os.fspath(X))
         X, y = list(paths), np.array(folders)[codes]
     truth = _truth(y, len(X), target)
     rows, notes = _chosen(len(X), _known(truth), seed)

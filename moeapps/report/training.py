@@ -56,57 +56,55 @@ def _picture(run: Run, group: list[str]) -> Picture:
 
 def _message(history: pd.DataFrame, axis: str, name: str, kept: int | None) -> str:
     """A metric's best place, and its value at the kept epoch."""
-    values = history[name].dropna()
+    known = history[[axis, name]].dropna()
+    places, values = known[axis].to_numpy(), known[name].to_numpy(dtype=float)
     smaller, larger = is_smaller_better(name), is_larger_better(name)
-    best = values.idxmin() if smaller else values.idxmax()
+    best = int(values.argmin() if smaller else values.argmax())
     extreme = "lowest" if smaller else "highest"
-    at = f"{history[axis][best]:.0f}"
-    if kept is not None and (history[axis] == kept).any():
-        now = history.loc[history[axis] == kept, name].iloc[0]
-        if np.isfinite(now):
-            where = f", {extreme} at epoch {at}" if history[axis][best] != kept else f": the {extreme}"
-            return f"{name}: {now:.4g} at epoch {kept}, which is kept{where if smaller or larger else ''}"
+    now = values[places == kept]
+    if kept is not None and len(now):
+        where = f", {extreme} at epoch {places[best]:.0f}" if places[best] != kept else f": the {extreme}"
+        return f"{name}: {now[0]:.4g} at epoch {kept}, which is kept{where if smaller or larger else ''}"
     if not (smaller or larger):
-        return f"{name}: {values.iloc[-1]:.4g} in the end"
-    return f"{name}: {extreme} at {axis} {at} ({values[best]:.4g})"
+        return f"{name}: {values[-1]:.4g} in the end"
+    return f"{name}: {extreme} at {axis} {places[best]:.0f} ({values[best]:.4g})"
 
 
 def _stream_picture(run: Run, group: list[str]) -> Picture:
-    history, axis = run.history, _time_axis(run.history, run.axis)
-    low = history["windowed"].idxmin()
+    history = run.history
+    axis, places = _time_axis(history, run.axis)
+    low = int(history["windowed"].to_numpy(dtype=float).argmin())
+    worst = float(history["windowed"].iloc[low])
     what = "accuracy" if history["windowed"].between(0, 1).all() else "score"
     names = {"windowed": f"{what}, last window", "total": f"{what}, all so far"}
-    lines = {names[name]: (history[axis], history[name]) for name in group if name in history}
-    marks = {name: _rises(history, column, axis) for name, column in _EVENTS.items() if column in history}
-    title = f"The {what} was lowest at {axis} {_place(history[axis][low])}: {history['windowed'][low]:.3g}"
-    return draw_lines(title, axis, lines, what, {name: places[:40] for name, places in marks.items()})
+    lines = {names[name]: (places, history[name]) for name in group if name in history}
+    marks = {name: list(places[_rises(history[column])][:40]) for name, column in _EVENTS.items() if column in history}
+    title = f"The {what} was lowest at {axis} {_place(places.iloc[low])}: {worst:.3g}"
+    return draw_lines(title, axis, lines, what, marks)
 
 
 _EVENTS = {"drift alarm": "drifts", "expert renewed": "renewed"}
 """What is marked in the chart of a stream's accuracy, and the column that counts it."""
 
 
-def _time_axis(history: pd.DataFrame, axis: str) -> str:
-    """The column of the time, where a stream has one, as dates."""
-    if "time" not in history:
-        return axis
-    if pd.api.types.is_numeric_dtype(history["time"]):
-        return "time"
-    times = pd.to_datetime(history["time"], errors="coerce", utc=True)
-    if times.isna().any() or not times.is_monotonic_increasing:
-        return axis
-    history["time"] = times.dt.tz_localize(None)
-    return "time"
+def _time_axis(history: pd.DataFrame, axis: str) -> tuple[str, pd.Series]:
+    """Name and values of the x axis: the time, where a stream has one."""
+    if "time" in history:
+        if pd.api.types.is_numeric_dtype(history["time"]):
+            return "time", history["time"]
+        times = pd.to_datetime(history["time"], errors="coerce", utc=True)
+        if not times.isna().any() and times.is_monotonic_increasing:
+            return "time", times.dt.tz_localize(None)
+    return axis, history[axis]
 
 
 def _place(value: Any) -> str:
-    return f"{value:,.0f}" if isinstance(value, int | float | np.number) else f"{value:%Y-%m-%d %H:%M}"
+    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, pd.Timestamp) else f"{value:,.0f}"
 
 
-def _rises(history: pd.DataFrame, column: str, axis: str) -> list[Any]:
+def _rises(counts: pd.Series) -> pd.Series:
     """Where a count rose."""
-    more = history[column].diff().fillna(history[column]) > 0
-    return list(history[axis][more])
+    return counts.diff().fillna(counts) > 0
 
 
 def layer_curves(run: Run) -> list[Curves]:
@@ -136,7 +134,7 @@ def stream_curves(run: Run) -> list[Curves]:
     shares = expert_shares(history)
     if run.axis != "instance" or shares.empty or run.views.curves or float(np.ptp(shares.to_numpy())) <= EVEN:
         return []
-    marks = [float(place) for place in _rises(history, "renewed", "instance")] if "renewed" in history else []
+    marks = history["instance"][_rises(history["renewed"])].astype(float).tolist() if "renewed" in history else []
     what = "expert" if str(shares.columns[0]).startswith("expert ") else "kind of experts"
     title = f"share of each {what}; lines: an expert was renewed"
     return [
