@@ -190,7 +190,10 @@ def _of_stream(run: Run) -> Iterator[str]:
 def _of_drift(history: pd.DataFrame) -> Iterator[str]:
     """An accuracy that fell and stayed low, in a stream whose experts were never renewed."""
     accuracy = history["windowed"].dropna()
-    if "kappa" not in history or "renewed" not in history or int(history["renewed"].iloc[-1]) or len(accuracy) < 8:
+    if "renewed" not in history or int(history["renewed"].iloc[-1]) or len(accuracy) < 8:
+        return
+    hits = accuracy * history["instance"].diff().median()  # a regression logs errors, which are no counts
+    if not (accuracy.between(0, 1).all() and np.allclose(hits, hits.round(), atol=1e-6)):
         return
     smooth = accuracy.rolling(max(2, len(accuracy) // 4), min_periods=1).median()
     best, late = float(smooth.max()), float(smooth.iloc[-1])

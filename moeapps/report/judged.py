@@ -92,6 +92,8 @@ class Judged:
         What its gates and experts do, where there is no weight per row.
     names : sequence of str, optional
         Names of the rows; their numbers by default.
+    ordered : bool, default False
+        Whether the rows stand in the order of time, as those of a stream.
     row_name : str, default "row"
         What a row is: "image", "node".
     layer : str, default ""
@@ -108,6 +110,7 @@ class Judged:
     hints: list[str] = field(default_factory=list)
     maps: list[Map] = field(default_factory=list)
     names: Sequence[str] = ()
+    ordered: bool = False
     row_name: str = "row"
     layer: str = ""
 

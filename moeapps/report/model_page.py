@@ -34,6 +34,7 @@ from moeapps.report.model_hints import model_hints
 from moeapps.report.runs import Run
 from moeapps.report.sections import Section, Table, plural
 from moeapps.report.subjects import judge
+from moeapps.report.timeline import over_time
 from moeapps.report.training import layer_curves, training_pictures
 
 __all__ = ["model_report", "render_model"]
@@ -132,7 +133,7 @@ def render_model(
         lead = _lead(judged, measures[0])
         hints = [*model_hints(model, X, judged, measures[0]), *hints]
         facts |= _facts_of_rows(judged)
-        sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4])]
+        sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4]), *over_time(judged)]
         sections += importance(judged, model, seconds, seed)
         sections += expert_roles(judged, model, seed)
         if judged.gallery is not None:

@@ -180,7 +180,10 @@ def _table(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     if hasattr(model, "expert_predictions"):
         opinions = model.expert_predictions(X)
     row_names = [str(value) for value in frame.index] if names is not None and rows is not None else []
-    return Judged(targets, frame, weights, opinions, predict, notes=notes, names=row_names, layer=layer)
+    ordered = hasattr(model, "learn_many")
+    return Judged(
+        targets, frame, weights, opinions, predict, notes=notes, names=row_names, layer=layer, ordered=ordered
+    )
 
 
 def _predictions(model: Any, X: Any) -> list[NDArray[np.float64]]:

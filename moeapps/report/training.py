@@ -83,7 +83,7 @@ def _stream_picture(run: Run, group: list[str]) -> Picture:
     return draw_lines(title, axis, lines, what, marks)
 
 
-_EVENTS = {"drift alarm": "drifts", "expert renewed": "renewed"}
+_EVENTS = {"drift warning": "warnings", "expert renewed": "renewed"}
 """What is marked in the chart of a stream's accuracy, and the column that counts it."""
 
 

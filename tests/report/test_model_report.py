@@ -26,6 +26,7 @@ from moeapps.report.judged import Judged, Target
 from moeapps.report.measures import measure
 from moeapps.report.model_hints import model_hints
 from moeapps.report.subjects import judge
+from moeapps.report.timeline import over_time
 
 
 def customers(n: int, seed: int) -> pd.DataFrame:
@@ -379,6 +380,18 @@ def test_a_stream_without_a_drift_detector_is_named():
 def test_a_model_that_is_no_better_than_a_constant_is_told(classifier):
     found = hints(classifier, X, np.random.default_rng(0).permutation(Y))
     assert found[0].startswith("t is not predicted better than by one constant")
+
+
+def test_a_class_that_is_lost_in_the_middle_of_a_stream_is_seen():
+    truth = np.arange(200) % 2
+    best = np.where((np.arange(200) >= 100) & (truth == 1), 0, truth)
+    times = pd.DataFrame({"time": pd.date_range("2024-01-01", periods=200)})
+    (section,) = over_time(Judged([Target("", truth, np.eye(2)[best], ("up", "down"))], times, ordered=True))
+    (lost,) = section.maps
+    assert lost.title.endswith("least for down")
+    assert [row[1] for row in lost.values] == [1.0] * 4 + [0.0] * 4
+    assert "2024-05" in section.pictures[0].title
+    assert over_time(Judged([Target("", truth, np.eye(2)[best], ("up", "down"))], times)) == []
 
 
 # ---------------------------------------------------------------------- pictures in a page
