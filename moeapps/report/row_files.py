@@ -1,5 +1,6 @@
 """Rows of a file for the report of a model: read by what the model knows about its columns."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[A
         kinds: dict[str, Any] = {name: "number" for name in model.targets_.names if name not in classes}
         frame = _frame(model, path, dict(model.column_kinds()), kinds, list(model.targets_.names), seed)
         return frame, None
-    known = _kinds(model)
+    if hasattr(model, "learn_many"):
+        return _events(path, target)
+    known = dict(model.column_kinds())
     if not target:
         columns = [name for name in TableSource(path).columns if name not in known]
         having = f": {path} has, besides the model's columns, {listed(columns)}" if columns else ""
@@ -66,11 +69,28 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[A
     return frame.drop(columns=target), y
 
 
-def _kinds(model: Any) -> dict[str, ColumnKind]:
-    """Columns that the model reads, and what they are."""
-    if hasattr(model, "column_kinds"):
-        return dict(model.column_kinds())
-    return {str(name): kind for name, kind in model.columns_["kind"].items()}  # of a stream
+def _events(path: str, target: str) -> tuple[pd.DataFrame, Any]:
+    """The last events of a file, as ``moeapps stream run`` reads them."""
+    from moeapps.stream.io.sources import open_source
+
+    if not target:
+        raise ConfigError("--target is missing: the field with the true values")
+    source, events = open_source(path, complete=True), deque[dict[str, Any]](maxlen=ROWS)
+    try:
+        while batch := source.read(1024):
+            events.extend(dict(event.fields) for event in batch if event.fields is not None)
+    finally:
+        source.close()
+    frame = pd.DataFrame(list(events))
+    if target not in frame:
+        raise _no_column(target, path, [str(name) for name in frame])
+    return frame.drop(columns=target), frame[target]
+
+
+def _no_column(target: str, path: str, columns: list[str]) -> ConfigError:
+    close = nearest(target, columns)
+    guess = f": did you mean {close!r}?" if close else f", which has {listed(columns)}"
+    return ConfigError(f"--target {target!r} is no column of {path}{guess}")
 
 
 def _missing(model: Any) -> frozenset[str]:
@@ -86,9 +106,7 @@ def _frame(
     source = TableSource(path, kinds={**known, **more}, missing=texts)
     for name in targets:
         if name not in source.columns:
-            close = nearest(name, source.columns)
-            guess = f": did you mean {close!r}?" if close else f", which has {listed(source.columns)}"
-            raise ConfigError(f"--target {name!r} is no column of {path}{guess}")
+            raise _no_column(name, path, source.columns)
     if clash := [name for name in targets if name in known]:
         raise ConfigError(f"--target {clash[0]!r} is a column that the model reads: it cannot be what it predicts")
     wanted = [*known, *targets] if known else list(source.columns)
