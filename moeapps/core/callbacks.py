@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -296,7 +297,9 @@ class ViewWriter(L.Callback):
         views = getattr(pl_module, "views", None)
         folder = trainer.log_dir  # every process has to ask, since it is broadcast
         if views is not None and trainer.is_global_zero and folder is not None and trainer.loggers:
-            views().save(Path(folder))
+            best = [callback for callback in trainer.callbacks if isinstance(callback, BestWeights)]  # type: ignore[attr-defined]
+            kept = best[0].best_epoch if best else None
+            replace(views(), kept_epoch=kept).save(Path(folder))
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -4,8 +4,10 @@ A run leaves a ``views.json`` beside its metrics. The module decides what to sho
 by task, confidence by dispersion); drawing does not depend on the model.
 """
 
+import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +18,15 @@ import pandas as pd
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write
 
-__all__ = ["VIEWS", "Curves", "Map", "Views", "expert_shares"]
+__all__ = ["VIEWS", "Curves", "Gallery", "Map", "Views", "expert_shares"]
 
 VIEWS = "views.json"
 """Name of the file in the folder of a run."""
+
+GALLERY_BYTES = 60_000
+"""Largest size of the images of a gallery together, so that a page can be sent by mail."""
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Map:
         What a row is.
     column_name : str, default="expert"
         What a column is.
+    percent : bool, default=False
+        Whether the values are shares, shown as "25 %".
     """
 
     title: str
@@ -48,12 +57,16 @@ class Map:
     values: list[list[float | None]]
     row_name: str = ""
     column_name: str = "expert"
+    percent: bool = False
 
     @classmethod
-    def of(cls, title: str, frame: pd.DataFrame, row_name: str = "", column_name: str = "expert") -> "Map":
+    def of(
+        cls, title: str, frame: pd.DataFrame, row_name: str = "", column_name: str = "expert", percent: bool = False
+    ) -> "Map":
         """Make a map of a frame."""
-        rows = [[_number(value) for value in row] for row in frame.to_numpy(dtype=float)]
-        return cls(title, [str(x) for x in frame.index], [str(x) for x in frame.columns], rows, row_name, column_name)
+        values = [[_number(value) for value in row] for row in frame.to_numpy(dtype=float)]
+        rows, columns = [str(name) for name in frame.index], [str(name) for name in frame.columns]
+        return cls(title, rows, columns, values, row_name, column_name, percent)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,54 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures with a caption each: images that were misclassified.
+
+    Attributes
+    ----------
+    title : str
+        What is seen.
+    images : list of str
+        ``data:image/png;base64,...`` of each picture; :meth:`of` makes them of files.
+    captions : list of str
+        One per picture.
+    """
+
+    title: str
+    images: list[str]
+    captions: list[str]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no picture, or too much of it."""
+        if len(self.images) != len(self.captions):
+            raise ValueError(f"a gallery has {len(self.images)} images and {len(self.captions)} captions")
+        for image in self.images:
+            if not _PNG.fullmatch(image):
+                raise ValueError(f"an image of a gallery must be a PNG data URI, got {image[:40]!r}")
+        if sum(map(len, self.images)) > GALLERY_BYTES:
+            raise ValueError(f"the images of a gallery must have at most {GALLERY_BYTES:,} bytes together")
+
+    @classmethod
+    def of(cls, title: str, pictures: Sequence[tuple[str, bytes]]) -> "Gallery":
+        """Make a gallery of files.
+
+        Parameters
+        ----------
+        title : str
+            What is seen.
+        pictures : sequence of (str, bytes)
+            Caption and PNG file of each; those beyond the size that a page may have are left out.
+        """
+        images: list[str] = []
+        for _, content in pictures:
+            images.append("data:image/png;base64," + base64.b64encode(content).decode())
+            if sum(map(len, images)) > GALLERY_BYTES:
+                images.pop()
+                break
+        return cls(title, images, [caption for caption, _ in pictures[: len(images)]])
+
+
+@dataclass(frozen=True)
 class Views:
     """Everything that is worth seeing of one run.
 
@@ -107,11 +168,17 @@ class Views:
         Curves.
     hints : list of str, default=field(default_factory=list)
         Warnings, one sentence each.
+    galleries : list of Gallery, default=field(default_factory=list)
+        Small pictures.
+    kept_epoch : int, optional
+        Epoch whose weights were kept, from 0; None where those of the last one were.
     """
 
     maps: list[Map] = field(default_factory=list)
     curves: list[Curves] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+    kept_epoch: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``views.json`` into the folder of a run."""
@@ -133,7 +200,10 @@ class Views:
         try:
             found = json.loads(path.read_text())
             maps, curves = [Map(**entry) for entry in found["maps"]], [Curves(**entry) for entry in found["curves"]]
-            return cls(maps, curves, [str(hint) for hint in found["hints"]])
+            galleries = [Gallery(**entry) for entry in found.get("galleries", [])]  # 0.1 had none
+            kept = found.get("kept_epoch")
+            hints = [str(hint) for hint in found["hints"]]
+            return cls(maps, curves, hints, galleries, None if kept is None else int(kept))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from None
 

@@ -68,6 +68,44 @@ class ConditionalClassifier(NodeClassifier):
         used: np.ndarray = self._output(graph, chosen, mode)[0].used_strong.cpu().numpy()
         return used
 
+    def expert_weights(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> pd.DataFrame:
+        """Weight of each expert in the prediction of each node.
+
+        Parameters
+        ----------
+        X, edge_index, edge_weight, nodes
+            As in :meth:`predict_proba`.
+
+        Returns
+        -------
+        DataFrame of shape (N, E)
+            A column per expert, from weak to strong; rows sum to 1.
+        """
+        graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
+        output = self._output(graph, chosen, "mix")[0]
+        return pd.DataFrame(output.weights.cpu().numpy(), columns=list(output.logits))
+
+    def expert_predictions(
+        self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
+    ) -> dict[str, np.ndarray]:
+        """Class probabilities of each expert by itself, without calibration.
+
+        Parameters
+        ----------
+        X, edge_index, edge_weight, nodes
+            As in :meth:`predict_proba`.
+
+        Returns
+        -------
+        dict of str to array of shape (N, K)
+            By expert; one that no prediction needs is left out.
+        """
+        graph, chosen = self._requested(X, edge_index, edge_weight, nodes)
+        logits = self._output(graph, chosen, "mix")[0].logits
+        return {name: one.double().softmax(1).cpu().numpy() for name, one in logits.items() if one is not None}
+
     def cost(
         self, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None, nodes: Any = None
     ) -> PredictionCost:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -10,11 +10,12 @@ import numpy as np
 from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.dates import ConciseDateFormatter
 
 from moeapps.core.plots import new_figure
 from moeapps.core.views import Curves
 
-__all__ = ["Picture", "draw_curves", "draw_lines"]
+__all__ = ["COLORS", "INK", "Picture", "draw_chart", "draw_curves", "draw_lines"]
 
 INK = "#010203"
 """Placeholder for the colour of the page's text, which replaces it."""
@@ -68,10 +69,16 @@ def draw_curves(curves: Curves) -> Picture:
         axes.set(xlabel=curves.x_name, ylabel=curves.y_name)
 
     marks = f"; {len(curves.marks)} marks" if curves.marks else ""
-    return _svg(draw, curves.title, f"{_described(lines)} over {curves.x_name}{marks}", len(lines))
+    return draw_chart(draw, curves.title, f"{_described(lines)} over {curves.x_name}{marks}", len(lines))
 
 
-def draw_lines(title: str, x_name: str, lines: Mapping[str, tuple[Any, Any]]) -> Picture:
+def draw_lines(
+    title: str,
+    x_name: str,
+    lines: Mapping[str, tuple[Any, Any]],
+    y_name: str = "",
+    marks: Mapping[str, Sequence[Any]] | None = None,
+) -> Picture:
     """Picture of lines, each with its own x.
 
     Parameters
@@ -80,15 +87,35 @@ def draw_lines(title: str, x_name: str, lines: Mapping[str, tuple[Any, Any]]) ->
         Caption, and name of the x axis.
     lines : mapping of str to (x, y)
         Values by name; None is a gap.
+    y_name : str, default ""
+        Name of the y axis, and its unit.
+    marks : mapping of str to sequence, optional
+        Places on the x axis to mark with a line, by what happened there.
     """
-    arrays = {name: (_array(x), _array(y)) for name, (x, y) in lines.items()}
+    marks = {name: places for name, places in (marks or {}).items() if len(places)}
+    arrays = {name: (_places(x), _array(y)) for name, (x, y) in lines.items()}
 
     def draw(axes: Axes) -> None:
         for name, (x, y) in arrays.items():
             _line(axes, x, y, name)
-        axes.set(xlabel=x_name)
+        for number, (name, places) in enumerate(marks.items()):
+            for place in places:
+                axes.axvline(place, color=INK, linewidth=1, linestyle=(":", "--")[number % 2], label=name)
+                name = "_"  # one entry in the legend
+        if any(x.dtype.kind == "M" for x, _ in arrays.values()):
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+        axes.set(xlabel=x_name, ylabel=y_name)
 
-    return _svg(draw, title, f"{_described({n: y for n, (_, y) in arrays.items()})} over {x_name}", len(lines))
+    words = f"{_described({n: y for n, (_, y) in arrays.items()})} over {x_name}"
+    for name, places in marks.items():
+        words += f"; {name}: {', '.join(str(place) for place in list(places)[:6])}"
+    return draw_chart(draw, title, words, len(lines) + len(marks))
+
+
+def _places(values: Any) -> Any:
+    """Places on the x axis: numbers or dates."""
+    dates = getattr(getattr(values, "dtype", None), "kind", "") == "M"
+    return np.asarray(values) if dates else _array(values)
 
 
 def _array(values: Any) -> Any:
@@ -111,12 +138,30 @@ def _described(lines: Mapping[str, Any]) -> str:
     return "; ".join(parts) + ("; ..." if len(lines) > 6 else "")
 
 
-def _svg(draw: Any, title: str, description: str, entries: int) -> Picture:
+def draw_chart(draw: Callable[[Axes], None], title: str, description: str, entries: int = 1) -> Picture:
+    """Picture of one chart.
+
+    A y axis that starts above 0 says so in its name, since heights cannot be compared then.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws into the axes it is given.
+    title : str
+        Caption.
+    description : str
+        What is seen, in words, for screen readers.
+    entries : int, default 1
+        Number of names in the legend; none is shown for one, or for more than ten.
+    """
     # every id of a page must be unique: matplotlib derives its own from this salt
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{title} {description}"}):
         figure = new_figure(width=4.7, height=2.9 if entries <= 10 else 2.6)
         axes = figure.axes[0]
         draw(axes)
+        low, high = axes.get_ylim()
+        if axes.get_ylabel() and 0 < low < high and not axes.yaxis.get_inverted():
+            axes.set_ylabel(f"{axes.get_ylabel()}\n(axis starts at {low:.2g})")
         axes.grid(alpha=0.15, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         if 1 < entries <= 10:

@@ -28,6 +28,12 @@ CERTAIN, UNDECIDED = 0.02, 0.98
 WORSE = 1.1
 """Last validation loss over the best one, above which the model is said to overfit."""
 
+DEAD = 0.01
+"""Load of an expert over an equal share, below which it is called dead."""
+
+FALLEN = 0.1
+"""Fall of a stream's windowed accuracy that is named if no expert was renewed."""
+
 IDLE = 0.1
 """Share of a stream's expert over an equal one, below which it is named."""
 
@@ -121,11 +127,12 @@ def _of_layers(run: Run) -> Iterator[str]:
         count, last = layer.num_experts, layer.load.iloc[-1].to_numpy(dtype=float)
         if count < 2:
             continue
-        dead = [str(e) for e in np.flatnonzero(last == 0)]
+        dead = [str(e) for e in np.flatnonzero(last < DEAD / count)]
         if dead:
             yield (
-                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got no token in the last epoch: raise "
-                "the balance weight, use a router with noise (noisy_topk) or a bias that balances (shared), or prune"
+                f"{layer.name}: expert{'s' * (len(dead) > 1)} {', '.join(dead)} got no token in the last epoch, or "
+                "almost none: raise the balance weight, use a router with noise (noisy_topk) "
+                "or a bias that balances (shared), or prune"
             )
         top = int(last.argmax())
         if last[top] > min(OVERLOADED / count, 0.9) and count > 2:
@@ -133,20 +140,30 @@ def _of_layers(run: Run) -> Iterator[str]:
                 f"{layer.name}: expert {top} gets {100 * last[top]:.0f} % of the load (an equal share is "
                 f"{100 / count:.0f} %): raise the balance weight, or try expert_choice"
             )
-        if "entropy" in layer.values and (entropy := float(layer.values["entropy"].iloc[-1])) >= 0:
-            part = entropy / math.log(count)
-            if part >= UNDECIDED:
-                yield (
-                    f"{layer.name}: the router is undecided (entropy {part:.0%} of its largest value): the experts "
-                    "are alike; lower the balance weight or train longer"
-                )
-            elif part <= CERTAIN:
-                yield (
-                    f"{layer.name}: the router is certain of every token (entropy {part:.0%} of its largest value): "
-                    "a z-loss or noise keeps it learning"
-                )
+        yield from _of_entropy(layer)
         if "dropped" in layer.values and (dropped := float(layer.values["dropped"].iloc[-1])) > DROPPED:
             yield f"{layer.name}: capacity refused {dropped:.0%} of the assignments: raise capacity_factor"
+
+
+def _of_entropy(layer: Layer) -> Iterator[str]:
+    """Advice about a router that is undecided or certain; none about one that does not learn its choices."""
+    entropy = layer.values.get("entropy", pd.Series(dtype=float)).to_numpy(dtype=float)
+    # hash and thor have the same entropy in every epoch; with soft and expert_choice all experts get equally much
+    fixed = len(entropy) > 1 and np.ptp(entropy) < 1e-9
+    even = float(np.ptp(layer.load.to_numpy(dtype=float))) < 1e-9
+    if not len(entropy) or fixed or even or entropy[-1] < 0:
+        return
+    part = float(entropy[-1]) / math.log(layer.num_experts)
+    if part >= UNDECIDED:
+        yield (
+            f"{layer.name}: the router is undecided (entropy {part:.0%} of its largest value): the experts "
+            "are alike; lower the balance weight or train longer"
+        )
+    elif part <= CERTAIN:
+        yield (
+            f"{layer.name}: the router is certain of every token (entropy {part:.0%} of its largest value): "
+            "a z-loss or noise keeps it learning"
+        )
 
 
 def _of_stream(run: Run) -> Iterator[str]:
@@ -155,6 +172,7 @@ def _of_stream(run: Run) -> Iterator[str]:
         return
     if "rejected" in history and (count := int(history["rejected"].iloc[-1])):
         yield f"{count:,} events could not be read or learned: the file of rejects says why"
+    yield from _of_drift(history)
     shares = expert_shares(history)
     if shares.shape[1] < 2:
         return
@@ -169,8 +187,25 @@ def _of_stream(run: Run) -> Iterator[str]:
         yield f"{which} had almost no weight in the last quarter: experts= can leave them out"
 
 
+def _of_drift(history: pd.DataFrame) -> Iterator[str]:
+    """An accuracy that fell and stayed low, in a stream whose experts were never renewed."""
+    accuracy = history["windowed"].dropna()
+    if "renewed" not in history or int(history["renewed"].iloc[-1]) or len(accuracy) < 8:
+        return
+    hits = accuracy * history["instance"].diff().median()  # a regression logs errors, which are no counts
+    if not (accuracy.between(0, 1).all() and np.allclose(hits, hits.round(), atol=1e-6)):
+        return
+    smooth = accuracy.rolling(max(2, len(accuracy) // 4), min_periods=1).median()
+    best, late = float(smooth.max()), float(smooth.iloc[-1])
+    if late < best - FALLEN:
+        yield (
+            f"the accuracy fell from {best:.0%} to {late:.0%} and no expert was renewed: drift='replace' with a larger "
+            "drift_delta renews experts when the stream changes"
+        )
+
+
 def _of_training(run: Run) -> Iterator[str]:
-    if "val/loss" not in run.history:
+    if "val/loss" not in run.history or run.views.kept_epoch is not None:  # the best weights were put back
         return
     losses = run.history["val/loss"].dropna()
     # a running median, since one bad epoch is no trend

@@ -13,7 +13,7 @@ from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.views import VIEWS, Views
 from moeapps.core.yaml_files import flat, read_yaml
 
-__all__ = ["RUN", "Run", "Score", "find_runs", "is_smaller_better", "read_runs", "settings_of"]
+__all__ = ["RUN", "Run", "Score", "find_runs", "is_larger_better", "read_runs", "settings_of"]
 
 RUN = "run.json"
 """Name of the file with what the metrics of a run do not say: ``name``, ``facts`` and ``scores``."""
@@ -24,6 +24,8 @@ SEED = "seed_everything"
 """Key of the configuration in which repeated runs differ."""
 
 _WHERE = ("ckpt_path", "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.accelerator", "logger")
+
+_LARGER = ("accuracy", "auc", "f1", "r2", "ndcg", "recall", "precision", "hit", "kappa", "windowed", "total")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _read(folder: Path) -> Run:
         run.config = dict(flat(read_yaml(folder / CONFIG)))
         run.facts = {**_facts(run.config), **run.facts}
     if not run.scores:
-        scores = {score.name: score for score in _last_scores(run.history)}
+        scores = {score.name: score for score in _last_scores(run.history, run.views.kept_epoch)}
         run.scores = list({**scores, **_evaluated(folder)}.values())
     return run
 
@@ -187,7 +189,15 @@ def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby("epoch", as_index=False).last()
 
 
-def _last_scores(history: pd.DataFrame) -> Iterator[Score]:
+def is_larger_better(name: str) -> bool:
+    """Whether higher values of a metric are better, by its name; of some names nobody knows."""
+    return any(part in name.lower() for part in _LARGER)
+
+
+def _last_scores(history: pd.DataFrame, kept: int | None = None) -> Iterator[Score]:
+    """Scores of the epoch whose weights were kept, or of the last one."""
+    if kept is not None and "epoch" in history and (history["epoch"] == kept).any():
+        history = history[history["epoch"] == kept]
     chosen = [n for n in history if str(n).startswith(("test/", "val/")) and "/moe/" not in str(n)]
     for name in chosen or [n for n in history if str(n) == "train/loss"]:
         values = history[name].dropna()

@@ -12,7 +12,7 @@ import yaml
 
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.views import Curves, Map, Views
+from moeapps.core.views import Curves, Gallery, Map, Views
 from moeapps.report import Run, find_runs, render, write_report
 from moeapps.report.hints import find_hints
 from tests.hostile import BAD_YAML
@@ -71,7 +71,7 @@ def test_the_page_shows_scores_curves_maps_and_hints_and_needs_nothing_else(fold
     assert "a word of the &lt;model&gt;" in page
     assert "<by>" not in page
     assert page.count("<svg") == page.count('role="img"') == page.count("aria-label=", page.index("<svg")) == 5
-    assert "val/accuracy. val/accuracy: from 0.2 to 0.9 over epoch" in page
+    assert "val/accuracy: highest at epoch 5 (0.9). val/accuracy: from 0.2 to 0.9 over epoch" in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org)|@import|url\((?!#)", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     shared = {name for name in ids if ids.count(name) > 1}
@@ -85,17 +85,77 @@ def test_warnings_name_what_is_wrong(folder):
     assert hints[0] == "a word of the <model>"
     assert any("net.mlp: expert 3 got no token in the last epoch" in hint for hint in hints)
     assert not any("expert 0 gets" in hint for hint in hints)  # 70 % is below three times a fair quarter
-    wrong = {"moe/net.mlp/entropy": np.log(4), "moe/net.mlp/dropped": 0.2}
+    undecided, certain = np.linspace(1, np.log(4), 6), np.linspace(1, 0, 6)
+    wrong = {"moe/net.mlp/entropy": undecided, "moe/net.mlp/dropped": 0.2}
     found = "\n".join(find_hints(Run("x", folder, history=history([0.8, 0.1, 0.05, 0.05], **wrong))))
     assert "expert 0 gets 80 % of the load (an equal share is 25 %)" in found
     assert "the router is undecided (entropy 100%" in found
     assert "capacity refused 20% of the assignments" in found
-    certain = Run("x", folder, history=history([0.25] * 4, **{"moe/net.mlp/entropy": 0.0}))
-    assert "certain of every token" in "\n".join(find_hints(certain))
+    run = Run("x", folder, history=history([0.3, 0.3, 0.2, 0.2], **{"moe/net.mlp/entropy": certain}))
+    assert "certain of every token" in "\n".join(find_hints(run))
     healthy = Run(
         "x", folder, history=history([0.25] * 4, **{"moe/net.mlp/entropy": 0.7, "val/loss": [6, 5, 4, 3, 2, 1]})
     )
     assert find_hints(healthy) == []
+
+
+@pytest.mark.parametrize("entropy", [0.0, np.log(4)], ids=["hash", "thor"])
+def test_a_router_that_does_not_learn_gets_no_advice(entropy, folder):
+    run = Run("x", folder, history=history([0.4, 0.2, 0.2, 0.2], **{"moe/net.mlp/entropy": entropy}))
+    assert find_hints(run) == []
+    even = history([0.25] * 4, **{"moe/net.mlp/entropy": np.linspace(1.3, np.log(4), 6)})  # soft: equal by design
+    assert find_hints(Run("x", folder, history=even)) == []
+
+
+@pytest.mark.parametrize(("late", "renewed", "said"), [(0.5, 0, True), (0.5, 1, False), (0.88, 0, False)])
+def test_a_fallen_accuracy_without_a_renewed_expert_is_named(late, renewed, said, tmp_path):
+    frame = pd.DataFrame({"instance": range(100, 2100, 100), "windowed": [0.9] * 10 + [late] * 10, "total": 0.7})
+    frame["renewed"] = renewed
+    frame.to_csv(tmp_path / "metrics.csv", index=False)
+    (run,) = find_runs([str(tmp_path)])
+    assert ("the accuracy fell from 90% to" in "\n".join(find_hints(run))) == said
+    errors = Run("x", tmp_path, history=run.history.assign(windowed=run.history["windowed"] * 0.999))
+    assert "accuracy fell" not in "\n".join(find_hints(errors))  # no share of whole events: an error of numbers
+
+
+def test_scores_are_those_of_the_kept_epoch(folder, tmp_path):
+    Views(kept_epoch=2).save(folder)
+    (run,) = find_runs([str(folder)])
+    assert {score.name: score.values[0] for score in run.scores}["val/loss"] == pytest.approx(0.8)
+    page = render([run])
+    assert "val/loss: 0.8 at epoch 2, which is kept, lowest at epoch 5" in page
+    assert "kept epoch: 2" in page
+
+
+def test_a_picture_and_its_caption_are_shown_and_escaped(folder):
+    gallery = Gallery.of("wrong", [("<cat>", b"\x89PNG\r\n\x1a\n")])
+    Views(galleries=[gallery]).save(folder)
+    page = render(find_runs([str(folder)]))
+    assert 'src="data:image/png;base64,iVBORw0KGgo=" alt="&lt;cat&gt;"' in page
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so(folder):
+    page = render([Run("x", folder, history=pd.DataFrame({"epoch": [0, 1], "val/accuracy": [0.8, 0.9]}))])
+    assert "(axis starts at 0.8)" in page
+    page = render([Run("x", folder, history=pd.DataFrame({"epoch": [0, 1], "val/accuracy": [0.0, 0.9]}))])
+    assert "axis starts" not in page
+
+
+def test_even_loads_have_no_picture(folder):
+    assert "load of net.mlp" not in render([Run("x", folder, history=history([0.25] * 4))])
+    assert "load of net.mlp: expert 0 gets most in the end, 40 %" in render(
+        [Run("x", folder, history=history([0.4, 0.2, 0.2, 0.2]))]
+    )
+
+
+def test_drift_warnings_are_lines_in_the_chart_of_the_accuracy_over_time(tmp_path):
+    frame = pd.DataFrame({"instance": range(100, 1100, 100), "windowed": 0.8, "total": 0.75, "warnings": 0})
+    frame["time"] = pd.date_range("2024-01-01", periods=10)
+    frame.loc[5:, "warnings"] = 1
+    frame.to_csv(tmp_path / "metrics.csv", index=False)
+    page = render(find_runs([str(tmp_path)]))
+    assert "drift warning: 2024-01-06" in page
+    assert "over time" in page
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 # n rows, P numbers of the encoder, C categories, F features
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -188,10 +187,3 @@ class TableFeatures(TransformerMixin, BaseEstimator):
 
 def _columns(table: Any, positions: list[int]) -> Any:
     return table.iloc[:, positions] if isinstance(table, pd.DataFrame) else table[:, positions]
-
-
-def readable_number(value: float) -> str:
-    """A number in at most four significant digits, as a rule shows it."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

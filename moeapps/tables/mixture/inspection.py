@@ -42,6 +42,7 @@ class MixtureInspection:
     _features: Any
     _check_target: Any
     _encode_target: Any
+    _decode_target: Any
 
     def _row_scores(self, mixed: NDArray[np.float64], target: NDArray[Any]) -> NDArray[np.float64]:
         """Accuracy or root of the mean squared error of each row."""
@@ -75,6 +76,27 @@ class MixtureInspection:
             Rows.
         """
         return pd.DataFrame(self._answers(X).asked, columns=self.expert_names_, index=_index(X))
+
+    def expert_predictions(self, X: Any) -> dict[str, NDArray[np.float64]]:
+        """What each expert predicts by itself, as the gate is given it; also those that a cascade would not ask.
+
+        Parameters
+        ----------
+        X : DataFrame or array of shape (n, P)
+            Rows.
+
+        Returns
+        -------
+        dict of str to array
+            By expert: calibrated class probabilities ``(n, K)``, or targets ``(n,)`` or ``(n, T)``.
+        """
+        check_is_fitted(self, "mixture_")
+        table = self._table(X, reset=False)
+        found = self.mixture_.calibrated(self._ask(table, np.ones(len(self.expert_names_), dtype=bool)))
+        by_expert = dict(zip(self.expert_names_, found.transpose(1, 0, 2), strict=True))
+        if self.task == "classification":
+            return {name: np.exp(logs) for name, logs in by_expert.items()}
+        return {name: self._decode_target(values) for name, values in by_expert.items()}
 
     def expert_load(self, X: Any, groups: Any = None) -> pd.DataFrame:
         """Mean weight of each expert in each group of rows; each line sums to 1.

@@ -2,7 +2,6 @@
 
 # n rows, E experts, F readable features
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeRegressor
 
+from moeapps.core.rules import Readable, leaf_rules
 from moeapps.core.tabledata.columns import FIRST, MISSING
 from moeapps.core.tabledata.numbers import TIME_PARTS
-from moeapps.tables.mixture.features import readable_number
 
 if TYPE_CHECKING:
     from moeapps.tables.mixture.features import TableFeatures
@@ -24,24 +23,6 @@ REGION_DEPTH = 2
 
 _LEAF = 0.02
 """A region has at least this part of the rows."""
-
-
-@dataclass(frozen=True)
-class Readable:
-    """A feature that a rule can speak of: a number, a time, or whether a category is this one."""
-
-    name: str
-    kind: str
-    value: str = ""
-
-    def rule(self, threshold: float, below: bool, missing: bool) -> str:
-        """Condition in words; ``missing`` says whether missing values are on this side, too."""
-        if self.kind == "category":
-            return f"{self.name} is {'not ' if below else ''}{self.value}"
-        shown = readable_number(threshold)
-        if self.kind == "time":
-            shown = str(np.datetime64("1970-01-01") + np.timedelta64(round(threshold * 86_400), "s"))
-        return f"{self.name} {'<=' if below else '>'} {shown}{' or missing' if missing else ''}"
 
 
 def find_regions(
@@ -81,7 +62,7 @@ def find_regions(
         features, readable = np.zeros((len(weights), 1)), [Readable("", "number")]
     tree.fit(features, weights)
     leaves = tree.apply(features)
-    rules = _rules(tree.tree_, readable, np.asarray(np.isnan(features).any(axis=0)))
+    rules = leaf_rules(tree.tree_, readable, np.asarray(np.isnan(features).any(axis=0)))
     records = []
     for leaf in np.unique(leaves):
         rows = leaves == leaf
@@ -95,23 +76,6 @@ def find_regions(
         }
         records.append(record)
     return pd.DataFrame(records).sort_values("rows", ascending=False, kind="stable", ignore_index=True)
-
-
-def _rules(tree: Any, readable: list[Readable], holes: NDArray[np.bool_]) -> dict[int, str]:
-    """For each leaf the conditions on the way to it."""
-    rules: dict[int, str] = {}
-    ways: list[tuple[int, list[str]]] = [(0, [])]
-    while ways:
-        node, conditions = ways.pop()
-        if tree.children_left[node] == -1:
-            rules[node] = " and ".join(conditions) or "everywhere"
-            continue
-        index, threshold = tree.feature[node], float(tree.threshold[node])
-        left = bool(tree.missing_go_to_left[node])
-        for child, below in ((tree.children_left[node], True), (tree.children_right[node], False)):
-            missing = bool(holes[index]) and left == below
-            ways.append((int(child), [*conditions, readable[index].rule(threshold, below, missing)]))
-    return rules
 
 
 def _readable(features: "TableFeatures", table: Any) -> tuple[list[Readable], NDArray[np.float64]]:
