@@ -27,6 +27,7 @@ from moeapps.report.measures import measure
 from moeapps.report.model_hints import model_hints
 from moeapps.report.subjects import judge
 from moeapps.report.timeline import over_time
+from tests.report.browser import look, needs_browser
 
 
 def customers(n: int, seed: int) -> pd.DataFrame:
@@ -131,6 +132,13 @@ def test_every_chart_has_a_sentence_and_named_axes(page):
         caption, svg = picture
         assert len(caption.split()) > 2
         assert svg.count("<text") > 2
+
+
+@needs_browser
+def test_the_page_fits_a_phone(page, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page)
+    look(path, 360, "dark", "rgb(20, 23, 26)")
 
 
 def test_a_model_without_rows_shows_settings_and_training(classifier):

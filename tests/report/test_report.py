@@ -1,6 +1,5 @@
 """The page: read from what runs really leave, safe against what stands in them, and looked at by a browser."""
 
-import base64
 import re
 import shutil
 import time
@@ -16,6 +15,7 @@ from moeapps.core.views import Curves, Gallery, Map, Views
 from moeapps.report import Run, find_runs, render, write_report
 from moeapps.report.hints import find_hints
 from tests.hostile import BAD_YAML
+from tests.report.browser import look, needs_browser
 
 EXPERTS = 4
 
@@ -283,38 +283,12 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize(
     ("width", "theme", "paper"), [(360, "dark", "rgb(20, 23, 26)"), (1200, "light", "rgb(251, 251, 250)")]
 )
 def test_a_browser_finds_nothing_to_complain_about(folder, tmp_path, width, theme, paper):
-    webdriver = pytest.importorskip("selenium.webdriver")
     shutil.copytree(folder, folder.parent / "version_1")
     with open(folder.parent / "version_1/config.yaml", "a") as file:
         file.write("other: 1\n")
-    path = write_report([str(folder.parent)], str(tmp_path / "report.html"))
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        scheme = {"name": "prefers-color-scheme", "value": theme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get(path.as_uri())
-        assert browser.get_log("browser") == []
-        assert browser.execute_script("return document.documentElement.scrollWidth") == width
-        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == paper
-        smallest = browser.execute_script(
-            "return Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
-        )
-        assert smallest >= 8
-        unnamed = "return document.querySelectorAll('svg:not([aria-label]), img:not([alt])').length"
-        assert browser.execute_script(unnamed) == 0
-        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {})
-        assert base64.b64decode(picture["data"]).startswith(b"\x89PNG")
-    finally:
-        browser.quit()
+    look(write_report([str(folder.parent)], str(tmp_path / "report.html")), width, theme, paper)
