@@ -1,0 +1,76 @@
+"""The service of graph models: a graph per request, as numbers or as tables of nodes and edges."""
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moeapps.core.errors import DataError
+from moeapps.core.tabledata.scoring import label_columns
+from moeapps.serve.service import Request, Service, object_array, records
+
+__all__ = ["GraphService"]
+
+
+class GraphService(Service):
+    """Classifiers of nodes; a request is a graph: of numbers, or as two tables where the model was fitted on tables."""
+
+    kind = "graph"
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether ``predict_proba`` takes edges and nodes; a subclass may hide them, so its bases count, too."""
+        methods = [vars(base)["predict_proba"] for base in type(model).__mro__ if "predict_proba" in vars(base)]
+        return any(
+            {"edge_index", "nodes"} <= set(inspect.signature(method).parameters)
+            for method in methods
+            if inspect.isfunction(method)
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """With the number of features of a node; or the columns of the nodes, and that of their ids."""
+        about = {**super().describe(), "width": int(self.model.n_features_in_)}
+        table = getattr(self.model, "node_table_", None)
+        if table is None:
+            return about
+        return {**about, "id": table.tables.id or "node", "columns": dict(table.column_kinds())}
+
+    def answer(self, request: Request) -> list[dict[str, Any]]:
+        """For each requested node its class, and the probability of every class."""
+        if "predict" in request:
+            return self._of_tables(request)
+        x = np.array(request["x"], dtype=np.float32)
+        edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
+        nodes = request.get("nodes")
+        if nodes is not None:  # each once: what is all 0 and 1, with repetitions, would be read as a mask
+            nodes, place = np.unique(nodes, return_inverse=True)
+        probabilities = self.model.predict_proba(x, edges, nodes=nodes)
+        probabilities = probabilities if nodes is None else probabilities[place]
+        return records(label_columns(self.model.classes_, probabilities))
+
+    def _of_tables(self, request: Request) -> list[dict[str, Any]]:
+        """The same with the nodes' ids."""
+        about = self.describe()
+        columns: dict[str, Any] = {about["id"]: object_array([row[about["id"]] for row in request["nodes"]])}
+        for name, kind in about["columns"].items():
+            values = [row[name] for row in request["nodes"]]
+            columns[name] = np.array(values, dtype=np.float64) if kind == "number" else object_array(values)
+        nodes = pd.DataFrame(columns)
+        if self.model.node_table_.tables.id is None:
+            nodes = nodes.set_index(about["id"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            predictions = self.model.predict_frame(nodes, self._edges(request["edges"]), nodes=request["predict"])
+        return records(predictions)
+
+    def _edges(self, pairs: list[list[Any]]) -> pd.DataFrame:
+        """A table of edges, its columns called as in training."""
+        tables = self.model.node_table_.tables
+        names = [tables.edge_source or "source", tables.edge_target or "target", tables.edge_weight or "weight"]
+        width = max(map(len, pairs), default=2)
+        if any(len(pair) != width for pair in pairs):
+            raise DataError("edges: some have a weight and some have none, expected one for all or for none")
+        columns = zip(*pairs, strict=True) if pairs else [[], []]
+        return pd.DataFrame({name: object_array(list(values)) for name, values in zip(names, columns, strict=False)})
