@@ -115,7 +115,7 @@ def model_card(
     parts = [
         _header(document, given, record, name or kind),
         f"# {_plain(name or kind)}",
-        f"A `{document['class']}` of [moeapps](https://pypi.org/project/moeapps/).",
+        f"A `{document['class']}` of moeapps.",
         _LOADING,
         "## Scores",
         _score_table(given, record) or "None are known; `card(scores=...)` adds some.",

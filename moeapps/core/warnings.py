@@ -14,6 +14,7 @@ _IN_COMMANDS = (
     *_IN_TRAINING,
     ".*torch.jit.script.*",
     ".*The number of training batches.*",
+    ".*max_epochs. was not set.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*The dirpath has changed.*",
     ".*Experiment logs directory .* exists and is not empty.*",
@@ -30,6 +31,12 @@ def silence_warnings() -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.formatwarning = _line
+
+
+def _line(message: Warning | str, *_: object) -> str:
+    """A warning as a command shows it: without the place in our code, of which a user knows nothing."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 @contextmanager

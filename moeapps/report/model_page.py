@@ -198,7 +198,7 @@ def _facts(model: Any) -> dict[str, str]:
         facts["experts"] = ", ".join(str(name) for name in model.expert_names_)
     if hasattr(model, "chosen_"):
         facts["gate"] = str(model.chosen_)
-    if hasattr(model, "n_iter_"):
+    if getattr(model, "n_iter_", 0):
         facts["epochs"] = str(model.n_iter_)
     facts["versions"] = ", ".join(_versions())
     return facts

@@ -49,6 +49,10 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[A
     if hasattr(model, "spec_"):
         return path, None
     if hasattr(model, "_nodes_to_score"):
+        if getattr(model, "node_table_", None) is not None:
+            raise ConfigError(
+                "--data: a page cannot be made yet of tables of nodes and edges; model_report(model, data) takes a Data"
+            )
         return _graph(path), None
     if hasattr(model, "targets_"):
         classes = model.targets_.classes

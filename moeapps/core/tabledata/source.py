@@ -18,6 +18,7 @@ from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.ids import find_ids
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.vocabulary import distinct_cells
+from moeapps.registry import nearest
 
 __all__ = ["Table", "TableSource", "errors_named", "listed", "require_columns"]
 
@@ -214,7 +215,9 @@ def require_columns(names: Iterable[str], present: Iterable[str], table: str, be
     if missing:
         plural = "s" if len(missing) > 1 else ""
         reason = f", which {because} names" if because else ""
-        raise DataError(f"{table} lacks the column{plural} {listed(missing)}{reason}")
+        close = nearest(missing[0], [name for name in map(str, there) if name not in missing])
+        guess = f"; did you mean {close!r}?" if close and len(missing) == 1 else ""
+        raise DataError(f"{table} lacks the column{plural} {listed(missing)}{reason}{guess}")
 
 
 def listed(names: Iterable[object], most: int = 10) -> str:
