@@ -59,11 +59,19 @@ def model_hints(model: Any, X: Any, judged: Judged, measures: Sequence[Measure])
 
 def _not_better(target: Target, measures: Sequence[Measure]) -> Iterator[str]:
     score = next((one for one in measures if one.name in ("log loss", "R2")), None)
-    if score is not None and not score.beats_baseline:
+    if score is None or score.beats_baseline:
+        return
+    name, than = target.name or "the target", f"({score.name} {score.value:.4g}, the constant {score.baseline:.4g})"
+    ranked = [one for one in measures if one.name in ("accuracy", "ROC AUC")]
+    if any(one.beats_baseline for one in ranked):  # what is right is known, how surely is not
         yield (
-            f"{target.name or 'the target'} is not predicted better than by one constant ({score.name} "
-            f"{score.value:.4g}, the constant {score.baseline:.4g}): train longer, or the columns say nothing about it"
+            f"the probabilities of {name} are no better than those of one constant {than}, though its classes are told "
+            "apart: too certain where it is wrong; calibrate (scikit-learn's CalibratedClassifierCV), or train on more"
         )
+        return
+    yield (
+        f"{name} is not predicted better than by one constant {than}: train longer, or there is nothing to learn it from"
+    )
 
 
 def _collapsed(model: Any, judged: Judged) -> Iterator[str]:

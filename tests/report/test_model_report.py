@@ -390,6 +390,14 @@ def test_a_model_that_is_no_better_than_a_constant_is_told(classifier):
     assert found[0].startswith("t is not predicted better than by one constant")
 
 
+def test_probabilities_that_are_too_certain_are_not_taken_for_a_model_that_has_learned_nothing():
+    truth = np.arange(100) % 2
+    best = np.where(np.arange(100) % 5 == 0, 1 - truth, truth)  # a fifth is wrong, and surely so
+    target = Target("t", truth, np.where(np.eye(2)[best] == 1, 1 - 1e-6, 1e-6), ("a", "b"))
+    (hint,) = model_hints(object(), None, Judged([target]), measure(target))
+    assert hint.startswith("the probabilities of t are no better than those of one constant")
+
+
 def test_a_class_that_is_lost_in_the_middle_of_a_stream_is_seen():
     truth = np.arange(200) % 2
     best = np.where((np.arange(200) >= 100) & (truth == 1), 0, truth)
