@@ -70,7 +70,8 @@ def _not_better(target: Target, measures: Sequence[Measure]) -> Iterator[str]:
         )
         return
     yield (
-        f"{name} is not predicted better than by one constant {than}: train longer, or there is nothing to learn it from"
+        f"{name} is not predicted better than by one constant {than}: train longer, or nothing here says anything "
+        "about it"
     )
 
 
