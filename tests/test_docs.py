@@ -30,6 +30,7 @@ SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
 SMALL = {
     "widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"],
     "mixture_census.yaml": ["--data.validation_fraction", "0.9", "--model.cv", "2"],
+    "compare customers.csv --target churned": ["--models", "logistic regression, random forest", "--splits", "2"],
 }
 # needs several devices, a broker or a cluster, or runs in CI: only parsed
 ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer")
@@ -76,7 +77,7 @@ def make_world(page: str) -> None:
         frame.drop(columns=["click", "long_view", "like"]).to_parquet("new.parquet")
         taken = frame[["user_id", "item_id"]].drop_duplicates()
         taken.assign(timestamp=range(len(taken))).to_csv("events.csv", index=False)
-    if page == "compare":
+    if page in ("README", "compare"):
         age, region = rng.normal(40, 9, n), rng.choice(["north", "south"], n)
         frame = pd.DataFrame({"customer_id": range(n), "age": age, "region": region, "churned": age > 42})
         frame.to_csv("customers.csv", index=False)

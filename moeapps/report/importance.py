@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from sklearn.inspection import permutation_importance
 
 from moeapps.report.figures import COLORS, INK, Picture, draw_chart
@@ -108,6 +109,7 @@ def _bars(names: list[str], means: Any, spreads: Any, shown: list[int], loss: st
         axes.set_yticks(places, [_short(names[i]) for i in shown])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(f"rise of the {loss} when shuffled")
 
     words = "; ".join(f"{names[i]}: {means[i]:.3g}" for i in shown[:6])

@@ -53,7 +53,8 @@ def percent(share: float) -> str:
 
 def plural(count: int, noun: str) -> str:
     """A count with its noun: "1 row", "2 rows"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    more = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else more}"
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
