@@ -30,6 +30,7 @@ SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
 SMALL = {
     "widenet_folder.yaml": ["--data.image_size", "32", "--trainer.precision", "32-true", "--data.batch_size", "4"],
     "mixture_census.yaml": ["--data.validation_fraction", "0.9", "--model.cv", "2"],
+    "compare customers.csv --target bought": ["--models", "logistic regression, random forest", "--splits", "2"],
     "compare customers.csv --target churned": ["--models", "logistic regression, random forest", "--splits", "2"],
 }
 # needs several devices, a broker or a cluster, or runs in CI: only parsed
