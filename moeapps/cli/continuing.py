@@ -63,7 +63,7 @@ def continued_run(checkpoint: str, config: dict[str, Any]) -> Path | None:
     Raises
     ------
     RunComplete
-        If the run is finished, and is not to be longer now.
+        If the run is finished, is not to be longer now, and the checkpoint is its last one.
     """
     folder = folder_of_checkpoint(checkpoint)
     if folder is None:
@@ -75,6 +75,9 @@ def continued_run(checkpoint: str, config: dict[str, Any]) -> Path | None:
         print(f"note: not a continuation of {folder}: {shown}{more}. This is a new run", file=sys.stderr)
         return None
     if RunResult.load(folder).finished and not differences(config, folder, same=_SHOWN):
+        if not Path(checkpoint).name.startswith("last"):
+            print(f"note: {folder} is finished: going on from an earlier checkpoint is a new run", file=sys.stderr)
+            return None
         print(f"note: {folder} is finished; a larger trainer.max_epochs would train on", file=sys.stderr)
         raise RunComplete(folder)
     return folder

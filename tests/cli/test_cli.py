@@ -91,7 +91,7 @@ def test_every_command_is_in_the_help(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     for name in (*COMMANDS, *SUMMARIES):
-        assert re.search(rf"^    {name} ", shown, re.MULTILINE), name
+        assert re.search(rf"^    {name}\s", shown, re.MULTILINE), name
 
 
 def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):

@@ -78,6 +78,7 @@ def test_more_workers_than_cores_are_refused(cluster, folder):
         score(folder / "model.safetensors", folder / "rows.csv", folder / "none.csv", workers=3)
 
 
+@pytest.mark.slow
 def test_the_command_scores_with_workers(cluster, folder, tmp_path):
     command = ["score", str(folder / "model.safetensors"), "--input", str(folder / "rows.csv"), "--engine", "ray"]
     assert main([*command, "--output", str(tmp_path / "scores.csv"), "--keep", "id"]) == 0

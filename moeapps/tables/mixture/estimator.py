@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.utils import Bunch, Tags, check_random_state, get_tags
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from moeapps.core.arguments import NamedArguments
 from moeapps.core.card import record_of
@@ -123,7 +129,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
         """
         with self._all_or_nothing() as fitted:
             fitted._fit(X, y, sample_weight)
-            fitted._training_record = record_of(len(y))
+            fitted._training_record = record_of(_num_samples(y))
         return self
 
     @classmethod
