@@ -34,7 +34,7 @@ def silence_warnings() -> None:
     warnings.formatwarning = _line
 
 
-def _line(message: Warning | str, *_: object) -> str:
+def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning as a command shows it: without the place in our code, of which a user knows nothing."""
     return f"warning: {' '.join(str(message).split())}\n"
 

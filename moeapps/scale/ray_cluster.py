@@ -1,5 +1,6 @@
 """One connection to Ray, and its errors as ours."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +41,11 @@ def connected(workers: int, show_output: bool = False) -> Iterator[Any]:
         # Modules that the user named for import are imported by the workers, too.
         settings: dict[str, Any] = {"env_vars": {plugins.VARIABLE: os.environ.get(plugins.VARIABLE, "")}}
         # A cluster of this machine has cores for all, and one that Ray Train may ask for: more only take turns.
-        local = {} if address else {"num_cpus": max(workers + 1, os.cpu_count() or 1), "include_dashboard": False}
+        local: dict[str, Any] = (
+            {} if address else {"num_cpus": max(workers + 1, os.cpu_count() or 1), "include_dashboard": False}
+        )
         try:
-            ray.init(runtime_env=settings, log_to_driver=show_output, logging_level="ERROR", **local)
+            ray.init(runtime_env=settings, log_to_driver=show_output, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address!r}: {error}") from None
     try:
