@@ -14,7 +14,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.tabledata.cells import MISSING_VALUES
 from moeapps.stream.io.columns import Columns
 from moeapps.stream.io.events import Event
-from moeapps.stream.io.lines import MOMENT, LineReader
+from moeapps.stream.io.lines import MOMENT, LineReader, OfLines
 
 __all__ = ["SAMPLE", "CSVSource"]
 
@@ -29,7 +29,7 @@ class _Unfinished(Exception):
     """A record that has begun and whose end has not come yet."""
 
 
-class CSVSource:
+class CSVSource(OfLines):
     """A CSV file with a header, read record by record; the position is a byte offset.
 
     A quoted cell may contain line breaks, a byte order mark is skipped. A record with another number of cells than the
@@ -68,33 +68,9 @@ class CSVSource:
             raise
 
     @property
-    def endless(self) -> bool:
-        """Whether more may come: of a pipe that has not ended."""
-        return self._lines.is_live and not self._lines.ended
-
-    @property
     def replayable(self) -> bool:
         """Whether it can go back: a file can, a pipe cannot."""
         return self._lines.is_file
-
-    @property
-    def status(self) -> Any:
-        """What the system says of the open file."""
-        return self._lines.status
-
-    @property
-    def read_to(self) -> int:
-        """Bytes of a file that were read."""
-        return self._lines.read_to
-
-    def first_bytes(self, n: int) -> bytes:
-        """The first bytes of a file, as they are now, of those that were read."""
-        return self._lines.first_bytes(n)
-
-    @property
-    def lag(self) -> int:
-        """Bytes of a file that have not been read."""
-        return self._lines.lag
 
     @property
     def unfinished(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from moeapps.core.errors import DataError
 
-__all__ = ["MOMENT", "LineReader"]
+__all__ = ["MOMENT", "LineReader", "OfLines"]
 
 MOMENT = 0.2
 """Seconds that a read waits at most for the next line of a pipe."""
@@ -218,3 +218,33 @@ class LineReader:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+class OfLines:
+    """What a source of lines says of the file or pipe that it reads."""
+
+    _lines: LineReader
+
+    @property
+    def endless(self) -> bool:
+        """Whether more may come: of a pipe that has not ended."""
+        return self._lines.is_live and not self._lines.ended
+
+    @property
+    def status(self) -> Any:
+        """What the system says of the open file."""
+        return self._lines.status
+
+    @property
+    def read_to(self) -> int:
+        """Bytes of a file that were read."""
+        return self._lines.read_to
+
+    def first_bytes(self, n: int) -> bytes:
+        """The first bytes of a file, as they are now, of those that were read."""
+        return self._lines.first_bytes(n)
+
+    @property
+    def lag(self) -> int:
+        """Bytes of a file that have not been read."""
+        return self._lines.lag

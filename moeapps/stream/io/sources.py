@@ -19,7 +19,7 @@ from moeapps.stream.io.csv_source import CSVSource
 from moeapps.stream.io.events import Event, Source, parse_object
 from moeapps.stream.io.follow import FollowSource
 from moeapps.stream.io.kafka import KafkaSource, OnGap
-from moeapps.stream.io.lines import MOMENT, LineReader
+from moeapps.stream.io.lines import MOMENT, LineReader, OfLines
 from moeapps.stream.io.rows import FrameSource, ParquetSource
 
 __all__ = [
@@ -39,7 +39,7 @@ _SKIPPED = 10_000
 """Lines of a pipe that are skipped before the caller may look for signals."""
 
 
-class LinesSource:
+class LinesSource(OfLines):
     """One JSON object a line (NDJSON), from a file, a pipe or standard input; the position is the number of lines read.
 
     A line of a pipe is an event as soon as its newline has come. A file is known again by its content. A pipe cannot
@@ -69,30 +69,6 @@ class LinesSource:
         self._expected: str | None = None
         self._chain = b""
         self._recent: dict[int, tuple[int, bytes]] = {0: (self._lines.offset, b"")}
-
-    @property
-    def endless(self) -> bool:
-        """Whether more may come: of a pipe that has not ended."""
-        return self._lines.is_live and not self._lines.ended
-
-    @property
-    def status(self) -> Any:
-        """What the system says of the open file."""
-        return self._lines.status
-
-    @property
-    def read_to(self) -> int:
-        """Bytes of a file that were read."""
-        return self._lines.read_to
-
-    def first_bytes(self, n: int) -> bytes:
-        """The first bytes of a file, as they are now, of those that were read."""
-        return self._lines.first_bytes(n)
-
-    @property
-    def lag(self) -> int:
-        """Bytes of a file that have not been read."""
-        return self._lines.lag
 
     @property
     def unfinished(self) -> str | None:
