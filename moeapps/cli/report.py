@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows that the model has not seen: a .csv, .tsv, .ndjson or .parquet file; a folder with one folder of "
         "images per class; a graph. Without, the page shows settings and training only",
     )
+    model.add_argument("--edges", metavar="FILE", help="of a model of two tables: the edges; --data has the nodes")
     model.add_argument("--target", default="", metavar="COLUMN", help="column with the true values")
     model.add_argument("--row", type=int, metavar="N", help="row to explain, from 0 (default: the most certain error)")
     model.add_argument(
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--baseline and --metric are of the table: name its file with --table FILE")
     from moeapps.report import write_report
 
-    for name in ("data", "target", "row"):
+    for name in ("data", "target", "row", "edges"):
         if getattr(options, name) not in (None, ""):
             raise ConfigError(f"--{name} belongs to a model (a file that ends in {' or '.join(MODELS)}), not to runs")
     print(f"report: {write_report(options.runs, options.output, options.title)}")
@@ -104,7 +105,11 @@ def _model(options: argparse.Namespace) -> int:
     trust(options)
     model = moeapps.load(options.runs[0])
     model = getattr(model, "model", model) if not hasattr(model, "get_params") else model  # a stream's checkpoint
-    X, y = (None, None) if options.data is None else read_rows(model, options.data, options.target, options.seed)
+    X, y = (
+        (None, None)
+        if options.data is None
+        else read_rows(model, options.data, options.target, options.seed, options.edges)
+    )
     path = model_report(
         model,
         X,

@@ -17,7 +17,7 @@ from moeapps.report.subjects import ROWS
 __all__ = ["read_rows"]
 
 
-def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[Any, Any]:
+def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str | None = None) -> tuple[Any, Any]:
     """Rows and targets of a file, as :func:`~moeapps.report.model_report` takes them.
 
     Parameters
@@ -31,6 +31,9 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[A
         Column with the true values. Rankers, images and graphs have theirs.
     seed : int, default 0
         Of the rows that are drawn where there are more than 20,000: no more than those are held in memory.
+    edges : str, optional
+        For a model that was fitted on two tables: that of the edges, with ``path`` that of the nodes, whose labels
+        stand in the column that held those of the training.
 
     Returns
     -------
@@ -46,13 +49,13 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0) -> tuple[A
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist, expected the rows to report on")
+    if edges is not None and getattr(model, "node_table_", None) is None:
+        raise ConfigError("--edges is for a model that was fitted on a table of nodes and one of edges")
     if hasattr(model, "spec_"):
         return path, None
     if hasattr(model, "_nodes_to_score"):
-        if getattr(model, "node_table_", None) is not None:
-            raise ConfigError(
-                "--data: a page cannot be made yet of tables of nodes and edges; model_report(model, data) takes a Data"
-            )
+        if (table := getattr(model, "node_table_", None)) is not None:
+            return _tables(table, path, edges, target), None
         return _graph(path), None
     if hasattr(model, "targets_"):
         classes = model.targets_.classes
@@ -125,6 +128,18 @@ def _frame(
     if not len(kept):
         raise DataError(f"{path} has no rows")
     return kept
+
+
+def _tables(table: Any, nodes: str, edges: str | None, target: str) -> tuple[str, str]:
+    """Paths of nodes with labels, and of edges."""
+    if edges is None:
+        raise ConfigError("--edges is missing: the model was fitted on two tables, --data is that of the nodes")
+    label, columns = table.tables.target, TableSource(nodes).columns
+    if target and target != label:
+        raise ConfigError(f"--target {target!r}: the model was fitted with the labels of {label!r}, which are read")
+    if label not in columns:
+        raise ConfigError(f"{nodes} has no column {label!r}, the labels of the training")
+    return nodes, edges
 
 
 def _graph(path: str) -> Any:

@@ -6,6 +6,7 @@ class it derives from.
 
 # n rows, K classes, E experts
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -320,8 +321,14 @@ def _image_weights(model: Any, images: Any) -> pd.DataFrame | None:
 
 
 def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
-    """Labeled nodes of a graph: those of its test mask, where it has one."""
-    graph, truth, chosen = model._nodes_to_score(X, y, None, None, None)
+    """Labeled nodes of a graph, or of a table of nodes and one of edges: those of its test mask, where it has one."""
+    table, edges = X if isinstance(X, tuple) else (X, None)
+    graph, truth, chosen = model._nodes_to_score(table, y, edges, None, None)
+    ids, features = None, getattr(model, "feature_names_in_", None)
+    if getattr(graph, "table", None) is not None:
+        ids, features = graph.table.ids, model.node_table_.feature_names()
+        model = copy.copy(model)
+        model.node_table_ = None  # the tables have been read: from here on it is a graph
     rows, notes = _chosen(len(chosen), np.ones(len(chosen), dtype=bool), seed)
     nodes, truth = chosen[rows], np.asarray(truth)[rows]
     codes = _codes(model, truth, target)
@@ -331,18 +338,17 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
         weights = _named(model.expert_weights(graph, nodes=nodes))
         opinions = model.expert_predictions(graph, nodes=nodes)
     return Judged(
-        [judged], _node_columns(model, graph, nodes), weights, opinions, notes=notes,
-        names=[str(node) for node in nodes], row_name="node",
+        [judged], _node_columns(graph, nodes, features), weights, opinions, notes=notes,
+        names=[str(node if ids is None else ids[node]) for node in nodes], row_name="node",
     )  # fmt: skip
 
 
-def _node_columns(model: Any, graph: Any, nodes: NDArray[np.int64]) -> pd.DataFrame:
+def _node_columns(graph: Any, nodes: NDArray[np.int64], names: Any) -> pd.DataFrame:
     """Number of neighbours, and the features."""
     columns: dict[str, Any] = {}
     if getattr(graph, "edge_index", None) is not None:
         degrees = np.bincount(np.asarray(graph.edge_index[1]), minlength=graph.num_nodes)
         columns["number of neighbours"] = degrees[nodes]
-    names = getattr(model, "feature_names_in_", None)
     if len(nodes) * graph.num_features <= NODE_CELLS:
         features = graph.x[nodes.tolist()]
         features = np.asarray(features.to_dense() if features.layout != graph.x.new_empty(0).layout else features)
