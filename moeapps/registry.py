@@ -81,10 +81,10 @@ ENTRIES: dict[str, Entry] = {
         Entry("model", "moeapps.stream.DriftMoEClassifier", "mixture of Hoeffding trees for streams that change"),
         Entry("model", "moeapps.stream.DriftMoERegressor", "the same for streams of numbers"),
         Entry("model", "moeapps.recsys.MultiTaskRanker", "several targets of one table: MMoE, PLE, AdaTT, HoME"),
-        Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; DIN and SASRec beside"),
+        Entry("model", "moeapps.recsys.AWMoERanker", "experts activated by a user's history; also DIN and SASRec"),
         Entry("model", "moeapps.recsys.RankingModule", "any ranker, for `moeapps fit`"),
         Entry("model", "moeapps.vision.WideNetClassifier", "images by WideNet, ViT-MoE or ViT, fit/predict"),
-        Entry("model", "moeapps.vision.SwitchDiTGenerator", "draws images by class: Switch-DiT or DiT, fit/sample"),
+        Entry("model", "moeapps.vision.SwitchDiTGenerator", "generates images by class: Switch-DiT or DiT, fit/sample"),
         Entry("model", "moeapps.vision.ImageModule", "WideNet, ViT-MoE, ViT or a timm model, for `moeapps fit`"),
         Entry("model", "moeapps.vision.DiffusionModule", "Switch-DiT or DiT, for `moeapps fit`"),
         Entry(
