@@ -465,3 +465,14 @@ def test_gpu():
     configurations = gpu["configurations"]["result"]
     assert all(run["status"] == 0 for run in configurations.values())
     assert f"All {len(configurations)} example configurations" in PAGE
+
+
+def test_outliers():
+    runs, page = results("table_outliers")["runs"], guide("tables")
+    error = {moved: {name: np.mean([run[name] for run in found]) for name in found[0]} for moved, found in runs.items()}
+    far, clean = error["100"], error["0"]
+    assert f"the median error is {far['auto']:.2f} with it, {far['squared']:.2f}" in " ".join(page.split())
+    assert f"{far['boosting']:.2f} for histogram boosting; without outliers it is {clean['auto']:.2f}" in " ".join(
+        page.split()
+    )
+    assert clean["auto"] == clean["squared"]

@@ -20,6 +20,7 @@ SCRIPTS = {
     "stream/drift_led.py": ["--n", "2000"],
     "tables/mixture_cost.py": ["--rows", "600"],
     "tables/mixture.py": [],
+    "tables/report.py": ["--rows", "500"],
     "vision/digits.py": ["--epochs", "1"],
 }
 

@@ -57,7 +57,7 @@ def test_kappa_is_that_of_all_events_and_not_the_mean_of_the_blocks():
     assert task.pooled(task.candidates[0], 10)["kappa"] == pytest.approx(cohen_kappa_score(truth, predicted), abs=0.02)
 
 
-def test_an_iterable_is_a_stream_and_is_read_as_far_as_it_is_used():
+def test_an_iterable_is_a_stream_of_which_no_more_is_read_than_is_used():
     def endless():
         while True:
             yield from events()
