@@ -5,7 +5,7 @@ list`` and ``--help`` answer at once, and :func:`moeapps.load` imports a class o
 file can therefore not make it import anything else).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -24,6 +24,7 @@ __all__ = [
     "admit",
     "are_parts",
     "describe_import",
+    "did_you_mean",
     "entries",
     "find",
     "foreign_parts",
@@ -252,10 +253,16 @@ def entries(kind: str | None = None) -> list[Entry]:
     return [entry for entry in ENTRIES.values() if kind is None or entry.kind == kind]
 
 
-def nearest(name: str, known: list[str]) -> str | None:
-    """Return the entry of ``known`` that looks most like ``name``, or None when nothing is close."""
-    found = get_close_matches(name, known, n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
+    """Return the entry of ``known`` that looks most like ``name``, or None when nothing is as alike."""
+    found = get_close_matches(name, list(known), n=1, cutoff=likeness)
     return found[0] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error: ``"; did you mean 'x'?"``, or nothing when nothing is close."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def find(kind: str, name: str) -> Entry | None:

@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +164,10 @@ def _import(path: str) -> Any:
 def _guess(name: str, more: Iterable[str] = ()) -> str:
     """A path with a slip, or a short name with a slip. Of what is only alike nothing is said: it would mislead."""
     names = {_last(entry.path): entry.path for entry in registry.entries()}
-    near = get_close_matches(name, list(names.values()), n=1, cutoff=0.85)
-    if not near:
-        near = [names.get(short, short) for short in get_close_matches(_last(name), [*names, *more], n=1, cutoff=0.75)]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = registry.nearest(name, names.values(), likeness=0.85)
+    if near is None and (short := registry.nearest(_last(name), [*names, *more], likeness=0.75)):
+        near = names.get(short, short)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _last(path: str) -> str:

@@ -50,8 +50,8 @@ def arguments_in(environment: Mapping[str, str], subcommand: str, known: Sequenc
             continue
         section, _, argument = variable.removeprefix(prefix).lower().partition("__")
         if section not in CLASSES or not argument:
-            near = registry.nearest(variable, sorted(names))
-            raise ConfigError(f"{variable}: unknown environment variable" + (f"; did you mean {near}?" if near else ""))
+            guess = registry.did_you_mean(variable, sorted(names))
+            raise ConfigError(f"{variable}: unknown environment variable{guess}")
         found.setdefault(section, {})[variable] = value
     return found
 

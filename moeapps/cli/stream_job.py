@@ -23,7 +23,7 @@ from rich.live import Live
 from moeapps.cli.stream_display import Notes, Reporter, display
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.saving import load
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean, nearest
 from moeapps.stream.alarms import DriftAlarm
 from moeapps.stream.checkpoint import CHECKPOINT, load_checkpoint
 from moeapps.stream.classifier import DriftMoEClassifier
@@ -87,11 +87,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
     allowed = ["n_experts", "seed"] if name.startswith("paper") else known
     for argument in arguments:
         if argument not in allowed:
-            guess = nearest(argument, allowed)
-            raise ConfigError(
-                f"--set {argument}: --model {name} has no such argument"
-                + (f"; did you mean {guess!r}?" if guess else "")
-            )
+            guess = did_you_mean(argument, allowed)
+            raise ConfigError(f"--set {argument}: --model {name} has no such argument{guess}")
     model = MODELS[name](**arguments)
     model._config()
     return model

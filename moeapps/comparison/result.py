@@ -16,6 +16,7 @@ from moeapps.comparison.rounds import Outcome
 from moeapps.comparison.task import Candidate, Measured, Metric, Task
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
+from moeapps.core.text_tables import latex_table, latex_text, markdown_table
 
 __all__ = ["Comparison", "paired_difference"]
 
@@ -343,9 +344,9 @@ class Comparison:
         return write_page(self, path)
 
     def _latex(self) -> str:
-        body = self.cells().rename(columns={"": "kind"}).to_latex(index=False, escape=True)
-        comments = [f"% {line}" for line in [self.title, *self.notes, "needs \\usepackage{booktabs}"]]
-        return "\n".join([*comments, body.replace("±", r"$\pm$")])
+        cells = self.cells().rename(columns={"": "kind"})
+        rows = [[latex_text(cell) for cell in row] for row in cells.itertuples(index=False)]
+        return latex_table(list(cells), rows, [self.title, *self.notes])
 
 
 ENDINGS = (".csv", ".md", ".tex", ".html")
@@ -373,6 +374,5 @@ def _with_spread(value: float, spread: float, form: str = ".4f", mark: str = "")
 
 def _markdown(cells: pd.DataFrame, lines: list[str]) -> str:
     head, *notes = lines
-    rows = [" | ".join(str(name) for name in cells), " | ".join("---" for _ in cells.columns)]
-    rows += [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells.itertuples(index=False)]
-    return "\n".join([head, "", *(f"| {row} |" for row in rows), "", *(f"- {note}" for note in notes), ""])
+    table = markdown_table(list(cells), cells.itertuples(index=False))
+    return "\n".join([head, "", table, "", *(f"- {note}" for note in notes), ""])

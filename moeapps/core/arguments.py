@@ -3,13 +3,11 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any, Self
 
-__all__ = ["NamedArguments"]
+from moeapps.registry import nearest
 
-_CLOSE = 0.6
-"""Likeness from which a name is suggested."""
+__all__ = ["NamedArguments"]
 
 
 class NamedArguments:
@@ -60,5 +58,5 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = get_close_matches(name, names, n=1, cutoff=_CLOSE)
-    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else f"it has {', '.join(names)}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.saved_arguments import fits
+from moeapps.core.text_tables import markdown_table
 
 if TYPE_CHECKING:
     import lightning as L
@@ -226,11 +227,10 @@ def _versions(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *(tuple(_plain(cell) for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(header, [[_plain(cell) for cell in row] for row in rows])
 
 
 def _plain(text: str) -> str:
     """Text of others that is not read as Markdown or HTML, on one line."""
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{c}" if c in "|`*_[]#\\" else c for c in text)
+    return "".join(f"\\{c}" if c in "`*_[]#\\" else c for c in text)

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moeapps.core.errors import ConfigError
+from moeapps.registry import did_you_mean
 
 __all__ = [
     "LOGGERS",
@@ -80,9 +80,7 @@ def check_names(given: str | Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(str(name).strip() for name in parts if str(name).strip()))
     for name in names:
         if name not in LOGGERS:
-            near = get_close_matches(name, LOGGERS, 1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"logger must be of {', '.join(LOGGERS)}, got {name!r}{guess}")
+            raise ConfigError(f"logger must be of {', '.join(LOGGERS)}, got {name!r}{did_you_mean(name, LOGGERS)}")
         module, package = LOGGERS[name]
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"logger {name!r} needs the package {package}: pip install {package}")

@@ -13,7 +13,7 @@ from torch_geometric.utils import index_to_mask, to_undirected
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.data import GraphDataModule, read_npz
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["PUBLIC_GRAPHS", "PublicGraphData", "load_cora", "split_randomly"]
 
@@ -144,10 +144,8 @@ class PublicGraphData(GraphDataModule):
         seed: int = 0,
     ) -> None:
         if name not in PUBLIC_GRAPHS:
-            guess = nearest(name, list(PUBLIC_GRAPHS))
             raise ConfigError(
-                f"name must be one of {', '.join(PUBLIC_GRAPHS)}, got {name!r}"
-                + (f"; did you mean {guess!r}?" if guess else "")
+                f"name must be one of {', '.join(PUBLIC_GRAPHS)}, got {name!r}{did_you_mean(name, PUBLIC_GRAPHS)}"
             )
         if root is None and name != "Cora":
             raise ConfigError(f"{name} is not embedded: give root, a folder where PyG finds it or downloads it to")

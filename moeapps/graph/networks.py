@@ -30,7 +30,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood, sorted_edge_index
 from moeapps.graph.sparse_features import SparseFeatures
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["GNNS", "NETWORKS", "GraphNetwork", "NetworkConfig", "build_network", "make_network"]
 
@@ -427,10 +427,9 @@ def build_network(
     if isinstance(network, Mapping):
         network, config, more = own_sizes(network, config)
     if network not in NETWORKS:
-        guess = nearest(str(network), list(NETWORKS))
         raise ConfigError(
             f"network must be one of {', '.join(NETWORKS)} or a torch module, got {network!r}"
-            + (f"; did you mean {guess!r}?" if guess else "")
+            + did_you_mean(str(network), NETWORKS)
         )
     sizes = as_arguments(config_from(NetworkConfig, config))  # of a config that inherits from it, too
     sizes |= {"in_channels": in_channels, "out_channels": out_channels}

@@ -8,7 +8,7 @@ from torch import nn
 from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError
 from moeapps.graph.networks import NETWORKS, NORMS, NetworkConfig, own_sizes
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = [
     "AUTO",
@@ -53,11 +53,7 @@ def spec_of(network: str | Mapping[str, Any], config: NetworkConfig) -> Spec:
     """
     name, sizes, options = (network, config, {}) if isinstance(network, str) else own_sizes(network, config)
     if name not in NETWORKS:
-        guess = nearest(name, list(NETWORKS))
-        raise ConfigError(
-            f"there is no network {name!r}: they are {', '.join(NETWORKS)}"
-            + (f"; did you mean {guess!r}?" if guess else "")
-        )
+        raise ConfigError(f"there is no network {name!r}: they are {', '.join(NETWORKS)}{did_you_mean(name, NETWORKS)}")
     return {"network": name, **as_arguments(config_from(NetworkConfig, sizes)), **options}
 
 

@@ -10,7 +10,7 @@ from moeapps.core.config import field_names
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.graph.node_table import GraphTables, NodeTable, TableGraph, is_table_path
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["TableInput", "ids_of_rows"]
 
@@ -34,8 +34,8 @@ class TableInput(LightningEstimator):
         known = field_names(GraphTables)
         for name in options:
             if name not in known:
-                guess = nearest(name, [*known, "edges", "edge_weight", "train_mask", "val_mask"])
-                raise ConfigError(f"fit has no argument {name!r}" + (f"; did you mean {guess!r}?" if guess else ""))
+                guess = did_you_mean(name, [*known, "edges", "edge_weight", "train_mask", "val_mask"])
+                raise ConfigError(f"fit has no argument {name!r}{guess}")
         if edges is not None:
             return True
         given = [name for name, value in options.items() if value is not None]

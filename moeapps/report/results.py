@@ -9,7 +9,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from scipy.stats import ttest_rel
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import atomic_write
 from moeapps.core.run_result import is_smaller_better
+from moeapps.core.text_tables import latex_table, latex_text, markdown_table
+from moeapps.registry import did_you_mean
 from moeapps.report.runs import SEED, Run, read_runs, settings_of
 
 __all__ = ["ENDINGS", "as_markdown", "results_table", "write_results"]
@@ -87,12 +88,8 @@ def results_table(
     names = _metrics(groups, [metrics] if isinstance(metrics, str) else metrics)
     if baseline is not None and baseline not in [group.name for group in groups]:
         known = [group.name for group in groups]
-        near = get_close_matches(baseline, known, 1)
-        raise ConfigError(
-            f"baseline: there is no configuration {baseline!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" (there are {', '.join(known)})"
-        )
+        guess = did_you_mean(baseline, known)
+        raise ConfigError(f"baseline: there is no configuration {baseline!r}{guess} (there are {', '.join(known)})")
     rows: list[dict[str, Any]] = []
     for metric in names:
         having = [group for group in groups if group.scores.get(metric)]
@@ -198,9 +195,7 @@ def _metrics(groups: list[_Group], wanted: Sequence[str] | None) -> list[str]:
         return [name for name in known if name.startswith("test/")] or known
     for name in wanted:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"metric: no run has {name!r}{guess} (there are {', '.join(known)})")
+            raise ConfigError(f"metric: no run has {name!r}{did_you_mean(name, known)} (there are {', '.join(known)})")
     return list(dict.fromkeys(wanted))
 
 
@@ -268,36 +263,16 @@ def as_markdown(table: pd.DataFrame) -> str:
     def styled(text: str, best: bool, different: bool) -> str:
         return (f"**{text}**" if best else text) + (" \\*" if different else "")
 
-    header, lines = _wide(table, styled)
-    lines = [[name.replace("|", "\\|"), *others] for name, *others in lines]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{_caption(table)}\n"
+    return f"{markdown_table(*_wide(table, styled), numbers=True)}\n\n{_caption(table)}\n"
 
 
 def _latex(table: pd.DataFrame) -> str:
     def styled(text: str, best: bool, different: bool) -> str:
-        text = text.replace("±", r"$\pm$")
+        text = latex_text(text)
         return (rf"\textbf{{{text}}}" if best else text) + ("$^*$" if different else "")
 
     header, lines = _wide(table, styled)
-    rows = [[_tex(name) for name in header], *([_tex(name), *others] for name, *others in lines)]
-    first, *others = (" & ".join(row) + r" \\" for row in rows)
-    columns = "l" + "r" * (len(header) - 1)
-    body = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        first,
-        r"\midrule",
-        *others,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join([f"% {_caption(table)}", r"% needs \usepackage{booktabs}", *body, ""])
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return latex_table(header, [[latex_text(name), *others] for name, *others in lines], [_caption(table)])
 
 
 def _caption(table: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean, nearest
 from moeapps.serve.refusal import Refusal
 
 __all__ = ["add_kept", "split_names", "take_kept"]
@@ -47,8 +47,7 @@ def take_kept(
     kept = []
     for number, row in enumerate(rows):
         if missing := [name for name in keep if name not in row]:
-            close = nearest(missing[0], [str(name) for name in row])
-            hint = f"; did you mean {close!r}?" if close else ""
+            hint = did_you_mean(missing[0], [str(name) for name in row])
             raise _refuse(f"rows.{number}.{missing[0]}", f"the row has no such field to keep{hint}")
         kept.append({name: row[name] for name in keep})
         if columns is None:

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import UNUSED, Column
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.vocabulary import count_values
+from moeapps.registry import nearest
 
 __all__ = ["DIFFERENT", "find_ids", "ignored_columns", "is_key", "nearly_all_differ", "with_unused"]
 
@@ -146,8 +146,8 @@ def ignored_columns(ignore: Any, names: Sequence[str]) -> list[int]:
         elif isinstance(entry, int | np.integer) and not isinstance(entry, bool) and 0 <= entry < len(names):
             positions.append(int(entry))
         else:
-            near = get_close_matches(str(entry), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(names[:10])}"
+            near = nearest(str(entry), names)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {', '.join(names[:10])}"
             more = ", ..." if not near and len(names) > 10 else ""
             raise ConfigError(f"ignore_columns: there is no column {entry!r}; {hint}{more}")
     if len(set(positions)) == len(names):
