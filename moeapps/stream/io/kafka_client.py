@@ -6,10 +6,13 @@ from urllib.parse import parse_qsl, urlsplit
 from moeapps.core.errors import ConfigError
 from moeapps.stream.io.kafka_config import without_secrets
 
-__all__ = ["WAIT", "Topic", "addresses_of", "confluent", "make_client", "open_topic", "parse_address"]
+__all__ = ["WAIT", "Topic", "addresses_of", "confluent", "make_client", "open_topic", "parse_address", "passes"]
 
 WAIT = 10.0
 """Seconds that a broker has to answer."""
+
+
+_PASSING = ("_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD")
 
 
 def confluent() -> Any:
@@ -59,6 +62,12 @@ def make_client(make: Any, settings: dict[str, Any], given: dict[str, Any], clie
         raise ConfigError(f"--kafka-config: {problem}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--kafka-config: {without_secrets(str(error), given)}") from None
+
+
+def passes(error: Any, client: Any) -> bool:
+    """Whether it is an error after which the client connects again by itself."""
+    passing = {getattr(client.KafkaError, name, None) for name in _PASSING}
+    return error.code() in passing or (error.retriable() and not error.fatal())
 
 
 def addresses_of(servers: str, topic: str) -> list[tuple[str, str, str]]:

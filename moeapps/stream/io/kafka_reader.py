@@ -11,16 +11,12 @@ from typing import Any, Literal, get_args
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.stream.io.events import Event, parse_object
-from moeapps.stream.io.kafka_client import WAIT, Topic
+from moeapps.stream.io.kafka_client import WAIT, Topic, passes
 
 __all__ = ["KafkaReader", "OnGap"]
 
 OnGap = Literal["error", "earliest", "latest"]
 """What to do where the broker no longer has the events that come next."""
-
-_PASSING = ("_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD")
-"""Errors after which the client connects again by itself."""
-
 
 class KafkaReader:
     """What the sources of Kafka share: one or all partitions of a topic.
@@ -144,8 +140,7 @@ class KafkaReader:
             low, high = self._watermarks(message.partition())
             self._gap(message.partition(), f"offset {self._next[message.partition()]} is not within {low} to {high}")
             return
-        passing = {getattr(kinds, name, None) for name in _PASSING}
-        if error.code() in passing or (error.retriable() and not error.fatal()):
+        if passes(error, self._client):
             return
         raise DataError(f"Kafka topic {self.topic!r}: {error.str()}")
 
