@@ -143,13 +143,14 @@ class GroupWorker:
 
     def go(self, partition: int) -> None:
         """Save the partition, and let it go."""
-        if partition in self.runs:
-            self.runs[partition].stop()
-            try:
+        try:
+            if partition in self.runs:
+                self.runs[partition].stop()
                 self.runs[partition].finish()
-            except TakenOver as error:
-                self.notes.append(f"partition {partition}: {error}")
-        self.lost(partition)
+        except TakenOver as error:
+            self.notes.append(f"partition {partition}: {error}")
+        finally:
+            self.lost(partition)
 
     def lost(self, partition: int) -> None:
         """Let the partition go as it is; its next owner goes on from its last checkpoint."""
