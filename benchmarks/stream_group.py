@@ -1,4 +1,4 @@
-"""Is every event learned exactly once by workers that share a topic, when some are killed and others added?
+"""Whether workers that share a topic learn every event exactly once when some are killed and others are added.
 
     python benchmarks/stream_group.py                   # 20 kills, 20 additions; needs "moeapps[kafka]"
     python benchmarks/stream_group.py --times 2         # a short look
@@ -6,8 +6,8 @@
 `moeapps stream run --workers 2` learns four partitions of the mock cluster that librdkafka ships, while events come in.
 
 - kill: the process that owns a random partition gets SIGKILL at a random moment. Its command starts it again.
-- addition: at a random moment the same command is started once more, as on a second machine, with one worker. When it has
-  a partition it ends at a random moment, by SIGTERM. So partitions move twice.
+- addition: at a random moment the same command is started once more, as on a second machine, with one worker. When it
+  has a partition it ends at a random moment, by SIGTERM. So partitions move twice.
 
 A disturbance is over when all events that were there have been learned and saved; the seconds until then are shown. In
 the end the model, the scores and the predictions of each partition are compared with those of one process that has read

@@ -96,8 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that share the partitions of a Kafka topic, one model and folder per partition; the same command "
-        "may run on several machines (default: one process, one model)",
+        help="processes that share the partitions of a Kafka topic, with a model and a folder for each partition; the "
+        "same command may run on several machines (default: one process, one model)",
     )
     run.add_argument(
         "--group",

@@ -1,10 +1,10 @@
 """What ``moeapps stream run --workers N`` does: processes that share the partitions of a Kafka topic.
 
 1. Refuse options that do not go together, and ask the broker for the partitions.
-2. Start the workers. One that dies is started again after a pause, which doubles; one that cannot go on (a wrong option,
-   lost events) ends the run, since it would fail again.
-3. A signal, or the end of all partitions with ``?stop=end``, ends all workers after they have saved. A second signal ends
-   them at once; the checkpoints stay as they are.
+2. Start the workers. One that dies is started again after a pause, which doubles; one that cannot go on (a wrong
+   option, lost events) ends the run, since it would fail again.
+3. A signal, or the end of all partitions with ``?stop=end``, ends all workers after they have saved. A second signal
+   ends them at once; the checkpoints stay as they are.
 4. Merge the scores of all partitions.
 """
 
@@ -159,7 +159,7 @@ class Team:
         self._failed: MoEAppsError | None = None
         self._received: list[int] = []
         self._seen: dict[int, int] = {}
-        self._events, self._since = 0, time.monotonic()
+        self._events, self._since = 0, 0.0
         self._looked = 0.0
 
     def run(self) -> int:
@@ -197,7 +197,8 @@ class Team:
         if len(self._received) > 1:
             raise KeyboardInterrupt
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Print a line."""
         print_line(self.console, text)
 
     def _start(self, number: int) -> None:
@@ -209,9 +210,8 @@ class Team:
             for worker in list(self.workers.values()):
                 self._hear(worker)
             show(self.line())
-            if self._received or self._failed is not None or self._alarm or self._all_done():
+            if self._stopping or self._received or self._failed is not None or self._alarm or self._all_done():
                 self._stop()
-            if self._stopping:
                 self._due.clear()
             for number in [number for number, due in self._due.items() if due <= time.monotonic()]:
                 del self._due[number]
@@ -221,14 +221,14 @@ class Team:
         ended = not worker.process.is_alive()  # before the pipe is read: what it said last is in there
         notes, alarm = worker.receive()
         for note in notes:
-            self._tell(note)
+            self.tell(note)
         self._alarm = self._alarm or alarm
         self._done |= {partition for partition, entry in worker.status.items() if entry["done"]}
         if ended:
             del self.workers[worker.number]
             self._ended(worker)
         elif time.monotonic() - worker.heard > self.silence:
-            self._tell(f"worker {worker.number} has been silent for {self.silence:.0f} s and is killed")
+            self.tell(f"worker {worker.number} has been silent for {self.silence:.0f} s and is killed")
             worker.process.kill()
 
     def _ended(self, worker: Worker) -> None:
@@ -239,7 +239,7 @@ class Team:
             return
         if self._stopping:
             if why != "exit status 0":
-                self._tell(f"worker {worker.number} died before it had saved: {why}")
+                self.tell(f"worker {worker.number} died before it had saved: {why}")
             return
         deaths = 1 if worker.progress else self._deaths.get(worker.number, 0) + 1
         self._deaths[worker.number] = deaths
@@ -250,7 +250,7 @@ class Team:
             return
         pause = min(2.0 ** (deaths - 1), LONGEST_PAUSE)
         self._due[worker.number] = time.monotonic() + pause
-        self._tell(f"worker {worker.number} died ({why}); it is started again in {pause:.0f} s")
+        self.tell(f"worker {worker.number} died ({why}); it is started again in {pause:.0f} s")
 
     def _stop(self) -> None:
         if not self._stopping:
@@ -278,6 +278,8 @@ class Team:
             before = self._seen.setdefault(partition, entry["events"])
             self._events += max(0, entry["events"] - before)
             self._seen[partition] = entry["events"]
+        if self._events == 0:
+            self._since = time.monotonic()
         self.rate = self._events / max(time.monotonic() - self._since, 1e-9)
         scored = sum(entry["scored"] for entry in entries.values())
         total = sum(entry["scored"] * (entry["score"] or 0.0) for entry in entries.values())
@@ -309,17 +311,17 @@ def _summary(team: Team, folder: Path) -> int:
     try:
         merged = group_scores(folder)
     except DataError:
-        team._tell("no partition was read")
+        team.tell("no partition was read")
         return 0
     values = {**merged.scores.as_dict(), **merged.named.as_dict()}
     for partition, entry in merged.partitions.items():
         main, score = next(iter(entry["scores"].items()))
         shown = "-" if score is None else f"{score:.4f}"
-        team._tell(f"partition {partition}: {entry['counts']['events']:,} events, {main} {shown}")
-    team._tell(summary_of(merged.counts, values, team.rate))
-    team._tell(f"scores: {merged.write(folder)}")
+        team.tell(f"partition {partition}: {entry['counts']['events']:,} events, {main} {shown}")
+    team.tell(summary_of(merged.counts, values, team.rate))
+    team.tell(f"scores: {merged.write(folder)}")
     counts = merged.counts
     if counts.rejected and not counts.learned + counts.unlabeled + counts.repeated:
-        team._tell(f"no event could be used: all {counts.rejected:,} were rejected")
+        team.tell(f"no event could be used: all {counts.rejected:,} were rejected")
         return 3
     return 0

@@ -180,9 +180,7 @@ def kafka_settings(options: argparse.Namespace) -> dict[str, str]:
     return kafka
 
 
-def make_job(
-    options: argparse.Namespace, model: StreamEstimator, source: Source, folder: Path | None
-) -> StreamRun:
+def make_job(options: argparse.Namespace, model: StreamEstimator, source: Source, folder: Path | None) -> StreamRun:
     """The run over a source, without its outputs.
 
     Parameters
@@ -220,6 +218,7 @@ class Alarms:
         self.job, self.hook, self.ends, self.ended = job, hook, ends, False
 
     def __call__(self, alarm: DriftAlarm) -> None:
+        """Handle an alarm."""
         self.job.notes.append(
             f"drift alarm {alarm.number} at {alarm.event or f'instance {alarm.instance}'}: {alarm.metric} "
             f"{alarm.before:.4g}, now {alarm.after:.4g}"

@@ -1,10 +1,10 @@
 """A worker of a consumer group: one :class:`~moeapps.stream.run.StreamRun` per partition that the group has given it.
 
-1. A partition that comes waits until its folder is free (:mod:`moeapps.stream.ownership`). Then its model is loaded, and
-   the partition is read from the position of that checkpoint.
+1. A partition that comes waits until its folder is free (:mod:`moeapps.stream.ownership`). Then its model is loaded,
+   and the partition is read from the position of that checkpoint.
 2. Each round hands the messages that are there to the runs, which learn them and save when they are due.
-3. A partition that goes to another worker is saved first. One that Kafka has given up is let go without saving: what was
-   learned since its last checkpoint is learned again by its next owner.
+3. A partition that goes to another worker is saved first. One that Kafka has given up is let go without saving: what
+   was learned since its last checkpoint is learned again by its next owner.
 """
 
 import time

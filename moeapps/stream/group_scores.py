@@ -103,7 +103,8 @@ def group_scores(folder: str | Path) -> GroupScores:
             merged = GroupScores(counts, scores, named, {number: entry})
             continue
         if type(scores) is not type(merged.scores) or list(named.as_dict()) != list(merged.named.as_dict()):
-            raise ConfigError(f"{file} has other metrics than partition {next(iter(merged.partitions))}: their scores cannot be added up")
+            first = next(iter(merged.partitions))
+            raise ConfigError(f"{file} has other metrics than partition {first}: their scores cannot be added up")
         merged.scores.merge(scores)
         merged.named.merge(named)
         merged.counts = Counts(**{name: value + getattr(counts, name) for name, value in vars(merged.counts).items()})

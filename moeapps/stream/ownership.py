@@ -1,14 +1,15 @@
 """Which worker of a group may write the folder of a partition: one at a time, also where a stalled one wakes up.
 
 1. The owner holds a lock on the folder (:func:`moeapps.core.files.locked`). The system takes it back when the process
-   ends, however it ends. A worker that Kafka has given up and that is only stalled still holds it, so that its successor
-   waits until it has noticed or has ended.
+   ends, however it ends. A worker that Kafka has given up and that is only stalled still holds it, so that its
+   successor waits until it has noticed or has ended.
 2. The owner's number stands in ``owner.json``, and each owner's number is larger than the last one's. It is compared
    before every checkpoint, which keeps a worker from writing that has lost its lock without noticing, as a network disk
    does it to a machine that it cannot reach.
 
-Locks need a file system that has them, and that all machines see the same of: local disks, NFS 4, CephFS, Lustre and GPFS
-mounted with ``flock``; not object stores, and not mounts that keep locks on one machine (``nolock``, ``localflock``).
+Locks need a file system whose locks hold between machines: NFS 4, CephFS, Lustre and GPFS mounted with ``flock``; any
+local disk if all workers are on one machine. Object stores have none, nor have mounts that keep locks to one machine
+(``nolock``, ``localflock``).
 """
 
 import json

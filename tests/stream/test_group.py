@@ -1,4 +1,4 @@
-"""Workers that share partitions: what comes, goes, is lost, and is not written twice; Kafka itself is a stand-in here."""
+"""Workers that share partitions: what comes, goes, is lost, and is not written twice; Kafka is a stand-in here."""
 
 import json
 from collections import deque

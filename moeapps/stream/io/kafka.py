@@ -53,9 +53,7 @@ class KafkaSource(KafkaReader):
         wanted = [int(options["partition"])] if one else topic.partitions
         if wanted[0] not in topic.partitions:
             raise ConfigError(f"{address}: topic {topic.name!r} has {len(topic.partitions)} partitions, from 0")
-        super().__init__(
-            topic, wanted, one=one, on_gap=on_gap, stops="stop" in options, group=options.get("group")
-        )
+        super().__init__(topic, wanted, one=one, on_gap=on_gap, stops="stop" in options, group=options.get("group"))
         self._heard = time.monotonic()
         self.seek(None)
 

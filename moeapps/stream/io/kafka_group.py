@@ -15,7 +15,7 @@ from moeapps.stream.io.events import Event
 from moeapps.stream.io.kafka_client import open_topic, parse_address, passes
 from moeapps.stream.io.kafka_reader import KafkaReader, OnGap
 
-__all__ = ["KafkaGroup", "Partitions", "PartitionSource"]
+__all__ = ["KafkaGroup", "PartitionSource", "Partitions"]
 
 _OURS = {
     "partition.assignment.strategy": "workers of a group use cooperative-sticky",

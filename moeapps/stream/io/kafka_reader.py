@@ -18,6 +18,7 @@ __all__ = ["KafkaReader", "OnGap"]
 OnGap = Literal["error", "earliest", "latest"]
 """What to do where the broker no longer has the events that come next."""
 
+
 class KafkaReader:
     """What the sources of Kafka share: one or all partitions of a topic.
 
