@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     options.resume = True  # which partitions have a checkpoint is not for the user to know
     kafka = kafka_settings(options)
-    make_job(options, make_model(options, None), _NoSource(), None)  # tells what is wrong with the other options
+    nothing: Any = _NoSource()
+    make_job(options, make_model(options, None), nothing, None)  # tells what is wrong with the other options
     group = KafkaGroup(options.source, options.group, kafka, options.on_gap)
     ends = group.ends() if "stop" in parse_address(options.source)[2] else None
     known = group.known

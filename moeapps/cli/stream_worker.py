@@ -50,7 +50,8 @@ class Worker:
     """
 
     def __init__(self, number: int, options: argparse.Namespace, ends: dict[int, int] | None) -> None:
-        self.number, self.status, self.progress, self.cause = number, {}, False, ""
+        self.number, self.progress, self.cause = number, False, ""
+        self.status: dict[int, dict[str, Any]] = {}
         self.refused: MoEAppsError | None = None
         self.heard = time.monotonic()
         context = multiprocessing.get_context("spawn")

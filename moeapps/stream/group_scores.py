@@ -105,7 +105,8 @@ def group_scores(folder: str | Path) -> GroupScores:
         if type(scores) is not type(merged.scores) or list(named.as_dict()) != list(merged.named.as_dict()):
             first = next(iter(merged.partitions))
             raise ConfigError(f"{file} has other metrics than partition {first}: their scores cannot be added up")
-        merged.scores.merge(scores)
+        total: Any = merged.scores  # of the same class
+        total.merge(scores)
         merged.named.merge(named)
         merged.counts = Counts(**{name: value + getattr(counts, name) for name, value in vars(merged.counts).items()})
         merged.partitions[number] = entry

@@ -22,7 +22,10 @@ def given(*more, source=ADDRESS, group=("--group", "g"), folder=("--checkpoint",
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (given(source="events.csv", group=()), "events.csv is not kafka://host:port/topic; only Kafka gives partitions"),
+        (
+            given(source="events.csv", group=()),
+            "events.csv is not kafka://host:port/topic; only Kafka gives partitions",
+        ),
         (given(source=f"{ADDRESS}?partition=1"), "names partition 1, but the group gives partitions out"),
         (given(group=()), "--workers needs --group NAME"),
         (given(folder=()), "--workers needs --checkpoint FOLDER, on storage that all workers share"),

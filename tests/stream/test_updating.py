@@ -1,6 +1,8 @@
 """A model as a function from state to state, for Flink and Spark."""
 
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -137,3 +139,36 @@ def test_what_is_no_stream_model_is_refused(rows):
 
     with pytest.raises(FileFormatError, match="the state holds a Mowst, which is not a model of streams"):
         update(Mowst(in_channels=4, out_channels=2).to_bytes(), rows, target="y")
+
+
+class GroupState:
+    """Stands for pyspark.sql.streaming.state.GroupState."""
+
+    def __init__(self):
+        self.row = None
+
+    @property
+    def exists(self):
+        return self.row is not None
+
+    @property
+    def get(self):
+        return self.row
+
+    def update(self, row):
+        assert isinstance(row, tuple)
+        self.row = tuple(bytearray(value) for value in row)
+
+
+def test_the_recipe_for_spark_learns_the_frames_of_a_key_as_one_call_does(rows):
+    page = (Path(__file__).parents[2] / "docs" / "stream_production.md").read_text()
+    (recipe,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def learn(" in block)
+    names = {"update": update, "DriftMoEClassifier": DriftMoEClassifier}
+    exec(recipe.replace('"label"', '"y"'), names)
+    frame, state = pd.DataFrame(rows), GroupState()
+    parts = [
+        part for i in (0, 200) for part in names["learn"](("Ann",), [frame[i : i + 50], frame[i + 50 : i + 200]], state)
+    ]
+    _, predictions = update(None, frame, target="y", model=DriftMoEClassifier(seed=0))
+    found = pd.concat(parts)["prediction"]
+    assert found.where(found.notna(), None).tolist() == predictions
