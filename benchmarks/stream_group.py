@@ -6,8 +6,8 @@
 `moeapps stream run --workers 2` learns four partitions of the mock cluster that librdkafka ships, while events come in.
 
 - kill: the process that owns a random partition gets SIGKILL at a random moment. Its command starts it again.
-- addition: at a random moment the same command is started once more, as on a second machine, with one worker. When it
-  has a partition it ends at a random moment, by SIGTERM. So partitions move twice.
+- addition: at a random moment one more worker process joins, as of the same command on a second machine. When it has a
+  partition it is asked to end at a random moment, and saves. So partitions move twice.
 
 A disturbance is over when all events that were there have been learned and saved; the seconds until then are shown. In
 the end the model, the scores and the predictions of each partition are compared with those of one process that has read
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 import moeapps
+from moeapps.cli.main import make_parser
+from moeapps.cli.stream_worker import Worker
 from moeapps.stream import DriftMoEClassifier, group_scores, run_stream
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.group_scores import offsets_of
@@ -81,16 +84,21 @@ class Topic:
         self._thread.join()
 
 
-def command(topic: Topic, folder: Path, workers: int) -> subprocess.Popen[bytes]:
-    """The command of a user."""
-    given = [
+def arguments(topic: Topic, folder: Path, workers: int) -> list[str]:
+    """What a user writes."""
+    return [
+        "stream", "run",
         "--source", topic.address, "--group", "g", "--workers", str(workers), "--target", "y", "--id", "id",
         "--checkpoint", str(folder), "--predictions", "predictions.ndjson", "--set", "n_experts=3", "--seed", "1",
         "--every", "500", "--every-seconds", "1", "--metric", "MacroF1", "--plain",
         "--kafka-config", f"session.timeout.ms={SESSION}", "--kafka-config", "heartbeat.interval.ms=300",
     ]  # fmt: skip
+
+
+def command(topic: Topic, folder: Path) -> subprocess.Popen[bytes]:
+    """The command of a user."""
     return subprocess.Popen(
-        [sys.executable, "-m", "moeapps", "stream", "run", *given],
+        [sys.executable, "-m", "moeapps", *arguments(topic, folder, 2)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
@@ -101,12 +109,12 @@ def saved(folder: Path, wanted: list[int]) -> bool:
     return all(offsets_of(folder, partition) >= offset for partition, offset in enumerate(wanted))
 
 
-def wait_for(what: Any, process: subprocess.Popen[bytes]) -> float:
+def wait_for(what: Any, ended: Callable[[], bool]) -> float:
     """Seconds until something is so."""
     start = time.monotonic()
     while not what():
-        if process.poll() is not None:
-            raise SystemExit(f"the command has ended with {process.returncode}")
+        if ended():
+            raise SystemExit("the process has ended")
         if time.monotonic() - start > PATIENCE:
             raise SystemExit(f"not done in {PATIENCE:.0f} s")
         time.sleep(0.1)
@@ -121,28 +129,35 @@ def owners(folder: Path) -> dict[int, int]:
     }
 
 
-def kill(topic: Topic, folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> float:
+def kill(topic: Topic, folder: Path, ended: Callable[[], bool], rng: random.Random) -> float:
     """Kill the owner of a random partition; seconds until its events are learned."""
     time.sleep(rng.random() * 3.0)
     os.kill(owners(folder)[rng.randrange(PARTITIONS)], signal.SIGKILL)
     wanted = list(topic.sent)
-    return wait_for(lambda: saved(folder, wanted), process)
+    return wait_for(lambda: saved(folder, wanted), ended)
 
 
-def add(topic: Topic, folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> float:
+def add(topic: Topic, folder: Path, ended: Callable[[], bool], rng: random.Random) -> float:
     """Add a worker, and take it away again; seconds until the events of both moments are learned."""
     time.sleep(rng.random() * 3.0)
     mine = set(owners(folder).values())
-    other = command(topic, folder, 1)
-    wait_for(lambda: set(owners(folder).values()) - mine, other)
+    options = make_parser().parse_args(arguments(topic, folder, 1))
+    options.resume = True
+    other = Worker(1, options, None)
+
+    def gone() -> bool:
+        other.receive()  # what it tells, so that the pipe does not fill
+        return ended() or not other.process.is_alive()
+
+    wait_for(lambda: set(owners(folder).values()) - mine, gone)
     wanted = list(topic.sent)
-    took = wait_for(lambda: saved(folder, wanted), process)
+    took = wait_for(lambda: saved(folder, wanted), gone)
     time.sleep(rng.random() * 2.0)
-    other.send_signal(signal.SIGTERM)
+    other.stop()
     wanted = list(topic.sent)
-    if other.wait(PATIENCE) != 0:
-        raise SystemExit(f"the worker that was added has ended with {other.returncode}")
-    return took + wait_for(lambda: saved(folder, wanted), process)
+    if (why := other.why()) != "exit status 0":
+        raise SystemExit(f"the worker that was added has ended with {why}")
+    return took + wait_for(lambda: saved(folder, wanted), ended)
 
 
 def compare(topic: Topic, folder: Path, alone: Path) -> dict[str, Any]:
@@ -174,15 +189,19 @@ def measure(what: str, times: int, rate: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "group"
         topic.start()
-        process = command(topic, folder, 2)
+        process = command(topic, folder)
+
+        def ended() -> bool:
+            return process.poll() is not None
+
         try:
-            wait_for(lambda: saved(folder, [1] * PARTITIONS), process)
+            wait_for(lambda: saved(folder, [1] * PARTITIONS), ended)
             seconds = []
             for _ in range(times):
-                seconds.append(round(disturb(topic, folder, process, rng), 1))
+                seconds.append(round(disturb(topic, folder, ended, rng), 1))
                 print(f"{what} {len(seconds)} of {times}: {seconds[-1]} s, {sum(topic.sent):,} events", flush=True)
             topic.end()
-            wait_for(lambda: saved(folder, topic.sent), process)
+            wait_for(lambda: saved(folder, topic.sent), ended)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(PATIENCE)
@@ -209,7 +228,9 @@ def table(results: dict[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20, help="disturbances of each kind")
-    parser.add_argument("--rate", type=float, default=200.0, help="events per second")
+    parser.add_argument(
+        "--rate", type=float, default=50.0, help="events per second; the mock cluster keeps about 5 MB of a partition"
+    )
     parser.add_argument("--only", choices=("kill", "addition"), help="one kind")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream_group.json"))
     options = parser.parse_args()

@@ -11,8 +11,9 @@ import os
 import signal
 import time
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["Worker"]
+
+PRELOAD = ("moeapps.cli.stream_job", "moeapps.stream.group", "confluent_kafka")
+"""What a worker needs to have imported."""
 
 TELLS = 0.5
 """Seconds between two messages."""
@@ -54,10 +58,18 @@ class Worker:
         self.status: dict[int, dict[str, Any]] = {}
         self.refused: MoEAppsError | None = None
         self.heard = time.monotonic()
-        context = multiprocessing.get_context("spawn")
+        # a process that has imported everything makes the workers: one that died is back at once
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOAD))
         self.pipe, child = context.Pipe()
         given = {name: value for name, value in vars(options).items() if name != "command"}
-        self.process: SpawnProcess = context.Process(target=_work, args=(child, given, ends), daemon=True)
+        self.process: ForkServerProcess = context.Process(target=_work, args=(child, given, ends), daemon=True)
+        # a service manager sends SIGTERM to all processes; the maker of the workers has to stay until they have saved
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.process.start()
         child.close()  # only the worker has it now: when it dies, the pipe says so
 

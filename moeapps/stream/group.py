@@ -145,8 +145,7 @@ class GroupWorker:
         """Save the partition, and let it go."""
         try:
             if partition in self.runs:
-                self.runs[partition].stop()
-                self.runs[partition].finish()
+                self.runs[partition].leave()
         except TakenOver as error:
             self.notes.append(f"partition {partition}: {error}")
         finally:

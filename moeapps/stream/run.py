@@ -280,6 +280,18 @@ class StreamRun(Resumption, EventHandling):
                 self.notes += self._fields.finish()
         self.save()
 
+    def leave(self) -> None:
+        """Save, for another process to go on.
+
+        Where nothing was learned and it is not sure that the named fields exist, nothing is kept: the next process may
+        be told other names.
+        """
+        self.stop()
+        if self._fresh and self._fields is not None and not self.counts.learned:
+            self._remove_outputs()
+        else:
+            self.finish()
+
     @contextmanager
     def _outputs_removed(self) -> Iterator[None]:
         """After a misspelled name: the same command with the right one finds nothing in its way."""

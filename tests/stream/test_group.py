@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import moeapps
-from moeapps.core.errors import DataError, FileFormatError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.stream import DriftMoEClassifier, Event, StreamRun, group_scores, open_sink
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.group import GroupWorker
@@ -96,11 +96,11 @@ def topic():
     return {0: rows[:300], 1: rows[300:600], 2: rows[600:], 3: []}
 
 
-def worker_of(topic, folder, every=100) -> GroupWorker:
+def worker_of(topic, folder, every=100, target="y") -> GroupWorker:
     def make_run(source, place):
         sink = open_sink(str(place / "predictions.ndjson"), "--predictions")
         model = DriftMoEClassifier(seed=1, n_experts=2)
-        return StreamRun(model, source, "y", place, every=every, predictions=sink)
+        return StreamRun(model, source, target, place, every=every, predictions=sink)
 
     worker = GroupWorker(Group(topic), folder, make_run)
     worker.begin()
@@ -236,6 +236,18 @@ def test_an_error_names_the_partition_and_the_others_can_still_be_saved(topic, t
         worker.step()
     worker.close()
     assert group_scores(tmp_path).partitions[0]["counts"]["learned"] > 0
+
+
+def test_after_a_misspelled_target_the_right_one_finds_nothing_in_its_way(topic, whole, tmp_path):
+    wrong = worker_of(topic, tmp_path, every=1000, target="lable")
+    give(wrong, 0, 1, 2)
+    with pytest.raises(ConfigError, match="partition 0: --target lable: "):
+        finish(wrong)
+    wrong.close()
+    right = worker_of(topic, tmp_path)
+    give(right, 0, 1, 2, 3)
+    finish(right)
+    assert_equal(tmp_path, whole, topic)
 
 
 def test_owners_have_growing_numbers_and_one_at_a_time(tmp_path):

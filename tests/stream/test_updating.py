@@ -171,4 +171,4 @@ def test_the_recipe_for_spark_learns_the_frames_of_a_key_as_one_call_does(rows):
     ]
     _, predictions = update(None, frame, target="y", model=DriftMoEClassifier(seed=0))
     found = pd.concat(parts)["prediction"]
-    assert found.where(found.notna(), None).tolist() == predictions
+    assert [None if pd.isna(value) else value for value in found] == predictions
