@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -65,6 +65,7 @@ class Worker:
         given = {name: value for name, value in vars(options).items() if name != "command"}
         self.process: ForkServerProcess = context.Process(target=_work, args=(child, given, ends), daemon=True)
         # a service manager sends SIGTERM to all processes; the maker of the workers has to stay until they have saved
+        resource_tracker.ensure_running()  # it would unblock the signal
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             forkserver.ensure_running()
