@@ -278,6 +278,19 @@ def test_recovery_of_streams():
         assert f"| {name} | {' | '.join(cells)} |" in guide("stream"), (name, cells)
 
 
+def test_workers_of_a_group():
+    for what, found in results("stream_group").items():
+        equal = [f"{found[name]} of {found['partitions']}" for name in ("equal models", "equal scores")]
+        equal += [f"{found['equal predictions']} of {found['partitions']}"]
+        seconds = f"{np.median(found['seconds']):.0f}, {max(found['seconds']):.0f}"
+        cells = [what, str(found["times"]), f"{found['events']:,}", f"{found['learned']:,}", *equal, seconds]
+        assert f"| {' | '.join(cells)} |" in PAGE, cells
+        assert found["equal merged scores"]
+        assert f"workers are killed {results('stream_group')['kill']['times']} times and added" in guide(
+            "stream_production"
+        )
+
+
 def test_soak_of_streams():
     rows, text = results("stream_soak"), guide("stream")
     assert rows[-1]["instance"] == 5_000_000

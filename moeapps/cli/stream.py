@@ -1,7 +1,9 @@
 """``moeapps stream run``: the options; what they do is in :mod:`moeapps.cli.stream_job`."""
 
 import argparse
+from urllib.parse import urlencode
 
+from moeapps.core.errors import ConfigError
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -90,6 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--every", type=int, default=10_000, help="events between two checkpoints")
     run.add_argument("--every-seconds", type=float, default=30.0, help="seconds between two checkpoints")
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share the partitions of a Kafka topic, with a model and a folder for each partition; the "
+        "same command may run on several machines (default: one process, one model)",
+    )
+    run.add_argument(
+        "--group",
+        metavar="NAME",
+        help="consumer group of Kafka: its workers share the partitions (default: that of the address, if any)",
+    )
     run.add_argument("--metrics", help="CSV file of scores per window (default: in the checkpoint folder)")
     run.add_argument("--predictions", help=".csv or .ndjson file, or kafka://host:port/topic")
     run.add_argument("--rejects", help="file of events that could not be learned (default: in the checkpoint folder)")
@@ -123,6 +137,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the stream."""
     silence_warnings()
+    _read_group(options)
+    if options.workers is not None:
+        from moeapps.cli.stream_group import run as run_group
+
+        return run_group(options)
     from moeapps.cli.stream_job import run as run_job
 
     return run_job(options)
+
+
+def _read_group(options: argparse.Namespace) -> None:
+    """Let ``--group`` and ``?group=`` of the address be one.
+
+    Raises
+    ------
+    ConfigError
+        If they differ, or the source has no groups.
+    """
+    from moeapps.stream.io.kafka import parse_address
+
+    source: str = options.source
+    if not source.startswith("kafka://"):
+        if options.group is not None:
+            raise ConfigError(f"--group has no effect: {source} is not kafka://host:port/topic")
+        return
+    named = parse_address(source)[2].get("group")
+    if None not in (named, options.group) and named != options.group:
+        raise ConfigError(f"--group {options.group}: the address has ?group={named}; name one of them")
+    if named is None and options.group is not None:
+        options.source = f"{source}{'&' if '?' in source else '?'}{urlencode({'group': options.group})}"
+    options.group = options.group or named

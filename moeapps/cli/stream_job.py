@@ -32,13 +32,25 @@ from moeapps.stream.exposition import metrics_page
 from moeapps.stream.handling import Counts
 from moeapps.stream.hooks import AlarmHook
 from moeapps.stream.io.columns import read_types
+from moeapps.stream.io.events import Source
 from moeapps.stream.io.kafka_config import read_kafka_config
 from moeapps.stream.io.sinks import open_sink
 from moeapps.stream.io.sources import CSVSource, open_source
 from moeapps.stream.regressor import DriftMoERegressor
 from moeapps.stream.run import StreamCheckpoint, StreamRun
 
-__all__ = ["MODELS", "build_model", "run"]
+__all__ = [
+    "MODELS",
+    "Alarms",
+    "build_model",
+    "kafka_settings",
+    "make_job",
+    "make_model",
+    "open_sinks",
+    "print_line",
+    "run",
+    "summary_of",
+]
 
 MODELS: dict[str, Callable[..., StreamEstimator]] = {
     "driftmoe": DriftMoEClassifier,
@@ -124,33 +136,19 @@ def run(options: argparse.Namespace) -> int:
     for option in ("allow_change", "replayed"):
         if getattr(options, option) and not options.resume:
             raise ConfigError(f"--{option.replace('_', '-')} has no effect without --resume")
-    settings = _settings(options.set)
     hook = None if options.on_drift is None else AlarmHook(options.on_drift)
-    types = read_types(options.types)
-    missing = tuple(dict.fromkeys(text for texts in options.missing for text in texts.split(",")))
-    kafka = read_kafka_config(options.kafka_config)
-    if kafka and not any(
-        (name or "").startswith("kafka://")
-        for name in (options.source, options.predictions, options.metrics, options.rejects, options.alarms)
-    ):
-        raise ConfigError("--kafka-config has no effect: neither source nor output is kafka://host:port/topic")
-    model = _model(options, settings, folder)
+    kafka = kafka_settings(options)
+    model = make_model(options, folder)  # what is wrong with it is told before the source is opened
     source = open_source(
         options.source, complete=options.complete, settings=kafka, on_gap=options.on_gap, follow=options.follow
     )
     try:
         _check_names(options, getattr(source, "columns", None))
-        job = StreamRun(
-            model, source, options.target, folder, options.every, options.every_seconds, batch=options.batch,
-            window=options.window, id_field=options.id, id_window=options.id_window, pending=options.pending,
-            limit=options.limit, types=types, missing=missing, settings={"model": options.model, "set": settings},
-            allow_change=options.allow_change, replayed=options.replayed, drop=_columns(options.drop),
-            keep=_columns(options.keep), time_field=options.time, named_metrics=tuple(options.metric),
-        )  # fmt: skip
+        job = make_job(options, model, source, folder)
     except Exception:
         source.close()
         raise
-    alarms = _Alarms(job, hook, options.drift_exit)
+    alarms = Alarms(job, hook, options.drift_exit)
     job.on_drift = alarms
     try:
         with metrics_page(job, options.metrics_port, options.metrics_host):
@@ -162,13 +160,62 @@ def run(options: argparse.Namespace) -> int:
             hook.close()
 
 
-class _Alarms:
+def kafka_settings(options: argparse.Namespace) -> dict[str, str]:
+    """Settings of librdkafka.
+
+    Raises
+    ------
+    ConfigError
+        If one is wrong, or there is nothing of Kafka.
+    """
+    kafka = read_kafka_config(options.kafka_config)
+    if kafka and not any(
+        (name or "").startswith("kafka://")
+        for name in (options.source, options.predictions, options.metrics, options.rejects, options.alarms)
+    ):
+        raise ConfigError("--kafka-config has no effect: neither source nor output is kafka://host:port/topic")
+    return kafka
+
+
+def make_job(options: argparse.Namespace, model: StreamEstimator, source: Source, folder: Path | None) -> StreamRun:
+    """The run over a source, without its outputs.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        What was asked for.
+    model : StreamEstimator
+        The model.
+    source : Source
+        Where events come from.
+    folder : Path or None
+        Folder of the checkpoint.
+
+    Raises
+    ------
+    ConfigError, FileFormatError
+        If an option is wrong.
+    """
+    types = read_types(options.types)
+    missing = tuple(dict.fromkeys(text for texts in options.missing for text in texts.split(",")))
+    return StreamRun(
+        model, source, options.target, folder, options.every, options.every_seconds,
+        batch=options.batch, window=options.window, id_field=options.id, id_window=options.id_window,
+        pending=options.pending, limit=options.limit, types=types, missing=missing,
+        settings={"model": options.model, "set": _settings(options.set)}, allow_change=options.allow_change,
+        replayed=options.replayed, drop=_columns(options.drop), keep=_columns(options.keep), time_field=options.time,
+        named_metrics=tuple(options.metric),
+    )  # fmt: skip
+
+
+class Alarms:
     """What happens at an alarm: it is told, given to the hook, and ends the run if it shall."""
 
     def __init__(self, job: StreamRun, hook: AlarmHook | None, ends: bool) -> None:
         self.job, self.hook, self.ends, self.ended = job, hook, ends, False
 
     def __call__(self, alarm: DriftAlarm) -> None:
+        """Handle an alarm."""
         self.job.notes.append(
             f"drift alarm {alarm.number} at {alarm.event or f'instance {alarm.instance}'}: {alarm.metric} "
             f"{alarm.before:.4g}, now {alarm.after:.4g}"
@@ -184,8 +231,15 @@ def _columns(given: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in given for name in names.split(",") if name))
 
 
-def _model(options: argparse.Namespace, settings: dict[str, Any], folder: Path | None) -> StreamEstimator:
-    """The model that was asked for; where a checkpoint goes on, the file that it came from need not be there."""
+def make_model(options: argparse.Namespace, folder: Path | None) -> StreamEstimator:
+    """The model that was asked for; where a checkpoint goes on, the file that it came from need not be there.
+
+    Raises
+    ------
+    ConfigError, FileFormatError
+        If there is no such model or argument, or the file holds something else.
+    """
+    settings = _settings(options.set)
     file = None if folder is None else folder / CHECKPOINT
     begun = options.resume and file is not None and file.exists()
     if begun and options.model.endswith(".safetensors") and not settings and not Path(options.model).exists():
@@ -216,56 +270,66 @@ def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> 
     begun = job.file is not None and job.file.exists()
     if begun and not options.resume:
         raise ConfigError(f"{job.file} exists: --resume continues it; name another folder for another run")
+    open_sinks(job, options, kafka)
+    console = Console()
+    if options.resume and job.resume():
+        print_line(console, f"resumed after {job.counts.events:,} events")
+        if job.restarted is not None:
+            print_line(console, job.restarted)
+    if isinstance(job.source, CSVSource):
+        print_line(console, f"columns: {job.source.kinds.describe()}")
+        for note in job.source.kinds.notes():
+            print_line(console, note)
+    before = replace(job.counts)
+    status = _with_signals(job, console, options.plain or not console.is_terminal)
+    return _summary(job, console, before) or status
+
+
+def open_sinks(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> None:
+    """Give a run its outputs: those that were named, and the others in the checkpoint's folder."""
     for name in ("alarms", "metrics", "predictions", "rejects"):
         path = getattr(options, name)
         if path is None and name in IN_FOLDER and job.checkpoint is not None:
             path = str(job.checkpoint / IN_FOLDER[name])
         if path is not None:
             setattr(job, name, _sink(path, name, not options.resume, kafka))
-    console = Console()
-    if options.resume and job.resume():
-        _print(console, f"resumed after {job.counts.events:,} events")
-        if job.restarted is not None:
-            _print(console, job.restarted)
-    if isinstance(job.source, CSVSource):
-        _print(console, f"columns: {job.source.kinds.describe()}")
-        for note in job.source.kinds.notes():
-            _print(console, note)
-    before = replace(job.counts)
-    status = _with_signals(job, console, options.plain or not console.is_terminal)
-    return _summary(job, console, before) or status
+
+
+def summary_of(counts: Counts, values: dict[str, float], rate: float) -> str:
+    """What was read, and how well it was predicted, in a line."""
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return (
+        f"{counts.events:,} events: {counts.learned:,} learned, {counts.unlabeled:,} without a label, "
+        f"{counts.repeated:,} repeated, {counts.rejected:,} rejected; {scores}; {rate:,.0f} events/s"
+    )
 
 
 def _summary(job: StreamRun, console: Console, before: Counts) -> int:
     """Print what happened; the exit status 3 if there were events and none could be used, else 0."""
     counts = job.counts
     values = {**job.scores.as_dict(), **job.named.as_dict()}
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    _print(
-        console,
-        f"{counts.events:,} events: {counts.learned:,} learned, {counts.unlabeled:,} without a label, "
-        f"{counts.repeated:,} repeated, {counts.rejected:,} rejected; {scores}; {job.rate:,.0f} events/s",
-    )
+    print_line(console, summary_of(counts, values, job.rate))
     for reason, count in job.reasons.most_common(3):
-        _print(console, f"rejected {count:,}: {reason}")
+        print_line(console, f"rejected {count:,}: {reason}")
     for gap in getattr(job.source, "gaps", ()):
-        _print(console, gap)
+        print_line(console, gap)
     if job.unfinished is not None:
-        _print(
+        print_line(
             console,
             f"not read: the source ends with {job.unfinished[:60]!r} and no newline; --resume reads it when it has "
             "one, --complete says that it is whole",
         )
     if job.watch_errors.count:
-        _print(console, f"{job.watch_errors.count:,} drift alarm{'s' * (job.watch_errors.count > 1)}")
+        print_line(console, f"{job.watch_errors.count:,} drift alarm{'s' * (job.watch_errors.count > 1)}")
     used = counts.learned + counts.unlabeled + counts.repeated
     if counts.rejected > before.rejected and used == before.learned + before.unlabeled + before.repeated:
-        _print(console, f"no event could be used: all {counts.rejected - before.rejected:,} were rejected")
+        print_line(console, f"no event could be used: all {counts.rejected - before.rejected:,} were rejected")
         return 3
     return 0
 
 
-def _print(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Print a line as it is."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -285,7 +349,7 @@ def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
         if len(received) > 1:
             raise KeyboardInterrupt
 
-    notes = Notes(job, lambda text: _print(console, text))
+    notes = Notes(job, lambda text: print_line(console, text))
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if plain:

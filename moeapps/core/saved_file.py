@@ -24,7 +24,14 @@ from moeapps.core.card import is_training_record
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write
 
-__all__ = ["FORMAT", "digest_span", "read_document", "write_document"]
+__all__ = [
+    "FORMAT",
+    "digest_span",
+    "read_document",
+    "read_document_bytes",
+    "write_document",
+    "write_document_bytes",
+]
 
 FORMAT = 1
 """Number of the file format; a file with a larger one was written by a newer moeapps."""
@@ -54,6 +61,24 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], tenso
     ConfigError
         If names and texts are longer than a file may have; the old file is then unchanged.
     """
+    head, data = _content(document, tensors, str(path))
+    with atomic_write(path) as file:
+        file.write(head)
+        file.write(data)
+
+
+def write_document_bytes(document: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """What :func:`write_document` would write to a file.
+
+    Raises
+    ------
+    ConfigError
+        If names and texts are longer than a file may have.
+    """
+    return b"".join(_content(document, tensors, "the state"))
+
+
+def _content(document: dict[str, Any], tensors: dict[str, Tensor], name: str) -> tuple[bytearray, memoryview]:
     # a copy of each: a parameter that two layers share is written under both names
     copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     body = memoryview(save_safetensors(copies))
@@ -65,7 +90,7 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], tenso
     start += b" " * (-len(start) % 8)  # the data stay aligned
     if len(start) > _MAX_HEADER:  # which nobody could read again
         raise ConfigError(
-            f"{path} would have {len(start):,} bytes of names and texts besides its arrays, at most {_MAX_HEADER:,} "
+            f"{name} would have {len(start):,} bytes of names and texts besides its arrays, at most {_MAX_HEADER:,} "
             "are possible: keep fewer categories, names, or events that wait for their label"
         )
     head = bytearray(len(start).to_bytes(8, "little") + start)
@@ -73,9 +98,7 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], tenso
     digest = hashlib.sha256(head)
     digest.update(body[8 + size :])
     head[first:last] = digest.hexdigest().encode()
-    with atomic_write(path) as file:
-        file.write(head)
-        file.write(body[8 + size :])
+    return head, body[8 + size :]
 
 
 def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -89,13 +112,40 @@ def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         If it is damaged, incomplete, or not such a file.
     """
     size = file.stat().st_size
-    damaged = f"{file} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
     with open(file, "rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little") if size >= 8 else 0
-        if not 2 <= header_size <= min(_MAX_HEADER, size - 8):  # before a byte of it is read: a file may be huge
-            raise FileFormatError(f"{damaged}: its header should be {header_size} bytes long")
-        stream.seek(0)
-        content = stream.read(size)
+        start = stream.read(8)
+        _header_size(start, size, file)  # before the rest is read: a file may be huge
+        return read_document_bytes(start + stream.read(size - 8), file)
+
+
+def _header_size(start: bytes, size: int, source: Path) -> int:
+    header_size = int.from_bytes(start, "little") if size >= 8 else 0
+    if not 2 <= header_size <= min(_MAX_HEADER, size - 8):
+        raise FileFormatError(f"{_damaged(source, size)}: its header should be {header_size} bytes long")
+    return header_size
+
+
+def _damaged(source: Path, size: int) -> str:
+    return f"{source} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
+
+
+def read_document_bytes(content: bytes, source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the content of a file.
+
+    Parameters
+    ----------
+    content : bytes
+        The content.
+    source : Path
+        Where it is from, for messages.
+
+    Raises
+    ------
+    FileFormatError
+        As :func:`read_document`.
+    """
+    header_size = _header_size(content[:8], len(content), source)
+    damaged = _damaged(source, len(content))
     try:
         start, end = digest_span(content)
     except ValueError:
@@ -112,7 +162,7 @@ def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = load_safetensors(content)
     except (KeyError, TypeError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
         raise FileFormatError(f"{damaged}: {error}") from None
-    return _checked(document, file), tensors
+    return _checked(document, source), tensors
 
 
 def digest_span(content: bytes | bytearray) -> tuple[int, int]:

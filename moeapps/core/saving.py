@@ -27,7 +27,13 @@ from moeapps.core.files import ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
-from moeapps.core.saved_file import FORMAT, read_document, write_document
+from moeapps.core.saved_file import (
+    FORMAT,
+    read_document,
+    read_document_bytes,
+    write_document,
+    write_document_bytes,
+)
 from moeapps.core.state_dict import non_finite_names
 from moeapps.core.trained import estimator_of, is_checkpoint
 
@@ -40,6 +46,7 @@ __all__ = [
     "SavableModule",
     "arguments_to_json",
     "card_of_file",
+    "from_bytes",
     "load",
     "loading",
     "registered_path",
@@ -118,6 +125,16 @@ class SaveMixin:
         """
         document, tensors = self._document()  # type: ignore[attr-defined]
         write_document(path, document, tensors)
+
+    def to_bytes(self: Savable) -> bytes:
+        """What :meth:`save` would write to a file, for a state store or a database; :func:`from_bytes` reads it.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`save`.
+        """
+        return write_document_bytes(*self._document())  # type: ignore[attr-defined]
 
     def card(self: Savable, scores: Mapping[str, float] | None = None, name: str = "") -> str:
         """Model card: what the model is, what it was trained on, its settings and scores.
@@ -263,8 +280,31 @@ def load(
         loading.reset(token)
 
 
+def from_bytes(content: bytes, source: str = "the state") -> Any:
+    """Load what :meth:`SaveMixin.to_bytes` gave, as :func:`load` loads a file.
+
+    Parameters
+    ----------
+    content : bytes
+        The bytes.
+    source : str, default "the state"
+        Where they are from, for messages.
+
+    Raises
+    ------
+    FileFormatError
+        As :func:`load`.
+    """
+    return _restored(*read_document_bytes(content, Path(source)), Path(source), {})
+
+
 def _load_saved(file: Path, modules: Mapping[str, nn.Module]) -> Any:
-    document, tensors = read_document(file)
+    return _restored(*read_document(file), file, modules)
+
+
+def _restored(
+    document: dict[str, Any], tensors: dict[str, Tensor], file: Path, modules: Mapping[str, nn.Module]
+) -> Any:
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
     _warn_of_versions(document["versions"], file)

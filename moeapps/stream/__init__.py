@@ -14,6 +14,7 @@ from moeapps.stream.generators import (
     synthetic_stream,
     with_label_noise,
 )
+from moeapps.stream.group_scores import GroupScores, group_scores
 from moeapps.stream.hooks import AlarmHook
 from moeapps.stream.io.delay import Arrival, LateLabels, PendingLabels, RecentIds
 from moeapps.stream.io.events import Event, Source
@@ -23,6 +24,7 @@ from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.regressor import DriftMoERegressor
 from moeapps.stream.router import StreamRouter
 from moeapps.stream.run import StreamCheckpoint, StreamRun, run_stream
+from moeapps.stream.updating import update
 
 __all__ = [
     "PUBLIC_STREAMS",
@@ -39,6 +41,7 @@ __all__ = [
     "Event",
     "FollowSource",
     "FrameSource",
+    "GroupScores",
     "HoeffdingPool",
     "LateLabels",
     "LinesSink",
@@ -56,6 +59,7 @@ __all__ = [
     "SyntheticStream",
     "drift_report",
     "electricity",
+    "group_scores",
     "open_sink",
     "open_source",
     "plot_prequential",
@@ -64,5 +68,6 @@ __all__ = [
     "recurring_stream",
     "run_stream",
     "synthetic_stream",
+    "update",
     "with_label_noise",
 ]

@@ -6,7 +6,7 @@ Names are those of ``river.metrics``. A metric of two classes takes the label th
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from river import metrics
 from river.metrics.base import BinaryMetric, ClassificationMetric, RegressionMetric
@@ -100,6 +100,11 @@ class NamedMetrics:
             if len(self._window[name]) > self._size:
                 self._recent[name].revert(*self._window[name].popleft())
 
+    def merge(self, other: Self) -> None:
+        """Add the metrics of another stream: confusion matrices, sums and means over everything. Windows stay apart."""
+        for name, metric in self._total.items():
+            _merge(metric, other._total[name])
+
     def as_dict(self) -> dict[str, float]:
         """Metrics of everything, by name."""
         return {name: _value(metric) for name, metric in self._total.items()}
@@ -170,6 +175,31 @@ def _value(metric: Any) -> float:
         return round(float(metric.get()), _DIGITS)
     except ZeroDivisionError:  # before any instance
         return math.nan
+
+
+def _merge(target: Any, other: Any) -> None:
+    """Add what a metric has counted to another one, in place: some metrics share their confusion matrix with parts."""
+    for matrix, more in _matrices(target, other):
+        for truth, row in more.data.items():
+            for prediction, count in row.items():
+                matrix.data[truth][prediction] += count
+        for sums in ("sum_row", "sum_col"):
+            for label, count in getattr(more, sums).items():
+                getattr(matrix, sums)[label] += count
+        for total in ("n_samples", "total_weight", "_total_true_positives"):
+            setattr(matrix, total, getattr(matrix, total) + getattr(more, total))
+    for name in ("_mean", "_y_var", "_total_sum_of_squares", "_residual_sum_of_squares"):  # river's add as they should
+        value = getattr(other, name, None)
+        if value is None:
+            continue
+        if getattr(getattr(value, "mean", value), "n", 1):  # river divides by the number
+            setattr(target, name, getattr(target, name) + value)
+
+
+def _matrices(target: Any, other: Any) -> list[tuple[Any, Any]]:
+    if hasattr(target, "cms"):
+        return list(zip(target.cms, other.cms, strict=True))
+    return [(target.cm, other.cm)] if hasattr(target, "cm") else []
 
 
 def _state(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Resumption:
     scores: ClassScores | NumberScores
     named: NamedMetrics
     watch_errors: ErrorWatch
+    still_owned: Callable[[], None]
     saved_at: float | None
     waiting: PendingLabels
     ids: RecentIds
@@ -249,6 +251,7 @@ class Resumption:
 
     def save(self) -> None:
         """Write the checkpoint, after everything that was written elsewhere is safe."""
+        self.still_owned()
         sizes = {name: sink.flush() for name, sink in self._sinks().items()}
         if self.file is None:
             return
@@ -270,6 +273,7 @@ class Resumption:
             "sizes": sizes,
             "files": {name: sink.mark() for name, sink in self._file_sinks().items()},
         }
+        self.still_owned()  # writing the files may have taken long
         StreamCheckpoint(self.model, run).save(self.file)
         self.saved_at = time.time()
         committed = getattr(self.source, "committed", None)

@@ -9,8 +9,8 @@ How an event is handled is in :mod:`moeapps.stream.handling`, how a run goes on 
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,11 +165,14 @@ class StreamRun(Resumption, EventHandling):
         self.latencies = Latencies()
         self.observe: Callable[[], None] = lambda: None
         """Called at most once a second in the thread of the run."""
+        self.still_owned: Callable[[], None] = lambda: None
+        """Called before every checkpoint; raises if the files belong to another process by now."""
         self.saved_at: float | None = None
         """When the last checkpoint was written, in seconds since 1970."""
         self._activation: list[float] = []
         self._stopping = False
-        self._ready = self._registered = False
+        self._ready = self._registered = self._fresh = False
+        self._pace: _Pace | None = None
         self._locks = ExitStack()
         self._declare()
 
@@ -203,23 +206,101 @@ class StreamRun(Resumption, EventHandling):
         watch : Callable[[StreamRun], None], default lambda run: None
             Called after every micro-batch.
         """
+        self.begin()
+        try:
+            while self.step():
+                watch(self)
+            self.finish()
+        finally:
+            self._release()
+
+    def begin(self) -> None:
+        """Take the right to write the files; afterwards :meth:`step`, as often as wanted, and :meth:`finish`."""
         self._prepare()
         try:
             if not self._registered:
                 self._register()
-            fresh = self.counts.events == 0 and not any(sink.size for sink in self._file_sinks().values())
-            self._fields = self._field_check()
-            try:
-                self._loop(watch)
-                if self._fields is not None and not self._stopping:
-                    self.notes += self._fields.finish()
-            except ConfigError:  # a misspelled name: the same command with the right one finds nothing in its way
-                if fresh:
-                    self._remove_outputs()
-                raise
-            self.save()
-        finally:
+        except BaseException:
             self._release()
+            raise
+        self._fresh = self.counts.events == 0 and not any(sink.size for sink in self._file_sinks().values())
+        self._fields = self._field_check()
+        self._pace = _Pace(self)
+
+    def step(self) -> bool:
+        """Read and handle a micro-batch, and save if it is time; False where the run ends.
+
+        Raises
+        ------
+        DataError
+            If the source cannot be read. What was learned before is saved.
+        ConfigError
+            If a field is misspelled. The files that the run has written are then removed.
+        """
+        assert self._pace is not None
+        if self._stopping or (size := self._pace.size(self)) <= 0:
+            return False
+        try:
+            events = self.source.read(size)
+        except DataError:
+            self.save()  # what was learned before is safe
+            raise
+        if not events and not self.source.endless:
+            return False
+        if events:
+            begun = time.monotonic()
+            with self._outputs_removed():
+                self._work(events)
+            self._pace.note(self, time.monotonic() - begun)
+            for sink in self._file_sinks().values():
+                sink.push()
+            self.latencies.add(time.monotonic() - begun, len(events))
+        if self._pace.looks(bool(events)):
+            self.observe()
+        self.save_if_due()
+        return True
+
+    def save_if_due(self) -> None:
+        """Save if there are as many events, or it is as long ago, as the run was told."""
+        assert self._pace is not None
+        if self._pace.due(self):
+            self.save()
+            self._pace.saved(self)
+
+    def finish(self) -> None:
+        """Tell which fields never came, and save.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`step`.
+        """
+        if self._fields is not None and not self._stopping:
+            with self._outputs_removed():
+                self.notes += self._fields.finish()
+        self.save()
+
+    def leave(self) -> None:
+        """Save, for another process to go on.
+
+        Where nothing was learned and it is not sure that the named fields exist, nothing is kept: the next process may
+        be told other names.
+        """
+        self.stop()
+        if self._fresh and self._fields is not None and not self.counts.learned:
+            self._remove_outputs()
+        else:
+            self.finish()
+
+    @contextmanager
+    def _outputs_removed(self) -> Iterator[None]:
+        """After a misspelled name: the same command with the right one finds nothing in its way."""
+        try:
+            yield
+        except ConfigError:
+            if self._fresh:
+                self._remove_outputs()
+            raise
 
     def _field_check(self) -> FieldCheck | None:
         """A check of the first events for misspelled names, where nothing was learned yet."""
@@ -237,46 +318,46 @@ class StreamRun(Resumption, EventHandling):
             sink.resume(0)
             sink.path.unlink(missing_ok=True)
 
-    def _loop(self, watch: Callable[["StreamRun"], None]) -> None:
-        saved_at, saved_time = self.counts.events, time.monotonic()
-        started, first, batches, observed = time.monotonic(), self.counts.events, 0, 0.0
-        most = self.batch
-        while not self._stopping:
-            size = min(most, self.window - self.scores.n % self.window)
-            if self.limit is not None:
-                size = min(size, self.limit - self.counts.events)
-                if size <= 0:
-                    break
-            try:
-                events = self.source.read(size)
-            except DataError:
-                self.save()  # what was learned before is safe
-                raise
-            if not events and not self.source.endless:
-                break
-            if events:
-                begun = time.monotonic()
-                self._work(events)
-                took = time.monotonic() - begun
-                if took > _SLOW:
-                    most = max(1, most // 2)
-                elif took < _QUICK:
-                    most = min(self.batch, 2 * most)
-                batches += 1
-                self.rate = (self.counts.events - first) / max(time.monotonic() - started, 1e-9)
-                if batches == 1:  # which may have had to compile: the rate is that of the others
-                    started, first = time.monotonic(), self.counts.events
-                for sink in self._file_sinks().values():
-                    sink.push()
-                self.latencies.add(time.monotonic() - begun, len(events))
-            if time.monotonic() - observed >= 1.0 or (events and batches == 1):
-                observed = time.monotonic()
-                self.observe()
-            watch(self)
-            due = self.counts.events - saved_at >= self.every or time.monotonic() - saved_time >= self.every_seconds
-            if due and self.counts.events > saved_at:
-                self.save()
-                saved_at, saved_time = self.counts.events, time.monotonic()
+
+class _Pace:
+    """How large the next micro-batch is, how fast the run is, and when it saves."""
+
+    def __init__(self, run: StreamRun) -> None:
+        self._saved_at, self._saved_time = run.counts.events, time.monotonic()
+        self._started, self._first = time.monotonic(), run.counts.events
+        self._batches, self._observed, self._most = 0, 0.0, run.batch
+
+    def size(self, run: StreamRun) -> int:
+        """Events of the next micro-batch, at most; 0 at the limit."""
+        size = min(self._most, run.window - run.scores.n % run.window)
+        return size if run.limit is None else min(size, run.limit - run.counts.events)
+
+    def note(self, run: StreamRun, seconds: float) -> None:
+        """Take notice of a micro-batch."""
+        if seconds > _SLOW:
+            self._most = max(1, self._most // 2)
+        elif seconds < _QUICK:
+            self._most = min(run.batch, 2 * self._most)
+        self._batches += 1
+        run.rate = (run.counts.events - self._first) / max(time.monotonic() - self._started, 1e-9)
+        if self._batches == 1:  # which may have had to compile: the rate is that of the others
+            self._started, self._first = time.monotonic(), run.counts.events
+
+    def looks(self, worked: bool) -> bool:
+        """Whether the run is to be observed now: once a second, and after the first micro-batch."""
+        if time.monotonic() - self._observed < 1.0 and not (worked and self._batches == 1):
+            return False
+        self._observed = time.monotonic()
+        return True
+
+    def due(self, run: StreamRun) -> bool:
+        """Whether to save now."""
+        events, seconds = run.counts.events - self._saved_at, time.monotonic() - self._saved_time
+        return events > 0 and (events >= run.every or seconds >= run.every_seconds)
+
+    def saved(self, run: StreamRun) -> None:
+        """Take notice of a checkpoint."""
+        self._saved_at, self._saved_time = run.counts.events, time.monotonic()
 
 
 def run_stream(

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Hashable
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from moeapps.core.labels import plain, value_from_json, value_to_json
 
@@ -48,6 +48,15 @@ class _Scores:
     def state(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {**{name: getattr(self, name) for name in self.SUMS}, "recent": list(self._recent)}
+
+    def merge(self, other: Self) -> None:
+        """Add the scores of another stream, such as another partition of the same topic.
+
+        What is compared with earlier labels (kappa-M, kappa-T) is compared within each stream. The window holds the
+        windows of both; the result is for reading, since the next instance belongs to neither.
+        """
+        self._recent = deque([*self._recent, *other._recent])
+        self.window += other.window
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
@@ -97,6 +106,15 @@ class ClassScores(_Scores):
             self._majority = truth
         self._last = truth
         self._recent.append(int(hit))
+
+    def merge(self, other: Self) -> None:
+        """Add the scores of another stream; counts add up exactly."""
+        super().merge(other)
+        for name in self.SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, more in ((self.seen, other.seen), (self.predicted, other.predicted)):
+            for label, count in more.items():
+                mine[label] = mine.get(label, 0) + count
 
     @property
     def total(self) -> float:
@@ -161,6 +179,16 @@ class NumberScores(_Scores):
         self.mean += gap / self.n
         self.deviations += gap * (truth - self.mean)
         self._recent.append(error)
+
+    def merge(self, other: Self) -> None:
+        """Add the scores of another stream (Chan et al. 1979 for the deviations from the mean)."""
+        super().merge(other)
+        n = self.n + other.n
+        if other.n:
+            gap = other.mean - self.mean
+            self.deviations += other.deviations + gap * gap * self.n * other.n / n
+            self.mean += gap * other.n / n
+        self.n, self.absolute, self.squared = n, self.absolute + other.absolute, self.squared + other.squared
 
     @property
     def total(self) -> float:

@@ -143,7 +143,7 @@ def test_a_missing_topic_partition_or_broker_is_named(broker, monkeypatch):
     fill(producer, "one", 2)
     with pytest.raises(ConfigError, match="topic 'one' has 4 partitions, from 0"):
         open_source(f"kafka://{address}/one?partition=9")
-    monkeypatch.setattr("moeapps.stream.io.kafka.WAIT", 0.5)
+    monkeypatch.setattr("moeapps.stream.io.kafka_client.WAIT", 0.5)
     with pytest.raises(ConfigError, match="no broker answers"):
         KafkaSource("kafka://127.0.0.1:1/x", {"socket.timeout.ms": 300})
 

@@ -323,7 +323,7 @@ def test_settings_reach_librdkafka_and_secrets_are_not_shown(cluster, capsys, mo
              "--predictions", f"kafka://{cluster.address}/out", *SMALL]  # fmt: skip
     assert main([*given, "--kafka-config", "client.id=me", "--kafka-config", "socket.timeout.ms=5000"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("moeapps.stream.io.kafka.WAIT", 0.5)
+    monkeypatch.setattr("moeapps.stream.io.kafka_client.WAIT", 0.5)
     for setting in ("sasl.passwort=topsecret", "security.protocol=topsecret", "socket.timeout.ms=topsecret"):
         assert main([*given, "--kafka-config", setting]) == 2
         error = capsys.readouterr().err
