@@ -33,7 +33,7 @@ class ExpertsConfig(NetworkConfig):
         Network that sees each node's own features and no edges; None for none.
     gate : str, default "auto"
         How the experts are mixed, see :func:`~moeapps.core.mixing.fit_mixture`: ``"auto"``, ``"best"``, ``"mean"``,
-        ``"constant"``, ``"confidence"``, ``"linear"`` or ``"mlp"``.
+        ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"`` or ``"stacked"``.
     lr : float, default 0.01
         Learning rate of Adam.
     weight_decay : float, default 0.0

@@ -87,7 +87,7 @@ class ExpertModule(Configurable, MoEModule):
         check_rates(lr=config.lr, weight_decay=config.weight_decay)
         check_sizes(patience=config.patience)
         check_one_of("monitor", monitor, monitors)
-        check_one_of("gate", config.gate, [name for name in GATES if name != "stacked"])
+        check_one_of("gate", config.gate, GATES)
         self.lr = config.lr  # Lightning's learning rate finder sets it
         self.experts_config, self.monitor = config, monitor
         self.mixture: GatedMixture | None = None

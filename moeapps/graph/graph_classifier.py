@@ -49,7 +49,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         Sizes of the networks, see :class:`~moeapps.graph.networks.NetworkConfig`.
     gate : str
         How the experts are mixed: ``"auto"`` (whatever does best), ``"best"``, ``"mean"``, ``"constant"``,
-        ``"confidence"``, ``"linear"`` or ``"mlp"``.
+        ``"confidence"``, ``"linear"``, ``"mlp"`` or ``"stacked"``.
     lr, weight_decay : float
         Learning rate and L2 penalty of Adam.
     max_epochs : int

@@ -37,8 +37,8 @@ class GraphMixture(RoutedLayer):
     """Several networks on one graph, each trained alone, whose predictions a fitted gate mixes.
 
     The gate is the core's (:func:`~moeapps.core.mixing.fit_mixture`): each network alone, their mean, constant weights,
-    and weights by how sure each network is, compete on validation nodes. Until it is fitted, all networks count the
-    same.
+    weights by how sure each network is, and a regression on their log-probabilities compete on validation nodes, and
+    each may have a bias per class. Until it is fitted, all networks count the same.
 
     Parameters
     ----------
@@ -145,19 +145,18 @@ class GraphMixture(RoutedLayer):
         ConfigError
             If there is no such gate.
         """
-        check_one_of("gate", gate, [name for name in GATES if name != "stacked"])
+        check_one_of("gate", gate, GATES)
         predictions = _stacked([logits[name] for name in self.names])
         target = y.cpu().numpy()
         of_row = None if weight is None else weight.cpu().double().numpy()[target]
         nothing = np.zeros((len(target), 0))
-        rest: dict[str, Any] = {"seed": seed}
-        self.fitted = fit_mixture(
-            nothing, predictions, target, of_row, names=self.names, gate=gate, margin=MARGIN, **rest
-        )
+        rows = nothing, predictions, target, of_row
+        # Training nodes are often drawn evenly from the classes, and validation nodes are not. The best network alone
+        # stays as it is: mixtures are compared with it.
+        biased = gate != "best"
+        self.fitted = fit_mixture(*rows, names=self.names, gate=gate, class_bias=biased, seed=seed, margin=MARGIN)
         given = [costs[name] for name in self.names]
-        self.cascade = fit_cascade(
-            self.fitted, nothing, predictions, target, of_row, costs=given, budget=budget, tolerance=tolerance, **rest
-        )
+        self.cascade = fit_cascade(self.fitted, *rows, costs=given, budget=budget, tolerance=tolerance, seed=seed)
 
     def forward(self, x: Tensor, edges: Any, **options: Any) -> MowstOutput:
         """Predict all nodes of a graph; options as in :meth:`infer`."""

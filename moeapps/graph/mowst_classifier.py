@@ -133,8 +133,8 @@ class MowstClassifier(ConditionalClassifier):
         Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
     gate : str
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
-        ``"best"``, or ``"auto"``, whichever does best on validation nodes that it was not fitted on (see
-        :func:`~moeapps.core.mixing.fit_mixture`).
+        ``"stacked"``, ``"best"``, or ``"auto"``, whichever does best on validation nodes that it was not fitted on (see
+        :func:`~moeapps.core.mixing.fit_mixture`). All but ``"best"`` may get a bias per class.
     kept : int
         Graph networks of a mixture that are trained to the end.
     own_loss : float

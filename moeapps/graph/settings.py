@@ -43,8 +43,8 @@ class MowstExperts(MowstConfig):
         one.
     gate : str, default "auto"
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
-        ``"best"``, or ``"auto"``, whichever of them does best on validation nodes that it was not fitted on; see
-        :func:`~moeapps.core.mixing.fit_mixture`.
+        ``"stacked"``, ``"best"``, or ``"auto"``, whichever of them does best on validation nodes that it was not fitted
+        on; see :func:`~moeapps.core.mixing.fit_mixture`. All but ``"best"`` may get a bias per class.
     kept : int, default 5
         Graph networks of a mixture that are trained to the end; of more, those that have the better validation scores
         after 20, 40, ... epochs.

@@ -409,7 +409,7 @@ BAD_ARGUMENTS = {
     "no list": ({"strong": 3}, "strong must be 'auto'"),
     "no expert": ({"strong": [], "weak": None, "structure": False}, "there is no expert"),
     "decoder": ({"decoder": "cosine"}, "decoder must be one of dot, hadamard, mlp"),
-    "gate": ({"gate": "stacked"}, "gate must be one of"),
+    "gate": ({"gate": "stack"}, "gate must be one of"),
     "inference": ({"inference": "threshold"}, "inference must be one of mix, cascade"),
     "both limits": ({"budget": 0.5, "tolerance": 0.1}, "give one of them"),
     "monitor": ({"monitor": "accuracy"}, "monitor must be one of auc"),

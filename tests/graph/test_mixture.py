@@ -121,7 +121,7 @@ def test_the_mixture_is_what_gate_and_networks_say(fitted):
     np.testing.assert_allclose(fitted.predict_proba(data).sum(1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("gate", ["mean", "constant", "confidence", "linear", "mlp", "best"])
+@pytest.mark.parametrize("gate", ["mean", "constant", "stacked", "confidence", "linear", "mlp", "best"])
 def test_every_gate_of_the_core_can_be_asked_for(gate, tmp_path):
     model = MowstClassifier(strong=TWO, norm=None, gate=gate, **QUICK).fit(small_graph())
     name = model.model_.fitted.name
@@ -135,6 +135,28 @@ def test_every_gate_of_the_core_can_be_asked_for(gate, tmp_path):
     assert loaded.champion_ == model.champion_
     pd.testing.assert_frame_equal(loaded.selection_, model.selection_)
     np.testing.assert_allclose(loaded.candidates_["loss"], model.candidates_["loss"])
+
+
+def with_frequent_class(nodes=60):
+    """Training nodes are balanced, and of the others two thirds are of class 0."""
+    data = small_graph(nodes)
+    dropped = (data.y > 0) & ~data.train_mask & (torch.arange(nodes) % 4 > 0)
+    data.val_mask, data.test_mask = data.val_mask & ~dropped, data.test_mask & ~dropped
+    return data
+
+
+def test_a_mixture_learns_the_class_shares_of_validation_nodes_and_the_best_network_does_not(tmp_path):
+    data = with_frequent_class(240)
+    plain = MowstClassifier(strong=TWO, norm=None, gate="best", **QUICK).fit(data)
+    assert plain.model_.fitted.line is None
+    model = MowstClassifier(strong=TWO, norm=None, **QUICK).fit(data)
+    assert model.model_.fitted.line.intercept.argmax() == 0
+    expected = model.predict_proba()
+    truth = (data.y[data.test_mask] == 0).double().mean().item()
+    gap, gap_of_the_network = (abs(p[data.test_mask, 0].mean() - truth) for p in (expected, plain.predict_proba()))
+    assert gap < gap_of_the_network / 2
+    model.save(tmp_path / "model")
+    assert np.array_equal(moeapps.load(tmp_path / "model").predict_proba(data), expected)
 
 
 def test_a_cascade_asks_the_weak_expert_first_and_all_where_no_node_stops(fitted):
@@ -332,7 +354,7 @@ def test_the_portfolio_takes_edge_weights_and_refuses_negative_ones():
         ({"strong": [{"network": "gat", "heads": 3}]}, "cannot be divided by heads=3"),
         ({"strong": [{"network": "gcn", "input_dropout": 1.0}]}, "input_dropout must be"),
         ({"variant": "star"}, "variant must be"),
-        ({"gate": "stacked"}, "gate must be"),
+        ({"gate": "stack"}, "gate must be one of"),
         ({"kept": 0}, "kept must be"),
         ({"medium": "gcn"}, "medium='gcn' is for variant"),
         ({"confidence": "given"}, "confidence='given' is for variant"),

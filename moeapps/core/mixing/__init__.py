@@ -4,6 +4,7 @@ The experts themselves stay outside: this package sees what they predicted for r
 
 - :mod:`~moeapps.core.mixing.inputs`: checks of these arrays, and how sure each expert is of its prediction
 - :mod:`~moeapps.core.mixing.calibration`: a temperature and a floor per expert
+- :mod:`~moeapps.core.mixing.line`: what corrects a mixed prediction, and stacking
 - :mod:`~moeapps.core.mixing.gate`: the gate, a small network whose scores go through one of the core's routers
 - :mod:`~moeapps.core.mixing.training`: its training by the mixture's likelihood
 - :mod:`~moeapps.core.mixing.mixture`: gate, calibration and pool as one fitted object

@@ -6,22 +6,21 @@ Temperature scaling (Guo et al. 2017, eq. 9), applied to the logarithms of the p
 constant. The floor is needed because forests and nearest neighbours give probabilities of exactly 0, whose logarithm
 no temperature makes harmless. ``benchmarks/gate_selection.py --calibration`` compares the two on public tables.
 
-In regression there is one straight line for the mixture (:class:`Line`), and nothing for the single experts.
+In regression there is nothing for the single experts; what corrects a mixture is in :mod:`~moeapps.core.mixing.line`.
 
 Shapes: n rows, E experts, K classes or targets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from sklearn.linear_model import RidgeCV
 
 from moeapps.core.mixing.inputs import LOWEST, Floats, MixingData
 
-__all__ = ["FLOORS", "Calibration", "Line", "fit_calibration", "fit_line", "fit_stacked", "fit_temperature", "picked"]
+__all__ = ["FLOORS", "Calibration", "fit_calibration", "fit_temperature", "picked"]
 
 FLOORS = (1e-15, 1e-8, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Floors that are tried; the first is no floor."""
@@ -57,75 +56,13 @@ class Calibration:
         out: Floats = log_softmax(raised / self.temperatures[:, None], axis=-1)
         return out
 
+    def rows(self, data: MixingData) -> MixingData:
+        """Rows with calibrated log-probabilities; in regression as they are."""
+        return replace(data, predictions=self(data.predictions)) if data.task == "classification" else data
+
     def experts(self, chosen: Sequence[int]) -> "Calibration":
         """Calibration of some of the experts, in this order."""
         return Calibration(self.temperatures[list(chosen)], self.floors[list(chosen)])
-
-
-@dataclass(frozen=True)
-class Line:
-    """What multiplies a mixed prediction and what is added to it, for each target.
-
-    A mean of regressions varies less than the target does, the more so the more they differ, as weights that sum to 1
-    cannot give it its spread back (Breiman 1996, "Stacked regressions", section 3, on sums that are left free).
-
-    Parameters
-    ----------
-    slope : float64 array of shape (K,)
-        Factor.
-    intercept : float64 array of shape (K,)
-        Summand.
-    free : float64 array of shape (E, K), optional
-        Factors of the experts' own predictions, of any sign.
-    """
-
-    slope: Floats
-    intercept: Floats
-    free: Floats | None = None
-
-    def __call__(self, mixed: Floats, predictions: Floats) -> Floats:
-        """Map mixed predictions ``(n, K)`` and those of the experts ``(n, E, K)`` to corrected ones ``(n, K)``."""
-        out: Floats = self.slope * mixed + self.intercept
-        return out if self.free is None else out + np.einsum("nek,ek->nk", predictions, self.free)
-
-
-LINE_ROWS = 10
-"""So many rows of weight 1 stand for the line that changes nothing, with the variance that the predictions have."""
-
-
-def fit_line(mixed: Floats, data: MixingData) -> Line:
-    """Line with the least squared error, drawn towards the one that changes nothing by :data:`LINE_ROWS` rows.
-
-    Parameters
-    ----------
-    mixed : float64 array of shape (n, K)
-        Predictions for rows that the mixture was not fitted on.
-    data : MixingData
-        The rows, with their targets and weights.
-    """
-    prior, column, target = LINE_ROWS / data.amount, data.weight[:, None], data.target
-    centre, wanted = (column * mixed).mean(axis=0), (column * target).mean(axis=0)
-    spread = (column * (mixed - centre) ** 2).mean(axis=0)
-    together = (column * (mixed - centre) * (target - wanted)).mean(axis=0)
-    constant = spread <= 1e-18 * (1 + centre**2)
-    slope = np.where(constant, 1.0, (together + prior * spread) / np.where(constant, 1.0, (1 + prior) * spread))
-    middle = centre + (wanted - centre) / (1 + prior)
-    return Line(slope, middle - slope * centre)
-
-
-def fit_stacked(data: MixingData) -> Line:
-    """Ridge regression of each target on what the experts predict for it, as scikit-learn's StackingRegressor has it.
-
-    Parameters
-    ----------
-    data : MixingData
-        Rows with targets, weights, and predictions of experts that have not seen them. The penalties that are tried
-        suit targets in units of their standard deviations.
-    """
-    targets = range(data.target.shape[1])
-    fits = [RidgeCV().fit(data.predictions[:, :, k], data.target[:, k], data.weight) for k in targets]
-    intercepts = np.array([float(fit.intercept_) for fit in fits])
-    return Line(np.zeros(len(fits)), intercepts, np.stack([fit.coef_ for fit in fits], axis=1))
 
 
 def picked(log_probs: Floats, target: NDArray[np.int64]) -> Floats:

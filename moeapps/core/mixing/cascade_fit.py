@@ -13,11 +13,12 @@ import numpy as np
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
-from moeapps.core.mixing.calibration import fit_line, fit_stacked, fit_temperature
+from moeapps.core.mixing.calibration import fit_temperature
 from moeapps.core.mixing.cascade import CRITERIA, Cascade, Criterion
 from moeapps.core.mixing.gain import Gain, fit_gain, known_of
 from moeapps.core.mixing.gate import FixedGate, PredictionGate
 from moeapps.core.mixing.inputs import Floats, MixingData
+from moeapps.core.mixing.line import fit_line, fit_stacked
 from moeapps.core.mixing.mixture import GatedMixture
 from moeapps.core.mixing.selection import cut_folds
 from moeapps.core.mixing.simulation import ASK_ALL, check_limits, choose_cost, row_losses, threshold_for
@@ -146,10 +147,7 @@ class _StageFitter:
         return train_gate(config, self._calibrated(data, experts), self.seed)
 
     def _calibrated(self, data: MixingData, experts: list[int]) -> MixingData:
-        chosen = data.experts(experts)
-        if data.task == "regression":
-            return chosen
-        return replace(chosen, predictions=self.mixture.calibration.experts(experts)(chosen.predictions))
+        return self.mixture.calibration.experts(experts).rows(data.experts(experts))
 
     def _stage(self, data: MixingData, experts: list[int]) -> GatedMixture:
         whole = self.mixture
@@ -162,12 +160,14 @@ class _StageFitter:
             gate=self._gate(data, experts),
             calibration=whole.calibration.experts(experts),
         )
-        if len(experts) == 1 or (whole.temperature == 1 and whole.line is None):
-            return stage  # the expert has its own temperature, or nothing is calibrated
-        if whole.line is not None and whole.line.free is not None:
-            return replace(stage, line=fit_stacked(data.experts(experts)))
+        if whole.temperature == 1 and whole.line is None:
+            return stage  # nothing is calibrated
+        if len(experts) > 1 and whole.line is not None and whole.line.free is not None:
+            return replace(stage, line=fit_stacked(self._calibrated(data, experts)))
+        if len(experts) == 1 and (whole.task == "regression" or whole.line is None):
+            return stage  # the expert has its own temperature; in regression it stays as it is
         mixed = stage.log_mix(data.features, data.predictions[:, experts])
-        if whole.task == "regression":
+        if whole.line is not None:
             return replace(stage, line=fit_line(mixed, data))
         return replace(stage, temperature=fit_temperature(mixed, data.target, data.weight)[0])
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from moeapps.core.config import as_arguments
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.mixing.calibration import Calibration, Line
+from moeapps.core.mixing.calibration import Calibration
 from moeapps.core.mixing.gate import FixedGate, GateConfig, PredictionGate, dense_weights
 from moeapps.core.mixing.inputs import Floats, Task, check_predictions, uncertainty, uncertainty_width
+from moeapps.core.mixing.line import Line
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields, check_kinds
@@ -67,7 +68,8 @@ class GatedMixture:
         (Ranjan and Gneiting 2010), which a temperature below 1 corrects.
     line : Line, optional
         The same in regression: a slope and an intercept for the mixed prediction, or a linear regression on those of
-        the experts.
+        the experts. In classification, if at all, instead of the temperature: one over it, and a bias per class, for
+        the mixed log-probabilities; or a multinomial regression on those of the experts.
     candidates : DataFrame, optional
         What was compared; see :func:`~moeapps.core.mixing.fit_mixture`.
     """
@@ -157,8 +159,9 @@ class GatedMixture:
         mixed = mix_predictions(weights, calibrated, self.task)
         if self.task == "regression":
             return mixed if self.line is None else self.line(mixed, calibrated)
-        scaled: Floats = log_softmax(mixed / self.temperature, axis=1)
-        return scaled
+        logits = mixed / self.temperature if self.line is None else self.line(mixed, calibrated)
+        log_probs: Floats = log_softmax(logits, axis=1)
+        return log_probs
 
     def _features(self, features: Any) -> Floats:
         features = np.asarray(features, dtype=np.float64)

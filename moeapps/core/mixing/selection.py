@@ -23,9 +23,10 @@ from sklearn.model_selection import GroupKFold
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_line, fit_stacked, fit_temperature, picked
+from moeapps.core.mixing.calibration import Calibration, fit_calibration, fit_temperature, picked
 from moeapps.core.mixing.gate import KINDS, FixedGate, GateConfig
 from moeapps.core.mixing.inputs import Floats, MixingData, Task
+from moeapps.core.mixing.line import Line, fit_line, fit_stacked
 from moeapps.core.mixing.mixture import GatedMixture
 from moeapps.core.mixing.training import train_gate
 
@@ -41,8 +42,12 @@ SUSPICIOUS = 2.0
 """Temperatures above this or below its inverse are tried without, too, where the gate tells rows apart."""
 
 SIMPLER_FIRST = ("constant", "stacked", "confidence", "linear", "mlp", "mean", "expert")
+STACKED_FIRST = ("stacked", *(name for name in SIMPLER_FIRST if name != "stacked"))
+"""The order for classes with biases: a regression has no more parameters than constant weights with a bias per class.
+Set on the tuning splits of ``benchmarks/graph_gates.py``."""
+
 MARGIN = 0.5
-"""Set on the tuning tables (``benchmarks/gate_selection.py --every-candidate``), as the order."""
+"""Set on the tuning tables (``benchmarks/gate_selection.py --every-candidate``), as the order of the others."""
 
 DEFAULTS = {
     "constant": GateConfig("constant"),
@@ -63,6 +68,7 @@ def fit_mixture(
     names: Sequence[str] | None = None,
     gate: Gate | GateConfig = "auto",
     calibrate: bool = True,
+    class_bias: bool = False,
     groups: Any = None,
     seed: int = 0,
     verbose: bool = False,
@@ -88,10 +94,14 @@ def fit_mixture(
     gate : str or GateConfig, default="auto"
         ``"auto"``: whichever candidate does best. ``"best"``: the best expert alone. ``"mean"``, ``"constant"``,
         ``"confidence"``, ``"linear"``, ``"mlp"`` or a :class:`~moeapps.core.mixing.GateConfig`: that one.
-        ``"stacked"``, in regression only: a linear regression on the predictions, whose weights are the absolute
-        factors' shares.
+        ``"stacked"``: a linear regression on the predictions, of classes a multinomial one on the log-probabilities
+        with a factor per expert and a bias per class; its weights are the absolute factors' shares.
     calibrate : bool, default=True
         Whether each expert and the mixture get a temperature, or in regression the mixture a straight line.
+    class_bias : bool, default=False
+        For classification, where these rows may have other class shares than those that the experts were trained on:
+        each candidate, the experts alone among them, gets a bias per class beside the temperature if that is better by
+        more than one standard error on rows that it was not fitted on, and ``"auto"`` tries ``"stacked"``, too.
     groups : array of shape (n,), optional
         Rows of one group stay in one fold.
     seed : int, default=0
@@ -118,8 +128,6 @@ def fit_mixture(
     check_one_of("task", task, ("classification", "regression"))
     if not isinstance(gate, GateConfig):
         check_one_of("gate", gate, GATES)
-    if gate == "stacked" and task == "classification":
-        raise ConfigError("gate='stacked' is for regression: take 'constant', 'linear' or 'mlp' for classes")
     shape = np.shape(predictions)
     names = tuple(str(i) for i in range(shape[1] if len(shape) == 3 else 1)) if names is None else tuple(names)
     if not names or len(set(names)) < len(names):
@@ -131,12 +139,13 @@ def fit_mixture(
         if weight is not None:
             groups = groups[np.asarray(weight, dtype=np.float64) > 0]
     data = MixingData.checked(features, predictions, target, weight, task, names)
-    fitter = CandidateFitter(names, calibrate, seed)
+    fitter = CandidateFitter(names, calibrate, seed, class_bias)
     candidates = _candidates(gate, names, len(data))
-    if gate == "auto" and task == "regression" and fitter.calibrates(data) and len(names) > 1:
+    if gate == "auto" and (task == "regression" or class_bias) and fitter.calibrates(data) and len(names) > 1:
         candidates["stacked"] = None
     losses, corrections = cross_fitted_losses(fitter, candidates, data, groups)
-    chosen = _chosen(gate, list(candidates), losses, data.weight, margin)
+    order = STACKED_FIRST if fitter.class_bias and task == "classification" else SIMPLER_FIRST
+    chosen = _chosen(gate, list(candidates), losses, data.weight, margin, order)
     table = compare(list(candidates), losses, data.weight)
     table["chosen"] = table["candidate"] == chosen
     if verbose:
@@ -157,11 +166,14 @@ class CandidateFitter:
         Whether there are temperatures and lines.
     seed : int
         Seed of the gates.
+    class_bias : bool, default=False
+        Whether a candidate may have a bias per class.
     """
 
     names: tuple[str, ...]
     calibrate: bool
     seed: int
+    class_bias: bool = False
 
     def calibrates(self, data: MixingData) -> bool:
         """Whether temperatures, or a line, are fitted on these rows."""
@@ -176,11 +188,8 @@ class CandidateFitter:
         self, name: str, gate: GateConfig | Floats | None, calibration: Calibration, data: MixingData
     ) -> GatedMixture:
         if gate is None:
-            line = fit_stacked(data)
-            assert line.free is not None
-            factors = np.abs(line.free).mean(axis=1)
-            shares = factors / factors.sum() if factors.sum() > 0 else np.full(len(factors), 1 / len(factors))
-            return replace(self._with_calibration(name, shares, calibration, data), line=line)
+            line = fit_stacked(calibration.rows(data))
+            return replace(self._with_calibration(name, line.shares, calibration, data), line=line)
         made = self._with_calibration(name, gate, calibration, data)
         stretch = np.abs(np.log(calibration.temperatures)).max()
         if not isinstance(gate, GateConfig) or gate.kind == "constant" or stretch <= np.log(SUSPICIOUS):
@@ -198,15 +207,14 @@ class CandidateFitter:
     def _with_calibration(
         self, name: str, gate: GateConfig | Floats, calibration: Calibration, data: MixingData
     ) -> GatedMixture:
-        classification = data.task == "classification"
-        calibrated = replace(data, predictions=calibration(data.predictions)) if classification else data
+        made = train_gate(gate, calibration.rows(data), self.seed) if isinstance(gate, GateConfig) else FixedGate(gate)
         return GatedMixture(
             task=data.task,
             names=self.names,
             num_outputs=data.predictions.shape[2],
             num_features=data.features.shape[1],
             name=name,
-            gate=train_gate(gate, calibrated, self.seed) if isinstance(gate, GateConfig) else FixedGate(gate),
+            gate=made,
             calibration=calibration,
         )
 
@@ -230,7 +238,7 @@ def cross_fitted_losses(
         for name, mixture in fitter.fit(candidates, data.rows(train)).items():
             mixed[name][held] = mixture.log_mix(judged.features, judged.predictions)
     corrections: dict[str, dict[str, Any]] = {name: {} for name in candidates}
-    # an expert alone has its temperature already, and in regression it stays as it is; a linear regression has a line
+    # an expert alone has its temperature already, and in regression it stays as it is; a stacked one has a line
     corrected = [name for name, gate in candidates.items() if gate is not None and not name.startswith("expert:")]
     several = corrected if fitter.calibrates(data) else []
     if data.task == "regression":
@@ -238,10 +246,41 @@ def cross_fitted_losses(
             line = fit_line(mixed[name], data)
             corrections[name], mixed[name] = {"line": line}, line(mixed[name], data.predictions)
         return np.stack([np.square(m - data.target).mean(axis=1) for m in mixed.values()], axis=1), corrections
+    biased = _with_class_bias(mixed, candidates, data, groups, fitter)
     for name in several:
         temperature = fit_temperature(mixed[name], data.target, data.weight)[0]
         corrections[name], mixed[name] = {"temperature": temperature}, log_softmax(mixed[name] / temperature, axis=1)
+    for name, (line, log_probs) in biased.items():
+        gain = (picked(log_probs, data.target) - picked(mixed[name], data.target))[:, None]
+        if (data.weight * gain[:, 0]).mean() > _standard_error(gain, data.weight)[0]:
+            corrections[name], mixed[name] = {"line": line}, log_probs
     return np.stack([-picked(log_probs, data.target) for log_probs in mixed.values()], axis=1), corrections
+
+
+def _with_class_bias(
+    mixed: dict[str, Floats],
+    candidates: "Candidates",
+    data: MixingData,
+    groups: NDArray[np.int64] | None,
+    fitter: CandidateFitter,
+) -> dict[str, tuple[Line, Floats]]:
+    """Each candidate's line with a bias per class, and log-probabilities by lines that have not seen the rows.
+
+    A bias per class is too much to be judged on the rows that it was fitted on, as one temperature is.
+    """
+    if not (fitter.class_bias and fitter.calibrates(data)):
+        return {}
+    folds = cut_folds(data, groups, fitter.seed + 1)
+    found = {}
+    for name, gate in candidates.items():
+        if gate is None:
+            continue  # a multinomial regression has its biases
+        judged = np.empty_like(mixed[name])
+        for train, held in folds:
+            line = fit_line(mixed[name][train], data.rows(train))
+            judged[held] = log_softmax(line(mixed[name][held], data.predictions[held]), axis=1)
+        found[name] = fit_line(mixed[name], data), judged
+    return found
 
 
 def cut_folds(
@@ -288,12 +327,18 @@ def _standard_error(values: Floats, weight: Floats) -> Floats:
     return error
 
 
-def choose(names: Sequence[str], losses: Floats, weight: Floats, margin: float = MARGIN) -> str:
+def choose(
+    names: Sequence[str],
+    losses: Floats,
+    weight: Floats,
+    margin: float = MARGIN,
+    order: Sequence[str] = SIMPLER_FIRST,
+) -> str:
     """Choose a candidate: the simplest that is not clearly behind the best.
 
     1. The best has the lowest mean loss on rows that it has not seen.
     2. Those behind it by at most ``margin`` standard errors of the paired difference are as good.
-    3. Of these the first of :data:`SIMPLER_FIRST` is taken; among experts the one with the lowest loss.
+    3. Of these the first of ``order`` is taken; among experts the one with the lowest loss.
 
     This is Breiman's rule (Breiman et al. 1984, section 3.4.3, with one standard error) on paired differences, which
     are far less noisy than the losses themselves. Simple means few chances to go wrong on new rows: fitted constant
@@ -310,16 +355,18 @@ def choose(names: Sequence[str], losses: Floats, weight: Floats, margin: float =
         Weights with mean 1.
     margin : float, default=0.5
         See above.
+    order : sequence of str, default=SIMPLER_FIRST
+        Kinds of candidates, the simplest first.
     """
     table = compare(names, losses, weight)
     as_good = table[table["difference"] <= margin * table["difference_error"] + 1e-12]
-    kinds = [SIMPLER_FIRST.index(name.partition(":")[0]) for name in as_good["candidate"]]
+    kinds = [list(order).index(name.partition(":")[0]) for name in as_good["candidate"]]
     simplest = as_good[np.array(kinds) == min(kinds)]
     return str(simplest["candidate"][simplest["loss"].idxmin()])
 
 
 Candidates = dict[str, GateConfig | Floats | None]
-"""Gates to be trained, fixed weights ``(E,)``, and None for a linear regression, by the candidate's name."""
+"""Gates to be trained, fixed weights ``(E,)``, and None for a regression on predictions, by the candidate's name."""
 
 
 def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candidates:
@@ -340,7 +387,9 @@ def _candidates(gate: Gate | GateConfig, names: Sequence[str], n: int) -> Candid
     return made
 
 
-def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: Floats, margin: float) -> str:
+def _chosen(
+    gate: Gate | GateConfig, names: list[str], losses: Floats, weight: Floats, margin: float, order: Sequence[str]
+) -> str:
     if isinstance(gate, GateConfig):
         return gate.kind
     if gate in names:
@@ -348,4 +397,4 @@ def _chosen(gate: Gate | GateConfig, names: list[str], losses: Floats, weight: F
     if gate == "auto" and len(losses) < FEWEST and "mean" in names:
         return "mean"  # too few rows to prefer an expert
     allowed = [i for i, name in enumerate(names) if gate == "auto" or name.startswith("expert:")]
-    return choose([names[i] for i in allowed], losses[:, allowed], weight, margin)
+    return choose([names[i] for i in allowed], losses[:, allowed], weight, margin, order)

@@ -38,8 +38,9 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     gate : str or GateConfig, default="auto"
         "auto" lets all compete: each expert alone, "mean" (equal weights), "constant" (the same weights for all rows),
         "confidence" (weights by how sure the experts are), "linear" and "mlp" (by the row as well). The name of one
-        fixes it, and "best" takes the best expert alone. A :class:`~moeapps.core.mixing.GateConfig` sets its router,
-        ``top_k`` and width.
+        fixes it, and "best" takes the best expert alone. "stacked", which does not compete, is a multinomial
+        regression on the experts' log-probabilities with a factor per expert and a bias per class. A
+        :class:`~moeapps.core.mixing.GateConfig` sets its router, ``top_k`` and width.
     costs : "measured", dict or list, default="measured"
         Cost of asking each expert for a row: seconds measured at the fit, or numbers above 0 by name or in the order of
         ``experts``. Measured ones differ a little from fit to fit; give numbers where a cascade has to be reproducible.

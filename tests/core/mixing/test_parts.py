@@ -5,11 +5,10 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import RidgeCV
 
 from moeapps.core.losses import mixture_loss
 from moeapps.core.mixing import Calibration, GateConfig, PredictionGate, fit_calibration
-from moeapps.core.mixing.calibration import Line, fit_line, fit_stacked, fit_temperature, picked
+from moeapps.core.mixing.calibration import fit_temperature, picked
 from moeapps.core.mixing.gain import fit_gain
 from moeapps.core.mixing.gate import dense_weights
 from moeapps.core.mixing.inputs import MixingData, uncertainty
@@ -32,60 +31,6 @@ def drawn(n=2000, sharpness=1.0, seed=0):
     logits = rng.normal(size=(n, 3)) * 2
     y = (softmax(logits, axis=1).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
     return log_softmax(logits * sharpness, axis=1)[:, None], np.minimum(y, 2)
-
-
-def regression_of(mixed, target, weight=None):
-    return MixingData.checked(np.zeros((len(mixed), 0)), mixed[:, None], target, weight, "regression", ["0"])
-
-
-def test_a_row_of_weight_two_counts_as_two_in_a_line():
-    rng = np.random.default_rng(0)
-    mixed, target = rng.normal(size=(2, 12, 1))
-    counts = rng.integers(1, 4, size=12)
-    weighted = fit_line(mixed, regression_of(mixed, target, counts))
-    mixed, target = mixed.repeat(counts, axis=0), target.repeat(counts, axis=0)
-    repeated = fit_line(mixed, regression_of(mixed, target))
-    np.testing.assert_allclose([weighted.slope, weighted.intercept], [repeated.slope, repeated.intercept])
-
-
-def test_a_line_is_the_one_with_the_least_squared_error():
-    rng = np.random.default_rng(0)
-    mixed = rng.normal(3, 2, size=(4000, 2))
-    target = mixed * [1.5, -0.5] + [4, 100] + rng.normal(size=(4000, 2))
-    weight = rng.uniform(0.5, 1.5, size=4000)
-    weight /= weight.mean()
-    line = fit_line(mixed, regression_of(mixed, target, weight))
-    for column in range(2):
-        slope, intercept = np.polyfit(mixed[:, column], target[:, column], 1, w=np.sqrt(weight))
-        assert line.slope[column] == pytest.approx(slope, rel=0.01)
-        assert line.intercept[column] == pytest.approx(intercept, rel=0.01)
-    np.testing.assert_allclose(line(mixed, mixed[:, None]), mixed * line.slope + line.intercept)
-
-
-def test_a_line_of_few_rows_changes_little():
-    mixed, target = np.array([[0.0], [1.0]]), np.array([[0.0], [3.0]])
-    line = fit_line(mixed, regression_of(mixed, target))
-    assert 1 < line.slope[0] < 1.5  # two rows against ten that say nothing is to be changed
-    constant = np.full((50, 1), 7.0)
-    same = fit_line(constant, regression_of(constant, np.arange(50.0)[:, None]))
-    assert same.slope[0] == 1  # a constant prediction is moved only
-    assert same(np.full((1, 1), 7.0), np.zeros((1, 1, 1)))[0, 0] == pytest.approx(7 + (24.5 - 7) * 50 / 60)
-    assert isinstance(same, Line)
-
-
-def test_a_linear_regression_on_predictions_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    predictions = rng.normal(size=(500, 3, 2))
-    target = np.stack([predictions[:, :, 0] @ [1.0, -0.4, 0.0], predictions[:, :, 1] @ [0.2, 0.2, 2.0] + 1], axis=1)
-    target += 0.1 * rng.normal(size=target.shape)
-    weight = rng.uniform(0.5, 1.5, size=500)
-    names = ["a", "b", "c"]
-    data = MixingData.checked(np.zeros((500, 0)), predictions, target, weight, "regression", names)
-    line = fit_stacked(data)
-    for k in range(2):
-        reference = RidgeCV().fit(predictions[:, :, k], target[:, k], data.weight)
-        found = line(np.full((500, 2), np.pi), predictions)[:, k]  # whatever the gate mixes
-        np.testing.assert_allclose(found, reference.predict(predictions[:, :, k]))
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
