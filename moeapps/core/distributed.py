@@ -8,7 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["alone", "average_gradients", "broadcast_buffers", "gather_rows", "global_sum", "rank", "world_size"]
+__all__ = [
+    "alone",
+    "average_gradients",
+    "broadcast_buffers",
+    "gather_rows",
+    "global_sum",
+    "peer_is_gone",
+    "rank",
+    "world_size",
+]
 
 _alone = 0  # how many times `alone` was entered; of the process, so that threads of a fit see it, too
 
@@ -95,6 +104,12 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def peer_is_gone(error: BaseException) -> bool:
+    """Whether an exchange failed because another process of the training has ended."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def gather_rows(x: Tensor, total: int | None = None) -> Tensor:
