@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from moeapps.core.errors import ConfigError
 
 __all__ = [
     "alone",
@@ -104,6 +107,21 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def check_weights_are_whole(trainer: Any) -> None:
+    """Refuse strategies that divide the weights, for a module that keeps the best ones of each of its experts.
+
+    Raises
+    ------
+    ConfigError
+        If several processes train by another strategy than ``ddp``.
+    """
+    if world_size() > 1 and not isinstance(trainer.strategy.model, DistributedDataParallel):
+        raise ConfigError(
+            f"trainer.strategy={type(trainer.strategy).__name__} divides the weights, but the best ones of each expert "
+            "are kept as a whole: set it to ddp"
+        )
 
 
 def peer_is_gone(error: BaseException) -> bool:

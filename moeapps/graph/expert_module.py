@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import Configurable
-from moeapps.core.distributed import alone, world_size
+from moeapps.core.distributed import alone, check_weights_are_whole, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.mixing import Cascade, GatedMixture, fit_cascade, fit_mixture
@@ -156,6 +156,7 @@ class ExpertModule(Configurable, MoEModule):
 
     def on_fit_start(self) -> None:
         """Forget the mixture of an earlier training."""
+        check_weights_are_whole(self.trainer)
         self.mixture = self.cascade = self._concluded = None
 
     def on_train_epoch_start(self) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
-from moeapps.core.distributed import alone, average_gradients, broadcast_buffers, world_size
+from moeapps.core.distributed import alone, average_gradients, broadcast_buffers, check_weights_are_whole, world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.mixing.selection import Gate
 from moeapps.core.module import sum_of_terms
@@ -309,6 +309,7 @@ class MowstModule(NodeModule):
         """Drop the logits of an earlier fit, since the weights may have changed."""
         super().on_fit_start()
         self._logits.forget()
+        check_weights_are_whole(self.trainer)
         if world_size() > 1 and getattr(getattr(self._trainer, "datamodule", None), "batch_size", None) is None:
             raise ConfigError(
                 f"trainer.devices={world_size()}: on the whole graph every process would compute the same. Set it to "
