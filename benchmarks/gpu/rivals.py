@@ -5,7 +5,6 @@ Neither is on PyPI as a wheel for every torch: what cannot be imported, built or
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

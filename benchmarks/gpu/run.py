@@ -95,8 +95,8 @@ def divided_weights(device: str) -> dict[str, Any]:
 def fit_arguments(config: Path, device: str) -> list[str]:
     """Arguments of a training of two steps."""
     return ["fit", "--config", str(config), "--trainer.accelerator", "gpu" if device == "cuda" else "cpu",
-            "--trainer.devices", "1", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "2",
-            "--trainer.enable_progress_bar", "false"]  # fmt: skip
+            "--trainer.devices", "1", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1",
+            "--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
 
 def moeapps(folder: str, *arguments: str) -> dict[str, Any]:

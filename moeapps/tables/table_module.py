@@ -217,7 +217,8 @@ class TableModule(DataDependentModule, TabularModule):
             callbacks.append(RisingAverage(self.settings.ema_decay))
         if data is not None and (data.validation_fraction or data.load("val") is not None):
             callbacks += [
-                EarlyStopping("val/loss", patience=self.settings.patience, mode="min"),
+                # not strict: a training may end by max_steps before the first validation
+                EarlyStopping("val/loss", patience=self.settings.patience, mode="min", strict=False),
                 BestWeights("val/loss", "min"),
             ]
         return callbacks
