@@ -275,8 +275,8 @@ class MoEAppsCLI(LightningCLI):
             if "requires a GPU accelerator" not in str(error):
                 raise
             raise ConfigError(
-                f"trainer.strategy={config.get('strategy')} needs GPUs, among which torch divides the weights: set it to "
-                "ddp for processes on CPUs"
+                f"trainer.strategy={config.get('strategy')} needs GPUs, among which torch divides the weights: "
+                "set it to ddp for processes on CPUs"
             ) from error
 
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
