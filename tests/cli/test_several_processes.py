@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
 import pytest
+import torch
 
-from moeapps.core.distributed import peer_is_gone
+from moeapps.cli.main import main
+from moeapps.core.distributed import check_weights_are_whole, peer_is_gone
+from moeapps.core.errors import ConfigError
 from tests.cli.test_cli import ROOT, final_weights, moeapps, same, start, toy, wait_for
 
 pytestmark = pytest.mark.xdist_group("two_processes")
@@ -69,6 +73,29 @@ def test_when_a_process_is_killed_the_others_end_and_its_run_can_be_continued(un
     assert done.returncode == 0, done.stderr
     assert same(final_weights(unharmed), final_weights(run))
     pd.testing.assert_frame_equal(curves(unharmed), curves(run))
+
+
+def test_fsdp_on_cpus_is_refused_and_ddp_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = toy(tmp_path / "two.yaml", None, DATA, strategy="fsdp", devices=2)
+    assert main(["fit", "--config", str(config)]) == 2
+    assert "error: trainer.strategy=fsdp needs GPUs" in capsys.readouterr().err
+
+
+def test_experts_whose_best_weights_are_kept_need_ddp(monkeypatch):
+    strategy = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    check_weights_are_whole(SimpleNamespace(strategy=strategy))  # one process
+    monkeypatch.setattr("moeapps.core.distributed.world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"trainer\.strategy=SimpleNamespace divides the weights.*ddp"):
+        check_weights_are_whole(SimpleNamespace(strategy=strategy))
+
+
+def test_the_end_of_another_process_is_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lost = RuntimeError("[gloo/pair.cc:561] Connection closed by peer [127.0.0.1]:7081")
+    monkeypatch.setattr("tests.toy.ToyModule.training_step", lambda *_: (_ for _ in ()).throw(lost))
+    assert main(["fit", "--config", str(toy(tmp_path / "one.yaml", None, DATA, logger=False))]) == 1
+    assert "error: another process of this training has ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
