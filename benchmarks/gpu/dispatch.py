@@ -1,8 +1,13 @@
-"""A training step of one MoE layer beside a dense two-layer network of equal FLOPs on equally many rows, bfloat16."""
+"""A training step of one MoE layer beside a dense two-layer network of equal FLOPs on equally many rows, bfloat16.
 
+Layers of other packages are measured beside it where they are installed (:mod:`rivals`).
+"""
+
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from rivals import RIVALS
 from timing import median_ms, peak_mib
 from torch import Tensor, nn
 
@@ -64,11 +69,28 @@ def measure(device: str, small: bool) -> list[dict[str, Any]]:
         row["share_of_dense"] = row["dense_ms"] / row["moe_ms"]
         if "compiled_ms" in row:
             row["compiled_share_of_dense"] = row["dense_ms"] / row["compiled_ms"]
+        for name, make in RIVALS.items():
+            if find_spec(name) is not None:
+                row[name] = measure_rival(
+                    make, (d, h, e, k), tokens(n), device, (repeats, warmup), dense_ms=row["dense_ms"]
+                )
         rows.append(row)
         del layer, run
         if device == "cuda":
             torch.cuda.empty_cache()
     return rows
+
+
+def measure_rival(
+    make: Any, sizes: tuple[int, ...], x: Tensor, device: str, runs: tuple[int, int], dense_ms: float
+) -> dict[str, Any]:
+    """Milliseconds, peak memory and part of the dense throughput of another package's layer, or why there are none."""
+    try:
+        run = step(make(*sizes).to(device, x.dtype), x)
+        ms = median_ms(run, device, *runs)
+        return {"ms": ms, "mib": peak_mib(run, device), "share_of_dense": dense_ms / ms}
+    except Exception as error:  # whatever another package does must not end the acceptance
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -82,3 +104,15 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{r['tokens'] * r['k']:>6} {r['d']:>5} {r['h']:>6} {r['experts']:>3} {r['dense_ms']:>9.2f} "
               f"{r['dense_tflops']:>8.1f} {r['moe_ms']:>9.2f} {r['moe_tflops']:>8.1f} {r['share_of_dense']:>8.2f} "
               f"{compiled:>8} {memory:>9} {dense:>8}")  # fmt: skip
+        for name in RIVALS:
+            if found := r.get(name):
+                print(f"{name:>26}: {found.get('error') or format_rival(found)}")
+    missing = [name for name in RIVALS if not any(name in r for r in rows)]
+    if missing:
+        print(f"not installed, so not compared: {', '.join(missing)}")
+
+
+def format_rival(found: dict[str, Any]) -> str:
+    """One line of another package's layer."""
+    memory = "-" if found["mib"] is None else f"{found['mib']:.0f}"
+    return f"{found['ms']:.2f} ms, {found['share_of_dense']:.2f} of dense, peak {memory} MiB"

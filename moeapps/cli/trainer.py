@@ -269,7 +269,15 @@ class MoEAppsCLI(LightningCLI):
             kwargs |= self.engine({**config, **kwargs})
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            if "requires a GPU accelerator" not in str(error):
+                raise
+            raise ConfigError(
+                f"trainer.strategy={config.get('strategy')} needs GPUs, among which torch divides the weights: "
+                "set it to ddp for processes on CPUs"
+            ) from error
 
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
         added: list[Callback] = []

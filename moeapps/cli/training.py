@@ -6,7 +6,7 @@ import sys
 
 from moeapps.cli import score
 from moeapps.cli.arguments import SUMMARIES, subcommand, subcommand_position, take_option
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARIES", "run"]
@@ -43,6 +43,7 @@ def run(arguments: list[str]) -> int:
     from moeapps.cli.seeds import fit, seeds_of
     from moeapps.cli.trainer import run as run_trainer
     from moeapps.core.callbacks import Interrupted
+    from moeapps.core.distributed import peer_is_gone
 
     try:
         if fitting:
@@ -56,6 +57,13 @@ def run(arguments: list[str]) -> int:
         name = signal.Signals(stop.signum).name
         print(f"stopped by {name}; continue with: moeapps {shlex.join(command)}", file=sys.stderr, flush=True)
         return 128 + stop.signum
+    except RuntimeError as error:
+        if not peer_is_gone(error):
+            raise
+        raise MoEAppsError(
+            "another process of this training has ended: what it said stands above, unless it was killed. "
+            "--ckpt_path last goes on from the last checkpoint"
+        ) from error
     return 0
 
 

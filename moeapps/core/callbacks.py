@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, Timer
 
 from moeapps.core.averaging import averaged_module
+from moeapps.core.distributed import alone
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.writer import TableWriter
 
@@ -299,7 +300,9 @@ class ViewWriter(L.Callback):
         if views is not None and trainer.is_global_zero and folder is not None and trainer.loggers:
             best = [callback for callback in trainer.callbacks if isinstance(callback, BestWeights)]  # type: ignore[attr-defined]
             kept = best[0].best_epoch if best else None
-            replace(views(), kept_epoch=kept).save(Path(folder))
+            with alone():  # the other processes do not look, and would be waited for where something is fitted
+                shown = views()
+            replace(shown, kept_epoch=kept).save(Path(folder))
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -30,11 +30,13 @@ class EpochSampler(DistributedSampler[int]):
         Whether to shuffle.
     seed : int, default=0
         Seed of the order.
+    divided : bool, default=True
+        Whether the processes of a distributed training get different rows. Without, each of them gets all.
     """
 
-    def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(self, length: int, shuffle: bool = True, seed: int = 0, divided: bool = True) -> None:
         # not the base's constructor: it expects torch.distributed to run already
-        self.length, self.shuffle, self.seed = length, shuffle, seed
+        self.length, self.shuffle, self.seed, self.divided = length, shuffle, seed, divided
         self.epoch = 0
         self.start = 0
 
@@ -47,18 +49,29 @@ class EpochSampler(DistributedSampler[int]):
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
 
     def __len__(self) -> int:
-        return math.ceil(self.length / world_size())
+        return math.ceil(self.length / self.processes)
 
     def __iter__(self) -> Iterator[int]:
         yield from self.order().tolist()
+
+    @property
+    def processes(self) -> int:
+        """Number of processes among which the rows are dealt out."""
+        return world_size() if self.divided else 1
+
+    @property
+    def repeated(self) -> int:
+        """How many of this process's rows, the last ones, another process has too: 0 or 1."""
+        return int(self.divided and rank() + self.processes * (len(self) - 1) >= self.length)
 
     def order(self) -> Tensor:
         """Rows of this process from ``start`` on, which then is 0 again, as one int64 tensor."""
         start, self.start = self.start, 0
         generator = self.random_generator()
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
-        if (processes := world_size()) > 1:
-            order = order.repeat(2)[: len(self) * processes][rank() :: processes]
+        if (processes := self.processes) > 1:
+            rows = len(self) * processes
+            order = order.repeat(math.ceil(rows / self.length))[:rows][rank() :: processes]
         return order[start:]
 
 
@@ -103,7 +116,7 @@ class ResumableLoader(DataLoader):
         """Batches of a data set in memory."""
         sampler: EpochSampler = self.sampler  # type: ignore[assignment]
         size, take = self.batch_size or 1, self.dataset.take  # type: ignore[attr-defined]
-        in_order, first = not sampler.shuffle and world_size() == 1, sampler.start
+        in_order, first = not sampler.shuffle and sampler.processes == 1, sampler.start
         order = sampler.order()
         for start in range(0, len(order), size):
             rows = order[start : start + size]
@@ -146,6 +159,7 @@ def make_loader(
     num_workers: int = 0,
     drop_last: bool = False,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    divided: bool = True,
 ) -> ResumableLoader:
     """Make a loader that resumes exactly.
 
@@ -165,6 +179,8 @@ def make_loader(
         Whether to leave out an incomplete last batch.
     collate_fn : Callable[[list of Any], Any], optional
         As in torch.
+    divided : bool, default=True
+        Whether the processes of a distributed training share the rows. Without, each of them gets all.
 
     Raises
     ------
@@ -186,7 +202,7 @@ def make_loader(
     return ResumableLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(rows, shuffle, seed),
+        sampler=EpochSampler(rows, shuffle, seed, divided),
         num_workers=num_workers,
         drop_last=drop_last,
         collate_fn=collate_fn,

@@ -16,6 +16,7 @@ from moeapps.core.callbacks import time_used
 from moeapps.core.distributed import world_size
 from moeapps.core.epoch_means import EpochMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
+from moeapps.core.loading import EpochSampler
 from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.routers import Router
@@ -198,13 +199,54 @@ class MoEModule(L.LightningModule):
         logged = {f"train/{name}": term.detach() for name, term in {**terms, "loss": loss}.items()}
         trainer = self._trainer
         if trainer is None or batch_size is None or not trainer.training:  # only Lightning knows the rows of the batch
-            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=world_size() > 1)
+            self.log_by_rows(logged, batch_size, on_step=False, on_epoch=True)
             return
         means = self._epoch_means()
         means.begin(trainer.current_epoch)
         means.add(logged, batch_size)
         if trainer.is_last_batch:
             self._log_means(means)
+
+    def own_rows(self, stage: str, batch_idx: int, rows: int) -> int:
+        """How many rows of an evaluation's batch, the first ones, no other process evaluates too.
+
+        Processes get equally many batches of equally many rows, since they wait for each other in each. Where the rows
+        do not divide, the last batch of some ends with a row of another one.
+
+        Parameters
+        ----------
+        stage : {"val", "test"}
+            Which evaluation.
+        batch_idx : int
+            Number of the batch.
+        rows : int
+            Rows in it.
+        """
+        loader: Any = getattr(self.trainer, f"{stage}_dataloaders", None) if world_size() > 1 else None
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, EpochSampler) or batch_idx + 1 < len(loader):
+            return rows
+        return rows - sampler.repeated * getattr(loader.dataset, "rows_each", 1)
+
+    def log_evaluation(self, values: dict[str, Tensor], rows: int) -> None:
+        """Log means over the rows of an evaluation's batch; those of all processes count by their rows.
+
+        Parameters
+        ----------
+        values : dict of str to Tensor
+            Means by name, scalars.
+        rows : int
+            Rows that they are over, of :meth:`own_rows`; the values of none do not count.
+        """
+        counted = values if rows else {name: torch.zeros_like(value) for name, value in values.items()}
+        self.log_by_rows(counted, rows)
+
+    def log_by_rows(self, values: dict[str, Tensor], rows: int | None, **options: Any) -> None:
+        """``self.log_dict`` of means over some rows; those of all processes count by their rows."""
+        processes = world_size()
+        # Lightning averages the number of rows over processes and cuts off what is no whole number: a multiple is one
+        rows = None if rows is None else rows * processes
+        self.log_dict(values, batch_size=rows, sync_dist=processes > 1, **options)
 
     def on_train_epoch_end(self) -> None:
         """Log the means of an epoch that ended before its last batch, as ``max_steps`` ends it."""
@@ -219,7 +261,7 @@ class MoEModule(L.LightningModule):
         for name, value, rows, weight in means.take():
             # one process: the means as they are; several: weighted by the rows of each
             size: Any = rows if processes > 1 else weight
-            self.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=processes > 1)
+            self.log_by_rows({name: value}, size, on_step=False, on_epoch=True)
 
     def with_cosine_schedule(
         self, optimizer: torch.optim.Optimizer, warmup: float = 0.0, end: float = 0.1

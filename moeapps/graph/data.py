@@ -160,9 +160,10 @@ class GraphDataModule(L.LightningDataModule):
             return make_loader(whole, batch_size=1, collate_fn=itemgetter(0))
         chosen = torch.ones(self.graph.num_nodes, dtype=torch.bool) if mask is None else self.graph[mask]
         nodes: Any = _Nodes(chosen.nonzero().flatten())
-        # evaluation takes all its nodes at once: layer by layer, what they have in common is computed once
+        # evaluation takes all its nodes at once, in every process: layer by layer, what they have in common is computed
+        # once, and a score is that of all of them
         size = self.batch_size if shuffle else max(len(nodes), 1)
-        return make_loader(nodes, size, shuffle=shuffle, seed=self.seed, collate_fn=self._batch)
+        return make_loader(nodes, size, shuffle=shuffle, seed=self.seed, collate_fn=self._batch, divided=shuffle)
 
     def _batch(self, nodes: Any) -> NodeBatch:
         chosen = nodes if isinstance(nodes, Tensor) else torch.tensor(nodes)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import Configurable
-from moeapps.core.distributed import world_size
+from moeapps.core.distributed import alone, check_weights_are_whole, world_size
 from moeapps.core.errors import ConfigError, NonFiniteError
 from moeapps.core.losses import consistency_loss
 from moeapps.core.mixing import Cascade, GatedMixture, fit_cascade, fit_mixture
@@ -155,15 +155,8 @@ class ExpertModule(Configurable, MoEModule):
         return with_checked_state(torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=decay, **fused), self)
 
     def on_fit_start(self) -> None:
-        """Refuse several processes.
-
-        Raises
-        ------
-        ConfigError
-            If there are several.
-        """
-        if world_size() > 1:
-            raise ConfigError("experts stop by their score on all validation rows: train with devices=1")
+        """Forget the mixture of an earlier training."""
+        check_weights_are_whole(self.trainer)
         self.mixture = self.cascade = self._concluded = None
 
     def on_train_epoch_start(self) -> None:
@@ -183,7 +176,11 @@ class ExpertModule(Configurable, MoEModule):
             losses = [F.cross_entropy(one, batch.y) for one in logits]
             return torch.cat(logits), {self.names[i]: loss for i, loss in zip(active, losses, strict=True)}
 
-        return self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(batch.y))
+        loss = self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(batch.y))
+        if world_size() > 1:  # DistributedDataParallel waits for a gradient of every weight, of those that rest too
+            resting = [p.sum() for i, expert in enumerate(self.experts) if i not in active for p in expert.parameters()]
+            loss = loss + 0.0 * sum(resting)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """In a training, predictions of the experts that do not rest; otherwise those of all, to be mixed."""
@@ -216,6 +213,8 @@ class ExpertModule(Configurable, MoEModule):
             score = -found["loss"] if self.monitor == "loss" else found[self.monitor] - 1e-4 * found["loss"]
             self._refuse(self.names[i], score)
             scores[i] = score
+        # on a GPU the last bits may differ between processes, and one decision counts for all of them
+        scores = self.trainer.strategy.broadcast(scores)
         if not self.trainer.sanity_checking and scores:
             self.plan.update({self.names[i]: (score,) for i, score in scores.items()}, self)
         best = max([*scores.values(), *(score[0] for score in self.plan.best_scores.values())])
@@ -238,11 +237,12 @@ class ExpertModule(Configurable, MoEModule):
         self.plan.finish(self)
         kept = list(batches)
         part, gate = self.predict_part(kept), cast(Gate, self.experts_config.gate)
-        self.mixture = fit_mixture(part.features, part.predictions, part.target, names=self.names, gate=gate)
         costs = self.costs(kept[0])
-        self.cascade = fit_cascade(
-            self.mixture, part.features, part.predictions, part.target, costs=costs, **self.cascade_limits
-        )
+        with alone():  # each process fits on all rows
+            self.mixture = fit_mixture(part.features, part.predictions, part.target, names=self.names, gate=gate)
+            self.cascade = fit_cascade(
+                self.mixture, part.features, part.predictions, part.target, costs=costs, **self.cascade_limits
+            )
 
     @torch.no_grad()
     def predict_part(self, batches: Iterable[Any]) -> Part:

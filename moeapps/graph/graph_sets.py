@@ -296,7 +296,8 @@ class GraphSetData(L.LightningDataModule):
         if name not in self._batches:  # once: the forms of their edges are kept, too
             part, size = self.parts[name], self.batch_size
             self._batches[name] = [GraphBatch.of(part[i : i + size]) for i in range(0, len(part), size)]
-        return make_loader(self._batches[name], batch_size=1, collate_fn=itemgetter(0))
+        # every process sees all of them: experts stop by their score on the whole part
+        return make_loader(self._batches[name], batch_size=1, collate_fn=itemgetter(0), divided=False)
 
 
 class EgoNetData(GraphSetData):

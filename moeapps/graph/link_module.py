@@ -196,7 +196,7 @@ class LinkModule(ExpertModule):
         super().configure_model()
 
     def on_fit_start(self) -> None:
-        """Refuse several processes; warn where the decoder cannot tell a direction."""
+        """Warn where the decoder cannot tell a direction."""
         super().on_fit_start()
         warn_of_symmetric(self.config.decoder, bool(self.directed))
 

@@ -3,16 +3,18 @@
 # V validation nodes, K classes
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
-from moeapps.core.distributed import world_size
+from moeapps.core.distributed import alone, average_gradients, broadcast_buffers, check_weights_are_whole, world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.mixing.selection import Gate
 from moeapps.core.module import sum_of_terms
@@ -249,10 +251,21 @@ class MowstModule(NodeModule):
         for name, parts in (("gate", gates), ("task", trained)):
             if parts:  # each loss moves its own parts only
                 inputs = [p for part in parts for p in self.model.part(part).parameters()]
-                self.manual_backward(terms[name], inputs=inputs)
+                with self._without_reducer():
+                    self.manual_backward(terms[name], inputs=inputs)
+                average_gradients(inputs)
         for part in (*gates, *trained):
             optimizers[part].step()
             self._logits.forget(part)
+
+    def _without_reducer(self) -> AbstractContextManager[Any]:
+        """DistributedDataParallel would wait for the gradients of parts that this stage does not train."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the same model."""
+        broadcast_buffers(self)
 
     def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """In a training collect the experts' logits at the validation nodes, otherwise what the model predicts."""
@@ -296,8 +309,12 @@ class MowstModule(NodeModule):
         """Drop the logits of an earlier fit, since the weights may have changed."""
         super().on_fit_start()
         self._logits.forget()
-        if world_size() > 1:
-            raise ConfigError("Mowst trains in one process: its stages change by the score on all validation nodes")
+        check_weights_are_whole(self.trainer)
+        if world_size() > 1 and getattr(getattr(self._trainer, "datamodule", None), "batch_size", None) is None:
+            raise ConfigError(
+                f"trainer.devices={world_size()}: on the whole graph every process would compute the same. Set it to "
+                "1, or divide the training nodes among processes by mini-batches, data.batch_size=512 say"
+            )
 
     def on_train_start(self) -> None:
         """Score the experts as they are before the first step, so that training never ends below them."""
@@ -340,6 +357,8 @@ class MowstModule(NodeModule):
             self.model.load_state(*checkpoint["mixture"])
 
     def _advance(self, scores: Scores) -> None:
+        # on a GPU the last bits may differ between processes, and one decision counts for all of them
+        scores = self.trainer.strategy.broadcast(scores)
         before = self.plan.stage_name
         last = self.trainer.max_epochs not in (None, -1) and self.trainer.current_epoch + 1 >= self.trainer.max_epochs
         restored = self.plan.update(scores, self.model, last=last)
@@ -423,7 +442,8 @@ class MowstModule(NodeModule):
         values = self.held_out.values
         gate: Gate = "best" if best else self.config.gate
         seed = int(torch.initial_seed() % 2**31)
-        self.model.fit(values, values["y"], self._class_weight, self._work(), gate=gate, **self.limits, seed=seed)
+        with alone():  # each process fits on all validation nodes
+            self.model.fit(values, values["y"], self._class_weight, self._work(), gate=gate, **self.limits, seed=seed)
 
     def selection(self) -> list[dict[str, Any]]:
         """The networks that competed: name and sizes, epochs, validation score, kept or not, mean weight."""

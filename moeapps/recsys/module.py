@@ -218,7 +218,7 @@ class RankingModule(Configurable, DataDependentModule):
         return loss + term
 
     def _log_epoch(self, values: dict[str, Tensor], rows: int) -> None:
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=rows, sync_dist=world_size() > 1)
+        self.log_by_rows(values, rows, on_step=False, on_epoch=True)
 
     def on_fit_start(self) -> None:
         """Refuse what gradient surgery cannot be computed in; keep what a step frees, since the next needs as much.
@@ -243,7 +243,7 @@ class RankingModule(Configurable, DataDependentModule):
 
     def validation_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and each task's loss; for the first batch also ``diagnosis/...`` of experts and gates."""
-        self._evaluate("val", *batch)
+        self._evaluate("val", batch_idx, *batch)
         # One batch is enough for the diagnosis, and keeps no more rows in memory than that
         if batch_idx == 0 and has_gates(self.network):
             self._diagnosis = diagnose(self.network, batch[0], self.targets.names)
@@ -258,14 +258,14 @@ class RankingModule(Configurable, DataDependentModule):
 
     def test_step(self, batch: tuple[Rows, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and each task's loss."""
-        self._evaluate("test", *batch)
+        self._evaluate("test", batch_idx, *batch)
 
-    def _evaluate(self, stage: str, rows: Rows, labels: Tensor) -> None:
-        outputs = self.network(rows)
-        losses = self._by_name(outputs, labels)
+    def _evaluate(self, stage: str, batch_idx: int, rows: Rows, labels: Tensor) -> None:
+        outputs, own = self.network(rows), self.own_rows(stage, batch_idx, len(rows))
+        losses = self._by_name(outputs[:own], labels[:own])
         logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
         logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
-        self.log_dict(logged, batch_size=len(rows), sync_dist=world_size() > 1)
+        self.log_evaluation(logged, own)
         # An AUC is no mean over batches. Codes of scenarios and users are kept where they are wanted
         columns = [column for column in (self._scenario, self._user) if column is not None]
         self._collected.append((outputs.float().cpu(), labels.cpu(), rows.sparse[:, columns].cpu()))

@@ -16,7 +16,6 @@ from moeapps.core.averaging import RisingAverage
 from moeapps.core.callbacks import BestWeights
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
-from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import DataDependentModule
 from moeapps.core.saved_arguments import arguments_to_json
@@ -218,7 +217,8 @@ class TableModule(DataDependentModule, TabularModule):
             callbacks.append(RisingAverage(self.settings.ema_decay))
         if data is not None and (data.validation_fraction or data.load("val") is not None):
             callbacks += [
-                EarlyStopping("val/loss", patience=self.settings.patience, mode="min"),
+                # not strict: a training may end by max_steps before the first validation
+                EarlyStopping("val/loss", patience=self.settings.patience, mode="min", strict=False),
                 BestWeights("val/loss", "min"),
             ]
         return callbacks
@@ -235,11 +235,11 @@ class TableModule(DataDependentModule, TabularModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val/loss``, and ``val/accuracy`` or ``val/rmse``."""
-        self._evaluate("val", batch)
+        self._evaluate("val", batch_idx, batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``test/loss``, and ``test/accuracy`` or ``test/rmse``."""
-        self._evaluate("test", batch)
+        self._evaluate("test", batch_idx, batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The columns to keep, then what ``moeapps score`` writes."""
@@ -248,9 +248,10 @@ class TableModule(DataDependentModule, TabularModule):
         kept = {name: values.to_numpy()[rows] for name, values in part.kept.items()}
         return {**kept, **{str(name): values.to_numpy() for name, values in found.items()}}
 
-    def _evaluate(self, stage: str, batch: Any) -> None:
+    def _evaluate(self, stage: str, batch_idx: int, batch: Any) -> None:
         numbers, codes, target, weight = self._seen(stage, *batch)
-        out = self.model(numbers, codes)
+        own = self.own_rows(stage, batch_idx, len(target))
+        out, target, weight = self.model(numbers, codes)[:own], target[:own], weight[:own]
         logged = {f"{stage}/loss": self.task_loss(out, target, weight)}
         if self.task == "classification":
             right = (out.argmax(dim=1) == target).to(weight.dtype)
@@ -259,7 +260,7 @@ class TableModule(DataDependentModule, TabularModule):
             scale = float(self.estimator.target_scale_[0])
             square = ((out - target)[:, 0].square() * weight).sum() / weight.sum()
             logged[f"{stage}/rmse"] = scale * square.sqrt()
-        self.log_dict(logged, batch_size=len(target), sync_dist=world_size() > 1)
+        self.log_evaluation(logged, own)
 
     def _seen(self, name: str, index: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """Numbers, codes, target and weight of rows of a part, which is encoded once."""

@@ -17,7 +17,6 @@ from torch.optim.swa_utils import get_ema_avg_fn
 from moeapps.core.averaging import RisingAverage
 from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
 from moeapps.core.config import Configurable, config_from, field_names, takes
-from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
 from moeapps.core.optimizers import fused_where_possible
@@ -333,11 +332,11 @@ class DiffusionModule(SpecModule, Configurable):
         """Log ``val/loss``, the squared error. Timesteps and noise are the same in every epoch, so epochs compare."""
         images, labels = batch
         generator = torch.Generator().manual_seed(batch_idx)
-        count = len(images)
+        count, own = len(images), self.own_rows("val", batch_idx, len(images))
         t = (torch.arange(count) * self.diffusion.timesteps // count).to(images.device)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
-        terms = self._losses(images, labels, t, noise)
-        self.log("val/loss", terms["task"], batch_size=count, sync_dist=world_size() > 1)
+        terms = self._losses(images[: own or 1], labels[: own or 1], t[: own or 1], noise[: own or 1])
+        self.log_evaluation({"val/loss": terms["task"]}, own)
 
     @torch.no_grad()
     def views(self) -> Views:

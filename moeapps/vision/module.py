@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_at_least_zero, check_below_one, check_one_of, check_sizes
 from moeapps.core.config import Configurable, takes
-from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.growth.moeify import moeify
 from moeapps.core.labels import probability_columns
@@ -231,7 +230,7 @@ class ImageModule(SpecModule, Configurable):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and ``val/accuracy``."""
-        self._evaluate("val", *batch)
+        self._evaluate("val", batch_idx, *batch)
         self._by_class.update(self, batch[1])
 
     def views(self) -> Views:
@@ -240,15 +239,16 @@ class ImageModule(SpecModule, Configurable):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``test/loss`` and ``test/accuracy``."""
-        self._evaluate("test", *batch)
+        self._evaluate("test", batch_idx, *batch)
 
-    def _evaluate(self, stage: str, images: Tensor, labels: Tensor) -> None:
-        logits = self(images)
+    def _evaluate(self, stage: str, batch_idx: int, images: Tensor, labels: Tensor) -> None:
+        own = self.own_rows(stage, batch_idx, len(labels))
+        logits, labels = self(images)[:own], labels[:own]
         logged = {
             f"{stage}/loss": F.cross_entropy(logits, labels),
             f"{stage}/accuracy": (logits.argmax(1) == labels).float().mean(),
         }
-        self.log_dict(logged, batch_size=len(labels), sync_dist=world_size() > 1)
+        self.log_evaluation(logged, own)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
         """Columns ``image`` (file name, or label of images in memory), ``prediction``, ``probability_<class>``."""

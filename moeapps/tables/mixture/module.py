@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moeapps.core.checks import check_at_least_zero, check_sizes
 from moeapps.core.config import Configurable, config_from, takes
-from moeapps.core.distributed import world_size
+from moeapps.core.distributed import alone
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, encode, labels_to_json, probability_columns
@@ -258,7 +258,8 @@ class MixtureModule(Configurable, DataDependentModule):
         train = self._data.part("train")
         target = self._encoded(train.target)
         if self._experts is None:
-            self._fit_experts(train, target)
+            with alone():  # every process fits all of them: none waits for another longer than its timeout
+                self._fit_experts(train, target)
         elif len(self._out_of_fold) != len(train.frame):
             raise FileFormatError(
                 f"the checkpoint is one of {len(self._out_of_fold)} training rows, but there are {len(train.frame)}"
@@ -352,21 +353,23 @@ class MixtureModule(Configurable, DataDependentModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val/loss``, ``val/accuracy`` or ``val/rmse``, and the experts' load."""
-        self._evaluate("val", *batch)
+        self._evaluate("val", batch_idx, *batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``test/loss`` and ``test/accuracy`` or ``test/rmse``."""
-        self._evaluate("test", *batch)
+        self._evaluate("test", batch_idx, *batch)
 
-    def _evaluate(self, stage: str, index: Tensor, target: Tensor, weight: Tensor) -> None:
-        weights, scored = self._mixed(stage, index)
+    def _evaluate(self, stage: str, batch_idx: int, index: Tensor, target: Tensor, weight: Tensor) -> None:
+        own = self.own_rows(stage, batch_idx, len(index))
+        weights, scored = (part[:own] for part in self._mixed(stage, index))
+        target, weight = target[:own], weight[:own]
         logged = {f"{stage}/loss": self._loss(weights, scored, target, weight)}
         if self.task == "classification":
             right = (self._probabilities(weights, scored).argmax(dim=1) == target).double()
             logged[f"{stage}/accuracy"] = (right * weight).sum() / weight.sum()
         if stage == "val":
             logged |= {f"val/moe/gate/load/{e}": share for e, share in enumerate(weights.mean(dim=0))}
-        self.log_dict(logged, batch_size=len(index), sync_dist=world_size() > 1)
+        self.log_evaluation(logged, own)
 
     @staticmethod
     def _probabilities(weights: Tensor, scored: Tensor) -> Tensor:
