@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, Self
 
+from moeapps.core.search import Searchable
+
 __all__ = ["NamedArguments"]
 
 _CLOSE = 0.6
 """Likeness from which a name is suggested."""
 
 
-class NamedArguments:
+class NamedArguments(Searchable):
     """Checks the names of arguments of the constructor, and of ``set_params``, of every subclass.
 
     A subclass's ``__init__`` keeps its signature and docstring: scikit-learn and jsonargparse read them as before.

@@ -5,9 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -16,17 +15,22 @@ import psutil
 from tests.test_docs import ROOT
 
 
-def kill_one(name: str) -> bool:
-    """Kill one of the processes below this one whose command line has a name; False where there is none."""
+def processes(name: str) -> list[psutil.Process]:
+    """Processes below this one whose command line has a name."""
+    found = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            found = name in " ".join(process.cmdline())
-        except psutil.Error:  # it has ended meanwhile
-            continue
-        if found:
-            os.kill(process.pid, signal.SIGKILL)
-            return True
-    return False
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill_one(name: str) -> bool:
+    """Kill one of these processes; False where there is none."""
+    found = processes(name)
+    if found:
+        os.kill(found[0].pid, signal.SIGKILL)
+    return bool(found)
 
 
 @contextmanager
@@ -64,13 +68,3 @@ def losses_of_ddp(arguments: list[str], folder: Path) -> pd.Series:
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=folder)
     found = pd.read_csv(root / "version_0/metrics.csv")
     return found.dropna(subset=["val/loss"]).groupby("epoch")["val/loss"].last()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether a condition became true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True

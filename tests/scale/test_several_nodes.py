@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from moeapps.scale import fit, score
-from tests.scale.helpers import kill_one, losses, losses_of_ddp, once_there_is
+from tests.scale.helpers import kill_one, losses, losses_of_ddp, once_there_is, processes
 from tests.test_docs import ROOT
 
 ray = pytest.importorskip("ray")
@@ -17,12 +17,12 @@ DIGITS = ["--config", str(ROOT / "examples/vision/widenet_digits.yaml"), *QUIET]
 
 @pytest.fixture
 def nodes(tmp_path, monkeypatch):
-    """A cluster whose head computes nothing, and a function that adds a node of one core."""
+    """A cluster whose head computes nothing, and its three nodes of one core."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.chdir(tmp_path)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    added = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    added = [cluster.add_node(num_cpus=1) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster, added
     ray.shutdown()
@@ -39,16 +39,17 @@ def test_two_nodes_learn_what_two_processes_of_ddp_learn(arguments, nodes, tmp_p
 def test_a_training_goes_on_from_its_checkpoint_on_another_node_when_one_is_removed(nodes, tmp_path):
     cluster, added = nodes
 
-    def exchange() -> bool:
-        cluster.add_node(num_cpus=1)
-        cluster.remove_node(added[0], allow_graceful=False)
-        return True
+    def remove() -> bool:
+        busy = {process.ppid() for process in processes("RayTrainWorker")}
+        node = next(node for node in added if node.all_processes["raylet"][0].process.pid in busy)
+        cluster.remove_node(node, allow_graceful=False)
+        return len(busy) == 2
 
-    with once_there_is(tmp_path, "moeapps-runs/version_0/checkpoints/last.ckpt", exchange) as exchanged:
-        fit([*CENSUS, "--trainer.max_epochs", "5"], workers=2)
-    assert exchanged == [True]
+    with once_there_is(tmp_path, "moeapps-runs/version_0/checkpoints/last.ckpt", remove) as removed:
+        fit([*CENSUS, "--trainer.max_epochs", "4"], workers=2)
+    assert removed == [True]
     assert len(list(tmp_path.glob("moeapps-runs/version_*"))) == 1
-    assert losses(tmp_path).index.tolist() == list(range(5))
+    assert losses(tmp_path).index.tolist() == list(range(4))
     assert not list(tmp_path.glob(".ray-train"))
 
 
