@@ -1,11 +1,16 @@
 """`moeapps serve` on loopback: 16 clients at once for a minute, every answer compared, memory watched.
 
     python benchmarks/serve_load.py [--seconds 60] [--clients 16]
+    python benchmarks/serve_load.py --workers [--seconds 20] [--rounds 1]
 
 A MoEClassifier of scikit-learn's breast cancer data (30 numbers) is served; each client keeps one connection and sends
 requests of 1 to 4 rows, one after the other. "tables" only predicts. "stream" is a DriftMoEClassifier of the SEA stream
 where one client in four learns. Clients run in a process of their own; server, worker and clients share the machine.
 Memory is the resident set of server and worker, after a tenth of the time and at the end.
+
+`--workers` serves the tables with one worker, with two, and with two of which one is killed after a third of the time,
+in turns, and adds the sums of all rounds to the results. A request that gets no answer is counted as failed, and its
+client connects again.
 """
 
 import argparse
@@ -61,9 +66,14 @@ def client(address: tuple[str, int], what: dict[str, Any], seed: int, stop: floa
             rows = [{"x": row, "y": what["labels"][i]} for row, i in zip(rows, chosen, strict=True)]
         body = json.dumps({"rows": rows})
         start = time.perf_counter()
-        connection.request("POST", "/learn" if learns else "/predict", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
+        try:
+            connection.request("POST", "/learn" if learns else "/predict", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException):
+            failed += 1
+            connection.close()  # the next request opens it again
+            continue
         times.append(time.perf_counter() - start)
         if answer.status != 200:
             failed += 1
@@ -90,9 +100,12 @@ def memory(process: psutil.Process) -> float:
     return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 2**20
 
 
-def measure(name: str, what: dict[str, Any], folder: Path, count: int, seconds: float) -> dict[str, Any]:
+def measure(
+    name: str, what: dict[str, Any], folder: Path, count: int, seconds: float, workers: int = 1, kill: bool = False
+) -> dict[str, Any]:
     learn = ["--learn", str(folder / "learned.safetensors")] if name == "stream" else []
     command = [sys.executable, "-m", "moeapps", "serve", str(folder / f"{name}.safetensors"), "--port", "0", *learn]
+    command += ["--workers", str(workers)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     found = re.search(r"http://(\S+):(\d+)", server.stdout.readline())
@@ -104,6 +117,9 @@ def measure(name: str, what: dict[str, Any], folder: Path, count: int, seconds: 
     load.start()
     time.sleep(seconds / 10)
     before = memory(process)
+    if kill:
+        time.sleep(seconds / 3 - seconds / 10)
+        next(child for child in process.children() if "spawn_main" in " ".join(child.cmdline())).kill()
     out = ours.recv()
     load.join()
     after = memory(process)
@@ -118,16 +134,45 @@ def measure(name: str, what: dict[str, Any], folder: Path, count: int, seconds: 
     }  # fmt: skip
 
 
+def compare_workers(folder: Path, what: dict[str, Any], count: int, seconds: float, rounds: int) -> dict[str, Any]:
+    ways = {"1": (1, False), "2": (2, False), "2, one killed": (2, True)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (workers, kill) in ways.items():
+            found[name].append(measure("tables", what, folder, count, seconds, workers, kill))
+    return {
+        "clients": count, "seconds": seconds, "rounds": rounds,
+        "ways": {
+            name: {
+                "requests_per_second": max(run["requests_per_second"] for run in runs),
+                **{key: sum(run[key] for run in runs) for key in ("requests", "wrong", "failed")},
+            }
+            for name, runs in found.items()
+        },
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--workers", action="store_true", help="compare numbers of workers")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve_load.json")
     options = parser.parse_args()
+    results: dict[str, Any]
+    if options.workers:
+        results = json.loads(options.output.read_text())
+        with tempfile.TemporaryDirectory() as name:
+            what = make_models(Path(name))["tables"]
+            found = compare_workers(Path(name), what, options.clients, options.seconds, options.rounds)
+        print(json.dumps(found, indent=1))
+        options.output.write_text(json.dumps({**results, "workers": found}, indent=1) + "\n")
+        return
     table = Table(title=f"{options.clients} clients, {options.seconds:.0f} s, {platform.machine()}")
     for column in ("model", "requests/s", "p50 ms", "p99 ms", "wrong", "failed", "MiB early / late"):
         table.add_column(column, justify="right" if column != "model" else "left")
-    results: dict[str, Any] = {"machine": platform.machine(), "clients": options.clients, "seconds": options.seconds}
+    results = {"machine": platform.machine(), "clients": options.clients, "seconds": options.seconds}
     with tempfile.TemporaryDirectory() as folder:
         for name, what in make_models(Path(folder)).items():
             found = results[name] = measure(name, what, Path(folder), options.clients, options.seconds)

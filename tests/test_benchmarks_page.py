@@ -445,6 +445,23 @@ def test_serving():
         assert f"| {speed} | {rest} |" in guide("serve"), (name, speed, rest)
 
 
+def test_serving_by_several_workers():
+    for name, run in results("serve_load")["workers"]["ways"].items():
+        counts = f"{run['requests']:,} | {run['wrong']} | {run['failed']}"
+        assert f"| {name} | {run['requests_per_second']:.0f} | {counts} |" in guide("scaling"), name
+
+
+def test_scoring_by_several_workers():
+    found = results("scale_scoring")
+    assert found["rows"] == 2_000_000
+    for name in ("one process", "1 worker", "2 workers", "killed"):
+        run = found[name]
+        same = "yes" if run["same_bytes"] else "no"
+        row = f"{run['seconds']:.0f} | {run['rows_per_second']:,.0f} | {run['killed']} | {same} |"
+        shown = {"killed": "2 workers, one killed"}.get(name, name)
+        assert f"| {shown} | {row}" in guide("scaling"), (shown, row)
+
+
 def test_the_page_of_papers_quotes_our_benchmarks():
     page = guide("papers")
     for model in ("ViT", "ViT-MoE", "WideNet"):

@@ -34,7 +34,7 @@ SMALL = {
     "compare customers.csv --target churned": ["--models", "logistic regression, random forest", "--splits", "2"],
 }
 # needs several devices, a broker or a cluster, or runs in CI: only parsed
-ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer")
+ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer", "s3://", "moeapps search")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -98,6 +98,8 @@ def make_world(page: str) -> None:
     if page == "scaling":
         customers = pd.DataFrame({"id": range(40), "age": [31, 40] * 20})
         customers.to_csv("customers.csv", index=False)
+        Path("parts").mkdir()
+        customers.to_csv("parts/0.csv", index=False)
         MoEClassifier(num_experts=2, max_epochs=2).fit(customers[["age"]], [0, 1] * 20).save("bought.safetensors")
     if page == "serve":
         frame = pd.DataFrame({"age": [31, 40] * 20, "city": ["Ulm", "Kiel"] * 20})
@@ -182,6 +184,8 @@ def run_page(page: Path, short: bool) -> None:
     for language, text in found:
         if language == "python":
             exec(compile(shortened(text) if short else text, str(page), "exec"), namespace)
+        elif language == "py":
+            continue  # the recipe for Spark, which tests/scale/test_spark.py runs
         elif language == "yaml":
             Path("config.yaml").write_text(text)
         elif language == "sh" and "pip install -e" not in text:

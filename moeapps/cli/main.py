@@ -11,7 +11,7 @@ from typing import Protocol
 
 import moeapps
 from moeapps import plugins
-from moeapps.cli import card, compare, data_check, demo, export, listing, report, score, serve, stream, training
+from moeapps.cli import card, compare, data_check, demo, export, listing, report, score, search, serve, stream, training
 from moeapps.cli.arguments import IMPORT_HELP, Parser, subcommand, take_option
 from moeapps.core.errors import ConfigError, MoEAppsError
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "compare": compare,
     "export": export,
+    "search": search,
     "score": score,
     "check": data_check.CHECK,
     "compare-data": data_check.COMPARE_DATA,

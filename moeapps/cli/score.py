@@ -2,6 +2,10 @@
 
 import argparse
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import moeapps
@@ -25,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help=".csv, .tsv, .ndjson (also .gz, .zst) or .parquet file with the columns that the model knows, or a folder "
-        "of such files; a folder of images for a classifier of images",
+        help=".csv, .tsv, .ndjson (also .gz, .zst) or .parquet file with the columns that the model knows, a folder "
+        "of such files or a pattern ('parts/*.csv'), or a URL of these (s3://bucket/*.parquet) for whose protocol a "
+        "package of fsspec is installed; a folder of images for a classifier of images",
     )
     parser.add_argument(
         "--edges",
@@ -34,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a model of graphs that was fitted on two tables: the table of edges; --input is that of the nodes, "
         "and the output has a row per node, with its id",
     )
-    parser.add_argument("--output", metavar="FILE", help=".csv or .parquet file to write")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".csv or .parquet file to write, or with a slash at its end (scores/) a folder "
+        "for Parquet files; either may be a URL",
+    )
     parser.add_argument(
         "--keep",
         action="append",
@@ -100,31 +110,29 @@ def run(options: argparse.Namespace) -> int:
         return _recommend(model, options)
     if hasattr(model, "predict_files"):
         return _images(model, options)
+    score: Callable[..., int] = partial(predict_file, model)
     if options.engine == "ray":
-        return _with_ray(options)
-    rows = predict_file(model, options.input, options.output, _kept(options), weights=options.weights)
+        from moeapps.scale import score as score_with_ray
+
+        score = partial(score_with_ray, options.model, workers=options.workers)
+    with _progress() as progress:
+        rows = score(options.input, options.output, keep=_kept(options), weights=options.weights, progress=progress)
     print(f"predictions: {options.output} ({rows} rows)")
     return 0
 
 
-def _with_ray(options: argparse.Namespace) -> int:
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """A line of progress on a terminal; it takes the number of rows that are done."""
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from moeapps.scale import score
-
-    with Progress(SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        rows = score(
-            options.model,
-            options.input,
-            options.output,
-            keep=_kept(options),
-            weights=options.weights,
-            workers=options.workers,
-            progress=lambda done: bar.update(task, completed=done),
-        )
-    print(f"predictions: {options.output} ({rows} rows)")
-    return 0
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows, {task.fields[speed]:,.0f}/s"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, speed=0.0)
+        start = time.monotonic()
+        yield lambda rows: bar.update(task, completed=rows, speed=rows / max(time.monotonic() - start, 1e-3))
 
 
 def _score_nodes(model: Any, options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@
 2. A worker process loads the model.
 3. uvicorn answers requests until SIGTERM or SIGINT; then running requests are answered and what was learned is saved.
    SIGHUP loads the model's file anew.
+4. With ``--workers N`` there are N such servers behind one port, and this process starts them again when they end.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connections-per-client", type=int, default=500, help="connections that one address may have open at once"
     )
+    parser.add_argument(
+        "--workers", type=int, default=1,
+        help="servers behind the port, each with the model in memory; number k also listens at --port + k by itself, "
+        "for its /metrics",
+    )  # fmt: skip
     parser.add_argument("--token-file", help=f"file with the token that clients must send (or set {TOKEN})")
 
 
@@ -95,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         If the model cannot be loaded.
     """
     check_sizes(
-        queue=options.queue, batch_rows=options.batch_rows, connections=options.connections,
+        workers=options.workers, queue=options.queue, batch_rows=options.batch_rows, connections=options.connections,
         max_body=1 if options.max_body is None else options.max_body,
         connections_per_client=options.connections_per_client, sample_images=options.sample_images,
         sample_steps=options.sample_steps, sample_work=options.sample_work,
@@ -106,16 +114,75 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value!r}")
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {options.port}")
+    if options.workers > 1 and options.learn is not None:
+        raise ConfigError(
+            "--learn needs --workers 1: each worker would learn only what it is sent, and save over the others. Serve "
+            "each partition of the events by a server of its own, with its own port and file"
+        )
     token = _token(options.token_file)
     trust(options)
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from moeapps.serve.app import make_app
-        from moeapps.serve.batching import Limits, ModelServer
-        from moeapps.serve.connections import ConnectionLimits, limit_connections, raise_open_files
+        from moeapps.serve.replicas import Replicas
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'moeapps[serve]'") from None
+    several = options.workers > 1
+    with _listen(options.host, options.port, shared=several) as listener:
+        if not several:
+            return _serve(options, token, [listener], partial(_announce, options, token, listener))
+        # Bound and not listening, it only keeps the port.
+        from moeapps.serve.log import log_to_stderr
+
+        log_to_stderr()
+        replicas = Replicas(options.workers, partial(_serve_as_replica, options, token, listener.getsockname()[1]))
+        _announce(options, token, listener, replicas.wait_ready())
+        replicas.run()
+    return 0
+
+
+def _announce(
+    options: argparse.Namespace, token: str | None, listener: socket.socket, description: dict[str, Any]
+) -> None:
+    """Print where the model is served."""
+    host, port = listener.getsockname()[:2]
+    main = "/sample" if description["kind"] == "generator" else "/predict"
+    paths = f"{main}, /docs, /health/ready, /info, /metrics"
+    workers = f" by {options.workers} workers" if options.workers > 1 else ""
+    print(f"{description['model']} on http://{_bracketed(host)}:{port}{workers} ({paths})", flush=True)
+    if token is None and not ipaddress.ip_address(host).is_loopback:
+        print(f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True)
+
+
+def _serve_as_replica(options: argparse.Namespace, token: str | None, port: int, number: int, pipe: Connection) -> None:
+    """Serve as one of several processes; say through the pipe when, or why not."""
+    from moeapps.serve.replicas import end_with_parent
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to load anew
+    own = options.port + number + 1 if options.port else 0
+    try:
+        with _listen(options.host, port, shared=True) as listener, _listen(options.host, own) as alone:
+
+            def ready(description: dict[str, Any]) -> None:
+                pipe.send({"ready": description})
+                end_with_parent(pipe)
+
+            _serve(options, token, [listener, alone], ready)
+    except (MoEAppsError, OSError) as error:
+        pipe.send({"failed": str(error)})
+        sys.exit(1)
+
+
+def _serve(
+    options: argparse.Namespace, token: str | None, listeners: list[socket.socket],
+    ready: Callable[[dict[str, Any]], None],
+) -> int:  # fmt: skip
+    """Serve with one worker process until a signal; ``ready`` is called when the model is loaded."""
+    import uvicorn
+
+    from moeapps.serve.app import make_app
+    from moeapps.serve.batching import Limits, ModelServer
+    from moeapps.serve.connections import ConnectionLimits, limit_connections, raise_open_files
     from moeapps.serve.log import log_to_stderr
     from moeapps.serve.worker import WorkerDied, WorkerHung
 
@@ -134,28 +201,28 @@ def run(options: argparse.Namespace) -> int:
         sample_images=options.sample_images, sample_steps=options.sample_steps, sample_work=options.sample_work,
     )  # fmt: skip
     connections = ConnectionLimits(raise_open_files(options.connections), options.connections_per_client)
-    with _listen(options.host, options.port) as listener:
-        server = ModelServer(options.model, options.learn, limits)
-        try:
-            description = server.start()
-        except (WorkerDied, WorkerHung) as error:
-            raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
+    server = ModelServer(options.model, options.learn, limits)
+    try:
+        description = server.start()
+    except (WorkerDied, WorkerHung) as error:
+        raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
+    for listener in listeners:
         listener.listen(_BACKLOG)  # from here on clients are not refused, only not answered yet
-        host, port = listener.getsockname()[:2]
-        main = "/sample" if description["kind"] == "generator" else "/predict"
-        paths = f"{main}, /docs, /health/ready, /info, /metrics"
-        print(f"{description['model']} on http://{_bracketed(host)}:{port} ({paths})", flush=True)
-        if token is None and not ipaddress.ip_address(host).is_loopback:
-            print(
-                f"anyone who reaches {host} can use the model: set {TOKEN} or --token-file", file=sys.stderr, flush=True
-            )
-        config = uvicorn.Config(
-            make_app(server, description, options.max_body or _max_body(description), token),
-            http=limit_connections(connections), ws="none", log_config=None, access_log=False, server_header=False,
-            backlog=_BACKLOG, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
-        )  # fmt: skip
-        log_to_stderr()
-        asyncio.run(Server(config).serve(sockets=[listener]))
+    ready(description)
+    config = uvicorn.Config(
+        make_app(server, description, options.max_body or _max_body(description), token),
+        http=limit_connections(connections), ws="none", log_config=None, access_log=False, server_header=False,
+        backlog=_BACKLOG, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
+    )  # fmt: skip
+    log_to_stderr()
+
+    async def serve() -> None:
+        try:
+            await Server(config).serve(sockets=listeners)
+        finally:
+            await server.close()  # uvicorn does not come to it where a signal ends its start
+
+    asyncio.run(serve())
     return 1 if server.unsaved else 0
 
 
@@ -193,13 +260,15 @@ def _token(path: str | None) -> str | None:
     return token
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind the port; the socket listens once the model is loaded."""
+def _listen(host: str, port: int, shared: bool = False) -> socket.socket:
+    """Bind the port, of several processes together where it is shared; the socket listens once the model is loaded."""
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Head and body of an answer are two writes. Without this the second one waits for the client to acknowledge the
         # first, which takes it 40 ms. asyncio sets it by itself only where the listener names its protocol, as above.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

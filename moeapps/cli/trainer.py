@@ -41,6 +41,7 @@ from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers,
 from moeapps.core.run_folder import new_run_folder
 from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
+from moeapps.core.tabledata.urls import is_url
 from moeapps.core.warnings import silence_warnings
 from moeapps.core.yaml_files import parse_yaml
 
@@ -239,6 +240,10 @@ class MoEAppsCLI(LightningCLI):
         """Add moeapps' callbacks, loggers and checkpoint format to those of the configuration."""
         config = self._get(self.config_init, "trainer", default={})
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
+        if is_url(config.get("default_root_dir") or ""):
+            raise ConfigError(
+                f"trainer.default_root_dir={config['default_root_dir']!r} is a URL, and a run needs a folder: mount it"
+            )
         root = Path(config.get("default_root_dir") or RUNS)
         plugins = _as_list(config.get("plugins"))
         own_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)

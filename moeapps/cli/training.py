@@ -38,7 +38,11 @@ def run(arguments: list[str]) -> int:
     silence_warnings()
     if engine not in (None, "local"):
         if seeds is not None or test:
-            raise ConfigError(f"--seeds and --test need --engine local, got {engine}")
+            option = "--seeds" if seeds is not None else "--test"
+            raise ConfigError(
+                f"{option}: a training by several workers is one run, which --engine {engine} does not test. Train "
+                "with --seed_everything 0, 1, ... one after the other, and use moeapps test --ckpt_path for each"
+            )
         return _with_engine(engine, arguments)
     from moeapps.cli.seeds import fit, seeds_of
     from moeapps.cli.trainer import run as run_trainer

@@ -5,12 +5,13 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
+from moeapps.core.search import Searchable
 from moeapps.registry import nearest
 
 __all__ = ["NamedArguments"]
 
 
-class NamedArguments:
+class NamedArguments(Searchable):
     """Checks the names of arguments of the constructor, and of ``set_params``, of every subclass.
 
     A subclass's ``__init__`` keeps its signature and docstring: scikit-learn and jsonargparse read them as before.

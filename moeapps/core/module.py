@@ -20,6 +20,7 @@ from moeapps.core.loading import EpochSampler
 from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.routers import Router
+from moeapps.core.search import Searchable
 from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
@@ -27,7 +28,7 @@ from moeapps.core.views import Views
 __all__ = ["DataDependentModule", "MoEModule", "sum_of_terms"]
 
 
-class MoEModule(L.LightningModule):
+class MoEModule(Searchable, L.LightningModule):
     """LightningModule that collects the auxiliary losses of all routed layers inside it.
 
     A subclass writes ``training_step`` as usual and passes its task loss through :meth:`total_loss`::

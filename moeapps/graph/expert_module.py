@@ -11,9 +11,9 @@
 
 # B rows (pairs of nodes, or graphs) of a batch, n validation rows, E experts, K classes, F features of the gate
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.mixing.selection import GATES, Gate
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
+from moeapps.core.search import Distribution
 from moeapps.core.views import Map, Views
 from moeapps.graph.expert_config import ExpertsConfig
 from moeapps.graph.node_module import check_rates, sizes_from
 from moeapps.graph.search import SearchPlan
+from moeapps.graph.search_spaces import EXPERTS_SEARCH
 
 __all__ = ["ExpertModule", "Part", "mixed_log_probs"]
 
@@ -74,6 +76,8 @@ class ExpertModule(Configurable, MoEModule):
     cascade : Cascade or None
         The experts in the order of their cost, as far as it pays.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = EXPERTS_SEARCH
 
     names: list[str]
     experts: nn.ModuleList

@@ -2,9 +2,9 @@
 
 # n rows (pairs of nodes, or graphs), E experts, K classes, F features of the gate
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,10 @@ from moeapps.core.config import as_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture
+from moeapps.core.search import Distribution
 from moeapps.core.state_dict import under
 from moeapps.graph.expert_module import ExpertModule, mixed_log_probs
+from moeapps.graph.search_spaces import EXPERTS_SEARCH
 
 __all__ = ["ExpertsEstimator"]
 
@@ -33,6 +35,8 @@ class ExpertsEstimator(LightningEstimator):
     A subclass defines :meth:`_gate_features`, :meth:`_ask` and :meth:`_make_experts`; its batches have a ``count`` of
     rows.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = EXPERTS_SEARCH
 
     strong: Any
     weak: Any

@@ -1,7 +1,8 @@
 """One network alone behind scikit-learn's interface."""
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from moeapps.core.config import as_arguments, config_from, store_arguments
+from moeapps.core.search import Distribution
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.experts import node_expert
 from moeapps.graph.measures import Monitor
@@ -16,6 +18,7 @@ from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.node_classifier import NodeClassifier
 from moeapps.graph.node_module import GNNConfig, GNNModule, NodeModule
 from moeapps.graph.portfolio import AUTO
+from moeapps.graph.search_spaces import NETWORK_SEARCH
 from moeapps.graph.settings import is_one_network
 
 __all__ = ["GNNClassifier"]
@@ -97,6 +100,8 @@ class GNNClassifier(NodeClassifier):
     >>> gcn.score(cora) > 0.6
     True
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = NETWORK_SEARCH
 
     def __init__(
         self,

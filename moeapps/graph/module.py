@@ -3,8 +3,9 @@
 # V validation nodes, K classes
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,6 +20,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.mixing.selection import Gate
 from moeapps.core.module import sum_of_terms
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
+from moeapps.core.search import Distribution
 from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.conditional import predict_nodes
@@ -32,6 +34,7 @@ from moeapps.graph.node_module import NodeModule, check_rates
 from moeapps.graph.plan import PRETRAIN, Scores, TrainingPlan
 from moeapps.graph.portfolio import AUTO, Spec, named_experts, neighbors_of, portfolio_of
 from moeapps.graph.search import SearchPlan
+from moeapps.graph.search_spaces import MOWST_SEARCH
 from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, trains_alone
 
 __all__ = ["GateFit", "MowstModule", "MowstTraining"]
@@ -89,6 +92,8 @@ class MowstModule(NodeModule):
     ConfigError
         If an argument is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = MOWST_SEARCH
 
     @takes(MowstExperts, MowstTraining, first=("variant", "strong", "weak", "medium"))
     def __init__(

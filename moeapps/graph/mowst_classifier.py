@@ -1,8 +1,9 @@
 """Mowst behind scikit-learn's interface."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
@@ -13,6 +14,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.mixing.selection import Gate
+from moeapps.core.search import Distribution
 from moeapps.core.state_dict import under
 from moeapps.graph.conditional_classifier import ConditionalClassifier
 from moeapps.graph.confidence import ConfidenceMode
@@ -28,6 +30,7 @@ from moeapps.graph.node_classifier import NodeClassifier
 from moeapps.graph.node_module import NodeModule
 from moeapps.graph.plan import Pretrain
 from moeapps.graph.portfolio import AUTO
+from moeapps.graph.search_spaces import MOWST_SEARCH
 from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, is_one_network, trains_alone
 from moeapps.graph.thresholds import check_choice, choose_threshold
 
@@ -181,6 +184,8 @@ class MowstClassifier(ConditionalClassifier):
     >>> mowst.predict(cora).shape, mowst.score(cora) > 0.6
     ((2708,), True)
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = MOWST_SEARCH
 
     champion_: str
     confidence_: dict[str, float]

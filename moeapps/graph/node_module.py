@@ -1,8 +1,8 @@
 """LightningModules for node classification: the base, and one network alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from moeapps.core.labels import labels_from_json, labels_to_json, probability_co
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
+from moeapps.core.search import Distribution
 from moeapps.graph.batches import NodeBatch
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
 from moeapps.graph.networks import NetworkConfig, build_network
+from moeapps.graph.search_spaces import NETWORK_SEARCH
 
 __all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates", "sizes_from"]
 
@@ -258,6 +260,8 @@ class GNNModule(NodeModule):
     **settings
         The fields of :class:`GNNConfig`.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = NETWORK_SEARCH
 
     @takes(GNNConfig, first=("network",))
     def __init__(self, config: GNNConfig, in_channels: int | None = None, out_channels: int | None = None) -> None:

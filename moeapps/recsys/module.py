@@ -4,8 +4,8 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from moeapps.core.memory import keep_freed_memory, return_freed_memory
 from moeapps.core.module import DataDependentModule
 from moeapps.core.older import DEFAULTS_ENTRY
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
+from moeapps.core.search import Distribution
 from moeapps.core.views import Views
 from moeapps.recsys.attention import contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
@@ -37,6 +38,7 @@ from moeapps.recsys.network import (
     scenario_column,
     settings_of_0_1,
 )
+from moeapps.recsys.search_space import RANKING_SEARCH
 from moeapps.recsys.targets import Targets, task_losses
 from moeapps.recsys.task_balance import SURGERY, TASK_WEIGHTING, UncertaintyWeights, surgery_term, surgery_weighting
 
@@ -64,6 +66,8 @@ class RankingModule(Configurable, DataDependentModule):
     ConfigError
         If a setting is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = RANKING_SEARCH
 
     entry = "moeapps_table"
     network: MultiTaskNetwork | SequenceNetwork

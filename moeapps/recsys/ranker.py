@@ -19,6 +19,7 @@ from moeapps.core.config import as_arguments, config_from
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.labels import probability_columns
+from moeapps.core.search import Distribution
 from moeapps.core.tabledata.checking import CheckMixin
 from moeapps.core.tabledata.drift import DataCheck
 from moeapps.core.tabledata.frames import as_frame, is_table
@@ -35,6 +36,7 @@ from moeapps.recsys.module import RankingModule
 from moeapps.recsys.network import RankingConfig
 from moeapps.recsys.recommender import RecommendMixin
 from moeapps.recsys.schema import Schema
+from moeapps.recsys.search_space import RANKING_SEARCH
 from moeapps.recsys.targets import Targets
 
 __all__ = ["Ranker"]
@@ -45,6 +47,8 @@ CATALOGUE = "catalogue."
 
 class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
     """Schema, encoder, targets, training, prediction and saving of both rankers."""
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = RANKING_SEARCH
 
     model: str
     schema: Schema | None

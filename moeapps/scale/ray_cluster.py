@@ -13,8 +13,8 @@ __all__ = ["connected", "errors_of_workers"]
 
 
 @contextmanager
-def connected(workers: int, show_output: bool = False) -> Iterator[Any]:
-    """The module ``ray``, connected to a cluster with room for some workers of one core each.
+def connected(workers: int, show_output: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Connect to a cluster with room for some workers of one core each.
 
     A connection that is there already is used and left open. Otherwise that of ``RAY_ADDRESS``, or else a cluster of
     this machine, which is stopped at the end.
@@ -25,6 +25,13 @@ def connected(workers: int, show_output: bool = False) -> Iterator[Any]:
         Number of workers.
     show_output : bool, default False
         Whether what workers print is shown here.
+
+    Yields
+    ------
+    ray : module
+        The module.
+    alone : bool
+        Whether the cluster is this machine only, made for this block.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def connected(workers: int, show_output: bool = False) -> Iterator[Any]:
         cores = int(ray.cluster_resources().get("CPU", 0))
         if cores < workers:
             raise ConfigError(f"workers={workers}, but the cluster has {cores} cores: one worker takes one")
-        yield ray
+        yield ray, mine and not os.environ.get("RAY_ADDRESS")
     finally:
         if mine:
             ray.shutdown()

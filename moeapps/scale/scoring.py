@@ -11,7 +11,7 @@ import pandas as pd
 import moeapps
 from moeapps.core.checks import check_sizes
 from moeapps.core.tabledata.scoring import FileScoring, check_output
-from moeapps.core.tabledata.writer import TableWriter
+from moeapps.core.tabledata.writer import table_writer
 from moeapps.scale.ray_cluster import connected, errors_of_workers
 
 __all__ = ["score"]
@@ -98,7 +98,7 @@ def score(
     scoring = FileScoring(moeapps.load(model), source, keep, batch_rows, weights)
     check_output(source, output)
     content = Path(model).read_bytes()
-    with connected(workers) as ray, TableWriter(output) as writer:
+    with connected(workers) as (ray, _), table_writer(output) as writer:
         given = (ray.put(content), scoring)
         make = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, num_cpus=1)(Scorer)
         pool = ray.util.ActorPool([make.remote() for _ in range(workers)])

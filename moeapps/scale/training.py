@@ -48,13 +48,13 @@ def fit(arguments: Sequence[str], *, workers: int = 2, failures: int = 3) -> Non
         If workers die more often, or training fails.
     """
     check_sizes(workers=workers)
-    with connected(workers, show_output=True) as ray, tempfile.TemporaryDirectory() as nowhere:
+    with connected(workers, show_output=True) as (ray, alone), tempfile.TemporaryDirectory() as nowhere:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
 
         here = Path.cwd()
         # Ray's own notes. Machines of a cluster need a place that they share.
-        storage = here / ".ray-train" if os.environ.get("RAY_ADDRESS") else Path(nowhere)
+        storage = Path(nowhere) if alone else here / ".ray-train"
         task = {"folder": str(here), "arguments": ["fit", *arguments], "started": time.time(), "notes": str(storage)}
         gpu = ray.cluster_resources().get("GPU", 0) >= workers
         training = TorchTrainer(
@@ -70,8 +70,8 @@ def fit(arguments: Sequence[str], *, workers: int = 2, failures: int = 3) -> Non
             lines = [line for line in str(first).strip().splitlines() if line.strip()]
             raise MoEAppsError(f"training failed {failures + 1} times: {lines[-1] if lines else error}") from error
         finally:
-            said = storage / "error.txt"
-            text = said.read_text() if said.exists() else None
+            noted = storage / "error.txt"
+            text = noted.read_text() if noted.exists() else None
             if storage != Path(nowhere):
                 shutil.rmtree(storage, ignore_errors=True)
     if text is not None:

@@ -147,7 +147,10 @@ def _work(pipe: Connection, path: str) -> None:
     except (MoEAppsError, OSError) as error:
         pipe.send_bytes(json.dumps({"failed": str(error)}).encode())
         return
-    pipe.send_bytes(json.dumps({"ready": service.describe()}).encode())
+    try:
+        pipe.send_bytes(json.dumps({"ready": service.describe()}).encode())
+    except OSError:  # the server has ended meanwhile
+        os._exit(0)
     while True:
         try:
             operation, contents = json.loads(pipe.recv_bytes())

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,9 @@ from sklearn.utils.validation import check_array, validate_data
 
 from moeapps.core.arguments import NamedArguments
 from moeapps.core.errors import ConfigError
+from moeapps.core.search import Distribution
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.stream.search_space import STREAM_SEARCH
 from moeapps.stream.values import savable
 
 __all__ = ["SklearnFace", "order_of"]
@@ -29,6 +31,8 @@ def order_of(names: list[str] | None, width: int | None) -> list[Hashable] | Non
 
 class SklearnFace(NamedArguments, BaseEstimator):
     """Mixed into the stream estimators, which have learned something once ``_engine`` is set."""
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = STREAM_SEARCH
 
     _engine: Any
     _names: list[str] | None

@@ -7,8 +7,9 @@ import numpy as np
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
+from moeapps.core.search import Choice, Distribution, Float, Int
 
-__all__ = ["BEFORE", "ONE_BATCH", "automatic", "batch_rows", "check_automatic", "route_column"]
+__all__ = ["BEFORE", "ONE_BATCH", "SEARCH", "automatic", "batch_rows", "check_automatic", "route_column"]
 
 ONE_BATCH = 200
 """Largest number of rows for which "auto" means one batch, float64 and no early stopping."""
@@ -26,6 +27,18 @@ BEFORE: dict[str, Any] = {
     "loss": "squared",
 }
 """What arguments that 0.1 did not have are in what it saved."""
+
+SEARCH: dict[str, Distribution] = {
+    "num_experts": Int(4, 32, log=True),
+    "top_k": Int(1, 4),
+    "dim": Int(32, 128, log=True),
+    "num_blocks": Int(1, 4),
+    "numeric_embedding": Choice(("periodic", "piecewise", "linear")),
+    "balance_weight": Float(1e-3, 1e-1, log=True),
+    "lr": Float(5e-4, 1e-2, log=True),
+    "weight_decay": Float(1e-4, 1e-1, log=True),
+}
+"""Settings of the networks for tables that are worth a search."""
 
 
 def check_automatic(num_members: Any, max_epochs: Any, dropout: Any) -> None:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.plots import plot_load
 from moeapps.core.routers import router_class
+from moeapps.core.search import Distribution
 from moeapps.core.splits import hold_out
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.core.surgery import regroup
@@ -36,7 +37,7 @@ from moeapps.core.tabledata.ids import with_unused
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.tables.data import TableDataModule, refuse_holes
-from moeapps.tables.defaults import BEFORE, ONE_BATCH, automatic, batch_rows, check_automatic, route_column
+from moeapps.tables.defaults import BEFORE, ONE_BATCH, SEARCH, automatic, batch_rows, check_automatic, route_column
 from moeapps.tables.module import TabularModule, TabularTraining
 from moeapps.tables.network import TabularConfig, TabularMoE, balance_hashes
 from moeapps.tables.numbers import Scaling
@@ -50,6 +51,8 @@ PREDICT_ROWS = 1024
 
 class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
     """Base of :class:`MoEClassifier` and :class:`MoERegressor`, each of which declares its own constructor."""
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = SEARCH
 
     task: Literal["classification", "regression"]
     model_: TabularMoE

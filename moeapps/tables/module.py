@@ -1,7 +1,8 @@
 """Training of the tabular network: weighted loss, AdamW, a cosine schedule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.losses import consistency_loss, squared_difference
 from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
+from moeapps.core.search import Distribution
+from moeapps.tables.defaults import SEARCH
 from moeapps.tables.network import TabularMoE
 
 __all__ = ["TabularModule", "TabularTraining"]
@@ -82,6 +85,8 @@ class TabularModule(Configurable, MoEModule):
     ConfigError
         If an argument is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = SEARCH
 
     @takes(TabularTraining)
     def __init__(self, model: TabularMoE, config: TabularTraining) -> None:

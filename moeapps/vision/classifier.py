@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from moeapps.core.config import as_arguments, config_from, field_names, store_ar
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields
+from moeapps.core.search import Choice, Distribution, Float, Int
 from moeapps.core.statistics import load_by_group, routed_layers
 from moeapps.vision.augmentation import AUGMENTATIONS
 from moeapps.vision.data import ImageArrays, make_transform
@@ -155,6 +156,15 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
     >>> bool(model.score(digits.images[1000:], digits.target[1000:]) > 0.3)
     True
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "embed_dim": Choice((32, 64, 96, 128)),
+        "depth": Int(2, 6),
+        "num_experts": Int(2, 8),
+        "lr": Float(5e-4, 1e-2, log=True),
+        "weight_decay": Float(1e-3, 0.2, log=True),
+        "label_smoothing": Float(0.0, 0.2),
+    }
 
     classes_: NDArray[Any]
     model_: ImageModule

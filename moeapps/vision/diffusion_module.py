@@ -2,10 +2,11 @@
 
 # Shapes: N images, C channels, H height, W width, T timesteps, E experts, L blocks
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pandas as pd
@@ -20,6 +21,7 @@ from moeapps.core.config import Configurable, config_from, field_names, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
 from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.search import Distribution, Float
 from moeapps.core.views import Map, Views
 from moeapps.vision.diffusion import Diffusion, DiffusionConfig
 from moeapps.vision.dit import SIZES, DiT, DiTConfig
@@ -230,6 +232,11 @@ class DiffusionModule(SpecModule, Configurable):
     ConfigError
         If an argument is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "lr": Float(1e-4, 5e-3, log=True),
+        "warmup": Float(0.0, 0.2),
+    }
 
     network: DiT
 

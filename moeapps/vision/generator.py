@@ -2,8 +2,9 @@
 
 # Shapes: N images, C channels, S = H = W side of an image
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import as_arguments, config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.search import Choice, Distribution, Float, Int
 from moeapps.vision.diffusion_module import DiffusionModule, DiffusionModuleConfig
 from moeapps.vision.dit import DiTConfig
 from moeapps.vision.estimator import ImageEstimator
@@ -120,6 +122,15 @@ class SwitchDiTGenerator(ImageEstimator):
     >>> model.sample(3, y=[7, 7, 1], steps=10).shape
     (3, 8, 8)
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "dim": Choice((32, 64, 96)),
+        "depth": Int(2, 6),
+        "num_experts": Int(2, 6),
+        "lr": Float(5e-4, 5e-3, log=True),
+        "prior_weight": Float(0.1, 3.0, log=True),
+        "class_dropout": Float(0.05, 0.2),
+    }
 
     low_: float
     high_: float

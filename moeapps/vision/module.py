@@ -2,8 +2,9 @@
 
 # Shapes: N images, C channels, H height, W width, K classes
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from moeapps.core.labels import probability_columns
 from moeapps.core.losses import consistency_loss
 from moeapps.core.module import DataDependentModule
 from moeapps.core.optimizers import fused_where_possible
+from moeapps.core.search import Distribution, Float
 from moeapps.core.statistics import GroupCounts
 from moeapps.core.views import Views
 from moeapps.vision.augmentation import AUGMENTATIONS, augmentation_for, augmented
@@ -150,6 +152,13 @@ class ImageModule(SpecModule, Configurable):
     ConfigError
         If an argument is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "lr": Float(3e-4, 1e-2, log=True),
+        "weight_decay": Float(1e-3, 0.2, log=True),
+        "label_smoothing": Float(0.0, 0.2),
+        "warmup": Float(0.0, 0.2),
+    }
 
     mean: Tensor
     scale: Tensor

@@ -247,6 +247,13 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_written(cli, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.ckpt"]
 
 
+def test_a_run_behind_a_url_is_refused_before_anything_is_written(cli, tmp_path):
+    done = cli("fit", "--config", CORA, "--trainer.default_root_dir", "memory://runs")
+    assert done.returncode == 2
+    assert "trainer.default_root_dir='memory://runs' is a URL, and a run needs a folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_print_config_shows_everything_and_runs_nothing(cli, tmp_path):
     done = cli("fit", "--config", CORA, "--print_config")
     assert done.returncode == 0, done.stderr

@@ -16,35 +16,18 @@ import pyarrow.parquet as pq
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, FileFormatError
-from moeapps.core.files import existing_file
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.copies import CellsCopy
 from moeapps.core.tabledata.frames import arrow_to_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
+from moeapps.core.tabledata.parts import COMPRESSED, ENDINGS, PartPath, file_ending, part_paths
+from moeapps.core.tabledata.urls import is_url, local_path
 
 __all__ = ["ENDINGS", "TableFile", "file_ending"]
 
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
-"""Endings of compressed text files; Arrow decompresses them as it reads."""
-
-ENDINGS = (".csv", ".tsv", ".parquet", ".ndjson", ".jsonl")
-"""Endings of the files that are tables."""
-
-_EXPECTED = "a .csv, .tsv, .ndjson or .parquet file (text may be compressed: .csv.gz), or a folder of them"
 _BLOCK = 16_000_000
 """Bytes of a CSV file that are in memory at once; a record may not be longer."""
-
-
-def file_ending(path: str | os.PathLike[str]) -> str:
-    """Ending of a file's name that says what it is, without that of its compression, in lower case."""
-    name = Path(path).name.lower()
-    for ending in COMPRESSED:
-        if name.endswith(ending):
-            name = name.removesuffix(ending)
-            inner = Path(name).suffix
-            return inner if inner != ".parquet" else ""  # Parquet compresses within itself
-    return Path(name).suffix
 
 
 class TableFile:
@@ -58,7 +41,8 @@ class TableFile:
     path : str or path
         A ``.csv`` or ``.tsv`` file in UTF-8 with a header, ``.ndjson`` or ``.jsonl`` with an object per line (all of
         these also ending in ``.gz``, ``.bz2`` or ``.zst``), ``.parquet``; or a folder of such files with the same
-        columns, which are read in the order of their names.
+        columns, or a pattern that names them (``parts/*.csv``), which are read in the order of their names; or a URL
+        of these (``s3://bucket/*.parquet``), by the user's own plugin of fsspec.
     batch_rows : int, default=65536
         Rows of a batch, at most.
     kinds : mapping of str to ColumnKind, optional
@@ -97,10 +81,11 @@ class TableFile:
     ) -> None:
         check_sizes(batch_rows=batch_rows)
         self.copy_to, self.copied = copy_to, copied
-        self.path, self.batch_rows = Path(path), batch_rows
+        self.path: str | Path = str(path) if is_url(path) else Path(local_path(path))
+        self.batch_rows = batch_rows
         self.kinds = dict(kinds or {})
         self.missing = missing_texts() if missing is None else missing
-        self._parts = [_open_part(part, self, i) for i, part in enumerate(_part_paths(path))]
+        self._parts = [_open_part(part, self, i) for i, part in enumerate(part_paths(path))]
         first = self._parts[0]
         self.columns, self.untyped = first.columns, isinstance(first, _TextPart)
         for part in self._parts[1:]:
@@ -148,7 +133,7 @@ class _Part:
 
     columns: list[str]
 
-    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+    def __init__(self, path: PartPath, table: TableFile, number: int) -> None:
         self.path, self.table = path, table
         self.copy_path = None if table.copy_to is None else table.copy_to / str(number)
 
@@ -164,7 +149,7 @@ class _Part:
 class _TextPart(_Part):
     """CSV or TSV."""
 
-    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+    def __init__(self, path: PartPath, table: TableFile, number: int) -> None:
         super().__init__(path, table, number)
         self._copy: CellsCopy | None = None
         self._delimiter = "\t" if file_ending(path) == ".tsv" else ","
@@ -241,7 +226,7 @@ class _TextPart(_Part):
         self, block: int, names: list[str] | None = None, types: dict[str, Any] | None = None
     ) -> arrow_csv.CSVStreamingReader:
         return arrow_csv.open_csv(
-            self.path,
+            self.path if isinstance(self.path, Path) else _input(self.path),
             read_options=arrow_csv.ReadOptions(block_size=block),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True, delimiter=self._delimiter),
             convert_options=arrow_csv.ConvertOptions(
@@ -260,10 +245,10 @@ class _TextPart(_Part):
 
 
 class _ParquetPart(_Part):
-    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+    def __init__(self, path: PartPath, table: TableFile, number: int) -> None:
         super().__init__(path, table, number)
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path if isinstance(path, Path) else path.open())
         except (pa.ArrowInvalid, OSError) as error:
             raise FileFormatError(f"{path} is not a Parquet file: {error}") from None
         self.columns = list(self._file.schema_arrow.names)
@@ -284,7 +269,7 @@ class _ParquetPart(_Part):
 class _LinesPart(_Part):
     """NDJSON. A name that a line lacks is missing in its row."""
 
-    def __init__(self, path: Path, table: TableFile, number: int) -> None:
+    def __init__(self, path: PartPath, table: TableFile, number: int) -> None:
         super().__init__(path, table, number)
         names: dict[str, None] = {}
         for fields in self._objects():
@@ -309,7 +294,7 @@ class _LinesPart(_Part):
         return sum(1 for _ in self._objects())
 
     def _objects(self) -> Iterator[dict[str, Any]]:
-        with io.BufferedReader(pa.input_stream(str(self.path), compression="detect")) as stream:
+        with io.BufferedReader(_input(self.path)) as stream:
             for number, line in enumerate(self._lines(stream), 1):
                 if not line.strip():
                     continue
@@ -328,29 +313,15 @@ class _LinesPart(_Part):
             raise FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}") from None
 
 
-def _part_paths(path: str | os.PathLike[str]) -> list[Path]:
-    if not Path(path).is_dir():
-        found = existing_file(path, _EXPECTED)
-        if file_ending(found) not in ENDINGS:
-            raise FileFormatError(f"{path}: expected {_EXPECTED}")
-        return [found]
-    parts = sorted(part for part in Path(path).rglob("*") if part.is_file() and file_ending(part) in ENDINGS)
-    parts = [part for part in parts if not part.name.startswith((".", "_"))]
-    if not parts:
-        raise FileFormatError(f"{path} is a folder without a .csv, .tsv, .ndjson or .parquet file")
-    endings = {file_ending(part) for part in parts}
-    if len(endings) > 1:
-        raise FileFormatError(f"{path} is a folder of {' and '.join(sorted(endings))} files, expected one kind")
-    partitioned = next((part for part in parts if "=" in str(part.parent.relative_to(path))), None)
-    if partitioned is not None:
-        raise FileFormatError(
-            f"{path}: {partitioned.relative_to(path)} keeps a column in the name of its folder: read it with "
-            "pandas.read_parquet and give the frame"
-        )
-    return parts
+def _input(path: PartPath) -> pa.NativeFile:
+    """A text file as Arrow reads it, decompressed."""
+    if isinstance(path, Path):
+        return pa.input_stream(str(path), compression="detect")
+    compression = pa.Codec.detect(path.name).name if path.name.lower().endswith(COMPRESSED) else None
+    return pa.input_stream(path.open(), compression=compression)
 
 
-def _open_part(path: Path, table: TableFile, number: int) -> _Part:
+def _open_part(path: PartPath, table: TableFile, number: int) -> _Part:
     kinds: dict[str, type[_Part]] = {".parquet": _ParquetPart, ".ndjson": _LinesPart, ".jsonl": _LinesPart}
     return kinds.get(file_ending(path), _TextPart)(path, table, number)
 

@@ -1,7 +1,7 @@
 """Score a file of any size with a saved model: read, predict, write, batch by batch."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,8 +10,10 @@ import pandas as pd
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.kinds import ColumnKind
+from moeapps.core.tabledata.parts import part_paths
 from moeapps.core.tabledata.source import TableSource, errors_named
-from moeapps.core.tabledata.writer import TableWriter
+from moeapps.core.tabledata.urls import is_url, local_path
+from moeapps.core.tabledata.writer import table_writer
 
 __all__ = [
     "FileScoring",
@@ -51,6 +53,7 @@ def predict_file(
     keep: Sequence[str] = (),
     batch_rows: int = 65_536,
     weights: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
     """Predict the rows of a file of any size into another file, in memory that does not grow with it.
 
@@ -64,9 +67,11 @@ def predict_file(
         A fitted model.
     source : path-like
         ``.csv``, ``.tsv``, ``.ndjson`` (these may be compressed: ``.csv.gz``) or ``.parquet`` file with the columns
-        that the model knows, or a folder of such files.
+        that the model knows, a folder of such files or a pattern (``parts/*.csv``); or a URL of these, by the user's
+        own plugin of fsspec.
     output : path-like
-        ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
+        ``.csv`` or ``.parquet`` file, which replaces an older one only when it is complete; or a folder for Parquet
+        files, whose name ends with a slash. Either may be a URL.
     keep : sequence of str, default ()
         Columns to copy next to the predictions, every cell as it stands in the source. Where a prediction's column has
         the name of a kept one, it is called ``prediction_<name>``.
@@ -75,6 +80,8 @@ def predict_file(
     weights : bool, default False
         Whether to write the weights of a mixture's experts too, ``weight_<expert>``, and in a cascade
         ``asked_<expert>``.
+    progress : callable, optional
+        Called with the number of rows written so far, after each batch.
 
     Returns
     -------
@@ -91,9 +98,10 @@ def predict_file(
     """
     scoring = FileScoring(model, source, keep, batch_rows, weights)
     check_output(source, output)
-    with TableWriter(output) as writer:
+    with table_writer(output) as writer:
         for frame in scoring.batches():
             writer.write(scoring.predict(model, frame))
+            progress(writer.rows)
     return writer.rows
 
 
@@ -168,10 +176,17 @@ def check_output(source: str | os.PathLike[str], output: str | os.PathLike[str])
     ConfigError
         If the output is the source, or lies in it.
     """
-    read, written = os.path.realpath(source), os.path.realpath(output)
-    if read == written or (os.path.exists(output) and os.path.samefile(source, output)):
+    if is_url(source) != is_url(output):
+        return
+    if is_url(source):
+        read, written = str(source).rstrip("/"), str(output).rstrip("/")
+    else:
+        read, written = os.path.realpath(local_path(source)), os.path.realpath(local_path(output))
+    parts = [str(part) for part in part_paths(source)]
+    same = not is_url(output) and os.path.exists(written) and any(os.path.samefile(part, written) for part in parts)
+    if written == read or written in parts or same:
         raise ConfigError(f"{output} is the file to be predicted: name another one to write to")
-    if os.path.isdir(read) and written.startswith(read + os.sep):
+    if written.startswith(read + "/"):
         raise ConfigError(f"{output} lies in {source}, the folder to be predicted: name another place to write to")
 
 

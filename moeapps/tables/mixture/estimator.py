@@ -5,7 +5,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from moeapps.core.card import record_of
 from moeapps.core.checks import check_at_least_zero, check_fraction, check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture, fit_cascade, fit_mixture
+from moeapps.core.search import Choice, Distribution
 from moeapps.core.tabledata.checking import CheckMixin
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.kinds import ColumnKind, columns_frame
@@ -55,6 +56,11 @@ Task = Literal["classification", "regression"]
 
 class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput, MixtureInspection, ExpertComposition):
     """Base of :class:`MixtureClassifier` and :class:`MixtureRegressor`, each of which declares its own constructor."""
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "gate": Choice(("auto", "mlp", "linear")),
+        "calibrate": Choice((True, False)),
+    }
 
     task: Task
     gate: Any

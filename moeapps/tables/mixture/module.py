@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from moeapps.core.mixing.inputs import MixingData, uncertainty, uncertainty_widt
 from moeapps.core.mixing.training import BALANCE_WEIGHT, gate_loss
 from moeapps.core.module import DataDependentModule
 from moeapps.core.saved_arguments import fits
+from moeapps.core.search import Choice, Distribution, Float, Int
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.views import Views
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers, probability_floor
@@ -115,6 +116,13 @@ class MixtureModule(Configurable, DataDependentModule):
     ConfigError
         If a setting is impossible.
     """
+
+    _search_space: ClassVar[Mapping[str, Distribution]] = {
+        "hidden_dim": Int(16, 64, log=True),
+        "calibrate": Choice((True, False)),
+        "lr": Float(1e-3, 2e-2, log=True),
+        "weight_decay": Float(1e-4, 1e-1, log=True),
+    }
 
     entry = "moeapps_mixture"
     network: PredictionGate
