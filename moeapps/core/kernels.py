@@ -244,13 +244,13 @@ class _Loop(_TwoLayer):
 
     @classmethod
     def gradients(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, _, w1, b1, w2, b2, pre, kept = ctx.saved_tensors
+        rows, offsets, w1, b1, w2, b2, pre, kept = ctx.saved_tensors
         counts, act, groups = ctx.counts, ctx.act, ctx.groups
         grad_rows, grad1, grad2 = torch.empty_like(rows), gradient_buffer(w1), gradient_buffer(w2)
         xs, dys, (*dxs, rest) = rows.split(counts), grad.split(counts), grad_rows.split(counts)
         back1, back2 = w1.transpose(1, 2).unbind(), w2.transpose(1, 2).unbind()
         nothing = _each(None, w1)
-        grads1, grads2, sums1, sums2 = grad1.unbind(), grad2.unbind(), [], []
+        grads1, grads2, sums1 = grad1.unbind(), grad2.unbind(), []
         grad_hidden = rows.new_empty(max(size for _, size in groups) + ROUND, w2.shape[1])
         start = 0
         for experts, size in groups:
@@ -262,17 +262,17 @@ class _Loop(_TwoLayer):
             ):
                 torch.mm(activated.t(), dy, out=product)  # without rows: zeros
             _products(dys[experts], back2[experts], nothing[experts], grad_hidden[:size].split(counts[experts]))
-            dpre = act.backward(grad_hidden[:rounded], before)[:size].split(counts[experts])
+            grad_pre = act.backward(grad_hidden[:rounded], before)[:size]
+            dpre = grad_pre.split(counts[experts])
             for x, part, product in zip(xs[experts], dpre, grads1[experts], strict=True):
                 torch.mm(x.t(), part, out=product)
             _products(dpre, back1[experts], nothing[experts], dxs[experts])
             if b1 is not None:
-                sums1 += [part.sum(0) for part in dpre]
-            if b2 is not None:
-                sums2 += [dy.sum(0) for dy in dys[experts]]
+                sums1.append(_sums(grad_pre, offsets[experts] - start))
             start += size
         rest.zero_()
-        return grad_rows, None, None, grad1, _stack(sums1), grad2, _stack(sums2)
+        sum1 = torch.cat(sums1) if sums1 else None
+        return grad_rows, None, None, grad1, sum1, grad2, None if b2 is None else _sums(grad[:start], offsets[:-1])
 
 
 class _Padded(_TwoLayer):
@@ -325,8 +325,11 @@ def _each(stacked: Tensor | None, like: Tensor | None = None) -> Sequence[Tensor
     return stacked.unbind()
 
 
-def _stack(rows: list[Tensor]) -> Tensor | None:
-    return torch.stack(rows) if rows else None
+def _sums(rows: Tensor, starts: Tensor) -> Tensor:
+    """Sum of each expert's rows, ``(A, h)`` to ``(E, h)``, in one pass; ``starts`` ``(E,)``: where each begins."""
+    return F.embedding_bag(
+        torch.arange(rows.shape[0], dtype=starts.dtype, device=rows.device), rows, starts, mode="sum"
+    )
 
 
 def _groups(counts: list[int], hidden: int, dtype: torch.dtype) -> list[tuple[slice, int]]:
