@@ -326,7 +326,12 @@ def main() -> None:
         dtype = getattr(torch, options.dtype)
         sizes = CUDA_SIZES if options.device == "cuda" else SIZES
         if options.sizes is not None:
-            sizes = [sizes[int(index)] for index in options.sizes.split(",")]
+            numbers = options.sizes.split(",")
+            if not all(number.isdigit() and int(number) < len(sizes) for number in numbers):
+                parser.error(
+                    f"--sizes takes numbers from 0 to {len(sizes) - 1}, comma-separated, got {options.sizes!r}"
+                )
+            sizes = [sizes[int(number)] for number in numbers]
         known = {tuple(row["size"].values()): row for row in result.get("rows", [])} if options.sizes else {}
         for size in sizes:
             known[size] = measure(size, options.repeats, options.device, dtype, options.rivals)

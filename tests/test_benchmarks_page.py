@@ -417,7 +417,9 @@ def test_dispatch():
         line = f"| {size} | {ratios} | {limits} | {inference} | {memory} |"
         assert line in PAGE, line
     for row in found["padding"]["rows"]:
-        line = f"| {row['d']}, {row['h']}, {row['E']} | {' | '.join(f'{value:.2f}' for value in row['pays'].values())} |"
+        line = (
+            f"| {row['d']}, {row['h']}, {row['E']} | {' | '.join(f'{value:.2f}' for value in row['pays'].values())} |"
+        )
         assert line in PAGE, line
 
 
