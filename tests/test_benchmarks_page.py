@@ -418,13 +418,30 @@ def test_image_speed():
 
 
 def test_dispatch():
-    rows = results("core_dispatch")["rows"]
-    assert len(rows) == 6
-    for row in rows:
+    found = results("core_dispatch")
+    assert len(found["rows"]) == 6
+    names = ["loop", "bmm", "grouped", "auto", "st-moe-pytorch", "mixture-of-experts", "soft-moe-pytorch"]
+    for row in found["rows"]:
         size = ", ".join(str(value) for value in row["size"].values())
-        ratios = " | ".join(f"{value:.2f}" for value in row["ratio"].values())
+        ratios = " | ".join(f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "-" for name in names)
+        limits = f"{row['roofline']['auto_times']:.2f}"
+        inference = f"{row['inference_ratio']['auto']:.2f} | {row['inference_roofline']['auto_times']:.2f}"
         memory = f"{row['peak_mib']['auto']:.0f} / {row['peak_mib']['dense']:.0f}"
-        assert f"| {size} | {ratios} | {memory} |" in PAGE, (size, ratios, memory)
+        line = f"| {size} | {ratios} | {limits} | {inference} | {memory} |"
+        assert line in PAGE, line
+    for row in found["padding"]["rows"]:
+        line = (
+            f"| {row['d']}, {row['h']}, {row['E']} | {' | '.join(f'{value:.2f}' for value in row['pays'].values())} |"
+        )
+        assert line in PAGE, line
+
+
+def test_the_layer_chooses_its_backend_by_the_table_of_the_benchmark():
+    from moeapps.core.backends import PADDING_PAYS, ROWS
+
+    found = results("core_dispatch")["padding"]["rows"]
+    assert {(row["d"], row["h"], row["E"]): tuple(row["pays"].values()) for row in found} == PADDING_PAYS
+    assert all(tuple(map(int, row["pays"])) == ROWS for row in found)
 
 
 def test_routers():

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeapps.core.activations import ACTIVATIONS
+from moeapps.core.backends import Backend, choose_backend
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
-from moeapps.core.kernels import ACTIVATIONS, Backend, choose_backend, sorted_linear, sorted_mlp
+from moeapps.core.kernels import sorted_linear, sorted_mlp
 from moeapps.core.modes import is_transformed, values_are_hidden
 
 __all__ = [
@@ -151,7 +153,7 @@ class ExpertMLP(Experts):
         _fan_in_uniform_(self.weight2, self.bias2)
 
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
-        """Apply the experts to rows ``(A, d)`` sorted by expert; see :func:`~moeapps.core.kernels.choose_backend`."""
+        """Apply the experts to rows ``(A, d)`` sorted by expert; see :func:`~moeapps.core.backends.choose_backend`."""
         dtype = _compute_dtype(rows)
         w1, b1, w2, b2 = (
             None if p is None else p.to(dtype) for p in (self.weight1, self.bias1, self.weight2, self.bias2)

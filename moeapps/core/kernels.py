@@ -13,119 +13,29 @@ each expert.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.torch_version import TorchVersion
 
 from moeapps.core.activations import ACTIVATIONS, Activation
-from moeapps.core.errors import ConfigError
-from moeapps.core.modes import is_transformed
+from moeapps.core.backends import Backend
+from moeapps.core.buffers import gradient_buffer
 
-__all__ = [
-    "ACTIVATIONS",
-    "BACKENDS",
-    "Activation",
-    "Backend",
-    "choose_backend",
-    "grouped_is_possible",
-    "sorted_linear",
-    "sorted_mlp",
-]
-
-Backend = Literal["auto", "loop", "bmm", "grouped", "masked"]
-BACKENDS = ("auto", "loop", "bmm", "grouped", "masked")
-
-FEW_ROWS = 48
-"""Mean rows per expert up to which, on CPU, one padded product beats a loop of short ones."""
-
-WASTE = 2.0
-"""How many rows, per real row, padding may compute before it stops paying."""
+__all__ = ["sorted_linear", "sorted_mlp"]
 
 WHOLE = 2**18
-"""Hidden numbers of all rows up to which, on CPU, their activation is one call rather than one per expert.
+"""Hidden numbers that, on CPU, are activated in one call: those of as many neighbouring experts as have no more.
 
-oneDNN prepares an activation anew for a number of rows that it has not seen, which takes as long as computing 30,000 of
-its values, and an expert's number of rows changes from batch to batch. Beyond this size, what the cache holds of an
-expert's activations is worth more."""
+A call costs as much as computing thousands of its values, and beyond this size what the cache holds of an expert's
+activations is worth more."""
 
 ROUND = 64
-"""Beyond ``WHOLE``, rows of an expert's activation are rounded up to a multiple of this, on CPU, for the same reason.
+"""Rows of a call are rounded up to a multiple of this where there are several; what is computed beyond is not used.
 
-What is computed beyond them is not used."""
-
-GROUPED_TRACES_FLOAT32 = TorchVersion(torch.__version__) >= "2.15"
-"""Whether torch.compile and torch.export take ``grouped_mm`` of float32; torch 2.14 computes it but cannot trace it."""
-
-
-def grouped_is_possible(dtype: torch.dtype, *widths: int) -> bool:
-    """Whether ``torch.nn.functional.grouped_mm`` takes this dtype and these row widths.
-
-    It takes float32 (see ``GROUPED_TRACES_FLOAT32``), bfloat16 or float16, and rows whose length is a multiple of 16
-    bytes.
-    """
-    if dtype == torch.float32:
-        if torch.compiler.is_compiling() and not GROUPED_TRACES_FLOAT32:
-            return False
-    elif dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return all(width * dtype.itemsize % 16 == 0 for width in widths)
-
-
-def choose_backend(
-    backend: Backend,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    counts: Tensor | None,
-    widths: tuple[int, ...],
-) -> Backend:
-    """Turn ``auto`` into a backend, and ``grouped`` into another where grouped products cannot be computed.
-
-    The rule for ``auto`` comes from ``benchmarks/core_dispatch.py`` (its table is in ``benchmarks/results``). On CUDA
-    always ``grouped``, which in bfloat16 never synchronises with the host; float32 does, since torch falls back to one
-    product per expert (torch 2.11, H200). On CPU ``bmm`` where experts have few rows and the load is even
-    enough for padding; else ``loop``. While the layer is traced (torch.compile, torch.export) values cannot be looked
-    at: ``grouped`` where possible, else ``masked``, whatever was asked for. Under ``torch.func``'s transforms always
-    ``masked``: the other backends have hand-written gradients.
-
-    Parameters
-    ----------
-    backend : Backend
-        What the user asked for.
-    device : torch.device
-        Where the tokens are.
-    dtype : dtype
-        In which type the products are computed.
-    counts : Tensor or None
-        ``(E,)`` rows of each expert, or None where looking at them is impossible or costly (tracing, CUDA).
-    widths : tuple[int, ...]
-        Lengths of the rows that take part (input, hidden, output).
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown.
-    """
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if is_transformed():
-        return "masked"
-    possible = grouped_is_possible(dtype, *widths)
-    if torch.compiler.is_compiling():
-        return "grouped" if possible and backend != "masked" else "masked"
-    if backend == "grouped":
-        return "grouped" if possible else "bmm"
-    if backend != "auto":
-        return backend
-    if possible and device.type == "cuda":
-        return "grouped"
-    if counts is None:
-        return "bmm"
-    num_experts, rows, longest = counts.numel(), int(counts.sum()), int(counts.max())
-    return "bmm" if rows <= FEW_ROWS * num_experts and longest * num_experts <= WASTE * rows else "loop"
+oneDNN prepares an activation anew for a number of rows that it has not seen, which takes as long as computing 30,000 of
+its values, and an expert's number of rows changes from batch to batch."""
 
 
 def sorted_mlp(
@@ -301,9 +211,9 @@ class _TwoLayer(torch.autograd.Function):
 class _Loop(_TwoLayer):
     """One product per expert and layer, each written into its part of a common buffer.
 
-    An expert's hidden activations live only while it is their turn: they stay in the cache, and are computed again
-    from the first layer's outputs when the gradient needs them. Where there are few, the activations of all experts
-    are one call (see ``WHOLE``); the numbers are the same.
+    Activations are one call for a group of neighbouring experts (see ``WHOLE``). They live only while it is the group's
+    turn: they stay in the cache, and are computed again from the first layer's outputs when the gradient needs them,
+    unless all experts are one group. The numbers are the same.
     """
 
     @staticmethod
@@ -312,84 +222,57 @@ class _Loop(_TwoLayer):
         w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     ) -> Tensor:  # fmt: skip
         counts = _split_counts(rows, offsets)
+        groups = _groups(counts[:-1], w1.shape[2], rows.dtype)
         out = rows.new_empty(rows.shape[0], w2.shape[2])
-        keep, whole = any(ctx.needs_input_grad), _is_small(rows, w1)
-        # without gradients to come, one expert's part is enough, and stays in the cache
-        pre = rows.new_empty((rows.shape[0] if keep or whole else max(counts[:-1])) + ROUND, w1.shape[2])
-        *outs, rest = out.split(counts)
-        firsts, seconds = (_each(w1), _each(b1, w1)), (_each(w2), _each(b2, w1))
-        if whole:
-            pre = pre[: rows.shape[0]]
-            _products(rows.split(counts), *firsts, pre.split(counts))
-            _products(_activated(act, pre, counts), *seconds, outs)
-        else:
-            start = 0
-            for x, y, first, bias1, second, bias2 in zip(rows.split(counts), outs, *firsts, *seconds, strict=False):
-                if count := x.shape[0]:
-                    _affine(x, first, bias1, pre[start : start + count])
-                    hidden = act.forward(pre[start : start + _rounded(count, act, rows.dtype)])[:count]
-                    _affine(hidden, second, bias2, y)
-                    start += count if keep else 0
+        keep, hidden = any(ctx.needs_input_grad), None
+        # without gradients to come, one group's part is enough, and stays in the cache
+        pre = rows.new_empty((rows.shape[0] if keep else max(size for _, size in groups)) + ROUND, w1.shape[2])
+        xs, (*outs, rest) = rows.split(counts), out.split(counts)
+        first, bias1, second, bias2 = _each(w1), _each(b1, w1), _each(w2), _each(b2, w2)
+        start = 0
+        for experts, size in groups:
+            before = pre[start : start + _rounded(size, act, rows.dtype, groups)]
+            _products(xs[experts], first[experts], bias1[experts], before[:size].split(counts[experts]))
+            hidden = act.forward(before)[:size]
+            _products(hidden.split(counts[experts]), second[experts], bias2[experts], outs[experts])
+            start += size if keep else 0
         rest.zero_()
         if keep:
-            ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre)
-            ctx.act, ctx.counts = act, counts
+            ctx.save_for_backward(rows, offsets, w1, b1, w2, b2, pre, hidden if len(groups) == 1 else None)
+            ctx.act, ctx.counts, ctx.groups = act, counts, groups
         return out
 
     @classmethod
     def gradients(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, _, w1, b1, w2, b2, pre = ctx.saved_tensors
-        counts, act = ctx.counts, ctx.act
-        if _is_small(rows, w1):
-            return cls._gradients_of_few(ctx, grad)
-        grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
-        *grads_x, rest = grad_rows.split(counts)
-        sums1, sums2 = [], []
-        grad_hidden = rows.new_empty(max(counts[:-1]) + ROUND, w2.shape[1])
-        layers = zip(
-            rows.split(counts), grad.split(counts), grads_x,
-            w1.transpose(1, 2).unbind(), w2.transpose(1, 2).unbind(), g1.unbind(), g2.unbind(),
-            strict=False,
-        )  # fmt: skip
+        rows, offsets, w1, b1, w2, b2, pre, kept = ctx.saved_tensors
+        counts, act, groups = ctx.counts, ctx.act, ctx.groups
+        grad_rows, grad1, grad2 = torch.empty_like(rows), gradient_buffer(w1), gradient_buffer(w2)
+        xs, dys, (*dxs, rest) = rows.split(counts), grad.split(counts), grad_rows.split(counts)
+        back1, back2 = w1.transpose(1, 2).unbind(), w2.transpose(1, 2).unbind()
+        nothing = _each(None, w1)
+        grads1, grads2, sums1 = grad1.unbind(), grad2.unbind(), []
+        grad_hidden = rows.new_empty(max(size for _, size in groups) + ROUND, w2.shape[1])
         start = 0
-        for x, dy, dx, first, second, grad1, grad2 in layers:
-            count = x.shape[0]
-            rounded = _rounded(count, act, rows.dtype)
+        for experts, size in groups:
+            rounded = _rounded(size, act, rows.dtype, groups)
             before = pre[start : start + rounded]
-            start += count
-            torch.mm(act.forward(before)[:count].t(), dy, out=grad2)  # without rows: zeros
-            torch.mm(dy, second, out=grad_hidden[:count])
-            dpre = act.backward(grad_hidden[:rounded], before)[:count]
-            torch.mm(x.t(), dpre, out=grad1)
-            torch.mm(dpre, first, out=dx)
+            hidden = act.forward(before)[:size] if kept is None else kept
+            for activated, dy, product in zip(
+                hidden.split(counts[experts]), dys[experts], grads2[experts], strict=True
+            ):
+                torch.mm(activated.t(), dy, out=product)  # without rows: zeros
+            _products(dys[experts], back2[experts], nothing[experts], grad_hidden[:size].split(counts[experts]))
+            grad_pre = act.backward(grad_hidden[:rounded], before)[:size]
+            dpre = grad_pre.split(counts[experts])
+            for x, part, product in zip(xs[experts], dpre, grads1[experts], strict=True):
+                torch.mm(x.t(), part, out=product)
+            _products(dpre, back1[experts], nothing[experts], dxs[experts])
             if b1 is not None:
-                sums1.append(dpre.sum(0))
-            if b2 is not None:
-                sums2.append(dy.sum(0))
+                sums1.append(_sums(grad_pre, offsets[experts] - start))
+            start += size
         rest.zero_()
-        return grad_rows, None, None, g1, _stack(sums1), g2, _stack(sums2)
-
-    @classmethod
-    def _gradients_of_few(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The same with the activations, and their gradients, of all experts in one call each."""
-        rows, _, w1, b1, w2, b2, pre = ctx.saved_tensors
-        counts, act = ctx.counts, ctx.act
-        grad_rows, g1, g2 = torch.empty_like(rows), torch.empty_like(w1), torch.empty_like(w2)
-        *grads_x, rest = grad_rows.split(counts)
-        grads_y = grad.split(counts)
-        grad_hidden = rows.new_empty(rows.shape[0], w2.shape[1])
-        _products(grads_y, w2.transpose(1, 2).unbind(), _each(None, w1), grad_hidden.split(counts))
-        total = rows.shape[0] - counts[-1]
-        grads_pre = act.backward(grad_hidden[:total], pre[:total]).split(counts[:-1])
-        for hidden, dy, grad2 in zip(_activated(act, pre, counts), grads_y, g2.unbind(), strict=False):
-            torch.mm(hidden.t(), dy, out=grad2)  # without rows: zeros
-        for x, dpre, grad1 in zip(rows.split(counts), grads_pre, g1.unbind(), strict=False):
-            torch.mm(x.t(), dpre, out=grad1)
-        _products(grads_pre, w1.transpose(1, 2).unbind(), _each(None, w1), grads_x)
-        rest.zero_()
-        sum1 = None if b1 is None else torch.stack([dpre.sum(0) for dpre in grads_pre])
-        sum2 = None if b2 is None else torch.stack([dy.sum(0) for dy in grads_y[:-1]])
-        return grad_rows, None, None, g1, sum1, g2, sum2
+        sum1 = torch.cat(sums1) if sums1 else None
+        return grad_rows, None, None, grad1, sum1, grad2, None if b2 is None else _sums(grad[:start], offsets[:-1])
 
 
 class _Padded(_TwoLayer):
@@ -421,9 +304,9 @@ class _Padded(_TwoLayer):
             _unpad(torch.bmm(dpre, w1.transpose(1, 2)), padded, rows.shape[0]),
             None,
             None,
-            torch.bmm(x.transpose(1, 2), dpre),
+            torch.bmm(x.transpose(1, 2), dpre, out=gradient_buffer(w1)),
             None if b1 is None else dpre.sum(1),
-            torch.bmm(hidden.transpose(1, 2), dy),
+            torch.bmm(hidden.transpose(1, 2), dy, out=gradient_buffer(w2)),
             None if b2 is None else dy.sum(1),
         )
 
@@ -442,23 +325,35 @@ def _each(stacked: Tensor | None, like: Tensor | None = None) -> Sequence[Tensor
     return stacked.unbind()
 
 
-def _stack(rows: list[Tensor]) -> Tensor | None:
-    return torch.stack(rows) if rows else None
+def _sums(rows: Tensor, starts: Tensor) -> Tensor:
+    """Sum of each expert's rows, ``(A, h)`` to ``(E, h)``, in one pass; ``starts`` ``(E,)``: where each begins."""
+    return F.embedding_bag(
+        torch.arange(rows.shape[0], dtype=starts.dtype, device=rows.device), rows, starts, mode="sum"
+    )
 
 
-def _is_small(rows: Tensor, w1: Tensor) -> bool:
-    """Whether the activations of all experts are one call; not in float64, which oneDNN does not compute."""
-    return rows.dtype != torch.float64 and rows.shape[0] * w1.shape[2] <= WHOLE
+def _groups(counts: list[int], hidden: int, dtype: torch.dtype) -> list[tuple[slice, int]]:
+    """Neighbouring experts whose activations are one call, and their number of rows; at least one group.
+
+    In float64, which oneDNN does not compute, every expert is a group: its predictions are those of 0.1 to the bit.
+    """
+    most = 0 if dtype == torch.float64 else WHOLE // hidden
+    groups, first, size = [], 0, 0
+    for expert, count in enumerate(counts):
+        if expert > first and size + count > most:
+            groups.append((slice(first, expert), size))
+            first, size = expert, 0
+        size += count
+    return [*groups, (slice(first, len(counts)), size)]
 
 
-def _rounded(count: int, act: Activation, dtype: torch.dtype) -> int:
-    """Rows of an activation's call: more than there are only where oneDNN computes it, whose values are the same."""
-    return -(-count // ROUND) * ROUND if act is ACTIVATIONS["gelu"] and dtype == torch.float32 else count
+def _rounded(size: int, act: Activation, dtype: torch.dtype, groups: Sequence[object]) -> int:
+    """Rows of an activation's call: more than there are only where oneDNN computes it, whose values are the same.
 
-
-def _activated(act: Activation, pre: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """Hidden activations of each expert, from the first layer's outputs ``(A, h)``; padding rows have none."""
-    return act.forward(pre[: pre.shape[0] - counts[-1]]).split(counts[:-1])
+    All rows of a batch are as many in the next batch; those of a part of the experts are not.
+    """
+    one = len(groups) == 1 or act is not ACTIVATIONS["gelu"] or dtype != torch.float32
+    return size if one else -(-size // ROUND) * ROUND
 
 
 def _products(

@@ -12,12 +12,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from moeapps.core.backends import BACKENDS, Backend
 from moeapps.core.capacity import OVERFLOW, Overflow, apply_capacity
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.expert_sizes import ExpertSizes, hidden_sizes
 from moeapps.core.experts import ExpertMLP, Experts, HeterogeneousExperts
-from moeapps.core.kernels import BACKENDS, Backend
 from moeapps.core.losses import mutual_information, parameter_penalty_loss
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import Router, make_router

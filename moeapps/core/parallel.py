@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moeapps.core.backends import Backend
 from moeapps.core.distributed import rank, world_size
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import ExpertMLP, Experts
-from moeapps.core.kernels import Backend
 
 __all__ = ["ExpertParallel", "gather_optimizer_states", "scatter_optimizer_states", "sharded_parameters"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moeapps.core.activations import ACTIVATIONS
 from moeapps.core.checks import check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
 from moeapps.core.expert_tensors import averaged, sliced, stack_of
@@ -20,7 +21,6 @@ from moeapps.core.experts import ExpertMLP, FeedForward, LowRankExpertMLP
 from moeapps.core.growth.blocks import Block
 from moeapps.core.growth.layer import MoEBlock, experts_of
 from moeapps.core.growth.sites import find_sites
-from moeapps.core.kernels import ACTIVATIONS
 from moeapps.core.layer import MoE
 from moeapps.core.merging import merge_experts, regroup
 from moeapps.core.operations import LayerReport, Model, operate, report, use_of

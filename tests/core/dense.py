@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moeapps import registry
 from moeapps.core import FactoredExpertMLP, GatedFactoredExpertMLP, MoE, make_router
-from moeapps.core.kernels import ACTIVATIONS
+from moeapps.core.activations import ACTIVATIONS
 from moeapps.core.routers import SoftRouting
 
 ROUTERS = [entry.name for entry in registry.entries("router")]

@@ -14,8 +14,9 @@ from moeapps.core import (
     TopKRouter,
     parameter_penalty_loss,
 )
+from moeapps.core.activations import ACTIVATIONS
+from moeapps.core.backends import choose_backend, grouped_is_possible
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.kernels import ACTIVATIONS, choose_backend, grouped_is_possible
 from tests.core.dense import BACKENDS, make, mixture
 
 

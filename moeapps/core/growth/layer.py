@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeapps.core.backends import Backend, choose_backend
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import ExpertMLP, _compute_dtype, _counts
 from moeapps.core.growth.blocks import Act, Block
-from moeapps.core.kernels import Backend, choose_backend, sorted_linear
+from moeapps.core.kernels import sorted_linear
 from moeapps.core.layer import MoE
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import NoisyTopKRouter, Router, TopKRouter

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from moeapps import registry
+from moeapps.core.backends import Backend, choose_backend
 from moeapps.core.checks import check_at_least_zero, check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import Experts, _compute_dtype, _counts
 from moeapps.core.growth.blocks import linear_problem, random_rows
 from moeapps.core.growth.moeify import Layers
 from moeapps.core.growth.sites import Skipped, contents, find_sites, without_fast_path
-from moeapps.core.kernels import Backend, choose_backend, sorted_linear
+from moeapps.core.kernels import sorted_linear
 from moeapps.core.layer import MoE, RoutedLayer
 from moeapps.core.routers import Router, SoftRouter, make_router
 
