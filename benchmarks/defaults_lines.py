@@ -142,21 +142,29 @@ def links_and_graphs(found: dict[str, Any]) -> Iterator[Line]:
             )  # fmt: skip
 
 
+def alone(parts: dict[str, Any]) -> dict[str, Any]:
+    """Runs of single kinds of experts among those of ``stream_accuracy.py --parts``."""
+    return {
+        key: {label: found for label, found in run.items() if label.endswith(" alone")}
+        for key, run in parts["runs"].items()
+    }
+
+
 def streams(found: dict[str, Any]) -> Iterator[Line]:
-    """DriftMoEClassifier; its kinds of experts alone are what ``defaults.py --run`` measured."""
-    runs, alone = found["runs"], found["alone"]
+    """DriftMoEClassifier; single kinds of experts are from ``stream_accuracy.py --parts`` and ``defaults.py --run``."""
+    runs, single = found["runs"], found["alone"]
 
     def scores(name: str, model: str, of: dict[str, Any] = runs) -> Scores:
         own = {key.rpartition(", ")[2]: run for key, run in of.items() if key.rpartition(", ")[0] == name}
         return by_seed({seed: run[model] for seed, run in own.items() if model in run}, lambda run: run["accuracy"])
 
     for name in dict.fromkeys(key.rpartition(", ")[0] for key in runs):
-        kinds = {label for key, run in alone.items() if key.rpartition(", ")[0] == name for label in run}
+        kinds = {label for key, run in single.items() if key.rpartition(", ")[0] == name for label in run}
         rivals = {label: scores(name, label) for label in MOA if "(12)" not in label and "(100)" not in label}
         yield Line(
             "streams, classes", "DriftMoEClassifier", name, "accuracy", scores(name, "DriftMoE"),
             {"use_router=False": scores(name, "DriftMoE, use_router=False")}
-            | {label: scores(name, label, alone) for label in sorted(kinds)},
+            | {label: scores(name, label, single) for label in sorted(kinds)},
             {label: values for label, values in rivals.items() if values},
             fixed=name in REAL, scale=100.0,
             seconds={
@@ -308,6 +316,8 @@ def collect(results: Callable[[str], dict[str, Any]], own: dict[str, Any]) -> li
     """
     lines: list[Line] = []
     for name, read in SOURCES.items():
-        found = own["numbers"] if name == "defaults" else {**results(name), "alone": own["alone"]}
+        found = own["numbers"] if name == "defaults" else results(name)
+        if name == "stream_accuracy":
+            found["alone"] = own["alone"] | alone(results("stream_parts"))
         lines += read(found)
     return [asdict(line) for line in lines]

@@ -54,7 +54,7 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
     tasks = list(dict.fromkeys(row.task for row in rows))
     assert [line["task"] for line in results["summary"]] == tasks
     assert all(line["part"]["verdict"] in ("ahead", "mixed", "behind") for line in results["summary"])
-    mixtures = [row for row in rows if row.ours]
+    mixtures = [row for row in rows if row.default]
     assert mixtures
     assert all(row.views.maps or row.views.curves for row in mixtures)
     for path in (tmp_path / "out").glob("*.png"):

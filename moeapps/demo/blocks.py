@@ -237,7 +237,7 @@ def recsys(recorder: Recorder) -> None:
                     model.fit(train, targets=names)
                 recorder.score(row, _mean_area(test, _probabilities(model, test), scenario), _count(model.model_))
                 row.history = model.history_
-                if row.ours:
+                if row.default:
                     row.views = model.diagnose(test).views()
 
 
