@@ -127,6 +127,33 @@ BENCHMARKS = {
 }  # fmt: skip
 """In the order in which they run: defaults.py reads what others wrote."""
 
+
+def demo_tables(found: dict[str, Any]) -> list[str]:
+    """The demo's summary, and all its rows."""
+    lines = ["| data, score | default | best part, difference | best rival, difference |", "| --- | --- | --- | --- |"]
+    rows = {(row["task"], row["model"]): row for row in found["rows"]}
+
+    def number(row: dict[str, Any], value: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.2f}" if row["percent"] else f"{value:{sign}.4f}"
+
+    for line in found["summary"]:
+        row = rows[line["task"], line["model"]]
+        cells = [f"{line['task']}, {line['metric']}", f"{line['model']} {number(row, row['mean'])}".replace("*", "\\*")]
+        for gap in (line["part"], line["rival"]):
+            verdict = f"**{gap['verdict']}**" if gap and gap["verdict"] == "behind" else gap and gap["verdict"]
+            cells.append(f"{gap['model']} {number(row, gap['mean'], '+')}, {verdict}" if gap else "none")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| data | model | score | | parameters | seconds |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in found["rows"]:
+        name = row["model"].replace("*", "\\*")
+        cells = [row["task"], f"**{name}**" if row["ours"] else name, row["metric"]]
+        cells.append(f"{number(row, row['mean'])} ± {number(row, row['sd'])}")
+        parameters = f" {row['parameters']:,} " if row["parameters"] else " "
+        seconds = sum(row["seconds"]) / len(row["seconds"])
+        lines.append(f"| {' | '.join(cells)} |{parameters}| {seconds:.1f} |")
+    return lines
+
+
 PRINTED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "graph_accuracy": ("benchmarks", lambda script, found: script.tables(found["runs"]).splitlines()),
     "graph_tasks": (
@@ -140,6 +167,7 @@ PRINTED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "recsys_speed": ("benchmarks", lambda script, found: script.markdown(found).splitlines()),
     "vision_accuracy": ("benchmarks", lambda script, found: script.tables(found).splitlines()),
     "defaults": ("benchmarks", lambda script, found: script.tables(found)),
+    "demo": ("benchmarks", lambda script, found: demo_tables(found)),
 }
 """Page, and the lines of the tables that a script makes of its results."""
 
@@ -151,7 +179,7 @@ def arguments(text: str, folders: dict[str, str]) -> list[str]:
 
 def results_file(name: str) -> Path:
     """Where a script keeps its results."""
-    return HERE / "results" / f"{name}.json"
+    return ROOT / "docs/demo/results.json" if name == "demo" else HERE / "results" / f"{name}.json"
 
 
 def counted(value: Any) -> float:
@@ -197,9 +225,10 @@ def call(name: str, given: list[str], log: Path) -> tuple[int, float]:
 
 def write_pages(names: list[str]) -> None:
     """Put the tables that scripts print into the pages."""
-    for name in (name for name in names if name in PRINTED and results_file(name).exists()):
+    for name in (name for name in PRINTED if name in (*names, "demo") and results_file(name).exists()):
         page, lines = PRINTED[name]
-        printed = "\n".join(lines(importlib.import_module(name), json.loads(results_file(name).read_text())))
+        script = None if name == "demo" else importlib.import_module(name)
+        printed = "\n".join(lines(script, json.loads(results_file(name).read_text())))
         write_tables(ROOT / f"docs/{page}.md", printed)
         print(f"docs/{page}.md: tables of {name}", flush=True)
 

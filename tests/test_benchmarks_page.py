@@ -40,16 +40,19 @@ def test_every_script_that_the_page_names_exists():
 
 def test_demo():
     demo = json.loads((ROOT / "docs/demo/results.json").read_text())
-    assert len(demo["rows"]) == 20
     assert f"{demo['seeds']} seeds, {demo['seconds']:.0f} seconds in all" in PAGE
-    for row in demo["rows"]:
-        name = row["model"].replace("*", "\\*")
-        model = f"**{name}**" if row["ours"] else name
-        scale, digits = (100, 2) if row["percent"] else (1, 4)
-        score = f"{scale * row['mean']:.{digits}f} ± {scale * row['sd']:.{digits}f}"
-        parameters = f" {row['parameters']:,} " if row["parameters"] else " "
-        cells = f"| {row['task']} | {model} | {row['metric']} | {score} |{parameters}| {np.mean(row['seconds']):.1f} |"
-        assert cells in PAGE, cells
+    for line in script("run_all").demo_tables(demo):
+        assert line in PAGE, line
+    assert {row["package"] for row in demo["rows"]} == {"tables", "graph", "stream", "recsys", "vision"}
+
+
+def test_defaults():
+    defaults, found = script("defaults"), results("defaults")
+    for line in defaults.tables(found):
+        assert line in PAGE, line
+    own = found["runs"]
+    assert found["lines"] == json.loads(json.dumps(defaults.collect(results, own))), "run benchmarks/defaults.py --page"
+    assert set(found["sources"]) == set(defaults.SOURCES) - {"defaults"}
 
 
 def test_tables_beside_boosting_in_speed():
