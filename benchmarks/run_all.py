@@ -96,7 +96,7 @@ BENCHMARKS = {
     ),
     "stream_soak": Benchmark(("",), "--n 100000 --output {output} --picture {scratch}/s.png"),
     "recsys_accuracy": Benchmark(
-        ("--data {data}/recsys --picture docs/recsys",), "", "torch-rechub, deepctr-torch"
+        ("--data {data}/recsys", "--data {data}/recsys --picture docs/recsys"), "", "torch-rechub, deepctr-torch"
     ),
     "recsys_speed": Benchmark(
         ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile"),
@@ -155,11 +155,19 @@ def demo_tables(found: dict[str, Any]) -> list[str]:
 
 
 PRINTED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "mixtures": (
+        "benchmarks",
+        lambda script, found: [*script.markdown(found, "classification"), *script.markdown(found, "regression")],
+    ),
     "graph_accuracy": ("benchmarks", lambda script, found: script.tables(found["runs"]).splitlines()),
     "graph_tasks": (
         "graph_tasks",
         lambda script, found: [line for task in ("links", "graphs") for line in [*script.table(task, found[task]), ""]],
     ),
+    "stream_accuracy": ("benchmarks", lambda script, found: script.pages(found["runs"])),
+    "recsys_accuracy": ("benchmarks", lambda script, found: script.markdown(found["runs"]["census"])),
+    "recsys_tasks": ("benchmarks", lambda script, found: script.markdown(found["runs"]["census"])),
+    "recsys_diagnosis": ("benchmarks", lambda script, found: script.markdown(found["runs"])),
     "recsys_ranking": (
         "benchmarks",
         lambda script, found: [line for models in found["runs"].values() for line in [*script.markdown(models), ""]],
