@@ -284,7 +284,9 @@ def vision(recorder: Recorder) -> None:
         for name, row in classifiers.items():
             classifier: Any = SmallCNN(seed, max_epochs=epochs)
             if name != "convolutional":
-                width = {"mlp_ratio": 4.0} if name == "vit" else {}  # as wide as the two experts of a patch
+                width: dict[str, Any] = (
+                    {"mlp_ratio": 4.0} if name == "vit" else {}
+                )  # as wide as the two experts of a patch
                 classifier = WideNetClassifier(name, max_epochs=epochs, random_state=seed, **width)
             with recorder.training(row, seed):
                 classifier.fit(train, y_train)

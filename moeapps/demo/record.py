@@ -287,7 +287,7 @@ class Recorder:
             table.add_column(name, justify="right" if name == "score" else "left")
         for line in summarised(self.rows):
             table.add_row(
-                f"{line.row.task}, {line.row.metric}", line.row.model, line.row.number(np.mean(line.row.scores)),
+                f"{line.row.task}, {line.row.metric}", line.row.model, line.row.number(float(np.mean(line.row.scores))),
                 *(f"{gap.model} {line.row.number(gap.mean, '+')} {gap.verdict}" if gap else "none" for gap in
                   (line.part, line.rival)),
             )  # fmt: skip
