@@ -142,7 +142,7 @@ def stream(recorder: Recorder) -> None:
         "moving clusters": lambda seed: synthetic_stream("rbf_fast", n=DRIFTING, seed=seed),
         "returning concepts": lambda seed: recurring_stream("rbf", n=2 * DRIFTING, every=DRIFTING // 3, seed=seed),
     }
-    makers: dict[str, tuple[Callable[[int], Any], dict[str, bool]]] = {
+    makers: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
         "Hoeffding tree": (lambda seed: tree.HoeffdingTreeClassifier(), {"rival": True}),
         "adaptive forest (10)": (lambda seed: forest.ARFClassifier(n_models=10, seed=seed), {"rival": True}),
         "DriftMoE, no router": (lambda seed: DriftMoEClassifier(use_router=False, seed=seed), {"part": True}),
@@ -251,8 +251,9 @@ def _mean_area(test: pd.DataFrame, probabilities: Any, scenario: str | None) -> 
     from sklearn.metrics import roc_auc_score
 
     found = pd.DataFrame(probabilities, index=test.index)
+    names = [str(name) for name in found]
     parts = [test] if scenario is None else [part for _, part in test.groupby(scenario)]
-    return float(np.mean([roc_auc_score(part[name], found.loc[part.index, name]) for part in parts for name in found]))
+    return float(np.mean([roc_auc_score(part[name], found.loc[part.index, name]) for part in parts for name in names]))
 
 
 def vision(recorder: Recorder) -> None:
