@@ -147,7 +147,7 @@ def number_stream(kind: str, seed: int, n: int) -> list[Any]:
     from river.datasets.synth import FriedmanDrift
 
     position = (n // 4, n // 2, 3 * n // 4) if kind == "lea" else (n // 3, 2 * n // 3)
-    return list(islice(FriedmanDrift(kind, position, seed=seed), n))  # type: ignore[arg-type]
+    return list(islice(FriedmanDrift(kind, position, n // 5, seed), n))  # type: ignore[arg-type]
 
 
 def number_models() -> dict[str, Callable[[int], Any]]:
@@ -190,7 +190,7 @@ def run(options: argparse.Namespace, own: dict[str, Any], keep: Callable[[], Non
             runs, instances = own["numbers"].setdefault(f"Friedman, {kind}, {seed}", {}), None
             for label, make in number_models().items():
                 if label not in runs:
-                    instances = instances or number_stream(kind, seed, min(options.n, 20_000))
+                    instances = instances or number_stream(kind, seed, min(options.n, 5_000))
                     start = time.process_time()
                     scores = prequential(make(seed), instances).scores
                     runs[label] = {**scores, "seconds": time.process_time() - start}

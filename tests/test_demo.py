@@ -1,24 +1,27 @@
 """The demo: a table that grows, results.json, pictures and a report, for any number of seeds and any part."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 import moeapps.demo
+import moeapps.tables
 from moeapps import demo
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError
 from moeapps.demo import blocks
 from moeapps.demo.record import Recorder, Row, summarised
+from moeapps.tables import MixtureClassifier
 
 MEMBERS = ["logistic regression", "boosting", "random forest", "MoEClassifier", "mean of the four", "MixtureClassifier"]
 TWO, SHARED = ["MLP alone", "GCN alone"], ["Shared-Bottom"]
 MODELS = {
     "tables": MEMBERS * 2,
     "graph": ["MLP alone", "GCN alone", "MowstClassifier", *TWO, "Mowst*, jointly", "MowstClassifier"],
-    "stream": ["Hoeffding tree", "adaptive forest (10)", "DriftMoE, no router", "DriftMoE"] * 3,
+    "stream": ["Hoeffding tree", "adaptive forest (10)", "nearest neighbours", "DriftMoE, no router", "DriftMoE"] * 3,
     "recsys": [
         "boosting per target",
         *SHARED,
@@ -41,6 +44,7 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
 ):
     monkeypatch.setattr(blocks, "DRIFTING", 300)
     monkeypatch.setattr(blocks, "ROWS", 80)
+    monkeypatch.setattr(moeapps.tables, "MixtureClassifier", partial(MixtureClassifier, cv=2))
     rows = demo.run(str(tmp_path / "out"), seeds=1, part=part)
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "out/results.json").read_text())

@@ -131,8 +131,8 @@ def _confidence(model: Any, data: Any) -> tuple[tuple[Any, Any, Any], Views]:
 
 
 def stream(recorder: Recorder) -> None:
-    """DriftMoE and river's tree and forest: phishing sites, moving clusters, and concepts that return."""
-    from river import datasets, forest, tree
+    """DriftMoE and river's tree, forest and neighbours: phishing sites, moving clusters, and concepts that return."""
+    from river import datasets, forest, neighbors, preprocessing, tree
 
     from moeapps.stream import DriftMoEClassifier, prequential, recurring_stream, synthetic_stream
     from moeapps.stream.evaluate import plot_prequential
@@ -145,6 +145,12 @@ def stream(recorder: Recorder) -> None:
     makers: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
         "Hoeffding tree": (lambda seed: tree.HoeffdingTreeClassifier(), {"rival": True}),
         "adaptive forest (10)": (lambda seed: forest.ARFClassifier(n_models=10, seed=seed), {"rival": True}),
+        "nearest neighbours": (
+            lambda seed: (
+                preprocessing.MinMaxScaler() | neighbors.KNNClassifier(5, neighbors.LazySearch(window_size=1_000))
+            ),
+            {"rival": True},
+        ),
         "DriftMoE, no router": (lambda seed: DriftMoEClassifier(use_router=False, seed=seed), {"part": True}),
         "DriftMoE": (lambda seed: DriftMoEClassifier(seed=seed), {"default": True}),
     }

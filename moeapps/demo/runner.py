@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def _write(recorder: Recorder, target: Path) -> None:
         "rows": recorder.results(),
         "seeds": recorder.seeds,
         "seconds": recorder.seconds,
+        "processor_seconds": time.process_time(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {
             "moeapps": moeapps.__version__,
