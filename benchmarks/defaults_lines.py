@@ -180,13 +180,19 @@ def numbers(found: dict[str, Any]) -> Iterator[Line]:
     for name in dict.fromkeys(key.rpartition(", ")[0] for key in found):
         own = {key.rpartition(", ")[2]: run for key, run in found.items() if key.rpartition(", ")[0] == name}
         models = list(next(iter(own.values())))
-        scores = {label: by_seed(own, lambda run, label=label: run[label]["mae"]) for label in models}
+        scores = {
+            label: by_seed({seed: run[label] for seed, run in own.items() if label in run}, lambda run: run["mae"])
+            for label in models
+        }
         yield Line(
             "streams, numbers", "DriftMoERegressor", name, "absolute error", scores["DriftMoE"],
             {label: scores[label] for label in models if label.startswith("DriftMoE,")},
             {label: scores[label] for label in models if not label.startswith("DriftMoE")},
             less=True,
-            seconds={label: float(np.mean([run[label]["seconds"] for run in own.values()])) for label in models},
+            seconds={
+                label: float(np.mean([run[label]["seconds"] for run in own.values() if label in run]))
+                for label in models
+            },
         )  # fmt: skip
 
 
