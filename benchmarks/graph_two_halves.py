@@ -10,33 +10,9 @@ import argparse
 
 import numpy as np
 import torch
-from torch_geometric.data import Data
 
+from moeapps.demo.made import two_halves
 from moeapps.graph import GNNClassifier, MowstClassifier
-
-
-def two_halves(seed: int) -> Data:
-    """Half the nodes carry the label in x and random edges; the other half noise in x and homophilous edges."""
-    generator = torch.Generator().manual_seed(seed)
-    nodes = 1200
-    y = torch.randint(0, 3, (nodes,), generator=generator)
-    by_feature = torch.arange(nodes) < nodes // 2
-    noise = torch.randn(nodes, 3, generator=generator)
-    x = torch.cat([torch.where(by_feature[:, None], torch.nn.functional.one_hot(y, 3) * 3.0, 0.0) + noise], dim=1)
-    x = torch.cat([x, by_feature.float()[:, None]], dim=1)
-    source = torch.randint(0, nodes, (40 * nodes,), generator=generator)
-    target = torch.randint(0, nodes, (40 * nodes,), generator=generator)
-    homophilous = ~by_feature[source] & ~by_feature[target]
-    good = torch.where(homophilous, y[source] == y[target], by_feature[source] & by_feature[target])
-    keep = good & (torch.rand(40 * nodes, generator=generator) < 0.5)
-    # the graph half's features: the label, seen only in the mean over neighbours
-    x[~by_feature, :3] = noise[~by_feature] * 1.5 + torch.nn.functional.one_hot(y[~by_feature], 3) * 0.8
-    edge_index = torch.stack([source[keep], target[keep]])
-    data = Data(x=x, edge_index=torch.cat([edge_index, edge_index.flip(0)], dim=1), y=y)
-    part = torch.rand(nodes, generator=generator)
-    data.train_mask, data.val_mask, data.test_mask = part < 0.4, (part >= 0.4) & (part < 0.7), part >= 0.7
-    data.by_feature = by_feature
-    return data
 
 
 def compare(seed: int) -> tuple[dict[str, float], float]:

@@ -332,6 +332,38 @@ def beside(document: dict[str, Any], task: str, slow: str) -> pd.DataFrame:
     return ranks(means).reset_index() if not means.empty and slow in set(means["model"]) else pd.DataFrame()
 
 
+def markdown(document: dict[str, Any], task: str) -> list[str]:
+    """The tables in docs/benchmarks.md: mean ranks, those on the splits of slow models, promises by table."""
+    classify = task == "classification"
+    names = {"mixture": f"**Mixture{'Classifier' if classify else 'Regressor'}**",
+             "moe": f"MoE{'Classifier' if classify else 'Regressor'}"}  # fmt: skip
+    score, loss = ("accuracy", "log loss") if classify else ("R2", "error")
+    lines = []
+    whole = ranks(summary(document, task, without=SLOW)).reset_index()
+    for found in (whole, *(beside(document, task, name) for name in SLOW)):
+        if found.empty:
+            continue
+        lines.append(f"| model | rank, {score} | rank, {loss} | {score} | {loss} | fit, s | predict, s |")
+        lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+        for row in found.to_dict("records"):
+            cells = [f"{row[key]:.2f}" for key in ("rank by score", "rank by loss")]
+            cells += [f"{row[key]:.4f}" for key in ("mean score", "mean loss")]
+            cells += [f"{row['fit']:.1f}", f"{row['predict']:.2f}"]
+            lines.append(f"| {names.get(row['model'], row['model'])} | {' | '.join(cells)} |")
+        lines.append("")
+    lines.append(f"| table | best by {score} | mixture minus best, points | best by {loss} | gain in {loss} | kept | "
+                 "lost at half the cost, points | cost |")  # fmt: skip
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for _, row in promises(document, task).iterrows():
+        cells = [row["table"]]
+        for key, scale, digits in (("score", 100, 2), ("loss", 1, 4)):
+            values = f"{scale * row[f'{key} gain']:+.{digits}f} ± {scale * row[f'{key} s.e.']:.{digits}f}"
+            cells += [row[f"best by {key}"], values]
+        cells += ["yes" if row["kept"] else "**no**", f"{100 * row['lost at half']:+.2f}", f"{row.cost:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def show(document: dict[str, Any]) -> None:
     """Print all tables."""
     console = Console(width=200)

@@ -241,6 +241,21 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
+def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """The table in docs/benchmarks.md."""
+    lines = [
+        "| model | income above 50,000 | never married | parameters | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for model, entries in runs.items():
+        rows = list(entries.values())
+        areas = [[row["auc"][task] for row in rows] for task in TASKS]
+        cells = [f"{np.mean(area):.4f} ± {np.std(area):.4f}" for area in areas]
+        seconds = np.mean([row["seconds"] for row in rows])
+        lines.append(f"| {model} | {' | '.join(cells)} | {rows[0]['parameters']:,} | {seconds:.0f} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")

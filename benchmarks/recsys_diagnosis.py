@@ -107,6 +107,24 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
     Console(width=170).print(table)
 
 
+def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """The table in docs/benchmarks.md."""
+    ills = list(next(iter(next(iter(runs.values())).values()))["hints"])
+    tasks = list(next(iter(next(iter(runs.values())).values()))["auc"])
+    lines = [
+        f"| model | {' | '.join(tasks)} | mean | {' | '.join(ills)} |",
+        "| --- " * (len(tasks) + len(ills) + 2) + "|",
+    ]
+    for model, seeds in runs.items():
+        areas = np.array([list(run["auc"].values()) for run in seeds.values()])
+        areas = np.concatenate([areas, areas.mean(1, keepdims=True)], axis=1)
+        error = areas.std(0, ddof=1) / len(areas) ** 0.5
+        cells = [f"{mean:.4f} ± {e:.4f}" for mean, e in zip(areas.mean(0), error, strict=True)]
+        warned = [str(sum(run["hints"][ill] > 0 for run in seeds.values())) for ill in ills]
+        lines.append(f"| {model} | {' | '.join([*cells, *warned])} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)

@@ -280,6 +280,32 @@ def show(name: str, runs: dict[str, Any]) -> None:
         Console(width=190).print(table)
 
 
+def markdown(runs: dict[str, Any]) -> list[str]:
+    """The tables in docs/benchmarks.md: by target, and by scenario where that was measured."""
+
+    def cell(values: Any) -> str:
+        return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+    tasks = list(next(iter(next(iter(runs.values())).values()))["auc"])
+    groups = list(next(iter(next(iter(runs.values())).values()))["rows"])
+    by_task = [f"| model | {' | '.join(tasks).replace('_', ' ')} | parameters | seeds |"]
+    by_group = [f"| model | {' | '.join(groups)} | mean | seeds |"]
+    by_task.append("| --- " * (len(tasks) + 3) + "|")
+    by_group.append("| --- " * (len(groups) + 3) + "|")
+    for model, seeds in runs.items():
+        rows = list(seeds.values())
+        cells = [cell([row["auc"][task] for row in rows]) if task in rows[0]["auc"] else "" for task in tasks]
+        by_task.append(f"| {model} | {' | '.join(cells)} | {rows[0]['parameters']:,} | {len(rows)} |")
+        if "torch-rechub" in model:
+            continue
+        found = [
+            [np.mean([scores[group] for scores in row["by_scenario"].values()]) for row in rows] for group in groups
+        ]
+        cells = [cell(values) for values in [*found, np.mean(found, axis=0)]]
+        by_group.append(f"| {model} | {' | '.join(cells)} | {len(rows)} |")
+    return [*by_task, "", *by_group]
+
+
 def _cells(row: dict[str, Any], by: str, keys: list[str]) -> list[float]:
     if by == "auc":
         found = [row["auc"].get(key, np.nan) for key in keys]

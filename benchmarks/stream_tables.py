@@ -98,7 +98,9 @@ def comparisons(runs: dict[str, Any]) -> Iterator[str]:
 
 
 def pages(runs: dict[str, Any]) -> Iterator[str]:
-    """Rows of the tables in docs/benchmarks.md: accuracies by stream, then verdicts by rival."""
+    """The tables in docs/benchmarks.md: accuracies by stream, then verdicts by rival."""
+    yield f"| stream | {' | '.join(column.removeprefix('DriftMoE, ') for column in COLUMNS)} |"
+    yield "| --- " * (len(COLUMNS) + 1) + "|"
     for name in names_of(runs):
         cells = []
         for column in COLUMNS:
@@ -106,6 +108,9 @@ def pages(runs: dict[str, Any]) -> Iterator[str]:
             spread = f" ± {scores.std():.2f}" if len(scores) > 1 else ""
             cells.append(f"{scores.mean():.2f}{spread}" if len(scores) else "")
         yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+    yield "| DriftMoE beside | ahead | within one s.e. | behind |"
+    yield "| --- | --- | --- | --- |"
     for rival in COLUMNS[1:]:
         found = comparison(runs, COLUMNS[0], rival)
         cells = [f"{len(streams)}: {', '.join(streams)}" if streams else "0" for streams in found.values()]

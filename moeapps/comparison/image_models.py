@@ -30,11 +30,14 @@ class SmallCNN(ClassifierMixin, BaseEstimator):
         Seed.
     width : int, default=32
         Channels of the first two convolutions; twice and four times as many follow.
+    max_epochs : int, optional
+        Passes over the images; as many as WideNetClassifier has by itself when None, the default.
     """
 
-    def __init__(self, random_state: int = 0, width: int = 32) -> None:
+    def __init__(self, random_state: int = 0, width: int = 32, max_epochs: int | None = None) -> None:
         self.random_state = random_state
         self.width = width
+        self.max_epochs = max_epochs
 
     def _network(self, channels: int, classes: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -51,7 +54,7 @@ class SmallCNN(ClassifierMixin, BaseEstimator):
         self.mean_, self.scale_ = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
         self.model_ = self._network(images.shape[1], len(self.classes_))
         auto = automatic(*images.shape[:2])
-        size, epochs = min(int(auto["batch_size"]), len(images)), int(auto["max_epochs"])
+        size, epochs = min(int(auto["batch_size"]), len(images)), int(self.max_epochs or auto["max_epochs"])
         steps = epochs * (len(images) // size)
         optimizer = torch.optim.AdamW(self.model_.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(

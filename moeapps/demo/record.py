@@ -18,7 +18,7 @@ from rich.table import Table
 
 from moeapps.core.views import Views
 
-__all__ = ["Recorder", "Row"]
+__all__ = ["Gap", "Recorder", "Row", "Summary", "summarised"]
 
 
 @dataclass
@@ -35,10 +35,16 @@ class Row:
         Name in the table.
     metric : str
         Name of the score.
-    ours : bool
-        Whether it is a mixture of this package, not a baseline.
+    default : bool, default False
+        Whether it is the mixture that the summary compares with the others of its task.
+    part : bool, default False
+        Whether it is one of that mixture's own parts, or the same network without experts.
+    rival : bool, default False
+        Whether it is what a user would take instead; a part may be that, too.
     percent : bool, default True
         Whether scores are shown in percent.
+    less : bool, default False
+        Whether a lower score is better.
     scores : list of float
         One per seed.
     seconds : list of float
@@ -57,8 +63,11 @@ class Row:
     task: str
     model: str
     metric: str
-    ours: bool
+    default: bool = False
+    part: bool = False
+    rival: bool = False
     percent: bool = True
+    less: bool = False
     scores: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     parameters: int = 0
@@ -66,10 +75,15 @@ class Row:
     history: pd.DataFrame | None = None
     views: Views = field(default_factory=Views)
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is a mixture of this package, neither a part of one nor a baseline."""
+        return not (self.part or self.rival)
+
     def summary(self) -> dict[str, Any]:
         """The entry of the model in ``results.json``."""
         kept = {name: value for name, value in vars(self).items() if name not in ("history", "views")}
-        return {**kept, "mean": float(np.mean(self.scores)), "sd": self.spread}
+        return {**kept, "ours": self.ours, "mean": float(np.mean(self.scores)), "sd": self.spread}
 
     @property
     def spread(self) -> float:
@@ -81,9 +95,92 @@ class Row:
         """Mean and spread, as the table prints them."""
         if not self.scores:
             return ""
-        if self.percent:
-            return f"{100 * np.mean(self.scores):.2f} +- {100 * self.spread:.2f}"
-        return f"{np.mean(self.scores):.4f} +- {self.spread:.4f}"
+        return f"{self.number(float(np.mean(self.scores)))} +- {self.number(self.spread)}"
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A score or a difference of scores, in percent or points where the row is."""
+        return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.4f}"
+
+
+CAPTION = """differences are turned so that more is better for the default, in points for accuracy and ROC-AUC;
+ahead, behind: with every seed. "Best" is the best of the scores shown here, which nobody knows beforehand."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The default's distance to another model.
+
+    Parameters
+    ----------
+    model : str
+        The other one.
+    mean : float
+        Mean difference over the seeds; above 0 the default is better.
+    verdict : {"ahead", "behind", "mixed"}
+        "ahead" and "behind" hold for every seed.
+    """
+
+    model: str
+    mean: float
+    verdict: str
+
+    @classmethod
+    def between(cls, ours: Row, other: Row) -> "Gap":
+        """Of two rows of a task, seed by seed."""
+        gaps = (np.array(other.scores) - np.array(ours.scores)) * (1 if ours.less else -1)
+        verdict = "ahead" if (gaps > 0).all() else "behind" if (gaps < 0).all() else "mixed"
+        return cls(other.model, float(gaps.mean()), verdict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A default beside the best of its parts and the best rival; None where there is none.
+
+    Parameters
+    ----------
+    row : Row
+        The default.
+    part, rival : Gap or None
+        Those with the smallest difference.
+    """
+
+    row: Row
+    part: Gap | None
+    rival: Gap | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry in ``results.json``."""
+        gaps = {name: gap and vars(gap) for name, gap in (("part", self.part), ("rival", self.rival))}
+        return {"task": self.row.task, "model": self.row.model, "metric": self.row.metric, **gaps}
+
+
+def summarised(rows: list[Row]) -> list[Summary]:
+    """A summary for each task whose models have all been trained.
+
+    Parameters
+    ----------
+    rows : list of Row
+        Rows of the demo.
+
+    Returns
+    -------
+    list of Summary
+        In the order of the tasks.
+    """
+    found = []
+    for row in rows:
+        others = [other for other in rows if other.task == row.task and other is not row]
+        if row.default and all(len(other.scores) == len(row.scores) > 0 for other in others):
+            part, rival = (
+                min(
+                    (Gap.between(row, other) for other in others if wanted(other)),
+                    key=lambda gap: gap.mean,
+                    default=None,
+                )
+                for wanted in (lambda other: other.part, lambda other: other.rival)
+            )
+            found.append(Summary(row, part, rival))
+    return found
 
 
 class Recorder:
@@ -177,7 +274,23 @@ class Recorder:
                     style="bold" if row.ours else None,
                 )  # fmt: skip
                 before = row.task
-        table.caption = "accuracy and ROC-AUC in %, denoising error: lower is better; ours in bold"
+        table.caption = "accuracy and ROC-AUC in %, denoising error: lower is better; mixtures in bold"
+        return table
+
+    def summary(self) -> Table:
+        """One line per task that has its default: beside the best of its parts and the best rival."""
+        table = Table(
+            title="the default beside the best of its own parts, and beside what you would take instead",
+            box=box.SIMPLE, pad_edge=False, caption=CAPTION,
+        )  # fmt: skip
+        for name in ("data, score", "default", "score", "best part, difference", "best rival, difference"):
+            table.add_column(name, justify="right" if name == "score" else "left")
+        for line in summarised(self.rows):
+            table.add_row(
+                f"{line.row.task}, {line.row.metric}", line.row.model, line.row.number(float(np.mean(line.row.scores))),
+                *(f"{gap.model} {line.row.number(gap.mean, '+')} {gap.verdict}" if gap else "none" for gap in
+                  (line.part, line.rival)),
+            )  # fmt: skip
         return table
 
     def results(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
 from moeapps.demo import PARTS, blocks
-from moeapps.demo.record import Recorder, Row
+from moeapps.demo.record import Recorder, Row, summarised
 from moeapps.report.page import write_report
 from moeapps.report.runs import Score
 from moeapps.report.writing import write_run
@@ -34,6 +35,7 @@ def run_parts(folder: str, seeds: int, parts: Sequence[str]) -> list[Row]:
     with Recorder(console, seeds) as recorder:
         for part in parts:
             getattr(blocks, part)(recorder)
+    console.print(recorder.summary())
     console.print(recorder.table())
     target = Path(folder)
     _write(recorder, target)
@@ -57,16 +59,18 @@ def _write(recorder: Recorder, target: Path) -> None:
             figure.savefig(file, dpi=130, format="png")
     for row in recorder.rows:
         folder = _folder(target, row)
-        score = Score(f"{row.task}: {row.metric}", row.scores, smaller=row.metric.endswith("error"))
+        score = Score(f"{row.task}: {row.metric}", row.scores, smaller=row.less)
         facts = {"data": row.task, "model": row.model, "seeds": str(len(row.scores))}
         if row.parameters:
             facts["parameters"] = f"{row.parameters:,}"
         facts["seconds per training"] = f"{sum(row.seconds) / len(row.seconds):.1f}"
         write_run(folder, f"{row.model}, {row.task}", facts, [score], row.history, row.views)
     results = {
+        "summary": [line.as_json() for line in summarised(recorder.rows)],
         "rows": recorder.results(),
         "seeds": recorder.seeds,
         "seconds": recorder.seconds,
+        "processor_seconds": time.process_time(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {
             "moeapps": moeapps.__version__,

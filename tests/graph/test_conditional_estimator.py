@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch_geometric.data import Data
 
 import moeapps
-from benchmarks.graph_two_halves import two_halves
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.demo.made import two_halves
 from moeapps.graph import GNNClassifier, MowstClassifier, load_cora, predict_nodes
 from moeapps.graph.datasets import PublicGraphData
 from moeapps.graph.edges import Edges

