@@ -346,7 +346,7 @@ class Comparison:
     def _latex(self) -> str:
         cells = self.cells().rename(columns={"": "kind"})
         rows = [[latex_text(cell) for cell in row] for row in cells.itertuples(index=False)]
-        return latex_table(list(cells), rows, [self.title, *self.notes])
+        return latex_table([str(name) for name in cells], rows, [self.title, *self.notes])
 
 
 ENDINGS = (".csv", ".md", ".tex", ".html")
@@ -374,5 +374,5 @@ def _with_spread(value: float, spread: float, form: str = ".4f", mark: str = "")
 
 def _markdown(cells: pd.DataFrame, lines: list[str]) -> str:
     head, *notes = lines
-    table = markdown_table(list(cells), cells.itertuples(index=False))
+    table = markdown_table([str(name) for name in cells], cells.itertuples(index=False))
     return "\n".join([head, "", table, "", *(f"- {note}" for note in notes), ""])
