@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from traceback import walk_stack
 from types import FrameType
 from typing import Any, ClassVar, cast
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moeapps import registry
 from moeapps.core.callbacks import time_used
 from moeapps.core.distributed import world_size
-from moeapps.core.epoch_means import EpochMeans
+from moeapps.core.epoch_means import EpochMeans, EvaluationMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
 from moeapps.core.loading import EpochSampler
 from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
@@ -229,18 +229,46 @@ class MoEModule(Searchable, L.LightningModule):
             return rows
         return rows - sampler.repeated * getattr(loader.dataset, "rows_each", 1)
 
-    def log_evaluation(self, values: dict[str, Tensor], rows: int) -> None:
-        """Log means over the rows of an evaluation's batch; those of all processes count by their rows.
+    def log_evaluation(
+        self,
+        values: dict[str, Tensor],
+        weight: float | Tensor | dict[str, Tensor],
+        batch_idx: int,
+        roots: Collection[str] = (),
+    ) -> None:
+        """Log, at the end of the evaluation, means over the rows of all batches and processes.
 
         Parameters
         ----------
         values : dict of str to Tensor
-            Means by name, scalars.
-        rows : int
-            Rows that they are over, of :meth:`own_rows`; the values of none do not count.
+            Means over a batch by name, scalars.
+        weight : float, Tensor or dict of str to Tensor
+            What they count, or each of them: its rows, of :meth:`own_rows`, or the sum of their weights.
+        batch_idx : int
+            Number of the batch; the first one begins anew.
+        roots : collection of str, default ()
+            Names of means of squares, of which the root is logged.
         """
-        counted = values if rows else {name: torch.zeros_like(value) for name, value in values.items()}
-        self.log_by_rows(counted, rows)
+        means: EvaluationMeans = self.__dict__.setdefault("_evaluation_means", EvaluationMeans())
+        if batch_idx == 0:
+            means.clear()
+        means.add(values, weight, roots)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of :meth:`log_evaluation`."""
+        self._log_evaluation_means()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means of :meth:`log_evaluation`."""
+        self._log_evaluation_means()
+
+    def _log_evaluation_means(self) -> None:
+        self.log_dict(self.evaluation_means())
+
+    def evaluation_means(self) -> dict[str, Tensor]:
+        """The means of :meth:`log_evaluation`, once; every process has to call it."""
+        means: EvaluationMeans | None = self.__dict__.pop("_evaluation_means", None)
+        return {} if means is None else means.take()
 
     def log_by_rows(self, values: dict[str, Tensor], rows: int | None, **options: Any) -> None:
         """``self.log_dict`` of means over some rows; those of all processes count by their rows."""

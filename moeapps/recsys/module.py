@@ -267,9 +267,12 @@ class RankingModule(Configurable, DataDependentModule):
     def _evaluate(self, stage: str, batch_idx: int, rows: Rows, labels: Tensor) -> None:
         outputs, own = self.network(rows), self.own_rows(stage, batch_idx, len(rows))
         losses = self._by_name(outputs[:own], labels[:own])
-        logged = {f"{stage}/{name}": loss for name, loss in losses.items()}
-        logged[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
-        self.log_evaluation(logged, own)
+        labelled = (~labels[:own].isnan()).sum(dim=0)  # a task's loss is a mean over the rows that have its label
+        self.log_evaluation(
+            {f"{stage}/{name}": loss for name, loss in losses.items()},
+            {f"{stage}/{name}": count for name, count in zip(losses, labelled, strict=True)},
+            batch_idx,
+        )
         # An AUC is no mean over batches. Codes of scenarios and users are kept where they are wanted
         columns = [column for column in (self._scenario, self._user) if column is not None]
         self._collected.append((outputs.float().cpu(), labels.cpu(), rows.sparse[:, columns].cpu()))
@@ -280,14 +283,21 @@ class RankingModule(Configurable, DataDependentModule):
         With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios; with ``user`` also
         ``val/gauc/<task>``, the mean of the users' own AUC (:func:`gauc`).
         """
+        self._log_losses("val")
         self._log_auc("val")
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/auc/<task>``; of implicit feedback also hit rate and NDCG among the items of the catalogue."""
+        self._log_losses("test")
         self._log_auc("test")
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "test_metrics"):
             self.log_dict({f"test/{name}": value for name, value in data.test_metrics(self).items()})
+
+    def _log_losses(self, stage: str) -> None:
+        losses = self.evaluation_means()
+        known = [loss for loss in losses.values() if not loss.isnan()]  # NaN: no row has a label of this task
+        self.log_dict({**losses, f"{stage}/loss": torch.stack(known).sum() if known else torch.tensor(math.nan)})
 
     def _log_auc(self, stage: str) -> None:
         outputs, labels, codes = self._gathered(stage)

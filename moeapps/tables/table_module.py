@@ -259,8 +259,8 @@ class TableModule(DataDependentModule, TabularModule):
         else:
             scale = float(self.estimator.target_scale_[0])
             square = ((out - target)[:, 0].square() * weight).sum() / weight.sum()
-            logged[f"{stage}/rmse"] = scale * square.sqrt()
-        self.log_evaluation(logged, own)
+            logged[f"{stage}/rmse"] = scale**2 * square
+        self.log_evaluation(logged, weight.sum(), batch_idx, roots=[f"{stage}/rmse"])
 
     def _seen(self, name: str, index: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """Numbers, codes, target and weight of rows of a part, which is encoded once."""

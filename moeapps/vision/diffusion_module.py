@@ -343,7 +343,7 @@ class DiffusionModule(SpecModule, Configurable):
         t = (torch.arange(count) * self.diffusion.timesteps // count).to(images.device)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         terms = self._losses(images[: own or 1], labels[: own or 1], t[: own or 1], noise[: own or 1])
-        self.log_evaluation({"val/loss": terms["task"]}, own)
+        self.log_evaluation({"val/loss": terms["task"]}, own, batch_idx)
 
     @torch.no_grad()
     def views(self) -> Views:

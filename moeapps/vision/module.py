@@ -257,7 +257,7 @@ class ImageModule(SpecModule, Configurable):
             f"{stage}/loss": F.cross_entropy(logits, labels),
             f"{stage}/accuracy": (logits.argmax(1) == labels).float().mean(),
         }
-        self.log_evaluation(logged, own)
+        self.log_evaluation(logged, own, batch_idx)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> dict[str, Any]:
         """Columns ``image`` (file name, or label of images in memory), ``prediction``, ``probability_<class>``."""

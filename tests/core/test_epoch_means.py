@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.callbacks import HistoryRecorder, StepSeeding, seed_everything
+from moeapps.core.epoch_means import EvaluationMeans
 from tests.toy import ToyData, ToyModule
 
 
@@ -112,3 +113,25 @@ def test_seeding_steps_leaves_nothing_behind_for_a_device_that_is_not_used():
     for _ in range(3):
         StepSeeding(7).on_train_batch_start(first_step(), ToyModule(), None, 0)
     assert len(waiting) == before
+
+
+def test_means_of_an_evaluation_count_by_their_weights():
+    means = EvaluationMeans()
+    means.add({"loss": torch.tensor(1.0), "few": torch.tensor(5.0)}, {"loss": torch.tensor(3), "few": torch.tensor(1)})
+    means.add({"loss": torch.tensor(2.0), "few": torch.tensor(1.0)}, {"loss": torch.tensor(1), "few": torch.tensor(3)})
+    assert means.take() == {"loss": torch.tensor(1.25), "few": torch.tensor(2.0)}
+    assert means.take() == {}
+
+
+def test_a_mean_over_no_rows_does_not_count():
+    means = EvaluationMeans()
+    means.add({"loss": torch.tensor(float("nan"))}, 0)
+    means.add({"loss": torch.tensor(2.0)}, 4)
+    assert means.take() == {"loss": torch.tensor(2.0)}
+
+
+def test_the_root_is_that_of_the_mean_of_all_squares():
+    means = EvaluationMeans()
+    for square in (0.0, 8.0):
+        means.add({"rmse": torch.tensor(square)}, 10, roots=["rmse"])
+    assert means.take() == {"rmse": torch.tensor(2.0)}

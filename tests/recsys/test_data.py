@@ -3,16 +3,18 @@
 import gc
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pyarrow.csv as arrow_csv
 import pytest
 import torch
 import yaml
+from sklearn.metrics import log_loss
 
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.recsys import MultiTaskRanker, PublicRankingData, RankingData, Schema, TableEncoder
+from moeapps.recsys import MultiTaskRanker, PublicRankingData, RankingData, RankingModule, Schema, TableEncoder
 
 QUICK = {"max_epochs": 2, "batch_size": 64, "lr": 5e-3, "random_state": 0, "accelerator": "cpu"}
 SCHEMA = [
@@ -54,6 +56,25 @@ def test_a_file_is_learned_from_as_its_frame_is(file, frame, tmp_path, monkeypat
         (features, []), (file, ["row"]))]  # fmt: skip
     assert models[0].encoder_.state()["values"] == models[1].encoder_.state()["values"]
     pd.testing.assert_frame_equal(models[0].predict_proba(features), models[1].predict_proba(features), atol=1e-5)
+
+
+def test_losses_of_several_batches_are_means_over_all_rows_with_a_label(frame, monkeypatch):
+    monkeypatch.setattr("moeapps.recsys.data.EVALUATION_ROWS", 64)
+    rows = frame.drop(columns="row")
+    held = rows[400:].reset_index(drop=True)
+    held.loc[:90, "like"] = np.nan  # one batch has none, the next few
+    data = RankingData(rows[:400], val=held, targets=["click", "like"], schema=SCHEMA, batch_size=64)
+    module = RankingModule("shared_bottom")
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    chance = MultiTaskRanker.from_module(module).predict_proba(held)
+    for name in ("click", "like"):
+        known = held[name].notna()
+        expected = log_loss(held.loc[known, name], chance.loc[known, name])
+        assert logged[f"val/{name}"] == pytest.approx(expected, rel=1e-4)
+    assert logged["val/loss"] == pytest.approx(logged["val/click"] + logged["val/like"], rel=1e-5)
 
 
 def test_a_text_file_is_parsed_once_and_its_copy_is_removed(frame, tmp_path, monkeypatch):

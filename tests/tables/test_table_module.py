@@ -153,6 +153,20 @@ def test_numbers_are_a_regression(tmp_path):
     assert np.corrcoef(predicted, frame.target)[0, 1] > 0.3
 
 
+def test_scores_of_several_batches_are_those_of_all_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeapps.tables.table_data.EVALUATION_ROWS", 16)
+    frame = load_diabetes(as_frame=True).frame
+    frame["times"] = np.arange(len(frame)) % 3 + 1.0
+    data = TableData(frame, "target", weight="times", batch_size=16)
+    module = TableModule(**SMALL)
+    train(module, data, tmp_path, epochs=1)
+    part = data.part("val")
+    off = module.to_estimator().predict(part.frame) - part.target
+    logged = module.trainer.callback_metrics
+    assert len(module.trainer.val_dataloaders) > 1
+    assert float(logged["val/rmse"]) == pytest.approx(np.sqrt(np.average(off**2, weights=part.weight)), rel=1e-4)
+
+
 def test_epochs_and_batches_are_those_of_the_estimator(file, tmp_path):
     module, data = TableModule(**SMALL, patience=1), TableData(file, "churned")
     trainer = L.Trainer(max_epochs=1000, logger=False, accelerator="cpu", enable_checkpointing=False)

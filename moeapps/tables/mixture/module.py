@@ -375,9 +375,13 @@ class MixtureModule(Configurable, DataDependentModule):
         if self.task == "classification":
             right = (self._probabilities(weights, scored).argmax(dim=1) == target).double()
             logged[f"{stage}/accuracy"] = (right * weight).sum() / weight.sum()
+        else:
+            assert isinstance(self.answers, TargetAnswers)
+            logged[f"{stage}/rmse"] = float(self.answers.scale[0]) ** 2 * logged[f"{stage}/loss"]
         if stage == "val":
-            logged |= {f"val/moe/gate/load/{e}": share for e, share in enumerate(weights.mean(dim=0))}
-        self.log_evaluation(logged, own)
+            load = (weights * weight[:, None]).sum(dim=0) / weight.sum()
+            logged |= {f"val/moe/gate/load/{e}": share for e, share in enumerate(load)}
+        self.log_evaluation(logged, weight.sum(), batch_idx, roots=[f"{stage}/rmse"])
 
     @staticmethod
     def _probabilities(weights: Tensor, scored: Tensor) -> Tensor:

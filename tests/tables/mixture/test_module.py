@@ -97,8 +97,9 @@ def test_the_estimator_of_a_checkpoint_predicts_as_the_module_and_is_saved(train
     assert np.array_equal(again.predict_proba(rows), estimator.predict_proba(rows))
 
 
-def test_regression_is_trained_too(tmp_path):
-    data = TableData(PEOPLE, "wage", drop=["pay"], batch_size=64)
+def test_regression_is_trained_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeapps.tables.table_data.EVALUATION_ROWS", 8)
+    data = TableData(PEOPLE, "wage", drop=["pay"], batch_size=16)
     module = MixtureModule(
         [Ridge(), HistGradientBoostingRegressor(max_iter=20)], gate="mlp", hidden_dim=4, cv=2, top_k=1
     )
@@ -107,6 +108,8 @@ def test_regression_is_trained_too(tmp_path):
     val = data.part("val")
     estimator = module.to_estimator()
     assert estimator.score(val.frame, val.target) > 0.8
+    off = estimator.predict(val.frame) - val.target
+    assert float(run.callback_metrics["val/rmse"]) == pytest.approx(np.sqrt((off**2).mean()), rel=1e-4)
     assert (estimator.weights(val.frame) > 0).sum(axis=1).eq(1).all()
 
 
