@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = script("public_tables").TABLES
 GRAPHS = script("graph_accuracy")
 IMAGES = script("vision_accuracy")
+PAGE = (ROOT / "docs/benchmarks.md").read_text()
 README = (ROOT / "README.md").read_text().replace("\xa0", " ")
 
 
@@ -107,3 +108,14 @@ def test_parameters_and_seconds_are_measured():
     times = results("tabular_speed")["now"]["census-income, 99,762"]
     ratio = times["moe"]["fit"]["cpu"] / times["boosting"]["fit"]["cpu"]
     assert f"MoEClassifier takes {ratio:.0f} times boosting's" in " ".join(README.split())
+
+
+def test_the_counts_of_all_defaults_are_those_of_the_table():
+    (line,) = re.findall(r"^\| all \| (\d+) \| (\d+), (\d+), (\d+) \| (\d+), (\d+), (\d+) \|$", PAGE, flags=re.M)
+    told = re.search(
+        r"of (\d+) lines, ahead of the best part by more than one standard error on (\d+), level on (\d+), behind on "
+        r"(\d+); against the rival (\d+), (\d+) and (\d+)",
+        " ".join(README.split()),
+    )
+    assert told is not None
+    assert told.groups() == line
