@@ -68,6 +68,10 @@ BENCHMARKS = {
     "graph_accuracy": Benchmark(
         (f"--data {GRAPHS} --root {{data}}/graph",), "--seeds 1 --models mixture --output {output}"
     ),
+    "graph_gates": Benchmark(
+        ("--data Cora CiteSeer chameleon_filtered amherst41 --root {data}/graph --cache {scratch}",),
+        "--splits 1 --cache {scratch}",
+    ),
     "graph_cost": Benchmark(
         ("--data Cora CiteSeer minesweeper tolokers amherst41 --root {data}/graph",),
         "--pictures {scratch} --output {output}",
@@ -94,6 +98,7 @@ BENCHMARKS = {
     "stream_recovery": Benchmark(
         ("",), "--n 900 --every 300 --seeds 1 --cache {scratch} --output {output} --picture {scratch}/r.png", "capymoa"
     ),
+    "stream_group": Benchmark(("",), "--times 1 --only kill --output {output}", "confluent-kafka"),
     "stream_soak": Benchmark(("",), "--n 100000 --output {output} --picture {scratch}/s.png"),
     "recsys_accuracy": Benchmark(
         ("--data {data}/recsys", "--data {data}/recsys --picture docs/recsys"), "", "torch-rechub, deepctr-torch"
@@ -121,7 +126,10 @@ BENCHMARKS = {
         ("--rivals",), "--repeats 1 --sizes 0 --output {output}",
         "st-moe-pytorch, mixture-of-experts, soft-moe-pytorch",
     ),
-    "serve_load": Benchmark(("",), "--seconds 1 --clients 2 --output {output}"),
+    "scale_scoring": Benchmark(
+        ("--file {data}/recsys/census-income.test.gz",), "--rows 2000 --output {output}", "ray[train]"
+    ),
+    "serve_load": Benchmark(("", "--workers --seconds 15"), "--seconds 1 --clients 2 --output {output}"),
     "serve_poison": Benchmark(("",), "--seconds 1 --clients 2 --kills 1 --output {output}"),
     "defaults": Benchmark(("--run --data {data}/stream --page",), "--output {output}"),
 }  # fmt: skip

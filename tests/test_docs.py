@@ -1,6 +1,6 @@
-"""Every code block of the README and of the guides runs, in the order of its page, in an empty folder.
+"""Every code block of the README and of the guides runs as it is written, in the order of its page, in an empty folder.
 
-Fast, trainings are shortened; slow (in CI, once), the blocks run as they are written.
+Pages that train for long are slow tests, which CI runs.
 """
 
 import importlib
@@ -41,19 +41,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
 
 
-TRAINS_LONG = ("README", "graph", "graph_tasks", "stream", "vision")
-SHORTER = {
-    r"max_epochs=\d+": "max_epochs=2",
-    r"(?<!\(max_epochs=2)(?:, max_epochs=2)?,\s*random_state=0(,?\s*\))": r", max_epochs=2, random_state=0\1",
-    r"n=\d+_000": "n=1_000",
-}
-
-
-def shortened(code: str) -> str:
-    """The same code with trainings that take a second: what is called stays, what it scores does not."""
-    for pattern, short in SHORTER.items():
-        code = re.sub(pattern, short, code)
-    return code
+TRAINS_LONG = ("README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "serve", "stream", "vision")
+RUN = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES]
 
 
 def make_world(page: str) -> None:
@@ -177,13 +166,16 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
 
-def run_page(page: Path, short: bool) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", RUN)
+def test_every_block_runs(page, empty_folder):
     if found := blocks(page):
         make_world(page.stem)
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, text in found:
         if language == "python":
-            exec(compile(shortened(text) if short else text, str(page), "exec"), namespace)
+            exec(compile(text, str(page), "exec"), namespace)
         elif language == "py":
             continue  # the recipe for Spark, which tests/scale/test_spark.py runs
         elif language == "yaml":
@@ -192,20 +184,6 @@ def run_page(page: Path, short: bool) -> None:
             run_shell(text)
         else:
             assert language == "sh"  # the two commands of the README, which CI runs word for word
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_runs(page, empty_folder):
-    run_page(page, short=page.stem in TRAINS_LONG)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in TRAINS_LONG], ids=lambda page: page.stem)
-def test_every_block_runs_as_it_is_written(page, empty_folder):
-    run_page(page, short=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -203,7 +203,7 @@ def test_environment_variables_count_before_files_and_options(own, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("PL_FIT__TRAINER__MAX_EPOCH", "3", "did you mean PL_FIT__TRAINER__MAX_EPOCHS?"),
+        ("PL_FIT__TRAINER__MAX_EPOCH", "3", "did you mean 'PL_FIT__TRAINER__MAX_EPOCHS'?"),
         ("PL_FIT__MODEL__WIDHT", "3", "own_way.OwnModule has no such argument; did you mean 'width'"),
         ("PL_FIT__TRAINER__MAX_EPOCHS", "many", "trainer.max_epochs: Expected a int"),
         ("PL_FIT__MODEL__WIDTH", "many", "model.width: Expected a int"),

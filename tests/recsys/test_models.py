@@ -259,7 +259,8 @@ def test_experts_refuse_paths_that_do_not_fit():
         DenseExperts(4, [3], 3, reads=[0, 1, 1])(torch.randn(5, 3, 4))
 
 
-@pytest.mark.parametrize("name", ["ple", "adatt", "home"])  # those that read paths
+# those that read paths
+@pytest.mark.parametrize("name", ["ple", "home", pytest.param("adatt", marks=pytest.mark.slow)])
 def test_gradients_are_the_same_to_the_bit_with_several_threads(name):
     model = MODELS[name]()
     x = torch.randn(500, 12)

@@ -20,6 +20,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_file_is_scored_as_in_one_process_though_a_worker_is_killed(cluster, scored):
     kills, seen = [], []
 
