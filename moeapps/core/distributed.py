@@ -15,6 +15,7 @@ __all__ = [
     "alone",
     "average_gradients",
     "broadcast_buffers",
+    "check_weights_are_whole",
     "gather_rows",
     "global_sum",
     "peer_is_gone",

@@ -120,7 +120,9 @@ class EvaluationMeans:
         self.clear()
         if not sums:
             return {}
-        totals = global_sum(torch.stack([part.double() for pair in sums.values() for part in pair])).view(-1, 2)
+        parts = [part for pair in sums.values() for part in pair]
+        dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32  # MPS has no 64
+        totals = global_sum(torch.stack([part.to(dtype) for part in parts])).view(-1, 2)
         means = {}
         for (name, (value, _)), (total, weight) in zip(sums.items(), totals, strict=True):
             mean = total / weight

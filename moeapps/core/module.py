@@ -256,13 +256,10 @@ class MoEModule(Searchable, L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of :meth:`log_evaluation`."""
-        self._log_evaluation_means()
+        self.log_dict(self.evaluation_means())
 
     def on_test_epoch_end(self) -> None:
         """Log the means of :meth:`log_evaluation`."""
-        self._log_evaluation_means()
-
-    def _log_evaluation_means(self) -> None:
         self.log_dict(self.evaluation_means())
 
     def evaluation_means(self) -> dict[str, Tensor]:
