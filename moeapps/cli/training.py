@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     test = fitting and "--test" in arguments
     arguments = [argument for argument in arguments if not (test and argument == "--test")]
     silence_warnings()
-    if engine not in (None, "local"):
+    if engine not in (None, "local") and not _only_prints(arguments):
         if seeds is not None or test:
             option = "--seeds" if seeds is not None else "--test"
             raise ConfigError(
@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> int:
                 "with --seed_everything 0, 1, ... one after the other, and use moeapps test --ckpt_path for each"
             )
         return _with_engine(engine, arguments)
+    if engine not in (None, "local"):
+        take_option(arguments, "--workers")  # not an option of the Trainer's
     from moeapps.cli.seeds import fit, seeds_of
     from moeapps.cli.trainer import run as run_trainer
     from moeapps.core.callbacks import Interrupted
@@ -69,6 +71,12 @@ def run(arguments: list[str]) -> int:
             "--ckpt_path last goes on from the last checkpoint"
         ) from error
     return 0
+
+
+def _only_prints(arguments: list[str]) -> bool:
+    """Whether the command prints help or the configuration and ends: no cluster is started for that."""
+    names = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+    return any(name in ("-h", "--help", "--print_config") or name.endswith(".help") for name in names)
 
 
 def _with_engine(engine: str, arguments: list[str]) -> int:

@@ -100,6 +100,9 @@ def _work(task: dict[str, Any]) -> None:
             run(arguments, engine=with_ray)
     except FOR_GOOD as error:
         (notes / "error.txt").write_text(str(error))
+    except SystemExit as end:  # Ray would take it for a death, and start the workers again
+        if end.code:
+            (notes / "error.txt").write_text(f"the command ended with status {end.code}; what it said stands above")
 
 
 def _trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:

@@ -46,3 +46,13 @@ def test_a_wrong_configuration_is_told_once(here):
 def test_seeds_and_a_test_with_ray_are_refused_with_what_to_do(option, here, capsys):
     assert main(["fit", *CONFIG, *option, "--engine", "ray"]) == 2
     assert f"{option[0]}: a training by several workers is one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--help", "--print_config", "--model.help=moeapps.recsys.RankingModule"])
+def test_what_only_prints_starts_no_cluster(option, here, capsys, monkeypatch):
+    monkeypatch.setattr("moeapps.scale.fit", lambda *_, **__: pytest.fail("a cluster was started"))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *CONFIG, "--engine", "ray", "--workers", "2", option])
+    assert end.value.code in (None, 0)
+    assert capsys.readouterr().out
+    assert not list(here.iterdir())
