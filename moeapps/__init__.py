@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from moeapps import moved
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 moved.install()
 

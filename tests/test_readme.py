@@ -1,6 +1,7 @@
 """The README is short, and its table is a choice of rows from docs/benchmarks.md. (Its code runs in test_docs.py.)"""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,15 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 150
     blocks = re.findall(r"```\w+\n(.*?)```", README, flags=re.DOTALL)
     assert all(len(code.strip().splitlines()) <= 12 for code in blocks)
+
+
+def test_on_a_package_index_no_link_leads_to_a_file_of_the_repository():
+    text = (ROOT / "README.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for rule in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert re.findall(r"\]\((?!https?://)", text) == []
+    assert "Compare, ten minutes from a CSV to a served model" in " ".join(text.split())
 
 
 def test_the_two_set_up_commands_stand_on_lines_of_their_own():
