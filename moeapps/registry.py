@@ -259,10 +259,12 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | Non
     return found[0] if found else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error: ``"; did you mean 'x'?"``, or nothing when nothing is close."""
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
+def did_you_mean(name: object, known: Iterable[object], otherwise: str = "") -> str:
+    """Return the end of an error: ``"; did you mean 'x'?"``, or ``otherwise`` when nothing is close."""
+    near = nearest(str(name), map(str, known))
+    if near is None:
+        return f"; {otherwise}" if otherwise else ""
+    return f"; did you mean {near!r}?"
 
 
 def find(kind: str, name: str) -> Entry | None:

@@ -350,7 +350,6 @@ def _known(keys: Iterable[Any], known: list[str] | None, prefix: str, owner: str
         return
     for key in keys:
         if key not in known:
-            guess = registry.nearest(str(key), known)
-            hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}"
             what = f"{owner} has no such argument" if owner else "unknown key"
-            raise ConfigError(f"{prefix}{key}: {what}; {hint}")
+            hint = registry.did_you_mean(key, known, f"known are {', '.join(known)}")
+            raise ConfigError(f"{prefix}{key}: {what}{hint}")

@@ -100,8 +100,7 @@ def _init_args(path: str, section: str, values: dict[str, str]) -> dict[str, Any
     for variable, value in values.items():
         name = variable.lower().partition(f"__{section}__")[2].removeprefix("init_args__")
         if name not in by_name:
-            near = registry.nearest(name, list(by_name))
-            hint = f"; did you mean {near!r}?" if near else f"; it has {', '.join(parameters)}"
+            hint = registry.did_you_mean(name, by_name, f"it has {', '.join(parameters)}")
             raise ConfigError(f"{variable}: {path} has no such argument{hint}")
         parameter = parameters[by_name[name]]
         text = parameter.annotation in (str, "str")

@@ -23,7 +23,7 @@ from rich.live import Live
 from moeapps.cli.stream_display import Notes, Reporter, display
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.saving import load
-from moeapps.registry import did_you_mean, nearest
+from moeapps.registry import did_you_mean
 from moeapps.stream.alarms import DriftAlarm
 from moeapps.stream.checkpoint import CHECKPOINT, load_checkpoint
 from moeapps.stream.classifier import DriftMoEClassifier
@@ -91,9 +91,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> StreamEstimator:
             raise FileFormatError(f"{name} holds a {type(model).__name__}, which is not a model of streams")
         return model
     if name not in MODELS:
-        guess = nearest(name, list(MODELS))
-        hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(MODELS)}, or a .safetensors file"
-        raise ConfigError(f"--model {name}: unknown; {hint}")
+        hint = did_you_mean(name, MODELS, f"known are {', '.join(MODELS)}, or a .safetensors file")
+        raise ConfigError(f"--model {name}: unknown{hint}")
     known = list(DriftMoEClassifier.paper().get_params()) if "regressor" not in name else []
     known = known or list(DriftMoERegressor().get_params())
     allowed = ["n_experts", "seed"] if name.startswith("paper") else known
@@ -261,9 +260,8 @@ def _check_names(options: argparse.Namespace, columns: list[str] | None) -> None
     for option, name in named:
         if columns is None or name is None or name in columns:
             continue
-        guess = nearest(name, columns)
-        hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(columns)}"
-        raise ConfigError(f"--{option} {name}: {options.source} has no such column; {hint}")
+        hint = did_you_mean(name, columns, f"it has {', '.join(columns)}")
+        raise ConfigError(f"--{option} {name}: {options.source} has no such column{hint}")
 
 
 def _run(job: StreamRun, options: argparse.Namespace, kafka: dict[str, str]) -> int:

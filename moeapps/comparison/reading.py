@@ -9,7 +9,7 @@ import pandas as pd
 
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.source import TableSource
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["check_named_columns", "read_table"]
 
@@ -79,6 +79,5 @@ def check_named_columns(present: Iterable[object], wanted: Mapping[str, Iterable
     for argument, names in wanted.items():
         for column in names:
             if column is not None and column not in columns:
-                guess = nearest(column, columns)
-                hint = f"; did you mean {guess!r}?" if guess else f"; it has {', '.join(columns[:10])}"
+                hint = did_you_mean(column, columns, f"it has {', '.join(columns[:10])}")
                 raise DataError(f"{argument}: {name} has no column {column!r}{hint}")

@@ -2,11 +2,11 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
 from moeapps.core.search import Searchable
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["NamedArguments"]
 
@@ -35,7 +35,8 @@ class NamedArguments(Searchable):
         if unknown:  # parts of a mixture have names of their own, which only the deep parameters list
             unknown -= set(self.get_params())  # type: ignore[attr-defined]
         for name in sorted(unknown):
-            raise ValueError(f"Invalid parameter {name!r} for {type(self).__name__}: {_hint(name, known)}")
+            hint = did_you_mean(name, known, f"it has {', '.join(known)}")
+            raise ValueError(f"Invalid parameter {name!r} for {type(self).__name__}{hint}")
         done: Self = super().set_params(**params)  # type: ignore[misc]
         return done
 
@@ -51,13 +52,8 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{type(self).__name__}() has no argument {name!r}: {_hint(name, known)}")
+                hint = did_you_mean(name, known, f"it has {', '.join(known)}")
+                raise TypeError(f"{type(self).__name__}() has no argument {name!r}{hint}")
         init(self, *args, **kwargs)
 
     return construct
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = nearest(name, names)
-    return f"did you mean {near!r}?" if near else f"it has {', '.join(names)}"

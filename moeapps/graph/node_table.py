@@ -33,7 +33,7 @@ from moeapps.core.tabledata.vocabulary import distinct_cells
 from moeapps.graph.connections import SOURCES, TARGETS, WEIGHTS, undirected_edges
 from moeapps.graph.node_cells import id_keys, read_labels, read_split
 from moeapps.graph.node_names import node_names
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["GraphTables", "NodeTable", "TableGraph", "is_table_path"]
 
@@ -321,8 +321,7 @@ def _source(
 
 def _check_column(source: TableSource, name: str, because: str) -> None:
     if name not in source.columns:
-        guess = nearest(name, [str(column) for column in source.columns])
-        near = f"; did you mean {guess!r}?" if guess else ""
+        near = did_you_mean(name, source.columns)
         raise DataError(f"{source.name} has no column {name!r}, {because}; it has {listed(source.columns)}{near}")
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource, listed
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 from moeapps.report.subjects import ROWS
 
 __all__ = ["read_rows"]
@@ -95,8 +95,7 @@ def _events(path: str, target: str) -> tuple[pd.DataFrame, Any]:
 
 
 def _no_column(target: str, path: str, columns: list[str]) -> ConfigError:
-    close = nearest(target, columns)
-    guess = f": did you mean {close!r}?" if close else f", which has {listed(columns)}"
+    guess = did_you_mean(target, columns, f"it has {listed(columns)}")
     return ConfigError(f"--target {target!r} is no column of {path}{guess}")
 
 

@@ -21,7 +21,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import UNKNOWN, encode
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.views import Gallery, Views
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 from moeapps.report.judged import Judged, Target
 
 __all__ = ["ROWS", "judge"]
@@ -273,13 +273,8 @@ def _named_targets(y: Any, names: Sequence[str], n: int) -> dict[str, Any]:
 
 def _order_first(frame: pd.DataFrame, names: Sequence[str], target: str) -> pd.DataFrame:
     if target and target not in names:
-        raise ConfigError(f"target must be one of {', '.join(names)}, got {target!r}{_guess(target, names)}")
+        raise ConfigError(f"target must be one of {', '.join(names)}, got {target!r}{did_you_mean(target, names)}")
     return frame
-
-
-def _guess(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, [str(one) for one in known])
-    return f": did you mean {close!r}?" if close else ""
 
 
 def _images(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:

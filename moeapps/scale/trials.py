@@ -14,7 +14,7 @@ from moeapps import registry
 from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.search import Distribution
 from moeapps.core.yaml_files import parse_yaml
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["UnknownMetricError", "options_of", "read_config", "space_of", "train"]
 
@@ -46,11 +46,8 @@ class Reporter(L.Callback):
             return
         logged = trainer.callback_metrics
         if self.metric not in logged:
-            guess = nearest(self.metric, list(logged))
-            raise UnknownMetricError(
-                f"metric {self.metric!r} is not logged"
-                + (f"; did you mean {guess!r}?" if guess else f": {', '.join(sorted(logged))} are")
-            )
+            hint = did_you_mean(self.metric, logged, f"{', '.join(sorted(logged))} are")
+            raise UnknownMetricError(f"metric {self.metric!r} is not logged{hint}")
         value = float(logged[self.metric])
         if not math.isfinite(value):
             raise MoEAppsError(f"{self.metric} is {value} after {trainer.current_epoch + 1} epochs")

@@ -24,7 +24,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import class_labels
 from moeapps.core.tabledata.scoring import label_columns
 from moeapps.core.tabledata.writer import TableWriter
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 from moeapps.vision.folders import find_images
 from moeapps.vision.images import to_float
 from moeapps.vision.listing import list_images
@@ -184,11 +184,8 @@ class ImageFilesMixin:
         files, codes, names = find_images(Path(folder))
         known = {str(label): label for label in self.classes_.tolist()}
         if unknown := [name for name in names if name not in known]:
-            close = nearest(unknown[0], list(known))
-            raise DataError(
-                f"{folder}: {unknown[0]!r} is the name of no class"
-                + (f"; did you mean {close!r}?" if close else f"; the classes are {', '.join(known)}")
-            )
+            hint = did_you_mean(unknown[0], known, f"the classes are {', '.join(known)}")
+            raise DataError(f"{folder}: {unknown[0]!r} is the name of no class{hint}")
         return files, np.array([known[name] for name in names], dtype=self.classes_.dtype)[codes]
 
     def _predicted(self, source: Any) -> Iterator[pd.DataFrame]:

@@ -430,7 +430,7 @@ def test_impossible_arguments_are_refused():
         ({"num_experts": 0}, "num_experts must be"),
         ({"top_k": 9}, "top_k must be between 1 and num_experts=8"),
         ({"init": "clone"}, "init must be one of copy, split, noise"),
-        ({"num_expert": 3}, "has no argument 'num_expert': did you mean 'num_experts'"),
+        ({"num_expert": 3}, "has no argument 'num_expert'; did you mean 'num_experts'"),
         ({"router": nn.Linear(2, 2)}, "router must be the name of a router"),
         ({"router": "topq"}, "did you mean 'topk'|did you mean 'topp'"),
         ({"router_args": {"slots": 3}}, "TopKRouter has no argument 'slots'"),

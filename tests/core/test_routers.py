@@ -338,7 +338,7 @@ def test_a_router_of_ones_own_needs_two_methods():
 
 
 def test_unknown_arguments_of_a_router_are_named():
-    with pytest.raises(ConfigError, match="TopPRouter has no argument 'max_expert': did you mean 'max_experts'"):
+    with pytest.raises(ConfigError, match="TopPRouter has no argument 'max_expert'; did you mean 'max_experts'"):
         make_router("topp", 8, 4, max_expert=2)
     with pytest.raises(ConfigError, match="did you mean 'thor'"):
         make_router("thr", 8, 4)

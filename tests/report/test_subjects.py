@@ -54,7 +54,7 @@ def test_a_file_of_a_ranker_needs_no_target(ranker, tmp_path):
     X, y = read_rows(ranker, str(tmp_path / "test.csv"))
     assert y is None
     assert len(judge(ranker, X)) == 40
-    with pytest.raises(ConfigError, match="target must be one of click, spend, got 'clik': did you mean 'click'"):
+    with pytest.raises(ConfigError, match="target must be one of click, spend, got 'clik'; did you mean 'click'"):
         judge(ranker, X, target="clik")
 
 

@@ -88,7 +88,7 @@ def test_networks_without_experts_say_so_and_how_to_get_some():
     assert model.predict_proba(X).shape == (6, 2)
     with pytest.raises(ConfigError, match="this ResNet has no block Linear - activation - Linear.*14 Conv2d"):
         classifier("resnet10t", True).fit(X, LABELS)
-    with pytest.raises(ConfigError, match="has no argument 'num_expert': did you mean 'num_experts'"):
+    with pytest.raises(ConfigError, match="has no argument 'num_expert'; did you mean 'num_experts'"):
         classifier("test_vit", {"num_expert": 4}).fit(X, LABELS)
 
 

@@ -192,8 +192,7 @@ def moeify(
     check_at_least_zero(noise_std=noise_std)
     if unknown := [name for name in arguments if name not in ARGUMENTS]:
         known = [*_NAMES, *ARGUMENTS]
-        near = registry.nearest(unknown[0], known)
-        hint = f": did you mean {near!r}?" if near else f"; it takes {', '.join(known)}"
+        hint = registry.did_you_mean(unknown[0], known, f"it takes {', '.join(known)}")
         raise ConfigError(f"moeify has no argument {unknown[0]!r}{hint}")
     if not isinstance(router, str):
         raise ConfigError(f"router must be the name of a router, got {router!r}: each layer makes its own")
@@ -259,11 +258,8 @@ def _named(network: nn.Module, sites: Sequence[Site], skipped: Sequence[Skipped]
         reason = next((s.reason for s in skipped if _matches(s.name, pattern)), None)
         if reason is not None:
             raise ConfigError(f"layers names {pattern!r}, which cannot become experts: {reason}")
-        near = registry.nearest(pattern, [site.name for site in sites])
-        raise ConfigError(
-            f"layers names {pattern!r}, which is no block of this {type(network).__name__}"
-            + (f": did you mean {near!r}?" if near else f"; its blocks are {_listed(sites)}")
-        )
+        hint = registry.did_you_mean(pattern, [site.name for site in sites], f"its blocks are {_listed(sites)}")
+        raise ConfigError(f"layers names {pattern!r}, which is no block of this {type(network).__name__}{hint}")
     return [site for site in sites if any(_matches(site.name, pattern) for pattern in patterns)]
 
 

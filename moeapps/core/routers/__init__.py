@@ -55,9 +55,8 @@ def router_class(name: str) -> type[Router]:
         found = registry.resolve(entry.path if entry is not None else str(name))
     except KeyError:
         known = [entry.name for entry in registry.entries("router")]
-        near = registry.nearest(name, known) if isinstance(name, str) else None
-        hint = f": did you mean {near!r}?" if near else ""
-        if not near and isinstance(name, str) and "." in name:
+        hint = registry.did_you_mean(name, known)
+        if not hint and isinstance(name, str) and "." in name:
             hint = f"; it would be of {registry.describe_import(name.rpartition('.')[0])}"
         raise ConfigError(f"router must be one of {', '.join(known)}, got {name!r}{hint}") from None
     if not (isinstance(found, type) and issubclass(found, Router)):
@@ -95,9 +94,6 @@ def make_router(name: str, dim: int, num_experts: int, top_k: int | None = None,
         arguments["top_k"] = top_k
     for argument in arguments:
         if argument not in takes:
-            near = registry.nearest(argument, list(takes))
-            raise ConfigError(
-                f"{cls.__name__} has no argument {argument!r}"
-                + (f": did you mean {near!r}?" if near else f"; it takes {', '.join(takes)}")
-            )
+            hint = registry.did_you_mean(argument, takes, f"it takes {', '.join(takes)}")
+            raise ConfigError(f"{cls.__name__} has no argument {argument!r}{hint}")
     return cls(dim, num_experts, **arguments)

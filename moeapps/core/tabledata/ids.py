@@ -14,7 +14,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import UNUSED, Column
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.vocabulary import count_values
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["DIFFERENT", "find_ids", "ignored_columns", "is_key", "nearly_all_differ", "with_unused"]
 
@@ -146,10 +146,9 @@ def ignored_columns(ignore: Any, names: Sequence[str]) -> list[int]:
         elif isinstance(entry, int | np.integer) and not isinstance(entry, bool) and 0 <= entry < len(names):
             positions.append(int(entry))
         else:
-            near = nearest(str(entry), names)
-            hint = f"did you mean {near!r}?" if near else f"the columns are {', '.join(names[:10])}"
-            more = ", ..." if not near and len(names) > 10 else ""
-            raise ConfigError(f"ignore_columns: there is no column {entry!r}; {hint}{more}")
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            hint = did_you_mean(entry, names, f"the columns are {known}")
+            raise ConfigError(f"ignore_columns: there is no column {entry!r}{hint}")
     if len(set(positions)) == len(names):
         raise ConfigError("ignore_columns names every column: nothing is left to learn from")
     return sorted(set(positions))

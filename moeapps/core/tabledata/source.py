@@ -18,7 +18,7 @@ from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.ids import find_ids
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.vocabulary import distinct_cells
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["Table", "TableSource", "errors_named", "listed", "require_columns"]
 
@@ -215,8 +215,8 @@ def require_columns(names: Iterable[str], present: Iterable[str], table: str, be
     if missing:
         plural = "s" if len(missing) > 1 else ""
         reason = f", which {because} names" if because else ""
-        close = nearest(missing[0], [name for name in map(str, there) if name not in missing])
-        guess = f"; did you mean {close!r}?" if close and len(missing) == 1 else ""
+        others = [name for name in map(str, there) if name not in missing]
+        guess = did_you_mean(missing[0], others) if len(missing) == 1 else ""
         raise DataError(f"{table} lacks the column{plural} {listed(missing)}{reason}{guess}")
 
 

@@ -266,11 +266,9 @@ def _linears(network: nn.Module, layers: Layers) -> tuple[dict[str, nn.Linear], 
         patterns = [layers] if isinstance(layers, str) else list(layers)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in every):
-                near = registry.nearest(pattern, list(every))
-                raise ConfigError(
-                    f"layers names {pattern!r}, which is no Linear layer of this {type(network).__name__}"
-                    + (f": did you mean {near!r}?" if near else f"; it has {', '.join(map(repr, list(every)[:6]))}")
-                )
+                hint = registry.did_you_mean(pattern, every, f"it has {', '.join(map(repr, list(every)[:6]))}")
+                what = f"no Linear layer of this {type(network).__name__}"
+                raise ConfigError(f"layers names {pattern!r}, which is {what}{hint}")
         wanted = lambda name, module: any(fnmatchcase(name, pattern) for pattern in patterns)  # noqa: E731
     chosen, skipped = {}, []
     for name, module in every.items():

@@ -17,7 +17,7 @@ from moeapps.core.tabledata.cells import (
     sample_of,
     text_kind,
 )
-from moeapps.registry import nearest
+from moeapps.registry import did_you_mean
 
 __all__ = ["TYPES", "Columns", "read_types"]
 
@@ -51,9 +51,8 @@ def read_types(pairs: Iterable[str], option: str = "--types") -> dict[str, CellK
         if not equals or not name:
             raise ConfigError(f"{option} {pair}: expected column=text, column=number, column=category or column=time")
         if kind not in TYPES:
-            guess = nearest(kind, list(TYPES))
-            hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(TYPES)}"
-            raise ConfigError(f"{option} {pair}: there is no type {kind!r}; {hint}")
+            hint = did_you_mean(kind, TYPES, f"known are {', '.join(TYPES)}")
+            raise ConfigError(f"{option} {pair}: there is no type {kind!r}{hint}")
         if types.setdefault(name, TYPES[kind]) != TYPES[kind]:
             raise ConfigError(f"{option} names column {name!r} twice, with two types")
     return types
@@ -138,9 +137,8 @@ class Columns:
         types = dict(types or {})
         for name in types:
             if name not in self.names:
-                guess = nearest(name, self.names)
-                hint = f"did you mean {guess!r}?" if guess else f"it has {', '.join(self.names)}"
-                raise ConfigError(f"--types {name}: the source has no such column; {hint}")
+                hint = did_you_mean(name, self.names, f"it has {', '.join(self.names)}")
+                raise ConfigError(f"--types {name}: the source has no such column{hint}")
         if id_field in types and types[id_field] != "text":
             raise ConfigError(f"--types {id_field}: an id is always text")
         for name, kind in (known or {}).items():
