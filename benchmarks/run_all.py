@@ -123,11 +123,15 @@ BENCHMARKS = {
     "moeify": Benchmark(("--cifar10 {data}/vision/cifar10-jpeg.tar.xz",), ""),
     "routers": Benchmark(("",), "--seeds 1 --output {output}"),
     "core_dispatch": Benchmark(
-        ("--rivals",), "--repeats 1 --sizes 0 --output {output}",
+        ("--threads 2 --rivals --repeats 8", "--threads 1 --measure"), "--repeats 1 --sizes 0 --output {output}",
         "st-moe-pytorch, mixture-of-experts, soft-moe-pytorch",
     ),
     "scale_scoring": Benchmark(
         ("--file {data}/recsys/census-income.test.gz",), "--rows 2000 --output {output}", "ray[train]"
+    ),
+    "scale_training": Benchmark(
+        ("--file {data}/recsys/census-income.test.gz",), "--epochs 1 --trials 1 --parts search --output {output}",
+        "ray[train], optuna",
     ),
     "serve_load": Benchmark(("", "--workers --seconds 15"), "--seconds 1 --clients 2 --output {output}"),
     "serve_poison": Benchmark(("",), "--seconds 1 --clients 2 --kills 1 --output {output}"),
