@@ -23,7 +23,7 @@ from moeapps.cli.training import SUMMARIES
 from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROJECT = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
@@ -201,7 +201,7 @@ def test_every_link_and_picture_is_there(page):
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
-        assert page.name in navigation
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation
 
 
 def test_every_path_in_the_guides_for_contributors_is_there():
