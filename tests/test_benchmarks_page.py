@@ -1,4 +1,4 @@
-"""Every figure of the pages of benchmarks, and of the tables in the guides, stands in the file that its script wrote."""
+"""Every figure of the benchmark pages, and of the tables in the guides, stands in the file that its script wrote."""
 
 import importlib
 import json
