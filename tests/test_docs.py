@@ -37,12 +37,19 @@ SMALL = {
 ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer", "s3://", "moeapps search")
 
 
+def name_of(page: Path) -> str:
+    """Name of a test of a page; benchmarks of a task are told apart from its guide."""
+    return f"benchmarks-{page.stem}" if page.parent.name == "benchmarks" else page.stem
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
 
 
 TRAINS_LONG = ("README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "serve", "stream", "vision")
-RUN = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES]
+RUN = [
+    pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES
+]
 
 
 def make_world(page: str) -> None:
@@ -186,12 +193,12 @@ def test_every_block_runs(page, empty_folder):
             assert language == "sh"  # the two commands of the README, which CI runs word for word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_stand_in_fences(page):
     assert not re.search(r"^    (moeapps|python|pip) ", page.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=name_of)
 def test_every_link_and_picture_is_there(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
