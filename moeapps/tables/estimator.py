@@ -405,7 +405,7 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
 
     def plot_expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> Any:
-        """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
+        """Plot :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
         return plot_load(self.expert_load(X, groups, layer))
 
     def __sklearn_tags__(self) -> Tags:
