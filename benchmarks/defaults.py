@@ -2,7 +2,7 @@
 
     python benchmarks/defaults.py                       # the table out of what the other scripts have measured
     python benchmarks/defaults.py --run --data FOLDER   # first measure what no other script does and is missing
-    python benchmarks/defaults.py --page                # write the tables into docs/benchmarks.md, too
+    python benchmarks/defaults.py --page                # write the tables into the pages, too
 
 Most figures are those of other scripts: their files in benchmarks/results are read (``defaults_lines.py`` says which),
 and the commit of each is noted. ``benchmarks/run_all.py`` runs those scripts. Only two things are measured here:
@@ -35,7 +35,8 @@ from stream_models import PARTS, evaluate
 from stream_sets import STREAMS, available, load
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (DOCS / "benchmarks.md", DOCS / "benchmarks/defaults.md")
 KINDS_ALONE = {label: change for label, change in PARTS.items() if label.endswith(" alone")}
 NUMBERS = ("lea", "gra", "gsg")
 """Kinds of drift of Friedman's function: in a part of the space, in all of it at once, slowly."""
@@ -115,8 +116,25 @@ def compared(line: Line, of: str) -> str:
     return f"{name} {shown(line, values, spread=float(np.std(values)))} | {text}"
 
 
+def own_cells(line: Line) -> list[str]:
+    """Cells of a line: data and score, number of seeds, the default's score."""
+    values = list(line["ours"].values())
+    name = f"{line['model']}: {line['data']}{' (seen)' if line['seen'] else ''}, {line['metric']}"
+    return [name + (" ↓" if line["less"] else ""), str(len(values)), shown(line, values, spread=float(np.std(values)))]
+
+
+def weaknesses(lines: list[Line], of: str) -> Iterator[str]:
+    """The lines whose default is behind the best of ``of``, "parts" or "rivals"."""
+    heading, column = {"rivals": ("a rival", "best rival"), "parts": ("a part of its own", "best part")}[of]
+    yield f"| behind {heading} | seeds | default | {column} | gap |"
+    yield "| --- | --- | --- | --- | --- |"
+    for line in lines:
+        if (found := best(line, of)) and verdict(found) == "behind":
+            yield f"| {' | '.join([*own_cells(line), compared(line, of).replace('**', '')])} |"
+
+
 def tables(found: dict[str, Any]) -> Iterator[str]:
-    """The summary and the table of all lines, as Markdown."""
+    """The summary, the lines that are behind, and the table of all lines, as Markdown."""
     lines = found["lines"]
     yield "| task, default, score | lines | best part: ahead, level, behind | best rival: ahead, level, behind |"
     yield "| --- | --- | --- | --- |"
@@ -126,15 +144,15 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {task}: {model}, {metric} | {len(own)} | {' | '.join(cells)} |"
     totals = [", ".join(map(str, count(lines, of).values())) for of in ("parts", "rivals")]
     yield f"| all | {len(lines)} | {' | '.join(totals)} |"
+    for of in ("rivals", "parts"):
+        yield ""
+        yield from weaknesses(lines, of)
     yield ""
     yield "| data, score | seeds | default | best part | gap | best rival | gap |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for (_, model, _), own in kinds(lines).items():
+    for own in kinds(lines).values():
         for line in own:
-            values = list(line["ours"].values())
-            name = f"{model}: {line['data']}{' (seen)' if line['seen'] else ''}, {line['metric']}"
-            cells = [name + (" ↓" if line["less"] else ""), str(len(values))]
-            cells += [shown(line, values, spread=float(np.std(values))), compared(line, "parts")]
+            cells = [*own_cells(line), compared(line, "parts")]
             cells += [compared(line, "rivals") if line["rivals"] else "none | "]
             yield f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
@@ -214,7 +232,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000, help="instances of a synthetic stream")
     parser.add_argument("--seeds", type=int, default=3, help="of the streams of numbers")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
-    parser.add_argument("--page", action="store_true", help="write the tables into docs/benchmarks.md")
+    parser.add_argument("--page", action="store_true", help="write the tables into the pages")
     parser.add_argument("--output", type=Path, default=RESULTS / "defaults.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -236,7 +254,7 @@ def main() -> None:
     text = "\n".join(tables(found))
     print(text)
     if options.page:
-        write_tables(PAGE, text)
+        write_tables(PAGES, text)
 
 
 if __name__ == "__main__":

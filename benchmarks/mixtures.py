@@ -333,7 +333,7 @@ def beside(document: dict[str, Any], task: str, slow: str) -> pd.DataFrame:
 
 
 def markdown(document: dict[str, Any], task: str) -> list[str]:
-    """The tables in docs/benchmarks.md: mean ranks, those on the splits of slow models, promises by table."""
+    """The tables in docs/benchmarks/tables.md: mean ranks, those on the splits of slow models, promises by table."""
     classify = task == "classification"
     names = {"mixture": f"**Mixture{'Classifier' if classify else 'Regressor'}**",
              "moe": f"MoE{'Classifier' if classify else 'Regressor'}"}  # fmt: skip

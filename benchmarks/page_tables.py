@@ -1,10 +1,10 @@
 """Tables of a Markdown page, replaced by those that a script prints: a table is known by its row of headings.
 
-python benchmarks/graph_accuracy.py --table | python benchmarks/page_tables.py docs/benchmarks.md
+python benchmarks/graph_accuracy.py --table | python benchmarks/page_tables.py docs/benchmarks/graphs.md
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["replaced", "write_tables"]
@@ -61,13 +61,17 @@ def replaced(page: str, printed: str) -> tuple[str, list[str]]:
     return "\n".join(lines) + "\n", unplaced
 
 
-def write_tables(path: Path, printed: str) -> None:
-    """Replace the tables of the page in a file; SystemExit names what has no place there."""
-    page, unplaced = replaced(path.read_text(), printed)
-    path.write_text(page)
-    if unplaced:
-        raise SystemExit(f"{path} has no table with these headings: {'; '.join(unplaced)}")
+def write_tables(paths: Iterable[Path], printed: str) -> None:
+    """Replace the tables of the pages in files; SystemExit names what has no place on any of them."""
+    missing: list[str] | None = None
+    for path in paths:
+        page, unplaced = replaced(path.read_text(), printed)
+        path.write_text(page)
+        missing = [heading for heading in unplaced if missing is None or heading in missing]
+    if missing:
+        names = " and ".join(str(path) for path in paths)
+        raise SystemExit(f"no table with these headings in {names}: {'; '.join(missing)}")
 
 
 if __name__ == "__main__":
-    write_tables(Path(sys.argv[1]), sys.stdin.read())
+    write_tables([Path(page) for page in sys.argv[1:]], sys.stdin.read())

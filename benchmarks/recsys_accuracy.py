@@ -242,7 +242,7 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
 
 
 def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
-    """The table in docs/benchmarks.md."""
+    """The table in docs/benchmarks/recommendation.md."""
     lines = [
         "| model | income above 50,000 | never married | parameters | seconds |",
         "| --- | --- | --- | --- | --- |",

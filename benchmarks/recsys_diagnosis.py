@@ -108,7 +108,7 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
 
 
 def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
-    """The table in docs/benchmarks.md."""
+    """The table in docs/benchmarks/recommendation.md."""
     ills = list(next(iter(next(iter(runs.values())).values()))["hints"])
     tasks = list(next(iter(next(iter(runs.values())).values()))["auc"])
     lines = [

@@ -283,7 +283,7 @@ def speeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """What docs/benchmarks.md has."""
+    """What docs/benchmarks/recommendation.md has."""
     threads = sorted({row["threads"] for row in document["rows"]})
     heads = [f"{what}, {n} thread{'s' * (n > 1)}" for n in threads for what in ("ms", "torch-rechub", "ratio")]
     lines = [_line("tables", "tasks", "model", *heads, "its trainer, 1 thread"), _line(*["---"] * (len(heads) + 4))]

@@ -281,7 +281,7 @@ def show(name: str, runs: dict[str, Any]) -> None:
 
 
 def markdown(runs: dict[str, Any]) -> list[str]:
-    """The tables in docs/benchmarks.md: by target, and by scenario where that was measured."""
+    """The tables in docs/benchmarks/recommendation.md: by target, and by scenario where that was measured."""
 
     def cell(values: Any) -> str:
         return f"{np.mean(values):.4f} ± {np.std(values):.4f}"

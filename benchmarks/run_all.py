@@ -166,30 +166,30 @@ def demo_tables(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-PRINTED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+PRINTED: dict[str, tuple[tuple[str, ...], Callable[[Any, Any], Any]]] = {
     "mixtures": (
-        "benchmarks",
+        ("benchmarks/tables",),
         lambda script, found: [*script.markdown(found, "classification"), *script.markdown(found, "regression")],
     ),
-    "graph_accuracy": ("benchmarks", lambda script, found: script.tables(found["runs"]).splitlines()),
+    "graph_accuracy": (("benchmarks/graphs",), lambda script, found: script.tables(found["runs"]).splitlines()),
     "graph_tasks": (
-        "graph_tasks",
+        ("graph_tasks",),
         lambda script, found: [line for task in ("links", "graphs") for line in [*script.table(task, found[task]), ""]],
     ),
-    "stream_accuracy": ("benchmarks", lambda script, found: script.pages(found["runs"])),
-    "recsys_accuracy": ("benchmarks", lambda script, found: script.markdown(found["runs"]["census"])),
-    "recsys_tasks": ("benchmarks", lambda script, found: script.markdown(found["runs"]["census"])),
-    "recsys_diagnosis": ("benchmarks", lambda script, found: script.markdown(found["runs"])),
+    "stream_accuracy": (("benchmarks/streams",), lambda script, found: script.pages(found["runs"])),
+    "recsys_accuracy": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
+    "recsys_tasks": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
+    "recsys_diagnosis": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"])),
     "recsys_ranking": (
-        "benchmarks",
+        ("benchmarks/recommendation",),
         lambda script, found: [line for models in found["runs"].values() for line in [*script.markdown(models), ""]],
     ),
-    "recsys_speed": ("benchmarks", lambda script, found: script.markdown(found).splitlines()),
-    "vision_accuracy": ("benchmarks", lambda script, found: script.tables(found).splitlines()),
-    "defaults": ("benchmarks", lambda script, found: script.tables(found)),
-    "demo": ("benchmarks", lambda script, found: demo_tables(found)),
+    "recsys_speed": (("benchmarks/recommendation",), lambda script, found: script.markdown(found).splitlines()),
+    "vision_accuracy": (("benchmarks/images",), lambda script, found: script.tables(found).splitlines()),
+    "defaults": (("benchmarks", "benchmarks/defaults"), lambda script, found: script.tables(found)),
+    "demo": (("benchmarks/demo",), lambda script, found: demo_tables(found)),
 }
-"""Page, and the lines of the tables that a script makes of its results."""
+"""Pages, and the lines of the tables that a script makes of its results."""
 
 
 def arguments(text: str, folders: dict[str, str]) -> list[str]:
@@ -246,11 +246,11 @@ def call(name: str, given: list[str], log: Path) -> tuple[int, float]:
 def write_pages(names: list[str]) -> None:
     """Put the tables that scripts print into the pages."""
     for name in (name for name in PRINTED if name in (*names, "demo") and results_file(name).exists()):
-        page, lines = PRINTED[name]
+        pages, lines = PRINTED[name]
         script = None if name == "demo" else importlib.import_module(name)
         printed = "\n".join(lines(script, json.loads(results_file(name).read_text())))
-        write_tables(ROOT / f"docs/{page}.md", printed)
-        print(f"docs/{page}.md: tables of {name}", flush=True)
+        write_tables([ROOT / f"docs/{page}.md" for page in pages], printed)
+        print(f"docs/{', '.join(pages)}: tables of {name}", flush=True)
 
 
 def run(name: str, options: argparse.Namespace, folders: dict[str, str]) -> tuple[str, float]:

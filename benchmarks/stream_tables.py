@@ -1,4 +1,4 @@
-"""Tables of what stream_accuracy.py has measured: for a terminal, and as Markdown for docs/benchmarks.md."""
+"""Tables of what stream_accuracy.py has measured: for a terminal, and as Markdown for docs/benchmarks/streams.md."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ SHORT = ("DriftMoE", "DriftMoE, use_router=False", "DriftMoE(10)")
 
 COLUMNS = ("DriftMoE", "DriftMoE, use_router=False", "MOA ARF(10)", "MOA LevBag(10)", "MOA SRP(10)", "MOA SGBT(10)",
            "MOA HAT", "MOA kNN", "MOA SAM-kNN")  # fmt: skip
-"""Of the table in docs/benchmarks.md."""
+"""Of the table in docs/benchmarks/streams.md."""
 
 
 def first(label: str) -> str:
@@ -98,7 +98,7 @@ def comparisons(runs: dict[str, Any]) -> Iterator[str]:
 
 
 def pages(runs: dict[str, Any]) -> Iterator[str]:
-    """The tables in docs/benchmarks.md: accuracies by stream, then verdicts by rival."""
+    """The tables in docs/benchmarks/streams.md: accuracies by stream, then verdicts by rival."""
     yield f"| stream | {' | '.join(column.removeprefix('DriftMoE, ') for column in COLUMNS)} |"
     yield "| --- " * (len(COLUMNS) + 1) + "|"
     for name in names_of(runs):

@@ -23,7 +23,7 @@ from moeapps.cli.training import SUMMARIES
 from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROJECT = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 SHORT = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
@@ -37,12 +37,19 @@ SMALL = {
 ELSEWHERE = ("devices", "kafka://", "moeapps demo", "--engine ray --workers 2 --trainer", "s3://", "moeapps search")
 
 
+def name_of(page: Path) -> str:
+    """Name of a test of a page; benchmarks of a task are told apart from its guide."""
+    return f"benchmarks-{page.stem}" if page.parent.name == "benchmarks" else page.stem
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
 
 
 TRAINS_LONG = ("README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "serve", "stream", "vision")
-RUN = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES]
+RUN = [
+    pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES
+]
 
 
 def make_world(page: str) -> None:
@@ -186,12 +193,12 @@ def test_every_block_runs(page, empty_folder):
             assert language == "sh"  # the two commands of the README, which CI runs word for word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_stand_in_fences(page):
     assert not re.search(r"^    (moeapps|python|pip) ", page.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=name_of)
 def test_every_link_and_picture_is_there(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
@@ -201,7 +208,7 @@ def test_every_link_and_picture_is_there(page):
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
-        assert page.name in navigation
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation
 
 
 def test_every_path_in_the_guides_for_contributors_is_there():

@@ -90,6 +90,25 @@ def test_a_table_without_a_place_is_named_and_code_is_left_alone():
     assert PAGES.replaced(page, "| c |\n| - |\n| 1 |") == (page, ["| c |"])
 
 
+def test_a_table_goes_to_the_page_that_has_its_headings(tmp_path):
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
+    first.write_text("| a |\n| - |\n")
+    second.write_text("| b |\n| - |\n")
+    PAGES.write_tables([first, second], "| b |\n| - |\n| 1 |\n\n| a |\n| - |\n| 2 |")
+    assert (first.read_text(), second.read_text()) == ("| a |\n| - |\n| 2 |\n", "| b |\n| - |\n| 1 |\n")
+    with pytest.raises(SystemExit, match=r"no table with these headings in .*: \| c \|"):
+        PAGES.write_tables([first, second], "| c |\n| - |")
+
+
+def test_the_list_of_weaknesses_has_the_lines_that_are_behind_and_no_others():
+    shown = {"scale": 100, "seen": False, "model": "M", "metric": "accuracy"}
+    behind = line([0.7, 0.7], [0.9, 0.9], data="lost", **shown)
+    ahead = line([0.9, 0.9], [0.7, 0.7], data="won", **shown)
+    rows = list(DEFAULTS.weaknesses([behind, ahead], "parts"))[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| M: lost, accuracy"]
+    assert "**" not in rows[0]
+
+
 def line(ours: list[float], other: list[float], **changes: object) -> dict[str, object]:
     by_seed = [{str(seed): value for seed, value in enumerate(values)} for values in (ours, other)]
     return {"ours": by_seed[0], "parts": {"other": by_seed[1]}, "rivals": {}, "less": False, "fixed": False, **changes}

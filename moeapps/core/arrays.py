@@ -93,7 +93,7 @@ def numbers(values: np.ndarray, what: str, where: str = "row") -> np.ndarray:
         From :func:`as_array`.
     what : str
         What the values are, for the error.
-    where : str, default "row"
+    where : str, default="row"
         What one value belongs to, for the error.
 
     Raises

@@ -102,7 +102,7 @@ class EvaluationMeans:
             Scalars by name; one with weight 0 may be NaN.
         weight : float, Tensor or mapping of str to Tensor
             Weight of all of them, or of each.
-        roots : collection of str, default ()
+        roots : collection of str, default=()
             Names of means of squares, of which the root is wanted.
         """
         self._roots.update(roots)

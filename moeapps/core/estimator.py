@@ -121,7 +121,7 @@ class LightningEstimator(NamedArguments, SaveMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            What was logged, one row per epoch.
+            Logged metrics, one row per epoch.
 
         Raises
         ------

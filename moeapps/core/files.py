@@ -111,7 +111,7 @@ def locked(path: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
     ----------
     path : str or path
         The file that shall have one writer. Missing parent folders are made.
-    wait : float, default 0
+    wait : float, default=0
         Seconds to wait for the present holder before it is refused.
 
     Raises

@@ -115,6 +115,19 @@ def gate_logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def mix_experts(weights: Tensor, outputs: Tensor) -> Tensor:
-    """Mix expert outputs ``(N, E, d)`` by gate weights ``(N, T, E)``: ``(N, T, d)``."""
+    """Mix the outputs of experts by the weights of gates.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (N, T, E)
+        Weights of :class:`MultiGate`.
+    outputs : Tensor of shape (N, E, d)
+        Outputs of the experts.
+
+    Returns
+    -------
+    Tensor of shape (N, T, d)
+        One mixture per task.
+    """
     # Contiguous, since a product per row is slow where the numbers of a row are far apart in memory
     return torch.bmm(weights.to(outputs.dtype).contiguous(), outputs)

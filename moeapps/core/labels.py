@@ -39,7 +39,7 @@ def class_labels(y: Any, what: str = "row") -> NDArray[Any]:
     ----------
     y : array-like of shape (n,)
         List, NumPy array, tensor, or column of pandas (also nullable and Arrow types), polars or pyarrow.
-    what : str, default "row"
+    what : str, default="row"
         What has a label, for errors.
 
     Returns

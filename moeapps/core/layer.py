@@ -69,7 +69,7 @@ class RoutedLayer(nn.Module):
         return {}
 
     def update(self, progress: float) -> None:
-        """Update what is learned without gradients; called once after every optimiser step.
+        """Update what is learned without gradients (rules); called once after every optimiser step.
 
         Parameters
         ----------
@@ -117,11 +117,11 @@ class MoE(RoutedLayer):
         In training an expert takes at most ``ceil(capacity_factor * N * k / E)`` tokens. None, the default, is
         dropless.
     overflow : Overflow, default="drop"
-        What becomes of the others: ``"drop"`` or ``"next_best"`` (see :func:`~moeapps.core.capacity.apply_capacity`).
+        What happens to the others: ``"drop"`` or ``"next_best"`` (see :func:`~moeapps.core.capacity.apply_capacity`).
     eval_capacity_factor : float, optional
         Evaluation only: caps tokens per expert. Of each sample (images ``(N, T, d)`` have samples of T patches) an
         expert takes at most this multiple of its fair share, tokens with the largest weights first (batch-prioritised
-        routing of V-MoE, per sample); the other tokens keep the outputs of their other experts. None is no cap. Tokens
+        routing of V-MoE, per sample); the other tokens keep the outputs of their other experts. None: no cap. Tokens
         ``(N, d)`` have no samples and no cap.
     balance_weight : float, default=0.01
         Factor of the router's balance loss.
@@ -130,7 +130,7 @@ class MoE(RoutedLayer):
     penalty_weight : float, default=0.1
         Factor of the parameter penalty, for experts of different sizes.
     iterations : int, default=1
-        Iterations C of a chain of experts. Routers are made anew for each of them; losses are the mean over them.
+        Iterations C of a chain of experts. Each has its own router; losses are the mean over them.
     balance_loss : {"load", "mutual_information"}, default="load"
         ``"load"`` is the router's own balance loss, ``"mutual_information"`` that of ModuleFormer (Shen et al. 2023)
         in its place: minus the mutual information of tokens and experts, -log E to 0 nats.

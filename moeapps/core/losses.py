@@ -62,6 +62,13 @@ def load_balance_loss(routing: Routing, token_weight: Tensor | None = None) -> T
     over the valid tokens. It is 1 at uniform routing and E when one expert takes all tokens with probability 1. Only P
     carries a gradient.
 
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None.
+
     Returns
     -------
     Tensor
@@ -75,6 +82,18 @@ def importance_loss(routing: Routing, token_weight: Tensor | None = None) -> Ten
     r"""Importance loss of Shazeer et al. 2017, eq. 7: the squared coefficient of variation of :math:`\sum_n w_{ne}`.
 
     The importance of an expert is the sum of the weights that its tokens give it. 0 when all experts matter equally.
+
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None.
+
+    Returns
+    -------
+    Tensor
+        Scalar in the dtype of the probabilities.
     """
     weight = routing.weight.nan_to_num() * routing.token_weight(token_weight)[routing.token]
     importance = weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert, weight)[:-1]
@@ -85,6 +104,18 @@ def router_z_loss(routing: Routing, token_weight: Tensor | None = None) -> Tenso
     r"""Router z-loss of ST-MoE (Zoph et al. 2022, eq. 5): the mean of :math:`(\log \sum_e \exp z_e)^2`.
 
     It keeps the router's logits small, where float arithmetic is precise.
+
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None.
+
+    Returns
+    -------
+    Tensor
+        Scalar in the dtype of the probabilities.
     """
     return _mean(routing.logits.logsumexp(dim=-1).square(), routing.token_weight(token_weight))
 
@@ -93,6 +124,18 @@ def entropy_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor
     """Mean entropy of the router's probabilities in nats (dynamic loss of Huang et al. 2024, eq. 6).
 
     Confident routers need fewer experts to reach top-p's share of the probability.
+
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None.
+
+    Returns
+    -------
+    Tensor
+        Scalar in the dtype of the probabilities.
     """
     return _mean(token_entropy(routing.probabilities), routing.token_weight(token_weight))
 
@@ -100,7 +143,19 @@ def entropy_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor
 def mutual_information(routing: Routing, token_weight: Tensor | None = None) -> Tensor:
     r"""Mutual information of tokens and experts, :math:`H(\bar p) - \overline{H(p)}` (ModuleFormer, Shen et al. 2023).
 
-    To be *maximised*: all experts are used, and each token is sure of its own. 0 to log E nats.
+    To be *maximised*: all experts are used, and each token has a clear expert. 0 to log E nats.
+
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None.
+
+    Returns
+    -------
+    Tensor
+        Scalar in the dtype of the probabilities.
     """
     weight = routing.token_weight(token_weight)
     return token_entropy(_mean(routing.probabilities, weight)) - _mean(token_entropy(routing.probabilities), weight)

@@ -246,7 +246,7 @@ class MoEModule(Searchable, L.LightningModule):
             What they count, or each of them: its rows, of :meth:`own_rows`, or the sum of their weights.
         batch_idx : int
             Number of the batch; the first one begins anew.
-        roots : collection of str, default ()
+        roots : collection of str, default=()
             Names of means of squares, of which the root is logged.
         """
         means: EvaluationMeans = self.__dict__.setdefault("_evaluation_means", EvaluationMeans())

@@ -287,7 +287,7 @@ def from_bytes(content: bytes, source: str = "the state") -> Any:
     ----------
     content : bytes
         The bytes.
-    source : str, default "the state"
+    source : str, default="the state"
         Where they are from, for messages.
 
     Raises

@@ -18,7 +18,7 @@ class Float:
     ----------
     low, high : float
         Least and greatest value.
-    log : bool, default False
+    log : bool, default=False
         Whether its logarithm is uniform.
 
     Raises

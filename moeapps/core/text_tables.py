@@ -16,7 +16,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numb
         Names of the columns.
     rows : iterable of sequences of str
         Cells. Bars are escaped, other Markdown is left as it is.
-    numbers : bool, default False
+    numbers : bool, default=False
         Whether all columns but the first are aligned to the right.
     """
     rule = ["---", *["---:" if numbers else "---"] * (len(header) - 1)]

@@ -83,7 +83,7 @@ def predict_nodes(
         Its edges.
     nodes : Tensor of shape (B,), optional
         Node numbers, or a bool mask ``(N,)``; all when None.
-    mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+    mode : {"mix", "cascade", "threshold", "sample"}, default="mix"
         As in :meth:`Mowst.infer <moeapps.graph.Mowst.infer>`.
     threshold : float, optional
         As there.

@@ -70,15 +70,15 @@ class Confidence(nn.Module):
 
     Parameters
     ----------
-    mode : ConfidenceMode, default "learned"
+    mode : ConfidenceMode, default="learned"
         One of the four.
-    dispersion : Dispersion, default "variance"
+    dispersion : Dispersion, default="variance"
         ``"variance"`` or ``"entropy"``, for ``given``.
-    alpha : float, default 1.0
+    alpha : float, default=1.0
         Exponent, for ``given``; above 0.
-    hidden_channels : int, default 16
+    hidden_channels : int, default=16
         Width of the hidden layer of a learned form.
-    monotone : bool, default False
+    monotone : bool, default=False
         Whether ``learned`` is kept non-decreasing in both dispersions.
     in_channels : int, optional
         Features per node F, for ``learned+x`` and ``hyper``.

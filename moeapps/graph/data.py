@@ -50,11 +50,11 @@ class GraphDataModule(L.LightningDataModule):
         ``(N,)``, ``edges`` ``(E, 2)`` (or ``(2, E)``), ``edge_weight`` ``(E,)`` if there are weights, and
         ``train_masks``, ``val_masks``, ``test_masks`` ``(splits, N)`` (the layout of the heterophilous-graphs
         benchmark) or ``train_mask``, ``val_mask``, ``test_mask`` ``(N,)``.
-    split : int, default 0
+    split : int, default=0
         Which of several splits to use.
-    undirected : bool, default True
+    undirected : bool, default=True
         Whether to add the reverse of every edge of an ``.npz`` file.
-    normalize_features : bool, default False
+    normalize_features : bool, default=False
         Whether to scale each node's features to sum to 1.
     batch_size : int, optional
         Training nodes in a mini-batch, each with randomly drawn neighbours. Validation, test and prediction take all
@@ -62,7 +62,7 @@ class GraphDataModule(L.LightningDataModule):
         checkpoint of either kind of training fits the other.
     num_neighbors : list of int, optional
         Neighbours to draw at each hop in training, one number per layer of the network, -1 for all; 10 each when None.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the validation split and of the order of mini-batches.
 
     Raises

@@ -107,14 +107,14 @@ class PublicGraphData(GraphDataModule):
 
     Parameters
     ----------
-    name : str, default "Cora"
+    name : str, default="Cora"
         One of ``PUBLIC_GRAPHS``: Cora, CiteSeer, PubMed, tolokers, minesweeper, questions, roman-empire,
         amazon-ratings, chameleon_filtered, squirrel_filtered, amherst41, johnshopkins55, reed98, cornell5, Penn94,
         Flickr, ogbn-arxiv, ogbn-products.
     root : str, optional
         Folder in PyG's layout (``<root>/<name>/raw``); what is not there is downloaded. None uses the embedded copy,
         which exists for Cora only.
-    split : int, default 0
+    split : int, default=0
         Which of several splits.
     normalize_features : bool, optional
         Whether to scale each node's features to sum to 1; None follows the usual practice for this graph.
@@ -122,7 +122,7 @@ class PublicGraphData(GraphDataModule):
         As in :class:`GraphDataModule`.
     num_neighbors : list of int, optional
         As in :class:`GraphDataModule`.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the order of mini-batches.
 
     Raises

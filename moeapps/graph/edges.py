@@ -186,7 +186,7 @@ class Edges:
         num_neighbors : sequence of int
             For each hop, the largest number of in-neighbours to take for a node, drawn without replacement from torch's
             global generator; -1 for all.
-        form : EdgeForm, default "plain"
+        form : EdgeForm, default="plain"
             Which edges.
         max_edges : int, optional
             Return None when the layers together would use more edges.

@@ -23,22 +23,22 @@ class ExpertsConfig(NetworkConfig):
 
     Parameters
     ----------
-    hidden_channels : int, default 64
+    hidden_channels : int, default=64
         Width of the hidden layers, and of what a network knows of a node.
-    strong : str, torch.nn.Module or list of these, default "auto"
+    strong : str, torch.nn.Module or list of these, default="auto"
         Graph networks: names that :func:`~moeapps.graph.networks.make_network` knows, or modules with
         ``forward(x, edge_index)`` whose output has ``hidden_channels`` columns. ``"auto"``: gcn, sage and gin; only
         gcn where edges have weights.
-    weak : str, torch.nn.Module or None, default "mlp"
+    weak : str, torch.nn.Module or None, default="mlp"
         Network that sees each node's own features and no edges; None for none.
-    gate : str, default "auto"
+    gate : str, default="auto"
         How the experts are mixed, see :func:`~moeapps.core.mixing.fit_mixture`: ``"auto"``, ``"best"``, ``"mean"``,
         ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"`` or ``"stacked"``.
-    lr : float, default 0.01
+    lr : float, default=0.01
         Learning rate of Adam.
-    weight_decay : float, default 0.0
+    weight_decay : float, default=0.0
         L2 penalty of Adam.
-    patience : int, default 20
+    patience : int, default=20
         Epochs without improvement after which an expert rests.
     """
 

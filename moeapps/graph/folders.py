@@ -124,7 +124,7 @@ def write_graph(
         Numbers or text; below 0 means unlabeled.
     edge_weight : array of shape (E,), optional
         Weights.
-    undirected : bool, default False
+    undirected : bool, default=False
         Whether to store the reverse of every edge, too. Edges that are there both ways are then stored twice.
     train_mask, val_mask, test_mask : optional
         bool ``(N,)``, node numbers, or a column per split.
@@ -184,7 +184,7 @@ def write_edges(
         Number of nodes N.
     edge_weight : array of shape (E,), optional
         Weights, in the order of the edges.
-    undirected : bool, default False
+    undirected : bool, default=False
         Whether to store the reverse of every edge, too.
 
     Raises

@@ -32,47 +32,47 @@ class GNNClassifier(NodeClassifier):
 
     Parameters
     ----------
-    network : str, dict, list or torch.nn.Module
+    network : str, dict, list or torch.nn.Module, default="auto"
         ``"auto"``: an MLP and the networks of :data:`~moeapps.graph.portfolio.PORTFOLIO` compete; a list: these do. Or
         one network: ``"mlp"`` (no edges),
         ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, the last five also with
         ``_skip`` or ``_jk`` behind the name (see :func:`~moeapps.graph.networks.make_network`), or in a dict with sizes
         of its own, ``{"network": "gcn_skip", "num_layers": 4}``; or a module with ``forward(x, edge_index)``.
-    hidden_channels : int
+    hidden_channels : int, default=64
         Width of the hidden layers.
-    num_layers : int
+    num_layers : int, default=2
         Number of layers of a network that does not have its own.
-    dropout : float
+    dropout : float, default=0.5
         Dropout probability.
-    norm : str or None
+    norm : str or None, default="auto"
         Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), None, or ``"auto"``,
         whichever of the three validates best.
-    lr, weight_decay : float
+    lr, weight_decay : float, default=0.01 and 0.0005
         Learning rate and L2 penalty of Adam.
-    max_epochs : int
-        Most epochs.
-    patience : int
+    max_epochs : int, default=500
+        Maximum number of epochs.
+    patience : int, default=40
         Epochs without improvement after which training stops.
-    monitor : {"accuracy", "loss", "auc", "macro_f1"}
-        What validation nodes select by.
-    class_weight : dict, list, "balanced" or None
-        How much a node of each class counts in the loss: by label, in the order of ``classes_``, or inversely to how
+    monitor : {"accuracy", "loss", "auc", "macro_f1"}, default="accuracy"
+        Score on validation nodes by which weights and networks are selected.
+    class_weight : dict, list, "balanced", optional
+        Weight of each class in the loss: by label, in the order of ``classes_``, or inversely to how
         often the class occurs.
-    batch_size : int or None
+    batch_size : int, optional
         Training nodes in a mini-batch, each with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
         that are predicted at a time, with all neighbours. None takes the whole graph at once.
-    num_neighbors : list of int or None
+    num_neighbors : list of int, optional
         One number per layer, -1 for all; 10 each when None. For mini-batches.
-    accelerator : str
+    accelerator : str, default="auto"
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-    verbose : bool
+    verbose : bool, default=False
         Whether to show a progress bar.
-    log_dir : str or None
+    log_dir : str, optional
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None
+    random_state : int, RandomState, optional
         Seed of weights, dropout and validation split.
 
     Attributes
@@ -86,7 +86,7 @@ class GNNClassifier(NodeClassifier):
     selection_ : pandas.DataFrame
         The networks that competed: sizes, epochs, validation score, and which was kept.
     history_ : pandas.DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int

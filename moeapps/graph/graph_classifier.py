@@ -37,48 +37,48 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
 
     Parameters
     ----------
-    strong : str, torch.nn.Module or list of these
+    strong : str, torch.nn.Module or list of these, default="auto"
         Graph networks, by the names of :func:`~moeapps.graph.networks.make_network` (``"gcn"``, ``"sage"``, ``"gat"``,
         ``"gatv2"``, ``"gin"``, each also with ``_skip`` or ``_jk``), or modules with ``forward(x, edge_index)`` and
         ``hidden_channels`` outputs. ``"auto"``: gcn, sage and gin; only gcn for edges with weights.
-    weak : str, torch.nn.Module or None
+    weak : str, torch.nn.Module or None, default="mlp"
         Network that sees each node's own features and no edges; None for none.
-    pooling : {"mean", "sum", "max"}
+    pooling : {"mean", "sum", "max"}, default="mean"
         From the rows of a graph's nodes to one row, for all experts.
     hidden_channels, num_layers, dropout, norm
         Sizes of the networks, see :class:`~moeapps.graph.networks.NetworkConfig`.
-    gate : str
+    gate : str, default="auto"
         How the experts are mixed: ``"auto"`` (whatever does best), ``"best"``, ``"mean"``, ``"constant"``,
         ``"confidence"``, ``"linear"``, ``"mlp"`` or ``"stacked"``.
-    lr, weight_decay : float
+    lr, weight_decay : float, default=0.01 and 0.0
         Learning rate and L2 penalty of Adam.
-    max_epochs : int
-        Most epochs.
-    patience : int
+    max_epochs : int, default=200
+        Maximum number of epochs.
+    patience : int, default=20
         Epochs without improvement after which an expert rests; training ends when all do.
-    monitor : {"accuracy", "auc", "macro_f1", "loss"}
+    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default="accuracy"
         Validation score that keeps an expert's weights.
-    val_fraction : float
+    val_fraction : float, default=0.15
         Part of the graphs to hold out for validation, by class.
-    batch_size : int
+    batch_size : int, default=64
         Graphs in a mini-batch.
-    inference : {"mix", "cascade"}
+    inference : {"mix", "cascade"}, default="mix"
         Whether all experts that the mixture needs are asked for every graph; or one after the other in the order of
         their cost, as far as it pays: the pooled MLP first.
-    budget : float or None
+    budget : float, optional
         For the cascade: largest mean cost per graph, as a fraction of asking all.
-    tolerance : float or None
+    tolerance : float, optional
         For the cascade: log loss that may be given up against asking all; 0 when neither is given.
-    accelerator : str
+    accelerator : str, default="auto"
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-    verbose : bool
+    verbose : bool, default=False
         Whether to show a progress bar.
-    log_dir : str or None
+    log_dir : str, optional
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None
+    random_state : int, RandomState, optional
         Seed of weights, dropout, validation graphs and order.
 
     Attributes
@@ -96,7 +96,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
     mixture_, cascade_
         The fitted :class:`~moeapps.core.mixing.GatedMixture` and :class:`~moeapps.core.mixing.Cascade`.
     history_ : pandas.DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int

@@ -34,9 +34,9 @@ class GraphConfig(ExpertsConfig):
 
     Parameters
     ----------
-    pooling : {"mean", "sum", "max"}, default "mean"
+    pooling : {"mean", "sum", "max"}, default="mean"
         From the rows of a graph's nodes to one row.
-    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default "accuracy"
+    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default="accuracy"
         Validation score that keeps an expert's weights.
     """
 

@@ -194,13 +194,13 @@ class GraphSetData(L.LightningDataModule):
         The graphs; a name is one of TUDataset's, ``"MUTAG"`` for example.
     root : str, optional
         Folder of a TUDataset; what is not there is downloaded.
-    val_fraction : float, default 0.15
+    val_fraction : float, default=0.15
         Part of the graphs that is held out for validation, by class.
-    test_fraction : float, default 0.15
+    test_fraction : float, default=0.15
         Part that is held out for the test; 0 for none.
-    batch_size : int, default 64
+    batch_size : int, default=64
         Graphs in a mini-batch.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the split and of the order.
     y : array of shape (G,), optional
         Labels, instead of the graphs' own.
@@ -305,11 +305,11 @@ class EgoNetData(GraphSetData):
 
     Parameters
     ----------
-    source : Data or str, default "Cora"
+    source : Data or str, default="Cora"
         A graph with labels of nodes, an ``.npz`` file, or the name of a public graph.
     root : str, optional
         Folder of public graphs; not needed for Cora.
-    hops : int, default 1
+    hops : int, default=1
         Largest distance from the centre.
     most : int, optional
         Number of neighbourhoods, chosen by ``seed``; all labeled nodes when None.
@@ -351,11 +351,11 @@ def ego_nets(graph: Data, hops: int = 1, most: int | None = None, seed: int = 0)
     ----------
     graph : Data
         With features, edges and labels of nodes.
-    hops : int, default 1
+    hops : int, default=1
         Largest distance from the centre.
     most : int, optional
         Number of neighbourhoods, chosen at random; all labeled nodes when None.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the choice.
 
     Returns

@@ -78,7 +78,7 @@ def as_graph(
         pandas frame, else by their position.
     edge_weight
         ``(E,)`` or None.
-    split : int, default 0
+    split : int, default=0
         Which column to take of masks that are ``(N, splits)``.
     **masks
         ``train_mask``, ``val_mask``, ``test_mask``: ``(N,)`` bool or 0 and 1, node numbers, or ``(N, splits)``.

@@ -33,15 +33,15 @@ class LinkData(L.LightningDataModule):
 
     Parameters
     ----------
-    source : Data or str, default "Cora"
+    source : Data or str, default="Cora"
         A PyG ``Data``, the path of an ``.npz`` file (see :class:`~moeapps.graph.GraphDataModule`), or the name of a
         public graph (see :class:`~moeapps.graph.PublicGraphData`). If PyG's RandomLinkSplit made the ``Data``, its
         ``edge_label_index`` has the pairs to train on.
     root : str, optional
         Folder of public graphs; not needed for Cora.
-    val_fraction : float, default 0.1
+    val_fraction : float, default=0.1
         Part of the links that is held out for validation.
-    test_fraction : float, default 0.1
+    test_fraction : float, default=0.1
         Part of the links that is held out for the test; 0 for none.
     normalize_features : bool, optional
         Whether to scale each node's features to sum to 1; None follows the usual practice for a public graph.
@@ -50,7 +50,7 @@ class LinkData(L.LightningDataModule):
         anew, in each epoch's one step.
     num_neighbors : list of int, optional
         Neighbours to draw at each hop, one number per layer, -1 for all; 10 each when None. For mini-batches.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the split and of the order of mini-batches.
     val : Data, optional
         Validation pairs with labels, as RandomLinkSplit makes them, instead of ``val_fraction``.

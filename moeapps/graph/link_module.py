@@ -41,16 +41,16 @@ class LinkConfig(ExpertsConfig):
 
     Parameters
     ----------
-    decoder : {"hadamard", "dot", "mlp"}, default "hadamard"
+    decoder : {"hadamard", "dot", "mlp"}, default="hadamard"
         From what a network knows of two nodes to the logit of a link: a network of their product, number by number;
         the sum of that product; or a network of both beside each other, the only one that tells directions apart (on
         undirected graphs the mean over both orders).
-    structure : bool, default True
+    structure : bool, default=True
         Whether common neighbours, Adamic-Adar, resource allocation, Jaccard and the degrees are one more expert.
-    disjoint_train_ratio : float, default 0.5
+    disjoint_train_ratio : float, default=0.5
         Part of the links that a step on the whole graph learns from, chosen anew each time; they pass no messages in
         that step, as those of validation and test never do. 0: all links do both. Mini-batches take no link out.
-    monitor : {"auc", "average_precision", "loss"}, default "auc"
+    monitor : {"auc", "average_precision", "loss"}, default="auc"
         Validation score that keeps an expert's weights.
     """
 
@@ -271,9 +271,9 @@ def link_scores(
         Log-probabilities of no link and of a link.
     y : int64 Tensor of shape (B,)
         1 (linked) and 0.
-    everything : bool, default True
+    everything : bool, default=True
         Whether to add the last three.
-    ks : tuple of int, default (10, 50)
+    ks : tuple of int, default=(10, 50)
         Ranks of ``hits@k``.
 
     Returns

@@ -46,57 +46,57 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
 
     Parameters
     ----------
-    strong : str, torch.nn.Module or list of these
+    strong : str, torch.nn.Module or list of these, default="auto"
         Graph networks, by the names of :func:`~moeapps.graph.networks.make_network` (``"gcn"``, ``"sage"``, ``"gat"``,
         ``"gatv2"``, ``"gin"``, each also with ``_skip`` or ``_jk``), or modules with ``forward(x, edge_index)`` and
         ``hidden_channels`` outputs. ``"auto"``: gcn, sage and gin; only gcn for edges with weights.
-    weak : str, torch.nn.Module or None
+    weak : str, torch.nn.Module or None, default="mlp"
         Network that sees each node's own features and no edges; None for none.
-    decoder : {"hadamard", "dot", "mlp"}
+    decoder : {"hadamard", "dot", "mlp"}, default="hadamard"
         From what a network knows of two nodes to a link: a network of their product number by number, the sum of that
         product, or a network of both beside each other, the only one that tells the directions of an edge apart.
-    structure : bool
+    structure : bool, default=True
         Whether common neighbours, Adamic-Adar, resource allocation, Jaccard and degrees are one more expert.
-    disjoint_train_ratio : float
+    disjoint_train_ratio : float, default=0.5
         Part of the links that a step on the whole graph learns from; they pass no messages in that step.
     hidden_channels, num_layers, dropout, norm
         Sizes of the networks, see :class:`~moeapps.graph.networks.NetworkConfig`.
-    gate : str
+    gate : str, default="auto"
         How the experts are mixed: ``"auto"`` (whatever does best), ``"best"``, ``"mean"``, ``"constant"``,
         ``"confidence"``, ``"linear"``, ``"mlp"`` or ``"stacked"``.
-    lr, weight_decay : float
+    lr, weight_decay : float, default=0.01 and 0.0
         Learning rate and L2 penalty of Adam.
-    max_epochs : int
-        Most epochs.
-    patience : int
+    max_epochs : int, default=200
+        Maximum number of epochs.
+    patience : int, default=20
         Epochs without improvement after which an expert rests; training ends when all do.
-    monitor : {"auc", "average_precision", "loss"}
+    monitor : {"auc", "average_precision", "loss"}, default="auc"
         Validation score that keeps an expert's weights.
-    val_fraction : float
+    val_fraction : float, default=0.1
         Part of the links to hold out for validation.
-    inference : {"mix", "cascade"}
+    inference : {"mix", "cascade"}, default="mix"
         Whether all experts that the mixture needs are asked for every pair; or one after the other in the order of
         their cost, as far as it pays. A graph network then runs on the neighbourhood of the pairs that need it, with
         the same result as on the whole graph.
-    budget : float or None
+    budget : float, optional
         For the cascade: largest mean cost per pair, as a fraction of asking all.
-    tolerance : float or None
+    tolerance : float, optional
         For the cascade: log loss that may be given up against asking all; 0 when neither is given.
-    batch_size : int or None
+    batch_size : int, optional
         Links in a mini-batch, each node with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
         predicted at a time, with all neighbours. None takes the whole graph at once.
-    num_neighbors : list of int or None
+    num_neighbors : list of int, optional
         One number per layer, -1 for all; 10 each when None. For mini-batches.
-    accelerator : str
+    accelerator : str, default="auto"
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-    verbose : bool
+    verbose : bool, default=False
         Whether to show a progress bar.
-    log_dir : str or None
+    log_dir : str, optional
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None
+    random_state : int, RandomState, optional
         Seed of weights, dropout, held-out links and pairs without a link.
 
     Attributes
@@ -116,7 +116,7 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
     directed_ : bool
         Whether the direction of a pair matters.
     history_ : pandas.DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int

@@ -67,7 +67,7 @@ class LinkBatch:
         All edges, which are never drawn as pairs without a link.
     num_neighbors : tuple of int, optional
         In mini-batches, neighbours that training draws at each hop.
-    sampled : bool, default False
+    sampled : bool, default=False
         Whether training draws neighbours; otherwise it uses the whole graph.
     batch_size : int, optional
         Nodes around which evaluation cuts out one piece.

@@ -56,7 +56,7 @@ def read_mask(name: str, mask: Any, num_nodes: int, split: int = 0) -> Tensor:
         ``(N,)`` of bool or of 0 and 1 of any type, or distinct node numbers; or a column per split of either.
     num_nodes : int
         Number of nodes N.
-    split : int, default 0
+    split : int, default=0
         Which column to take of several.
 
     Returns

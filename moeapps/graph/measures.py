@@ -29,7 +29,7 @@ def measure(
         Labels.
     class_weight : Tensor of shape (K,), optional
         Weight of each class in accuracy and likelihood; 1 when None.
-    everything : bool, default False
+    everything : bool, default=False
         Whether to compute the slower two. With more than two classes the AUC is the mean over one class against the
         rest; it is NaN where a class is missing.
     """

@@ -133,11 +133,11 @@ class GraphMixture(RoutedLayer):
             Weight of each class.
         costs : mapping of str to float
             Work of one prediction by each network, in any unit.
-        gate : str, default "auto"
+        gate : str, default="auto"
             See :func:`~moeapps.core.mixing.fit_mixture`.
         budget, tolerance : float, optional
             For the cascade; see :func:`~moeapps.core.mixing.fit_cascade`.
-        seed : int, default 0
+        seed : int, default=0
             Seed of folds and gates.
 
         Raises
@@ -186,7 +186,7 @@ class GraphMixture(RoutedLayer):
             Computes the logits of a network, by its name, for some of the rows.
         x : Tensor of shape (N, F)
             Features of the rows.
-        mode : {"mix", "cascade"}, default "mix"
+        mode : {"mix", "cascade"}, default="mix"
             Whether every network that has a weight runs on every node, or one after another, from the cheapest, as
             far as that is expected to bring something.
         threshold : float, optional

@@ -48,34 +48,34 @@ class MowstConfig(NetworkConfig):
 
     Parameters
     ----------
-    hidden_channels : int, default 64
+    hidden_channels : int, default=64
         Width of the hidden layers of all experts.
-    num_layers : int, default 2
+    num_layers : int, default=2
         Layers of all experts.
-    dropout : float, default 0.5
+    dropout : float, default=0.5
         Dropout probability of all experts, in [0, 1).
-    norm : str or None, default "batch_norm"
+    norm : str or None, default="batch_norm"
         Norm after each hidden layer: ``"batch_norm"`` or None.
-    weak : str or torch.nn.Module, default "mlp"
+    weak : str or torch.nn.Module, default="mlp"
         ``"mlp"``, or a module with ``forward(x)``.
-    medium : str, torch.nn.Module, list of str or None, default None
+    medium : str, torch.nn.Module, list of str or None, default=None
         Networks between weak and strong, in the order of their cost.
-    strong : str or torch.nn.Module, default "gcn"
+    strong : str or torch.nn.Module, default="gcn"
         A name that :func:`~moeapps.graph.networks.make_network` knows (``"gcn"``, ``"sage"``, ``"gat"``, ...), or a
         module with ``forward(x, edge_index)``.
-    variant : {"mowst_star", "mowst"}, default "mowst_star"
+    variant : {"mowst_star", "mowst"}, default="mowst_star"
         Which loss: :func:`joint_loss`, whose parts are trained jointly, or :func:`separate_loss`, in turns.
-    confidence : {"learned", "learned+x", "hyper", "given"}, default "learned"
+    confidence : {"learned", "learned+x", "hyper", "given"}, default="learned"
         How confidence is computed; see :class:`~moeapps.graph.confidence.Confidence`.
-    dispersion : {"variance", "entropy"}, default "variance"
+    dispersion : {"variance", "entropy"}, default="variance"
         Dispersion of the given confidence.
-    alpha : float, default 1.0
+    alpha : float, default=1.0
         Exponent of the given confidence, above 0.
-    gate_channels : int, default 16
+    gate_channels : int, default=16
         Hidden width of the learned confidence.
-    monotone : bool, default False
+    monotone : bool, default=False
         Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
-    detach_confidence : bool, default False
+    detach_confidence : bool, default=False
         Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
     """
 
@@ -190,7 +190,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             Source and target of each edge; or PyG's ``adj_t``; or prepared edges; or a piece of the graph.
         edge_weight : Tensor of shape (E,), optional
             Edge weights, with plain edges.
-        mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+        mode : {"mix", "cascade", "threshold", "sample"}, default="mix"
             See :meth:`infer`.
         threshold : float, optional
             For ``"threshold"`` and ``"cascade"``; 0.5 when None.
@@ -286,7 +286,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
             Computes the logits of an expert, by its name, for some of the rows.
         x : Tensor of shape (N, F)
             Features of the rows, for the confidences that look at them.
-        mode : {"mix", "cascade", "threshold", "sample"}, default "mix"
+        mode : {"mix", "cascade", "threshold", "sample"}, default="mix"
             One of the four.
         threshold : float, optional
             For ``"threshold"`` and ``"cascade"``; 0.5 when None. No confidence is above 1.

@@ -51,96 +51,96 @@ class MowstClassifier(ConditionalClassifier):
 
     Parameters
     ----------
-    strong : str, dict, list or torch.nn.Module
+    strong : str, dict, list or torch.nn.Module, default="auto"
         ``"auto"`` for the portfolio (:data:`~moeapps.graph.portfolio.PORTFOLIO`); a list of networks for your own; or
         one network: ``"gcn"``, ``"sage"``, ``"gat"``, ``"gatv2"`` or ``"gin"``, also with ``_skip`` or ``_jk`` behind
         the name, or in a dict with sizes of its own, ``{"network": "gcn_skip", "num_layers": 4}`` (see
         :func:`~moeapps.graph.networks.make_network`), or a module with ``forward(x, edge_index)``.
-    weak : str or torch.nn.Module
+    weak : str or torch.nn.Module, default="mlp"
         ``"mlp"``, or a module with ``forward(x)``.
-    medium : str, list of str, torch.nn.Module or None
+    medium : str, list of str, torch.nn.Module, optional
         Networks between the two, in the order of their cost: a chain of experts, each with a confidence.
-    variant : {"auto", "mixture", "mowst_star", "mowst"}
+    variant : {"auto", "mixture", "mowst_star", "mowst"}, default="auto"
         ``"mixture"``: experts trained alone, and a gate fitted to their predictions. ``"mowst_star"``, ``"mowst"``: the
         paper's joint training, or training in turns, of one strong expert; of several the one that validates best alone
         is taken. ``"auto"``: a mixture of several strong experts, Mowst* of one.
-    hidden_channels, num_layers : int
+    hidden_channels, num_layers : int, default=64 and 2
         Width and number of layers of all experts that do not have their own.
-    dropout : float
+    dropout : float, default=0.5
         Dropout probability of all experts.
-    norm : str or None
+    norm : str or None, default="auto"
         Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row) or None. ``"auto"``: that
         of each entry of the portfolio; of a network by name the one that validates best.
-    confidence : {"learned", "learned+x", "hyper", "given"}
+    confidence : {"learned", "learned+x", "hyper", "given"}, default="learned"
         Where the confidence comes from; see :class:`~moeapps.graph.Confidence`.
-    dispersion : {"variance", "entropy"}
+    dispersion : {"variance", "entropy"}, default="variance"
         For the given confidence.
-    gate_fit : {"holdout", "train"}
+    gate_fit : {"holdout", "train"}, default="holdout"
         Nodes that the gate is fitted on: validation nodes, or training nodes as in the paper's code.
-    pretrain : {"both", "strong", "weak", "none"}
+    pretrain : {"both", "strong", "weak", "none"}, default="both"
         Experts that are first trained alone.
-    lr, weight_decay : float
+    lr, weight_decay : float, default=0.01 and 0.0005
         Learning rate and L2 penalty of Adam.
-    lr_gate : float or None
+    lr_gate : float, optional
         Learning rate of the gate; ``lr`` when None.
-    max_epochs : int
-        Most epochs, over all stages.
-    patience : int
+    max_epochs : int, default=1000
+        Maximum number of epochs, over all stages.
+    patience : int, default=40
         Epochs without improvement that end a stage.
-    round_patience : int
+    round_patience : int, default=2
         Rounds without improvement that end training in turns.
-    monitor : {"accuracy", "loss", "auc", "macro_f1"}
-        What validation nodes select by.
-    class_weight : dict, list, "balanced" or None
-        How much a node of each class counts in the loss: by label, in the order of ``classes_``, or inversely to how
+    monitor : {"accuracy", "loss", "auc", "macro_f1"}, default="accuracy"
+        Score on validation nodes by which weights and networks are selected.
+    class_weight : dict, list, "balanced", optional
+        Weight of each class in the loss: by label, in the order of ``classes_``, or inversely to how
         often the class occurs.
-    batch_size : int or None
+    batch_size : int, optional
         Training nodes in a mini-batch, each with ``num_neighbors`` randomly drawn neighbours at each hop, and nodes
         that are predicted at a time, with all neighbours. None takes the whole graph at once.
-    num_neighbors : list of int or None
+    num_neighbors : list of int, optional
         One number per layer, -1 for all; 10 each when None. For mini-batches.
-    inference : {"mix", "cascade", "threshold", "sample"}
+    inference : {"mix", "cascade", "threshold", "sample"}, default="mix"
         How to predict. ``"mix"`` runs all experts on every node. ``"cascade"`` runs the strong expert only where the
         confidence is below ``threshold``, and mixes there; of a mixture it runs one expert after another, from the
         cheapest. Of one strong expert, ``"threshold"`` uses its prediction there instead; ``"sample"`` uses the weak
         one's with the confidence as probability (Algorithm 1 of the paper).
-    threshold : float, "auto" or None
+    threshold : float, "auto", optional
         For ``"cascade"`` and ``"threshold"``. ``"auto"`` chooses it on the validation nodes after training, by
         ``monitor``, ``budget`` and ``tolerance``; see :func:`~moeapps.graph.choose_threshold`. None is 0.5. Of a
         mixture, the probability of a class at which a node stops; None and ``"auto"`` let it go on as long as that is
         expected to bring more than it costs, by ``budget`` and ``tolerance``.
-    budget : float or None
+    budget : float, optional
         For ``threshold="auto"``: the largest fraction of nodes that may be passed on to the next expert; of a mixture
-        the largest mean cost, as a fraction of asking all experts.
-    tolerance : float
+        the largest mean cost, as a fraction of running all experts.
+    tolerance : float, default=0.0
         For ``threshold="auto"``: how much worse than the best the validation score (of a mixture: the log loss) may
         be, to pass on fewer nodes.
-    accelerator : str
+    accelerator : str, default="auto"
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-    verbose : bool
+    verbose : bool, default=False
         Whether to show a progress bar.
-    log_dir : str or None
+    log_dir : str, optional
         Folder for metrics and the last checkpoint; None leaves nothing on disk.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None
+    random_state : int, RandomState, optional
         Seed of weights, dropout, validation split and sampled inference.
-    alpha : float
+    alpha : float, default=1.0
         Exponent of the given confidence, above 0.
-    gate_channels : int
+    gate_channels : int, default=16
         Hidden width of the learned confidence.
-    monotone : bool
+    monotone : bool, default=False
         Whether the confidence ``"learned"`` is non-decreasing in the dispersion.
-    detach_confidence : bool
+    detach_confidence : bool, default=False
         Whether no gradient flows from the confidence into the expert. False follows the paper, True its released code.
-    gate : str
+    gate : str, default="auto"
         How a mixture weighs its experts: ``"mean"``, ``"constant"``, ``"confidence"``, ``"linear"``, ``"mlp"``,
         ``"stacked"``, ``"best"``, or ``"auto"``, whichever does best on validation nodes that it was not fitted on (see
         :func:`~moeapps.core.mixing.fit_mixture`). All but ``"best"`` may get a bias per class.
-    kept : int
+    kept : int, default=5
         Graph networks of a mixture that are trained to the end.
-    own_loss : float
+    own_loss : float, default=0.1
         Share of each expert's own cross-entropy that joint training adds to the mixture's loss; the paper has none.
 
     Attributes
@@ -166,7 +166,7 @@ class MowstClassifier(ConditionalClassifier):
     n_rounds_ : int
         Rounds of turns begun (1 for joint training).
     history_ : pandas.DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int

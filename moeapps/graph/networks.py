@@ -170,7 +170,7 @@ class FeatureNetwork(MLP):
     ----------
     *args
         As PyG's MLP.
-    input_dropout : float, default 0.0
+    input_dropout : float, default=0.0
         Probability with which a feature is dropped.
     **kwargs
         As PyG's MLP.
@@ -197,9 +197,9 @@ class GraphNetwork(BasicGNN):
     ----------
     *args
         As PyG's model.
-    skip : bool, default False
+    skip : bool, default=False
         Whether every layer adds a linear map of the node's own row.
-    input_dropout : float, default 0.0
+    input_dropout : float, default=0.0
         Probability with which a feature is dropped.
     **kwargs
         As PyG's model; its ``"layer_norm"`` is that of each node's row.
@@ -339,13 +339,13 @@ class NetworkConfig:
 
     Parameters
     ----------
-    hidden_channels : int, default 64
+    hidden_channels : int, default=64
         Width of the hidden layers.
-    num_layers : int, default 2
+    num_layers : int, default=2
         Number of layers.
-    dropout : float, default 0.5
+    dropout : float, default=0.5
         Dropout probability, in [0, 1).
-    norm : str or None, default "batch_norm"
+    norm : str or None, default="batch_norm"
         Norm after each hidden layer: ``"batch_norm"``, ``"layer_norm"`` (of each node's row), another of PyG's norms by
         name, or None.
     """

@@ -96,7 +96,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
             Nodes to train and to validate on: one bool (or 0 and 1) per node, or distinct node numbers. Without
             ``train_mask`` all labeled nodes are trained on, without ``val_mask`` a fifth of the training nodes is set
             aside.
-        split : int or str, default 0
+        split : int or str, default=0
             Column of masks that hold several splits; :meth:`score` and :meth:`evaluate` take the same one. Of two
             tables the name of the column of nodes that says ``train``, ``val`` or ``test``.
         edges : DataFrame or path, optional

@@ -220,24 +220,24 @@ class GNNConfig(NetworkConfig):
 
     Parameters
     ----------
-    hidden_channels : int, default 64
+    hidden_channels : int, default=64
         Width of the hidden layers.
-    num_layers : int, default 2
+    num_layers : int, default=2
         Number of layers.
-    dropout : float, default 0.5
+    dropout : float, default=0.5
         Dropout probability, in [0, 1).
-    norm : str or None, default "batch_norm"
+    norm : str or None, default="batch_norm"
         Norm after each hidden layer: ``"batch_norm"`` or None.
-    network : str or torch.nn.Module, default "gcn"
+    network : str or torch.nn.Module, default="gcn"
         A name that :func:`~moeapps.graph.networks.make_network` knows (``"mlp"``, ``"gcn"``, ...), or a module with
         ``forward(x, edge_index)``.
-    lr : float, default 0.01
+    lr : float, default=0.01
         Learning rate of Adam.
-    weight_decay : float, default 5e-4
+    weight_decay : float, default=5e-4
         L2 penalty of Adam.
-    class_weight : "balanced", list of float or None, default None
+    class_weight : "balanced", list of float or None, default=None
         Weight of each class in the loss: inversely proportional to its frequency, one number per class, or 1.
-    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default "accuracy"
+    monitor : {"accuracy", "auc", "macro_f1", "loss"}, default="accuracy"
         Validation score that selects.
     """
 

@@ -30,7 +30,7 @@ def predict_nodes_file(
         The tables, files of any kind that ``fit`` takes.
     output : path-like
         ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
-    keep : sequence of str, default ()
+    keep : sequence of str, default=()
         Columns of ``nodes`` to copy next to the predictions.
 
     Returns

@@ -62,17 +62,17 @@ class GraphTables:
         and ``dst``, ``from`` and ``to``), or else the first two.
     edge_weight : str, optional
         Column of ``edges`` with weights. When None, a column called ``weight``.
-    undirected : bool, default True
+    undirected : bool, default=True
         Whether every edge goes both ways.
-    missing_nodes : {"error", "ignore"}, default "error"
+    missing_nodes : {"error", "ignore"}, default="error"
         What to do with an edge that names a node which ``nodes`` does not have: refuse it, or leave it out with a
         warning.
-    ignore_columns : list of str, default ()
+    ignore_columns : list of str, default=()
         Columns of ``nodes`` that are not used.
     column_types : dict, optional
         What columns are, where it shall not be inferred: ``{"zip": "category"}``; one of "number", "category", "id",
         "time".
-    missing_values : "auto" or list of str, default "auto"
+    missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
     """
 

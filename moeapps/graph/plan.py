@@ -128,7 +128,7 @@ class TrainingPlan:
             Validation scores of the model as it is now.
         model : Mowst
             The model; its state is replaced when a stage ends.
-        last : bool, default False
+        last : bool, default=False
             Whether no epoch will follow: then the champion is restored now.
 
         Returns

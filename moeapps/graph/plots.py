@@ -27,7 +27,7 @@ def plot_confidence(dispersion: np.ndarray, confidence: np.ndarray, weak_right: 
         In [0, 1].
     weak_right : bool array of shape (N,)
         Whether the weak expert's prediction is right.
-    title : str, default ""
+    title : str, default=""
         What the nodes are.
 
     Returns
@@ -76,7 +76,7 @@ def plot_confidence_by_neighborhood(
         In-degree.
     homophily : array of shape (N,)
         Fraction of the neighbours with the node's own label; NaN for a node without neighbours.
-    title : str, default ""
+    title : str, default=""
         What the nodes are.
 
     Returns
@@ -121,7 +121,7 @@ def plot_cost_curve(curves: Mapping[str, pd.DataFrame], alone: Mapping[str, floa
         By name, what :meth:`~moeapps.graph.MowstClassifier.cost_curve` returned.
     alone : Mapping[str, float]
         Scores to compare with, by name; drawn as level lines.
-    title : str, default ""
+    title : str, default=""
         Which graph.
 
     Returns

@@ -37,7 +37,7 @@ def sample_neighborhood(
         Distinct node numbers.
     num_neighbors : sequence of int
         Most neighbours at each hop; -1 for all.
-    form : EdgeForm, default "plain"
+    form : EdgeForm, default="plain"
         Which edges.
     compiled : bool, optional
         Whether to use PyG's compiled sampler; None uses it where it is there and the graph is on the CPU.

@@ -30,7 +30,7 @@ class SearchPlan:
         How many of them are trained to the end.
     patience : int
         Epochs without improvement after which a network has its best weights.
-    always : sequence of str, default ()
+    always : sequence of str, default=()
         Networks that are trained to the end in any case.
 
     Attributes
@@ -95,7 +95,7 @@ class SearchPlan:
             Validation score of each network of :attr:`stage` as it is now.
         model
             ``model.part(name)`` is a network; its weights are replaced by the best ones at the end.
-        last : bool, default False
+        last : bool, default=False
             Whether no epoch will follow.
 
         Returns

@@ -39,21 +39,21 @@ class GraphTableData(GraphDataModule):
         Columns of ``edges`` with the ids at both ends; ``source`` and ``target``, or the first two, when None.
     edge_weight : str, optional
         Column of ``edges`` with weights; one called ``weight`` when None.
-    undirected : bool, default True
+    undirected : bool, default=True
         Whether every edge goes both ways.
-    missing_nodes : {"error", "ignore"}, default "error"
+    missing_nodes : {"error", "ignore"}, default="error"
         What to do with an edge that names a node which ``nodes`` does not have.
-    ignore_columns : list of str, default ()
+    ignore_columns : list of str, default=()
         Columns of ``nodes`` that are not used.
     column_types : dict, optional
         What columns are, where it shall not be inferred: ``{zip: category}``.
-    missing_values : "auto" or list of str, default "auto"
+    missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
     batch_size : int, optional
         Training nodes in a mini-batch; the whole graph when None.
     num_neighbors : list of int, optional
         Neighbours to draw at each hop, for mini-batches.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the validation split and of the order of mini-batches.
 
     Attributes

@@ -47,11 +47,11 @@ def choose_threshold(
     ----------
     module : MowstModule
         After training; it holds the logits of its experts at the validation nodes.
-    mode : {"cascade", "threshold"}, default "cascade"
+    mode : {"cascade", "threshold"}, default="cascade"
         How the threshold will be used.
     budget : float, optional
         Largest fraction of nodes that may be passed on by the weak expert, in (0, 1]; None for all.
-    tolerance : float, default 0.0
+    tolerance : float, default=0.0
         How far the score may be below the best, in the score's own unit (0.002 is 0.2 points of accuracy).
 
     Returns

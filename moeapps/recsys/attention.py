@@ -40,9 +40,9 @@ class ActivationUnit(nn.Module):
     ----------
     dim : int
         Width of an embedding.
-    hidden : sequence of int, default (32,)
+    hidden : sequence of int, default=(32,)
         Hidden widths.
-    out_dim : int, default 1
+    out_dim : int, default=1
         Numbers per behaviour.
     """
 
@@ -120,9 +120,9 @@ class DIN(nn.Module):
     ----------
     dim, profile_dim : int
         Width of an embedding, and width P of the other features (user, context, candidate).
-    hidden : sequence of int, default (64, 32)
+    hidden : sequence of int, default=(64, 32)
         Hidden widths of the scoring MLP.
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout probability in it, in [0, 1).
     """
 
@@ -153,15 +153,15 @@ class AWMoE(nn.Module):
     ----------
     dim, profile_dim : int
         Width of an embedding, and width P of the other features (user, context, candidate).
-    num_experts : int, default 4
+    num_experts : int, default=4
         Number of experts E, at least 1.
-    expert : sequence of int, default (64, 32)
+    expert : sequence of int, default=(64, 32)
         Hidden widths of an expert.
-    gate_hidden : sequence of int, default (32,)
+    gate_hidden : sequence of int, default=(32,)
         Hidden widths of the gate's units.
-    softmax : bool, default False
+    softmax : bool, default=False
         Whether the gate is normalised over the experts: softmax of the sum, as in 0.1.
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout probability in the experts, in [0, 1).
     gate : {"sum", "softmax", "mean"}, optional
         The paper's sum; the softmax of b plus the mean over the behaviours; that mean itself. By default what
@@ -235,7 +235,7 @@ def contrastive_loss(gate: Tensor, view: Tensor, temperature: float = 0.1, user:
         Gate vectors.
     view : Tensor of shape (N, E)
         Gate vectors of the masked behaviour.
-    temperature : float, default 0.1
+    temperature : float, default=0.1
         Divides the cosine similarities.
     user : Tensor of shape (N,), optional
         User of each row: rows of one user are not each other's negatives. Without it every row counts as a user.

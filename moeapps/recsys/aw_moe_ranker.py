@@ -30,39 +30,39 @@ class AWMoERanker(Ranker):
 
     Parameters
     ----------
-    model : {"aw_moe", "din", "sasrec"}, default "aw_moe"
-        The network. SASRec reads nothing but the history and the candidate.
-    gate : {"softmax", "mean", "sum"}, default "softmax"
-        How AW-MoE's gate adds up what the behaviours say: the softmax over experts of their mean, the mean, or the
+    model : {"aw_moe", "din", "sasrec"}, default="aw_moe"
+        The network. SASRec reads only the history and the candidate.
+    gate : {"softmax", "mean", "sum"}, default="softmax"
+        How AW-MoE's gate combines the behaviours: the softmax over experts of their mean, the mean, or the
         paper's sum, which grows with the history.
-    label_prior : bool, default True
+    label_prior : bool, default=True
         Whether a number per candidate (and per ``user``) is added to the logit, which begins at the log odds of its
         labels in training and is learned on: the ranker begins at popularity.
-    item_similarity : bool, default True
+    item_similarity : bool, default=True
         Whether the product of the candidate's embedding with those of the history is added to the logit; see
         :class:`~moeapps.recsys.RankingConfig`.
-    contrastive_weight : float, default 0.0
+    contrastive_weight : float, default=0.0
         Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
         Sparse column of the users: they have a prior, per-user AUC chooses the epoch, and their rows are not each
         other's negatives in the contrastive loss.
     time : str, optional
-        Column of times of a table: the newest rows validate then, not rows at random. It is no feature.
+        Column of times of a table: the newest rows are then used for validation, not random ones. It is not a feature.
     mask_probability, temperature : float, default 0.2 and 0.1
         Of the contrastive loss; see :class:`~moeapps.recsys.RankingConfig`.
     options : dict, optional
         Further arguments of the network: those of :class:`~moeapps.recsys.AWMoE` or :class:`~moeapps.recsys.DIN`, with
         a dropout of 0.2 unless it is given, or of SASRec: ``layers``, ``heads``, ``dropout``, ``max_len``.
-    embedding_dim : int, default 16
+    embedding_dim : int, default=16
         Width of a category's embedding.
     schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
         As in :class:`MultiTaskRanker`, with the same defaults.
-    lr : float, default 3e-3
+    lr : float, default=3e-3
         Learning rate of the optimiser, above 0.
     batch_size, max_epochs
         As in :class:`MultiTaskRanker`, with the same defaults.
-    patience : int, default 5
-        Epochs without a better one after which training stops: per-user AUC varies more than a loss.
+    patience : int, default=5
+        Epochs without improvement before training stops: per-user AUC varies more than a loss.
     validation_fraction, accelerator, verbose, log_dir, random_state, logger
         As in :class:`MultiTaskRanker`, with the same defaults. The validation part is measured by its users' mean AUC
         where users are known, else by its AUC.
@@ -129,7 +129,7 @@ class AWMoERanker(Ranker):
             :meth:`recommend`.
         targets : str or list of one str
             Binary column to be predicted; not needed for implicit feedback.
-        ignored : list of str, default ()
+        ignored : list of str, default=()
             Columns that are not used.
         validation : DataFrame, path or ImplicitFeedback, optional
             Rows or events to validate on, instead of a part of ``frame``.

@@ -52,7 +52,7 @@ def convert_movielens(folder: str | Path, output: str | Path, max_history: int =
         Folder with ``ratings.csv`` and ``movies.csv``.
     output : str or Path
         Folder to write to; it is made.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries of a history.
 
     Returns
@@ -83,7 +83,13 @@ def convert_movielens(folder: str | Path, output: str | Path, max_history: int =
 
 
 def movielens_large_schema(max_history: int = 50) -> Schema:
-    """Schema of what :func:`convert_movielens` writes."""
+    """Schema of what :func:`convert_movielens` writes.
+
+    Parameters
+    ----------
+    max_history : int, default=50
+        Largest number of items in a history.
+    """
     features = (
         SparseFeature("user_id"),
         SparseFeature("item_id"),
@@ -105,14 +111,20 @@ def convert_amazon_reviews(path: str | Path, output: str | Path, max_history: in
         A file as :func:`amazon_events` reads it.
     output : str or Path
         Folder to write to; it is made.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries of a history.
     """
     return _write(amazon_events(path), Path(output), max_history)
 
 
 def amazon_schema(max_history: int = 50) -> Schema:
-    """Schema of what :func:`convert_amazon_reviews` writes, and of :func:`~moeapps.recsys.amazon_reviews`."""
+    """Schema of what :func:`convert_amazon_reviews` writes, and of :func:`~moeapps.recsys.amazon_reviews`.
+
+    Parameters
+    ----------
+    max_history : int, default=50
+        Largest number of items in a history.
+    """
     features = (
         SparseFeature("user_id"),
         SparseFeature("item_id"),

@@ -63,27 +63,27 @@ class RankingData(L.LightningDataModule):
         To test on.
     predict : DataFrame or path, optional
         To predict; it needs no targets.
-    targets : list of str, default ()
+    targets : list of str, default=()
         Columns to be predicted.
     schema : Schema or list, optional
         The features: a Schema, or a list such as ``[{kind: sparse, name: city}, {kind: dense, name: age},
         {kind: sequence, name: history, shares: item_id}]``; inferred from the first rows by default.
-    ignored : list of str, default ()
+    ignored : list of str, default=()
         Columns that are not used; of a file, all columns that a given schema does not name are ignored.
     kinds : dict, optional
         ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
     column_types : dict, optional
         What columns are, where the schema shall not be inferred: ``{zip: category}``; one of "number", "category",
         "id", "time", "list".
-    missing_values : "auto" or list of str, default "auto"
+    missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
     row_id : str, optional
         Column that identifies a row: no value may be in two of train, val and test.
-    keep : list of str, default ()
+    keep : list of str, default=()
         Columns to copy beside the predictions.
-    batch_size : int, default 1024
+    batch_size : int, default=1024
         Rows per step.
-    validation_fraction : float, default 0.1
+    validation_fraction : float, default=0.1
         Part of the training rows to validate on where there is no ``val``, in [0, 1); 0 for none.
     time : str, optional
         Column of times: numbers, dates or times. The newest rows validate then, not rows at random. It is no feature
@@ -91,9 +91,9 @@ class RankingData(L.LightningDataModule):
     cache_dir : str, optional
         Folder with room for the encoded rows of a file and, while they are made, for a compressed copy of its cells;
         the system's temporary folder by default. They are removed when training ends.
-    num_workers : int, default 0
+    num_workers : int, default=0
         Number of loading processes.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the order and of the validation rows.
 
     Attributes

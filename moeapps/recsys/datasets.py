@@ -50,7 +50,7 @@ def amazon_reviews(path: str | Path, max_history: int = 50) -> pd.DataFrame:
     path : str or Path
         JSON lines or a table of ratings, of any edition, as :func:`~moeapps.recsys.amazon_events` reads it. For
         millions of reviews take :func:`~moeapps.recsys.convert_amazon_reviews`, which makes no object per row.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries of a history.
 
     Returns
@@ -91,7 +91,7 @@ def convert_ali_ccp(folder: str | Path, output: str | Path, part: str = "train",
         https://tianchi.aliyun.com/dataset/408).
     output : str or Path
         ``.parquet`` or ``.csv`` file to write.
-    part : {"train", "test"}, default "train"
+    part : {"train", "test"}, default="train"
         Part of the set.
     limit : int, optional
         Number of samples; all by default.
@@ -228,25 +228,25 @@ class PublicRankingData(RankingData):
 
     Parameters
     ----------
-    name : str, default "census-income"
+    name : str, default="census-income"
         The set: "census-income", "ml-100k", "ml-1m", "ml-20m", "ml-32m", "kuairand-pure", "kuairand-1k" or
         "amazon-reviews".
     path : str, optional
         Folder of the files (of census-income and amazon-reviews: the file), as they are distributed. For census-income
         without a path, the embedded sample of 8,000 rows. Of ml-20m, ml-32m and amazon-reviews a Parquet file per part
         is written beside them once, in a folder whose name ends in ``moeapps``; remove it to have it written again.
-    download : bool, default False
+    download : bool, default=False
         Whether to download missing files to ``path`` and to check them against their MD5. By using a set you accept its
         licence.
     targets : list of str, optional
         Columns to be predicted; the set's own by default.
-    predict : str, default "test"
+    predict : str, default="test"
         A file to predict, or ``"test"`` for the test rows.
     keep : list of str, optional
         Columns to copy beside the predictions.
-    batch_size : int, default 1024
+    batch_size : int, default=1024
         Rows per step.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the order, and of a random split.
 
     Raises

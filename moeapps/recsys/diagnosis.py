@@ -101,7 +101,7 @@ class Diagnosis:
 
         Parameters
         ----------
-        title : str, default ""
+        title : str, default=""
             Title of the figure.
 
         Returns

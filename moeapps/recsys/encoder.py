@@ -160,7 +160,7 @@ class TableEncoder:
         ----------
         frames : iterable of DataFrame
             Batches.
-        untyped : bool, default False
+        untyped : bool, default=False
             Whether the source has only text, as a CSV file.
 
         Raises

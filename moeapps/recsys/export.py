@@ -71,7 +71,7 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
         (``RankingModule.load_from_checkpoint(path, weights_only=True)``).
     folder : str or Path
         Folder to write to; created if it does not exist.
-    form : {"onnx", "torch"}, default "onnx"
+    form : {"onnx", "torch"}, default="onnx"
         ``"onnx"`` needs ``moeapps[onnx]`` and is run by :class:`OnnxRanker`, ``"torch"`` by ``torch.export.load``.
 
     Returns
@@ -179,7 +179,7 @@ class OnnxRanker:
         Raises
         ------
         DataError
-            Naming a column that is missing or unknown, or whose values are of another kind.
+            If a column is missing or unknown, or its values are of another kind; the message names it.
         """
         frame = as_frame(frame)
         rows = self.encoder.transform(frame)

@@ -25,11 +25,11 @@ class FeatureEmbedding(nn.Module):
         Number of sparse columns S, which own the first tables.
     num_dense : int
         Width 2 D of the dense part of the rows.
-    sequence_tables : sequence of int, default ()
+    sequence_tables : sequence of int, default=()
         For each sequence, the table of its entries.
-    dim : int, default 8
+    dim : int, default=8
         Width of an embedding.
-    sparse_gradients : bool, default False
+    sparse_gradients : bool, default=False
         Whether the table's gradient holds only the rows of the batch, which is faster for large tables; the optimiser
         must accept sparse gradients.
 

@@ -26,13 +26,13 @@ def add_history(
     ----------
     frame : DataFrame
         One row per event.
-    user : str, default "user_id"
+    user : str, default="user_id"
         Column of users.
-    item : str, default "item_id"
+    item : str, default="item_id"
         Column of items.
-    time : str, default "timestamp"
+    time : str, default="timestamp"
         Column of times.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries that are kept.
     where : str, optional
         Column of 0 and 1 (such as a click): only rows with a 1 are in histories. All rows by default.
@@ -73,7 +73,7 @@ def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = 
         Rows.
     time : str
         Column of times.
-    fractions : tuple of two floats, default (0.8, 0.1)
+    fractions : tuple of two floats, default=(0.8, 0.1)
         Parts of the training and validation rows; the rest is for testing.
 
     Returns

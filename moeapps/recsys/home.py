@@ -31,9 +31,9 @@ class FeatureGate(nn.Module):
         Width d of the input.
     num_experts : int
         Number of experts E.
-    num_gates : int, default 2
+    num_gates : int, default=2
         Number of low-rank gates K, at least 1.
-    rank : int, default 8
+    rank : int, default=8
         Rank r of a gate, at least 1.
     """
 
@@ -115,23 +115,23 @@ class HoME(MultiTaskModel):
         Input width d and number of tasks T.
     groups : dict of str to sequence of int, optional
         Name of a group to the numbers of its tasks; every task in exactly one. One group of all by default.
-    num_shared : int, default 2
+    num_shared : int, default=2
         Shared experts of the meta level, and global experts of the task level.
-    num_group : int, default 2
+    num_group : int, default=2
         Experts of each group, on both levels.
-    num_specific : int, default 1
+    num_specific : int, default=1
         Experts of each task.
-    expert : sequence of int, default (64,)
+    expert : sequence of int, default=(64,)
         Widths of an expert's layers; the last one is the width h of a representation.
-    tower : sequence of int, default (32,)
+    tower : sequence of int, default=(32,)
         Hidden widths of the towers.
-    num_feature_gates : int, default 2
+    num_feature_gates : int, default=2
         Number of low-rank feature gates; 0 for none.
-    rank : int, default 8
+    rank : int, default=8
         Rank of a feature gate.
-    self_gate : bool, default True
+    self_gate : bool, default=True
         Whether paths add their self gate.
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout probability in experts and towers, in [0, 1).
 
     Raises

@@ -107,7 +107,7 @@ class ImplicitFeedback:
 
         Parameters
         ----------
-        fractions : tuple of two floats, default (0.8, 0.1)
+        fractions : tuple of two floats, default=(0.8, 0.1)
             Parts of the training and validation events; the rest is for testing.
 
         Returns
@@ -244,7 +244,7 @@ class ImplicitFeedback:
 
         Parameters
         ----------
-        seed : int, default 0
+        seed : int, default=0
             Seed of the draws.
         """
         n = self.negatives
@@ -291,16 +291,16 @@ def implicit_feedback(
         each.
     user, item : str, default "user_id" and "item_id"
         Columns of ids: whole numbers, texts, or a file's cells. None may be missing.
-    time : str or None, default "timestamp"
+    time : str or None, default="timestamp"
         Column of times: numbers, dates or times. None where the rows are in order of time.
     users, items : DataFrame or path, optional
         Features of users and of items, a row each, with the column of ids. ``items`` may have items without events;
         every user and item of ``frame`` must be there.
-    negatives : int, default 4
+    negatives : int, default=4
         Items drawn for each event, at least 1.
-    sampler : {"uniform", "popularity"}, default "uniform"
+    sampler : {"uniform", "popularity"}, default="uniform"
         Draw every other item alike, or in proportion to its number of events to the power of 0.75.
-    max_history : int, default 50
+    max_history : int, default=50
         Newest items that a history has.
 
     Returns

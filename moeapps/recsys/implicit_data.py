@@ -131,30 +131,30 @@ class ImplicitData(L.LightningDataModule):
         Later parts of the same feedback; made by ``split`` otherwise.
     user, item : str, default "user_id" and "item_id"
         Columns of ids.
-    time : str or None, default "timestamp"
+    time : str or None, default="timestamp"
         Column of times; None where the rows are in order of time.
     users, items : DataFrame or path, optional
         Features of users and items.
-    split : {"none", "leave_last_out", "time"}, default "none"
+    split : {"none", "leave_last_out", "time"}, default="none"
         Whether the last events of each user, or the latest of all, are kept for validation and test. "none" trains on
         all events except the last ones of some users, which validate.
-    negatives : int, default 4
+    negatives : int, default=4
         Items drawn for each event.
-    sampler : {"uniform", "popularity"}, default "uniform"
+    sampler : {"uniform", "popularity"}, default="uniform"
         How they are drawn.
-    max_history : int, default 50
+    max_history : int, default=50
         Newest items of a history.
     schema : Schema or list, optional
         The features, of which the item and ``<item>_history`` are two; inferred by default.
     column_types : dict, optional
         What columns are, where that shall not be inferred.
-    missing_values : "auto" or list of str, default "auto"
+    missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value.
-    batch_size : int, default 1024
+    batch_size : int, default=1024
         Rows per step: events and negatives.
-    validation_fraction : float, default 0.1
+    validation_fraction : float, default=0.1
         Part of the events to validate on where there are no validation events, at most 10,000; 0 for none.
-    seed : int, default 0
+    seed : int, default=0
         Seed of order, draws and validation events.
 
     Attributes

@@ -31,7 +31,7 @@ def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
         Folder with ``log_standard_*_pure.csv``, ``user_features_pure.csv`` and ``video_features_basic_pure.csv``, or
         with those of ``1k`` instead of ``pure``. The rows with their histories are in memory: about 1.4 million
         of Pure, 12 million of 1K.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries of a history, which has the videos that the user clicked before.
 
     Returns
@@ -63,7 +63,13 @@ def kuairand(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 
 
 def kuairand_schema(max_history: int = 50) -> Schema:
-    """Schema of :func:`kuairand`."""
+    """Schema of :func:`kuairand`.
+
+    Parameters
+    ----------
+    max_history : int, default=50
+        Largest number of items in a history.
+    """
     names = ("user_id", "video_id", "tab", "hour", *_USER, *_VIDEO)
     features: list[Feature] = [SparseFeature(name) for name in names]
     features += [

@@ -89,7 +89,7 @@ def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> 
         Scores; higher means more relevant.
     group : array of shape (N,)
         User of each row.
-    k : int, default 10
+    k : int, default=10
         Number of rows per user.
 
     Returns
@@ -214,7 +214,7 @@ def task_table(
         User of each row.
     slices : dict, optional
         Name to a mask ``(N,)`` of rows, such as those of users with a short history.
-    k : int, default 10
+    k : int, default=10
         Number of rows per user for NDCG.
 
     Returns

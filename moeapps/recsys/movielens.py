@@ -22,7 +22,7 @@ def movielens_100k(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     ----------
     folder : str or Path
         Folder with ``u.data``, ``u.item`` and ``u.user``, as GroupLens distributes them, or with a header line.
-    max_history : int, default 50
+    max_history : int, default=50
         Number of newest entries of a history.
 
     Raises
@@ -50,7 +50,7 @@ def movielens_1m(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
     ----------
     folder : str or Path
         Folder with ``ratings.dat``, ``users.dat`` and ``movies.dat``.
-    max_history : int, default 50
+    max_history : int, default=50
         As there.
     """
     folder = Path(folder)
@@ -63,7 +63,13 @@ def movielens_1m(folder: str | Path, max_history: int = 50) -> pd.DataFrame:
 
 
 def movielens_schema(max_history: int = 50) -> Schema:
-    """Schema of :func:`movielens_100k` and :func:`movielens_1m`."""
+    """Schema of :func:`movielens_100k` and :func:`movielens_1m`.
+
+    Parameters
+    ----------
+    max_history : int, default=50
+        Largest number of items in a history.
+    """
     features = (
         SparseFeature("user_id"),
         SparseFeature("item_id"),

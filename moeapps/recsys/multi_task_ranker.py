@@ -30,7 +30,7 @@ class MultiTaskRanker(Ranker):
 
     Parameters
     ----------
-    model : {"shared_bottom", "mmoe", "cgc", "ple", "adatt", "home", "star", "pepnet"}, default "home"
+    model : {"shared_bottom", "mmoe", "cgc", "ple", "adatt", "home", "star", "pepnet"}, default="home"
         The network; ``"star"`` and ``"pepnet"`` need a ``scenario``.
     groups : dict or "scenario", optional
         For HoME: name of a group to the names of its targets, every target once. One group of all by default.
@@ -45,7 +45,7 @@ class MultiTaskRanker(Ranker):
     column_types : dict, optional
         What columns are, where the schema is inferred: ``{"zip": "category"}``; one of "number", "category", "id",
         "time", "list".
-    missing_values : "auto" or list of str, default "auto"
+    missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
     ignore_columns : list of str, optional
         Columns that are not used, besides those of ``ignored`` in ``fit``. Where the schema is inferred, ids are not
@@ -54,44 +54,44 @@ class MultiTaskRanker(Ranker):
         Weight of a target's loss, at least 0; 1 for the others.
     positive_weight : dict, optional
         Weight of a binary target's positive rows, at least 0; 1 for the others.
-    embedding_dim : int, default 8
+    embedding_dim : int, default=8
         Width of a category's embedding.
-    sparse_gradients : bool, default False
+    sparse_gradients : bool, default=False
         Whether the embeddings' gradient holds only the rows of the batch, for tables of many thousand categories.
-    sparse_optimizer : {"adagrad", "adam"}, default "adagrad"
+    sparse_optimizer : {"adagrad", "adam"}, default="adagrad"
         What trains with sparse gradients: Adagrad, or AdamW that moves only the embeddings of the batch.
-    unknown_rate : float, default 0.02
+    unknown_rate : float, default=0.02
         Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
         trained too.
-    lr : float, default 1e-3
+    lr : float, default=1e-3
         Learning rate of the optimiser, above 0.
-    weight_decay : float, default 1e-5
+    weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
-    batch_size : int, default 1024
+    batch_size : int, default=1024
         Rows per step.
-    max_epochs : int, default 20
+    max_epochs : int, default=20
         Passes over the data, at most.
-    validation_fraction : float, default 0.1
+    validation_fraction : float, default=0.1
         Part of the rows to validate on, in [0, 1): training stops after ``patience`` epochs without a lower loss and
         keeps the best epoch. 0 trains on everything, for all epochs.
-    patience : int, default 2
+    patience : int, default=2
         Number of epochs without improvement after which training stops.
-    accelerator : str, default "auto"
+    accelerator : str, default="auto"
         Lightning's accelerator for training. Prediction runs on the CPU.
-    verbose : bool, default False
+    verbose : bool, default=False
         Whether to show a progress bar.
     log_dir : str, optional
         Folder for logs and checkpoints; none are written by default.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None, default None
+    random_state : int, RandomState or None, default=None
         Seed of weights, order, noise and validation rows.
     scenario : str, optional
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. :meth:`evaluate` and the logs have a line per scenario. A row of an unseen
         or missing scenario is predicted by the shared weights.
-    task_weighting : {"fixed", "uncertainty"}, default "fixed"
+    task_weighting : {"fixed", "uncertainty"}, default="fixed"
         ``"uncertainty"`` learns a weight for each target from its noise (Kendall et al., CVPR 2018), beside
         ``task_weights``.
     gradient_surgery : {"pcgrad", "aligned_mtl"}, optional
@@ -181,7 +181,7 @@ class MultiTaskRanker(Ranker):
             NaN, the row does not count in its loss.
         targets : str or list of str
             Columns to be predicted.
-        ignored : list of str, default ()
+        ignored : list of str, default=()
             Columns that are not used (ids for grouping, weights, time stamps).
         kinds : dict, optional
             ``"binary"``, ``"regression"`` or ``"count"`` by target; inferred for the others.
@@ -274,7 +274,7 @@ class MultiTaskRanker(Ranker):
         ----------
         frame : DataFrame
             Rows with features and targets; a few thousand are enough.
-        batch_size : int, default 1024
+        batch_size : int, default=1024
             Rows of a batch; the cosines are averaged over batches.
 
         Returns

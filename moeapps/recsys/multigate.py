@@ -39,15 +39,15 @@ class MultiGateConfig:
 
     Parameters
     ----------
-    expert : sequence of int, default (64,)
+    expert : sequence of int, default=(64,)
         Widths of an expert's layers; the last one is the width h of a representation. At least one.
-    tower : sequence of int, default (32,)
+    tower : sequence of int, default=(32,)
         Hidden widths of the towers.
-    activation : {"relu", "silu", "gelu"}, default "relu"
+    activation : {"relu", "silu", "gelu"}, default="relu"
         Activation of the experts.
-    norm : bool, default True
+    norm : bool, default=True
         Whether the experts are batch-normalised.
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout probability in experts and towers, in [0, 1).
     """
 
@@ -158,7 +158,7 @@ class MMoEConfig:
 
     Parameters
     ----------
-    num_experts : int, default 8
+    num_experts : int, default=8
         Number of experts E, at least 1.
     """
 
@@ -244,11 +244,11 @@ class PLEConfig:
 
     Parameters
     ----------
-    num_specific : int, default 3
+    num_specific : int, default=3
         Experts of each task per level, at least 1.
-    num_shared : int, default 2
+    num_shared : int, default=2
         Shared experts per level, at least 1.
-    num_levels : int, default 2
+    num_levels : int, default=2
         Number of levels, at least 1; one level is CGC.
     """
 
@@ -300,9 +300,9 @@ class AdaTTConfig:
 
     Parameters
     ----------
-    num_specific : int, default 3
+    num_specific : int, default=3
         Experts of each task per level, at least 1.
-    num_levels : int, default 2
+    num_levels : int, default=2
         Number of levels, at least 1.
     """
 

@@ -36,9 +36,9 @@ class NegativeSampler:
         Numbers of user and item of each event, 0 to U - 1 and 0 to I - 1.
     num_items : int
         Number of items I.
-    sampler : {"uniform", "popularity"}, default "uniform"
+    sampler : {"uniform", "popularity"}, default="uniform"
         Every other item alike, or in proportion to its number of events to the power of 0.75.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the draws.
 
     Raises
@@ -73,7 +73,7 @@ class NegativeSampler:
             Numbers of the events, which with seed and epoch decide the draws.
         n : int
             Draws per event.
-        epoch : int, default 0
+        epoch : int, default=0
             Other epochs, other draws.
         """
         # One 64-bit number per draw, from its place alone

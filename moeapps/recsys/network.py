@@ -66,7 +66,7 @@ class RankingConfig:
 
     Parameters
     ----------
-    model : str, default "home"
+    model : str, default="home"
         ``"shared_bottom"``, ``"mmoe"``, ``"cgc"``, ``"ple"``, ``"adatt"`` or ``"home"``; with a ``scenario`` also
         ``"star"`` or ``"pepnet"``; for one binary target and a history ``"din"``, ``"aw_moe"`` or ``"sasrec"``.
     options : dict, optional
@@ -84,37 +84,37 @@ class RankingConfig:
         Weight of a target's loss, at least 0; 1 for the others.
     positive_weight : dict, optional
         Weight of a binary target's positive rows, at least 0; 1 for the others.
-    embedding_dim : int, default 8
+    embedding_dim : int, default=8
         Width of a category's embedding.
-    sparse_gradients : bool, default False
+    sparse_gradients : bool, default=False
         Whether the gradient of the embeddings holds only the rows of the batch, for tables of millions of categories.
         ``sparse_optimizer`` is then what trains.
-    sparse_optimizer : {"adagrad", "adam"}, default "adagrad"
+    sparse_optimizer : {"adagrad", "adam"}, default="adagrad"
         What trains with sparse gradients: Adagrad, or AdamW that moves only the embeddings of the batch
         (:class:`~moeapps.core.optimizers.LazyAdamW`), which learns as fast as without sparse gradients.
-    unknown_rate : float, default 0.02
+    unknown_rate : float, default=0.02
         Probability, in [0, 1), with which training replaces a category by the unseen one, so that its embedding is
         trained too.
-    lr : float, default 1e-3
+    lr : float, default=1e-3
         Learning rate of the optimiser, above 0.
-    weight_decay : float, default 1e-5
+    weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
-    contrastive_weight : float, default 0.0
+    contrastive_weight : float, default=0.0
         Weight of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
     user : str, optional
         Sparse column of the users: rows of one user are not each other's negatives in the contrastive loss. Without
         it every row counts as a user.
-    mask_probability : float, default 0.2
+    mask_probability : float, default=0.2
         Probability, in [0, 1), with which the second view of the contrastive loss drops a behaviour.
-    temperature : float, default 0.1
+    temperature : float, default=0.1
         Temperature of the contrastive loss, above 0.
-    gate : {"softmax", "mean", "sum"}, default "softmax"
+    gate : {"softmax", "mean", "sum"}, default="softmax"
         How AW-MoE's gate adds up what the behaviours say; ``"sum"`` is the paper's, which grows with the history. See
         :class:`AWMoE`.
-    label_prior : bool, default True
+    label_prior : bool, default=True
         Whether DIN, AW-MoE and SASRec begin at what counting says: a number per candidate (and per ``user``), added to
         the logit and learned, that begins at the log odds of its labels in training.
-    item_similarity : bool, default True
+    item_similarity : bool, default=True
         Whether DIN, AW-MoE and SASRec add to the logit how similar the candidate is to the history: the sum of the
         products of its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It
         learns what the nearest items say. Not in the papers of the three.
@@ -122,7 +122,7 @@ class RankingConfig:
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
         scenario. A row of an unseen or missing one is predicted by the shared weights.
-    task_weighting : {"fixed", "uncertainty"}, default "fixed"
+    task_weighting : {"fixed", "uncertainty"}, default="fixed"
         ``"uncertainty"`` learns a weight for each target from its noise (Kendall et al., CVPR 2018), beside
         ``task_weights``. ``val/loss`` is the sum with the fixed weights either way.
     gradient_surgery : {"pcgrad", "aligned_mtl"}, optional
@@ -223,7 +223,7 @@ class SequenceNetwork(nn.Module):
         Number of the candidate among the sparse columns.
     prior : LabelPrior, optional
         What counting says, which is added to the logits.
-    similarity : bool, default False
+    similarity : bool, default=False
         Whether the similarity of candidate and history is added, too.
     """
 

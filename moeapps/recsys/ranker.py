@@ -186,7 +186,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         return self._finite(torch.cat(parts).numpy()) if parts else np.zeros((0, len(self.targets_.names)))
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Probabilities of binary targets, predicted numbers of the others.
+        """Probabilities for binary targets, numbers for the others.
 
         Parameters
         ----------
@@ -201,7 +201,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         Raises
         ------
         DataError
-            Naming a column that is missing or unknown, or whose values are of another kind.
+            If a column is missing or unknown, or its values are of another kind; the message names it.
         """
         frame = as_frame(frame)
         outputs = self._outputs(frame)
@@ -213,7 +213,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
 
     @property
     def columns_(self) -> pd.DataFrame:
-        """What each column is: a row per column, with its kind (number, category, time, list; id: not used) and why.
+        """How each column is used: a row per column, with its kind (number, category, time, list; id: unused) and why.
 
         Also how many categories it has, how many cells were missing in training, and which texts meant that.
         """
@@ -251,7 +251,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         return self.encoder_.column_kinds()
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """More probable class of binary targets, predicted numbers of the others.
+        """The more probable class for binary targets, numbers for the others.
 
         Parameters
         ----------
@@ -288,7 +288,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         -------
         DataFrame
             One row per task and slice; see :func:`~moeapps.recsys.task_table` and, of targets that are numbers,
-            :func:`~moeapps.recsys.metrics.number_table`. What a task does not have is NaN.
+            :func:`~moeapps.recsys.metrics.number_table`. Metrics that a task does not have are NaN.
         """
         frame = as_frame(frame)
         predicted = self.predict_proba(frame).reset_index(drop=True)
@@ -316,7 +316,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
             The features that all candidates share.
         items : DataFrame
             One row per candidate, with the other features.
-        n : int, default 10
+        n : int, default=10
             Number of items.
         by : str, optional
             Target to rank by; the first one by default.

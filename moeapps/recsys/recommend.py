@@ -45,7 +45,7 @@ class Scorer:
         The items.
     users : callable
         From a slice of the users to their encoded rows.
-    device : torch.device, default CPU
+    device : torch.device, default=CPU
         Where the network is.
     """
 
@@ -183,12 +183,12 @@ def ranks_of(
         From events (a slice of them, as "users") to scores of items.
     feedback : ImplicitFeedback
         Events to measure by.
-    k : int, default 10
+    k : int, default=10
         Length of a list, for the coverage.
     negatives : int, optional
         Rivals that are drawn uniformly for each event; all items by default. The hit rate is higher among few rivals
         (Krichene and Rendle, KDD 2020), so that it says little by itself.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the draw.
     """
     check_sizes(k=k)
@@ -236,11 +236,11 @@ def recommendation_table(
         Of :func:`ranks_of`.
     num_items : int
         Items I.
-    k : int, default 10
+    k : int, default=10
         Length of a list.
     slices : dict, optional
         Name to a mask over all events, which are measured separately, too.
-    num_events : int
+    num_events : int, default=0
         Number of all events, for the masks.
 
     Returns

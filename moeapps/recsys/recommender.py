@@ -59,17 +59,17 @@ class RecommendMixin:
         users : ImplicitFeedback or DataFrame
             Feedback: every user in it, with the items of all events as history. A frame: one row per user, with the
             users' features and ``<item>_history``, a list of ids (oldest first).
-        k : int, default 10
+        k : int, default=10
             Items per user, at least 1; fewer where the catalogue has no more.
-        exclude_seen : bool, default True
+        exclude_seen : bool, default=True
             Whether items of the history are left out.
         exclude : Series or list of lists, optional
             Further items to leave out, a list of ids per row of the frame.
-        candidates : int, "auto" or "all", default "auto"
+        candidates : int, "auto" or "all", default="auto"
             Items to score of each user: the neighbours (by common users) of the history's items, then the most popular
             ones. "auto" takes 300 where there are more than 1,000 items and the network reads user and item together
             (DIN, AW-MoE, the multi-gate models), and all items otherwise.
-        by_row : bool, default False
+        by_row : bool, default=False
             Whether the result has a column ``row`` first, the number of the user's row: ids may occur twice, or be none
             of the features.
 
@@ -131,13 +131,13 @@ class RecommendMixin:
             users' features and ``<item>_history``.
         output : path
             ``.csv`` or ``.parquet`` file; it replaces an older one only when it is complete.
-        k : int, default 10
+        k : int, default=10
             Items per user.
-        time : str or None, default "timestamp"
+        time : str or None, default="timestamp"
             Column of the events' times; None where they are in order of time.
         users : DataFrame or path, optional
             Features of the users of the events.
-        exclude_seen : bool, default True
+        exclude_seen : bool, default=True
             As in :meth:`recommend`.
 
         Returns
@@ -187,14 +187,14 @@ class RecommendMixin:
         feedback : ImplicitFeedback
             Events to measure by, with the earlier ones of their users: a part that ``leave_last_out`` or ``time_split``
             made.
-        k : int, default 10
+        k : int, default=10
             Length of a list.
         negatives : int, optional
             Number of items, drawn at random, to rank among instead of all: the hit rate is then higher, and comparable
             only with the same number. For a large catalogue and a network that reads user and item together.
         slices : dict, optional
             Name to a mask of the events, which are measured separately, too.
-        seed : int, default 0
+        seed : int, default=0
             Seed of the draw.
 
         Returns

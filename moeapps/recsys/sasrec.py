@@ -58,13 +58,13 @@ class HistoryEncoder(nn.Module):
     ----------
     dim : int
         Width of an embedding.
-    layers : int, default 1
+    layers : int, default=1
         Transformer layers, at least 1.
-    heads : int, default 2
+    heads : int, default=2
         Attention heads; ``dim`` must be a multiple.
-    dropout : float, default 0.1
+    dropout : float, default=0.1
         Dropout probability, in [0, 1).
-    max_len : int, default 200
+    max_len : int, default=200
         Entries with a position of their own; older ones share the last.
 
     Raises
@@ -110,9 +110,9 @@ class SASRec(nn.Module):
         Width of an embedding; the width of the other features, which are not used.
     layers, heads : int, default 2 and 2
         Transformer layers and their heads.
-    dropout : float, default 0.1
+    dropout : float, default=0.1
         Dropout probability, in [0, 1).
-    max_len : int, default 200
+    max_len : int, default=200
         Entries with a position of their own.
     """
 

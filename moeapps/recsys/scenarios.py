@@ -41,9 +41,9 @@ class PartitionedNorm(nn.Module):
         Width d of the rows.
     num_scenarios : int
         Number of scenarios S. Scenario 0 stands for rows of an unknown one, 1 to S are the known ones.
-    momentum : float, default 0.1
+    momentum : float, default=0.1
         Weight of a batch in the running statistics, once a scenario was in ten batches; before, it is their mean.
-    eps : float, default 1e-5
+    eps : float, default=1e-5
         Added to variances.
     """
 
@@ -106,13 +106,13 @@ class StarLayers(nn.Module):
         Widths of the layers.
     num_scenarios : int
         Number of scenarios S.
-    num_networks : int, default 1
+    num_networks : int, default=1
         Number of networks E beside each other, each with shared and own weights.
-    activation : {"relu", "silu", "gelu"}, default "relu"
+    activation : {"relu", "silu", "gelu"}, default="relu"
         Activation of the layers.
-    last_linear : bool, default False
+    last_linear : bool, default=False
         Whether the last layer has no activation.
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout probability after hidden layers, in [0, 1).
     """
 
@@ -265,7 +265,7 @@ class PEPNetConfig:
 
     Parameters
     ----------
-    gate : int, default 32
+    gate : int, default=32
         Hidden width of the gates' networks, at least 1.
     """
 

@@ -46,7 +46,7 @@ class DenseFeature:
     ----------
     name : str
         Column.
-    time : bool, default False
+    time : bool, default=False
         Whether the cells are dates or times, which are read as days since 1970-01-01 UTC.
     """
 
@@ -65,7 +65,7 @@ class SequenceFeature:
     shares : str, optional
         Sparse column whose categories and embedding the entries share, as the items of a history share those of the
         candidate. By default the sequence has its own.
-    max_len : int, default 50
+    max_len : int, default=50
         Number of newest entries that are kept, at least 1.
     hash : int, optional
         As in :class:`SparseFeature`, for a sequence that shares nothing.
@@ -112,9 +112,9 @@ class Schema:
     ----------
     features : sequence of Feature
         At least one; all names differ.
-    targets : sequence of str, default ()
+    targets : sequence of str, default=()
         Columns to be predicted.
-    ignored : sequence of str, default ()
+    ignored : sequence of str, default=()
         Columns that a frame may have and that are not used (ids for grouping, weights, time stamps).
 
     Raises
@@ -178,14 +178,14 @@ class Schema:
         ----------
         frame : DataFrame
             At least one row.
-        targets : iterable of str, default ()
+        targets : iterable of str, default=()
             Columns to be predicted.
-        ignored : iterable of str, default ()
+        ignored : iterable of str, default=()
             Columns that are not used.
         column_types : dict, optional
             What columns are, where it shall not be inferred: ``{"zip": "category"}``; one of "number", "category",
             "id", "time", "list".
-        missing_values : "auto" or iterable of str, default "auto"
+        missing_values : "auto" or iterable of str, default="auto"
             Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
 
         Returns
@@ -231,7 +231,7 @@ class Schema:
         ----------
         frame : DataFrame
             Rows; only its columns are read.
-        targets : bool, default False
+        targets : bool, default=False
             Whether the targets have to be there, too.
 
         Raises

@@ -111,7 +111,7 @@ class Targets:
             Batches.
         columns : dict, optional
             What the columns are, decided from all rows; else decided from the first batch.
-        untyped : bool, default False
+        untyped : bool, default=False
             Whether the source has only text, as a CSV file.
 
         Raises

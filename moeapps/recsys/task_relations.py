@@ -65,7 +65,7 @@ class TaskRelations:
 
         Parameters
         ----------
-        title : str, default ""
+        title : str, default=""
             Title of the figure.
 
         Returns

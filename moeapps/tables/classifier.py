@@ -29,7 +29,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     router_args : dict, optional
         Further arguments of that router.
     route_by : name or position of a column, optional
-        Categorical column by which ``router="hash"`` routes: each category has its expert, chosen in ``fit`` so that
+        Categorical column by which ``router="hash"`` routes: each category is assigned to an expert in ``fit``, so that
         all get about the same number of rows. None routes by the row.
     num_experts : int, default=8
         Experts per block.
@@ -50,12 +50,12 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     num_bins : int, default=32
         Quantile bins of a numeric column's piecewise-linear encoding, at most.
     numeric_embedding : {"piecewise", "periodic", "both", "linear"}, default="periodic"
-        What a number enters as besides its scaled value: its position among the column's quantiles ("piecewise"),
+        Encoding of a number in addition to its scaled value: its position among the column's quantiles ("piecewise"),
         learned waves ("periodic", PBLD of Holzmüller et al. 2024), both, or nothing ("linear").
     numeric_dim : int, default=8
-        Features that the waves of a numeric column become.
+        Width of the embedding of a numeric column's waves.
     scaling : {"standard", "robust"}, default="robust"
-        Numbers by mean and standard deviation, or by median and quartile range and then bounded smoothly.
+        Scaling of numbers by mean and standard deviation, or by median and quartile range, and then bounded smoothly.
     num_members : int or "auto", default="auto"
         Members that share the blocks and have scales, shifts and heads of their own (TabM, Gorishniy et al. 2025); the
         prediction is their mean. "auto" is 4, 2 above 30,000 rows, and 1 above 60,000.
@@ -81,11 +81,11 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     beta2 : float, default=0.999
         Decay of AdamW's mean of squared gradients.
     warmup : float, default=0.0
-        Part of the steps over which the learning rate rises from a tenth; then it falls along a cosine.
+        Fraction of the steps over which the learning rate rises from a tenth; afterwards it falls along a cosine.
     final_lr : float, default=0.1
-        Part of the learning rate that is left after the last epoch.
+        Fraction of the learning rate that is left after the last epoch.
     label_smoothing : float, default=0.0
-        Part of a label's weight that is spread over all classes in training.
+        Fraction of a label's weight that is spread over all classes in training.
     ema_decay : float, default=0.98
         Decay of the moving average of the weights that is validated and kept, below 1: it covers about
         1 / (1 - ``ema_decay``) steps. 0 takes the weights as they are.
@@ -98,7 +98,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
         Whether to set ``validation_fraction`` aside, stop after ``patience`` epochs without a better validation loss
         and keep the best epoch; "auto" does for more than 200 rows.
     validation_fraction : float, default=0.1
-        Part of the rows that is set aside.
+        Fraction of the rows that is set aside.
     patience : int, default=5
         Epochs without a better validation loss before training stops.
     class_weight : dict or "balanced", optional
@@ -106,8 +106,8 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     categorical_features : "auto", list of names or positions, or None, default="auto"
         Which columns are categories; "auto" means text, bool, category and object columns of a DataFrame.
     column_types : dict, optional
-        What columns of a DataFrame are, where it shall not be inferred: ``{"zip": "category", "joined": "time"}``; one
-        of "number", "category", "id", "time".
+        Kinds of columns of a DataFrame, where they should not be inferred, such as ``{"zip": "category", "joined":
+        "time"}``; one of "number", "category", "id", "time".
     missing_values : "auto" or list of str, default="auto"
         Texts that mean a missing value; "auto" takes those of ``pandas.read_csv`` ("", "NA", "None", "nan", ...).
     ignore_columns : list of names or positions, optional
@@ -120,12 +120,12 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     verbose : bool, default=False
         Whether to show a progress bar.
     log_dir : str, optional
-        Where to log and write checkpoints; nowhere when None.
+        Folder for logs and checkpoints; none are written when None.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
     random_state : int or RandomState, optional
-        Seed of everything.
+        Seed of all random numbers.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ class MoEClassifier(ClassifierMixin, TabularEstimator):
     model_ : torch.nn.Module
         The network.
     history_ : DataFrame
-        What was logged, one row per epoch.
+        Logged metrics, one row per epoch.
     n_iter_ : int
         Number of epochs.
     auto_ : dict

@@ -106,7 +106,7 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
         ----------
         X : DataFrame or array of shape (n, P)
             Rows: a pandas or polars frame, a pyarrow table or an array. In a frame, text, bool, category and object
-            columns are categories (see ``columns_`` and the guide "What moeapps reads, and how") and NaN means missing;
+            columns are categories (see ``columns_`` and the guide "Input data") and NaN means missing;
             an array has to be complete.
         y : array of shape (n,) or, for regression, (n, T)
             Targets.
@@ -405,7 +405,7 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
         return pd.DataFrame(load.numpy(), index=pd.Index(names, name="group"))
 
     def plot_expert_load(self, X: Any, groups: Any = None, layer: int = -1) -> Any:
-        """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
+        """Plot :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
         return plot_load(self.expert_load(X, groups, layer))
 
     def __sklearn_tags__(self) -> Tags:

@@ -53,7 +53,7 @@ class TableSettings(TabularConfig):
     numeric_embedding : {"piecewise", "periodic", "both", "linear"}, default="periodic"
         What a number enters as besides its scaled value.
     scaling : {"standard", "robust"}, default="robust"
-        Numbers by mean and standard deviation, or by median and quartile range and then bounded smoothly.
+        Scaling of numbers by mean and standard deviation, or by median and quartile range, and then bounded smoothly.
     num_members : int or "auto", default="auto"
         Members that share the blocks; "auto" is 4, 2 above 30,000 rows, and 1 above 60,000.
     num_bins : int, default=32
@@ -69,7 +69,7 @@ class TableSettings(TabularConfig):
     final_lr : float, default=0.1
         Part of the rate that is left at the end of the cosine.
     label_smoothing : float, default=0.0
-        Part of a label's weight that is spread over all classes in training.
+        Fraction of a label's weight that is spread over all classes in training.
     ema_decay : float, default=0.98
         Decay of the moving average of the weights, which is validated and kept; 0 for none.
     patience : int, default=5

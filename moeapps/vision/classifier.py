@@ -46,38 +46,38 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
 
     Parameters
     ----------
-    model : str, default "widenet"
+    model : str, default="widenet"
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model, which has sizes of its own.
-    embed_dim : int, default 64
+    embed_dim : int, default=64
         Width of the tokens, a multiple of ``num_heads``.
-    depth : int, default 3
+    depth : int, default=3
         Number of blocks.
-    num_heads : int, default 4
+    num_heads : int, default=4
         Number of attention heads.
-    mlp_ratio : float, default 2.0
+    mlp_ratio : float, default=2.0
         Hidden width of an expert (or MLP), as a multiple of ``embed_dim``.
-    stem : {"conv", "patch"}, default "conv"
+    stem : {"conv", "patch"}, default="conv"
         How images become tokens: by several small convolutions (:class:`~moeapps.vision.ConvPatchEmbed`), or by one as
         wide as a patch, as in the papers.
-    patch_size : int or "auto", default "auto"
+    patch_size : int or "auto", default="auto"
         Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded (with the
         convolutional stem to a power of two). Images are padded to a multiple of it.
-    global_pool : {"avg", "token"}, default "avg"
+    global_pool : {"avg", "token"}, default="avg"
         What the head sees: the mean of all patches, or a class token, as in the papers.
     image_size : int, optional
         Side to which images are resized and cropped, files and arrays alike; None if all have one size.
-    num_experts : int, default 4
+    num_experts : int, default=4
         Number of experts. Not for ``"vit"``.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts per patch. Not for ``"vit"``.
-    router : str, default "topk"
+    router : str, default="topk"
         Name of a router, as in ``moeapps list routers``. Not for ``"vit"``.
     router_args : dict, optional
         Further arguments of the router: ``{"slots": 4}`` for ``"soft"``. Not for ``"vit"``.
-    balance_loss : {"load", "mutual_information"}, default "load"
+    balance_loss : {"load", "mutual_information"}, default="load"
         The router's own balance loss, or ModuleFormer's in its place: minus the mutual information of patches and
         experts. Not for ``"vit"``.
-    iterations : int, default 1
+    iterations : int, default=1
         How often a layer applies its experts in turn, chosen anew each time (chain of experts). Not for ``"vit"``.
     expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
         Experts of different hidden widths (HMoE): a name, by which they share the units of experts of one size, or the
@@ -88,45 +88,45 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         Turns blocks of the network into MoE layers before it is trained, pretrained or not: arguments of
         :func:`~moeapps.core.growth.moeify.moeify` (``{"num_experts": 4, "every": 1}``), or True for its defaults. Of
         convolutional networks only Linear layers can become experts (ConvNeXt's, not ResNet's).
-    augment : str, default "auto"
+    augment : str, default="auto"
         Augmentation of training images: ``"none"``; ``"shift"`` by up to an eighth; ``"affine"``, which also rotates by
         up to 10 degrees and changes the size by up to a tenth; either with ``"_flip"``, which mirrors half of them; or
         for uint8 images a policy of timm (``"rand-m9-mstd0.5"``). ``"auto"`` is ``"affine_flip"`` for colour images and
         ``"affine"`` for others: take ``"affine"`` where left and right matter, as in images of text.
-    lr : float, default 3e-3
+    lr : float, default=3e-3
         Learning rate of AdamW.
-    weight_decay : float, default 0.05
+    weight_decay : float, default=0.05
         Weight decay of AdamW.
-    label_smoothing : float, default 0.1
+    label_smoothing : float, default=0.1
         Label smoothing of the cross-entropy, below 1.
-    ema_decay : float, default 0.99
+    ema_decay : float, default=0.99
         Decay of a moving average of the weights, which is validated and kept; 0 keeps the last weights.
-    batch_size : int or "auto", default "auto"
+    batch_size : int or "auto", default="auto"
         Images per training step; ``"auto"`` is 32 below 1,000 images, 64 below 20,000, and 128.
-    max_epochs : int or "auto", default "auto"
+    max_epochs : int or "auto", default="auto"
         Largest number of epochs; ``"auto"`` is 25, for colour images 40, times the root of 2,000 / n where there are
         fewer than 2,000 images (up to four times) and of 10,000 / n where there are more than 10,000; at least 10.
     max_time : float, optional
         Seconds after which training ends, with the learning rate at the end of its schedule. How far it gets then
         depends on the machine; without a limit, equal seeds give equal models.
-    validation_fraction : float or "auto", default "auto"
+    validation_fraction : float or "auto", default="auto"
         Fraction of the images that is held out for early stopping. 0 trains on all images for ``max_epochs`` epochs.
         ``"auto"`` is 0 below 5,000 images, and 0.1.
-    patience : int, default 8
+    patience : int, default=8
         Training stops after this many epochs without a better accuracy on the held-out images; the weights of the best
         epoch are kept.
-    accelerator : str, default "auto"
+    accelerator : str, default="auto"
         Lightning's accelerator.
-    precision : str, default "32-true"
+    precision : str, default="32-true"
         Lightning's precision of the training (``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``).
-    verbose : bool, default False
+    verbose : bool, default=False
         Whether to show a progress bar.
     log_dir : str, optional
         Folder for logs and checkpoints; nothing is written when None.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None, default None
+    random_state : int, RandomState or None, default=None
         Seed of the split, the weights and the order of images.
 
     Attributes
@@ -408,7 +408,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
             n images, or a folder with one folder of image files per class.
         groups : array of shape (n,), optional
             Group of each image; when None the predicted class, of a folder the class.
-        layer : int, default -1
+        layer : int, default=-1
             Index among the blocks with experts; of a chain of experts it is its last iteration.
 
         Returns

@@ -73,7 +73,7 @@ class CentreCrop:
     ----------
     size : int
         Side of the result in pixels.
-    fraction : float, default 1.0
+    fraction : float, default=1.0
         ``size`` as a fraction of the side that images are resized to.
     """
 
@@ -137,11 +137,11 @@ class LoadingConfig:
 
     Parameters
     ----------
-    batch_size : int, default 128
+    batch_size : int, default=128
         Images per training step.
-    num_workers : int, default 0
+    num_workers : int, default=0
         Number of processes that load images; 0 loads them in the main process.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the order of training images, and of the split where a part is held out.
     """
 
@@ -217,13 +217,13 @@ class PublicImageData(ImageDataModule):
 
     Parameters
     ----------
-    name : {"digits", "cifar10", "cifar100", "mnist", "fashion_mnist"}, default "digits"
+    name : {"digits", "cifar10", "cifar100", "mnist", "fashion_mnist"}, default="digits"
         Which set.
     path : str, optional
         Folder or archive of its files, as in :func:`load_images`. Not for digits.
-    download : bool, default False
+    download : bool, default=False
         Whether torchvision may download them to ``path``.
-    validation_fraction : float, default 0.1
+    validation_fraction : float, default=0.1
         Fraction of the training images that is held out for validation, above 0 and at most 1.
     auto_augment : str, optional
         A policy of timm for the training images (``"rand-m9-mstd0.5"``).
@@ -277,11 +277,11 @@ class FolderLoadingConfig(LoadingConfig):
 
     Parameters
     ----------
-    batch_size : int, default 128
+    batch_size : int, default=128
         Images per training step.
-    num_workers : int, default 4, or the number of processors where there are fewer
+    num_workers : int, default=4, or the number of processors where there are fewer
         Number of processes that load images; 0 loads them in the main process.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the order of training images, and of the split where a part is held out.
     """
 
@@ -302,13 +302,13 @@ class ImageFolderData(ImageDataModule):
         Folders with one folder of images per class. Without ``val`` a part of ``train`` is held out.
     predict : str, optional
         Folder of images to predict, in subfolders or not.
-    image_size : int, default 224
+    image_size : int, default=224
         Height and width of the images that the network gets.
-    channels : {1, 3, 4}, default 3
+    channels : {1, 3, 4}, default=3
         1 (grey), 3 (RGB) or 4 (RGBA).
-    validation_fraction : float, default 0.1
+    validation_fraction : float, default=0.1
         Fraction of ``train`` that is held out for validation where ``val`` is None, above 0 and at most 1.
-    auto_augment : str or None, default "rand-m9-mstd0.5"
+    auto_augment : str or None, default="rand-m9-mstd0.5"
         A policy of timm for the training images.
 
     Raises

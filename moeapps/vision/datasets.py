@@ -59,9 +59,9 @@ def load_images(
     path : str or Path, optional
         Folder in which torchvision keeps the data set; or a folder or tar archive with ``train/<class>/<file>`` and
         ``test/<class>/<file>``. Not for digits.
-    download : bool, default False
+    download : bool, default=False
         Whether torchvision may download missing files.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the split of digits.
 
     Returns

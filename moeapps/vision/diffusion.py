@@ -58,11 +58,11 @@ class DiffusionConfig:
 
     Parameters
     ----------
-    timesteps : int, default 1000
+    timesteps : int, default=1000
         Number of timesteps T.
-    schedule : {"linear", "cosine"}, default "linear"
+    schedule : {"linear", "cosine"}, default="linear"
         How the noise grows with the timestep, see :func:`alphas_cumprod`.
-    prediction : {"eps", "v"}, default "eps"
+    prediction : {"eps", "v"}, default="eps"
         What the network predicts: the noise ``"eps"``, or the velocity ``"v"`` (Salimans and Ho 2022).
     snr_gamma : float, optional
         Timesteps are weighted by min(SNR, gamma) (min-SNR, Hang et al. 2023; 5 in the paper). None weights all alike.

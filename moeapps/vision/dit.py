@@ -40,7 +40,7 @@ class TimestepEmbedding(nn.Module):
     ----------
     dim : int
         Width of the result.
-    max_period : float, default 10000.0
+    max_period : float, default=10000.0
         Longest period of the sines.
     """
 
@@ -73,7 +73,7 @@ class DiTBlock(nn.Module):
         Width d.
     num_heads : int
         Heads.
-    mlp_ratio : float, default 4.0
+    mlp_ratio : float, default=4.0
         Hidden width of the MLP, as a multiple of the width.
     """
 
@@ -98,27 +98,27 @@ class DiTConfig:
 
     Parameters
     ----------
-    img_size : int, default 32
+    img_size : int, default=32
         Height and width of the images in pixels.
-    patch_size : int, default 2
+    patch_size : int, default=2
         Side of a patch in pixels; it divides ``img_size``.
-    in_chans : int, default 3
+    in_chans : int, default=3
         Channels C of the images.
-    num_classes : int, default 0
+    num_classes : int, default=0
         Number of classes K; 0 for images without labels.
-    dim : int, default 384
+    dim : int, default=384
         Width d of the tokens, a multiple of ``num_heads`` and of 4.
-    depth : int, default 12
+    depth : int, default=12
         Number of blocks.
-    num_heads : int, default 6
+    num_heads : int, default=6
         Number of attention heads.
-    mlp_ratio : float, default 4.0
+    mlp_ratio : float, default=4.0
         Hidden width of the MLPs, as a multiple of ``dim``.
-    learn_sigma : bool, default True
+    learn_sigma : bool, default=True
         Whether the network also predicts the variance of the noise, as a second half of the output channels.
-    class_dropout : float, default 0.1
+    class_dropout : float, default=0.1
         Probability with which training replaces a label by "no class", for classifier-free guidance; below 1.
-    timesteps : int, default 1000
+    timesteps : int, default=1000
         Number of timesteps of the diffusion; they are 0 to ``timesteps - 1``.
     """
 

@@ -52,7 +52,7 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
         (``ImageModule.load_from_checkpoint(path, weights_only=True)``).
     path : str or Path
         File to write, ``.onnx`` or ``.pt2``.
-    form : Form, default "onnx"
+    form : Form, default="onnx"
         ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
 
     Returns
@@ -98,7 +98,7 @@ def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Pa
         (``DiffusionModule.load_from_checkpoint(path, weights_only=True)``).
     path : str or Path
         File to write, ``.onnx`` or ``.pt2``.
-    form : Form, default "onnx"
+    form : Form, default="onnx"
         ``"onnx"`` (needs ``moeapps[onnx]``; onnxruntime runs it) or ``"torch"`` (``torch.export.load`` reads it).
 
     Returns

@@ -40,7 +40,7 @@ def read_images(
     ----------
     files : Sequence[str, Path, bytes, IO[bytes] or PIL.Image.Image]
         Paths, contents of files, open files, or images of Pillow.
-    channels : int, default 3
+    channels : int, default=3
         1, 3 or 4.
     size : int, optional
         The shorter side is resized to this and the centre is cropped; None if all images have one size.
@@ -140,7 +140,7 @@ class FolderImages(Dataset):
         Codes of their classes.
     transform : Callable[[Image.Image], Tensor]
         From a PIL image to a tensor ``(C, H, W)``.
-    channels : int, default 3
+    channels : int, default=3
         1, 3 or 4.
     """
 

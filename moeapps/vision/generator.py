@@ -33,71 +33,71 @@ class SwitchDiTGenerator(ImageEstimator):
 
     Parameters
     ----------
-    model : {"switch_dit", "dit"}, default "switch_dit"
+    model : {"switch_dit", "dit"}, default="switch_dit"
         Network.
-    dim : int, default 64
+    dim : int, default=64
         Width of the tokens, a multiple of ``num_heads`` and of 4.
-    depth : int, default 4
+    depth : int, default=4
         Number of blocks.
-    num_heads : int, default 4
+    num_heads : int, default=4
         Number of attention heads.
-    mlp_ratio : float, default 4.0
+    mlp_ratio : float, default=4.0
         Hidden width of the MLPs, as a multiple of ``dim``.
-    patch_size : int, default 2
+    patch_size : int, default=2
         Side of a patch in pixels; it divides the side of the images.
-    num_experts : int, default 3
+    num_experts : int, default=3
         Number of experts per block. Not for ``"dit"``.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts per timestep and block. Not for ``"dit"``.
-    gate_bias : bool, default True
+    gate_bias : bool, default=True
         Whether the gates have a bias, as in the released code; those of moeapps 0.1 had none. Not for ``"dit"``.
-    timesteps : int, default 1000
+    timesteps : int, default=1000
         Number of timesteps of the diffusion.
-    schedule : {"cosine", "linear"}, default "cosine"
+    schedule : {"cosine", "linear"}, default="cosine"
         How the noise grows with the timestep.
-    prediction : {"v", "eps"}, default "v"
+    prediction : {"v", "eps"}, default="v"
         What the network predicts: the velocity or the noise.
-    learn_sigma : bool, default False
+    learn_sigma : bool, default=False
         Whether the network also predicts the variance of the noise, which DDPM sampling uses.
     snr_gamma : float, optional
         Gamma of the min-SNR weights; None weights all timesteps alike.
-    class_dropout : float, default 0.1
+    class_dropout : float, default=0.1
         Probability with which training replaces a label by "no class", for classifier-free guidance.
-    prior_weight : float, default 1.0
+    prior_weight : float, default=1.0
         Factor of Switch-DiT's diffusion prior loss; 0 for none.
-    prior_alpha : float, default 4.0
+    prior_alpha : float, default=4.0
         Exponent of the prior.
-    prior_gates : {"all", "chosen"}, default "all"
+    prior_gates : {"all", "chosen"}, default="all"
         Whether the prior compares the probabilities of all experts with its windows, as the released code does, or the
         weights of the chosen experts alone, as moeapps 0.1 did.
-    match_every : int, default 100
+    match_every : int, default=100
         Steps between two matchings of experts to the prior's units.
-    lr : float, default 2e-3
+    lr : float, default=2e-3
         Learning rate of AdamW.
-    warmup : float, default 0.05
+    warmup : float, default=0.05
         Fraction of the training over which the learning rate rises.
-    ema_decay : float, default 0.995
+    ema_decay : float, default=0.995
         Decay of the exponential moving average of the weights; 0 for none.
-    ema_rising : bool, default True
+    ema_rising : bool, default=True
         Whether the decay rises to ``ema_decay`` in the first steps, so that the first weights are soon forgotten.
-    batch_size : int, default 64
+    batch_size : int, default=64
         Images per training step.
-    max_epochs : int, default 100
+    max_epochs : int, default=100
         Number of epochs.
-    validation_fraction : float, default 0.0
+    validation_fraction : float, default=0.0
         Fraction of the images that is held out; their denoising error is logged as ``val/loss``. It selects no epoch.
-    accelerator : str, default "auto"
+    accelerator : str, default="auto"
         Lightning's accelerator.
-    precision : str, default "32-true"
+    precision : str, default="32-true"
         Lightning's precision of the training.
-    verbose : bool, default False
+    verbose : bool, default=False
         Whether to show a progress bar.
     log_dir : str, optional
         Folder for logs and checkpoints; nothing is written when None.
     logger : str, Logger or list of Logger, default=None
         ``"csv"``, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, several with commas, in a new folder of ``log_dir``;
         or loggers of Lightning. None logs to CSV where there is a ``log_dir``.
-    random_state : int, RandomState or None, default None
+    random_state : int, RandomState or None, default=None
         Seed of the training.
 
     Attributes
@@ -275,21 +275,21 @@ class SwitchDiTGenerator(ImageEstimator):
 
         Parameters
         ----------
-        n : int, default 1
+        n : int, default=1
             Number of images.
         y : label or array of shape (n,), optional
             Their classes; when None, all classes in turn. Not for a generator without classes.
-        guidance : float, default 1.0
+        guidance : float, default=1.0
             Scale of classifier-free guidance; 1 is without, usual are 1 to 4.
-        steps : int, default 50
+        steps : int, default=50
             Evaluations of the network per image.
-        sampler : {"ddim", "ddpm", "dpm++"}, default "ddim"
+        sampler : {"ddim", "ddpm", "dpm++"}, default="ddim"
             ``"dpm++"`` needs ``moeapps[diffusers]``.
-        eta : float, default 0.0
+        eta : float, default=0.0
             Noise of DDIM's steps: 0 is deterministic, 1 has as much noise as DDPM.
-        seed : int, default 0
+        seed : int, default=0
             Seed of the noise. Image i of a seed does not depend on ``n``.
-        first : int, default 0
+        first : int, default=0
             Number i of the first image: a later part of the images of a seed. With ``y=None`` the classes begin anew.
         watch : callable, optional
             Called after each step, as by :func:`~moeapps.vision.sampling.draw`; what it raises ends the sampling.
@@ -332,7 +332,7 @@ class SwitchDiTGenerator(ImageEstimator):
         ----------
         n, y, steps, seed
             As in :meth:`sample`.
-        frames : int, default 8
+        frames : int, default=8
             Number of steps to return.
         **options
             Further arguments of :meth:`sample`.

@@ -130,9 +130,9 @@ class ImageFilesMixin:
         ----------
         X, y
             As :meth:`score` takes them.
-        n : int, default 24
+        n : int, default=24
             Number of pictures, at most.
-        side : int, default 64
+        side : int, default=64
             Their longer side in pixels; smaller images are enlarged without smoothing.
 
         Returns

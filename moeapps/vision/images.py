@@ -104,7 +104,7 @@ def as_images(
         different sizes.
     shape : tuple[int, int, int], optional
         Channels, height and width that are expected. Images that have it are not resized.
-    scale_depth : bool, default True
+    scale_depth : bool, default=True
         Whether uint16 is divided by 65,535; False keeps its numbers.
 
     Raises

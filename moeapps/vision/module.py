@@ -84,7 +84,7 @@ class ImageModuleConfig:
 
     Parameters
     ----------
-    model : str, default "widenet"
+    model : str, default="widenet"
         ``"widenet"``, ``"vit_moe"``, ``"vit"``, or the name of a timm model.
     options : dict, optional
         Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). The three families have
@@ -93,21 +93,21 @@ class ImageModuleConfig:
     moeify : dict or bool, optional
         Turns blocks of the network into MoE layers: arguments of :func:`~moeapps.core.growth.moeify.moeify`
         (``{"num_experts": 4, "every": 1}``), or True for its defaults. Neither when None or False.
-    augment : {"none", "auto", "shift", "shift_flip", "affine", "affine_flip"}, default "none"
+    augment : {"none", "auto", "shift", "shift_flip", "affine", "affine_flip"}, default="none"
         Augmentation of training images, on the device: shifts by up to an eighth; ``"affine"`` also rotates by up to
         10 degrees and changes the size by up to a tenth; ``"_flip"`` also mirrors half of the images. ``"auto"`` is
         ``"affine_flip"`` for colour images and ``"affine"`` for others.
-    lr : float, default 1e-3
+    lr : float, default=1e-3
         Learning rate of AdamW.
-    weight_decay : float, default 0.05
+    weight_decay : float, default=0.05
         Weight decay of AdamW; none on norms, biases and position embeddings.
-    warmup : float, default 0.1
+    warmup : float, default=0.1
         Fraction of the training over which the learning rate rises, before it falls along a cosine. Below 1.
-    label_smoothing : float, default 0.1
+    label_smoothing : float, default=0.1
         Label smoothing of the cross-entropy, below 1.
-    compile : bool, default False
+    compile : bool, default=False
         Whether ``torch.compile`` compiles the network.
-    grad_checkpointing : bool, default False
+    grad_checkpointing : bool, default=False
         Whether blocks are computed again in the backward pass, which saves memory.
     """
 

@@ -43,7 +43,7 @@ def make_network(
         Channels, height, width.
     num_classes : int
         Number of classes.
-    for_weights : bool, default False
+    for_weights : bool, default=False
         Whether it is for weights that are at hand: then nothing is downloaded, no file is read, and no image is
         classified to try it, since a file may name any size.
     **options

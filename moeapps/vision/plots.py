@@ -24,7 +24,7 @@ def plot_images(images: Any, columns: int = 10, titles: Sequence[Any] | None = N
     ----------
     images : object
         Images as :func:`~moeapps.vision.images.as_images` takes them; uint8, or floats of any range.
-    columns : int, default 10
+    columns : int, default=10
         Images per line.
     titles : Sequence[object], optional
         One per image.

@@ -43,13 +43,13 @@ class TimestepPrior(nn.Module):
     ----------
     depth : int
         Number of blocks L.
-    num_experts : int, default 3
+    num_experts : int, default=3
         Number of experts E per block.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts k per timestep and block.
-    timesteps : int, default 1000
+    timesteps : int, default=1000
         Number of timesteps T.
-    alpha : float, default 4.0
+    alpha : float, default=4.0
         Exponent, above 0; the larger, the more of the slide falls on the noisy timesteps.
 
     Attributes
@@ -96,7 +96,7 @@ class TimestepPrior(nn.Module):
         ----------
         table : Tensor
             Gates ``(L, T, E)`` of all timesteps.
-        seed : int, default 0
+        seed : int, default=0
             Seed of the choice among equal matchings.
 
         Raises

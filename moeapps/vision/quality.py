@@ -61,7 +61,7 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
     ----------
     real, drawn : array-like
         Features ``(n, d)`` and ``(m, d)``, as for :func:`frechet_distance`; more than k of each.
-    k : int, default 3
+    k : int, default=3
         The ball around a point reaches to its k-th nearest neighbour of the same set.
 
     Returns
@@ -133,11 +133,11 @@ def class_quality(
         Features ``(m, d)``.
     drawn_labels : array-like
         The classes that they were generated for ``(m,)``, the same as of the real images.
-    k : int, default 3
+    k : int, default=3
         As in :func:`precision_recall`.
-    repeats : int, default 5
+    repeats : int, default=5
         Number of choices.
-    seed : int, default 0
+    seed : int, default=0
         Seed of the choices.
 
     Returns

@@ -85,11 +85,11 @@ def read_image(source: Source, channels: int = 3, size: int | None = None, name:
     ----------
     source : str, Path, bytes, IO[bytes] or PIL.Image.Image
         Path, content of a file, open file, or image of Pillow.
-    channels : int, default 3
+    channels : int, default=3
         Number of channels to convert to: 1 (grey), 3 (RGB) or 4 (RGBA).
     size : int, optional
         The shorter side is resized to this and the centre is cropped; None keeps the image as it is.
-    name : str, default ""
+    name : str, default=""
         Name of the image in errors; the path when empty.
 
     Returns

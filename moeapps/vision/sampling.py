@@ -39,7 +39,7 @@ class Noise:
         Number of the first image.
     count : int
         Number of images N.
-    device : torch.device or str, default "cpu"
+    device : torch.device or str, default="cpu"
         Device of the noise; it is drawn on the CPU, so that it is the same on every device.
     """
 
@@ -110,15 +110,15 @@ def draw(
         Where noise comes from; it decides the number of images N.
     y : Tensor, optional
         Labels ``(N,)``; None for none.
-    steps : int, default 50
+    steps : int, default=50
         Number of evaluations of the network.
-    sampler : {"ddim", "ddpm", "dpm++"}, default "ddim"
+    sampler : {"ddim", "ddpm", "dpm++"}, default="ddim"
         DDIM (Song et al. 2021), DDPM (Ho et al. 2020), or DPM-Solver++ (Lu et al. 2022; needs ``moeapps[diffusers]``).
-    eta : float, default 0.0
+    eta : float, default=0.0
         Noise of DDIM's steps: 0 is deterministic, 1 has as much noise as DDPM.
-    guidance : float, default 1.0
+    guidance : float, default=1.0
         Scale of classifier-free guidance (Ho and Salimans 2022): 1 is without, 0 ignores the labels.
-    clip : bool, default True
+    clip : bool, default=True
         Whether predicted images are cut to [-1, 1], as is right for pixels.
     watch : callable, optional
         Called after each step with its number, the noisy images and the predicted images.

@@ -74,11 +74,11 @@ class TimestepSwitch(RoutedLayer):
     ----------
     dim : int
         Width d of the tokens.
-    num_experts : int, default 3
+    num_experts : int, default=3
         Number of experts E.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts k per timestep.
-    gate_bias : bool, default True
+    gate_bias : bool, default=True
         Whether the gate has the bias c.
     """
 
@@ -157,11 +157,11 @@ class SwitchDiTConfig:
 
     Parameters
     ----------
-    num_experts : int, default 3
+    num_experts : int, default=3
         Number of experts E per block.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts k per timestep and block.
-    gate_bias : bool, default True
+    gate_bias : bool, default=True
         Whether the gates have a bias, as in the released code; those of moeapps 0.1 had none.
     """
 

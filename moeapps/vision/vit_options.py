@@ -35,11 +35,11 @@ class ExpertOptions:
     ----------
     hidden_dim : int
         Hidden width h.
-    activation : str, default "gelu"
+    activation : str, default="gelu"
         Name of the activation.
-    bias : bool, default True
+    bias : bool, default=True
         Whether the layers have biases (``proj_bias``).
-    dropout : float, default 0.0
+    dropout : float, default=0.0
         Dropout after the activation and after the second layer (``proj_drop_rate``).
     """
 
@@ -160,7 +160,7 @@ def initialize_experts(moe: MoE, mode: str = "") -> None:
     ----------
     moe : MoE
         The layer.
-    mode : {"", "reset", "jax", "jax_nlhb", "moco"}, default ""
+    mode : {"", "reset", "jax", "jax_nlhb", "moco"}, default=""
         timm's ``weight_init``: ``""`` is a truncated normal of standard deviation 0.02 with biases of zero; ``"jax"``
         and ``"moco"`` are Xavier-uniform, with biases of standard deviation 1e-6 and of zero; ``"reset"`` is torch's
         own for a linear layer.

@@ -89,11 +89,11 @@ class WideBlock(nn.Module):
         Norm before the attention; the shared one when None.
     norm2 : nn.Module or None
         Norm before the experts; the shared one when None.
-    drop_path : float, default 0.0
+    drop_path : float, default=0.0
         Probability of skipping a residual branch in training.
-    index : int, default 0
+    index : int, default=0
         Number of the block in its model.
-    scales : sequence of nn.Module, default ()
+    scales : sequence of nn.Module, default=()
         Layer scales of the two branches, the block's own; none when empty.
     """
 
@@ -136,11 +136,11 @@ class VisionMoEConfig:
 
     Parameters
     ----------
-    num_experts : int, default 4
+    num_experts : int, default=4
         Number of experts E.
-    top_k : int, default 2
+    top_k : int, default=2
         Experts per token, for routers with such an argument.
-    router : str or Router, default "topk"
+    router : str or Router, default="topk"
         Name of a router, as in ``moeapps list routers``, or a router. ``"topk"`` has noise of standard deviation 1 / E
         in training, ``"soft"`` makes the model a Soft MoE.
     router_args : mapping, optional
@@ -150,18 +150,18 @@ class VisionMoEConfig:
         limit.
     eval_capacity_factor : float, optional
         Evaluation only: caps tokens per expert, as in :class:`~moeapps.core.MoE`. None is no limit.
-    balance_weight : float, default 0.01
+    balance_weight : float, default=0.01
         Factor of the balance loss, the mean over the blocks with experts.
-    z_weight : float, default 0.0
+    z_weight : float, default=0.0
         Factor of the router z-loss, the mean over the blocks with experts.
-    balance_loss : {"load", "mutual_information"}, default "load"
+    balance_loss : {"load", "mutual_information"}, default="load"
         The router's own balance loss, or ModuleFormer's in its place; see :class:`~moeapps.core.MoE`.
-    iterations : int, default 1
+    iterations : int, default=1
         How often a layer applies its experts in turn (chain of experts).
     expert_sizes : {"arithmetic", "geometric"} or sequence of int, optional
         Experts of different hidden widths (HMoE): a name, by which they share the units of experts of one size, or the
         widths; all alike when None.
-    penalty_weight : float, default 0.1
+    penalty_weight : float, default=0.1
         Factor of the parameter penalty of experts of different widths, the mean over the blocks with experts.
     """
 
@@ -238,9 +238,9 @@ class WideNet(
     ----------
     num_experts, top_k, router, ...
         Fields of :class:`VisionMoEConfig`, as keyword arguments.
-    individual_norms : bool, default True
+    individual_norms : bool, default=True
         Whether every block has norms of its own; False shares them too (the paper's ablation).
-    stem : {"patch", "conv"}, default "patch"
+    stem : {"patch", "conv"}, default="patch"
         How images become tokens: by one convolution as wide as a patch, or by several small ones
         (:class:`~moeapps.vision.ConvPatchEmbed`).
     **vit
@@ -396,9 +396,9 @@ class ViTMoE(
     num_experts, top_k, router, ...
         Fields of :class:`VisionMoEConfig`, as keyword arguments. A router is given by name, since each of those blocks
         has its own.
-    moe_every : int, default 2
+    moe_every : int, default=2
         Every ``moe_every``-th block, the last one included, has experts.
-    stem : {"patch", "conv"}, default "patch"
+    stem : {"patch", "conv"}, default="patch"
         As of :class:`WideNet`.
     **vit
         Arguments of timm's ``VisionTransformer``.

@@ -42,8 +42,8 @@ KNOWN: dict[tuple[str, str], str] = {
     ("attn_layer='diff'", "WideNet"): "this attention depends on the block's number; the blocks share one",
     ("scale_mlp_norm", "WideNet"): "experts have no norm between their layers",
     ("scale_mlp_norm", "ViT-MoE"): "experts have no norm between their layers",
-    ("block_fn", "WideNet"): "WideNet has blocks of its own",
-    ("block_fn", "ViT-MoE"): "such a block has no MLP of its own, in whose place experts could be",
+    ("block_fn", "WideNet"): "WideNet has its own blocks",
+    ("block_fn", "ViT-MoE"): "such a block may have no MLP that experts could replace",
 }
 """What passes for timm's ViT and not for ours, with the reason; the error is a ConfigError that names the argument."""
 
@@ -529,7 +529,7 @@ def outcome(title: str, family: str) -> str:
 
 def table() -> str:
     """Markdown: a row per check, a column per family; exceptions with their reasons."""
-    rows = [f"| what is asked | {' | '.join(FAMILIES)} |", f"| --- |{' --- |' * len(FAMILIES)}"]
+    rows = [f"| check | {' | '.join(FAMILIES)} |", f"| --- |{' --- |' * len(FAMILIES)}"]
     for title in CHECKS:
         cells = []
         for family in FAMILIES:

@@ -36,7 +36,7 @@ def linear_scores(dim: int, num_scores: int) -> nn.Parameter:
 class Router(nn.Module):
     """Base of all routers: ``forward`` maps tokens ``(N, d)`` to a routing over ``num_experts`` experts.
 
-    A router of your own writes :meth:`scores` and :meth:`choose`; the base handles precision, shapes and tokens
+    To write a router, implement :meth:`scores` and :meth:`choose`; the base class handles precision, shapes and tokens
     that are not finite. In evaluation the choice for a token depends on nothing but the token.
 
     Parameters
@@ -65,7 +65,7 @@ class Router(nn.Module):
         Factor of the loss that makes the outputs of two draws agree; :meth:`~moeapps.core.module.MoEModule.by_draws`
         adds it.
     defaults_of_0_1 : dict[str, Any]
-        Arguments whose defaults moeapps 0.1 had otherwise, with these: what it saved goes on with them.
+        Defaults of moeapps 0.1 that differ from the current ones; models saved by 0.1 keep them.
 
     Raises
     ------
@@ -172,7 +172,7 @@ class Router(nn.Module):
         }
 
     def update(self, routing: Routing, progress: float) -> None:
-        """Update what is learned without gradients; called once after every optimiser step.
+        """Update what is learned without gradients (rules); called once after every optimiser step.
 
         :class:`~moeapps.core.module.MoEModule` does it. In a training loop of your own call
         ``layer.update(progress)`` yourself if the router has such a rule (growing k, balancing by bias).
@@ -252,7 +252,7 @@ class Router(nn.Module):
         return None
 
     def check_tokens(self, x: Tensor) -> None:
-        """Refuse tokens of another shape than ``(N, d)``."""
+        """Raise an error for tokens of another shape than ``(N, d)``."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise DataError(f"{type(self).__name__} expects tokens of shape (N, {self.dim}), got {tuple(x.shape)}")
 

@@ -22,7 +22,7 @@ class BilevelRouter(Router):
     r"""A softmax over groups times a softmax inside each group (SMILE, He et al. 2022, section 4).
 
     Only the ``top_groups`` most probable groups are looked into; inside them the k most probable experts are taken.
-    Where each group lives on one machine, a token then travels to few machines.
+    Where each group lives on one machine, a token is then sent to few machines.
 
     As in the paper, the balance loss is a sum of one between the groups and one inside them. That the latter are
     averaged over the groups, and that both have the same weight, is our reading:
@@ -93,7 +93,7 @@ class BilevelRouter(Router):
         return torch.cat([F.linear(x, self.group_weight.to(x.dtype)), F.linear(x, self.weight.to(x.dtype))], dim=-1)
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
-        """The best experts of the best groups, by the product of both probabilities."""
+        """Choose the best experts of the best groups, by the product of both probabilities."""
         raw_group, raw_inside = logits.split([self.num_groups, self.num_experts], dim=-1)
         by_group = raw_group.log_softmax(dim=-1)  # (N, G)
         by_expert = raw_inside.unflatten(-1, (self.num_groups, self.group_size)).log_softmax(dim=-1)  # (N, G, M)

@@ -47,7 +47,7 @@ class TopKRouter(Router):
     jitter : float, default=0.0
         Half width of the uniform factor on the router's input in training; 0 for none.
     renormalize : bool, optional
-        Whether the k weights are scaled to sum to 1. None means: yes for k > 1, no for k = 1 (where a weight of
+        Whether the k weights are scaled to sum to 1. None means yes for k > 1 and no for k = 1 (where a weight of
         constantly 1 would leave the router without a gradient), and no with sparsemixer.
     gradient : {"softmax", "sparsemixer"}, default="softmax"
         ``"softmax"`` or ``"sparsemixer"``.
@@ -107,7 +107,7 @@ class TopKRouter(Router):
         return logits
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
-        """The k most probable experts, or, with sparsemixer in training, k drawn ones."""
+        """Choose the k most probable experts or, with sparsemixer in training, draw k."""
         probabilities = logits.softmax(dim=-1)
         if self.training and self.broadcast_above is not None:
             return self._broadcast(logits, probabilities, valid, self.broadcast_above)
@@ -141,7 +141,7 @@ def sparsemixer(logits: Tensor, top_k: int, tolerance: float, training: bool) ->
     logits : Tensor
         ``(N, E)`` scores.
     top_k : int
-        How many to draw, without putting back.
+        Number of experts to draw, without replacement.
     tolerance : float
         An expert takes part only if its score is within 2 * tolerance of the best, relative to the larger of the two
         magnitudes.

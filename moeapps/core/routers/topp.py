@@ -15,7 +15,7 @@ __all__ = ["TopPRouter"]
 class TopPRouter(Router):
     """The smallest set of experts whose probabilities sum to at least p: hard tokens get more experts.
 
-    At least one, at most ``max_experts``. The entropy of the router is minimised along, since a router that is unsure
+    At least one, at most ``max_experts``. The entropy of the router is minimised as well, since a router that is unsure
     about everything would take every expert. ("Harder Tasks Need More Experts", Huang et al. 2024, eq. 3-6.)
 
     Parameters
@@ -25,7 +25,7 @@ class TopPRouter(Router):
     p : float, default=0.4
         Probability to reach, above 0 and at most 1.
     max_experts : int, optional
-        Most experts per token; E when None.
+        Maximum number of experts per token; E when None.
     entropy_weight : float, default=0.0001
         Factor of the entropy loss.
     renormalize : bool, default=False
@@ -62,7 +62,7 @@ class TopPRouter(Router):
         return F.linear(x, self.weight.to(x.dtype))
 
     def choose(self, logits: Tensor, valid: Tensor) -> Routing:
-        """The most probable experts until p is reached."""
+        """Choose the most probable experts until p is reached."""
         probabilities = logits.softmax(dim=-1)
         weight, expert = probabilities.topk(self.max_experts, dim=-1)
         before = weight.detach().cumsum(dim=-1) - weight.detach()  # what the better experts sum to

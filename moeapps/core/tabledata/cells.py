@@ -70,7 +70,7 @@ def missing_texts(missing_values: str | Iterable[str] = "auto") -> frozenset[str
 
     Parameters
     ----------
-    missing_values : "auto" or iterable of str, default "auto"
+    missing_values : "auto" or iterable of str, default="auto"
         ``"auto"`` for :data:`MISSING_VALUES`.
 
     Raises
@@ -143,7 +143,7 @@ def read_cell(cell: str, kind: CellKind, missing: frozenset[str] = frozenset(MIS
     kind : {"number", "whole", "bool", "time", "list", "text"}
         What the column holds. Whole numbers come as int, however long; other numbers as float; times as float,
         in seconds since 1970-01-01 UTC (a time without a zone is taken for UTC); lists are parsed as JSON.
-    missing : frozenset of str, default MISSING_VALUES
+    missing : frozenset of str, default=MISSING_VALUES
         Texts that mean a missing value.
 
     Raises

@@ -59,7 +59,7 @@ class ColumnEvidence:
         Column.
     missing : frozenset of str
         Texts that mean a missing value.
-    untyped : bool, default False
+    untyped : bool, default=False
         Whether the source has text only, as a CSV file, so that a text of digits is a number.
     """
 

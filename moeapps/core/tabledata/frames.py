@@ -52,7 +52,7 @@ def as_frame(X: Any, argument: str = "frame") -> pd.DataFrame:
     ----------
     X : DataFrame of pandas or polars, pyarrow Table or RecordBatch, or any object with ``__arrow_c_stream__``
         Table with named columns.
-    argument : str, default "frame"
+    argument : str, default="frame"
         What an error calls it.
 
     Raises

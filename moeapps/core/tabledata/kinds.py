@@ -29,15 +29,15 @@ class Column:
         What it is.
     why : str
         Reason, for people.
-    typed : bool, default True
+    typed : bool, default=True
         Whether categories are numbers or bools, so that "19.0" and 19 are one; else they are texts, which are exact.
-    whole : bool, default False
+    whole : bool, default=False
         Whether all numbers are whole.
-    rows : int, default 0
+    rows : int, default=0
         Rows looked at.
-    missing : int, default 0
+    missing : int, default=0
         How many of them were missing.
-    missing_texts : tuple of str, default ()
+    missing_texts : tuple of str, default=()
         Texts that were read as missing.
     """
 

@@ -72,12 +72,12 @@ def predict_file(
     output : path-like
         ``.csv`` or ``.parquet`` file, which replaces an older one only when it is complete; or a folder for Parquet
         files, whose name ends with a slash. Either may be a URL.
-    keep : sequence of str, default ()
+    keep : sequence of str, default=()
         Columns to copy next to the predictions, every cell as it stands in the source. Where a prediction's column has
         the name of a kept one, it is called ``prediction_<name>``.
-    batch_rows : int, default 65536
+    batch_rows : int, default=65536
         Rows that are in memory at once.
-    weights : bool, default False
+    weights : bool, default=False
         Whether to write the weights of a mixture's experts too, ``weight_<expert>``, and in a cascade
         ``asked_<expert>``.
     progress : callable, optional
@@ -199,7 +199,7 @@ def predict_frame(model: Any, rows: Any, weights: bool = False) -> pd.DataFrame:
         A fitted model.
     rows : DataFrame or array of shape (n, P)
         Rows.
-    weights : bool, default False
+    weights : bool, default=False
         Whether to add the weights of a mixture's experts.
     """
     if weights:

@@ -35,7 +35,7 @@ class TableSource:
     ----------
     table : DataFrame, Arrow table or path
         A frame, which is one batch, or a file or folder; see :class:`~moeapps.core.tabledata.files.TableFile`.
-    batch_rows : int, default 65,536
+    batch_rows : int, default=65,536
         Rows of a file's batch, at most.
     kinds : dict, optional
         What columns are, as a model knows.

@@ -56,7 +56,7 @@ class Vocabulary:
         Categories in the order of their codes.
     missing : frozenset of str, optional
         Texts that mean a missing value, unless they are a category.
-    name : str, default ""
+    name : str, default=""
         Column, for errors.
     """
 
@@ -164,7 +164,7 @@ def distinct_values(column: pd.Series, missing: frozenset[str], name: str, typed
         Texts that mean a missing value.
     name : str
         Column, for errors.
-    typed : bool, default False
+    typed : bool, default=False
         Whether texts that are numbers or bools are kept as such: "19.0" as 19.
 
     Raises
@@ -258,7 +258,7 @@ def warn_of_imputed(filled: Sequence[str], by: str, stacklevel: int = 3) -> None
         What was replaced by what, such as ``"3 of 'age' by 41"``; nothing to warn of where it is empty.
     by : {"median", "mean"}
         What replaces numbers.
-    stacklevel : int, default 3
+    stacklevel : int, default=3
         As in :func:`warnings.warn`.
     """
     if filled:
@@ -285,7 +285,7 @@ def warn_of_unseen(
         Its codes.
     new_rate : float
         Part of rows that is expected to have an unseen category.
-    stacklevel : int, default 3
+    stacklevel : int, default=3
         As in :func:`warnings.warn`.
 
     Returns

@@ -133,7 +133,7 @@ class PartsWriter:
     ----------
     path : str or path
         The folder, which must not hold anything yet; or a URL of fsspec.
-    part_rows : int, default 1,048,576
+    part_rows : int, default=1,048,576
         Rows of a file; the last one has fewer, others up to a piece more.
 
     Attributes

@@ -20,7 +20,7 @@ __all__ = ["MixtureClassifier"]
 
 
 class MixtureClassifier(ClassifierMixin, MixtureEstimator):
-    """Mixture of experts whose experts are any classifiers: a gate weighs them for each row.
+    """Mixture of experts whose experts are any classifiers: a gate weights them for each row.
 
     Every expert is fitted on ``cv`` folds, as in :class:`~sklearn.ensemble.StackingClassifier`. From what they predict
     for the rows that they have not seen, the gate learns weights of the experts (Jacobs et al. 1991, by the likelihood
@@ -32,7 +32,7 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     ----------
     experts : list of estimators or of (name, estimator) pairs, optional
         Classifiers with ``predict_proba``: pipelines, gradient boosting of any library, networks, moeapps' own. They
-        are cloned, and get the rows as they are. An estimator without a name is called as its class in lower case.
+        are cloned, and get the rows as they are. An estimator without a name gets that of its class in lower case.
         ``"drop"`` in the place of an estimator leaves it out. None: a logistic regression, HistGradientBoosting, a
         random forest and a :class:`~moeapps.tables.MoEClassifier`, each of which reads any table that moeapps reads.
     gate : str or GateConfig, default="auto"
@@ -42,15 +42,15 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         regression on the experts' log-probabilities with a factor per expert and a bias per class. A
         :class:`~moeapps.core.mixing.GateConfig` sets its router, ``top_k`` and width.
     costs : "measured", dict or list, default="measured"
-        Cost of asking each expert for a row: seconds measured at the fit, or numbers above 0 by name or in the order of
-        ``experts``. Measured ones differ a little from fit to fit; give numbers where a cascade has to be reproducible.
+        Cost of running each expert for a row: seconds measured in ``fit``, or numbers above 0 by name or in the order
+        of ``experts``. Measured ones differ a little from fit to fit; give numbers if a cascade must be reproducible.
     budget : float, optional
-        For the cascade: mean cost per row, as a fraction above 0 and at most 1 of the cost of asking all experts.
+        For the cascade: mean cost per row, as a fraction above 0 and at most 1 of the cost of running all experts.
     tolerance : float, optional
-        For the cascade: how much worse the loss may be than that of asking all experts. Not with ``budget``.
+        For the cascade: how much worse the loss may be than that of running all experts. Not with ``budget``.
     inference : {"mix", "cascade"}, default="mix"
-        "mix" asks for each row all experts that the gate can use; "cascade" asks them in the order of their cost, and
-        stops for a row when the gate sees that the next is not worth it. May be changed after the fit.
+        "mix" runs for each row all experts that the gate can use; "cascade" runs them in the order of their cost, and
+        stops for a row when the next one is not expected to be worth its cost. May be changed after the fit.
     cv : int, "prefit", splitter or list of (train, test), default=5
         Folds: a number of shuffled stratified ones, a splitter of scikit-learn, or given rows. A row that no fold
         predicts teaches the gate nothing. "prefit": the experts are fitted already, on other rows than those given to
@@ -89,7 +89,7 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     candidates_ : DataFrame
         Gates that competed, with loss and standard error on rows that they had not seen.
     chosen_ : str
-        The one that predicts.
+        The candidate that predicts.
     temperatures_ : Series
         Temperature of each expert.
     costs_ : Series

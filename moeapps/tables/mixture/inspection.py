@@ -28,7 +28,7 @@ PREDICTIONS = "(experts' predictions)"
 
 
 class MixtureInspection:
-    """Methods that show what gate and experts do."""
+    """Methods to inspect gate and experts."""
 
     task: Any
     mixture_: "GatedMixture"
@@ -63,12 +63,12 @@ class MixtureInspection:
         Returns
         -------
         DataFrame of shape (n, E)
-            A column per expert. In a cascade an expert that was not asked has the weight 0.
+            A column per expert. In a cascade an expert that was not run has the weight 0.
         """
         return pd.DataFrame(self._answers(X).weights, columns=self.expert_names_, index=_index(X))
 
     def experts_asked(self, X: Any) -> pd.DataFrame:
-        """Which experts are asked for each row: a DataFrame (n, E) of bool.
+        """Which experts run for each row: a DataFrame (n, E) of bool.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class MixtureInspection:
         return pd.DataFrame(self._answers(X).asked, columns=self.expert_names_, index=_index(X))
 
     def expert_predictions(self, X: Any) -> dict[str, NDArray[np.float64]]:
-        """What each expert predicts by itself, as the gate is given it; also those that a cascade would not ask.
+        """Predictions of each expert alone, as the gate gets them; also of those that a cascade would not run.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class MixtureInspection:
         return frame.groupby(pd.Index(groups, name="group")).mean()
 
     def plot_expert_load(self, X: Any, groups: Any = None) -> Figure:
-        """Draw :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
+        """Plot :meth:`expert_load` as a heat map; returns a matplotlib Figure."""
         return plot_load(self.expert_load(X, groups))
 
     def gate_importance(self, X: Any, n_repeats: int = 5) -> pd.DataFrame:
@@ -203,7 +203,7 @@ class MixtureInspection:
         return find_regions(self.gate_features_, table, answer.weights, self.expert_names_, scores, max_depth)
 
     def cost_curve(self, X: Any, y: Any) -> pd.DataFrame:
-        """What a cascade loses by asking fewer experts, measured on these rows.
+        """Loss and score of a cascade against its cost, measured on these rows.
 
         Parameters
         ----------
@@ -215,14 +215,14 @@ class MixtureInspection:
         Returns
         -------
         DataFrame
-            A line per threshold: ``threshold``, ``cost`` (mean per row, as a fraction of asking all), ``loss`` and
+            A line per threshold: ``threshold``, ``cost`` (mean per row, as a fraction of running all), ``loss`` and
             ``accuracy`` or, for regression, ``r2``.
         """
         features, predictions, target = self._judged(X, y)
         return self._fitted_cascade().curve(features, predictions, target, np.ones(len(target)))
 
     def plot_cost_curve(self, X: Any, y: Any) -> Figure:
-        """Draw :meth:`cost_curve`, with a point for each expert alone; returns a matplotlib Figure."""
+        """Plot :meth:`cost_curve`, with a point for each expert alone; returns a matplotlib Figure."""
         features, predictions, target = self._judged(X, y)
         curve = self._fitted_cascade().curve(features, predictions, target, np.ones(len(target)))
         measure = "accuracy" if self.task == "classification" else "r2"

@@ -24,7 +24,7 @@ _NOT_ASKED = 0.01
 
 
 class MixtureOutput:
-    """Methods that write down what a mixture predicts and why."""
+    """Methods that return and save a mixture's predictions with the weights behind them."""
 
     task: Any
     inference: Any
@@ -40,7 +40,7 @@ class MixtureOutput:
     score: Any
 
     def predict_table(self, X: Any) -> pd.DataFrame:
-        """Predictions with the weights behind them; the experts are asked once.
+        """Predictions with the weights behind them; the experts run once.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class MixtureOutput:
         return _make_views(self, X, y, self._answers(X))
 
     def save_run(self, folder: str | os.PathLike[str], X: Any, y: Any) -> Path:
-        """Leave a folder that ``moeapps report`` shows.
+        """Write a run folder for ``moeapps report``.
 
         Parameters
         ----------
