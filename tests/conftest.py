@@ -7,8 +7,6 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so have the programs it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-gc.disable()  # until all tests are collected; nothing of that is garbage
-
 import pytest
 import torch
 from hypothesis import settings
@@ -23,6 +21,7 @@ collect_ignore = ["data"]
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Spare the collector of garbage the modules and the tests: searching them took a third of every short training."""
+    gc.disable()
     try:
         return (yield)
     finally:
