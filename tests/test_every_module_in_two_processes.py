@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from sklearn.linear_model import LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
-from torch.multiprocessing import start_processes
 from torch_geometric.data import Data
 
 from moeapps import registry
@@ -34,6 +33,7 @@ from moeapps.graph import (
 from moeapps.recsys import RankingData, RankingModule
 from moeapps.tables import MixtureModule, TableData, TableModule
 from moeapps.vision import DiffusionModule, ImageModule, PublicImageData
+from tests.processes import run_two
 
 pytestmark = pytest.mark.xdist_group("two_processes")
 
@@ -193,7 +193,7 @@ def two(tmp_path_factory) -> Callable[[str], list[dict[str, Any]]]:
     def run(quick: bool) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("two")
         names = [name for name in CASES if (name in QUICK) == quick]
-        start_processes(worker, (str(folder), free_port(), names), nprocs=2, start_method="spawn")
+        run_two(worker, (str(folder), free_port(), names))
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     return lambda name: [process[name] for process in run(name in QUICK)]

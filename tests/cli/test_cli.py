@@ -20,6 +20,7 @@ from moeapps.cli.main import COMMANDS, main
 from moeapps.cli.training import SUMMARIES
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import DataError
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[2]
 CORA = ROOT / "examples/graph/mowst_cora.yaml"
@@ -276,15 +277,11 @@ def test_a_second_run_has_a_folder_of_its_own(cli, tmp_path):
     assert same(final_weights(runs / "version_0"), final_weights(runs / "version_1"))
 
 
-def start(config: Path, cwd: Path, *arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "moeapps", "fit", "--config", str(config), *map(str, arguments)],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(config: Path, cwd: Path, *arguments) -> Command:
+    return Command(["fit", "--config", config, *arguments], cwd)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: Command) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None, process.stderr.read()

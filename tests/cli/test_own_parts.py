@@ -1,8 +1,6 @@
 """A router of a user's own package works with every command in a process of its own, if the user names its module."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,24 @@ from moeapps import plugins
 from moeapps.cli.main import main
 from moeapps.core.errors import MoEAppsError
 from moeapps.serve.worker import Worker
+from tests.processes import Command
 from tests.test_plugins import REGISTER, ROOT, ROUTER, folder, write  # noqa: F401 - a fixture
 
 COMMANDS = """
 import sys
 from moeapps.cli.main import main
 
-for line in sys.stdin.read().splitlines():
+for line in sys.argv[1:]:
     print("status", main(line.split()))
 """
 
 
 def commands(lines: list[str], cwd: Path) -> str:
     """Run commands in one new process; their output and exit statuses."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMMANDS], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input="\n".join(lines), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    process = Command(lines, cwd, code=COMMANDS, merged=True)
+    output, _ = process.communicate(240)
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import start_processes
 
 from moeapps.core import (
     ExpertMLP,
@@ -21,6 +20,7 @@ from moeapps.core import (
     router_z_loss,
 )
 from moeapps.core.parallel import ExpertParallel
+from tests.processes import run_two
 
 pytestmark = pytest.mark.xdist_group("two_processes")  # which are started once
 
@@ -116,7 +116,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
-    start_processes(worker, (str(folder),), nprocs=2, start_method="spawn")
+    run_two(worker, (str(folder),))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import start_processes
 
 from moeapps.core.distributed import gather_rows
 from moeapps.core.loading import EpochSampler
 from moeapps.recsys import RankingModule, auc
 from moeapps.recsys.targets import Targets
+from tests.processes import run_two
 
 pytestmark = pytest.mark.xdist_group("two_processes")
 
@@ -53,7 +53,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     folder = str(tmp_path_factory.mktemp("two"))
-    start_processes(worker, (folder,), nprocs=2, start_method="spawn")
+    run_two(worker, (folder,))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from moeapps.serve.batching import Limits, ModelServer
 from moeapps.serve.refusal import Refusal
 from moeapps.serve.services import open_service
 from moeapps.serve.worker import answer_all
+from tests.processes import Command
 
 ROW = {"age of": 30, "city": "Rome", "visits": 2}
 """A row that the table's model takes."""
@@ -101,11 +100,7 @@ class Server:
     """`moeapps serve` in a process of its own."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "moeapps", "serve", *map(str, arguments), "--port", "0"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-        )  # fmt: skip
-        assert self.process.stdout is not None
+        self.process = Command(["serve", *arguments, "--port", "0"], **environment)
         self.line = self.process.stdout.readline()
         found = re.search(r"http://\S+:\d+", self.line)
         assert found, self.process.stderr.read()

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import moeapps
 from moeapps.cli.main import main
 from moeapps.stream import DriftMoEClassifier, FrameSource, LinesSink, StreamRun
 from moeapps.stream.compiled.engine import tree_arrays
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[2]
 TREES = ["--set", "experts=null", "--set", "router_hidden=[8, 8]"]
@@ -65,10 +64,6 @@ def command(folder: Path, name: str, *more: str, source: str = "data.csv") -> li
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 def same_outcome(folder: Path, first: str, second: str) -> None:
     one, two = (moeapps.load(folder / name / "stream.safetensors") for name in (first, second))
     arrays, others = tree_arrays(one.model._engine), tree_arrays(two.model._engine)
@@ -91,12 +86,7 @@ def kill_often(folder: Path, kills: int, n: int, seconds: float, source: str = "
     generator = random.Random(0)
     done = 0
     while done < kills:
-        process = subprocess.Popen(
-            command(folder, "killed", "--resume", *more, source=source),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = Command(command(folder, "killed", "--resume", *more, source=source)[3:])
         target = folder / "killed" / "stream.safetensors"
         before = target.stat().st_mtime_ns if target.exists() else 0
         while process.poll() is None and (not target.exists() or target.stat().st_mtime_ns == before):
@@ -156,9 +146,7 @@ def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it
 
 def test_sigterm_finishes_the_batch_saves_and_exits_with_0(tmp_path):
     make_csv(tmp_path / "data.csv", 12_000)
-    process = subprocess.Popen(
-        command(tmp_path, "stopped"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Command(command(tmp_path, "stopped")[3:])
     while not (tmp_path / "stopped" / "stream.safetensors").exists():
         time.sleep(0.01)
         assert process.poll() is None

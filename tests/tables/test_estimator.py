@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +19,7 @@ import moeapps
 from moeapps import MoEClassifier, MoERegressor
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from tests.core.dense import ROUTERS
+from tests.processes import Command
 
 QUICK = {"num_experts": 3, "dim": 8, "num_blocks": 1, "max_epochs": 3, "accelerator": "cpu", "random_state": 0}
 BOTH = pytest.mark.parametrize("kind", [MoEClassifier, MoERegressor])
@@ -361,7 +360,9 @@ def test_saved_models_predict_the_same_in_another_process(kind, tmp_path):
         f"got = moeapps.load(folder + '/model.safetensors').{method}(pandas.read_pickle(folder + '/X.pkl'));"
         "assert (got == numpy.load(folder + '/expected.npy')).all()"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    process = Command([tmp_path], code=code)
+    _, error = process.communicate(120)
+    assert process.returncode == 0, error
 
 
 @BOTH

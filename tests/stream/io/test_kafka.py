@@ -1,10 +1,8 @@
 """Kafka, against the mock cluster that librdkafka ships: a real protocol, brokers in this process."""
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from moeapps.core.errors import ConfigError
 from moeapps.stream import DriftMoEClassifier, StreamRun, open_sink, open_source
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.io.kafka import KafkaSource
+from tests.processes import Command
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
@@ -122,9 +121,7 @@ def test_a_killed_consumer_learns_every_event_exactly_once(broker, tmp_path):
     generator, target = random.Random(1), tmp_path / "killed" / "stream.safetensors"
     for _ in range(kills):
         before = target.stat().st_mtime_ns if target.exists() else 0
-        process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = Command(command[3:])
         while process.poll() is None and (not target.exists() or target.stat().st_mtime_ns == before):
             time.sleep(0.005)
         time.sleep(generator.random() * 0.05)
