@@ -35,8 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column by which rows are ordered: learn from the past, test on what comes next",
     )
     add("--ignore", metavar="COLUMN", action="append", default=[], help="column not to be used; may be repeated")
-    add("--edges", metavar="FILE", help="table of the edges of a graph: source, target and, if any, weight")
-    add("--id", metavar="COLUMN", help="column by which --edges names the nodes (default: the order of rows)")
+    add("--edges", metavar="FILE", help="table of the edges of a graph, whose nodes are the rows of DATA")
+    add("--id", metavar="COLUMN", help="column by which --edges names the nodes (default: one called id, node or "
+        "node_id, else the order of rows)")  # fmt: skip
+    add("--edge-source", metavar="COLUMN", help="column of --edges with the id at one end (default: source, or the "
+        "first)")  # fmt: skip
+    add("--edge-target", metavar="COLUMN", help="column of --edges with the id at the other end (default: target, or "
+        "the second)")  # fmt: skip
+    add("--edge-weight", metavar="COLUMN", help="column of --edges with weights (default: one called weight)")
+    add("--directed", action="store_true", help="edges go one way only (default: both ways)")
+    add("--missing-nodes", choices=("error", "ignore"), help="what to do with an edge to a node that DATA does not "
+        "have (default: error)")  # fmt: skip
     add("--resplit", action="store_true", help="split a graph at random although it has masks")
     add("--root", metavar="FOLDER", help="folder with the files of a public data set")
     add("--image-size", metavar="PIXELS", type=int, help="side to which images are resized")
@@ -74,6 +83,11 @@ def run(options: argparse.Namespace) -> int:
         ignore=options.ignore,
         edges=options.edges,
         id=options.id,
+        edge_source=options.edge_source,
+        edge_target=options.edge_target,
+        edge_weight=options.edge_weight,
+        undirected=False if options.directed else None,
+        missing_nodes=options.missing_nodes,
         resplit=options.resplit,
         root=options.root,
         image_size=options.image_size,

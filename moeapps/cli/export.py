@@ -37,6 +37,12 @@ def run(options: argparse.Namespace) -> int:
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target} must end in .safetensors: it is the model file to write")
     source = checkpoint_in(Path(options.checkpoint))
+    if source.is_dir():
+        runs = sorted(path for path in source.parent.glob("*") if path != source and checkpoint_in(path) != path)
+        raise ConfigError(
+            f"{source} holds no checkpoints/last.ckpt: its training ended before the first one, or it is no run"
+            + (f"; the latest run beside it is {max(runs, key=_written)}" if runs else "")
+        )
     if not is_checkpoint(existing_file(source, "a checkpoint of moeapps fit")):
         raise ConfigError(f"{source} is not a checkpoint of moeapps fit (if it is a saved model, it needs no export)")
     with warnings.catch_warnings():
@@ -45,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
         model.save(target)
     print(f"model: {target} ({type(model).__name__} of {source})")
     return 0
+
+
+def _written(run: Path) -> float:
+    return checkpoint_in(run).stat().st_mtime
 
 
 def checkpoint_in(path: Path) -> Path:

@@ -56,9 +56,10 @@ def print_end(trainer: L.Trainer, folder: Path | None, checkpoints: list[str], c
     if not commands or folder is None or not checkpoints or not (folder / "config.yaml").is_file():
         return
     config, best_file = shlex.quote(str(folder / "config.yaml")), shlex.quote(checkpoints[0])
-    print(f"next: moeapps test --config {config} --ckpt_path {best_file}")
-    print(f"      moeapps report {shlex.quote(str(folder))}")
-    print(f"      moeapps export {best_file} MODEL.safetensors")
+    following = [f"moeapps report {shlex.quote(str(folder))}", f"moeapps export {best_file} MODEL.safetensors"]
+    if getattr(getattr(trainer, "datamodule", None), "has_test_data", True):  # data that do not say so have some
+        following.insert(0, f"moeapps test --config {config} --ckpt_path {best_file}")
+    print("next: " + "\n      ".join(following))
 
 
 def print_table(corner: str, columns: Mapping[str, Mapping[str, float | str]]) -> None:

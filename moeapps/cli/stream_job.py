@@ -319,10 +319,14 @@ def _summary(job: StreamRun, console: Console, before: Counts) -> int:
         )
     if job.watch_errors.count:
         print_line(console, f"{job.watch_errors.count:,} drift alarm{'s' * (job.watch_errors.count > 1)}")
+    if counts.events == before.events:
+        print_line(console, "no event: the source has none" if not counts.events else "no event since")
     used = counts.learned + counts.unlabeled + counts.repeated
     if counts.rejected > before.rejected and used == before.learned + before.unlabeled + before.repeated:
         print_line(console, f"no event could be used: all {counts.rejected - before.rejected:,} were rejected")
         return 3
+    if job.checkpoint is not None and job.scores.n:
+        print_line(console, f"next: moeapps report {job.checkpoint}")
     return 0
 
 

@@ -38,7 +38,7 @@ from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers, make_loggers
-from moeapps.core.run_folder import new_run_folder
+from moeapps.core.run_folder import discard_unused, new_run_folder
 from moeapps.core.run_result import RunResult, is_smaller_better
 from moeapps.core.statistics import RoutingMonitor
 from moeapps.core.tabledata.urls import is_url
@@ -98,6 +98,9 @@ class MoEAppsCLI(LightningCLI):
     _continued: bool = False
     loggers: ClassVar[list[Logger]] = []
     """Loggers of the run that moeapps made."""
+
+    made: ClassVar[Path | None] = None
+    """Folder that was made for this run, so that one that fails before it begins leaves none."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser of a subcommand, or of what stands before it."""
@@ -255,7 +258,8 @@ class MoEAppsCLI(LightningCLI):
             raise ConfigError("--logger and trainer.logger exclude each other: give one of them")
         names = check_names(["csv", "tensorboard"] if named is None else named)
         if fitting and logger in (None, True, False, []):  # without a logger, too, a run has a folder of its own
-            self.folder = self.folder or new_run_folder(root)
+            if self.folder is None:
+                self.folder = type(self).made = new_run_folder(root)
             root = root if logger in (None, True) else self.folder
             step = steps_of(self._get(self.config, "ckpt_path")) if self._continued else None
             begin_again(self.folder)
@@ -395,7 +399,7 @@ def run(
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
-    MoEAppsCLI.seed, MoEAppsCLI.loggers = seed, []
+    MoEAppsCLI.seed, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, [], None
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
@@ -419,6 +423,7 @@ def run(
         return complete.folder
     finally:
         close_loggers(MoEAppsCLI.loggers)
+        discard_unused(MoEAppsCLI.made)
     return cli.folder if cli.trainer.is_global_zero else None
 
 

@@ -30,6 +30,11 @@ def compare(
     ignore: str | Sequence[str] = (),
     edges: Any = None,
     id: str | None = None,
+    edge_source: str | None = None,
+    edge_target: str | None = None,
+    edge_weight: str | None = None,
+    undirected: bool | None = None,
+    missing_nodes: Literal["error", "ignore"] | None = None,
     resplit: bool = False,
     root: str | Path | None = None,
     image_size: int | None = None,
@@ -74,9 +79,19 @@ def compare(
     ignore : str or sequence of str, default=()
         Columns of a table, or fields of a stream, that models do not see.
     edges : frame or path, optional
-        Edges of a graph: source, target, and a weight if there is a third column.
+        Table of the edges of a graph, whose nodes are the rows of ``data``. Both are read as ``MowstClassifier.fit``
+        reads them.
     id : str, optional
-        Column of the nodes that ``edges`` names them by; the order of the rows by default.
+        Column of the nodes that ``edges`` names them by; one called ``id``, ``node`` or ``node_id``, or else the order
+        of the rows, when None.
+    edge_source, edge_target : str, optional
+        Columns of the edges with the ids at both ends; ``source`` and ``target``, or the first two, when None.
+    edge_weight : str, optional
+        Column of the edges with weights; one called ``weight`` when None.
+    undirected : bool, optional
+        Whether every edge goes both ways; True when None.
+    missing_nodes : {"error", "ignore"}, optional
+        What to do with an edge to a node that ``data`` does not have: refuse it (also when None), or leave it out.
     resplit : bool, default=False
         Whether to split a graph at random although it has masks of its own.
     root : path, optional
@@ -143,8 +158,9 @@ def compare(
     made = kind.make(
         data, target,
         {"metric": metric, "models": models, "splits": splits, "seed": random_state, "groups": groups, "time": time,
-         "ignore": ignored, "edges": edges, "id": id, "resplit": resplit, "root": root,
-         "image_size": image_size},
+         "ignore": ignored, "edges": edges, "id": id, "edge_source": edge_source, "edge_target": edge_target,
+         "edge_weight": edge_weight, "undirected": undirected, "missing_nodes": missing_nodes, "resplit": resplit,
+         "root": root, "image_size": image_size},
         {"task": task, "max_rows": max_rows, "max_events": max_events},
     )  # fmt: skip
     _announce(made, console)

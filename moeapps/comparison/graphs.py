@@ -4,31 +4,36 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from torch_geometric.data import Data
 
 from moeapps.comparison.held_out import measured, seeded
-from moeapps.comparison.reading import check_named_columns, read_table
+from moeapps.comparison.reading import read_table
 from moeapps.comparison.scoring import ClassPredictions, Scoring
 from moeapps.comparison.task import Candidate, Measured, Task, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.source import listed
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.datasets import PUBLIC_GRAPHS, PublicGraphData, split_randomly
 from moeapps.graph.gnn_classifier import GNNClassifier
-from moeapps.graph.inputs import as_graph
 from moeapps.graph.masks import MASKS, has_splits
 from moeapps.graph.mowst_classifier import MowstClassifier
-from moeapps.tables.mixture.features import TableFeatures
+from moeapps.graph.node_names import node_names
+from moeapps.graph.node_table import IDS, GraphTables, NodeTable
 
 __all__ = ["GraphTask", "graph_task"]
 
 NETWORKS = {"MLP (no edges)": "mlp", "GCN": "gcn", "GraphSAGE": "sage", "GAT": "gat"}
 """Networks that are trained alone, by the name in tables."""
+
+ROW = "number of the row"
+"""Column of ids where the edges name nodes by their order."""
 
 
 def graph_task(
@@ -37,6 +42,11 @@ def graph_task(
     *,
     edges: Any = None,
     id: str | None = None,
+    edge_source: str | None = None,
+    edge_target: str | None = None,
+    edge_weight: str | None = None,
+    undirected: bool | None = None,
+    missing_nodes: Literal["error", "ignore"] | None = None,
     ignore: Sequence[str] = (),
     resplit: bool = False,
     root: str | Path | None = None,
@@ -54,9 +64,10 @@ def graph_task(
     target : str, optional
         Column of the nodes' table with the classes.
     edges : frame or path, optional
-        Source and target of each edge, and its weight if there is a third column.
-    id : str, optional
-        Column of the nodes that ``edges`` names them by.
+        One row per edge.
+    id, edge_source, edge_target, edge_weight, undirected, missing_nodes
+        What the columns of both tables mean, as in :class:`~moeapps.graph.GraphTables`. Nodes without ids are named by
+        the numbers of their rows.
     ignore : sequence of str, default=()
         Columns of the nodes that models do not see.
     resplit : bool, default=False
@@ -77,9 +88,19 @@ def graph_task(
     """
     name = data if isinstance(data, str) and data in PUBLIC_GRAPHS else "the graph"
     if edges is not None:
-        raw, name = graph_of_tables(data, target, edges, id, ignore)
-    elif target is not None or id is not None or ignore:
-        given = [word for word, value in (("target", target), ("id", id), ("ignore", ignore)) if value]
+        tables = GraphTables(
+            id, target, None, edge_source, edge_target, edge_weight, undirected is not False, missing_nodes or "error",
+            tuple(ignore),
+        )  # fmt: skip
+        raw, name = graph_of_tables(data, edges, tables)
+    elif given := [
+        word
+        for word, value in {
+            "target": target, "id": id, "ignore": ignore, "edge_source": edge_source, "edge_target": edge_target,
+            "edge_weight": edge_weight, "undirected": undirected, "missing_nodes": missing_nodes,
+        }.items()
+        if value not in (None, (), [])
+    ]:  # fmt: skip
         raise ConfigError(f"{' and '.join(given)} belong to a table of nodes: give edges, too")
     elif name != "the graph":
         raw = PublicGraphData(name, root=None if root is None else str(root)).load()
@@ -188,31 +209,45 @@ class GraphTask(Task):
         return told
 
 
-def graph_of_tables(nodes: Any, target: Any, edges: Any, id: str | None, ignore: Sequence[str]) -> tuple[Data, str]:
-    """A graph from a table of nodes and a table of edges, and what it is called.
+def graph_of_tables(nodes: Any, edges: Any, tables: GraphTables) -> tuple[Data, str]:
+    """The graph that ``fit`` makes of a table of nodes and a table of edges, and what it is called.
 
     Raises
     ------
     ConfigError, DataError
         If a column is missing, or the tables do not fit together.
     """
-    if not isinstance(target, str):
+    if not isinstance(tables.target, str):
         raise ConfigError("target must be the name of the nodes' column with the classes (--target COLUMN)")
     is_path = isinstance(nodes, str | os.PathLike)
-    frame = read_table(nodes) if is_path else as_frame(nodes, "data")
     name = Path(nodes).name if is_path else "the graph"
-    check_named_columns(frame.columns, {"target": [target], "id": [id], "ignore": ignore}, name)
-    links = edges if is_table(edges) else read_table(edges)
-    links = as_frame(links, "edges")
-    if len(links.columns) not in (2, 3):
-        raise DataError(f"edges must have 2 columns (source, target) or 3 (and a weight), got {len(links.columns)}")
-    labels = frame[target].astype(object).where(frame[target].notna() & (frame[target].astype(str) != ""), None)
-    features = frame.drop(columns=[target, *ignore, *([id] if id is not None else [])])
-    if features.shape[1] == 0:
-        raise DataError(f"{name} has no column to learn from besides the target and the id")
-    numbers = TableFeatures("onehot").fit(features).transform(features)
-    index = None if id is None else pd.Index(frame[id], name=id)
-    return as_graph(pd.DataFrame(numbers, index=index), labels.to_numpy(), links), name
+    if tables.id is None and (numbered := _by_row(nodes, edges, tables)) is not None:
+        nodes, tables = numbered, replace(tables, id=ROW)
+    return NodeTable.learn(nodes, edges, tables)[1].graph, name
+
+
+def _by_row(nodes: Any, edges: Any, tables: GraphTables) -> pd.DataFrame | None:
+    """The nodes with the numbers of their rows as ids, where nothing else could name them.
+
+    Raises
+    ------
+    ConfigError
+        If the edges hold no numbers of rows, naming the column of the nodes that has what they hold.
+    """
+    frame = as_frame(nodes, "data") if is_table(nodes) else read_table(nodes)
+    if any(str(column).lower() in IDS for column in frame) or node_names(frame) is not None:
+        return None
+    links = as_frame(edges, "edges") if is_table(edges) else read_table(edges)
+    end = links[tables.edge_source] if tables.edge_source in links else links.iloc[:, 0]
+    names = set(end.astype(str))
+    if names <= set(map(str, range(len(frame)))):
+        return frame.assign(**{ROW: np.arange(len(frame))})
+    found = max(frame, key=lambda column: len(names & set(frame[column].astype(str))), default=None)
+    shared = 0 if found is None else len(names & set(frame[found].astype(str)))
+    hint = f"--id {found} names the column that has {shared:,} of the {len(names):,} ids of the edges" if shared else (
+        f"name the column of the nodes with such ids, one of {listed(frame.columns)}"
+    )  # fmt: skip
+    raise ConfigError(f"id is missing: the edges name nodes like {str(end.iloc[0])!r}, not numbers of rows; {hint}")
 
 
 def _candidates() -> list[Candidate]:

@@ -95,7 +95,8 @@ _STREAM = Kind(
 )  # fmt: skip
 _GRAPH = Kind(
     "a graph", "moeapps.comparison.graphs.graph_task", "moeapps.graph.datasets.PUBLIC_GRAPHS",
-    ("graph",), (*_COMMON, "edges", "id", "resplit", "ignore", "root"),
+    ("graph",), (*_COMMON, "edges", "id", "edge_source", "edge_target", "edge_weight", "undirected", "missing_nodes",
+     "resplit", "ignore", "root"),
 )  # fmt: skip
 _KINDS = (_IMAGES, _TABLE, _STREAM, _GRAPH)  # digits are images, unless task says otherwise
 

@@ -2,11 +2,12 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-__all__ = ["new_run_folder", "run_folder"]
+__all__ = ["discard_unused", "new_run_folder", "run_folder"]
 
 
 def new_run_folder(root: str | os.PathLike[str]) -> Path:
@@ -33,3 +34,9 @@ def run_folder(folder: Path) -> Path:
     if getattr(rank_zero_only, "rank", 0) == 0:
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def discard_unused(folder: Path | None) -> None:
+    """Remove the folder of a run that ended before it began, as by a misspelled column: only loggers were there."""
+    if folder is not None and folder.is_dir() and all(p.name.startswith("events.out.") for p in folder.iterdir()):
+        shutil.rmtree(folder)

@@ -169,6 +169,11 @@ class GraphDataModule(L.LightningDataModule):
         chosen = nodes if isinstance(nodes, Tensor) else torch.tensor(nodes)
         return NodeBatch(self.graph, self.edges, chosen, self.num_neighbors, self.batch_size)
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether a labeled node is there to test on, after ``setup``."""
+        return "test_mask" in self.graph and bool((self.graph.test_mask & (self.graph.y >= 0)).any())
+
     def train_dataloader(self) -> ResumableLoader:
         """The whole graph once per epoch, or mini-batches of training nodes in random order."""
         return self._loader("train_mask", shuffle=True)
@@ -185,7 +190,7 @@ class GraphDataModule(L.LightningDataModule):
         DataError
             If there are no test nodes to make batches of.
         """
-        if self.batch_size is not None and ("test_mask" not in self.graph or not bool(self.graph.test_mask.any())):
+        if self.batch_size is not None and not self.has_test_data:
             raise DataError("the data has no labeled node in test_mask: there is nothing to test on")
         return self._loader("test_mask")
 

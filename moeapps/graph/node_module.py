@@ -154,7 +154,10 @@ class NodeModule(Configurable, MoEModule):
             If the graph has no test nodes.
         """
         if "test_mask" not in batch.graph or not bool(batch.graph.test_mask.any()):
-            raise ConfigError("the data has no labeled node in test_mask: there is nothing to test on")
+            raise ConfigError(
+                "the data has no labeled node in test_mask: there is nothing to test on (GraphTableData takes a column "
+                "that says train, val or test as split)"
+            )
         self._collect(batch, "test_mask")
 
     def on_test_epoch_end(self) -> None:

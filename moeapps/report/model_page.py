@@ -188,7 +188,7 @@ def _facts(model: Any) -> dict[str, str]:
             plural(int(count), str(kind)) for kind, count in kinds.items()
         )
     elif hasattr(model, "n_features_in_"):
-        facts["columns"] = str(model.n_features_in_)
+        facts["features" if hasattr(model, "_nodes_to_score") else "columns"] = str(model.n_features_in_)
     if hasattr(model, "classes_") and model.classes_ is not None:
         names = [str(value) for value in model.classes_]
         facts["classes"] = f"{len(names)}: " + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
@@ -216,7 +216,7 @@ def _versions() -> list[str]:
 
 def _columns(model: Any) -> pd.DataFrame | None:
     try:
-        columns = model.columns_
+        columns = model.node_columns_ if getattr(model, "node_table_", None) is not None else model.columns_
     except (AttributeError, NotImplementedError):
         return None
     return columns if isinstance(columns, pd.DataFrame) and "kind" in columns and len(columns) else None
@@ -320,7 +320,9 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _named_values(title: str, values: dict[str, Any]) -> Table:
-    return Table(title, ["setting", "value"], [[name, _cell(value)] for name, value in values.items()])
+    return Table(
+        title, ["setting", "value"] if values else [], [[name, _cell(value)] for name, value in values.items()]
+    )
 
 
 def _cell(value: Any) -> str:

@@ -320,7 +320,9 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     table, edges = X if isinstance(X, tuple) else (X, None)
     graph, truth, chosen = model._nodes_to_score(table, y, edges, None, None)
     ids, features = None, getattr(model, "feature_names_in_", None)
+    tested, way = table, "a test_mask of the graph"
     if getattr(graph, "table", None) is not None:
+        tested, way = graph.table.graph, "a column that says train, val or test, named by split= (--data.split),"
         ids, features = graph.table.ids, model.node_table_.feature_names()
         model = copy.copy(model)
         model.node_table_ = None  # the tables have been read: from here on it is a graph
@@ -328,13 +330,17 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     nodes, truth = chosen[rows], np.asarray(truth)[rows]
     codes = _codes(model, truth, target)
     judged = Target(target, codes, model.predict_proba(graph, nodes=nodes), _classes(model))
+    hints = [] if getattr(tested, "test_mask", None) is not None else [
+        "no node is marked as one to test: all nodes with a label count, and those that the model was trained on look "
+        f"better than new ones; {way} keeps nodes out of the training and for this page"
+    ]  # fmt: skip
     weights, opinions = None, {}
     if hasattr(model, "expert_weights"):
         weights = _named(model.expert_weights(graph, nodes=nodes))
         opinions = model.expert_predictions(graph, nodes=nodes)
     return Judged(
         [judged], _node_columns(graph, nodes, features), weights, opinions, notes=notes,
-        names=[str(node if ids is None else ids[node]) for node in nodes], row_name="node",
+        names=[str(node if ids is None else ids[node]) for node in nodes], row_name="node", hints=hints,
     )  # fmt: skip
 
 

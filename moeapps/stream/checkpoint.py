@@ -168,7 +168,7 @@ def changed_settings(
                 hint = "give the same again, or begin another run in another folder"
                 hint += f" with --model {file}" if name == "set" else ""
             if not allow_change or "--allow-change" not in hint:
-                difference = f"{_shown(setting, before)}, not {_shown(setting, after)}"
+                difference = f"{_shown(setting, before)}, this command has {_shown(setting, after)}"
                 raise ConfigError(f"{file} was made with {difference}: {hint}")
             changed.add(setting)
     return changed

@@ -5,6 +5,7 @@ from typing import Any
 
 from moeapps.core.errors import ConfigError
 from moeapps.registry import nearest
+from moeapps.stream.label_check import LabelCheck
 
 __all__ = ["LOOK", "FieldCheck"]
 
@@ -23,6 +24,8 @@ class FieldCheck:
         Whether the target has to occur: the model has learned nothing, and no label can come late.
     late : bool, default False
         Whether labels may come late, by id. Then an absent target is told, and never refused.
+    labels : LabelCheck, optional
+        Looks at the labels of the same events.
 
     Notes
     -----
@@ -30,8 +33,14 @@ class FieldCheck:
     may be left out. The target is refused in any case if it is needed.
     """
 
-    def __init__(self, expected: Mapping[str, tuple[str, ...]], needed: bool = True, late: bool = False) -> None:
-        self.expected, self.needed, self.late = expected, needed, late
+    def __init__(
+        self,
+        expected: Mapping[str, tuple[str, ...]],
+        needed: bool = True,
+        late: bool = False,
+        labels: LabelCheck | None = None,
+    ) -> None:
+        self.expected, self.needed, self.late, self.labels = expected, needed, late, labels
         self.seen: dict[str, None] = {}
         self.events = 0
         self.done = False
@@ -48,6 +57,8 @@ class FieldCheck:
             return []
         self.seen.update(dict.fromkeys(map(str, fields)))
         self.events += 1
+        if self.labels is not None:
+            self.labels.see(fields.get(self.labels.target))
         return self.finish() if self.events >= LOOK else []
 
     def finish(self) -> list[str]:
@@ -56,7 +67,7 @@ class FieldCheck:
         Raises
         ------
         ConfigError
-            If a field does not occur that has to.
+            If a field does not occur that has to, or as :meth:`LabelCheck.finish`.
         """
         if self.done or not self.events:
             return []
@@ -81,4 +92,4 @@ class FieldCheck:
                 if refused:
                     raise ConfigError(f"{message}; {hint}")
                 notes.append(f"{message}{f'; {hint}' if guess else ''}")
-        return notes
+        return notes if self.labels is None else [*notes, *self.labels.finish()]

@@ -78,6 +78,11 @@ class NamedMetrics:
     def __len__(self) -> int:
         return len(self._total)
 
+    @property
+    def positive(self) -> dict[str, tuple[str, ...]]:
+        """Labels that are positive, of each metric of two classes."""
+        return {name: labels for name, labels in self._positive.items() if labels is not None}
+
     def update(self, truth: Any, prediction: Any, probabilities: dict[Any, float] | None = None) -> None:
         """Count one instance. One without a prediction, or without probabilities where they are needed, is ignored."""
         if prediction is None or (isinstance(prediction, float) and math.isnan(prediction)):

@@ -30,6 +30,7 @@ from moeapps.stream.io.delay import PendingLabels, RecentIds
 from moeapps.stream.io.events import Source
 from moeapps.stream.io.sinks import Sink, open_sink
 from moeapps.stream.io.sources import FrameSource, open_source
+from moeapps.stream.label_check import LabelCheck
 from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.resumption import Resumption
 from moeapps.stream.scores import ClassScores, NumberScores
@@ -310,8 +311,9 @@ class StreamRun(Resumption, EventHandling):
             "target": (self.target,), "id": (self.id_field,) if self.id_field else (), "drop": self.drop,
             "keep": self.keep, "time": (self.time_field,) if self.time_field else (),
         }  # fmt: skip
-        late = self.id_field is not None
-        return FieldCheck(named, needed=not late and self.model.n_seen_ == 0, late=late)
+        late, new = self.id_field is not None, self.model.n_seen_ == 0
+        labels = LabelCheck(self.target, self.named.positive, classes=new and self.target not in self.types)
+        return FieldCheck(named, not late and new, late, None if self.model._numbers else labels)
 
     def _remove_outputs(self) -> None:
         for sink in self._file_sinks().values():

@@ -89,6 +89,28 @@ def test_text_columns_of_nodes_become_features(tables):
     assert whole.graph(0).x.shape[1] == without.graph(0).x.shape[1] + 2
 
 
+@pytest.mark.filterwarnings("ignore:edges. 1 of 59 edges name a node", "ignore:the graph is directed")
+def test_two_tables_are_the_graph_that_fit_makes_of_them(tables):
+    nodes, edges = tables
+    once = pd.concat([edges[edges["from"] < edges["to"]], pd.DataFrame({"from": ["node 1"], "to": ["gone"]})])
+    once["amount"] = np.arange(len(once)) + 1.0
+    given = {"edges": once, "missing_nodes": "ignore"}
+    compared = graph_task(nodes, "side", **given).graph(0)
+    model = GNNClassifier("gcn", norm=None, max_epochs=1).fit(nodes, target="side", **given)
+    assert torch.equal(compared.x.to_dense(), model.node_ids_.graph.x)
+    assert torch.equal(compared.edge_index, model.node_ids_.graph.edge_index)
+    assert compared.edge_weight is None, "a column that is not called weight holds none"
+    assert graph_task(nodes, "side", undirected=False, **given).graph(0).edge_index.shape[1] == len(once) - 1
+
+
+def test_nodes_without_ids_are_named_by_their_rows_and_other_ids_by_the_column_that_has_them(tables):
+    nodes, edges = tables
+    rows = edges.apply(lambda ends: ends.str.removeprefix("node ").astype(int))
+    assert graph_task(nodes.drop(columns="node"), "side", edges=rows).graph(0).num_nodes == 60
+    with pytest.raises(ConfigError, match="nodes like 'node 0', not numbers of rows; --id account names the column"):
+        graph_task(nodes.rename(columns={"node": "account"}), "side", edges=edges)
+
+
 def test_nodes_without_label_are_not_scored(tables):
     nodes, edges = tables
     gaps = nodes.assign(side=nodes["side"].where(nodes.index > 19))
@@ -106,7 +128,7 @@ def test_the_same_seed_gives_the_same_numbers():
     ("arguments", "error", "message"),
     [
         ({"target": "sied"}, DataError, "did you mean 'side'"),
-        ({"target": "side", "id": "nod"}, DataError, "id: the graph has no column 'nod'; did you mean 'node'"),
+        ({"target": "side", "id": "nod"}, DataError, "nodes has no column 'nod', which id names.*did you mean 'node'"),
         ({}, ConfigError, "target must be the name of the nodes' column"),
     ],
 )

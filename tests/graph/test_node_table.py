@@ -232,9 +232,17 @@ def test_from_two_files_to_labels_by_the_command_line(files, tmp_path, capsys, m
     given += ["--data.id", "account"]
     fit = ["--model", "GNNModule", "--model.hidden_channels", "8", "--data", "GraphTableData", *given]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    assert main(["fit", *fit, "--data.target", "lable", "--trainer.max_epochs", "2", *quiet]) == 1
+    assert not list((tmp_path / "moeapps-runs").iterdir()), "a run that never began leaves no folder"
+    capsys.readouterr()
     assert main(["fit", *fit, "--trainer.max_epochs", "2", *quiet]) == 0
     checkpoint = tmp_path / "moeapps-runs" / "version_0" / "checkpoints" / "last.ckpt"
-    capsys.readouterr()
+    told = capsys.readouterr().out
+    assert "next: moeapps report" in told
+    assert "moeapps test" not in told, "there are no nodes to test on"
+    (tmp_path / "moeapps-runs" / "version_1").mkdir()
+    assert main(["export", "moeapps-runs/version_1", "model.safetensors"]) == 2
+    assert "the latest run beside it is moeapps-runs/version_0" in capsys.readouterr().err
     score = ["score", str(checkpoint), "--input", str(files / "nodes.csv"), "--output", "labels.csv"]
     assert main([*score, "--edges", str(files / "edges.csv"), "--keep", "country"]) == 0
     labels = pd.read_csv("labels.csv")

@@ -29,6 +29,7 @@ __all__ = [
     "is_number_value",
     "missing_texts",
     "number_key",
+    "other_separator",
     "pattern_of",
     "read_cell",
     "sample_of",
@@ -103,6 +104,16 @@ def is_missing_cell(value: Any, missing: frozenset[str] = frozenset()) -> bool:
     if isinstance(value, np.datetime64 | np.timedelta64):
         return bool(np.isnat(value))
     return isinstance(value, float | np.floating) and bool(value != value)
+
+
+def other_separator(columns: Sequence[str], separator: str = ",") -> str | None:
+    """What is wrong with a header of one column that looks separated by another character; None if it does not."""
+    if len(columns) != 1 or (found := re.search(r"[;\t|]", columns[0])) is None or found.group() == separator:
+        return None
+    return (
+        f"the header {columns[0][:60]!r} has no {separator!r} and looks separated by {found.group()!r}: a .csv file is "
+        "separated by commas"
+    )
 
 
 def pattern_of(kind: CellKind) -> str:

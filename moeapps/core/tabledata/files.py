@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, FileFormatError
-from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.cells import missing_texts, other_separator
 from moeapps.core.tabledata.copies import CellsCopy
 from moeapps.core.tabledata.frames import arrow_to_frame
 from moeapps.core.tabledata.kinds import ColumnKind
@@ -159,11 +159,8 @@ class _TextPart(_Part):
             if "Empty CSV" in str(error):
                 raise FileFormatError(f"{path} is empty: expected a header with the names of the columns") from None
             raise self._error(error) from None
-        if len(self.columns) == 1 and (found := re.search(r"[;\t|]", self.columns[0])):
-            raise FileFormatError(
-                f"{path}: the header {self.columns[0][:60]!r} has no {self._delimiter!r} and looks separated by "
-                f"{found.group()!r}: a .csv file is separated by commas, a .tsv file by tabs"
-            )
+        if (fault := other_separator(self.columns, self._delimiter)) is not None:
+            raise FileFormatError(f"{path}: {fault}, a .tsv file by tabs")
         if self.copy_path is not None and len(set(self.columns)) == len(self.columns):
             names = [name for name in self.columns if table.copied is None or name in table.copied]
             # without any column there is still the number of rows to know

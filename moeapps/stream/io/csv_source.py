@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.tabledata.cells import MISSING_VALUES
+from moeapps.core.tabledata.cells import MISSING_VALUES, other_separator
 from moeapps.stream.io.columns import Columns
 from moeapps.stream.io.events import Event
 from moeapps.stream.io.lines import MOMENT, LineReader, OfLines
@@ -49,7 +49,7 @@ class CSVSource(OfLines):
     Raises
     ------
     FileFormatError
-        If the file is empty, not UTF-8, or its header has a name twice.
+        If the file is empty, not UTF-8, not separated by commas, or its header has a name twice.
     """
 
     def __init__(self, path: str | Path, complete: bool = False) -> None:
@@ -93,6 +93,8 @@ class CSVSource(OfLines):
         if not cells or cells == [""]:
             raise FileFormatError(f"{self.path} is empty: expected a header with the names of the columns")
         cells[0] = cells[0].removeprefix("\ufeff")
+        if (fault := other_separator(cells)) is not None:
+            raise FileFormatError(f"{self.path}: {fault}")
         twice = sorted({name for name in cells if cells.count(name) > 1})
         if twice:
             raise FileFormatError(f"{self.path}, line 1: column {twice[0]!r} occurs twice")

@@ -66,6 +66,8 @@ class LinesSource(OfLines):
         self._skip = 0
         self._at_end = False
         self._open = False  # whether the last event was read without its newline
+        self.notes: list[str] = []
+        """What was noticed and does not stop the run."""
         self._expected: str | None = None
         self._chain = b""
         self._recent: dict[int, tuple[int, bytes]] = {0: (self._lines.offset, b"")}
@@ -103,9 +105,19 @@ class LinesSource(OfLines):
                     recent[self._count] = self._lines.offset, self._chain
             elif line.strip():
                 found.append(parse_object(line, self._count, f"line {self._count}"))
+                if self._count == 1 and found[-1].fields is None:
+                    self._tell_first_line(line)
                 recent[self._count] = self._lines.offset, self._chain
         self._recent = recent or self._recent
         return found
+
+    def _tell_first_line(self, line: bytes) -> None:
+        """One broken line is rejected; a first one that is broken is a hint that none of them is JSON."""
+        start = line[:60].decode("utf-8", errors="replace").strip()
+        self.notes.append(
+            f"{self.name}: the first line is no JSON object: {start!r}. A line is expected to be one, as in "
+            '{"a": 1.5, "label": "up"}; CSV is read from a file or a named pipe whose name ends with .csv'
+        )
 
     def _last_line(self) -> bytes | None:
         """What stands after the last newline, if it is a whole line."""
