@@ -258,6 +258,18 @@ def test_every_case_of_the_border_has_tests_that_are_there():
             assert not test or re.search(rf"^def {test}\(", content, re.MULTILINE), (number, file, test)
 
 
+def test_docstrings_become_markdown(monkeypatch):
+    griffe = pytest.importorskip("griffe")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    owner = griffe.Class("Layer", parent=griffe.Module("package"))
+    text = "See :func:`~package.other.run`, :meth:`fit` and :meth:`it <package.Other.fit>`: :math:`x^2`."
+    assert importlib.import_module("reference").as_markdown(text, owner) == (
+        'See <autoref optional identifier="package.other.run">`run`</autoref>, '
+        '<autoref optional identifier="package.Layer.fit">`fit`</autoref> and '
+        '<autoref optional identifier="package.Other.fit">`it`</autoref>: `x^2`.'
+    )
+
+
 @pytest.mark.parametrize(
     "package", ["comparison", "core", "tables", "graph", "stream", "recsys", "vision", "report", "scale"]
 )
