@@ -139,7 +139,9 @@ def test_mixtures_of_tables():
         kept, tables = kept + int(promises["kept"].sum()), tables + len(promises)
     text = " ".join(PAGE.split())
     assert f"kept on {kept} of {tables} tables" in text
-    assert f"On {kept} of {tables} public tables it was not behind its best member" in " ".join(guide("mixture").split())
+    assert f"On {kept} of {tables} public tables it was not behind its best member" in " ".join(
+        guide("mixture").split()
+    )
     lost = [100 * mixtures.promises(found, task)["lost at half"].max() for task in ("classification", "regression")]
     assert f"at most {lost[0]:.2f} points of accuracy, and in regression at most {lost[1]:.2f} points of R2" in text
     assert all(len(splits) == 5 for splits in found["tables"].values())
