@@ -1,10 +1,13 @@
 """Extension of griffe: docstrings are in reStructuredText, pages in Markdown, and defaults are those of the signature.
 
+Where a docstring says that parameters are those of another class, the page shows them.
+
 griffe takes a default from the docstring: of ``lr, weight_decay : float`` it shows the first one's default twice, and
 of ``{"a", "b"}`` the first choice. Roles (``:class:`~package.Name```) become links to what the reference has, and
 formulas become code, which needs no script of another site.
 """
 
+import copy
 import re
 from typing import Any
 
@@ -12,6 +15,7 @@ import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|data|attr|mod|exc|obj):`(?:([^`<]+) <)?(~?)([\w.]+)>?`")
 FORMULA = re.compile(r":math:`([^`]+)`")
+SAME = re.compile(r"[Pp]arameters[^.]* those of <autoref[^>]*>`(\w+)`")
 DISPLAYED = re.compile(r"^( *)\.\. math::[ \n]*(.*(?:\n+\1 +\S.*)*)", re.MULTILINE)
 
 
@@ -20,7 +24,10 @@ class Reference(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Visit everything that the package defines."""
+        self._classes: dict[str, griffe.Class] = {}
         self._visit(pkg)
+        for member in self._classes.values():
+            self._complete(member)
 
     def _visit(self, parent: griffe.Object) -> None:
         if parent.docstring:
@@ -31,6 +38,8 @@ class Reference(griffe.Extension):
             if isinstance(member, griffe.Class | griffe.Function):
                 self._visit(member)
                 self._correct(member)
+                if member.is_class:
+                    self._classes[member.name] = member
             elif isinstance(member, griffe.Module | griffe.Attribute):
                 self._visit(member)
 
@@ -41,6 +50,26 @@ class Reference(griffe.Extension):
                 for parameter in section.value:
                     if parameter.name in defaults:
                         parameter.value = defaults[parameter.name]
+
+    def _complete(self, member: griffe.Class) -> None:
+        """Add the parameters that are documented by another class."""
+        same = SAME.search(member.docstring.value) if member.docstring else None
+        own, others = documented(member), documented(self._classes.get(same[1])) if same else []
+        known = {parameter.name: parameter for parameter in [*others, *own]}
+        if own and others:
+            defaults = {parameter.name: parameter.default for parameter in member.parameters}
+            own[:] = [copy.copy(known[name]) for name in defaults if name in known]
+            for parameter in own:
+                parameter.value = defaults[parameter.name]
+
+
+def documented(member: griffe.Class | None) -> list[griffe.DocstringParameter]:
+    """Parameters of a class's docstring: the list that is shown."""
+    for section in member.docstring.parsed if member and member.docstring else ():
+        if section.kind is griffe.DocstringSectionKind.parameters:
+            parameters: list[griffe.DocstringParameter] = section.value
+            return parameters
+    return []
 
 
 def as_markdown(text: str, owner: griffe.Object) -> str:

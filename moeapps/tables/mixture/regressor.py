@@ -19,7 +19,7 @@ __all__ = ["MixtureRegressor"]
 
 
 class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
-    """Mixture of experts whose experts are any regressors: a gate weighs them for each row.
+    """Mixture of experts whose experts are any regressors: a gate weights them for each row.
 
     One target or several. The prediction is the weighted mean of the experts' predictions, and the gate minimises its
     squared error on targets that are standardised for this purpose; the experts get the targets as they are. Everything
@@ -31,8 +31,9 @@ class MixtureRegressor(RegressorMixin, NumericTarget, MixtureEstimator):
         Regressors. None: a ridge regression, HistGradientBoosting, a random forest and a
         :class:`~moeapps.tables.MoERegressor`. With several targets, an expert that predicts only one is left out with a
         warning: wrap it in :class:`~sklearn.multioutput.MultiOutputRegressor`.
-    gate, costs, budget, tolerance, inference, cv, calibrate, n_jobs, verbose, random_state, column_types,
-    ignore_columns
+    n_jobs, verbose, random_state, column_types, ignore_columns
+        As in :class:`MixtureClassifier`.
+    gate, costs, budget, tolerance, inference, cv, calibrate
         As in :class:`MixtureClassifier`, with ``cv`` of folds that are not stratified. What ``calibrate`` fits is
         no temperature but a straight line for the mixed prediction, whose spread a mean of experts shrinks. One more
         gate competes, ``"stacked"``: a linear regression on what the experts predict, as in
