@@ -345,11 +345,19 @@ def _parameters(cls: type) -> list[str] | None:
     return [p.name for p in parameters]
 
 
+def _lightning_options() -> list[str]:
+    from lightning.pytorch import Trainer
+
+    return _parameters(Trainer) or []
+
+
 def _known(keys: Iterable[Any], known: list[str] | None, prefix: str, owner: str | None = None) -> None:
     if known is None:
         return
     for key in keys:
         if key not in known:
+            if owner and prefix.startswith("--") and str(key) in _lightning_options():  # --model.max_epochs
+                raise ConfigError(f"{prefix}{key}: {owner} has no such argument; did you mean --trainer.{key}?")
             what = f"{owner} has no such argument" if owner else "unknown key"
             hint = registry.did_you_mean(key, known, f"known are {', '.join(known)}")
             raise ConfigError(f"{prefix}{key}: {what}{hint}")

@@ -1,6 +1,7 @@
 """``moeapps export``: from a checkpoint of ``moeapps fit`` to a model file for score, serve and ``moeapps.load``."""
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 
@@ -62,4 +63,7 @@ def checkpoint_in(path: Path) -> Path:
     for name in ("checkpoints/last.ckpt", "last.ckpt"):
         if (path / name).is_file():
             return path / name
+    runs = sorted((run for run in path.glob("*/") if (run / "checkpoints/last.ckpt").is_file()), key=os.path.getmtime)
+    if runs:
+        raise ConfigError(f"{path} holds several runs: name one, such as {runs[-1]}, the newest")
     return path

@@ -9,6 +9,7 @@
 
 import argparse
 import asyncio
+import errno
 import ipaddress
 import logging
 import math
@@ -206,8 +207,13 @@ def _serve(
         description = server.start()
     except (WorkerDied, WorkerHung) as error:
         raise MoEAppsError(f"{options.model} could not be loaded: {type(error).__name__}") from None
-    for listener in listeners:
-        listener.listen(_BACKLOG)  # from here on clients are not refused, only not answered yet
+    try:
+        for listener in listeners:
+            listener.listen(_BACKLOG)  # from here on clients are not refused, only not answered yet
+    except OSError as error:  # another server bound the port at the same time, and listened first
+        asyncio.run(server.close())  # its worker would keep this process alive
+        host, port = listener.getsockname()[:2]
+        raise _port_error(host, port, error) from None
     ready(description)
     config = uvicorn.Config(
         make_app(server, description, options.max_body or _max_body(description), token),
@@ -276,5 +282,10 @@ def _listen(host: str, port: int, shared: bool = False) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise _port_error(host, port, error) from None
     return listener
+
+
+def _port_error(host: str, port: int, error: OSError) -> ConfigError:
+    remedy = ": choose another --port, or --port 0 for any free one" if error.errno == errno.EADDRINUSE else ""
+    return ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}{remedy}")

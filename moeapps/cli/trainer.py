@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentError, set_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -34,7 +34,7 @@ from moeapps.cli.environment import arguments_in, sections_in_environment
 from moeapps.cli.fit_lines import StartLine, print_end
 from moeapps.cli.kept_scores import keep_scores
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
-from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, StepSeeding, StopOnSignal, ViewWriter
+from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, ProgressBar, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
 from moeapps.core.loggers import ContinuedCSVLogger, check_names, close_loggers, make_loggers
@@ -291,7 +291,7 @@ class MoEAppsCLI(LightningCLI):
     def _callbacks(self, config: Any, fitting: bool) -> list[Callback]:
         added: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
-            added.append(RichProgressBar())
+            added.append(ProgressBar())
         if self.subcommand == "predict" and self.output is not None:
             added.append(PredictionWriter(str(self.output)))
         if self.subcommand == "fit":

@@ -164,7 +164,7 @@ def _wanted(target: Any, path: Any) -> str:
     if isinstance(target, str):
         return target
     columns = TableSource(path).columns
-    raise ConfigError(f"target is missing: the column to be predicted, one of {listed(columns)} (--target COLUMN)")
+    raise ConfigError(f"target is missing: the column to be predicted, one of {listed(columns, 50)} (--target COLUMN)")
 
 
 def _array_frame(data: Any) -> pd.DataFrame:

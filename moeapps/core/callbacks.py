@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar, Timer
 
 from moeapps.core.averaging import averaged_module
 from moeapps.core.distributed import alone
@@ -27,6 +27,7 @@ __all__ = [
     "Interrupted",
     "LastCheckpoint",
     "PredictionWriter",
+    "ProgressBar",
     "StepSeeding",
     "StopOnSignal",
     "ViewWriter",
@@ -45,6 +46,16 @@ def _seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries draw from NumPy's global generator
     torch.default_generator.manual_seed(seed)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without ``v_num``, which cuts the names of runs to their last four letters (``v_num: on_0``)."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return what stands behind the bar."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class StepSeeding(L.Callback):

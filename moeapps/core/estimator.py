@@ -16,7 +16,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -30,6 +30,7 @@ from moeapps.core.callbacks import (
     BestWeights,
     HistoryRecorder,
     LastCheckpoint,
+    ProgressBar,
     StepSeeding,
     ViewWriter,
     seed_everything,
@@ -145,7 +146,7 @@ class LightningEstimator(NamedArguments, SaveMixin, BaseEstimator):
                 BestWeights(monitor, mode),
             ]
         if self.verbose:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         check_loggers(self.logger, self.log_dir)
         if self.log_dir is not None:
             callbacks += [LastCheckpoint(), RoutingMonitor(), ViewWriter()]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.registry import nearest
 
 __all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "ordinary_file", "remove_stale"]
 
@@ -235,8 +236,19 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if found.is_dir():
         raise FileFormatError(f"{path} is a folder, expected {what}")
     if not found.exists():
-        raise FileNotFoundError(f"{path} does not exist, expected {what}")
+        raise FileNotFoundError(f"{path} does not exist{_similar(found)}, expected {what}")
     return found
+
+
+def _similar(path: Path) -> str:
+    """The file beside a missing one that was probably meant."""
+    try:
+        beside = sorted(os.listdir(path.parent))
+    except OSError:
+        return ""
+    # only what is very alike: "train.csv" for "test.csv" would mislead
+    near = nearest(path.name, beside, likeness=0.8)
+    return "" if near is None else f" (did you mean {str(path.with_name(near))!r}?)"
 
 
 def ordinary_file(path: str | os.PathLike[str], what: str) -> Path:

@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix, roc_curve
 from moeapps.core.views import Map
 from moeapps.report.figures import COLORS, INK, Picture, draw_chart
 from moeapps.report.judged import Target
-from moeapps.report.sections import Section, Table, percent, plural
+from moeapps.report.sections import Section, Table, number, percent, plural
 
 __all__ = ["evaluate"]
 
@@ -134,7 +134,7 @@ def _scatter(target: Target) -> Picture:
     rows = _some(len(target.truth))
     truth, predicted = target.truth[rows], target.predicted[rows]
     half = float(np.median(target.losses))
-    title = f"Half of the predictions are within {half:.3g} of the true value"
+    title = f"Half of the predictions are within {number(half)} of the true value"
     ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
 
     def draw(axes: Axes) -> None:
@@ -143,7 +143,7 @@ def _scatter(target: Target) -> Picture:
         axes.set(xlabel=f"true {target.name}".strip(), ylabel=f"predicted {target.name}".strip())
 
     return draw_chart(
-        draw, title, f"{len(rows)} of {len(target.truth)} rows; values from {ends[0]:.3g} to {ends[1]:.3g}"
+        draw, title, f"{len(rows)} of {len(target.truth)} rows; values from {number(ends[0])} to {number(ends[1])}"
     )
 
 
@@ -152,9 +152,9 @@ def _residuals(target: Target) -> Picture:
     bias, spread = float(errors.mean()), float(errors.std())
     low, high = np.percentile(errors, [5, 95])
     if abs(bias) > 0.1 * spread:
-        title = f"Predictions are too {'high' if bias > 0 else 'low'} by {abs(bias):.3g} on average"
+        title = f"Predictions are too {'high' if bias > 0 else 'low'} by {number(abs(bias))} on average"
     else:
-        title = f"Nine of ten errors are between {low:.3g} and {high:.3g}"
+        title = f"Nine of ten errors are between {number(low)} and {number(high)}"
     ends = np.percentile(errors, [0.5, 99.5])  # one far row would leave a single bar
 
     def draw(axes: Axes) -> None:
@@ -162,4 +162,4 @@ def _residuals(target: Target) -> Picture:
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set(xlabel=f"error: predicted minus true {target.name}".strip(), ylabel="rows")
 
-    return draw_chart(draw, title, f"mean {bias:.3g}, standard deviation {spread:.3g}")
+    return draw_chart(draw, title, f"mean {number(bias)}, standard deviation {number(spread)}")

@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 from moeapps.core.rules import Readable, leaf_rules
 from moeapps.core.views import Map
 from moeapps.report.judged import Judged, Target
-from moeapps.report.sections import Section, Table, listed, percent, plural
+from moeapps.report.sections import Section, Table, listed, number, percent, plural
 
 __all__ = ["expert_roles", "readable_features"]
 
@@ -109,12 +109,12 @@ def _right(target: Target, opinion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _score(values: NDArray[np.float64], target: Target) -> str:
-    return percent(values.mean()) if target.classification else f"{values.mean():.3g}"
+    return percent(values.mean()) if target.classification else number(values.mean())
 
 
 def _typical(target: Target, led: NDArray[np.bool_]) -> str:
     if not target.classification:
-        return f"{target.predicted[led].mean():.4g}"
+        return number(target.predicted[led].mean(), 4)
     shares = np.bincount(target.truth[led], minlength=len(target.classes)) / led.sum()
     return f"{target.classes[int(shares.argmax())]} ({percent(shares.max())})"
 
@@ -150,7 +150,7 @@ def _regions(model: Any, judged: Judged, section: Section) -> None:
     rows = []
     for record in found.to_dict("records"):
         cells = [record["where"], f"{record['rows']:,}", record["leader"]]
-        rows.append(cells + [percent(record[s]) if target.classification else f"{record[s]:.3g}" for s in scores])
+        rows.append(cells + [percent(record[s]) if target.classification else number(record[s]) for s in scores])
     measure = "accuracy" if target.classification else "root mean squared error"
     heads = [f"{str(name).removeprefix('score ')}" for name in scores]
     leaders = list(dict.fromkeys(found["leader"]))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moeapps.core.errors import ConfigError
 from moeapps.report.judged import Judged, Target
-from moeapps.report.sections import Section, Table, percent
+from moeapps.report.sections import Section, Table, number, percent
 
 __all__ = ["explain_row", "most_certain_error"]
 
@@ -65,7 +65,7 @@ def explain_row(judged: Judged, row: int | None) -> Section:
 def _summary(target: Target, row: int, chosen: bool) -> str:
     said = target.shown(target.predicted, row)
     if not target.classification:
-        truth = f"{float(target.truth[row]):.4g}"
+        truth = number(float(target.truth[row]), 4)
         largest = ", the largest error of all rows" if chosen else ""
         return f"Predicted {said}, true {truth}{largest}."
     truth = target.classes[int(target.truth[row])]
@@ -160,5 +160,8 @@ def _cell(value: Any) -> str:
         return "missing"
     if isinstance(value, pd.Timestamp):
         return str(value).removesuffix(" 00:00:00")
-    text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+    if isinstance(value, float | np.floating):  # a code or a year stands as it is, not in thousands
+        text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else number(float(value), 4)
+    else:
+        text = str(value)
     return text if len(text) <= 40 else text[:39] + "…"

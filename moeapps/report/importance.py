@@ -12,7 +12,7 @@ from sklearn.inspection import permutation_importance
 
 from moeapps.report.figures import COLORS, INK, Picture, draw_chart
 from moeapps.report.judged import Judged, Target
-from moeapps.report.sections import Section, listed, plural
+from moeapps.report.sections import Section, listed, number, plural
 
 __all__ = ["importance"]
 
@@ -112,7 +112,7 @@ def _bars(names: list[str], means: Any, spreads: Any, shown: list[int], loss: st
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(f"rise of the {loss} when shuffled")
 
-    words = "; ".join(f"{names[i]}: {means[i]:.3g}" for i in shown[:6])
+    words = "; ".join(f"{names[i]}: {number(means[i])}" for i in shown[:6])
     return draw_chart(draw, title, words)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.core.views import Gallery, Map
+from moeapps.report.sections import number
 
 __all__ = ["Judged", "Target"]
 
@@ -60,7 +61,7 @@ class Target:
     def shown(self, values: Any, row: int) -> str:
         """A prediction of one row in words, ``values`` being probabilities or numbers of the n rows."""
         if not self.classification:
-            return f"{float(values[row]):.4g}"
+            return number(float(values[row]), 4)
         best = int(values[row].argmax())
         return f"{self.classes[best]} ({100 * float(values[row][best]):.0f} %)"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.report.judged import Judged, Target
 from moeapps.report.measures import Measure
-from moeapps.report.sections import listed, percent
+from moeapps.report.sections import listed, number, percent
 
 __all__ = ["model_hints"]
 
@@ -61,7 +61,8 @@ def _not_better(target: Target, measures: Sequence[Measure]) -> Iterator[str]:
     score = next((one for one in measures if one.name in ("log loss", "R2")), None)
     if score is None or score.beats_baseline:
         return
-    name, than = target.name or "the target", f"({score.name} {score.value:.4g}, the constant {score.baseline:.4g})"
+    name = target.name or "the target"
+    than = f"({score.name} {number(score.value, 4)}, the constant {number(score.baseline, 4)})"
     ranked = [one for one in measures if one.name in ("accuracy", "ROC AUC")]
     if any(one.beats_baseline for one in ranked):  # what is right is known, how surely is not
         yield (

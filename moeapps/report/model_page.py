@@ -32,7 +32,7 @@ from moeapps.report.judged import Judged
 from moeapps.report.measures import Measure, measure
 from moeapps.report.model_hints import model_hints
 from moeapps.report.runs import Run
-from moeapps.report.sections import Section, Table, plural
+from moeapps.report.sections import Section, Table, number, plural
 from moeapps.report.subjects import judge
 from moeapps.report.timeline import over_time
 from moeapps.report.training import layer_curves, training_pictures
@@ -245,8 +245,8 @@ def _lead(judged: Judged, measures: Sequence[Measure]) -> str:
     else:
         error = next(one for one in measures if one.name == "mean absolute error")
         text = (
-            f"Predictions are off by {error.value:.4g} on average (95 % interval {error.low:.4g} to {error.high:.4g}); "
-            f"always predicting the median would be off by {error.baseline:.4g}."
+            f"Predictions are off by {number(error.value, 4)} on average (95 % interval {number(error.low, 4)} to "
+            f"{number(error.high, 4)}); always predicting the median would be off by {number(error.baseline, 4)}."
         )
         score = error
     return text if score.beats_baseline else f"{text} The model is not measurably better than that."

@@ -51,6 +51,13 @@ def percent(share: float) -> str:
     return f"{whole}\u00a0%"
 
 
+def number(value: float, digits: int = 3) -> str:
+    """A number of so many significant digits, in full where it is large: "23,800" and not "2.38e+04"."""
+    if not 10**digits <= abs(value) < 1e15:
+        return f"{value:.{digits}g}"
+    return f"{float(f'{value:.{digits}g}'):,.0f}"
+
+
 def plural(count: int, noun: str) -> str:
     """A count with its noun: "1 row", "2 rows"."""
     more = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"

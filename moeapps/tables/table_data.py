@@ -227,7 +227,10 @@ class TableData(L.LightningDataModule):
             table = self.load(part)
             if table is None:
                 option = "file (or name)" if part == "train" else part
-                raise ConfigError(f"{option} is not set: a frame, or the path of a .csv or .parquet file")
+                raise ConfigError(
+                    f"{option} is not set: a frame, or the path of a .csv or .parquet file "
+                    f"(--data.{'path' if part == 'train' else part} FILE)"
+                )
             self._read[part] = self._rows(table, part)
         return self._read[part]
 
@@ -251,7 +254,7 @@ class TableData(L.LightningDataModule):
         if stage != "fit" or "train" in self._read:
             return
         if self.target is None:
-            raise ConfigError("target is not set: the column to be predicted")
+            raise ConfigError("target is not set: the column to be predicted (--data.target COLUMN)")
         table = self.load("train")
         if table is None:
             raise ConfigError("file is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")

@@ -128,6 +128,7 @@ def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):
     [
         (["--model.hh", "3"], "--model.hh: moeapps.graph.MowstModule has no such argument"),
         (["--model.patienc", "3"], "did you mean 'patience'?"),
+        (["--model.max_epochs", "3"], "did you mean --trainer.max_epochs?"),
         (["--model.lr", "abc"], "model.lr: Expected a float"),
         (["--model.lr", "-1"], "lr must be a number of at least 0, got -1.0"),
         (["--trainer.max_epoch", "3"], "--trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),

@@ -1,5 +1,6 @@
 """A checkpoint of each module becomes an estimator that predicts what the module predicts."""
 
+import os
 import warnings
 
 import lightning as L
@@ -201,6 +202,15 @@ def test_a_checkpoint_of_something_else_is_not_called_damaged(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(FileFormatError, match="is a checkpoint, but not one of a training of moeapps"):
         open_service(tmp_path / "other.ckpt")
+
+
+def test_a_folder_of_several_runs_is_refused_with_the_newest_one(tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"version_{number}" / "checkpoints").mkdir(parents=True)
+        (tmp_path / f"version_{number}" / "checkpoints" / "last.ckpt").touch()
+        os.utime(tmp_path / f"version_{number}", (number, number))
+    assert main(["export", str(tmp_path), str(tmp_path / "a.safetensors")]) == 2
+    assert f"holds several runs: name one, such as {tmp_path / 'version_1'}, the newest" in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):

@@ -19,12 +19,13 @@ from moeapps.core.views import Gallery, Map
 from moeapps.report import model_report, render_model
 from moeapps.report.evaluation import evaluate
 from moeapps.report.expert_roles import expert_roles, readable_features
-from moeapps.report.explained import explain_row, most_certain_error
+from moeapps.report.explained import _cell, explain_row, most_certain_error
 from moeapps.report.html import informative
 from moeapps.report.importance import importance
 from moeapps.report.judged import Judged, Target
 from moeapps.report.measures import measure
 from moeapps.report.model_hints import model_hints
+from moeapps.report.sections import number
 from moeapps.report.subjects import judge
 from moeapps.report.timeline import over_time
 from tests.report.browser import look, needs_browser
@@ -479,3 +480,8 @@ def test_a_loaded_model_has_the_page_of_the_fitted_one(classifier, saved):
 def test_an_estimator_that_is_not_ours_is_refused():
     with pytest.raises(ValueError, match="not fitted"):
         render_model(LinearRegression())
+
+
+def test_large_numbers_stand_in_full_and_years_without_commas():
+    assert [number(v) for v in (23815.09, -1234567, 999.4, 0.012345)] == ["23,800", "-1,230,000", "999", "0.0123"]
+    assert [_cell(v) for v in (92731.0, 2024.0, 23815.09, 2024, None)] == ["92731", "2024", "23,820", "2024", "missing"]

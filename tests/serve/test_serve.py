@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import moeapps
+from moeapps.cli import serve as serving
 from moeapps.cli.main import main
 from moeapps.core.tabledata.scoring import predict_frame
 
@@ -177,6 +178,22 @@ def test_predicting_while_learning_is_safe(stream, tmp_path):
         assert "rows.0.y" in refused.json()["error"]
 
 
+def test_of_two_servers_that_take_a_port_at_the_same_time_the_later_one_says_so_and_ends(table, capsys, monkeypatch):
+    rivals = []
+
+    def raced(host, port, shared=False):
+        listener = listen(host, port)
+        rivals.append(listen(host, listener.getsockname()[1]))  # allowed, as long as neither listens
+        rivals[0].listen()
+        return listener
+
+    listen = serving._listen
+    monkeypatch.setattr(serving, "_listen", raced)
+    assert main(["serve", str(table), "--port", "0"]) == 2
+    rivals[0].close()
+    assert "Address already in use: choose another --port" in capsys.readouterr().err
+
+
 def test_the_command_names_what_is_wrong(table, tmp_path, capsys):
     def said(*arguments) -> str:
         status = main(["serve", *map(str, arguments)])
@@ -188,7 +205,9 @@ def test_the_command_names_what_is_wrong(table, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert "cannot listen on 127.0.0.1" in said(table, "--port", taken.getsockname()[1])
+        error = said(table, "--port", taken.getsockname()[1])
+        assert "cannot listen on 127.0.0.1" in error
+        assert "choose another --port" in error
     assert "--port must be 0 to 65535, got 70000" in said(table, "--port", 70000)
     assert "--timeout must be above 0, got 0.0" in said(table, "--timeout", 0)
     assert "queue" in said(table, "--queue", 0)

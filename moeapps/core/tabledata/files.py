@@ -158,9 +158,13 @@ class _TextPart(_Part):
         except (pa.ArrowInvalid, OSError) as error:
             if "Empty CSV" in str(error):
                 raise FileFormatError(f"{path} is empty: expected a header with the names of the columns") from None
+            # decimal commas make records longer than a header without commas, so that the first record is an error
+            header = re.match(r"CSV parse error: .*?Expected 1 columns", str(error)) and self._header()
+            if header and (fault := self._other_delimiter([header])) is not None:
+                raise fault from None
             raise self._error(error) from None
-        if (fault := other_separator(self.columns, self._delimiter)) is not None:
-            raise FileFormatError(f"{path}: {fault}, a .tsv file by tabs")
+        if (fault := self._other_delimiter(self.columns)) is not None:
+            raise fault
         if self.copy_path is not None and len(set(self.columns)) == len(self.columns):
             names = [name for name in self.columns if table.copied is None or name in table.copied]
             # without any column there is still the number of rows to know
@@ -238,7 +242,23 @@ class _TextPart(_Part):
         if isinstance(error, OSError) and not isinstance(error, pa.ArrowInvalid):
             return FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}")
         text = str(error).replace("Row #", "record ")
+        if "invalid UTF8" in text:
+            how = _rewritten('encoding="latin-1"')
+            return FileFormatError(f"{self.path}: {text} (the header is record 1): the file is not UTF-8. {how}")
         return FileFormatError(f"{self.path}: {text} (the header is record 1)")
+
+    def _header(self) -> str:
+        with io.BufferedReader(_input(self.path)) as stream:
+            return stream.readline(_BLOCK).decode(errors="replace").rstrip("\r\n")
+
+    def _other_delimiter(self, columns: list[str]) -> FileFormatError | None:
+        fault = other_separator(columns, self._delimiter)
+        if fault is None:
+            return None
+        delimiter = fault.rpartition("looks separated by ")[2].partition(":")[0]
+        # a spreadsheet that separates by semicolons does so since it writes 1,5 for 1.5
+        how = f"sep={delimiter}" + (', decimal=","' if ";" in delimiter else "")
+        return FileFormatError(f"{self.path}: {fault}, a .tsv file by tabs. {_rewritten(how)}")
 
 
 class _ParquetPart(_Part):
@@ -308,6 +328,11 @@ class _LinesPart(_Part):
             yield from stream
         except OSError as error:
             raise FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}") from None
+
+
+def _rewritten(how: str) -> str:
+    """What to do with a file in another form."""
+    return f"Write it anew: pandas.read_csv(path, {how}).to_csv(new, index=False)"
 
 
 def _input(path: PartPath) -> pa.NativeFile:

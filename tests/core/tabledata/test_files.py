@@ -25,7 +25,10 @@ def read(path, **arguments) -> pd.DataFrame:
         (b"a,b\n1,2\n3\n", "record 3: Expected 2 columns, got 1"),
         (b"a,b\n1,2\n3,4,5\n", "record 3: Expected 2 columns, got 3"),
         ("a,b\n1,2\n1,ü\n".encode("latin-1"), "record 3: .*invalid UTF8"),
+        ("a,b\n1,2\n1,ü\n".encode("latin-1"), r"is not UTF-8.*read_csv\(path, encoding=\"latin-1\"\)"),
         (b"a,b,a\n1,2,3\n", "the header has 'a' more than once"),
+        (b"a;b\n1,5;2,5\n", r"looks separated by ';'.*sep=';', decimal=\",\""),
+        (b"a;b;c\n1;2;3\n", r"looks separated by ';'.*sep=';', decimal=\",\""),
     ],
 )
 def test_a_csv_that_cannot_be_read_is_named_with_its_record(content, message, tmp_path):
@@ -33,6 +36,14 @@ def test_a_csv_that_cannot_be_read_is_named_with_its_record(content, message, tm
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=f"table.csv.*{message}"):
         read(path)
+
+
+def test_a_misspelled_file_is_named_with_the_one_beside_it(tmp_path):
+    (tmp_path / "customers.csv").write_text("a\n1\n")
+    with pytest.raises(FileNotFoundError, match=r"custmers.csv does not exist \(did you mean '.*/customers.csv'\?\)"):
+        read(tmp_path / "custmers.csv")
+    with pytest.raises(FileNotFoundError, match="orders.csv does not exist, expected"):
+        read(tmp_path / "orders.csv")
 
 
 def test_a_number_that_is_none_is_named_with_record_and_column(tmp_path):
