@@ -46,7 +46,10 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer(page.read_text())]
 
 
-TRAINS_LONG = ("README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "serve", "stream", "vision")
+TRAINS_LONG = (
+    "README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "search", "serve", "start", "stream", "tracking",
+    "vision",
+)  # fmt: skip
 RUN = [
     pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES
 ]
