@@ -429,6 +429,15 @@ def test_scoring_by_several_workers():
         assert f"| {shown} | {row}" in guide("scaling"), (shown, row)
 
 
+def test_trainings_and_searches_by_several_workers():
+    found = results("scale_training")
+    for part, counted in (("fit", "epochs"), ("search", "trials")):
+        for way, run in found[part].items():
+            assert run[counted] == found[counted], (part, way)
+            row = f"| {way} | {run['seconds']:.0f} | {run['killed']} | {run[counted]} | {run['loss']:.4f} |"
+            assert row in guide("scaling"), row
+
+
 def test_the_page_of_papers_quotes_our_benchmarks():
     page = guide("papers")
     for model in ("ViT", "ViT-MoE", "WideNet"):
