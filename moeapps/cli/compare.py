@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="column by which rows are ordered: learn from the past, test on what comes next",
     )
-    add("--ignore", metavar="COLUMN", action="append", default=[], help="column not to be used; may be repeated")
+    add("--ignore", metavar="COLUMNS", action="append", default=[], help="columns not to be used, separated by commas")
     add("--edges", metavar="FILE", help="table of the edges of a graph, whose nodes are the rows of DATA")
     add("--id", metavar="COLUMN", help="column by which --edges names the nodes (default: one called id, node or "
         "node_id, else the order of rows)")  # fmt: skip
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         splits=options.splits,
         groups=options.groups,
         time=options.time,
-        ignore=options.ignore,
+        ignore=[name for entry in options.ignore for name in entry.split(",") if name],
         edges=options.edges,
         id=options.id,
         edge_source=options.edge_source,

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.registry import nearest
 
-__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "ordinary_file", "remove_stale"]
+__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "ordinary_file", "remove_stale", "similar"]
 
 _MARK = "moeapps-tmp"
 
@@ -236,12 +236,13 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if found.is_dir():
         raise FileFormatError(f"{path} is a folder, expected {what}")
     if not found.exists():
-        raise FileNotFoundError(f"{path} does not exist{_similar(found)}, expected {what}")
+        raise FileNotFoundError(f"{path} does not exist{similar(found)}, expected {what}")
     return found
 
 
-def _similar(path: Path) -> str:
-    """The file beside a missing one that was probably meant."""
+def similar(path: str | os.PathLike[str]) -> str:
+    """The end of an error about a missing file: the one beside it that was probably meant, if there is one."""
+    path = Path(path)
     try:
         beside = sorted(os.listdir(path.parent))
     except OSError:

@@ -127,12 +127,12 @@ def _columns(judged: Judged, row: int, section: Section) -> None:
             str(frame.columns[i]), _cell(own.iloc[0, i]), _cell(typical[frame.columns[i]]), _move(moved[k + 1], target)
         ])  # fmt: skip
     title = f"{rows[0][0]} = {rows[0][1]} makes the largest difference"
-    heads = ["column", "value here", "typical value", f"{what} with the typical value"]
+    heads = ["column", "value here", "typical value", f"change of the {what} with the typical value"]
     section.tables.append(Table(title, heads, rows, numbers=3))
 
 
 def _move(change: float, target: Target) -> str:
-    return f"{100 * change:+.0f} points" if target.classification else f"{change:+.3g}"
+    return f"{100 * change:+.0f} points" if target.classification else f"{'+' * (change > 0)}{number(change)}"
 
 
 def _typical(column: pd.Series) -> Any:

@@ -11,6 +11,7 @@ from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter
+from matplotlib.ticker import MaxNLocator
 
 from moeapps.core.plots import new_figure
 from moeapps.core.views import Curves
@@ -161,7 +162,9 @@ def draw_chart(draw: Callable[[Axes], None], title: str, description: str, entri
         draw(axes)
         low, high = axes.get_ylim()
         if axes.get_ylabel() and 0 < low < high and not axes.yaxis.get_inverted():
-            axes.set_ylabel(f"{axes.get_ylabel()}\n(axis starts at {low:.2g})")
+            axes.set_ylabel(f"{axes.get_ylabel()}\n(axis starts at {low:.{2 if low < 100 else 4}g})")
+        if axes.get_xlabel() == "epoch":  # there is no epoch 0.25
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.15, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         if 1 < entries <= 10:
@@ -173,6 +176,10 @@ def draw_chart(draw: Callable[[Axes], None], title: str, description: str, entri
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # a hundredth of a point is not seen, and pages with many curves stay small
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    text = re.sub(r"font-family: 'DejaVu Sans',[^;]*;", "font-family: 'DejaVu Sans', sans-serif;", text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"|\n +', lambda found: found[0][:1].strip(" "), text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

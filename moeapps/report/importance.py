@@ -3,6 +3,7 @@
 # n rows, P columns
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,11 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
         return [section]
     section.pictures.append(_bars(names, means, spreads, useful[:SHOWN], loss))
     section.text.append(how)
+    if dominates(means, useful):
+        section.text.append(
+            f"Nearly everything comes from {names[useful[0]]}. If its value is known only with or after the outcome, "
+            f"these scores are too good: train without it (ignore_columns=[{names[useful[0]]!r}])."
+        )
     rest = [names[i] for i in useful[SHOWN:]]
     if rest:
         section.text.append(f"Less important: {listed(rest, 20)}.")
@@ -96,6 +102,14 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
     if idle:
         section.text.append(f"Without a measurable effect: {listed(idle, 20)}.")
     return [section]
+
+
+def dominates(means: Sequence[float], useful: Sequence[int]) -> bool:
+    """Whether the first useful column says more than nine tenths of what all together do, as a leak would.
+
+    Of two or three columns one often does so honestly.
+    """
+    return len(means) > 3 and means[useful[0]] > 0.9 * sum(means[i] for i in useful)
 
 
 def _bars(names: list[str], means: Any, spreads: Any, shown: list[int], loss: str) -> Picture:

@@ -94,8 +94,11 @@ def _shown(score: Score) -> str:
 def _scores(runs: list[Run]) -> list[dict[str, Any]]:
     """One table per metric that several runs have, best first."""
     tables = []
-    for name in dict.fromkeys(score.name for run in runs for score in run.scores):
-        entries = [(n, run, score) for n, run in enumerate(runs) for score in run.scores if score.name == name]
+    names = dict.fromkeys(score.name for run in runs for score in run.scores)
+    targets = dict.fromkeys(run.facts.get("target") for run in runs)  # losses of two targets are no comparison
+    for name, target in itertools.product(names, targets):
+        having = [(n, run) for n, run in enumerate(runs) if run.facts.get("target") == target]
+        entries = [(n, run, score) for n, run in having for score in run.scores if score.name == name]
         if len(entries) < 2:
             continue
         entries.sort(key=lambda entry: float(np.mean(entry[2].values)) * (1 if entry[2].smaller else -1))
@@ -137,4 +140,4 @@ def _comparisons(runs: list[Run]) -> list[Any]:
 
 def _ground(run: Run) -> tuple[str, str]:
     """What curves must have in common to be compared: the data, and the axis."""
-    return " ".join(run.facts[name] for name in ("data", "set") if name in run.facts), run.axis
+    return " ".join(run.facts[name] for name in ("data", "set", "target") if name in run.facts), run.axis

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.files import similar
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.registry import did_you_mean
@@ -48,7 +49,7 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str
         If the file cannot be read.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist, expected the rows to report on")
+        raise FileNotFoundError(f"{path} does not exist{similar(path)}, expected the rows to report on")
     if edges is not None and getattr(model, "node_table_", None) is None:
         raise ConfigError("--edges is for a model that was fitted on a table of nodes and one of edges")
     if hasattr(model, "spec_"):

@@ -208,7 +208,8 @@ def _last_scores(history: pd.DataFrame, kept: int | None = None) -> Iterator[Sco
 def _facts(config: dict[str, str]) -> dict[str, str]:
     wanted = {
         "model": "model.class_path", "kind": "model.init_args.model", "data": "data.class_path",
-        "set": "data.init_args.name", "epochs at most": "trainer.max_epochs", "seed": SEED,
+        "set": "data.init_args.name", "target": "data.init_args.target",
+        "epochs at most": "trainer.max_epochs", "seed": SEED,
     }  # fmt: skip
     return {name: config[key] for name, key in wanted.items() if config.get(key) not in (None, "None")}
 

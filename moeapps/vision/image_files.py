@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.files import similar
 from moeapps.core.labels import class_labels
 from moeapps.core.tabledata.scoring import label_columns
 from moeapps.core.tabledata.writer import TableWriter
@@ -199,7 +200,9 @@ class ImageFilesMixin:
             names = [os.fspath(file) for file in ([source] if one else source)]
             files = [Path(name) for name in names]
             if missing := [name for name, file in zip(names, files, strict=True) if not file.is_file()]:
-                raise DataError(f"{missing[0]} is neither a file nor a folder")
+                raise DataError(
+                    f"{missing[0]} does not exist{similar(missing[0])}: expected an image or a folder of images"
+                )
             if not files:
                 raise DataError("there is no image")
         for part, named in zip(_batches(files), _batches(names), strict=True):

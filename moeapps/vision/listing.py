@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from moeapps.core.errors import DataError
+from moeapps.core.files import similar
 from moeapps.vision.reading import ENDINGS, readable_endings
 
 __all__ = ["LeftOut", "find_images", "list_images"]
@@ -107,7 +108,8 @@ def find_images(folder: str | Path) -> tuple[list[Path], list[int], list[str]]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(f"{folder} is not a folder: expected one folder of images per class in it")
+        wrong = "is not a folder" if os.path.exists(folder) else f"does not exist{similar(folder)}"
+        raise DataError(f"{folder} {wrong}: expected one folder of images per class in it")
     left_out = LeftOut(folder)
     above = (_identity(root),)
     classes = []

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, r2_score, roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
@@ -21,7 +22,7 @@ from moeapps.report.evaluation import evaluate
 from moeapps.report.expert_roles import expert_roles, readable_features
 from moeapps.report.explained import _cell, explain_row, most_certain_error
 from moeapps.report.html import informative
-from moeapps.report.importance import importance
+from moeapps.report.importance import dominates, importance
 from moeapps.report.judged import Judged, Target
 from moeapps.report.measures import measure
 from moeapps.report.model_hints import model_hints
@@ -485,3 +486,20 @@ def test_an_estimator_that_is_not_ours_is_refused():
 def test_large_numbers_stand_in_full_and_years_without_commas():
     assert [number(v) for v in (23815.09, -1234567, 999.4, 0.012345)] == ["23,800", "-1,230,000", "999", "0.0123"]
     assert [_cell(v) for v in (92731.0, 2024.0, 23815.09, 2024, None)] == ["92731", "2024", "23,820", "2024", "missing"]
+
+
+def test_a_column_that_says_nearly_everything_may_be_a_leak_and_is_named():
+    assert dominates([0.01, 1.4, 0.02, 0.0], useful=[1, 2, 0])
+    assert not dominates([0.3, 1.4, 0.2, 0.0], useful=[1, 0, 2])
+    assert not dominates([1.4, 0.01], useful=[0, 1])  # one of two columns often does so honestly
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(200, 4)), columns=["age", "reason", "income", "orders"])
+    truth = (frame["reason"] > 0).to_numpy().astype(int)
+
+    def predict(rows):
+        high = 1 / (1 + np.exp(-8 * rows["reason"].to_numpy()))
+        return [np.column_stack([1 - high, high])]
+
+    target = Target("churned", truth, predict(frame)[0], ["no", "yes"])
+    section = importance(Judged([target], predict=predict, frame=frame), DummyClassifier().fit(frame, truth), 5, 0)[0]
+    assert any("ignore_columns=['reason']" in text for text in section.text)

@@ -12,8 +12,9 @@ import yaml
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.views import Curves, Gallery, Map, Views
-from moeapps.report import Run, find_runs, render, write_report
+from moeapps.report import Run, find_runs, page, render, write_report
 from moeapps.report.hints import find_hints
+from moeapps.report.runs import Score
 from tests.hostile import BAD_YAML
 from tests.report.browser import look, needs_browser
 
@@ -292,3 +293,12 @@ def test_a_browser_finds_nothing_to_complain_about(folder, tmp_path, width, them
     with open(folder.parent / "version_1/config.yaml", "a") as file:
         file.write("other: 1\n")
     look(write_report([str(folder.parent)], str(tmp_path / "report.html")), width, theme, paper)
+
+
+def test_runs_of_different_targets_of_one_table_are_not_compared(tmp_path):
+    runs = [
+        Run(name, tmp_path, facts={"target": target}, scores=[Score("val/loss", [0.5], True)])
+        for name, target in (("a", "churned"), ("b", "revenue"), ("c", "revenue"))
+    ]
+    (table,) = page._scores(runs)
+    assert [row["name"] for row in table["rows"]] == ["b", "c"]
