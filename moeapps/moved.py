@@ -12,7 +12,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["MOVED", "current_path", "install"]
+__all__ = ["MOVED", "current_path", "install", "warn_deprecated"]
 
 MOVED: dict[str, str] = {
     "moeapps.config_check": "moeapps.cli.config_check",
@@ -49,6 +49,14 @@ MOVED: dict[str, str] = {
 """Old import path of a module: new one."""
 
 
+def warn_deprecated(message: str, stacklevel: int = 2) -> None:
+    """Warn about a name of 0.1 with ``message``, which has the new one, and say when the old one goes.
+
+    ``stacklevel`` is that of :func:`warnings.warn`, counted from the caller.
+    """
+    warnings.warn(f"{message} (deprecated since 0.2, removed in 0.4)", DeprecationWarning, stacklevel + 1)
+
+
 def current_path(path: str) -> str:
     """Today's import path of a class (``package.module.Class``), given its path in 0.1; others come back unchanged."""
     module, _, name = path.rpartition(".")
@@ -68,7 +76,7 @@ class _MovedFinder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
-        warnings.warn(f"{old} has moved to {MOVED[old]}; import it from there", DeprecationWarning, stacklevel=2)
+        warn_deprecated(f"{old} has moved to {MOVED[old]}; import it from there")
         sys.modules[old] = import_module(MOVED[old])  # the import system returns what stands here
 
 

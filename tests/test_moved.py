@@ -18,6 +18,14 @@ def test_an_old_path_leads_to_the_new_module(old, monkeypatch):
     assert module.__name__ == module.__spec__.name == moved.MOVED[old]
 
 
+def test_a_warning_says_since_when_and_how_long_and_names_the_line_of_the_caller():
+    with pytest.warns(
+        DeprecationWarning, match=r"^a is now called b \(deprecated since 0\.2, removed in 0\.4\)$"
+    ) as caught:
+        (lambda: moved.warn_deprecated("a is now called b"))()
+    assert caught[0].filename == __file__
+
+
 def test_an_old_path_works_as_the_first_import_of_a_process():
     script = (
         "import warnings; warnings.simplefilter('ignore')\n"

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from moeapps.cli.arguments import add_trust, trust
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, MoEAppsError
+from moeapps.core.packages import needs
 
 if TYPE_CHECKING:
     from moeapps.serve.batching import ModelServer
@@ -122,12 +123,10 @@ def run(options: argparse.Namespace) -> int:
         )
     token = _token(options.token_file)
     trust(options)
-    try:
+    with needs("serving", "moeapps[serve]"):
         import uvicorn  # noqa: F401
 
         from moeapps.serve.replicas import Replicas
-    except ImportError as error:
-        raise ConfigError(f"serving needs {error.name}: pip install 'moeapps[serve]'") from None
     several = options.workers > 1
     with _listen(options.host, options.port, shared=several) as listener:
         if not several:

@@ -2,7 +2,8 @@
 
 from importlib import import_module
 from typing import TYPE_CHECKING
-from warnings import warn  # the name itself is that of a module here
+
+from moeapps.moved import warn_deprecated
 
 if TYPE_CHECKING:
     from moeapps.core.auxiliary import MoELosses as MoELosses
@@ -182,7 +183,7 @@ _RENAMED = {"Routed": "RoutedLayer"}
 def __getattr__(name: str) -> object:
     if name in _RENAMED:
         new = _RENAMED[name]
-        warn(f"moeapps.core.{name} is deprecated: use moeapps.core.{new}", DeprecationWarning, stacklevel=2)
+        warn_deprecated(f"moeapps.core.{name} is deprecated: use moeapps.core.{new}")
         name = new
     if name in _LAZY:
         return getattr(import_module(f"moeapps.core.{_LAZY[name]}"), name)

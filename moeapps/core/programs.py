@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_one_of
-from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
+from moeapps.core.packages import needs
 
 __all__ = ["Form", "Scaling", "export_network", "onnx_runtime", "program_bytes", "write_program"]
 
@@ -146,10 +146,8 @@ def write_program(
 
 
 def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    try:
+    with needs("exporting to ONNX", "moeapps[onnx]"):
         import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError:
-        raise ConfigError("ONNX is not installed: pip install 'moeapps[onnx]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about its own future
         model = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
@@ -195,8 +193,6 @@ def onnx_runtime() -> Any:
     ConfigError
         If it is not installed.
     """
-    try:
+    with needs("a program in ONNX", "moeapps[onnx]"):
         import onnxruntime
-    except ImportError:
-        raise ConfigError("onnxruntime is not installed: pip install 'moeapps[onnx]'") from None
     return onnxruntime

@@ -3,8 +3,9 @@
 No network, about five minutes on two cores. Each part is a function of its name in :mod:`moeapps.demo.blocks`.
 """
 
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from moeapps.moved import warn_deprecated
 
 if TYPE_CHECKING:
     from moeapps.demo.record import Row
@@ -47,5 +48,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'moeapps.demo' has no attribute {name!r}")
     from moeapps.demo import blocks
 
-    warnings.warn("moeapps.demo.BLOCKS is deprecated: PARTS has the names", DeprecationWarning, stacklevel=2)
+    warn_deprecated("moeapps.demo.BLOCKS is deprecated: PARTS has the names")
     return {part: getattr(blocks, part) for part in PARTS}

@@ -2,7 +2,6 @@
 
 # N nodes of the graph, B of them predicted, F features, K classes
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from moeapps.graph.experts import Work
 from moeapps.graph.masks import node_index
 from moeapps.graph.mixture import GraphMixture
 from moeapps.graph.mowst import Inference, Mowst, MowstOutput
+from moeapps.moved import warn_deprecated
 
 __all__ = ["PredictionCost", "predict_nodes"]
 
@@ -53,7 +53,7 @@ class PredictionCost:
     @property
     def asked(self) -> Mapping[str, float]:
         """Old name of ``share``."""
-        warnings.warn("asked is now called share", DeprecationWarning, stacklevel=2)
+        warn_deprecated("asked is now called share")
         return self.share
 
 

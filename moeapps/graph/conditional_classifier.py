@@ -1,7 +1,6 @@
 """What a node classifier with several experts says of its predictions: confidence, route, cost, score against cost."""
 
 import time
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from moeapps.graph.measures import Monitor, measure
 from moeapps.graph.mixture import GraphMixture
 from moeapps.graph.node_classifier import NodeClassifier
 from moeapps.graph.thresholds import UNREACHABLE
+from moeapps.moved import warn_deprecated
 
 __all__ = ["ConditionalClassifier"]
 
@@ -115,13 +115,13 @@ class ConditionalClassifier(NodeClassifier):
 
     def activation(self, *args: Any, **options: Any) -> PredictionCost:
         """Old name of :meth:`cost`."""
-        warnings.warn("MowstClassifier.activation is now called cost", DeprecationWarning, stacklevel=2)
+        warn_deprecated("MowstClassifier.activation is now called cost")
         return self.cost(*args, **options)
 
     @property
     def activation_(self) -> PredictionCost:
         """Old name of ``cost_``."""
-        warnings.warn("MowstClassifier.activation_ is now called cost_", DeprecationWarning, stacklevel=2)
+        warn_deprecated("MowstClassifier.activation_ is now called cost_")
         return self.cost_
 
     def cost_curve(

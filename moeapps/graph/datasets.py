@@ -12,6 +12,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask, to_undirected
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.packages import needs
 from moeapps.graph.data import GraphDataModule, read_npz
 from moeapps.registry import did_you_mean
 
@@ -54,12 +55,8 @@ def _flickr(root: str, name: str) -> Data:
 
 
 def _ogb(root: str, name: str) -> Data:
-    try:
+    with needs(name, "moeapps[ogb]"):
         from ogb.nodeproppred import PygNodePropPredDataset
-    except ImportError:
-        raise ConfigError(
-            f"{name} is loaded by the package ogb, which is not installed: pip install 'moeapps[ogb]'"
-        ) from None
     dataset = PygNodePropPredDataset(name, root)
     graph: Data = dataset[0]
     graph.y = graph.y.flatten()

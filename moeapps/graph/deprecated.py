@@ -1,6 +1,5 @@
 """Names of 0.1 that have better ones now: they still work, and warn."""
 
-import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from moeapps.graph.conditional import PredictionCost
 from moeapps.graph.datasets import load_cora
 from moeapps.graph.edges import EdgeForm, Edges, Neighborhood
 from moeapps.graph.experts import node_expert
+from moeapps.moved import warn_deprecated
 
 __all__ = ["old_name"]
 
@@ -55,5 +55,5 @@ def old_name(module: str, name: str) -> Any:
     if name not in OLD_NAMES:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     new, value = OLD_NAMES[name]
-    warnings.warn(f"{module}.{name} is deprecated: use {new}", DeprecationWarning, stacklevel=3)
+    warn_deprecated(f"{module}.{name} is deprecated: use {new}", 3)
     return value

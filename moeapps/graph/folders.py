@@ -19,7 +19,7 @@ opens one.
 # N nodes, E edges, F features
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ FEATURES, LABELS = "node_features", "node_labels"
 POINTER, SOURCE, WEIGHT = "edge_pointer", "edge_source", "edge_weight"
 PIECE = 1 << 22
 """Edges or numbers that are handled at a time."""
-
-EdgePieces = Callable[[], Iterable[Any]]
 
 
 def is_folder(source: Any) -> bool:

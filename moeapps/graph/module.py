@@ -2,7 +2,6 @@
 
 # V validation nodes, K classes
 
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -36,6 +35,7 @@ from moeapps.graph.portfolio import AUTO, Spec, named_experts, neighbors_of, por
 from moeapps.graph.search import SearchPlan
 from moeapps.graph.search_spaces import MOWST_SEARCH
 from moeapps.graph.settings import GateFit, MowstExperts, MowstTraining, trains_alone
+from moeapps.moved import warn_deprecated
 
 __all__ = ["GateFit", "MowstModule", "MowstTraining"]
 
@@ -419,9 +419,7 @@ class MowstModule(NodeModule):
     @property
     def scored_labels(self) -> Tensor:
         """Old name of the labels in :attr:`held_out`."""
-        warnings.warn(
-            'MowstModule.scored_labels is now held_out.scored(module.device)["y"]', DeprecationWarning, stacklevel=2
-        )
+        warn_deprecated('MowstModule.scored_labels is now held_out.scored(module.device)["y"]')
         return self.held_out.scored(self.device)["y"]
 
     def predict_held_out(self, mode: Inference = "mix", threshold: float | None = None) -> MowstOutput:

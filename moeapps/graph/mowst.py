@@ -1,6 +1,5 @@
 """Mowst: a mixture of a weak expert (MLP) and a strong expert (GNN), weighted per node by the weak one's confidence."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from moeapps.graph.inference import (
 )
 from moeapps.graph.mixing import chain_log_weights, chain_weights, joint_loss, separate_loss
 from moeapps.graph.networks import NetworkConfig, build_network
+from moeapps.moved import warn_deprecated
 
 __all__ = ["INFERENCES", "VARIANTS", "Inference", "Mowst", "MowstConfig", "MowstOutput", "Variant", "chain_names"]
 
@@ -317,7 +317,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
 
     def cascade(self, run: Run, x: Tensor, **options: Any) -> MowstOutput:
         """Old name of :meth:`infer`."""
-        warnings.warn("Mowst.cascade is now called Mowst.infer", DeprecationWarning, stacklevel=2)
+        warn_deprecated("Mowst.cascade is now called Mowst.infer")
         return self.infer(run, x, **options)
 
     def loss(

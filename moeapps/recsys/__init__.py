@@ -1,7 +1,6 @@
 """Recommendation: schemas, multi-gate experts for several targets, experts activated by behaviour, metrics."""
 
-import warnings
-
+from moeapps.moved import warn_deprecated
 from moeapps.recsys import schema
 from moeapps.recsys.attention import DIN, AWMoE, contrastive_loss
 from moeapps.recsys.aw_moe_ranker import AWMoERanker
@@ -118,6 +117,6 @@ def __getattr__(name: str) -> object:
     """Names of 0.1: ``Sparse``, ``Dense`` and ``Sequence``."""
     if name in schema.OLD_NAMES:
         new = schema.OLD_NAMES[name]
-        warnings.warn(f"moeapps.recsys.{name} is now called {new.__name__}", DeprecationWarning, stacklevel=2)
+        warn_deprecated(f"moeapps.recsys.{name} is now called {new.__name__}")
         return new
     raise AttributeError(f"module 'moeapps.recsys' has no attribute {name!r}")

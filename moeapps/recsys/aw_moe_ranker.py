@@ -1,6 +1,5 @@
 """Rank a candidate for a user with a history, behind scikit-learn's interface."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -10,6 +9,7 @@ from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
+from moeapps.moved import warn_deprecated
 from moeapps.recsys.data import RankingData
 from moeapps.recsys.implicit import ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
@@ -149,7 +149,7 @@ class AWMoERanker(Ranker):
         if target is not None:
             if targets is not None:
                 raise ConfigError("targets and target are the same argument: give targets only")
-            warnings.warn("target= of AWMoERanker.fit is now called targets=", DeprecationWarning, stacklevel=2)
+            warn_deprecated("target= of AWMoERanker.fit is now called targets=")
             targets = target
         names = [targets] if isinstance(targets, str) else list(targets or ())
         with self._all_or_nothing() as fitted:
@@ -168,7 +168,7 @@ class AWMoERanker(Ranker):
 
     def _user_of(self, data: RankingData | ImplicitData) -> str | None:
         """Column of the users: of implicit feedback it is known."""
-        sparse = [feature.name for feature in data.encoder.schema.sparse]
+        sparse = data.encoder.schema.sparse_names
         known = data.catalogue.user if isinstance(data, ImplicitData) else None
         return known if self.user is None and known in sparse else self.user
 

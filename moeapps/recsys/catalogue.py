@@ -71,7 +71,7 @@ class ItemCatalogue:
 
     def codes(self, encoder: TableEncoder) -> Tensor:
         """Code of each item in the encoder's tables, ``(I + 1,)``, at last that of padding."""
-        place = [feature.name for feature in encoder.schema.sparse].index(self.item)
+        place = encoder.schema.sparse_names.index(self.item)
         return torch.cat([self.rows.sparse[:, place], torch.tensor([PAD], dtype=torch.int32)])
 
     def user_rows(self, encoder: TableEncoder, users: pd.DataFrame, histories: NDArray[np.integer] | None) -> Rows:
@@ -139,7 +139,7 @@ class ItemCatalogue:
             and rows.sparse.dtype == torch.int32
             and all(_within(rows.sparse[:, s], sizes[s]) for s in range(widths[0]))
             and all(_within(part, sizes[t]) for part, t in zip(sequences, encoder.sequence_tables, strict=True))
-            and state["item"] in [feature.name for feature in encoder.schema.sparse]
+            and state["item"] in encoder.schema.sparse_names
         )
         if not good:
             raise FileFormatError("its catalogue contradicts its columns")

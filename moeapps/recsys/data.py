@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.encoded import EncodedTable
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.source import Table, TableSource
+from moeapps.moved import warn_deprecated
 from moeapps.recsys.encoder import Rows, TableEncoder
 from moeapps.recsys.events import as_times
 from moeapps.recsys.schema import Schema, as_schema
@@ -172,7 +172,7 @@ class RankingData(L.LightningDataModule):
     @property
     def watched(self) -> bool:
         """Old name of ``has_validation``."""
-        warnings.warn("watched of RankingData is now called has_validation", DeprecationWarning, stacklevel=2)
+        warn_deprecated("watched of RankingData is now called has_validation")
         return self.has_validation
 
     def val_labels(self) -> Tensor | None:

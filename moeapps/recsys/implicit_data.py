@@ -381,7 +381,7 @@ def _learn(
     unknown = [f.name for f in schema.features if f.name not in tables and f.name != feedback.history]
     if unknown:
         raise DataError(f"the schema has {unknown[0]!r}, which is no column of users or items")
-    if feedback.item not in [feature.name for feature in schema.sparse]:
+    if feedback.item not in schema.sparse_names:
         raise ConfigError(f"the schema needs SparseFeature({feedback.item!r}), the item that is recommended")
     histories = [s for s in schema.sequences if s.name == feedback.history]
     if any(s.shares != feedback.item for s in histories):

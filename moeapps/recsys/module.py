@@ -119,7 +119,7 @@ class RankingModule(Configurable, DataDependentModule):
             If a model of behaviour has no history.
         """
         self.encoder, self.targets, self.catalogue = encoder, targets, catalogue
-        sparse, user = [feature.name for feature in encoder.schema.sparse], self.config.user
+        sparse, user = encoder.schema.sparse_names, self.config.user
         if user is not None and user not in sparse:
             raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
         if user is None and catalogue is not None and catalogue.user in sparse:

@@ -335,7 +335,7 @@ def scenario_column(encoder: TableEncoder, scenario: str) -> int:
     ConfigError
         If it is not one of them.
     """
-    names = [feature.name for feature in encoder.schema.sparse]
+    names = encoder.schema.sparse_names
     if scenario not in names:
         raise ConfigError(f"scenario must be one of the sparse columns {', '.join(names)}, got {scenario!r}")
     return names.index(scenario)
@@ -392,7 +392,7 @@ def _scenario_names(encoder: TableEncoder, scenario: str, number: int) -> list[s
 
 def _personal(encoder: TableEncoder, names: Any) -> list[int]:
     """Numbers of the sparse columns of user and item."""
-    sparse = [feature.name for feature in encoder.schema.sparse]
+    sparse = encoder.schema.sparse_names
     if names is None:
         return [s for s, name in enumerate(sparse) if is_named_id(name)] or list(range(len(sparse)))
     wrong = [name for name in names if name not in sparse]
@@ -413,7 +413,7 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
             f"there is no history: model={config.model!r} needs a SequenceFeature that shares a SparseFeature, such "
             "as SequenceFeature('history', shares='item_id')"
         )
-    candidate = [feature.name for feature in schema.sparse].index(str(schema.sequences[histories[0]].shares))
+    candidate = schema.sparse_names.index(str(schema.sequences[histories[0]].shares))
     embedding = _embedding(encoder, config)
     # The model pools the behaviour itself, so that its profile is without the pooled sequences
     profile = embedding.out_dim - embedding.dim * len(embedding.sequence_tables)
@@ -432,7 +432,7 @@ def _prior(encoder: TableEncoder, config: RankingConfig, candidate: int) -> Labe
         return None
     columns = [candidate]
     if config.user is not None:
-        columns.append([feature.name for feature in encoder.schema.sparse].index(config.user))
+        columns.append(encoder.schema.sparse_names.index(config.user))
     return LabelPrior(columns, [encoder.table_sizes[column] for column in columns])
 
 

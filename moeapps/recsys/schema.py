@@ -1,6 +1,5 @@
 """What the columns of a recommendation table are: categories, numbers, and sequences of behaviour."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -13,6 +12,7 @@ from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.kinds import Column, ColumnKind, is_named_id
 from moeapps.core.tabledata.source import TableSource, listed, require_columns
+from moeapps.moved import warn_deprecated
 
 __all__ = ["DenseFeature", "Feature", "Schema", "SequenceFeature", "SparseFeature", "as_schema"]
 
@@ -100,7 +100,7 @@ OLD_NAMES: dict[str, type[Feature]] = {"Sparse": SparseFeature, "Dense": DenseFe
 def __getattr__(name: str) -> Any:
     if name not in OLD_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{name} is now called {OLD_NAMES[name].__name__}", DeprecationWarning, stacklevel=2)
+    warn_deprecated(f"{name} is now called {OLD_NAMES[name].__name__}")
     return OLD_NAMES[name]
 
 
@@ -148,6 +148,11 @@ class Schema:
     def sparse(self) -> list[SparseFeature]:
         """Categories."""
         return [feature for feature in self.features if isinstance(feature, SparseFeature)]
+
+    @property
+    def sparse_names(self) -> list[str]:
+        """Columns of the categories, in the order of their embedding tables."""
+        return [feature.name for feature in self.sparse]
 
     @property
     def dense(self) -> list[DenseFeature]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeapps.core.errors import ConfigError
+from moeapps.core.packages import needs
 from moeapps.recsys.targets import TargetKind
 
 __all__ = ["SURGERY", "TASK_WEIGHTING", "UncertaintyWeights", "gradient_matrix", "surgery_term", "surgery_weighting"]
@@ -79,10 +79,8 @@ def surgery_weighting(name: str) -> Any:
     ConfigError
         If torchjd, which has the methods, is not installed.
     """
-    try:
+    with needs(f"gradient_surgery={name!r}", "moeapps[tasks]"):
         from torchjd import aggregation
-    except ImportError:
-        raise ConfigError(f"gradient_surgery={name!r} needs torchjd: pip install 'moeapps[tasks]'") from None
     return getattr(aggregation, SURGERY[name])()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from moeapps import plugins
 from moeapps.core.errors import ConfigError, MoEAppsError
+from moeapps.core.packages import needs
 
 __all__ = ["connected", "errors_of_workers"]
 
@@ -38,10 +39,8 @@ def connected(workers: int, show_output: bool = False) -> Iterator[tuple[Any, bo
     ConfigError
         If Ray is not installed, cannot be reached, or the cluster has fewer cores than workers.
     """
-    try:
+    with needs("engine ray", "moeapps[ray]"):
         import ray
-    except ImportError:
-        raise ConfigError("Ray is not installed: pip install 'moeapps[ray]'") from None
     mine = not ray.is_initialized()
     if mine:
         address = os.environ.get("RAY_ADDRESS")

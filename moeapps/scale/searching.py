@@ -20,6 +20,7 @@ from moeapps import plugins
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.files import atomic_write
+from moeapps.core.packages import needs
 from moeapps.core.run_result import is_smaller_better
 from moeapps.core.search import Choice, Distribution, Int, suggest
 from moeapps.scale.ray_cluster import connected
@@ -169,10 +170,8 @@ def _with_optuna(
     task: _Task, space: Mapping[str, Distribution], trials: int, storage: str | None, seed: int | None,
     progress: Callable[[str], None],
 ) -> pd.DataFrame:  # fmt: skip
-    try:
+    with needs("engine optuna", "optuna"):
         import optuna
-    except ImportError:
-        raise ConfigError("Optuna is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=Path(task.folder).name,
@@ -235,10 +234,8 @@ def tune_space(space: Mapping[str, Distribution]) -> dict[str, Any]:
     ConfigError
         If Ray Tune is not installed.
     """
-    try:
+    with needs("a search space for Ray Tune", "moeapps[ray]"):
         from ray import tune
-    except ImportError:
-        raise ConfigError("Ray Tune is not installed: pip install 'moeapps[ray]'") from None
 
     def domain(kind: Distribution) -> Any:
         if isinstance(kind, Choice):

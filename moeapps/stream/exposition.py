@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.packages import needs
 
 if TYPE_CHECKING:
     from moeapps.stream.run import StreamRun
@@ -81,12 +82,10 @@ def metrics_page(run: "StreamRun", port: int | None, host: str = "127.0.0.1") ->
         return
     if not 0 <= port <= 65535:
         raise ConfigError(f"--metrics-port must be 0 to 65535, got {port}")
-    try:
+    with needs("--metrics-port", "moeapps[serve]"):
         from prometheus_client import CollectorRegistry, start_http_server
 
         from moeapps.core.exposition import expose, expose_learning
-    except ImportError as error:
-        raise ConfigError(f"--metrics-port needs {error.name}: pip install 'moeapps[serve]'") from None
     now: dict[str, Any] = {}
     registry = CollectorRegistry()
     expose_learning(registry, lambda: now.get("learning"))

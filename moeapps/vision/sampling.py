@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.errors import ConfigError
+from moeapps.core.packages import needs
 from moeapps.vision.diffusion import Diffusion, between
 
 __all__ = ["SAMPLERS", "Noise", "Watcher", "draw", "spaced_timesteps"]
@@ -192,10 +193,8 @@ class _Denoiser:
 
 
 def _dpm(denoiser: _Denoiser, x: Tensor, steps: int, watch: Watcher | None) -> Tensor:
-    try:
+    with needs("sampler='dpm++'", "moeapps[diffusers]"):
         from diffusers import DPMSolverMultistepScheduler
-    except ImportError:
-        raise ConfigError("sampler='dpm++' needs diffusers: pip install 'moeapps[diffusers]'") from None
     spaced_timesteps(denoiser.diffusion.timesteps, steps)
     alphas = denoiser.diffusion.alphas
     betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])

@@ -5,7 +5,6 @@ Shapes: N tokens, d width, E experts, k experts per token.
 
 import copy
 import inspect
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -19,6 +18,7 @@ from moeapps.core.experts import Experts
 from moeapps.core.losses import load_balance_loss, router_z_loss
 from moeapps.core.modes import values_are_hidden
 from moeapps.core.routing import Routing
+from moeapps.moved import warn_deprecated
 
 __all__ = ["Router", "linear_scores", "router_dtype"]
 
@@ -211,11 +211,7 @@ class Router(nn.Module):
             If experts cannot be taken out of this kind of router.
         """
         if self._overrides_subset():  # a router that was written for 0.1
-            warnings.warn(
-                f"{type(self).__name__}.subset is called restricted now: rename the method",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+            warn_deprecated(f"{type(self).__name__}.subset is called restricted now: rename the method")
             return self.subset(kept)
         return self._restricted(kept)
 
@@ -231,7 +227,7 @@ class Router(nn.Module):
         """Deprecated name of :meth:`restricted`."""
         if self._overrides_subset():  # called by super().subset(...)
             return self._restricted(experts)
-        warnings.warn("Router.subset is deprecated: use Router.restricted", DeprecationWarning, stacklevel=2)
+        warn_deprecated("Router.subset is deprecated: use Router.restricted")
         return self.restricted(experts)
 
     def _with_rows(self, rows: dict[str, list[int]], num_experts: int) -> Self:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.packages import needs
 from moeapps.stream.io.kafka_config import without_secrets
 
 __all__ = ["WAIT", "Topic", "addresses_of", "confluent", "make_client", "open_topic", "parse_address", "passes"]
@@ -23,10 +24,8 @@ def confluent() -> Any:
     ConfigError
         If it is not installed.
     """
-    try:
+    with needs("kafka://", "moeapps[kafka]"):
         import confluent_kafka
-    except ImportError:
-        raise ConfigError('kafka:// needs confluent-kafka: pip install "moeapps[kafka]"') from None
     return confluent_kafka
 
 

@@ -147,5 +147,5 @@ def test_a_missing_topic_partition_or_broker_is_named(broker, monkeypatch):
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
-    with pytest.raises(ConfigError, match=r'pip install "moeapps\[kafka\]"'):
+    with pytest.raises(ConfigError, match=r"kafka:// needs confluent_kafka: pip install 'moeapps\[kafka\]'"):
         open_source("kafka://host:1/topic")
