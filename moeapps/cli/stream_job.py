@@ -379,5 +379,6 @@ def _with_signals(job: StreamRun, console: Console, plain: bool) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if received:
-        console.print(f"stopped by {signal.Signals(received[0]).name}; saved" + (f" to {job.file}" if job.file else ""))
+        where = f" to {job.file}, --resume continues" if job.file else ""
+        print_line(console, f"stopped by {signal.Signals(received[0]).name}; saved{where}")
     return 130 if received[:1] == [signal.SIGINT] else 0

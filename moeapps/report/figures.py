@@ -101,7 +101,7 @@ def draw_lines(
             _line(axes, x, y, name)
         for number, (name, places) in enumerate(marks.items()):
             for place in places:
-                axes.axvline(place, color=INK, linewidth=1, linestyle=(":", "--")[number % 2], label=name)
+                axes.axvline(place, color=INK, linewidth=1, linestyle=(":", "--", "-.")[number % 3], label=name)
                 name = "_"  # one entry in the legend
         if any(x.dtype.kind == "M" for x, _ in arrays.values()):
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moeapps.core.views import expert_shares
-from moeapps.report.runs import Run
+from moeapps.report.runs import Run, counts_hits
 
 __all__ = ["Layer", "find_hints", "routing_layers"]
 
@@ -192,8 +192,7 @@ def _of_drift(history: pd.DataFrame) -> Iterator[str]:
     accuracy = history["windowed"].dropna()
     if "renewed" not in history or int(history["renewed"].iloc[-1]) or len(accuracy) < 8:
         return
-    hits = accuracy * history["instance"].diff().median()  # a regression logs errors, which are no counts
-    if not (accuracy.between(0, 1).all() and np.allclose(hits, hits.round(), atol=1e-6)):
+    if not counts_hits(history):
         return
     smooth = accuracy.rolling(max(2, len(accuracy) // 4), min_periods=1).median()
     best, late = float(smooth.max()), float(smooth.iloc[-1])

@@ -24,6 +24,12 @@ CAPTURED = 0.95
 DEAD = 0.01
 """Share of the assignments of a layer over an equal share, below which an expert is called dead."""
 
+CHANGED = 0.3
+"""Difference between the accuracies of parts of a stream from which on they are of different concepts."""
+
+PARTS, PART_ROWS = 10, 50
+"""Parts of a stream that are compared, and their rows, at least."""
+
 ROWS = 300
 """Rows that the layers are asked about, at most."""
 
@@ -52,7 +58,7 @@ def model_hints(model: Any, X: Any, judged: Judged, measures: Sequence[Measure])
         *_collapsed(model, judged),
         *_layers(model, X),
         *_gate(model, judged),
-        *_stream(model),
+        *_stream(model, judged),
         *judged.hints,
     ]
 
@@ -174,8 +180,21 @@ def _layers(model: Any, X: Any) -> Iterator[str]:
             )
 
 
-def _stream(model: Any) -> Iterator[str]:
-    if hasattr(model, "learn_many") and getattr(model, "drift", "") is None:
+def _stream(model: Any, judged: Judged) -> Iterator[str]:
+    if not hasattr(model, "learn_many"):
+        return
+    target, rows = judged.first, len(judged)
+    if target.classification and rows >= PARTS * PART_ROWS:
+        good = (target.best == target.truth).astype(float)
+        parts = [float(part.mean()) for part in np.array_split(good, PARTS)]
+        if max(parts) - min(parts) > CHANGED:
+            yield (
+                f"the accuracy of parts of these rows is between {percent(min(parts))} and {percent(max(parts))}: the "
+                "model is the one after its last event, which has left older concepts behind. Give rows that came "
+                "after it; moeapps report of the run's folder has the scores of predictions made before each event was "
+                "learned"
+            )
+    if getattr(model, "drift", "") is None:
         yield (
             "no drift detector (drift=None): experts are never renewed when the stream changes; drift='replace' renews "
             "them, and does nothing while it does not change"

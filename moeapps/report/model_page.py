@@ -10,6 +10,7 @@ Without rows only the fourth part and the header are there.
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -195,13 +196,21 @@ def _facts(model: Any) -> dict[str, str]:
     if isinstance(getattr(model, "model_", None), object) and hasattr(getattr(model, "model_", None), "parameters"):
         facts["parameters of the network"] = f"{sum(p.numel() for p in model.model_.parameters()):,}"
     if hasattr(model, "expert_names_"):
-        facts["experts"] = ", ".join(str(name) for name in model.expert_names_)
+        facts["experts"] = _expert_names([str(name) for name in model.expert_names_])
     if hasattr(model, "chosen_"):
         facts["gate"] = str(model.chosen_)
     if getattr(model, "n_iter_", 0):
         facts["epochs"] = str(model.n_iter_)
     facts["versions"] = ", ".join(_versions())
     return facts
+
+
+def _expert_names(names: list[str]) -> str:
+    """Names of the experts; of a stream's, which are numbered by kind ("tree 0"), how many there are of each kind."""
+    kinds = [name.rpartition(" ") for name in names]
+    if len(names) < 2 or not all(kind and number.isdigit() for kind, _, number in kinds):
+        return ", ".join(names)
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kind for kind, _, _ in kinds).items())
 
 
 def _versions() -> list[str]:

@@ -13,7 +13,7 @@ from moeapps.core.files import similar
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.registry import did_you_mean
-from moeapps.report.subjects import ROWS
+from moeapps.report.subjects import ROWS, refuse_without_page
 
 __all__ = ["read_rows"]
 
@@ -50,6 +50,7 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist{similar(path)}, expected the rows to report on")
+    refuse_without_page(model)
     if edges is not None and getattr(model, "node_table_", None) is None:
         raise ConfigError("--edges is for a model that was fitted on a table of nodes and one of edges")
     if hasattr(model, "spec_"):

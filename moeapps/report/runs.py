@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moeapps.core.errors import DataError, FileFormatError
@@ -176,9 +177,28 @@ def _stream(metrics: Path, path: Path, run: Run | None = None) -> Run:
     if not {"instance", "windowed", "total"} <= set(run.history):
         raise FileFormatError(f"{metrics} has no columns instance, windowed and total: not the metrics of a stream")
     if not run.scores and len(run.history):
-        run.scores = [Score("total score", [float(run.history["total"].iloc[-1])])]
-        run.facts["instances"] = f"{int(run.history['instance'].iloc[-1]):,}"
+        hits, last = counts_hits(run.history), run.history.iloc[-1]
+        run.scores = [Score("accuracy" if hits else "mean absolute error", [float(last["total"])], not hits)]
+        for column in map(str, run.history):  # what --metric has added
+            name = column.removesuffix(" total")
+            if name != column and pd.notna(last[column]):
+                run.scores.append(Score(name, [float(last[column])], is_smaller_better(name)))
+        run.facts["instances"] = f"{int(last['instance']):,}"
+        for column, what in (
+            ("drifts", "drift alarms"),
+            ("renewed", "experts renewed"),
+            ("rejected", "rejected events"),
+        ):
+            if column in run.history:
+                run.facts[what] = f"{int(last[column]):,}"
     return run
+
+
+def counts_hits(history: pd.DataFrame) -> bool:
+    """Whether the score of a stream's metrics is an accuracy; a regression logs errors, which are no counts."""
+    rows = history.dropna(subset="windowed")
+    hits = rows["windowed"] * (rows["instance"].diff().median() if len(rows) > 1 else rows["instance"])
+    return bool(rows["windowed"].between(0, 1).all() and np.allclose(hits, hits.round(), atol=1e-6))
 
 
 def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:

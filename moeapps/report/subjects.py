@@ -24,7 +24,7 @@ from moeapps.core.views import Gallery, Views
 from moeapps.registry import did_you_mean
 from moeapps.report.judged import Judged, Target
 
-__all__ = ["ROWS", "judge"]
+__all__ = ["ROWS", "judge", "refuse_without_page"]
 
 NODE_CELLS = 20_000_000
 """Numbers of the features of nodes, above which rules may name the number of neighbours only."""
@@ -62,12 +62,28 @@ def judge(model: Any, X: Any, y: Any = None, target: str = "", seed: int = 0) ->
     DataError
         If rows and targets do not fit each other, or a label is not one that the model knows.
     """
+    refuse_without_page(model)
     for reads, ability in _READERS:
         if all(hasattr(model, name) for name in ability):
             return reads(model, X, y, target, seed)
     raise ConfigError(
         f"a {type(model).__name__} makes no predictions to report on: give a fitted classifier, regressor or ranker"
     )
+
+
+def refuse_without_page(model: Any) -> None:
+    """Refuse models of links and of whole graphs, whose rows are not read here.
+
+    Raises
+    ------
+    ConfigError
+        Naming what shows the scores instead.
+    """
+    if hasattr(model, "compare"):
+        raise ConfigError(
+            f"there is no page of a {type(model).__name__} on rows: print(model.compare(data)) scores the mixture and "
+            "each expert; without rows (no --data) the page has settings and training"
+        )
 
 
 # ---------------------------------------------------------------------- what all readers do

@@ -9,7 +9,7 @@ from moeapps.core.run_result import is_smaller_better
 from moeapps.core.views import Curves, expert_shares
 from moeapps.report.figures import Picture, draw_lines
 from moeapps.report.hints import Layer, routing_layers
-from moeapps.report.runs import Run, is_larger_better
+from moeapps.report.runs import Run, counts_hits, is_larger_better
 
 __all__ = ["is_curve", "is_metric", "layer_curves", "stream_curves", "training_pictures"]
 
@@ -74,17 +74,18 @@ def _message(history: pd.DataFrame, axis: str, name: str, kept: int | None) -> s
 def _stream_picture(run: Run, group: list[str]) -> Picture:
     history = run.history
     axis, places = _time_axis(history, run.axis)
-    low = int(history["windowed"].to_numpy(dtype=float).argmin())
-    worst = float(history["windowed"].iloc[low])
-    what = "accuracy" if history["windowed"].between(0, 1).all() else "score"
+    hits, values = counts_hits(history), history["windowed"].to_numpy(dtype=float)
+    low = int(values.argmin() if hits else values.argmax())
+    worst = float(values[low])
+    what, word = ("accuracy", "lowest") if hits else ("mean absolute error", "largest")
     names = {"windowed": f"{what}, last window", "total": f"{what}, all so far"}
     lines = {names[name]: (places, history[name]) for name in group if name in history}
     marks = {name: list(places[_rises(history[column])][:40]) for name, column in _EVENTS.items() if column in history}
-    title = f"The {what} was lowest at {axis} {_place(places.iloc[low])}: {worst:.3g}"
+    title = f"The {what} was {word} at {axis} {_place(places.iloc[low])}: {worst:.3g}"
     return draw_lines(title, axis, lines, what, marks)
 
 
-_EVENTS = {"drift warning": "warnings", "expert renewed": "renewed"}
+_EVENTS = {"drift alarm": "drifts", "drift warning": "warnings", "expert renewed": "renewed"}
 """What is marked in the chart of a stream's accuracy, and the column that counts it."""
 
 

@@ -385,6 +385,12 @@ def test_a_stream_without_a_drift_detector_is_named():
     assert "no drift detector" in model_hints(Stream(), None, found, measure(target))[0]
     Stream.drift = "replace"
     assert model_hints(Stream(), None, found, measure(target)) == []
+    many = np.arange(1000) % 2
+    for change, named in ((0, False), (300, True)):  # a concept that the model has left behind
+        best = np.where(np.arange(1000) < change, 1 - many, many)
+        target = Target("", many, np.eye(2)[best], ("a", "b"))
+        told = model_hints(Stream(), None, Judged([target]), measure(target))
+        assert any("older concepts behind" in hint for hint in told) == named
 
 
 def test_a_model_that_is_no_better_than_a_constant_is_told(classifier):

@@ -302,3 +302,19 @@ def test_runs_of_different_targets_of_one_table_are_not_compared(tmp_path):
     ]
     (table,) = page._scores(runs)
     assert [row["name"] for row in table["rows"]] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"), [(1.0, "accuracy was lowest at instance 500"), (9.7, "absolute error was largest")]
+)
+def test_the_score_of_a_stream_is_called_what_it_is_and_its_alarms_are_counted(tmp_path, scale, told):
+    windowed = np.array([0.9, 0.9, 0.9, 0.9, 0.5, 0.9]) if scale == 1 else np.array([1, 1, 1, 1, 9.7, 1])
+    frame = pd.DataFrame({"instance": range(100, 700, 100), "windowed": windowed, "total": windowed})
+    frame.assign(drifts=[0, 0, 0, 0, 1, 2], renewed=3, **{"R2 total": 0.25}).to_csv(
+        tmp_path / "metrics.csv", index=False
+    )
+    (run,) = find_runs([tmp_path])
+    assert [one.name for one in run.scores] == ["accuracy" if scale == 1 else "mean absolute error", "R2"]
+    assert run.facts["drift alarms"] == "2"
+    page = write_report([tmp_path], tmp_path / "page.html").read_text()
+    assert told in page

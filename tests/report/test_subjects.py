@@ -146,3 +146,11 @@ def test_what_predicts_nothing_is_refused(stream):
         judge(model, frame[list("abc")], frame["way"].mask(frame.index == 0, "sideways"), "way")
     with pytest.raises(ConfigError, match="makes no predictions to report on"):
         judge(object(), frame)
+
+
+def test_a_model_of_links_has_no_page_on_rows_and_names_what_scores_it():
+    class Links:
+        predict_proba = predict = compare = None
+
+    with pytest.raises(ConfigError, match=r"no page of a Links on rows: print\(model.compare\(data\)\)"):
+        judge(Links(), [[0, 1]])
