@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from moeapps.core.labels import plain
 from moeapps.core.tabledata.cells import shown
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.compiled.intervals import ConformalIntervals
-from moeapps.stream.config import DriftMoEConfig
+from moeapps.stream.config import DriftMoEConfig, NumberConfig
 from moeapps.stream.encoding import Encoded, OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
@@ -67,6 +67,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     """
 
     _numbers = True
+    _not_in_0_1: ClassVar[dict[str, Any]] = {**StreamEstimator._not_in_0_1, "experts": None, "gate": "auto"}
     _intervals: ConformalIntervals
 
     def __init__(
@@ -75,6 +76,8 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         top_k: int = 3,
         *,
         expert: Any = None,
+        experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto",
+        gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto",
         predict_with: Literal["mixture", "top"] = "mixture",
         learn_with: Literal["all", "top_k"] = "all",
         bagging: float = 6.0,
@@ -110,10 +113,10 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; a pickle of 0.1 has no residuals, so its intervals begin anew."""
-        super().__setstate__({"_intervals": ConformalIntervals(), **state})
+        super().__setstate__({"_intervals": ConformalIntervals(), **self._not_in_0_1, **state})
 
     def _config(self) -> DriftMoEConfig:
-        return config_from(DriftMoEConfig, self, blend=0.0, experts=None)  # no outputs of the router's own; trees only
+        return config_from(NumberConfig, self)
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         for target in targets:

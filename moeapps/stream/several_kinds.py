@@ -32,7 +32,8 @@ class SeveralKinds:
         """
         if not isinstance(self._engine, KindEngine) or self._engine.n_classes == 0:
             return None
-        return self._engine.votes(self._encode_one(x))[0].astype(np.float32)
+        votes: NDArray[Any] = self._engine.votes(self._encode_one(x))[0]
+        return votes if self._engine.numbers else votes.astype(np.float32)
 
     def _checked_votes(self, votes: Any) -> NDArray[np.float64]:
         """Votes as ``(1, E, C)``."""
