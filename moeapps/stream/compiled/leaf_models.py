@@ -1,8 +1,9 @@
 """Linear models in the leaves of regression trees: a leaf predicts its mean, or its model where that was better.
 
 The model of a leaf is one of :mod:`~moeapps.stream.compiled.least_squares` with the diagonal of the covariance, on the
-standardised numbers of an instance. Children begin with the model of their parent (FIMT-DD, Ikonomovska et al. 2011,
-section 4.3), and the errors of both are compared where the leaf is, recent ones with more weight.
+standardised numbers of an instance. Children begin with the weights of their parent (FIMT-DD, Ikonomovska et al. 2011,
+section 4.3), but with the uncertainty of the start, so they soon have their own. The errors of mean and model are
+compared in each leaf, recent ones with more weight.
 """
 
 # N nodes, F features, R = 1 + F inputs: the constant and the numbers
@@ -57,7 +58,7 @@ def grow_leaf_models(old: LeafModels, nodes: int, features: int) -> LeafModels:
 
 @kernel
 def clear_leaf(m, node):  # type: ignore[no-untyped-def]
-    """Let a new root begin anew."""
+    """Let a new root, or a child, begin anew."""
     fill(m.weights[node], m.start.shape[0], 0.0)
     copy_row(m.start, m.variances[node], m.start.shape[0])
     for i in range(2):
@@ -94,8 +95,6 @@ def learn_tree_of_models(t, settings, m, tree, x, y, weight, rows, numbers, n, r
     if split:
         for side in range(2):
             child = t.children[node, side]
+            clear_leaf(m, child)
             copy_row(m.weights[node], m.weights[child], m.start.shape[0])
-            copy_row(m.variances[node], m.variances[child], m.start.shape[0])
-            copy_row(m.error[node], m.error[child], 2)
-            copy_row(m.compared[node], m.compared[child], 2)
             m.weights[child, 0] += t.counts[node, MEAN] - t.counts[child, MEAN]

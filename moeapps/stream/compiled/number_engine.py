@@ -77,7 +77,7 @@ class NumberEngine(KindEngine):
         ``votes`` ``(n, E, 1)`` are what the experts predicted when the instances came, where their targets are late.
         """
         predictions, start = np.empty(len(X)), 0
-        late = _NO_VOTES if votes is None else np.ascontiguousarray(votes, dtype=np.float64)
+        late = _NO_VOTES if votes is None else np.array(votes, dtype=np.float64)  # a copy that can be written to
         with self._lock:
             while True:
                 start = run_numbers(

@@ -40,7 +40,7 @@ __all__ = ["learn_number_gate", "mix_numbers", "new_number_gate", "new_number_ga
 POWER = 4.0
 """How sharply recent errors decide about weights."""
 
-STACK_RATE = 1e-7
+STACK_RATE = 1e-5
 """How much the weights of the stack may change per instance."""
 
 STACK_START = 0.01

@@ -16,13 +16,7 @@ from moeapps.stream.compiled.mixture_state import MAX_EVENTS
 from moeapps.stream.compiled.neighbours import Neighbours, grow_neighbours, new_neighbours
 from moeapps.stream.compiled.number_gate import new_number_gate, new_number_gate_work, new_stack
 from moeapps.stream.compiled.online_gate import Gate, GateWork, grow_gate
-from moeapps.stream.compiled.perceptron import (
-    HIDDEN,
-    NETWORKS,
-    Perceptrons,
-    grow_perceptrons,
-    new_perceptrons,
-)
+from moeapps.stream.compiled.perceptron import HIDDEN, Perceptrons, grow_perceptrons, new_perceptrons
 from moeapps.stream.compiled.references import referable
 
 __all__ = [
@@ -44,6 +38,9 @@ LINEAR = (1e-6, 1e-4, 1e-8)
 
 QUADRATIC = (1e-6, 1e-4)
 """The same of linear experts on squares and products of the features."""
+
+NETWORKS = (0.01,)
+"""Learning rate of the networks."""
 
 NEIGHBOURS = ((5, 500), (10, 2000))
 """Neighbours and window of the first expert of this kind, and so on."""
@@ -171,7 +168,7 @@ def new_number_kinds(s: NumberSettings, layout: Layout, nodes: int, seed: int) -
         neighbours=new_neighbours(s.neighbours, layout.features, NEIGHBOURS, numbers=True),
         linear=new_least_squares(LINEAR[: s.linear], _start(layout.rows)),
         quadratic=new_least_squares(QUADRATIC[: s.quadratic], _start(_products(layout))),
-        networks=new_perceptrons(s.networks, layout, 1, seed),
+        networks=new_perceptrons(s.networks, layout, 1, seed, NETWORKS),
         stack=new_stack(experts),
         gate=new_number_gate(experts, layout, s.gate),
     )

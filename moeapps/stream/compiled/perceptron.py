@@ -60,20 +60,22 @@ def _drawn(seed: int, keys: NDArray[np.uint64], number: int, width: int) -> NDAr
     return ((z >> np.uint64(11)) * (2.0**-52) - 1.0).reshape(len(keys), number, width)
 
 
-def new_perceptrons(number: int, layout: Layout, classes: int, seed: int) -> Perceptrons:
-    """The first ``number`` experts of :data:`NETWORKS`; the output layer begins at zero but for its random part."""
+def new_perceptrons(
+    number: int, layout: Layout, classes: int, seed: int, rates: tuple[float, ...] = NETWORKS
+) -> Perceptrons:
+    """The first ``number`` experts of ``rates``; the output layer begins at zero but for its random part."""
     first = np.zeros((layout.rows, number, 3, HIDDEN))
     first[:, :, 0] = _LIMIT * _drawn(seed, layout.keys(), number, HIDDEN)
     first[0, :, 0] = 0.0  # the bias
     second = np.zeros((number, HIDDEN + 1, 3, classes))
     drawn = _drawn(seed, np.arange(classes, dtype=np.uint64) + (np.uint64(1) << np.uint64(63)), number, HIDDEN)
     second[:, :HIDDEN, 0] = _LIMIT * drawn.transpose(1, 2, 0)
-    return Perceptrons(first, second, np.zeros(number, dtype=np.int64), np.array(NETWORKS[:number]).reshape(number))
+    return Perceptrons(first, second, np.zeros(number, dtype=np.int64), np.array(rates[:number]).reshape(number))
 
 
 def grow_perceptrons(old: Perceptrons, before: Layout, layout: Layout, classes: int, seed: int) -> Perceptrons:
     """The same for more inputs and classes."""
-    new = new_perceptrons(len(old.rate), layout, classes, seed)
+    new = new_perceptrons(len(old.rate), layout, classes, seed, tuple(old.rate.tolist()))
     move_rows(old.first, new.first, before, layout)
     new.second[..., : old.second.shape[-1]] = old.second
     new.steps[:] = old.steps
