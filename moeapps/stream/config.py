@@ -208,9 +208,8 @@ class DriftMoEConfig:
                 most = self._known[name] or MOST_TREES
                 if experts[name] > most:
                     why = ": experts of this kind differ in how much they remember, and there are no more settings"
-                    raise ConfigError(
-                        f"experts[{name!r}] must be at most {most:,}, got {experts[name]!r}{why if self._known[name] else ''}"
-                    )
+                    why = why if self._known[name] else ""
+                    raise ConfigError(f"experts[{name!r}] must be at most {most:,}, got {experts[name]!r}{why}")
 
     def _is_changed(self, name: str) -> bool:
         """Whether a setting differs from its default; a pair may come from a file as a list."""

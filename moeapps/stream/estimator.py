@@ -104,9 +104,8 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         if self.expert is not None:
             return RiverEngine(config.mixture, self.expert, config.hidden, seed, self._numbers, self._decode_row)
         if config.kinds is not None:
-            engine: Any = NumberEngine if self._numbers else KindEngine
-            built: KindEngine = engine(config.kind_settings, config.trees, seed, config.n_jobs)
-            return built
+            engine: type[KindEngine] = NumberEngine if self._numbers else KindEngine
+            return engine(config.kind_settings, config.trees, seed, config.n_jobs)
         return TreeEngine(config.mixture, config.trees, config.hidden, seed, self._numbers)
 
     def _decode_row(self, row: NDArray[np.float64]) -> dict[Hashable, Any]:

@@ -77,6 +77,7 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
         Saying what is impossible.
     """
     s, m = engine.settings, engine.mixture
+    made: Any = m  # a KindMixture, or a NumberMixture
     kind = engine.pool.state.trees.kind[: engine.n_features]
     require(np.array_equal(kind[kind >= 0], np.arange((kind >= 0).sum())), "categorical features are not in order")
     engine.resize(engine.n_features, engine.n_classes)  # an empty mixture of the shapes that the trees ask for
@@ -105,9 +106,9 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
         require(weights >= 0, "moments of a network are negative")
     _check_gate(engine, m.gate)
     if isinstance(engine, NumberEngine):
-        _check_numbers(m, empty)
+        _check_numbers(made, empty)
     else:
-        _check_classes(m, engine.n_classes)
+        _check_classes(made, engine.n_classes)
     if engine.archive is not None:
         _check_archive(engine, engine.archive)
 
@@ -137,8 +138,8 @@ def _check_classes(m: KindMixture, classes: int) -> None:
     require(m.linear.squares > 0, "squared gradients are not positive")
 
 
-def _check_numbers(m: NumberMixture, empty: NumberMixture) -> None:
-    """Refuse what experts that predict numbers could not have learned."""
+def _check_numbers(m: NumberMixture, empty: Any) -> None:
+    """Refuse what experts that predict numbers could not have learned; ``empty`` have learned nothing."""
     require(m.recent >= 0, "recent errors are negative")
     require(m.scale[[0, 2]] >= 0, "moments of the target are negative")
     require(m.means[:, 0] == empty.means[:, 0], "shares of means are not those of its arguments")

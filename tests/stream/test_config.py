@@ -23,6 +23,8 @@ LEFT_OUT = {
     HoeffdingPool: {},
     DriftMoEClassifier: {},
 }
+
+
 @pytest.mark.parametrize(
     ("estimator", "config"),
     [(DriftMoEClassifier, DriftMoEConfig), (DriftMoERegressor, NumberConfig), (HoeffdingPool, TreeConfig)],

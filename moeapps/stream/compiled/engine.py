@@ -31,7 +31,16 @@ from moeapps.stream.compiled.mixture_state import (
 from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room
 from moeapps.stream.compiled.references import as_reference, referable
 
-__all__ = ["GrowingMixture", "TreeEngine", "act", "learn_tree", "remove_trees", "restore_arrays", "tree_arrays", "vote_trees"]
+__all__ = [
+    "GrowingMixture",
+    "TreeEngine",
+    "act",
+    "learn_tree",
+    "remove_trees",
+    "restore_arrays",
+    "tree_arrays",
+    "vote_trees",
+]
 
 FILE_NAMES = {"pool.trees.sizes": "pool.trees.used", "mixture.pool_and_router_accuracy": "mixture.rivals"}
 """Arrays that have another name in saved files: those of 0.1 load, and 0.1 loads ours."""

@@ -72,9 +72,7 @@ class KindState(NamedTuple):
     work: KindWork  # room that calls share: the engine lets one call run at once
 
 
-def reference_to(
-    pool: PoolState, tree_settings: TreeSettings, m: KindMixture, settings: KindSettings, work: KindWork, old: Any
-) -> Any:
+def reference_to(pool: PoolState, tree_settings: TreeSettings, m: Any, settings: Any, work: Any, old: Any) -> Any:
     """Reference to a state; ``old`` is the one before, where only the pool has changed since."""
     if old is None:
         watched: Any = Watched(m.windows, work.returned, m.age, m.counters, m.events, m.rng)

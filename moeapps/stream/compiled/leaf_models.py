@@ -41,10 +41,8 @@ class LeafModels(NamedTuple):
 
 def new_leaf_models(nodes: int, features: int) -> LeafModels:
     """Models that have learned nothing."""
-    start = np.full(1 + features, 1.0)
-    return LeafModels(
-        np.zeros((nodes, 1 + features)), np.ones((nodes, 1 + features)), start, np.zeros((nodes, 2)), np.zeros((nodes, 2))
-    )  # fmt: skip
+    shape = (nodes, 1 + features)
+    return LeafModels(np.zeros(shape), np.ones(shape), np.ones(shape[1]), np.zeros((nodes, 2)), np.zeros((nodes, 2)))
 
 
 def grow_leaf_models(old: LeafModels, nodes: int, features: int) -> LeafModels:

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from moeapps.stream.compiled.jit import kernel
 from moeapps.stream.compiled.references import referable
 
-__all__ = ["MOST", "LeastSquares", "grown", "learn_least_squares", "limited", "new_least_squares", "predict_linear", "step_diagonal"]
+__all__ = [
+    "MOST",
+    "LeastSquares",
+    "grown",
+    "learn_least_squares",
+    "limited",
+    "new_least_squares",
+    "predict_linear",
+    "step_diagonal",
+]
 
 MOST = 160
 """Inputs of which the covariance is kept whole."""
@@ -54,7 +63,8 @@ def new_least_squares(rates: tuple[float, ...], start: NDArray[np.float64]) -> L
     diagonal = np.diag(start) if inputs <= MOST else start[:, None]
     covariance = np.repeat(diagonal[None], number, axis=0)
     return LeastSquares(
-        np.zeros((number, inputs)), np.ascontiguousarray(covariance), start.copy(), np.array(rates), np.zeros((number, 2))
+        np.zeros((number, inputs)), np.ascontiguousarray(covariance), start.copy(), np.array(rates),
+        np.zeros((number, 2)),
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moeapps.stream.compiled.inputs import Layout
@@ -31,7 +30,7 @@ class NumberEngine(KindEngine):
 
     settings: NumberSettings  # type: ignore[assignment]
     mixture: NumberMixture  # type: ignore[assignment]
-    numbers = True  # type: ignore[assignment]
+    numbers = True
 
     def _new_mixture(self) -> NumberMixture:
         return new_number_kinds(self.settings, self.layout, self._nodes, self.seed)
@@ -55,7 +54,7 @@ class NumberEngine(KindEngine):
         """Reference to the state, and whether the pool may grow: made anew only where arrays were replaced."""
         pool, mixture = self.pool.state, self.mixture
         if self._packed is None or self._packed[0] is not pool or self._packed[1] is not mixture:
-            work = new_number_work(mixture, self.settings)
+            work: Any = new_number_work(mixture, self.settings)
             state = reference_to(pool, self.pool.settings, mixture, self.settings, work, None)
             self._packed = pool, mixture, work, (state, self.pool.may_grow)
         return self._packed[3]
@@ -80,8 +79,9 @@ class NumberEngine(KindEngine):
         late = _NO_VOTES if votes is None else np.array(votes, dtype=np.float64)  # a copy that can be written to
         with self._lock:
             while True:
+                state, may_grow = self._references()
                 start = run_numbers(
-                    *self._references(), True, X, y, late, start, predictions, _NO_ROWS, _NO_ROWS, _NO_VOTES
+                    state, may_grow, True, X, y, late, start, predictions, _NO_ROWS, _NO_ROWS, _NO_VOTES
                 )  # fmt: skip
                 if start == len(X):
                     return predictions
@@ -92,7 +92,8 @@ class NumberEngine(KindEngine):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         out, weights = np.empty((len(X), 1)), np.empty((len(X), self.n_all_experts))
         with self._lock:
+            state, may_grow = self._references()
             run_numbers(
-                *self._references(), False, X, _NO_TARGETS, _NO_VOTES, 0, _NO_TARGETS, out, weights, votes
+                state, may_grow, False, X, _NO_TARGETS, _NO_VOTES, 0, _NO_TARGETS, out, weights, votes
             )  # fmt: skip
         return out, weights

@@ -211,7 +211,7 @@ def _score(g, w, y, classes, auto):  # type: ignore[no-untyped-def]
 
 @kernel
 def compare_ways(g, w, auto):  # type: ignore[no-untyped-def]
-    """Average the ``losses`` of each way on a label that it has not learned, and change to a better one beyond noise."""
+    """Average each way's ``losses`` on a label that it has not learned, and change to a better one beyond noise."""
     g.answered[g.state[0]] += 1
     g.state[1] += 1
     rate = max(1.0 / g.state[1], 1.0 / MEMORY)
