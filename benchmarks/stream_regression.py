@@ -110,6 +110,14 @@ def run(options: argparse.Namespace, runs: dict[str, Any], keep: Callable[[], No
                 keep()
 
 
+def shown(scores: list[float], digits: int) -> str:
+    """Mean ± standard deviation over the seeds, where there are several."""
+    if np.mean(scores) > 1e4:
+        return f"{np.mean(scores):.1e}"
+    text = f"{np.mean(scores):.{digits}f}"
+    return text if len(scores) == 1 else f"{text} ± {np.std(scores):.{digits}f}"
+
+
 def tables(runs: dict[str, Any]) -> Iterator[str]:
     """Errors by stream and model, and rows per second on Friedman's function, as Markdown."""
     names = list(dict.fromkeys(key.rpartition(", ")[0] for key in runs))
@@ -120,9 +128,8 @@ def tables(runs: dict[str, Any]) -> Iterator[str]:
         cells = []
         for group in groups:
             scores = [run[label]["mae"] for run in group if label in run]
-            least = min(np.mean([run[other]["mae"] for run in group]) for other in group[0])
-            digits = 4 if least < 0.1 else 3
-            text = f"{np.mean(scores):.{digits}f} ± {np.std(scores):.{digits}f}"
+            least = min(np.mean([run[other]["mae"] for run in group if other in run]) for other in group[0])
+            text = shown(scores, 4 if least < 0.1 else 3)
             cells.append(f"**{text}**" if np.mean(scores) == least else text)
         rates = [
             run[label]["n"] / run[label]["seconds"]
