@@ -60,7 +60,7 @@ class KindEngine(TreeEngine):
 
     settings: KindSettings  # type: ignore[assignment]
     mixture: KindMixture  # type: ignore[assignment]
-    numbers = False  # type: ignore[assignment]
+    numbers = False
 
     def __init__(self, settings: KindSettings, tree_config: TreeConfig, seed: int, n_jobs: int | None = None) -> None:
         self.settings, self.seed = settings, seed
