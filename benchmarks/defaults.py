@@ -5,10 +5,9 @@
     python benchmarks/defaults.py --page                # write the tables into the pages, too
 
 Most figures are those of other scripts: their files in benchmarks/results are read (``defaults_lines.py`` says which),
-and the commit of each is noted. ``benchmarks/run_all.py`` runs those scripts. Only two things are measured here:
-each kind of expert of DriftMoEClassifier alone, on the first seed of the streams that ``stream_accuracy.py --parts``
-leaves out (``--data`` as there), and DriftMoERegressor on three streams of numbers beside river's forest and trees.
-What has been measured is kept.
+and the commit of each is noted. ``benchmarks/run_all.py`` runs those scripts. Only one thing is measured here: each
+kind of expert of DriftMoEClassifier alone, on the first seed of the streams that ``stream_accuracy.py --parts`` leaves
+out (``--data`` as there). What has been measured is kept.
 
 "Best part" is the one of the default's own parts with the best mean on the very rows that are compared, "best rival"
 that of the other models; nobody knows either beforehand, which is hard on the default. Gaps are paired by seed (or
@@ -21,10 +20,8 @@ import functools
 import json
 import platform
 import subprocess
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +35,6 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (DOCS / "benchmarks.md", DOCS / "benchmarks/defaults.md")
 KINDS_ALONE = {label: change for label, change in PARTS.items() if label.endswith(" alone")}
-NUMBERS = ("lea", "gra", "gsg")
-"""Kinds of drift of Friedman's function: in a part of the space, in all of it at once, slowly."""
 Line = dict[str, Any]
 Gap = tuple[str, float, float]
 """Name of the other model, mean gap (more is better for ours), and its standard error (0 with one seed)."""
@@ -160,38 +155,9 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
 # -------------------------------------------------------------------------------------------------- what is missing
 
 
-def number_stream(kind: str, seed: int, n: int) -> list[Any]:
-    """Instances with a number as target."""
-    from river.datasets.synth import FriedmanDrift
-
-    position = (n // 4, n // 2, 3 * n // 4) if kind == "lea" else (n // 3, 2 * n // 3)
-    return list(islice(FriedmanDrift(kind, position, n // 5, seed), n))  # type: ignore[arg-type]
-
-
-def number_models() -> dict[str, Callable[[int], Any]]:
-    """The default, its parts, and river's."""
-    from river import forest, linear_model, neighbors, preprocessing, rules, tree
-
-    from moeapps.stream import DriftMoERegressor
-
-    def scaled(model: Any) -> Any:
-        return preprocessing.TargetStandardScaler(preprocessing.StandardScaler() | model)
-
-    return {
-        "DriftMoE": lambda seed: DriftMoERegressor(seed=seed),
-        "DriftMoE, use_router=False": lambda seed: DriftMoERegressor(use_router=False, seed=seed),
-        "DriftMoE, one tree": lambda seed: DriftMoERegressor(n_experts=1, top_k=1, use_router=False, seed=seed),
-        "river ARF(10)": lambda seed: forest.ARFRegressor(n_models=10, seed=seed),
-        "river HAT": lambda seed: tree.HoeffdingAdaptiveTreeRegressor(seed=seed),
-        "river AMRules": lambda seed: rules.AMRules(),
-        "river linear": lambda seed: scaled(linear_model.LinearRegression()),
-        "river kNN": lambda seed: scaled(neighbors.KNNRegressor(5, neighbors.LazySearch(1000))),
-    }
-
-
 def run(options: argparse.Namespace, own: dict[str, Any], keep: Callable[[], None]) -> None:
     """Measure what no other script does and is missing."""
-    from moeapps.stream import DriftMoEClassifier, prequential
+    from moeapps.stream import DriftMoEClassifier
 
     names = [name for name in STREAMS if f"{name}, 0" not in results("stream_parts")["runs"]]
     missing = available(tuple(names), options.data)
@@ -203,17 +169,6 @@ def run(options: argparse.Namespace, own: dict[str, Any], keep: Callable[[], Non
                 runs[label] = evaluate(DriftMoEClassifier(**change, seed=0), stream)
                 print(f"{name}: {label} {runs[label]['accuracy']:.4f}", flush=True)
                 keep()
-    for seed in range(options.seeds):
-        for kind in NUMBERS:
-            runs, instances = own["numbers"].setdefault(f"Friedman, {kind}, {seed}", {}), None
-            for label, make in number_models().items():
-                if label not in runs:
-                    instances = instances or number_stream(kind, seed, min(options.n, 5_000))
-                    start = time.process_time()
-                    scores = prequential(make(seed), instances).scores
-                    runs[label] = {**scores, "seconds": time.process_time() - start}
-                    print(f"Friedman {kind}, {seed}: {label} {scores['mae']:.4f}", flush=True)
-                    keep()
 
 
 @functools.cache
@@ -230,20 +185,19 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="measure what is missing first")
     parser.add_argument("--data", help="folder of Electricity, with --run")
     parser.add_argument("--n", type=int, default=100_000, help="instances of a synthetic stream")
-    parser.add_argument("--seeds", type=int, default=3, help="of the streams of numbers")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
     parser.add_argument("--page", action="store_true", help="write the tables into the pages")
     parser.add_argument("--output", type=Path, default=RESULTS / "defaults.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     found = json.loads(options.output.read_text()) if options.output.exists() else {}
-    own = found.get("runs", {"alone": {}, "numbers": {}})
+    own = {"alone": found.get("runs", {}).get("alone", {})}
 
     def keep() -> None:
         found.update(
             runs=own,
             machine={"device": platform.machine(), "threads": 1, "python": platform.python_version()},
-            sources={name: origin(name) for name in SOURCES if name != "defaults"},
+            sources={name: origin(name) for name in SOURCES},
             lines=collect(results, own),
         )
         options.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -176,7 +176,8 @@ def streams(found: dict[str, Any]) -> Iterator[Line]:
 
 
 def numbers(found: dict[str, Any]) -> Iterator[Line]:
-    """DriftMoERegressor, measured by ``defaults.py --run``."""
+    """DriftMoERegressor; the mixture of 0.1 is neither a part nor a rival."""
+    found = found["runs"]
     for name in dict.fromkeys(key.rpartition(", ")[0] for key in found):
         own = {key.rpartition(", ")[2]: run for key, run in found.items() if key.rpartition(", ")[0] == name}
         models = list(next(iter(own.values())))
@@ -187,7 +188,7 @@ def numbers(found: dict[str, Any]) -> Iterator[Line]:
         yield Line(
             "streams, numbers", "DriftMoERegressor", name, "absolute error", scores["DriftMoE"],
             {label: scores[label] for label in models if label.startswith("DriftMoE,")},
-            {label: scores[label] for label in models if not label.startswith("DriftMoE")},
+            {label: scores[label] for label in models if label.startswith("river")},
             less=True,
             seconds={
                 label: float(np.mean([run[label]["seconds"] for run in own.values() if label in run]))
@@ -294,7 +295,7 @@ SOURCES: dict[str, Callable[[dict[str, Any]], Iterator[Line]]] = {
     "graph_accuracy": graphs,
     "graph_tasks": links_and_graphs,
     "stream_accuracy": streams,
-    "defaults": numbers,
+    "stream_regression": numbers,
     "recsys_accuracy": several_targets,
     "recsys_tasks": scenarios,
     "recsys_ranking": rankers,
@@ -313,7 +314,7 @@ def collect(results: Callable[[str], dict[str, Any]], own: dict[str, Any]) -> li
     results : callable
         The results of a benchmark by its name.
     own : dict
-        What ``defaults.py --run`` measured itself: "alone" and "numbers".
+        What ``defaults.py --run`` measured itself: "alone".
 
     Returns
     -------
@@ -322,7 +323,7 @@ def collect(results: Callable[[str], dict[str, Any]], own: dict[str, Any]) -> li
     """
     lines: list[Line] = []
     for name, read in SOURCES.items():
-        found = own["numbers"] if name == "defaults" else results(name)
+        found = results(name)
         if name == "stream_accuracy":
             found["alone"] = own["alone"] | alone(results("stream_parts"))
         lines += read(found)

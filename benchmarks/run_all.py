@@ -95,6 +95,9 @@ BENCHMARKS = {
     "stream_speed": Benchmark(
         ("--data {data}/stream", "--first-use"), "--n 500 --repeats 1 --cache {scratch} --output {output}", "capymoa",
     ),
+    "stream_regression": Benchmark(
+        ("--data {data}/stream",), "--n 300 --seeds 1 --models DriftMoE --output {output}"
+    ),
     "stream_recovery": Benchmark(
         ("",), "--n 900 --every 300 --seeds 1 --cache {scratch} --output {output} --picture {scratch}/r.png", "capymoa"
     ),
@@ -177,6 +180,7 @@ PRINTED: dict[str, tuple[tuple[str, ...], Callable[[Any, Any], Any]]] = {
         lambda script, found: [line for task in ("links", "graphs") for line in [*script.table(task, found[task]), ""]],
     ),
     "stream_accuracy": (("benchmarks/streams",), lambda script, found: script.pages(found["runs"])),
+    "stream_regression": (("benchmarks/streams",), lambda script, found: script.tables(found["runs"])),
     "recsys_accuracy": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
     "recsys_tasks": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
     "recsys_diagnosis": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"])),

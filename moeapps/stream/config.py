@@ -26,11 +26,12 @@ from moeapps.stream.compiled.mixture_state import (
     TOP_K,
     MixtureSettings,
 )
+from moeapps.stream.compiled.number_kinds import NUMBER_KINDS, NumberSettings
 from moeapps.stream.compiled.online_gate import ACCURACY, AUTO, WAYS
 from moeapps.stream.compiled.pool import TreeConfig
 from moeapps.stream.row_encoding import OnBad, check_column_types
 
-__all__ = ["DriftMoEConfig"]
+__all__ = ["DriftMoEConfig", "NumberConfig"]
 
 VARIANTS = {"data": DATA, "task": TASK}
 PREDICT_WITH = {"mixture": MIX, "top": TOP}
@@ -155,6 +156,11 @@ class DriftMoEConfig:
         if self.seed is not None and not (_is_whole(self.seed) and self.seed >= 0):
             raise ConfigError(f"seed must be a whole number of at least 0, or None, got {self.seed!r}")
 
+    @property
+    def _known(self) -> dict[str, int | None]:
+        """Kinds of experts that there are, and how many there can be of each."""
+        return KINDS
+
     def _check_kinds(self) -> None:
         check_one_of("gate", self.gate, GATES)
         if self.experts is not None and not _is_auto(self.experts):
@@ -189,22 +195,21 @@ class DriftMoEConfig:
         """Names, and counts that there are settings for."""
         experts: Any = self.experts
         if isinstance(experts, str) or not isinstance(experts, Mapping | list | tuple) or not experts:
-            known = ", ".join(KINDS)
+            known = ", ".join(self._known)
             raise ConfigError(
                 f"experts must be 'auto', None, a list of kinds ({known}) or a dict of their counts, got {experts!r}"
             )
         if not isinstance(experts, Mapping) and len(set(map(str, experts))) < len(experts):
             raise ConfigError(f"experts names a kind twice: {experts!r}; a dict has counts")
         for name in experts:
-            check_one_of("experts", name, KINDS)
+            check_one_of("experts", name, self._known)
             if isinstance(experts, Mapping):
                 check_sizes(**{f"experts[{name!r}]": experts[name]})
-                most = KINDS[name] or MOST_TREES
+                most = self._known[name] or MOST_TREES
                 if experts[name] > most:
                     why = ": experts of this kind differ in how much they remember, and there are no more settings"
-                    raise ConfigError(
-                        f"experts[{name!r}] must be at most {most:,}, got {experts[name]!r}{why if KINDS[name] else ''}"
-                    )
+                    why = why if self._known[name] else ""
+                    raise ConfigError(f"experts[{name!r}] must be at most {most:,}, got {experts[name]!r}{why}")
 
     def _is_changed(self, name: str) -> bool:
         """Whether a setting differs from its default; a pair may come from a file as a list."""
@@ -220,11 +225,11 @@ class DriftMoEConfig:
         """How many experts there are of each kind; None for trees under the neural router, or river's models."""
         if self.experts is None or (_is_auto(self.experts) and any(self._is_changed(name) for name in OF_TREES_ALONE)):
             return None
-        most = {name: self.n_experts if number is None else number for name, number in KINDS.items()}
+        most = {name: self.n_experts if number is None else number for name, number in self._known.items()}
         if _is_auto(self.experts):
             return most
         given = self.experts if isinstance(self.experts, Mapping) else {name: most[name] for name in self.experts}
-        return {name: int(given.get(name, 0)) for name in KINDS}
+        return {name: int(given.get(name, 0)) for name in self._known}
 
     @property
     def hidden(self) -> tuple[int, int]:
@@ -284,6 +289,50 @@ class DriftMoEConfig:
             warning_delta=float(self.warning_delta),
             window=self.window,
             archive=int(archive),
+        )
+
+
+@dataclass(frozen=True)
+class NumberConfig(DriftMoEConfig):
+    """Settings of :class:`DriftMoERegressor`: its own defaults, and its own kinds of experts.
+
+    Parameters
+    ----------
+    **settings
+        See :class:`DriftMoEConfig`.
+    """
+
+    archive: int | Literal["auto"] = 0  # of trees that predict numbers none is kept
+    drift_delta: float = 0.001
+    warning_delta: float = 0.01
+    blend: float = 0.0  # no outputs of the router's own
+    router_hidden: tuple[int, int] = (64, 32)
+    router_period: int = 32
+
+    @property
+    def _known(self) -> dict[str, int | None]:
+        return NUMBER_KINDS
+
+    @property
+    def kind_settings(self) -> NumberSettings:  # type: ignore[override]
+        """The settings of experts of several kinds as numbers, for the compiled loops."""
+        kinds = self.kinds
+        assert kinds is not None
+        return NumberSettings(
+            n_experts=kinds["tree"],
+            means=kinds["mean"],
+            neighbours=kinds["neighbours"],
+            linear=kinds["linear"],
+            quadratic=kinds["quadratic"],
+            networks=kinds["network"],
+            variant=DATA,
+            gate=GATES[self.gate] if self.use_router else ACCURACY,
+            bagging=float(self.bagging),
+            drift=DRIFT[self.drift],
+            drift_delta=float(self.drift_delta),
+            warning_delta=float(self.warning_delta),
+            window=self.window,
+            archive=0,
         )
 
 

@@ -16,9 +16,10 @@ from moeapps.stream.compiled.mixture_state import (
     MixtureSettings,
     make_work,
 )
+from moeapps.stream.compiled.number_engine import NumberEngine
 from moeapps.stream.compiled.references import as_reference
 
-__all__ = ["Engine", "KindEngine", "RiverEngine", "TreeEngine"]
+__all__ = ["Engine", "KindEngine", "NumberEngine", "RiverEngine", "TreeEngine"]
 
 
 class Engine(Protocol):

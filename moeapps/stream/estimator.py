@@ -18,7 +18,7 @@ from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS,
 from moeapps.stream.compiled.network import layers_of
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import Encoded, FeatureEncoder, OnBad, UnseenFeatures
-from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
+from moeapps.stream.engine import KindEngine, NumberEngine, RiverEngine, TreeEngine
 from moeapps.stream.labels import targets_of
 from moeapps.stream.river_face import RiverFace
 from moeapps.stream.row_encoding import NO_FEATURES
@@ -104,7 +104,8 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         if self.expert is not None:
             return RiverEngine(config.mixture, self.expert, config.hidden, seed, self._numbers, self._decode_row)
         if config.kinds is not None:
-            return KindEngine(config.kind_settings, config.trees, seed, config.n_jobs)
+            engine: type[KindEngine] = NumberEngine if self._numbers else KindEngine
+            return engine(config.kind_settings, config.trees, seed, config.n_jobs)
         return TreeEngine(config.mixture, config.trees, config.hidden, seed, self._numbers)
 
     def _decode_row(self, row: NDArray[np.float64]) -> dict[Hashable, Any]:
@@ -138,7 +139,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, RiverFace):
         encoder = self._features
         table = encoded.table
         if len(table) > 1 and isinstance(self._engine, KindEngine):
-            self._engine.n_jobs = self.n_jobs  # set_params may have changed it
+            self._engine.n_jobs = getattr(self, "n_jobs", None)  # set_params may have changed it
         if encoded.unseen is None and not added and self._engine is not None:
             if encoded.bad_names or encoded.ignored:
                 encoder.count(encoded)

@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from moeapps.core.labels import plain
 from moeapps.core.tabledata.cells import shown
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.stream.compiled.intervals import ConformalIntervals
-from moeapps.stream.config import DriftMoEConfig
+from moeapps.stream.config import DriftMoEConfig, NumberConfig
 from moeapps.stream.encoding import Encoded, OnBad
 from moeapps.stream.engine import RiverEngine, TreeEngine
 from moeapps.stream.estimator import StreamEstimator
@@ -30,11 +30,17 @@ __all__ = ["DriftMoERegressor"]
 
 @MiniBatchRegressor.register
 class DriftMoERegressor(RegressorMixin, StreamEstimator):
-    """Mixture of incremental regression trees (FIMT) and a router that are trained together.
+    """Experts of different kinds that learn numbers one instance at a time, mixed by a gate that learns with them.
 
-    As :class:`DriftMoEClassifier` with ``variant="data"``. An expert counts as right if its absolute error is at most
+    By default the experts are regression trees with linear models in their leaves (FIMT-DD; online bagging, ADWIN,
+    background trees), means of the recent targets, nearest neighbours, linear models, linear models on squares and
+    products of the features, and a small neural network. The gate keeps four ways of mixing them, and answers with the
+    way whose absolute error over the recent instances is lowest, see :mod:`~moeapps.stream.compiled.number_gate`.
+
+    ``experts=None`` is the mixture of 0.1: trees whose leaves predict means under a neural router, as in
+    :class:`DriftMoEClassifier` with ``experts=None``. There an expert counts as right if its absolute error is at most
     the running median of all experts' errors. Drift detection receives the error in units of three standard deviations
-    of the target, cut off at 1. Leaves predict the mean of their targets.
+    of the target, cut off at 1.
 
     ``predict_interval_one`` and ``predict_interval_many`` give intervals that contain the target with a chosen
     probability, also while the stream drifts: adaptive conformal inference (Gibbs and Candes, NeurIPS 2021) on the
@@ -42,31 +48,57 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     Parameters
     ----------
-    n_experts, top_k, expert, predict_with, learn_with, bagging, drift, window
-        As for :class:`DriftMoEClassifier`; ``expert`` is a river regressor.
+    n_experts : int, default 12
+        Number of trees, where ``experts`` has no count of them.
+    experts : list of str, dict of str to int, "auto" or None, default "auto"
+        Kinds of experts: "tree" (``n_experts`` of them), "mean" (3, of which the first is the last target),
+        "neighbours" (2), "linear" (3), "quadratic" (2), "network" (1). A list of kinds, or a dict of how many there are
+        of each; those of one kind differ in how much they remember. None stands for trees under the neural router.
+        "auto" stands for all kinds, and for None where an argument with [1]_ is not at its default.
+    gate : {"auto", "mean", "accuracy", "stack", "context"}, default "auto"
+        The one way of mixing experts of several kinds; "auto" keeps all and chooses.
+    top_k, expert, predict_with, learn_with
+        As for :class:`DriftMoEClassifier`; ``expert`` is a river regressor. [1]_
+    bagging, drift, window
+        As for :class:`DriftMoEClassifier`.
     drift_delta, warning_delta : float, default 0.001 and 0.01
-        Confidences of the two ADWIN windows of each expert.
+        Confidences of the two ADWIN windows of each tree.
     grace_period, delta, tie_threshold, feature_share, max_nodes
         Of the trees, as for :class:`DriftMoEClassifier`.
+    use_router : bool, default True
+        False weights all experts by their recent errors only, as ``gate="accuracy"`` does.
     router_hidden : pair of int, default (64, 32)
-        Widths of the router's hidden layers.
+        Widths of the router's hidden layers. [1]_
     router_period : int, default 32
-        Instances per step of the router.
-    use_router, router_inputs, router_lr, router_dropout, temperature
-        Of the router, as for :class:`DriftMoEClassifier`.
+        Instances per step of the router. [1]_
+    router_inputs, router_lr, router_dropout, temperature
+        Of the router, as for :class:`DriftMoEClassifier`. [1]_
     max_features, max_categories, on_bad, missing_values, column_types, seed
         As for :class:`DriftMoEClassifier`.
+
+    Attributes
+    ----------
+    columns_, drift_events_, activation_, expert_names_, n_seen_, n_skipped_, n_bad_, n_ignored_
+        As for :class:`DriftMoEClassifier`.
+    gate_ : DataFrame
+        The ways of mixing experts of several kinds: recent absolute error in units of the target's standard deviation,
+        and how often each has answered.
+
+    Notes
+    -----
+    .. [1] Of trees under the neural router (``experts=None``).
 
     Examples
     --------
     >>> from river import datasets, evaluate, metrics
     >>> model = DriftMoERegressor(seed=1)
     >>> score = evaluate.progressive_val_score(datasets.ChickWeights(), model, metrics.MAE())
-    >>> score.get() < 30
+    >>> score.get() < 20
     True
     """
 
     _numbers = True
+    _not_in_0_1: ClassVar[dict[str, Any]] = {**StreamEstimator._not_in_0_1, "experts": None, "gate": "auto"}
     _intervals: ConformalIntervals
 
     def __init__(
@@ -75,6 +107,8 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         top_k: int = 3,
         *,
         expert: Any = None,
+        experts: list[str] | dict[str, int] | Literal["auto"] | None = "auto",
+        gate: Literal["auto", "mean", "accuracy", "stack", "context"] = "auto",
         predict_with: Literal["mixture", "top"] = "mixture",
         learn_with: Literal["all", "top_k"] = "all",
         bagging: float = 6.0,
@@ -110,10 +144,10 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; a pickle of 0.1 has no residuals, so its intervals begin anew."""
-        super().__setstate__({"_intervals": ConformalIntervals(), **state})
+        super().__setstate__({"_intervals": ConformalIntervals(), **self._not_in_0_1, **state})
 
     def _config(self) -> DriftMoEConfig:
-        return config_from(DriftMoEConfig, self, blend=0.0, experts=None)  # no outputs of the router's own; trees only
+        return config_from(NumberConfig, self)
 
     def _check_targets(self, targets: Any) -> dict[Hashable, int]:
         for target in targets:

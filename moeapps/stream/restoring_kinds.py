@@ -9,8 +9,11 @@ from moeapps.core.errors import FileFormatError
 from moeapps.stream.compiled.adwin import BUCKETS, COUNT, ROWS, TICK, VARIATION, Windows
 from moeapps.stream.compiled.archive import Archive, new_archive
 from moeapps.stream.compiled.kind_engine import KindEngine
+from moeapps.stream.compiled.kinds import KindMixture
 from moeapps.stream.compiled.mixture_state import EVENTS, INSTANCES, MAX_EVENTS, RENEW, WARN
-from moeapps.stream.compiled.online_gate import AUTO, WAYS
+from moeapps.stream.compiled.number_engine import NumberEngine
+from moeapps.stream.compiled.number_kinds import NumberMixture
+from moeapps.stream.compiled.online_gate import AUTO, WAYS, Gate
 
 __all__ = ["MOST", "check_events", "check_kinds_of_engine", "check_shape", "check_windows", "require", "within"]
 
@@ -73,38 +76,45 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
     FileFormatError
         Saying what is impossible.
     """
-    s, m, classes = engine.settings, engine.mixture, engine.n_classes
+    s, m = engine.settings, engine.mixture
+    made: Any = m  # a KindMixture, or a NumberMixture
     kind = engine.pool.state.trees.kind[: engine.n_features]
     require(np.array_equal(kind[kind >= 0], np.arange((kind >= 0).sum())), "categorical features are not in order")
-    engine.resize(engine.n_features, classes)  # an empty mixture of the shapes that the trees ask for
+    engine.resize(engine.n_features, engine.n_classes)  # an empty mixture of the shapes that the trees ask for
     empty, engine.mixture = engine.mixture, m
-    for part in ("bayes", "neighbours", "linear", "networks", "gate"):
-        for name, like in getattr(empty, part)._asdict().items():
-            check_shape(getattr(getattr(m, part), name), like.shape, f"mixture.{part}.{name}")
-    for name in ("recent", "age", "moments", "activation", "counters", "events", "rng"):
-        check_shape(getattr(m, name), getattr(empty, name).shape, f"mixture.{name}")
+    for name, like in empty._asdict().items():
+        if isinstance(like, np.ndarray):
+            check_shape(getattr(m, name), like.shape, f"mixture.{name}")
+        elif name != "windows":
+            for field, array in like._asdict().items():
+                check_shape(getattr(getattr(m, name), field), array.shape, f"mixture.{name}.{field}")
     check_windows(m.windows, 2 * s.n_experts)
-    require((m.recent >= -1e-9) & (m.recent <= 1 + 1e-9), "recent accuracies are not in 0..1")
     require((m.age >= 0) & (m.activation >= 0), "ages and activations are negative")
     require((m.moments[:, 0] >= 0) & (m.moments[:, 2] >= 0), "moments of features are negative")
     require(within(m.counters, 0, MOST), "counters are negative")
     check_events(m, s.n_experts)
-    for name in ("weight", "seen", "variance", "precision"):
-        require(getattr(m.bayes, name) >= 0, f"{name} of naive Bayes is negative")
-    require((m.bayes.share >= 0) & (m.bayes.share <= 1 + 1e-9), "frequencies of categories are not in 0..1")
-    require(within(m.neighbours.labels, 0, max(classes, 1)), "neighbours have labels that are not there")
     require(within(m.neighbours.seen, 0, MOST), "number of neighbours is impossible")
-    for part, name in (("bayes", "rate"), ("linear", "rate"), ("networks", "rate")):
-        same = getattr(getattr(m, part), name) == getattr(getattr(empty, part), name)
-        require(same, f"rates of {part} are not those of its arguments")
     for name in ("nearest", "window"):
         same = getattr(m.neighbours, name) == getattr(empty.neighbours, name)
         require(same, f"{name} of neighbours is not that of its arguments")
-    require(m.linear.squares > 0, "squared gradients are not positive")
+    for part in ("bayes", "linear", "quadratic", "stack", "networks"):
+        if part in m._fields:
+            same = getattr(m, part).rate == getattr(empty, part).rate
+            require(same, f"rates of {part} are not those of its arguments")
     require(within(m.networks.steps, 0, MOST), "number of steps of a network is impossible")
     for weights in (m.networks.first[:, :, 2], m.networks.second[:, :, 2]):
         require(weights >= 0, "moments of a network are negative")
-    gate = m.gate
+    _check_gate(engine, m.gate)
+    if isinstance(engine, NumberEngine):
+        _check_numbers(made, empty)
+    else:
+        _check_classes(made, engine.n_classes)
+    if engine.archive is not None:
+        _check_archive(engine, engine.archive)
+
+
+def _check_gate(engine: KindEngine, gate: Gate) -> None:
+    """Refuse weights, losses and counts that no gate has."""
     for name in ("stack_squares", "context_squares", "sure_squares"):
         require(getattr(gate, name) > 0, "squared gradients of the gate are not positive")
     require((gate.stack >= 0) & np.isfinite(gate.stack), "weights of the stack are negative")
@@ -112,10 +122,37 @@ def check_kinds_of_engine(engine: KindEngine) -> None:
     require((gate.loss >= -1e-9) & (gate.gap_squares >= 0), "losses of the gate are negative")
     require(within(gate.answered, 0, MOST), "counts of the gate are impossible")
     way, learned = gate.state.tolist()
-    require(0 <= way < len(WAYS) if s.gate == AUTO else way == s.gate, "gate answers in no way of its own")
-    require(learned == gate.answered.sum() == m.counters[INSTANCES], "gate has learned another number of instances")
-    if engine.archive is not None:
-        _check_archive(engine, engine.archive)
+    own = engine.settings.gate
+    require(0 <= way < len(WAYS) if own == AUTO else way == own, "gate answers in no way of its own")
+    instances = engine.mixture.counters[INSTANCES]
+    require(learned == gate.answered.sum() == instances, "gate has learned another number of instances")
+
+
+def _check_classes(m: KindMixture, classes: int) -> None:
+    """Refuse what experts that predict classes could not have learned."""
+    require((m.recent >= -1e-9) & (m.recent <= 1 + 1e-9), "recent accuracies are not in 0..1")
+    for name in ("weight", "seen", "variance", "precision"):
+        require(getattr(m.bayes, name) >= 0, f"{name} of naive Bayes is negative")
+    require((m.bayes.share >= 0) & (m.bayes.share <= 1 + 1e-9), "frequencies of categories are not in 0..1")
+    require(within(m.neighbours.labels, 0, max(classes, 1)), "neighbours have labels that are not there")
+    require(m.linear.squares > 0, "squared gradients are not positive")
+
+
+def _check_numbers(m: NumberMixture, empty: Any) -> None:
+    """Refuse what experts that predict numbers could not have learned; ``empty`` have learned nothing."""
+    require(m.recent >= 0, "recent errors are negative")
+    require(m.scale[[0, 2]] >= 0, "moments of the target are negative")
+    require(m.means[:, 0] == empty.means[:, 0], "shares of means are not those of its arguments")
+    require((m.leaves.start == empty.leaves.start), "uncertainty of leaves is not that of its arguments")
+    for name in ("variances", "error", "compared"):
+        require(getattr(m.leaves, name) >= 0, f"{name} of leaves is negative")
+    for part in ("linear", "quadratic", "stack"):
+        model, like = getattr(m, part), getattr(empty, part)
+        require(model.start == like.start, f"uncertainty of {part} is not that of its arguments")
+        require(model.error >= 0, f"errors of {part} are negative")
+        whole = model.covariance.shape[1] == model.covariance.shape[2]
+        variances = np.diagonal(model.covariance, axis1=1, axis2=2) if whole else model.covariance
+        require(variances >= 0, f"variances of {part} are negative")
 
 
 def _check_archive(engine: KindEngine, a: Archive) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from moeapps.core.errors import DataError
 from moeapps.stream.compiled.archive import MAX_RETURNS
 from moeapps.stream.engine import KindEngine, RiverEngine, TreeEngine
+from moeapps.stream.values import LARGEST
 
 __all__ = ["SeveralKinds"]
 
@@ -25,14 +26,16 @@ class SeveralKinds:
 
         def _encode_one(self, x: dict[Hashable, Any]) -> NDArray[np.float64]: ...
 
-    def votes_one(self, x: dict[Hashable, Any]) -> NDArray[np.float32] | None:
+    def votes_one(self, x: dict[Hashable, Any]) -> NDArray[Any] | None:
         """Class probabilities of every expert ``(E, C)``, for :meth:`learn_one` when the label comes late.
 
-        None before any label was seen, and where the experts are not of several kinds. Nothing is changed.
+        Of a regressor their predictions ``(E, 1)``. None before any label was seen, and where the experts are not of
+        several kinds. Nothing is changed.
         """
         if not isinstance(self._engine, KindEngine) or self._engine.n_classes == 0:
             return None
-        return self._engine.votes(self._encode_one(x))[0].astype(np.float32)
+        votes: NDArray[Any] = self._engine.votes(self._encode_one(x))[0]
+        return votes if self._engine.numbers else votes.astype(np.float32)
 
     def _checked_votes(self, votes: Any) -> NDArray[np.float64]:
         """Votes as ``(1, E, C)``."""
@@ -42,7 +45,10 @@ class SeveralKinds:
         experts, classes = self._engine.n_all_experts, self._engine.n_classes
         if table.ndim != 2 or table.shape[0] != experts or not 0 < table.shape[1] <= classes:
             raise DataError(f"votes must have shape ({experts}, at most {classes}), got {table.shape}")
-        if not ((table >= 0) & (table <= 1)).all():
+        if self._engine.numbers:
+            if not (np.abs(table) < LARGEST).all():
+                raise DataError(f"votes must be finite numbers below {LARGEST:g}, as votes_one gave them")
+        elif not ((table >= 0) & (table <= 1)).all():
             raise DataError("votes must be probabilities, as votes_one gave them")
         return table[None]
 
@@ -67,7 +73,8 @@ class SeveralKinds:
     def gate_(self) -> pd.DataFrame:
         """The ways of mixing experts of several kinds, one per row.
 
-        ``loss`` (log loss over about the last 500 instances, of predictions made before the label was learned),
+        ``loss`` (log loss, or absolute error in units of the target's standard deviation, over about the last 500
+        instances, of predictions made before the label was learned),
         ``answered`` (share of the learned instances that it has answered), ``answers`` (whether it answers now).
         """
         if not isinstance(self._engine, KindEngine):

@@ -10,27 +10,15 @@ from moeapps.core.errors import ConfigError
 from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, HoeffdingPool
 from moeapps.stream.compiled.mixture_state import MixtureSettings
 from moeapps.stream.compiled.pool import TreeConfig
-from moeapps.stream.config import DriftMoEConfig
+from moeapps.stream.config import DriftMoEConfig, NumberConfig
 
 LEFT_OUT = {
     DriftMoERegressor: {
         "variant": "numbers have no classes that an expert could be for",
         "blend": "the router has no outputs of its own for numbers",
-        "experts": "trees are the only kind that predicts numbers",
         "archive": "trees of numbers are not kept",
-        "gate": "it mixes class probabilities",
-        "n_jobs": "trees learn in one thread",
-        "leaf_prediction": "leaves of regression trees predict their mean",
-    },
-    HoeffdingPool: {},
-    DriftMoEClassifier: {},
-}
-OTHER_DEFAULT = {
-    DriftMoERegressor: {
-        "drift_delta": "tuned on streams of numbers",
-        "warning_delta": "tuned on streams of numbers",
-        "router_hidden": "tuned on streams of numbers",
-        "router_period": "tuned on streams of numbers",
+        "n_jobs": "numbers are learned in one thread",
+        "leaf_prediction": "leaves predict the mean, or their linear model where that was better",
     },
     HoeffdingPool: {},
     DriftMoEClassifier: {},
@@ -39,7 +27,7 @@ OTHER_DEFAULT = {
 
 @pytest.mark.parametrize(
     ("estimator", "config"),
-    [(DriftMoEClassifier, DriftMoEConfig), (DriftMoERegressor, DriftMoEConfig), (HoeffdingPool, TreeConfig)],
+    [(DriftMoEClassifier, DriftMoEConfig), (DriftMoERegressor, NumberConfig), (HoeffdingPool, TreeConfig)],
     ids=lambda cls: cls.__name__,
 )
 def test_every_setting_is_an_argument_with_the_same_default(estimator, config):
@@ -48,9 +36,8 @@ def test_every_setting_is_an_argument_with_the_same_default(estimator, config):
         if field.name in LEFT_OUT[estimator]:
             assert field.name not in parameters
             continue
-        same = parameters[field.name].default == field.default
-        assert same != (field.name in OTHER_DEFAULT[estimator]), field.name
-    if config is DriftMoEConfig:
+        assert parameters[field.name].default == field.default, field.name
+    if config is not TreeConfig:
         assert set(parameters) <= {field.name for field in fields(config)}
 
 

@@ -31,7 +31,16 @@ from moeapps.stream.compiled.mixture_state import (
 from moeapps.stream.compiled.pool import HoeffdingPool, PoolState, TreeConfig, needs_room
 from moeapps.stream.compiled.references import as_reference, referable
 
-__all__ = ["GrowingMixture", "TreeEngine", "learn_tree", "remove_trees", "restore_arrays", "tree_arrays", "vote_trees"]
+__all__ = [
+    "GrowingMixture",
+    "TreeEngine",
+    "act",
+    "learn_tree",
+    "remove_trees",
+    "restore_arrays",
+    "tree_arrays",
+    "vote_trees",
+]
 
 FILE_NAMES = {"pool.trees.sizes": "pool.trees.used", "mixture.pool_and_router_accuracy": "mixture.rivals"}
 """Arrays that have another name in saved files: those of 0.1 load, and 0.1 loads ours."""
@@ -244,11 +253,11 @@ def learn_tree(p, ts, s, e, x, label, work):  # type: ignore[no-untyped-def]
             naive_bayes = trees.predict(t, ts, trees.leaf_of(t, background_tree, x), x, scratch[0])
             trees.learn(t, ts, background_tree, x, label, weight, naive_bayes, scratch, p.rng)
     if work.action[e] != KEEP:
-        _act(p, s, e, work.action[e])
+        act(p, s, e, work.action[e])
 
 
 @kernel
-def _act(p, s, e, action):  # type: ignore[no-untyped-def]
+def act(p, s, e, action):  # type: ignore[no-untyped-def]
     """Start a background tree, or let it (or an empty tree) take the place of the expert."""
     t = p.trees
     if action == WARN:
@@ -296,7 +305,7 @@ def _learn_numbers(state, may_grow, X, y, classes, start, predictions):  # type:
                 if s.drift == REPLACE and t.root[p.place[s.n_experts + e]] >= 0:
                     regression_trees.learn(t, ts, p.place[s.n_experts + e], x, y[i], weight, p.rng)
             if work.action[e] != KEEP:
-                _act(p, s, e, work.action[e])
+                act(p, s, e, work.action[e])
     return X.shape[0]
 
 

@@ -60,15 +60,16 @@ class KindEngine(TreeEngine):
 
     settings: KindSettings  # type: ignore[assignment]
     mixture: KindMixture  # type: ignore[assignment]
+    numbers = False
 
     def __init__(self, settings: KindSettings, tree_config: TreeConfig, seed: int, n_jobs: int | None = None) -> None:
-        self.settings, self.seed, self.numbers = settings, seed, False
-        self.n_features = self.n_classes = 0
+        self.settings, self.seed = settings, seed
+        self.n_features, self.n_classes = 0, 1 if self.numbers else 0
         self.layout = Layout(0, 0, 0)
-        self.mixture = new_kinds(settings, self.layout, 0, seed)
         self.tree_config, self.n_jobs = tree_config, n_jobs
         self.archive = new_archive(settings.n_experts, settings.archive, 0) if settings.archive else None
         self.pool = self._new_pool()
+        self.mixture = self._new_mixture()
         self._packed = None
         self._lock = threading.RLock()
 
@@ -108,10 +109,18 @@ class KindEngine(TreeEngine):
     def _grow(self, features: int, classes: int) -> None:
         self.n_features, self.n_classes = features, classes
         layout = self._layout_of_pool()
-        self.mixture = grow_kinds(self.mixture, self.settings, self.layout, layout, classes, self.seed)
+        self.mixture = self._grown_mixture(layout)
         self.layout = layout
         if self.archive is not None:
             self.archive = grow_archive(self.archive, classes)
+
+    def _new_mixture(self) -> Any:
+        """One that has learned nothing."""
+        return new_kinds(self.settings, self.layout, self.n_classes, self.seed)
+
+    def _grown_mixture(self, layout: Layout) -> Any:
+        """The present one for a layout, and for as many classes as there are now."""
+        return grow_kinds(self.mixture, self.settings, self.layout, layout, self.n_classes, self.seed)
 
     def _layout_of_pool(self) -> Layout:
         t = self.pool.state.trees
@@ -122,7 +131,7 @@ class KindEngine(TreeEngine):
         """Make the mixture for a pool that has been restored, with nothing learned yet."""
         self.n_features, self.n_classes = features, classes
         self.layout = self._layout_of_pool()
-        self.mixture = new_kinds(self.settings, self.layout, classes, self.seed)
+        self.mixture = self._new_mixture()
 
     def add_values(self, number: int) -> None:
         """Make room for category codes below this."""

@@ -42,7 +42,7 @@ from moeapps.stream.compiled.perceptron import learn_perceptrons, vote_perceptro
 from moeapps.stream.compiled.pool import PoolState, needs_room
 from moeapps.stream.compiled.references import as_reference, referable
 
-__all__ = ["ALL_STEPS", "OTHERS_ONLY", "PREDICT", "TREES_ONLY", "KindState", "reference_to", "run"]
+__all__ = ["ALL_STEPS", "OTHERS_ONLY", "PREDICT", "TREES_ONLY", "KindState", "is_voted_on", "reference_to", "run"]
 
 ALL_STEPS, TREES_ONLY, OTHERS_ONLY, PREDICT = range(4)
 """Which steps :func:`run` does: all, 1 and 2, 3 to 5, or those that predict."""
@@ -72,9 +72,7 @@ class KindState(NamedTuple):
     work: KindWork  # room that calls share: the engine lets one call run at once
 
 
-def reference_to(
-    pool: PoolState, tree_settings: TreeSettings, m: KindMixture, settings: KindSettings, work: KindWork, old: Any
-) -> Any:
+def reference_to(pool: PoolState, tree_settings: TreeSettings, m: Any, settings: Any, work: Any, old: Any) -> Any:
     """Reference to a state; ``old`` is the one before, where only the pool has changed since."""
     if old is None:
         watched: Any = Watched(m.windows, work.returned, m.age, m.counters, m.events, m.rng)
@@ -181,7 +179,7 @@ def _learn_others(state, n, x, y, votes, classes):  # type: ignore[no-untyped-de
 
 
 @kernel
-def _is_voted_on(x, w):  # type: ignore[no-untyped-def]
+def is_voted_on(x, w):  # type: ignore[no-untyped-def]
     """Whether these features were predicted last, and nothing has been learned since: then nobody votes again."""
     same = w.voted[0] == 1
     for f in range(w.seen.shape[0]):
@@ -203,7 +201,7 @@ def run(state, archive, may_grow, steps, X, y, late, classes, start, shift, pred
         b = i + shift if TREES_ONLY <= steps <= OTHERS_ONLY else 0
         votes = w.votes[b]
         judged = late[i] if late.shape[0] > 0 else votes
-        voted = steps in (ALL_STEPS, PREDICT) and late.shape[0] == 0 and _is_voted_on(x, w)
+        voted = steps in (ALL_STEPS, PREDICT) and late.shape[0] == 0 and is_voted_on(x, w)
         if steps != OTHERS_ONLY:
             if steps != PREDICT and needs_room(state.pool.trees, may_grow):
                 return i

@@ -8,7 +8,7 @@ standard deviations.
 
 # F features, W instances in the table, K experts, C classes
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "grow_neighbours",
     "learn_neighbours",
     "new_neighbours",
+    "predict_neighbours",
     "vote_neighbours",
 ]
 
@@ -39,19 +40,22 @@ class Neighbours(NamedTuple):
     """The table and the settings of the experts."""
 
     table: NDArray[np.float64]  # (F, W) the instance learned as number i is in column i modulo W
-    labels: NDArray[np.int64]  # (W,)
+    labels: NDArray[Any]  # (W,) classes, or numbers
     seen: NDArray[np.int64]  # (1,) instances learned
     nearest: NDArray[np.int64]  # (K,) how many neighbours vote
     window: NDArray[np.int64]  # (K,) among how many of the last instances
 
 
-def new_neighbours(number: int, features: int) -> Neighbours:
-    """A table without instances for the first ``number`` experts of :data:`NEIGHBOURS`."""
-    settings = np.array(NEIGHBOURS[:number], dtype=np.int64).reshape(number, 2)
-    size = int(settings[:, 1].max(initial=0))
+def new_neighbours(
+    number: int, features: int, settings: tuple[tuple[int, int], ...] = NEIGHBOURS, numbers: bool = False
+) -> Neighbours:
+    """A table without instances for the first ``number`` experts of ``settings``; ``numbers`` are its labels, if so."""
+    chosen = np.array(settings[:number], dtype=np.int64).reshape(number, 2)
+    size = int(chosen[:, 1].max(initial=0))
+    labels: Any = np.zeros(size, dtype=np.float64 if numbers else np.int64)
     return Neighbours(
-        np.full((features, size), MISSING), np.zeros(size, dtype=np.int64), np.zeros(1, dtype=np.int64),
-        np.ascontiguousarray(settings[:, 0]), np.ascontiguousarray(settings[:, 1]),
+        np.full((features, size), MISSING), labels, np.zeros(1, dtype=np.int64),
+        np.ascontiguousarray(chosen[:, 0]), np.ascontiguousarray(chosen[:, 1]),
     )  # fmt: skip
 
 
@@ -82,8 +86,8 @@ def _distances(n, kind, moments, x, filled, distance):  # type: ignore[no-untype
 
 
 @kernel
-def _vote(n, k, filled, distance, near, who, classes, votes):  # type: ignore[no-untyped-def]
-    """The nearest neighbours of expert k, by insertion, and their votes."""
+def _nearest(n, k, filled, distance, near, who):  # type: ignore[no-untyped-def]
+    """The nearest neighbours of expert k, by insertion: their distances and labels; returns how many there are."""
     size, count = n.labels.shape[0], 0
     last = n.seen[0]
     for back in range(min(filled, n.window[k])):
@@ -98,10 +102,22 @@ def _vote(n, k, filled, distance, near, who, classes, votes):  # type: ignore[no
             near[place], who[place] = near[place - 1], who[place - 1]
             place -= 1
         near[place], who[place] = d, n.labels[j]
-    total = 0.0
+    return count
+
+
+@kernel
+def _weight(near, i, count):  # type: ignore[no-untyped-def]
+    """Weight of a neighbour's vote, by its distance in units of that of the farthest."""
+    return 1.0 / (np.sqrt(near[i] / (near[count - 1] + 1e-12)) + 0.1) if near[i] < np.inf else 1.0
+
+
+@kernel
+def _vote(n, k, filled, distance, near, who, classes, votes):  # type: ignore[no-untyped-def]
+    """The votes of the nearest neighbours of expert k."""
+    count, total = _nearest(n, k, filled, distance, near, who), 0.0
     fill(votes, classes, 0.0)
     for i in range(count):
-        weight = 1.0 / (np.sqrt(near[i] / (near[count - 1] + 1e-12)) + 0.1) if near[i] < np.inf else 1.0
+        weight = _weight(near, i, count)
         votes[who[i]] += weight
         total += weight
     for c in range(classes):
@@ -118,6 +134,23 @@ def vote_neighbours(n, kind, moments, x, distance, near, who, classes, votes):  
     _distances(n, kind, moments, x, filled, distance)
     for k in range(experts):
         _vote(n, k, filled, distance, near, who, classes, votes[k])
+
+
+@kernel
+def predict_neighbours(n, kind, moments, x, distance, near, who, unknown, votes):  # type: ignore[no-untyped-def]
+    """Fill the predictions ``(K, 1)`` of all experts of this kind, where labels are numbers: weighted means."""
+    experts = n.nearest.shape[0]
+    if experts == 0:
+        return
+    filled = min(n.seen[0], n.labels.shape[0])
+    _distances(n, kind, moments, x, filled, distance)
+    for k in range(experts):
+        count, total, found = _nearest(n, k, filled, distance, near, who), 0.0, 0.0
+        for i in range(count):
+            weight = _weight(near, i, count)
+            total += weight
+            found += weight * who[i]
+        votes[k, 0] = found / total if count > 0 else unknown
 
 
 @kernel

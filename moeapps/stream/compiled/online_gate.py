@@ -34,11 +34,14 @@ __all__ = [
     "WAYS",
     "Gate",
     "GateWork",
+    "add_context",
+    "compare_ways",
     "decide",
     "grow_gate",
     "learn_gate",
     "new_gate",
     "new_gate_work",
+    "step_context",
 ]
 
 MEAN, ACCURACY, STACK, CONTEXT = range(4)
@@ -107,7 +110,7 @@ def new_gate(experts: int, layout: Layout, way: int) -> Gate:
 
 def grow_gate(old: Gate, before: Layout, layout: Layout, way: int) -> Gate:
     """The same for more inputs."""
-    new = new_gate(len(old.stack), layout, way)
+    new = new_gate(len(old.sure), layout, way)
     move_rows(old.context, new.context, before, layout)
     move_rows(old.context_squares, new.context_squares, before, layout)
     return old._replace(context=new.context, context_squares=new.context_squares)
@@ -166,6 +169,13 @@ def _mix_by_context(g, recent, votes, rows, numbers, n, experts, classes, w):  #
         w.top[e] = 0.0
         for c in range(classes):
             w.top[e] = max(w.top[e], votes[e, c])
+    add_context(g, logits, rows, numbers, n, experts, w)
+    _average(logits, votes, experts, classes, w.mixed[CONTEXT])
+
+
+@kernel
+def add_context(g, logits, rows, numbers, n, experts, w):  # type: ignore[no-untyped-def]
+    """Add V u to the logits of the context gate, and make weights of them."""
     for i in range(n):
         row = g.context[rows[i]]
         for e in range(experts):
@@ -175,7 +185,6 @@ def _mix_by_context(g, recent, votes, rows, numbers, n, experts, classes, w):  #
         for e in range(experts):
             logits[e] += w.top[k] * row[e]
     softmax(logits, experts)
-    _average(logits, votes, experts, classes, w.mixed[CONTEXT])
 
 
 @kernel
@@ -194,14 +203,20 @@ def decide(g, way, recent, votes, rows, numbers, n, experts, classes, w):  # typ
 
 
 @kernel
-def _compare(g, w, y, classes, auto):  # type: ignore[no-untyped-def]
-    """Score each way on a label that it has not learned, and change to a better one beyond noise."""
+def _score(g, w, y, classes, auto):  # type: ignore[no-untyped-def]
+    for a in range(4):
+        if auto or a == g.state[0]:
+            w.losses[a] = -np.log(w.mixed[a, y] * (1.0 - FLOOR) + FLOOR / classes)
+
+
+@kernel
+def compare_ways(g, w, auto):  # type: ignore[no-untyped-def]
+    """Average each way's ``losses`` on a label that it has not learned, and change to a better one beyond noise."""
     g.answered[g.state[0]] += 1
     g.state[1] += 1
     rate = max(1.0 / g.state[1], 1.0 / MEMORY)
     for a in range(4):
         if auto or a == g.state[0]:
-            w.losses[a] = -np.log(w.mixed[a, y] * (1.0 - FLOOR) + FLOOR / classes)
             g.loss[a] += rate * (w.losses[a] - g.loss[a])
     if not auto:
         return
@@ -238,6 +253,12 @@ def _learn_context(g, votes, rows, numbers, n, y, experts, classes, w):  # type:
     for e in range(experts):
         w.gap[e] = w.weights[CONTEXT, e] * (votes[e, y] * (1.0 - FLOOR) + FLOOR / classes)
         total += w.gap[e]
+    step_context(g, total, rows, numbers, n, experts, w)
+
+
+@kernel
+def step_context(g, total, rows, numbers, n, experts, w):  # type: ignore[no-untyped-def]
+    """A step of the context gate; ``gap`` holds weight times likelihood of each expert, and ``total`` is their sum."""
     for e in range(experts):
         w.gap[e] = w.weights[CONTEXT, e] - w.gap[e] / total
     for i in range(n):
@@ -253,7 +274,8 @@ def _learn_context(g, votes, rows, numbers, n, y, experts, classes, w):  # type:
 @kernel
 def learn_gate(g, way, votes, rows, numbers, n, y, experts, classes, w):  # type: ignore[no-untyped-def]
     """Score and learn, after :func:`decide` of the same instance."""
-    _compare(g, w, y, classes, way == AUTO)
+    _score(g, w, y, classes, way == AUTO)
+    compare_ways(g, w, way == AUTO)
     if way in (AUTO, STACK):
         _learn_stack(g, y, experts, classes, w)
     if way in (AUTO, CONTEXT):

@@ -21,6 +21,8 @@ __all__ = [
     "grow_perceptrons",
     "learn_perceptrons",
     "new_perceptrons",
+    "score_perceptrons",
+    "step_perceptrons",
     "vote_perceptrons",
 ]
 
@@ -58,20 +60,22 @@ def _drawn(seed: int, keys: NDArray[np.uint64], number: int, width: int) -> NDAr
     return ((z >> np.uint64(11)) * (2.0**-52) - 1.0).reshape(len(keys), number, width)
 
 
-def new_perceptrons(number: int, layout: Layout, classes: int, seed: int) -> Perceptrons:
-    """The first ``number`` experts of :data:`NETWORKS`; the output layer begins at zero but for its random part."""
+def new_perceptrons(
+    number: int, layout: Layout, classes: int, seed: int, rates: tuple[float, ...] = NETWORKS
+) -> Perceptrons:
+    """The first ``number`` experts of ``rates``; the output layer begins at zero but for its random part."""
     first = np.zeros((layout.rows, number, 3, HIDDEN))
     first[:, :, 0] = _LIMIT * _drawn(seed, layout.keys(), number, HIDDEN)
     first[0, :, 0] = 0.0  # the bias
     second = np.zeros((number, HIDDEN + 1, 3, classes))
     drawn = _drawn(seed, np.arange(classes, dtype=np.uint64) + (np.uint64(1) << np.uint64(63)), number, HIDDEN)
     second[:, :HIDDEN, 0] = _LIMIT * drawn.transpose(1, 2, 0)
-    return Perceptrons(first, second, np.zeros(number, dtype=np.int64), np.array(NETWORKS[:number]).reshape(number))
+    return Perceptrons(first, second, np.zeros(number, dtype=np.int64), np.array(rates[:number]).reshape(number))
 
 
 def grow_perceptrons(old: Perceptrons, before: Layout, layout: Layout, classes: int, seed: int) -> Perceptrons:
     """The same for more inputs and classes."""
-    new = new_perceptrons(len(old.rate), layout, classes, seed)
+    new = new_perceptrons(len(old.rate), layout, classes, seed, tuple(old.rate.tolist()))
     move_rows(old.first, new.first, before, layout)
     new.second[..., : old.second.shape[-1]] = old.second
     new.steps[:] = old.steps
@@ -81,6 +85,14 @@ def grow_perceptrons(old: Perceptrons, before: Layout, layout: Layout, classes: 
 @kernel
 def vote_perceptrons(p, rows, numbers, n, classes, votes, hidden):  # type: ignore[no-untyped-def]
     """Fill the class probabilities ``(M, C)``, and the hidden units ``(M, H)``."""
+    score_perceptrons(p, rows, numbers, n, classes, votes, hidden)
+    for e in range(p.rate.shape[0]):
+        softmax(votes[e], classes)
+
+
+@kernel
+def score_perceptrons(p, rows, numbers, n, outputs, scores, hidden):  # type: ignore[no-untyped-def]
+    """Fill the outputs ``(M, C)`` of the last layer, and the hidden units ``(M, H)``."""
     units = hidden.shape[1]
     for e in range(p.rate.shape[0]):
         on = hidden[e]
@@ -89,15 +101,14 @@ def vote_perceptrons(p, rows, numbers, n, classes, votes, hidden):  # type: igno
             weights = p.first[rows[i], e, 0]
             for h in range(units):
                 on[h] += numbers[i] * weights[h]
-        for c in range(classes):
-            votes[e, c] = p.second[e, units, 0, c]
+        for c in range(outputs):
+            scores[e, c] = p.second[e, units, 0, c]
         for h in range(units):
             on[h] = max(on[h], 0.0)
             if on[h] > 0.0:
                 weights = p.second[e, h, 0]
-                for c in range(classes):
-                    votes[e, c] += on[h] * weights[c]
-        softmax(votes[e], classes)
+                for c in range(outputs):
+                    scores[e, c] += on[h] * weights[c]
 
 
 @kernel
@@ -111,7 +122,15 @@ def _adam(place, gradient, step, spread, n):  # type: ignore[no-untyped-def]
 
 @kernel
 def learn_perceptrons(p, rows, numbers, n, y, classes, votes, hidden, gradient):  # type: ignore[no-untyped-def]
-    """A step of each expert after :func:`vote_perceptrons` of the same instance; ``gradient`` is ``(2, max(C, H))``."""
+    """A step of each expert after :func:`vote_perceptrons` of the same instance, whose ``votes`` are used up."""
+    for e in range(p.rate.shape[0]):
+        votes[e, y] -= 1.0  # the gradient of the log loss
+    step_perceptrons(p, rows, numbers, n, classes, votes, hidden, gradient)
+
+
+@kernel
+def step_perceptrons(p, rows, numbers, n, outputs, gaps, hidden, gradient):  # type: ignore[no-untyped-def]
+    """A step against the gradients ``gaps`` (M, C) of the loss by the outputs; ``gradient`` is ``(2, max(C, H))``."""
     units = hidden.shape[1]
     for e in range(p.rate.shape[0]):
         p.steps[e] += 1
@@ -122,11 +141,10 @@ def learn_perceptrons(p, rows, numbers, n, y, classes, votes, hidden, gradient):
             unit, total = on[h] if h < units else 1.0, 0.0
             weights = p.second[e, h, 0]
             if unit > 0.0:
-                for c in range(classes):
-                    gap = votes[e, c] - (1.0 if c == y else 0.0)
-                    total += weights[c] * gap
-                    forward[c] = unit * gap
-                _adam(p.second[e, h], forward, step, spread, classes)
+                for c in range(outputs):
+                    total += weights[c] * gaps[e, c]
+                    forward[c] = unit * gaps[e, c]
+                _adam(p.second[e, h], forward, step, spread, outputs)
             if h < units:
                 back[h] = total
         for i in range(n):

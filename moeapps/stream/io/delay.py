@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from river.base import Regressor
 
 from moeapps.core.checks import check_below_one, check_seed, check_sizes
 from moeapps.core.errors import ConfigError
@@ -151,17 +152,23 @@ class PendingLabels:
 
 
 def votes_of(model: Any, x: dict[Any, Any]) -> NDArray[np.float32] | None:
-    """What the experts of a model predict now, None for a model that does not say it."""
+    """What the experts of a model predict now, None for a model that does not say it.
+
+    Numbers (float64, ``(E, 1)``) come as the two halves of their bits, so that all waiting votes are of one type.
+    """
     votes_one = getattr(model, "votes_one", None)
-    return None if votes_one is None else votes_one(x)
+    votes = None if votes_one is None else votes_one(x)
+    return votes.view(np.float32) if votes is not None and votes.dtype == np.float64 else votes
 
 
 def learn_late(model: Any, x: dict[Any, Any], y: Any, votes: NDArray[np.float32] | None) -> None:
     """Let a model learn a late label, with what its experts predicted when the instance came."""
     if votes is None:
         model.learn_one(x, y)
-    else:
-        model.learn_one(x, y, votes=votes)
+        return
+    if isinstance(model, Regressor):
+        votes = np.ascontiguousarray(votes).view(np.float64)
+    model.learn_one(x, y, votes=votes)
 
 
 def _entry_to_json(x: dict[Any, Any], prediction: Any) -> tuple[Any, Any]:
