@@ -59,6 +59,13 @@ def _saved(make: Callable[[], Any], answers: str) -> Family:
     return Family(content, answers)
 
 
+def copy_inputs(folder: Path) -> None:
+    """Put tables, graph and images that the configurations name into a folder."""
+    for name in ("table.csv", "graph.npz", "ranking.parquet", "images.npz"):
+        shutil.copy(FOLDER / name, folder)
+    MAKE["write_images"](folder)
+
+
 def _trained(config: str, answers: str) -> Family:
     """A checkpoint of ``moeapps fit``."""
 
@@ -68,8 +75,7 @@ def _trained(config: str, answers: str) -> Family:
 
         with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(), contextlib.chdir(name):
             warnings.simplefilter("ignore")
-            shutil.copytree(FOLDER, ".", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.zip", "*.py"))
-            MAKE["write_images"](Path())
+            copy_inputs(Path())
             Path("fit.yaml").write_text(config)
             arguments = [
                 "--seed_everything=0",
