@@ -86,7 +86,9 @@ def edit_weights(rng, content):
     elif action == 2:
         del weights[name]
     elif action == 3:
-        weights[name] = rng.choice((old[None], old.reshape(-1), torch.zeros(0), old.expand(2, *old.shape), old.T))
+        weights[name] = rng.choice(
+            (old[None], old.reshape(-1), torch.zeros(0), old.expand(2, *old.shape), old.mT if old.dim() > 1 else old)
+        )
     elif action == 4:
         weights[name] = old.to(rng.choice((torch.float64, torch.int64, torch.bool, torch.complex64, torch.float16)))
     elif action == 5:
