@@ -138,6 +138,7 @@ BENCHMARKS = {
     ),
     "serve_load": Benchmark(("", "--workers --seconds 15"), "--seconds 1 --clients 2 --output {output}"),
     "serve_poison": Benchmark(("",), "--seconds 1 --clients 2 --kills 1 --output {output}"),
+    "reliability": Benchmark(("",), "--mutations 2 --kills 1 --seconds 5 --clients 4 --output {output}"),
     "defaults": Benchmark(("--run --data {data}/stream --page",), "--output {output}"),
 }  # fmt: skip
 """In the order in which they run: defaults.py reads what others wrote."""
@@ -191,6 +192,7 @@ PRINTED: dict[str, tuple[tuple[str, ...], Callable[[Any, Any], Any]]] = {
     "recsys_speed": (("benchmarks/recommendation",), lambda script, found: script.markdown(found).splitlines()),
     "vision_accuracy": (("benchmarks/images",), lambda script, found: script.tables(found).splitlines()),
     "defaults": (("benchmarks", "benchmarks/defaults"), lambda script, found: script.tables(found)),
+    "reliability": (("robustness",), lambda script, found: script.tables(found)),
     "demo": (("benchmarks/demo",), lambda script, found: demo_tables(found)),
 }
 """Pages, and the lines of the tables that a script makes of its results."""

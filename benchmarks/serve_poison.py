@@ -7,7 +7,8 @@
 - poison: honest clients that predict (a table) or learn (a stream), and one client that sends what breaks a batch, a
   parser, the memory or the metrics. An honest request that is not answered 200 with its own rows has failed.
 - kills: clients that learn with an Idempotency-Key and repeat a request until it is answered 200, while server and
-  worker are killed in turns. Each answer says which rows of the model it made; together they must be all rows once.
+  worker are killed in turns. Each answer says which rows of the model it made; together they must be all rows once, and
+  the model has to be the one that learns them in that order.
 
 Results are stored under the label, so that two versions on PYTHONPATH can be compared. A version without journal and
 keys cannot pass the kills: `--kills 0` leaves them out.
@@ -38,6 +39,7 @@ from sklearn.datasets import load_breast_cancer
 import moeapps
 from moeapps import DriftMoEClassifier, MoEClassifier
 from moeapps.stream import synthetic_stream
+from moeapps.stream.compiled.engine import tree_arrays
 
 JSON = {"Content-Type": "application/json"}
 
@@ -242,12 +244,13 @@ def poison(server: Server, name: str, what: dict[str, Any], clients: int, second
 
 
 def teacher(server: Server, rows: list[Any], seed: int, done: threading.Event, out: list[Any]) -> None:
-    """Send requests, each until it is answered 200, and note the rows that the answers name."""
+    """Send requests, each until it is answered 200; note which rows of the model the answers name."""
     rng = random.Random(seed)
     number = tries = 0
     while not done.is_set():
         number += 1
-        body = json.dumps({"rows": [rows[rng.randrange(len(rows))] for _ in range(rng.randint(1, 4))]})
+        chosen = [rows[rng.randrange(len(rows))] for _ in range(rng.randint(1, 4))]
+        body = json.dumps({"rows": chosen})
         headers = {**JSON, "Idempotency-Key": f"{seed}-{number}"}
         while True:
             tries += 1
@@ -258,7 +261,7 @@ def teacher(server: Server, rows: list[Any], seed: int, done: threading.Event, o
                 content = answer.read()
                 if answer.status == 200:
                     found = json.loads(content)
-                    out.append((found["total"] - found["learned"], found["total"]))
+                    out.append((found["total"] - found["learned"], found["total"], chosen))
                     break
             except (OSError, http.client.HTTPException):
                 pass
@@ -296,18 +299,24 @@ def kills(folder: Path, rows: list[Any], rounds: int) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     status = server.stop()
-    spans = sorted(span for span in out if isinstance(span, tuple))
+    answered = sorted((answer for answer in out if isinstance(answer, tuple)), key=lambda answer: answer[:2])
+    spans = [(start, end) for start, end, _ in answered]
     position, lost, twice = first, 0, 0
     for start, end in spans:
         lost += max(0, start - position)  # rows of the model that no answer tells of: learned, and learned again
         twice += max(0, position - start)  # rows that two answers tell of: one of them was lost
         position = max(position, end)
-    total = moeapps.load(target).n_seen_
+    model, alone = moeapps.load(target), moeapps.load(folder / "learn.safetensors")
+    total = model.n_seen_
+    for row in (row for *_, chosen in answered for row in chosen):
+        alone.learn_one(row["x"], row["y"])
+    arrays, others = tree_arrays(model._engine), tree_arrays(alone._engine)
+    equal = all(np.array_equal(arrays[name], others[name], equal_nan=True) for name in others)
     return {
         "killed": killed, "acknowledged_requests": len(spans), "tries": sum(n for n in out if isinstance(n, int)),
         "acknowledged_rows": sum(end - start for start, end in spans), "rows_in_model": total - first,
         "rows_learned_twice": lost + max(0, total - position), "rows_lost": twice + max(0, position - total),
-        "exit_status": status,
+        "equal_model": equal, "exit_status": status,
     }  # fmt: skip
 
 

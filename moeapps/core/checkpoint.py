@@ -6,11 +6,13 @@ stays Lightning's.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import HashingWriter, atomic_write, ordinary_file, remove_stale
@@ -19,6 +21,8 @@ __all__ = ["AtomicCheckpointIO"]
 
 _MAGIC = b"MOEAPPS\x01"
 _FOOTER = len(_MAGIC) + 32
+
+_VERSION = re.compile(r"\d+(\.\d+)*[\w.+-]*$")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -62,7 +66,8 @@ class AtomicCheckpointIO(CheckpointIO):
         FileNotFoundError
             If there is no such file.
         FileFormatError
-            If it is a URL, a folder, damaged, incomplete, or holds more than plain data.
+            If it is a URL, a folder, damaged, incomplete, holds more than plain data, or is no checkpoint of
+            Lightning's.
         """
         if weights_only is False:
             raise FileFormatError(f"{path}: weights_only=False would run code from the file; it is never used here")
@@ -75,8 +80,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"{file} is not a checkpoint that can be read safely: damaged, or it holds more than tensors and "
                 f"plain values ({type(error).__name__}). Models are shared with model.save and moeapps.load"
             ) from None
-        if not isinstance(loaded, dict) or "state_dict" not in loaded:
-            raise FileFormatError(f"{file} is not a Lightning checkpoint: it has no state_dict")
+        _check_content(loaded, file)
         return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -109,6 +113,31 @@ class AtomicCheckpointIO(CheckpointIO):
                     "reads a plain Lightning checkpoint)"
                 )
         return file
+
+
+def _check_content(loaded: Any, file: Path) -> None:
+    """Refuse what Lightning and torch would stumble over without a word about the file."""
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        raise FileFormatError(f"{file} is not a Lightning checkpoint: it has no state_dict")
+    weights = loaded["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise FileFormatError(f"{file} is not a Lightning checkpoint: its state_dict is not weights by their names")
+    size = file.stat().st_size
+    for name, weight in weights.items():
+        if name.endswith("_extra_state"):  # whatever a module wants to keep beside its weights
+            continue
+        if not isinstance(weight, Tensor):
+            raise FileFormatError(f"{file}: {name} of its state_dict is a {type(weight).__name__}, not a tensor")
+        if weight.is_meta:
+            raise FileFormatError(f"{file}: {name} of its state_dict has a shape, but no values")
+        # a tensor with a stride of 0 has more elements than bytes
+        if weight.layout == torch.strided and weight.numel() > size:
+            raise FileFormatError(
+                f"{file} ({size} bytes): {name} of its state_dict has shape {tuple(weight.shape)}, more than fits in it"
+            )
+    version = loaded.get("pytorch-lightning_version", "0")
+    if not isinstance(version, str) or not _VERSION.match(version):
+        raise FileFormatError(f"{file}: its pytorch-lightning_version is {str(version)[:40]!r}, which is no version")
 
 
 def _sha256(stream: Any, length: int) -> bytes:

@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moeapps.core.errors import FileFormatError
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["rebuild", "uncounted"]
+__all__ = ["bounded", "check_buffers", "faults_named", "rebuild", "uncounted"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -80,6 +80,24 @@ class _Budget(TorchDispatchMode):
             )
 
 
+def bounded(tensors: Mapping[str, Tensor], source: Path) -> AbstractContextManager[Any]:
+    """Context in which nothing may be built that is far larger than the weights of a file justify.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        State dict of the file.
+    source : Path
+        The file, for messages.
+
+    Returns
+    -------
+    context manager
+        Raises FileFormatError inside.
+    """
+    return _Budget(tensors, source)
+
+
 def rebuild(build: Callable[[], M], tensors: dict[str, Tensor], source: Path) -> M:
     """Build a network and load weights into it, in the steps above.
 
@@ -109,12 +127,12 @@ def rebuild(build: Callable[[], M], tensors: dict[str, Tensor], source: Path) ->
         budget.check(sum(buffer.numel() for buffer in plan.buffers()))
         model = build()
     else:
-        with _Budget(tensors, source):
+        with bounded(tensors, source):
             model = build()
     check_state_dict(model, tensors, source)
     _check_determined(model, tensors, source)
     model.load_state_dict(tensors)
-    _check_buffers(model, source)
+    check_buffers(model, source)
     return model.eval()
 
 
@@ -139,8 +157,42 @@ def _check_determined(model: nn.Module, tensors: Mapping[str, Tensor], source: P
                 raise FileFormatError(f"{source}: {full} is not what the model's arguments and state say")
 
 
-def _check_buffers(model: nn.Module, source: Path) -> None:
-    """Ask the modules that have learned buffers (``check_buffers``) whether theirs are possible."""
+@contextmanager
+def faults_named(source: Path, class_path: str) -> Iterator[None]:
+    """Context in which whatever contradicts itself is an error that names the file.
+
+    Parameters
+    ----------
+    source : Path
+        The file.
+    class_path : str
+        What is being built from it.
+
+    Raises
+    ------
+    FileFormatError
+        For every error but ImportError: a library that is not installed is no fault of the file.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except FileFormatError as error:  # a part that was asked for its own state does not know the file
+        if str(source) in str(error):
+            raise
+        raise FileFormatError(f"{source}: {error}") from error
+    except Exception as error:  # the constructor that stumbles says how
+        raise FileFormatError(f"{source} does not fit {class_path}: {type(error).__name__}: {error}") from error
+
+
+def check_buffers(model: nn.Module, source: Path) -> None:
+    """Ask the modules that have learned buffers (``check_buffers``) whether theirs are possible.
+
+    Raises
+    ------
+    FileFormatError
+        If those of one are not.
+    """
     for prefix, module in model.named_modules():
         problem: str | None = None
         if hasattr(module, "check_buffers"):

@@ -25,7 +25,7 @@ from moeapps.core.card import model_card
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
-from moeapps.core.rebuilding import rebuild
+from moeapps.core.rebuilding import faults_named, rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
 from moeapps.core.saved_file import (
     FORMAT,
@@ -275,7 +275,9 @@ def load(
     plugins.import_modules(import_modules)
     token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
     try:
-        return estimator_of(file, modules) if is_checkpoint(file) else _load_saved(file, modules)
+        if is_checkpoint(file):
+            return estimator_of(file, modules, allow_non_finite)
+        return _load_saved(file, modules)
     finally:
         loading.reset(token)
 
@@ -374,12 +376,8 @@ def restore(
         )
     arguments = complete_arguments(document["arguments"], dict(modules or {}), source)
     check_kinds(cls, document["arguments"], source)
-    try:
+    with faults_named(source, class_path):
         return cls.from_saved(arguments, document["state"], tensors, source)  # type: ignore[attr-defined]
-    except (FileFormatError, ImportError):  # a library that is not installed is no fault of the file
-        raise
-    except Exception as error:  # whatever contradicts itself in a file, the constructor that stumbles says how
-        raise FileFormatError(f"{source} does not fit {class_path}: {type(error).__name__}: {error}") from error
 
 
 def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:

@@ -65,6 +65,8 @@ def non_finite_names(tensors: dict[str, Tensor], allowed: Iterable[str] = ()) ->
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:  # the zeros that are not stored are finite
+        tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
     if not tensor.numel():
         return True
     # the extremes are NaN where one value is; unlike isfinite() they need no memory of the tensor's size

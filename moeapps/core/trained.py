@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from moeapps import registry
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.rebuilding import bounded, check_buffers, faults_named
+from moeapps.core.state_dict import non_finite_names
 
 __all__ = ["estimator_of", "is_checkpoint"]
 
@@ -25,7 +27,7 @@ def is_checkpoint(file: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"
 
 
-def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None) -> Any:
+def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None, allow_non_finite: bool = False) -> Any:
     """The estimator of the module whose training wrote a checkpoint.
 
     Parameters
@@ -34,11 +36,14 @@ def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None) -> 
         The checkpoint.
     modules : mapping of str to Module, optional
         Modules of the caller that were constructor arguments of the trained module.
+    allow_non_finite : bool, default=False
+        Whether weights may be NaN or infinite.
 
     Raises
     ------
     FileFormatError
-        If the file is damaged, is of a module that has no estimator, or needs ``modules``.
+        If the file is damaged, contradicts itself, is of a module that has no estimator, or needs ``modules``; or if a
+        weight is NaN or infinite.
     ConfigError
         If the training has not come far enough to predict, or the estimator cannot have the module's settings.
     """
@@ -53,11 +58,20 @@ def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None) -> 
             f"moeapps.load({str(file)!r}, {name}=...)"
         )
     module: Any = registry.resolve(entry.module)
-    trained = module.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
     estimator: Any = registry.resolve(entry.estimator)
+    weights = {name: weight for name, weight in content["state_dict"].items() if isinstance(weight, Tensor)}
+    if not allow_non_finite and (names := non_finite_names(weights, estimator.non_finite_tensors)):
+        raise FileFormatError(
+            f"{file} holds NaN or infinity in {', '.join(names[:3])}: its training has diverged, or it was changed. "
+            "moeapps.load(path, allow_non_finite=True) loads it all the same"
+        )
+    with faults_named(file, entry.module):
+        with bounded(weights, file):
+            trained = module.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
+        check_buffers(trained, file)
     try:
         return estimator.from_module(trained.eval())
-    except ConfigError as error:
+    except ConfigError as error:  # a training that cannot become an estimator is no fault of the file
         raise ConfigError(f"{file}: {error}") from None
 
 

@@ -5,79 +5,29 @@ line before and one after each, so that whoever started it knows which one ended
 """
 
 import faulthandler
-import functools
 import hashlib
 import json
 import os
 import random
 import re
 import resource
-import runpy
 import struct
+import subprocess
 import sys
 import tempfile
 import warnings
-import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 import moeapps
-from moeapps.core.errors import FileFormatError
+from moeapps.core.errors import FileFormatError, MoEAppsError
+from tests.core import checkpoint_fuzz
+from tests.core.fuzz_models import CHECKPOINTS, answers, original
+from tests.core.hard_values import HARD, places
 
-FOLDER = Path(__file__).parents[1] / "data" / "0.1"
-FAMILIES = {
-    "tables classifier": "moe_classifier_topk",
-    "tables merged": "moe_classifier_merged",
-    "tables smoe_dropout": "moe_classifier_smoe_dropout",
-    "tables regressor": "moe_regressor_of_two",
-    "graph Mowst": "mowst_medium_cascade",
-    "graph GNN": "gnn_gin",
-    "graph module": "mowst_module",
-    "recsys multi-task": "ranker_home",
-    "recsys AW-MoE": "ranker_aw_moe",
-    "vision WideNet": "images_widenet",
-    "vision Switch-DiT": "images_switch_dit",
-    "stream data": "drift_data",
-    "stream task": "drift_task",
-    "stream regressor": "drift_regressor",
-    "stream paper": "drift_paper",
-    "stream checkpoint": "checkpoint",
-    "stream several": "several",
-}
-"""Families by name, and which file of 0.1 is mutated; "several" is the default of today, which 0.1 did not have."""
-
-HARD = (
-    None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-320, 1e308, 10**6, 10**9, 2**31, 2**63, 10**18, 10**30, 10**300, "",
-    "x", "a" * 1000, "<U268435456", "object", "hf-hub:timm/none", "/dev/zero", "../../x", "\ud800", [], [[]], {}, [0],
-    [None], [1e9] * 3, {"": None}, [[["t", []]]],
-)  # fmt: skip
-
-
-def original(family):
-    """Content of the file of a family."""
-    name = FAMILIES[family]
-    if name == "checkpoint":
-        return (FOLDER / "stream_begun" / "stream.safetensors").read_bytes()
-    if name == "several":
-        return several()
-    return zipfile.ZipFile(FOLDER / "models.zip").read(f"{name}.safetensors")
-
-
-@functools.cache
-def several():
-    """A model of streams with experts of several kinds, in a trial of archived trees."""
-    from moeapps.stream import DriftMoEClassifier
-
-    model = DriftMoEClassifier(n_experts=3, max_nodes=15, max_features=8, grace_period=20, seed=0)
-    frame = runpy.run_path(str(FOLDER / "make.py"))["table"]().fillna(0.0)
-    for turn in range(36):  # two concepts that take turns; sizes and order of the file are always the same
-        labels = np.roll(frame["label"], turn // 6 % 2 * 40) if turn % 2 else frame["label"]
-        model.learn_many(frame[["a", "b", "c", "city"]], labels)
-    assert len(model.archive_) > 0
-    with tempfile.TemporaryDirectory() as folder:
-        model.save(f"{folder}/model.safetensors")
-        return Path(folder, "model.safetensors").read_bytes()
+ROOT = Path(__file__).parents[2]
 
 
 def split(content):
@@ -99,20 +49,12 @@ def join(header, document, data):
     return bytes(content)
 
 
-def _places(value, path=()):
-    """Paths of everything inside a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in items:
-        yield (*path, key)
-        yield from _places(part, (*path, key))
-
-
 def edit_json(rng, header, document, data):
     """One to three edits of the document: another value, one less, renamed, doubled, swapped, scaled."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        places = list(_places(document))
+        found = list(places(document))
         top = rng.choice(list(document))  # few entries have most of the values
-        *path, last = rng.choice([place for place in places if place[0] == top])
+        *path, last = rng.choice([place for place in found if place[0] == top])
         owner = document
         for key in path:
             owner = owner[key]
@@ -150,7 +92,7 @@ def random_bytes(rng, header, document, data):
     return join(header, document, data)
 
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "BOOL": "?", "U8": "u1"}
 
 
 def hard_numbers(rng, header, document, data):
@@ -243,6 +185,9 @@ KINDS = (edit_json, edit_json, edit_json, random_bytes, hard_numbers, hard_numbe
 def mutated(family, seed):
     """Kind and content of a mutation."""
     rng = random.Random(f"{family} {seed}")
+    if family in CHECKPOINTS:
+        kind = rng.choice(checkpoint_fuzz.KINDS)
+        return kind.__name__, kind(rng, original(family))
     kind = rng.choice(KINDS)
     return kind.__name__, kind(rng, *split(original(family)))
 
@@ -251,43 +196,70 @@ class Trial:
     """Loads files of a family and uses what was loaded."""
 
     def __init__(self, family):
-        self.family, self.name = family, FAMILIES[family]
-        self.make = runpy.run_path(str(FOLDER / "make.py"))
+        self.family = family
         self.folder = Path(tempfile.mkdtemp())
+        self.path = self.folder / ("model.ckpt" if family in CHECKPOINTS else "model.safetensors")
         outcome, self.answers = self.outcome(original(family))
         assert outcome == "other", outcome
 
     def outcome(self, content):
         """``"refused"``; ``"equal"``, or ``"other"`` (a model that predicts something else), or ``"error: ..."``."""
-        path = self.folder / "model.safetensors"
-        path.write_bytes(content)
+        self.path.write_bytes(content)
         try:
-            model = moeapps.load(path)
-        except FileFormatError:
-            return "refused", None
+            model = moeapps.load(self.path)
+        except FileFormatError as error:
+            return ("refused" if str(self.path) in str(error) else f"error: no file in {error}"), None
         try:
-            answers = self.use(model)
-        except (ValueError, moeapps.core.errors.MoEAppsError) as error:  # of another table, say: refused in use
+            found = answers(self.family, model)
+        except MoEAppsError as error:  # of another table, say: refused in use
             return f"refused in use: {type(error).__name__}: {str(error)[:80]}", None
+        if any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in found.values()):
+            return "error: predictions that are not finite", None
         before = getattr(self, "answers", None)
-        same = before is not None and all(np.array_equal(before[key], answers.get(key)) for key in before)
-        return "equal" if same else "other", answers
+        same = before is not None and all(np.array_equal(before[key], found.get(key)) for key in before)
+        return "equal" if same else "other", found
 
-    def use(self, model):
-        """Predict; a stream model learns, too."""
-        name = self.name
-        if name == "checkpoint":
-            model, name = model.model, "drift_data"
-        elif name == "several":
-            name = "drift_data"
-        answers = {key: self.make["_plain"](value) for key, value in self.make["answers"](name, model).items()}
-        if name.startswith("drift"):
-            frame = self.make["table"]().fillna(0.0)
-            numbers = "Regressor" in type(model).__name__
-            for _ in range(2):
-                model.learn_many(frame[["a", "b", "c", "city"]], frame["number" if numbers else "label"])
-            answers["later"] = np.asarray(model.predict_many(frame[["a", "b", "c", "city"]]))
-        return answers
+
+def campaign(family, total, mib=100):
+    """Outcomes of mutations 0 to ``total`` - 1, in a process that is started again where one ended it.
+
+    Returns
+    -------
+    outcomes : Counter of str
+        How many were refused, refused in use, loaded as a model that predicts the same ("equal") or something else
+        ("other"), raised another error, or ended the process.
+    failures : list of str
+        Every error, end of the process, and growth of its memory by more than ``mib`` MiB.
+    most : int
+        By how many MiB one mutation made the process grow at most.
+    """
+    outcomes: Counter[str] = Counter()
+    failures, first, most = [], 0, 0
+    while first < total:
+        command = [sys.executable, "-m", "tests.core.saved_fuzz", family, str(first), str(total)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            raise RuntimeError(run.stderr)
+        for line in lines:
+            if "outcome" not in line:
+                continue
+            outcome = line["outcome"]
+            outcomes[outcome.partition(":")[0]] += 1
+            most = max(most, line["MiB"])
+            if outcome.startswith("error") or line["MiB"] > mib:
+                failures.append(told(family, line["seed"], line["kind"], f"{outcome}, {line['MiB']} MiB"))
+        first = lines[-1]["seed"] + 1
+        if "outcome" not in lines[-1]:
+            outcomes["process ended"] += 1
+            end = f"ended with {run.returncode}: {run.stderr[-800:]}"
+            failures.append(told(family, first - 1, lines[-1]["kind"], end))
+    return outcomes, failures, most
+
+
+def told(family, seed, kind, outcome):
+    """A mutation and what came of it."""
+    return f"{family}, mutation {seed} ({kind}): {outcome}"
 
 
 def main(family, first, last):

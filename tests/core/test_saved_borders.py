@@ -2,11 +2,9 @@
 
 import os
 import resource
-import runpy
 import subprocess
 import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
@@ -14,9 +12,9 @@ import torch
 
 import moeapps
 from moeapps.core.errors import ConfigError, DataError, FileFormatError, NonFiniteError
-from tests.core.saved_fuzz import FAMILIES, FOLDER, Trial, join, original, split
+from tests.core.fuzz_models import CHECKPOINTS, FAMILIES, MAKE, original
+from tests.core.saved_fuzz import Trial, join, split
 
-MAKE = runpy.run_path(str(FOLDER / "make.py"))
 pytestmark = pytest.mark.filterwarnings("ignore:.*was saved with scikit-learn.*")
 in_stream_group = pytest.mark.xdist_group("stream")
 
@@ -31,7 +29,7 @@ def changed(family, tmp_path, document=None, tensors=None):
     if document is not None:
         document(content)
     if tensors is not None:
-        dtypes = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4"}
+        dtypes = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
         arrays = {
             name: np.frombuffer(data, dtypes[entry["dtype"]], (b - a) // np.dtype(dtypes[entry["dtype"]]).itemsize, a)
             for name, entry in header.items()
@@ -184,8 +182,9 @@ def test_weights_that_are_not_finite_load_where_that_is_asked_for(tmp_path):
 @pytest.mark.slow  # a new process imports everything; tests/vision/test_timm_models.py has the fast tests
 @in_stream_group
 def test_loading_opens_no_other_file_and_no_connection(tmp_path):
-    names = {name for name in FAMILIES.values() if name != "checkpoint"}
-    zipfile.ZipFile(FOLDER / "models.zip").extractall(tmp_path, [f"{name}.safetensors" for name in names])
+    files = {**FAMILIES, **CHECKPOINTS}
+    for name, family in files.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(family.content())
     script = """
 import sys, warnings, glob, moeapps, os
 warnings.simplefilter("ignore")
@@ -207,7 +206,7 @@ for file in files:
 print(len(files))
 """
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == str(len(names)), run.stderr
+    assert run.stdout.strip() == str(len(files)), run.stderr
 
 
 # ------------------------------------------------------------------------------------ W17: equal files
