@@ -42,10 +42,9 @@ from tests.core.fuzz_models import CHECKPOINTS, FAMILIES, MAKE, TABLE_RUN, copy_
 from tests.core.saved_fuzz import campaign  # noqa: E402
 from tests.kills import fit_killed, stream_killed  # noqa: E402
 
-IMAGES_RUN = MAKE["EXAMPLES"]["vision"].replace("num_workers: 0", "num_workers: 0, auto_augment: null")
 TRAININGS = {"tables": (TABLE_RUN, 120), "graph": (MAKE["EXAMPLES"]["graph"], 150),
-             "recsys": (MAKE["EXAMPLES"]["recsys"], 120), "vision": (IMAGES_RUN, 40)}  # fmt: skip
-"""Configuration and epochs of what is killed; random augmentation in the data set is not repeated from its middle."""
+             "recsys": (MAKE["EXAMPLES"]["recsys"], 120), "vision": (MAKE["EXAMPLES"]["vision"], 40)}  # fmt: skip
+"""Configuration and epochs of what is killed."""
 
 STREAMS = {"CSV file": ("data.csv", False), "events, CSV file": ("events.csv", False),
            "events, pipe of JSON lines": ("events.ndjson", True)}  # fmt: skip

@@ -1,9 +1,12 @@
 """Data loaders whose order is a pure function of (seed, epoch), so that an interrupted training continues exactly."""
 
 import math
+import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from moeapps.core.distributed import rank, world_size
 from moeapps.core.errors import ConfigError, DataError, MoEAppsError
 
-__all__ = ["EpochSampler", "ResumableLoader", "identity_collate", "make_loader"]
+__all__ = ["EpochSampler", "RandomReads", "ResumableLoader", "identity_collate", "make_loader"]
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -32,11 +35,16 @@ class EpochSampler(DistributedSampler[int]):
         Seed of the order.
     divided : bool, default=True
         Whether the processes of a distributed training get different rows. Without, each of them gets all.
+    with_epoch : bool, default=False
+        Whether n times the epoch is added to the indices, for :class:`RandomReads`.
     """
 
-    def __init__(self, length: int, shuffle: bool = True, seed: int = 0, divided: bool = True) -> None:
+    def __init__(
+        self, length: int, shuffle: bool = True, seed: int = 0, divided: bool = True, with_epoch: bool = False
+    ) -> None:
         # not the base's constructor: it expects torch.distributed to run already
         self.length, self.shuffle, self.seed, self.divided = length, shuffle, seed, divided
+        self.with_epoch = with_epoch
         self.epoch = 0
         self.start = 0
 
@@ -52,7 +60,8 @@ class EpochSampler(DistributedSampler[int]):
         return math.ceil(self.length / self.processes)
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.order().tolist()
+        first = self.length * self.epoch if self.with_epoch else 0
+        yield from (self.order() + first).tolist()
 
     @property
     def processes(self) -> int:
@@ -75,12 +84,62 @@ class EpochSampler(DistributedSampler[int]):
         return order[start:]
 
 
+class RandomReads(Dataset):
+    """Data whose rows are drawn at random as they are read, as augmented images are.
+
+    What is drawn for a batch is a function of (seed, epoch, its first row), so that it is the same in a resumed
+    training and with any number of processes that load. The random generators of the process stay as they were.
+
+    Parameters
+    ----------
+    data : Dataset
+        Map-style data with a length. It may use the global generators of Python, NumPy and torch.
+    seed : int, default=0
+        Seed of what is drawn.
+    """
+
+    def __init__(self, data: Dataset, seed: int = 0) -> None:
+        self.data, self.seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        epoch, row = divmod(index, len(self))
+        with _seeded(self.seed, epoch, row):
+            return self.data[row]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Rows of one batch; indices are those of an :class:`EpochSampler` with ``with_epoch``."""
+        epoch, first = divmod(indices[0], len(self))
+        rows = [index % len(self) for index in indices]
+        with _seeded(self.seed, epoch, first):
+            whole = getattr(self.data, "__getitems__", None)
+            return [self.data[row] for row in rows] if whole is None else whole(rows)
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Global generators that begin from these numbers, and are put back."""
+    seed = int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1)[0])
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  (of others' code, which draws from it)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
 class ResumableLoader(DataLoader):
     """DataLoader that can be put back to the middle of an epoch.
 
     Its state is the number of batches delivered, modulo its length. Nothing is drawn before the first batch is asked
     for: Lightning makes the iterator before it says which epoch it is. Randomness inside ``dataset[i]`` is repeated
-    exactly from an epoch's start, not from its middle.
+    exactly from an epoch's start, and from its middle with :class:`RandomReads`.
 
     A data set in memory whose ``take(rows)`` gives a whole batch (``rows`` int64 tensor, or a slice where the order is
     that of the data) is asked by it, without a list of row numbers, unless other processes load.
@@ -160,6 +219,7 @@ def make_loader(
     drop_last: bool = False,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     divided: bool = True,
+    random_reads: bool = False,
 ) -> ResumableLoader:
     """Make a loader that resumes exactly.
 
@@ -181,6 +241,8 @@ def make_loader(
         As in torch.
     divided : bool, default=True
         Whether the processes of a distributed training share the rows. Without, each of them gets all.
+    random_reads : bool, default=False
+        Whether the data draws at random as it is read (see :class:`RandomReads`).
 
     Raises
     ------
@@ -200,9 +262,9 @@ def make_loader(
             + (": use a smaller batch_size or drop_last=False" if drop_last and rows else "")
         )
     return ResumableLoader(
-        dataset,
+        RandomReads(dataset, seed) if random_reads else dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(rows, shuffle, seed, divided),
+        sampler=EpochSampler(rows, shuffle, seed, divided, random_reads),
         num_workers=num_workers,
         drop_last=drop_last,
         collate_fn=collate_fn,

@@ -161,7 +161,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
         return str(value).removesuffix(" 00:00:00")
     if isinstance(value, float | np.floating):  # a code or a year stands as it is, not in thousands
-        text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else number(float(value), 4)
+        whole = float(value)
+        text = str(int(whole)) if whole.is_integer() and abs(whole) < 1e15 else number(whole, 4)
     else:
         text = str(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -183,7 +183,9 @@ class ImageDataModule(L.LightningDataModule):
         """Shuffled batches. An incomplete last batch is dropped, unless it is the only one."""
         data = self._part("train")
         whole = len(data) >= self.batch_size  # type: ignore[arg-type]
-        return self._loader(data, self.batch_size, shuffle=True, drop_last=whole)
+        # a data set of the user's own may augment, too
+        fixed = isinstance(data, ImageArrays) and data.transform is None
+        return self._loader(data, self.batch_size, shuffle=True, drop_last=whole, random_reads=not fixed)
 
     def val_dataloader(self) -> Any:
         """Batches in order; none without validation data."""

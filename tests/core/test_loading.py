@@ -2,7 +2,9 @@
 
 import functools
 import operator
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -21,6 +23,16 @@ class InMemory(TensorDataset):
     def take(self, rows):
         self.asked.append(type(rows))
         return [tensor[rows] for tensor in self.tensors]
+
+
+class Drawn(Dataset):
+    """Draws from all three global generators as a row is read."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, row):
+        return torch.tensor([row, random.random(), np.random.random(), float(torch.rand(()))])  # noqa: NPY002
 
 
 def rows(loader) -> list[list[int]]:
@@ -114,3 +126,38 @@ def test_data_in_memory_continue_where_they_were(shuffle):
     assert seen + rows(second) == whole
     assert rows(second) == whole
     assert second.state_dict() == {"position": 0}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_reads_are_the_same_from_the_middle_of_an_epoch_and_with_other_processes(num_workers):
+    def fresh(workers):
+        made = make_loader(Drawn(), 4, shuffle=True, seed=5, num_workers=workers, random_reads=True)
+        made.sampler.set_epoch(3)
+        return made
+
+    torch.manual_seed(1)
+    whole = list(fresh(0))
+    resumed = fresh(num_workers)
+    resumed.load_state_dict({"position": 2})
+    random.seed(8)
+    np.random.seed(8)  # noqa: NPY002
+    torch.manual_seed(8)
+    assert all(torch.equal(one, other) for one, other in zip(whole[2:], resumed, strict=True))
+    assert len({float(value) for batch in whole for value in batch[:, 1:].flatten()}) == 60
+    assert sorted(int(row) for batch in whole for row in batch[:, 0]) == list(range(20))
+    later = fresh(0)
+    later.sampler.set_epoch(4)
+    drawn = {int(row): float(value) for batch in whole for row, value in batch[:, :2].tolist()}
+    assert all(drawn[int(row)] != value for batch in later for row, value in batch[:, :2].tolist())
+
+
+def test_random_reads_leave_the_generators_of_the_process_alone():
+    random.seed(8)
+    np.random.seed(8)  # noqa: NPY002
+    torch.manual_seed(8)
+    expected = (random.random(), np.random.random(), float(torch.rand(())))  # noqa: NPY002
+    random.seed(8)
+    np.random.seed(8)  # noqa: NPY002
+    torch.manual_seed(8)
+    make_loader(Drawn(), 4, random_reads=True).dataset.__getitems__([3, 4])
+    assert (random.random(), np.random.random(), float(torch.rand(()))) == expected  # noqa: NPY002

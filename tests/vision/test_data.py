@@ -117,7 +117,7 @@ def test_every_mode_becomes_the_channels_asked_for(mode, tmp_path):
 
 
 def test_a_wrong_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere is not a folder"):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         find_images(tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no folders"):
         find_images(tmp_path)
