@@ -20,6 +20,7 @@ import torch
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.checkpoint import AtomicCheckpointIO
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "moeapps"]
@@ -65,11 +66,15 @@ def killed(
     while done < kills:
         before = written.stat().st_mtime_ns if written.exists() else 0
         pipe = subprocess.Popen(["cat", str(piped)], stdout=subprocess.PIPE) if piped else None
-        process = subprocess.Popen(
-            [*COMMAND, *command], cwd=cwd, env=environment(), stdin=pipe.stdout if pipe else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        if pipe is not None and pipe.stdout is not None:
+        process: Command | subprocess.Popen[bytes]
+        if pipe is None:
+            process = Command(command, cwd or ".")
+        else:
+            process = subprocess.Popen(
+                [*COMMAND, *command], cwd=cwd, env=environment(), stdin=pipe.stdout, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert pipe.stdout is not None
             pipe.stdout.close()  # now `cat` ends when the command does
         while process.poll() is None and (not written.exists() or written.stat().st_mtime_ns == before):
             time.sleep(0.005)

@@ -2,9 +2,7 @@
 
 import io
 import json
-import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -16,129 +14,45 @@ import moeapps
 from moeapps.cli.main import main
 from moeapps.stream import DriftMoEClassifier, FrameSource, LinesSink, StreamRun
 from moeapps.stream.compiled.engine import tree_arrays
+from tests.kills import make_csv, make_events, same_outcome, stream_command, stream_killed
 from tests.processes import Command
 
-ROOT = Path(__file__).parents[2]
 TREES = ["--set", "experts=null", "--set", "router_hidden=[8, 8]"]
 """The mixture of 0.1."""
 
 
-def make_csv(path: Path, n: int) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(rng.normal(size=(n, 4)).round(4), columns=list("abcd"))
-    frame["city"] = rng.choice(["Ulm", "Bonn", "Kiel"], n)
-    frame["y"] = np.where((frame["a"] > 0) ^ (np.arange(n) > n // 2), "up", "down")
-    frame.to_csv(path, index=False)
-    return frame
-
-
-def make_events(path: Path, n: int) -> None:
-    """Events with ids, whose label comes with them, 50 events later, or never; some come twice, some are broken."""
-    frame = make_csv(path.with_suffix(".all"), n)
-    frame.insert(0, "id", [f"e{i:07d}" for i in range(n)])
-    rng = np.random.default_rng(1)
-    late, twice, broken = rng.random(n) < 0.3, rng.random(n) < 0.02, rng.random(n) < 0.01
-    empty = dict.fromkeys("abcd") | {"city": None}
-    events: list[dict] = []
-    for i, row in enumerate(frame.to_dict("records")):
-        if late[i]:
-            events.append(row | {"y": None})
-        else:
-            events.append(row | ({"a": "broken"} if broken[i] else {}))
-        if twice[i]:
-            events.append(events[-1])
-        if i >= 50 and late[i - 50] and not broken[i - 50]:
-            events.append({"id": frame["id"][i - 50], **empty, "y": frame["y"][i - 50]})
-    if path.suffix == ".csv":
-        pd.DataFrame(events).to_csv(path, index=False)
-    else:
-        path.write_text("".join(json.dumps(event) + "\n" for event in events))
-
-
-def command(folder: Path, name: str, *more: str, source: str = "data.csv") -> list[str]:
-    return [
-        sys.executable, "-m", "moeapps", "stream", "run", "--source", str(folder / source), "--target", "y",
-        "--set", "seed=1", "--set", "n_experts=3", "--every", "500",
-        "--checkpoint", str(folder / name), "--metrics", str(folder / f"{name}.csv"),
-        "--predictions", str(folder / f"{name}.ndjson"), *more,
-    ]  # fmt: skip
-
-
-def same_outcome(folder: Path, first: str, second: str) -> None:
-    one, two = (moeapps.load(folder / name / "stream.safetensors") for name in (first, second))
-    arrays, others = tree_arrays(one.model._engine), tree_arrays(two.model._engine)
-    assert all(np.array_equal(arrays[name], others[name], equal_nan=True) for name in arrays)
-    assert one.run["scores"] == two.run["scores"]
-    assert one.run["counts"] == two.run["counts"]
-    for ending in (".csv", ".ndjson"):
-        assert (folder / f"{first}{ending}").read_bytes() == (folder / f"{second}{ending}").read_bytes()
-
-
-def kill_often(folder: Path, kills: int, n: int, seconds: float, source: str = "data.csv", model=()) -> None:
-    """Run once through, and once with kills at random moments of the work, then compare."""
-    plain = source == "data.csv"
-    if plain:
-        make_csv(folder / source, n)
-    else:
-        make_events(folder / source, n)
-    more = [*model] if plain else [*model, "--id", "id"]
-    assert main(command(folder, "whole", *more, source=source)[3:]) == 0
-    generator = random.Random(0)
-    done = 0
-    while done < kills:
-        process = Command(command(folder, "killed", "--resume", *more, source=source)[3:])
-        target = folder / "killed" / "stream.safetensors"
-        before = target.stat().st_mtime_ns if target.exists() else 0
-        while process.poll() is None and (not target.exists() or target.stat().st_mtime_ns == before):
-            time.sleep(0.005)  # it is at work once it has written a checkpoint
-        time.sleep(generator.random() * seconds)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done += 1
-    assert done == kills, f"only {done} kills hit a running process"
-    assert main(command(folder, "killed", "--resume", *more, source=source)[3:]) == 0
-    same_outcome(folder, "whole", "killed")
-    found = moeapps.load(folder / "killed" / "stream.safetensors")
-    counts = found.run["counts"]
-    assert counts["learned"] == found.model.n_seen_
-    if plain:
-        assert counts["learned"] == n
-    else:
-        assert min(counts["rejected"], counts["repeated"], counts["unlabeled"]) > 0
-        rejects = [(folder / name / "rejects.ndjson").read_bytes() for name in ("whole", "killed")]
-        assert rejects[0] == rejects[1]
-    left = [path.name for path in (folder / "killed").iterdir() if path.name.startswith(".")]
-    assert not left, left  # neither temporary files nor locks
-
-
 def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
-    kill_often(tmp_path, kills=1, n=10_000, seconds=0.1)
+    stream_killed(tmp_path, kills=1, n=10_000, seconds=0.1)
+
+
+@pytest.mark.slow
+def test_killed_among_late_labels_that_come_through_a_pipe_it_ends_as_if_it_had_not_been(tmp_path):
+    stream_killed(tmp_path, kills=1, n=6_000, seconds=0.1, source="events.ndjson", piped=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("model", "n"), [([], 150_000), (TREES, 300_000)], ids=["defaults", "trees"])
 def test_killed_twenty_times(model, n, tmp_path):
-    kill_often(tmp_path, kills=20, n=n, seconds=0.15, model=model)
+    stream_killed(tmp_path, kills=20, n=n, seconds=0.15, model=model)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
 def test_killed_twenty_times_among_late_labels_repeats_and_broken_events(source, tmp_path):
-    kill_often(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)
+    stream_killed(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)
 
 
 @pytest.mark.parametrize("model", [[], TREES], ids=["defaults", "trees"])
 @pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
 def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it_had_not_been(source, model, tmp_path):
     make_events(tmp_path / source, 2000)
-    assert main(command(tmp_path, "whole", "--id", "id", *model, source=source)[3:]) == 0
+    assert main(stream_command(tmp_path, "whole", "--id", "id", *model, source=source)) == 0
     for limit in (1, 333, 334, 1500, 5000):
-        given = command(tmp_path, "parts", "--id", "id", *model, "--resume", "--limit", str(limit), source=source)
-        assert main([*given[3:], "--batch", str(limit % 97 + 1)]) == 0
+        more = ["--id", "id", *model, "--resume", "--limit", str(limit)]
+        given = stream_command(tmp_path, "parts", *more, source=source)
+        assert main([*given, "--batch", str(limit % 97 + 1)]) == 0
     same_outcome(tmp_path, "whole", "parts")
     rejects = [(tmp_path / name / "rejects.ndjson").read_bytes() for name in ("whole", "parts")]
     assert rejects[0] == rejects[1]
@@ -146,7 +60,7 @@ def test_stopped_among_late_labels_repeats_and_broken_events_it_goes_on_as_if_it
 
 def test_sigterm_finishes_the_batch_saves_and_exits_with_0(tmp_path):
     make_csv(tmp_path / "data.csv", 12_000)
-    process = Command(command(tmp_path, "stopped")[3:])
+    process = Command(stream_command(tmp_path, "stopped"))
     while not (tmp_path / "stopped" / "stream.safetensors").exists():
         time.sleep(0.01)
         assert process.poll() is None
@@ -157,8 +71,8 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_0(tmp_path):
     found = moeapps.load(tmp_path / "stopped" / "stream.safetensors")
     assert 0 < found.run["counts"]["events"] < 12_000
     assert found.model.n_seen_ == found.run["counts"]["learned"]
-    assert main(command(tmp_path, "stopped", "--resume")[3:]) == 0
-    assert main(command(tmp_path, "whole")[3:]) == 0
+    assert main(stream_command(tmp_path, "stopped", "--resume")) == 0
+    assert main(stream_command(tmp_path, "whole")) == 0
     same_outcome(tmp_path, "whole", "stopped")
 
 
