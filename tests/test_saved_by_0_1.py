@@ -87,9 +87,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def same_tables(found, expected):
+def same_tables(found, expected, drawn_anew=False):
     then = (FOLDER / expected).read_text().replace("p_cat,p_dog", "probability_cat,probability_dog")  # see CHANGELOG
-    if SAME_MACHINE:
+    if drawn_anew:  # since 0.2 augmented images depend on the seed and the epoch only: see CHANGELOG
+        pd.testing.assert_frame_equal(pd.read_csv(found), pd.read_csv(io.StringIO(then)), rtol=0, atol=0.01)
+    elif SAME_MACHINE:
         assert Path(found).read_text() == then
     else:
         pd.testing.assert_frame_equal(pd.read_csv(found), pd.read_csv(io.StringIO(then)), rtol=1e-3, atol=1e-5)
@@ -103,7 +105,7 @@ def test_a_checkpoint_predicts_and_trains_on_the_same(name, folder):
     same_tables("found.csv", f"{name}.csv")
     MAKE["fit"](main, name, 4, "--ckpt_path", f"{name}.ckpt")
     MAKE["predict"](main, name, "run/checkpoints/last.ckpt", "later.csv")
-    same_tables("later.csv", f"{name}_later.csv")
+    same_tables("later.csv", f"{name}_later.csv", drawn_anew=name == "vision")
 
 
 @in_stream_group

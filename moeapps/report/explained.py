@@ -132,7 +132,7 @@ def _columns(judged: Judged, row: int, section: Section) -> None:
 
 
 def _move(change: float, target: Target) -> str:
-    return f"{100 * change:+.0f} points" if target.classification else f"{'+' * (change > 0)}{number(change)}"
+    return f"{100 * change:+.0f} points" if target.classification else f"{'+' if change > 0 else ''}{number(change)}"
 
 
 def _typical(column: pd.Series) -> Any:

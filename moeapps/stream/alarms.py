@@ -8,6 +8,7 @@
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -99,6 +100,7 @@ class ErrorWatch:
         self._reference = as_reference(self._windows)
         self._all = [0, 0.0]  # number and sum of all errors
         self._part = [0, 0.0]  # of those since the last change
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     def update(self, error: float) -> float | None:
         """Add the error of one prediction: 0 or 1, or an absolute error.
@@ -117,10 +119,13 @@ class ErrorWatch:
         for sums in (self._all, self._part):
             sums[0] += 1
             sums[1] += error
+        self._recent.append(error)
         if not update_window(self._reference, 0, value, self.delta):
             return None
         rose = whole[SUM] > mean * whole[COUNT]
         before = self._part[1] / self._part[0]
+        if self.numbers:  # m falls while a model learns, which lifts e / (e + m) of errors that stay as they are
+            rose = rose and sum(self._recent) / len(self._recent) > before
         reset_window(self._reference, 0)
         self._part = [0, 0.0]
         if not rose:
@@ -131,10 +136,17 @@ class ErrorWatch:
     def state(self) -> dict[str, Any]:
         """Everything but the settings, as JSON values."""
         arrays = {name: array.tolist() for name, array in self._windows._asdict().items()}
-        return {"count": self.count, "all": list(self._all), "part": list(self._part), "windows": arrays}
+        return {
+            "count": self.count,
+            "all": list(self._all),
+            "part": list(self._part),
+            "recent": list(self._recent),
+            "windows": arrays,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.count, self._all, self._part = int(state["count"]), list(state["all"]), list(state["part"])
+        self._recent = deque(state.get("recent", ()), maxlen=RECENT)
         for name, array in self._windows._asdict().items():
             array[...] = state["windows"][name]

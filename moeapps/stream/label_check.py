@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moeapps.core.errors import ConfigError
-from moeapps.core.tabledata.cells import number_key
+from moeapps.core.tabledata.cells import number_key, shown
 from moeapps.registry import nearest
 
 __all__ = ["LabelCheck"]
@@ -37,7 +37,8 @@ class LabelCheck:
         """Note a label; None is none."""
         if label is not None:
             self.seen += 1
-            self.labels[str(label)] = None
+            # Python does not write out huge whole numbers
+            self.labels[shown(label) if isinstance(label, int) and label.bit_length() > 1000 else str(label)] = None
 
     def finish(self) -> list[str]:
         """Judge what came; what has to be told.

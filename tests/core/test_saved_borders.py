@@ -13,7 +13,7 @@ import torch
 import moeapps
 from moeapps.core.errors import ConfigError, DataError, FileFormatError, NonFiniteError
 from tests.core.fuzz_models import CHECKPOINTS, FAMILIES, MAKE, original
-from tests.core.saved_fuzz import Trial, join, split
+from tests.core.saved_fuzz import Trial, answers, join, split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was saved with scikit-learn.*")
 in_stream_group = pytest.mark.xdist_group("stream")
@@ -324,7 +324,7 @@ def test_a_model_is_saved_as_it_was_fitted_and_keeps_what_set_params_changed_sin
     loaded = moeapps.load(path)
     assert loaded.get_params() == model.get_params()
     assert loaded.get_params()[next(iter(CHANGES[family]))] == next(iter(CHANGES[family].values()))
-    found = trial.use(loaded)
+    found = answers(family, loaded)
     assert all(np.array_equal(found[key], trial.answers[key]) for key in trial.answers)
 
 

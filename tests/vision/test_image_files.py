@@ -118,7 +118,7 @@ def test_images_without_labels_are_refused(wide, digits, call):
 
 
 def test_a_file_that_is_not_there_is_named(fitted):
-    with pytest.raises(DataError, match=r"nowhere\.png is neither"):
+    with pytest.raises(DataError, match=r"nowhere\.png does not exist"):
         fitted.predict_files(["nowhere.png"])
 
 
