@@ -284,7 +284,7 @@ def markdown(runs: dict[str, Any]) -> list[str]:
     """The tables in docs/benchmarks/recommendation.md: by target, and by scenario where that was measured."""
 
     def cell(values: Any) -> str:
-        return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+        return f"{np.mean(values):.4f} ± {np.std(values):.4f}" if len(values) > 1 else f"{np.mean(values):.4f}"
 
     tasks = list(next(iter(next(iter(runs.values())).values()))["auc"])
     groups = list(next(iter(next(iter(runs.values())).values()))["rows"])

@@ -183,7 +183,10 @@ PRINTED: dict[str, tuple[tuple[str, ...], Callable[[Any, Any], Any]]] = {
     "stream_accuracy": (("benchmarks/streams",), lambda script, found: script.pages(found["runs"])),
     "stream_regression": (("benchmarks/streams",), lambda script, found: script.tables(found["runs"])),
     "recsys_accuracy": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
-    "recsys_tasks": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"]["census"])),
+    "recsys_tasks": (
+        ("benchmarks/recommendation",),
+        lambda script, found: [line for runs in found["runs"].values() for line in [*script.markdown(runs), ""]],
+    ),
     "recsys_diagnosis": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"])),
     "recsys_ranking": (
         ("benchmarks/recommendation",),
