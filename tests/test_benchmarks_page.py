@@ -44,7 +44,8 @@ RUN_ALL = script("run_all")
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_result_has_a_script(path):
-    scripts = {"stream_ablation": "stream_accuracy", "stream_parts": "stream_accuracy", "gpu": "gpu/run"}
+    scripts = {"stream_ablation": "stream_accuracy", "stream_parts": "stream_accuracy"}
+    scripts |= {"gpu": "gpu/run", "gpu_rehearsal": "gpu/run"}
     assert (ROOT / f"benchmarks/{scripts.get(path.stem, path.stem)}.py").exists()
 
 
@@ -427,6 +428,12 @@ def test_scoring_by_several_workers():
         row = f"{run['seconds']:.0f} | {run['rows_per_second']:,.0f} | {run['killed']} | {same} |"
         shown = {"killed": "2 workers, one killed"}.get(name, name)
         assert f"| {shown} | {row}" in guide("scaling"), (shown, row)
+
+
+def test_the_rehearsal_of_the_gpu_acceptance():
+    found = results("gpu_rehearsal")["configurations"]["result"]
+    assert all(run["status"] == 0 for run in found.values())
+    assert f"all {len(found)} configurations ended without an\nerror" in guide("benchmarks/gpu")
 
 
 def test_trainings_and_searches_by_several_workers():
