@@ -75,7 +75,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
             path = Path(folder, "fit.yaml")
             path.write_text(f"{config}trainer: {{max_epochs: {epochs}}}\n")
             start, count = time.perf_counter(), share(options.kills, len(TRAININGS), number)
-            found[name] = fit_killed(path, count, 1.0, seed=number)
+            found[name] = fit_killed(path, count, 0.3, seed=number)
             found[name]["seconds"] = time.perf_counter() - start
         print(f"fit {name}: {found[name]}", flush=True)
     return found
