@@ -331,7 +331,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
 def test_kill_9_at_any_moment_leaves_a_checkpoint_that_continues_exactly(tmp_path):
     config = toy(tmp_path / "c.yaml", {"slow": 0.01, "width": 512}, max_epochs=20)
     found = fit_killed(config, kills=3, seconds=0.4)
-    assert found["steps"] == 160
+    assert (found["kills"], found["steps"]) == (3, 160)
     assert min(found["tensors"], found["metrics"]) > 3
 
 

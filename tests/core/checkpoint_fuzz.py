@@ -7,7 +7,7 @@ import zipfile
 
 import torch
 
-from tests.core.hard_values import HARD, places
+from tests.core.hard_values import HARD, change_entry, places
 
 _MAGIC = b"MOEAPPS\x01"
 FOOTER = len(_MAGIC) + 32
@@ -57,18 +57,7 @@ def edit_values(rng, content):
         top = rng.choice(tops)
         *path, last = rng.choice([path for path in found if str(path[0]) == top])
         owner = _owner(checkpoint, path)
-        action = rng.randrange(6)
-        if action <= 2:
-            owner[last] = rng.choice(HARD)
-        elif action == 3:
-            del owner[last]
-        elif action == 4 and isinstance(owner[last], int | float):
-            owner[last] = rng.choice((owner[last] + 1, owner[last] - 1, owner[last] * 1000, -owner[last]))
-        elif isinstance(owner, list):
-            owner.insert(last, owner[rng.randrange(len(owner))])
-        else:
-            other = rng.choice(list(owner))
-            owner[last], owner[other] = owner[other], owner[last]
+        change_entry(rng, owner, last, rng.randrange(6))
     return _written(checkpoint)
 
 

@@ -13,3 +13,19 @@ def places(value, path=()):
     for key, part in items:
         yield (*path, key)
         yield from places(part, (*path, key))
+
+
+def change_entry(rng, owner, place, action):
+    """Change one entry of a dict or list by one of six actions: 0 to 2 a hard value, 3 delete, 4 another number,
+    else (also where there is no number) repeat an entry of a list, or swap two of a dict."""
+    if action <= 2:
+        owner[place] = rng.choice(HARD)
+    elif action == 3:
+        del owner[place]
+    elif action == 4 and isinstance(owner[place], int | float):
+        owner[place] = rng.choice((owner[place] + 1, owner[place] - 1, owner[place] * 1000, -owner[place]))
+    elif isinstance(owner, list):
+        owner.insert(place, owner[rng.randrange(len(owner))])
+    else:
+        other = rng.choice(list(owner))
+        owner[place], owner[other] = owner[other], owner[place]

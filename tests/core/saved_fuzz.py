@@ -25,7 +25,7 @@ import moeapps
 from moeapps.core.errors import FileFormatError, MoEAppsError
 from tests.core import checkpoint_fuzz
 from tests.core.fuzz_models import CHECKPOINTS, answers, original
-from tests.core.hard_values import HARD, places
+from tests.core.hard_values import change_entry, places
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,19 +59,10 @@ def edit_json(rng, header, document, data):
         for key in path:
             owner = owner[key]
         action = rng.randrange(7)
-        if action <= 2:
-            owner[last] = rng.choice(HARD)
-        elif action == 3:
-            del owner[last]
-        elif action == 4 and isinstance(owner, dict):
+        if action == 4 and isinstance(owner, dict):
             owner[str(last) + rng.choice(("_", "x", ""))[::-1]] = owner.pop(last)
-        elif action == 5 and isinstance(owner[last], int | float):
-            owner[last] = rng.choice((owner[last] + 1, owner[last] - 1, owner[last] * 1000, -owner[last]))
-        elif isinstance(owner, list):
-            owner.insert(last, owner[rng.randrange(len(owner))])
         else:
-            other = rng.choice(list(owner))
-            owner[last], owner[other] = owner[other], owner[last]
+            change_entry(rng, owner, last, {4: 5, 5: 4, 6: 5}.get(action, action))
         if not document:
             break
     return join(header, document, data)

@@ -22,26 +22,26 @@ TREES = ["--set", "experts=null", "--set", "router_hidden=[8, 8]"]
 
 
 def test_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path):
-    stream_killed(tmp_path, kills=1, n=10_000, seconds=0.1)
+    assert stream_killed(tmp_path, kills=1, n=10_000, seconds=0.1)["kills"] == 1
 
 
 @pytest.mark.slow
 def test_killed_among_late_labels_that_come_through_a_pipe_it_ends_as_if_it_had_not_been(tmp_path):
-    stream_killed(tmp_path, kills=1, n=6_000, seconds=0.1, source="events.ndjson", piped=True)
+    assert stream_killed(tmp_path, kills=1, n=6_000, seconds=0.1, source="events.ndjson", piped=True)["kills"] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("model", "n"), [([], 150_000), (TREES, 300_000)], ids=["defaults", "trees"])
 def test_killed_twenty_times(model, n, tmp_path):
-    stream_killed(tmp_path, kills=20, n=n, seconds=0.15, model=model)
+    assert stream_killed(tmp_path, kills=20, n=n, seconds=0.15, model=model)["kills"] == 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("source", ["events.csv", "events.ndjson"])
 def test_killed_twenty_times_among_late_labels_repeats_and_broken_events(source, tmp_path):
-    stream_killed(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)
+    assert stream_killed(tmp_path, kills=20, n=60_000, seconds=0.15, source=source)["kills"] == 20
 
 
 @pytest.mark.parametrize("model", [[], TREES], ids=["defaults", "trees"])
