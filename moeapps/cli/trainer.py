@@ -99,8 +99,16 @@ class MoEAppsCLI(LightningCLI):
     loggers: ClassVar[list[Logger]] = []
     """Loggers of the run that moeapps made."""
 
+    commands: ClassVar[dict[str, set[str]]] = LightningCLI.subcommands()
+    """Subcommands that may be asked for, with the arguments of the Trainer's method that are no options."""
+
     made: ClassVar[Path | None] = None
     """Folder that was made for this run, so that one that fails before it begins leaves none."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands that need a parser: building one takes as long as a short training."""
+        return MoEAppsCLI.commands
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser of a subcommand, or of what stands before it."""
@@ -400,6 +408,9 @@ def run(
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
     MoEAppsCLI.seed, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, [], None
+    commands, name = LightningCLI.subcommands(), args[0]
+    # a file that is read before the subcommand is known may have a section for each
+    MoEAppsCLI.commands = {name: commands[name]} if name in commands and "PL_CONFIG" not in os.environ else commands
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
@@ -414,8 +425,8 @@ def run(
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 **strict,
-                **{name: dict(strict) for name in LightningCLI.subcommands()},
-                "fit": {**strict, "epilog": FIT_HELP},
+                **{name: dict(strict) for name in MoEAppsCLI.commands},
+                **({"fit": {**strict, "epilog": FIT_HELP}} if "fit" in MoEAppsCLI.commands else {}),
             },
             args=args,
         )
