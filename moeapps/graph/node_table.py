@@ -27,7 +27,7 @@ from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.core.tabledata.files import ENDINGS, file_ending
 from moeapps.core.tabledata.kinds import Column, ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
-from moeapps.core.tabledata.onehot import frequent_categories, one_hot, one_hot_names
+from moeapps.core.tabledata.onehot import frequent_categories, one_hot, one_hot_columns, one_hot_names
 from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.core.tabledata.vocabulary import distinct_cells
 from moeapps.graph.connections import SOURCES, TARGETS, WEIGHTS, undirected_edges
@@ -258,6 +258,13 @@ class NodeTable:
     def feature_names(self) -> list[str]:
         """Names of the F features."""
         return one_hot_names(self.encoder, self.kept)
+
+    def features_of_columns(self) -> dict[str, list[int]]:
+        """Positions of the features that are made of each column."""
+        positions: dict[str, list[int]] = {}
+        for feature, column in enumerate(one_hot_columns(self.encoder, self.kept)):
+            positions.setdefault(column, []).append(feature)
+        return positions
 
     def summary(self) -> pd.DataFrame:
         """What each column is, and why."""

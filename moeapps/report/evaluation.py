@@ -32,18 +32,20 @@ TRUSTED = 0.03
 """Mean gap between probability and frequency, at or below which probabilities are said to be right."""
 
 
-def evaluate(target: Target) -> Section:
+def evaluate(target: Target, row_name: str = "row") -> Section:
     """Pictures and tables of one target.
 
     Parameters
     ----------
     target : Target
         n rows.
+    row_name : str, default "row"
+        What a row is: "image", "node".
     """
     title = f"Right and wrong predictions{f': {target.name}' if target.name else ''}"
     section = Section(title)
     if target.classification:
-        _confusion(target, section)
+        _confusion(target, section, row_name)
         section.pictures.append(_reliability(target))
         if len(target.classes) == 2 and len(set(target.truth.tolist())) == 2:
             section.pictures.append(_roc(target))
@@ -52,20 +54,20 @@ def evaluate(target: Target) -> Section:
     return section
 
 
-def _confusion(target: Target, section: Section) -> None:
+def _confusion(target: Target, section: Section, row_name: str) -> None:
     counts = confusion_matrix(target.truth, target.best, labels=range(len(target.classes)))
     wrong = counts - np.diag(np.diag(counts))
     totals = counts.sum(axis=1)
     if not wrong.sum():
-        section.text.append(f"All {len(target.truth):,} rows are predicted right.")
+        section.text.append(f"All {len(target.truth):,} {row_name}s are predicted right.")
         return
     t, p = np.unravel_index(wrong.argmax(), wrong.shape)
     title = (
         f"Most frequent error: {target.classes[t]} predicted as {target.classes[p]} "
-        f"({wrong[t, p]:,} of {totals[t]:,} rows)"
+        f"({wrong[t, p]:,} of {totals[t]:,} {row_name}s)"
     )
     if len(target.classes) <= CLASSES:
-        rows = [f"{name} ({plural(total, 'row')})" for name, total in zip(target.classes, totals, strict=True)]
+        rows = [f"{name} ({plural(total, row_name)})" for name, total in zip(target.classes, totals, strict=True)]
         shares = np.where(totals[:, None] > 0, counts / np.maximum(totals[:, None], 1), np.nan)
         frame = pd.DataFrame(shares, index=rows, columns=list(target.classes))
         section.maps.append(Map.of(title, frame, "true", "predicted", percent=True))
@@ -75,7 +77,7 @@ def _confusion(target: Target, section: Section) -> None:
     cells = [
         [target.classes[i], target.classes[j], f"{wrong[i, j]:,}", percent(wrong[i, j] / totals[i])] for i, j in pairs
     ]
-    section.tables.append(Table(title, ["true", "predicted", "rows", "of this class"], cells, numbers=2))
+    section.tables.append(Table(title, ["true", "predicted", f"{row_name}s", "of this class"], cells, numbers=2))
 
 
 def _reliability(target: Target) -> Picture:

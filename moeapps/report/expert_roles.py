@@ -62,11 +62,11 @@ def expert_roles(judged: Judged, model: Any, seed: int) -> list[Section]:
     values = weights.to_numpy(dtype=np.float64)
     leaders = values.argmax(axis=1)
     if float(np.ptp(values, axis=1).max()) <= ALIKE:
-        section.text.append("All experts have the same weight in every row: none has a task of its own.")
+        section.text.append(f"All experts have the same weight in every {judged.row_name}: none has a task of its own.")
         return [section]
     section.tables.append(_leading(judged, values, leaders))
     if float(np.ptp(values, axis=0).max()) <= ALIKE:
-        section.text.append("Every row gets the same weights: which expert counts does not depend on the row.")
+        section.text.append(f"Every {judged.row_name} gets the same weights.")
         return [section]
     _by_class(judged.first, weights, section)
     if hasattr(model, "regions") and judged.frame is not None and judged.opinions:
@@ -97,7 +97,7 @@ def _leading(judged: Judged, values: NDArray[np.float64], leaders: NDArray[np.in
         rows.append(cells)
     top = int(counts.argmax())
     idle = [str(names[e]) for e in np.flatnonzero(counts == 0)]
-    title = f"{names[top]} leads in {percent(counts[top] / len(leaders))} of the rows"
+    title = f"{names[top]} leads in {percent(counts[top] / len(leaders))} of the {judged.row_name}s"
     title += f"; {listed(idle)} in none" if idle else ""
     return Table(title, columns, rows, numbers=len(columns) - 1)
 
@@ -159,7 +159,9 @@ def _regions(model: Any, judged: Judged, section: Section) -> None:
         else "Which expert has the largest weight depends on the columns"
     )  # fmt: skip
     title += f" ({measure} of each expert and of the mixture there)"
-    section.tables.append(Table(title, ["where", "rows", "leads", *heads], rows, numbers=1 + 1 + len(heads)))
+    section.tables.append(
+        Table(title, ["where", f"{judged.row_name}s", "leads", *heads], rows, numbers=1 + 1 + len(heads))
+    )
 
 
 def readable_features(frame: pd.DataFrame) -> tuple[list[Readable], NDArray[np.float64]]:
@@ -219,7 +221,7 @@ def _rules(judged: Judged, leaders: NDArray[np.int64], section: Section, seed: i
     if accuracy - majority < RULE * (1 - majority):
         section.text.append(
             f"No simple rule says which expert leads: up to {DEPTH} conditions on the columns get "
-            f"{percent(accuracy)} of the rows right, naming always "
+            f"{percent(accuracy)} of the {judged.row_name}s right, naming always "
             f"{names[int(np.bincount(leaders).argmax())]} gets {percent(majority)}."
         )
         return
@@ -236,7 +238,9 @@ def _rules(judged: Judged, leaders: NDArray[np.int64], section: Section, seed: i
         )
     cells.sort(key=lambda cell: -cell[0])
     title = (
-        f"A simple rule says which expert leads, right for {percent(accuracy)} of {plural(len(rows), 'row')} "
+        f"A simple rule says which expert leads, right for {percent(accuracy)} of {plural(len(rows), judged.row_name)} "
         f"(always the same expert: {percent(majority)})"
     )
-    section.tables.append(Table(title, ["where", "expert", "rows", "led by it"], [row for _, row in cells], numbers=2))
+    section.tables.append(
+        Table(title, ["where", "expert", f"{judged.row_name}s", "led by it"], [row for _, row in cells], numbers=2)
+    )

@@ -57,7 +57,8 @@ def explain_row(judged: Judged, row: int | None) -> Section:
     section.text.append(_summary(target, chosen, row is None))
     if judged.weights is not None:
         section.tables.append(_experts(judged, chosen))
-    if judged.predict is not None and judged.frame is not None and judged.frame.shape[1] <= COLUMNS:
+    alone = judged.predict is not None and judged.shuffled is None
+    if alone and judged.frame is not None and judged.frame.shape[1] <= COLUMNS:
         _columns(judged, chosen, section)
     return section
 

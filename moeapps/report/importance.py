@@ -13,6 +13,7 @@ from sklearn.inspection import permutation_importance
 
 from moeapps.report.figures import COLORS, INK, Picture, draw_chart
 from moeapps.report.judged import Judged, Target
+from moeapps.report.node_shuffles import CONNECTIONS, EVERYTHING
 from moeapps.report.sections import Section, listed, number, plural
 
 __all__ = ["importance"]
@@ -49,25 +50,30 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
     list of Section
         One, or none where the columns cannot be shuffled one by one.
     """
-    if judged.predict is None or judged.frame is None or not judged.frame.shape[1]:
+    graph = judged.shuffled is not None  # which is shuffled as a whole
+    frame = judged.shuffled if graph else judged.frame
+    if judged.predict is None or frame is None or not frame.shape[1]:
         return []
     section = Section("Which columns matter")
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(judged), min(ROWS, len(judged)), replace=False))
-    frame, target, predict = judged.frame.iloc[rows], judged.first, judged.predict
+    target, predict, truth = judged.first, judged.predict, judged.first.truth
+    if not graph:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(len(judged), min(ROWS, len(judged)), replace=False))
+        frame, truth = frame.iloc[rows], truth[rows]
     start = time.perf_counter()
     predict(frame)
     once = max(time.perf_counter() - start, 1e-4)
     calls = max(1, frame.shape[1])
     repeats = int(np.clip(seconds / (once * calls), 1, REPEATS))
-    fitting = int(len(rows) * min(1.0, seconds / (once * calls * repeats)))
-    if fitting < min(FEWEST, len(rows)):
+    fitting = int(len(truth) * min(1.0, seconds / (once * calls * repeats)))
+    if fitting < (len(truth) if graph else min(FEWEST, len(truth))):
         section.text.append(
             f"Not computed: shuffling {plural(calls, 'column')} would take about {once * calls:.0f} seconds, and "
             f"{seconds:g} are allowed (seconds=, --seconds)."
         )
         return [section]
-    frame, truth = frame.iloc[:fitting], target.truth[rows[:fitting]]
+    if not graph:
+        frame, truth = frame.iloc[:fitting], truth[:fitting]
 
     def score(_: Any, X: Any, y: Any) -> float:
         return -float(Target(target.name, y, predict(X)[0], target.classes).losses.mean())
@@ -80,17 +86,20 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
     useful = [
         i for i in order if means[i] > max(2 * spreads[i] / np.sqrt(repeats), 1e-4 * abs(score(None, frame, truth)))
     ]
+    between = (
+        f"{judged.row_name}s" if not graph else "all nodes of the graph; connections, when nodes exchange neighbours"
+    )
     how = (
-        f"A column matters if predictions get worse when its values are shuffled between rows. "
-        f"{plural(fitting, 'row')}, {plural(repeats, 'shuffle')} per column (scikit-learn's permutation importance). "
-        "Of columns that say the same, each may look unimportant."
+        f"A column matters if predictions get worse when its values are shuffled between {between}. "
+        f"{plural(fitting, judged.row_name)}, {plural(repeats, 'shuffle')} per column (scikit-learn's permutation "
+        "importance). Of columns that say the same, each may look unimportant."
     )
     if not useful:
         section.text += [f"No column matters on its own: shuffling any of them leaves the {loss} as it is.", how]
         return [section]
     section.pictures.append(_bars(names, means, spreads, useful[:SHOWN], loss))
     section.text.append(how)
-    if dominates(means, useful):
+    if dominates(means, useful) and not names[useful[0]].startswith((CONNECTIONS, EVERYTHING)):
         section.text.append(
             f"Nearly everything comes from {names[useful[0]]}. If its value is known only with or after the outcome, "
             f"these scores are too good: train without it (ignore_columns=[{names[useful[0]]!r}])."
@@ -113,7 +122,8 @@ def dominates(means: Sequence[float], useful: Sequence[int]) -> bool:
 
 
 def _bars(names: list[str], means: Any, spreads: Any, shown: list[int], loss: str) -> Picture:
-    title = f"{names[shown[0]]} matters most"
+    first = names[shown[0]]
+    title = f"{first} {'matter' if first.startswith((CONNECTIONS, EVERYTHING)) else 'matters'} most"
     if len(shown) > 1:
         title += f", then {names[shown[1]]}"
 

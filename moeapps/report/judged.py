@@ -83,6 +83,9 @@ class Judged:
     predict : callable, optional
         From a frame of such columns to the predictions of each target, as ``Target.predicted``; None where the columns
         cannot be changed one by one.
+    shuffled : DataFrame, optional
+        What is shuffled to find out what matters, where that is not ``frame``; ``predict`` takes it then, and predicts
+        the n rows whatever its own length is.
     gallery : Gallery, optional
         Pictures of rows that were predicted wrong.
     notes : list of str
@@ -106,6 +109,7 @@ class Judged:
     weights: pd.DataFrame | None = None
     opinions: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     predict: Callable[[pd.DataFrame], list[NDArray[np.float64]]] | None = None
+    shuffled: pd.DataFrame | None = None
     gallery: Gallery | None = None
     notes: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)

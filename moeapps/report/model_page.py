@@ -134,7 +134,11 @@ def render_model(
         lead = _lead(judged, measures[0])
         hints = [*model_hints(model, X, judged, measures[0]), *hints]
         facts |= _facts_of_rows(judged)
-        sections = [_scores(judged, measures), *map(evaluate, judged.targets[:4]), *over_time(judged)]
+        sections = [
+            _scores(judged, measures),
+            *(evaluate(target, judged.row_name) for target in judged.targets[:4]),
+            *over_time(judged),
+        ]
         sections += importance(judged, model, seconds, seed)
         sections += expert_roles(judged, model, seed)
         if judged.gallery is not None:
@@ -274,8 +278,9 @@ def _scores(judged: Judged, measures: Sequence[Sequence[Measure]]) -> Section:
         heads = ["score", "this model", "95 % interval", "best constant"]
         section.tables.append(Table(target.name, heads, rows, numbers=3))
     section.text.append(
-        "↑ higher is better, ↓ lower is better. Intervals are of 1,000 bootstrap resamples of the rows. The constant "
-        "is the best single prediction for these rows: the share of each class, or the mean or median."
+        "↑ higher is better, ↓ lower is better. Intervals are of 1,000 bootstrap resamples of the "
+        f"{judged.row_name}s. The constant "
+        f"is the best single prediction for these {judged.row_name}s: the share of each class, or the mean or median."
     )
     return section
 

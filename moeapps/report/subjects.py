@@ -23,6 +23,7 @@ from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.views import Gallery, Views
 from moeapps.registry import did_you_mean
 from moeapps.report.judged import Judged, Target
+from moeapps.report.node_shuffles import NodeShuffles
 
 __all__ = ["ROWS", "judge", "refuse_without_page"]
 
@@ -335,11 +336,12 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     """Labeled nodes of a graph, or of a table of nodes and one of edges: those of its test mask, where it has one."""
     table, edges = X if isinstance(X, tuple) else (X, None)
     graph, truth, chosen = model._nodes_to_score(table, y, edges, None, None)
-    ids, features = None, getattr(model, "feature_names_in_", None)
+    ids, features, columns = None, getattr(model, "feature_names_in_", None), None
     tested, way = table, "a test_mask of the graph"
     if getattr(graph, "table", None) is not None:
         tested, way = graph.table.graph, "a column that says train, val or test, named by split= (--data.split),"
         ids, features = graph.table.ids, model.node_table_.feature_names()
+        columns = model.node_table_.features_of_columns()
         model = copy.copy(model)
         model.node_table_ = None  # the tables have been read: from here on it is a graph
     rows, notes = _chosen(len(chosen), np.ones(len(chosen), dtype=bool), seed)
@@ -354,8 +356,12 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     if hasattr(model, "expert_weights"):
         weights = _named(model.expert_weights(graph, nodes=nodes))
         opinions = model.expert_predictions(graph, nodes=nodes)
+    if columns is None:
+        columns = {_feature_name(features, f): [f] for f in range(graph.num_features)}
+    shuffles = NodeShuffles(model, graph, nodes, columns)
     return Judged(
-        [judged], _node_columns(graph, nodes, features), weights, opinions, notes=notes,
+        [judged], _node_columns(graph, nodes, features), weights, opinions, shuffles.predict, notes=notes,
+        shuffled=shuffles.frame,
         names=[str(node if ids is None else ids[node]) for node in nodes], row_name="node", hints=hints,
     )  # fmt: skip
 
@@ -370,8 +376,12 @@ def _node_columns(graph: Any, nodes: NDArray[np.int64], names: Any) -> pd.DataFr
         features = graph.x[nodes.tolist()]
         features = np.asarray(features.to_dense() if features.layout != graph.x.new_empty(0).layout else features)
         for f in range(features.shape[1]):
-            columns[str(names[f]) if names is not None else f"feature {f}"] = features[:, f]
+            columns[_feature_name(names, f)] = features[:, f]
     return pd.DataFrame(columns)
+
+
+def _feature_name(names: Any, feature: int) -> str:
+    return str(names[feature]) if names is not None else f"feature {feature}"
 
 
 _Reader = Callable[[Any, Any, Any, str, int], Judged]

@@ -90,6 +90,15 @@ def one_hot_names(encoder: ColumnEncoder, kept: Sequence[Sequence[int]]) -> list
     ]
 
 
+def one_hot_columns(encoder: ColumnEncoder, kept: Sequence[Sequence[int]]) -> list[str]:
+    """Names of the columns that the features are made of, one per feature."""
+    numbers = [encoder.names[i] for i in encoder.numeric]
+    numbers += [encoder.names[i] for i in encoder.times for _ in TIME_PARTS]
+    flags = [numbers[i] for i in _flagged(encoder)]
+    categories = [encoder.names[i] for i, codes in zip(encoder.categorical, kept, strict=True) for _ in codes]
+    return [*numbers, *flags, *categories]
+
+
 def number_names(encoder: ColumnEncoder) -> list[str]:
     """Names of the numbers: those of number columns, and the parts of times."""
     numbers = [encoder.names[i] for i in encoder.numeric]
