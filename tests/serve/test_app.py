@@ -89,9 +89,38 @@ def test_wrong_paths_methods_and_content_types(client):
     assert client.post("/learn", json={}).status_code == 404
     answer = client.get("/predict")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-    assert answer.json() == {"error": "/predict does not take GET", "code": "method_not_allowed"}
-    answer = client.post("/predict", content=b"rows=1", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.json() == {"error": "/predict takes POST, not GET", "code": "method_not_allowed"}
+    for header in ({"Content-Type": "application/x-www-form-urlencoded"}, {}):
+        answer = client.post("/predict", content=json.dumps({"rows": [ROW]}).encode(), headers=header)
+        assert (answer.status_code, answer.json()["code"]) == (415, "not_json")
+        assert "Content-Type: application/json" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"rows": [{**without("city"), "citty": "Rome"}]}, "rows.0.city: missing; is it what was sent as 'citty'?"),
+        ({"rows": [without("city")]}, "rows.0.city: missing"),
+        ({"row": [ROW]}, "rows: missing; is it what was sent as 'row'?"),
+        (b'{"rows": [{"age of": 3', "body: not valid JSON at character 22: Expecting ',' delimiter"),
+        ([ROW], "body: must be a JSON object, {...}"),
+        ({"rows": []}, "rows: must have at least 1, got 0"),
+        ({"rows": [ROW] * 1000}, "larger --max-body"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_words_with_a_remedy(client, body, told):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    error = client.post("/predict", content=content, headers=JSON).json()["error"]
+    assert error == told or (told.startswith("larger") and error.endswith(told))
+
+
+def test_a_misspelled_query_parameter_is_refused_and_those_of_pages_are_not(client):
+    answer = client.post("/predict?kepp=city", json={"rows": [ROW]})
     assert answer.status_code == 422
+    assert answer.json()["error"] == "?kepp=: /predict has no such query parameter; did you mean 'keep'?"
+    assert client.post("/predict?keep=city", json={"rows": [ROW]}).status_code == 200
+    assert client.post("/reload?now=1").status_code == 422
+    assert client.get("/metrics?name[]=up").status_code == 200
 
 
 def test_answers_are_those_of_predict_missing_values_and_new_categories_included(client, table):
