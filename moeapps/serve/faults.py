@@ -68,7 +68,15 @@ def refuse_body(
             "Content-Type: application/json"
         )
         return Refusal(415, "not_json", message)
-    faults = [{"field": _field(error), "fault": short(_said(error, known, passed), 1000)} for error in errors[:MOST]]
+    unknown: dict[tuple[Any, ...], list[str]] = {}  # fields of an object that it may not have
+    for error in errors:
+        *place, name = error["loc"] or ("body",)
+        if error["type"] == "extra_forbidden":
+            unknown.setdefault(tuple(place), []).append(str(name))
+        elif error["type"] == "missing" and place[-2:-1] == ["rows"] and isinstance(error.get("input"), dict):
+            others = [str(key) for key in error["input"] if key not in known and key not in passed]
+            unknown.setdefault(tuple(place), []).extend(others)
+    faults = [{"field": _field(error), "fault": short(_said(error, unknown), 1000)} for error in errors[:MOST]]
     return Refusal(422, "invalid_request", f"{faults[0]['field']}: {faults[0]['fault']}", faults=faults)
 
 
@@ -78,11 +86,10 @@ def _field(error: Mapping[str, Any]) -> str:
     return short(".".join(str(part) for part in parts if part != "body")) or "body"
 
 
-def _said(error: Mapping[str, Any], known: Collection[str], passed: Collection[str]) -> str:
+def _said(error: Mapping[str, Any], unknown: Mapping[tuple[Any, ...], Collection[str]]) -> str:
     if error["type"] == "missing":
-        given, name = error.get("input"), str(error["loc"][-1])
-        others = [key for key in given if key not in known and key not in passed] if isinstance(given, dict) else []
-        near = nearest(name, map(str, others))
+        *place, name = error["loc"]
+        near = nearest(str(name), unknown.get(tuple(place), ()))
         return "missing" if near is None else f"missing; is it what was sent as {short(near)!r}?"
     if error["type"] == "extra_forbidden":
         return "there is no such field"
