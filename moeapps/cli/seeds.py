@@ -57,7 +57,7 @@ def fit(args: list[str], seeds: list[int] | None, test: bool) -> None:
     for seed in [None] if seeds is None else seeds:
         given = args if seed is None else [*args, "--seed_everything", str(seed)]
         with _as_command(given if seed is None else [*given, "--seeds", f"{seed},"]):
-            folder = run(given, seed=seed)
+            folder = run(given, seed=seed, test=test)
         if folder is None:
             continue
         folders.append(folder)

@@ -92,6 +92,9 @@ class MoEAppsCLI(LightningCLI):
     seed: int | None = None
     """Seed of this run where it is one of several that have a common folder."""
 
+    tested: bool = False
+    """Whether the run is tested afterwards."""
+
     folder: Path | None = None
     """Folder of the run, where the loggers are moeapps' own."""
 
@@ -169,6 +172,8 @@ class MoEAppsCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, AttributeError, LookupError) as error:
             raise own_error(error) or readable_error(error) from error
+        if self.tested and not getattr(self.datamodule, "has_test", True):  # said before the training and not after it
+            raise ConfigError("--test: there is nothing to test on: name it with --data.test")
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Let ``optimizer`` and ``lr_scheduler`` take the place of the module's own, as in LightningCLI.
@@ -376,6 +381,7 @@ def run(
     output: str | None = None,
     engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     seed: int | None = None,
+    test: bool = False,
 ) -> Path | None:
     """Run one of Lightning's subcommands.
 
@@ -389,6 +395,8 @@ def run(
         From arguments of the Trainer to those that replace them, where another engine has started this process.
     seed : int, optional
         Seed of this run where it is one of several that have a common folder (:mod:`.seeds`).
+    test : bool, default False
+        Whether it will be tested, for which there has to be data.
 
     Returns
     -------
@@ -407,7 +415,7 @@ def run(
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
-    MoEAppsCLI.seed, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, [], None
+    MoEAppsCLI.seed, MoEAppsCLI.tested, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, test, [], None
     commands, name = LightningCLI.subcommands(), args[0]
     # a file that is read before the subcommand is known may have a section for each
     MoEAppsCLI.commands = {name: commands[name]} if name in commands and "PL_CONFIG" not in os.environ else commands

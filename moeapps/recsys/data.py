@@ -165,6 +165,11 @@ class RankingData(L.LightningDataModule):
         return table
 
     @property
+    def has_test(self) -> bool:
+        """Whether there are rows to test on; a subclass that knows public data has some."""
+        return self.parts["test"] is not None or type(self).load is not RankingData.load
+
+    @property
     def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._val is not None

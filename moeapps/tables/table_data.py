@@ -213,6 +213,11 @@ class TableData(L.LightningDataModule):
         table: Table | None = self.parts[part]
         return table
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are rows to test on."""
+        return self.parts["test"] is not None
+
     def part(self, part: str) -> TablePart:
         """Rows of a part: train, val, test or predict.
 

@@ -337,6 +337,7 @@ class ImageFolderData(ImageDataModule):
         check_one_of("channels", channels, MODES)
         check_proper_fraction(validation_fraction=validation_fraction)
         self.folders = {"train": train, "val": val, "test": test, "predict": predict}
+        self.has_test = test is not None
         self.shape, self.channels = (channels, image_size, image_size), channels
         self.validation_fraction = validation_fraction
         self._transforms = {
