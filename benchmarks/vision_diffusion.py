@@ -157,7 +157,7 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += time.process_time() - self._since
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # when the loss is there
         labels = torch.arange(len(self.judge.train.classes)).repeat_interleave(self.judge.per_class)
         images = pl_module.sample(labels, steps=25)
         loss = float(trainer.callback_metrics["val/loss"])
