@@ -35,3 +35,19 @@ def test_an_option_may_be_shortened(capsys):
     with pytest.raises(SystemExit):
         main(["stream", "run", "--targ", "y"])
     assert "required: --source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.batch_size=0", "batch_size must be a whole number of at least 1, got 0"),
+        ("--model.router=topkk", "got 'topkk'; did you mean 'topk'?"),  # found when the network is built
+        ("--model.num_experts=0", "num_experts must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_a_setting_that_no_network_can_have_leaves_no_run_folder(option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    classes = ["--model", "moeapps.tables.TableModule", "--data", "moeapps.tables.TableData"]
+    assert main(["fit", *classes, "--data.name", "iris", option]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
