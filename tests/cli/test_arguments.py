@@ -50,4 +50,4 @@ def test_a_setting_that_no_network_can_have_leaves_no_run_folder(option, message
     classes = ["--model", "moeapps.tables.TableModule", "--data", "moeapps.tables.TableData"]
     assert main(["fit", *classes, "--data.name", "iris", option]) == 2
     assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("version_*")) == []
