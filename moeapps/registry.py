@@ -254,8 +254,12 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
-    """Return the entry of ``known`` that looks most like ``name``, or None when nothing is as alike."""
-    found = get_close_matches(name, list(known), n=1, cutoff=likeness)
+    """Return the entry of ``known`` that looks most like ``name``, or is the only one with it, or None."""
+    names = list(known)
+    found = get_close_matches(name, names, n=1, cutoff=likeness)
+    if not found and len(name) > 2:  # ridge, of ridge regression
+        containing = [entry for entry in names if name in entry]
+        found = containing if len(containing) == 1 else []
     return found[0] if found else None
 
 

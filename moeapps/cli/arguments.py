@@ -2,7 +2,11 @@
 
 import argparse
 import os
-from typing import Any
+import re
+import sys
+from typing import Any, NoReturn
+
+from moeapps.registry import did_you_mean, nearest
 
 __all__ = [
     "IMPORT_HELP",
@@ -37,10 +41,39 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser, and one of its subcommands, whose ``--help`` shows defaults."""
+    """A parser, and one of its subcommands: ``--help`` shows defaults, and an error is one line with a guess."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"formatter_class": _HelpWithDefaults, **arguments})
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse here what is unknown: the parser above a subcommand does not know its options."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unexpected argument {unknown[0]!r}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line and status 2.
+
+        A misspelled option is the cause of whatever argparse says, such as that a required one is absent.
+        """
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        for argument in self._given:
+            name = argument.partition("=")[0]
+            if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
+                break  # what follows the name of a subcommand is for the parser of that
+            if name.startswith("--") and not any(option.startswith(name) for option in options):
+                near = nearest(name[2:], [option[2:] for option in options])
+                message = f"unexpected argument {name!r}" + (f"; did you mean '--{near}'?" if near else "")
+                break
+        if match := re.search(r"argument (.+): invalid choice: (.+?) \(choose from (.+)\)", message):
+            argument, value, choices = match[1], match[2].strip("'"), match[3].replace("'", "").split(", ")
+            hint = did_you_mean(value, choices)
+            message = f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}"
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def subcommand_position(arguments: list[str]) -> int | None:

@@ -45,6 +45,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="file that model.save wrote")
     parser.add_argument("data", metavar="FILE", help="file or folder of rows, as moeapps score takes it")
+    parser.add_argument(
+        "--edges",
+        metavar="FILE",
+        help="of a model of graphs, whose rows are nodes: the table of edges; edges per node and predicted classes are "
+        "then compared, too",
+    )
     _add_outcome(parser)
     add_trust(parser)
 
@@ -57,7 +63,11 @@ def _check(options: argparse.Namespace) -> int:
     model = moeapps.load(options.model)
     if not hasattr(model, "check"):
         raise ConfigError(f"{options.model} holds a {type(model).__name__}, which does not know the columns of a table")
-    return _finish(model.check(options.data), options)
+    if options.edges is None:
+        return _finish(model.check(options.data), options)
+    if not hasattr(model, "node_table_"):
+        raise ConfigError(f"--edges is for models of graphs, and {options.model} holds a {type(model).__name__}")
+    return _finish(model.check(options.data, options.edges), options)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

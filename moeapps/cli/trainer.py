@@ -442,7 +442,7 @@ def run(
         return complete.folder
     finally:
         close_loggers(MoEAppsCLI.loggers)
-        discard_unused(MoEAppsCLI.made)
+        discard_unused(MoEAppsCLI.made, refused=isinstance(sys.exception(), ConfigError))
     return cli.folder if cli.trainer.is_global_zero else None
 
 

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from moeapps.comparison.rounds import Outcome
 from moeapps.comparison.task import Candidate, Measured, Metric, Task
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
 from moeapps.core.files import atomic_write
 from moeapps.core.text_tables import latex_table, latex_text, markdown_table
@@ -138,9 +139,9 @@ class Comparison:
             If a name is unknown, or a model has no scores.
         """
         known = {entry.name: entry for entry in self.task.metrics}
-        chosen = known.get(self.metric if metric is None else metric)
-        if chosen is None:
-            raise ConfigError(f"metric must be one of {', '.join(known)}, got {metric!r}")
+        name = self.metric if metric is None else metric
+        check_one_of("metric", name, known)
+        chosen = known[name]
         for name in (model, other):
             if name not in self.outcome.measured or not self._counted(name):
                 raise ConfigError(f"{name!r} has no scores; there are {', '.join(self.table.index[: self._shown])}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from moeapps.core.errors import ConfigError
+from moeapps.core.checks import check_one_of
 from moeapps.core.modes import is_transformed
 
 __all__ = ["BACKENDS", "PADDING_PAYS", "ROWS", "Backend", "choose_backend", "grouped_is_possible", "padding_pays"]
@@ -96,8 +96,7 @@ def choose_backend(
     ConfigError
         If the name is unknown.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_one_of("backend", backend, BACKENDS)
     if is_transformed():
         return "masked"
     possible = grouped_is_possible(dtype, *widths)

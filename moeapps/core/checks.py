@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from moeapps.core.errors import ConfigError
+from moeapps.registry import did_you_mean
 
 __all__ = [
     "check_at_least_zero",
@@ -59,10 +60,15 @@ def check_top_k(top_k: Any, num_experts: int, name: str = "top_k") -> None:
         raise ConfigError(f"{name} must be between 1 and num_experts={num_experts}, got {top_k!r}")
 
 
-def check_one_of(name: str, value: Any, known: Any) -> None:
-    """Refuse a value that is not one of the known ones, be it a list that no dict could have as a key."""
+def check_one_of(name: str, value: Any, known: Any, what: str = "") -> None:
+    """Refuse a value that is not one of the known ones, be it a list that no dict could have as a key.
+
+    The error says ``what`` the known ones are, such as "the sparse columns", and which of them looks most like a text.
+    """
     if not isinstance(value, Hashable) or value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        hint = did_you_mean(value, known) if isinstance(value, str) else ""
+        choices = f"{what} {', '.join(map(str, known))}".lstrip()
+        raise ConfigError(f"{name} must be one of {choices}, got {value!r}{hint}")
 
 
 def check_seed(seed: Any) -> None:

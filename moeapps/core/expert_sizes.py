@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
+from moeapps.registry import did_you_mean
 
 __all__ = ["SIZE_NAMES", "ExpertSizes", "hidden_sizes"]
 
@@ -45,7 +46,8 @@ def hidden_sizes(sizes: str | Sequence[int], hidden_dim: int, num_experts: int) 
     if isinstance(sizes, str):
         if sizes not in SIZE_NAMES:
             names = ", ".join(SIZE_NAMES)
-            raise ConfigError(f"expert_sizes must be one of {names}, or a width per expert, got {sizes!r}")
+            hint = did_you_mean(sizes, SIZE_NAMES)
+            raise ConfigError(f"expert_sizes must be one of {names}, or a width per expert, got {sizes!r}{hint}")
         return _shared_out(sizes, hidden_dim, num_experts)
     widths = tuple(sizes)
     if len(widths) != num_experts:

@@ -1,6 +1,7 @@
 """Class labels: from whatever the user has to codes 0 .. K-1, back again, and into a saved file."""
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,11 +29,14 @@ __all__ = [
     "value_to_json",
 ]
 
+FEW = 20
+"""Labels that may all differ without a warning."""
+
 UNKNOWN = -1
 """Code of a label that is not among the classes."""
 
 
-def class_labels(y: Any, what: str = "row") -> NDArray[Any]:
+def class_labels(y: Any, what: str = "row", warn: bool = True) -> NDArray[Any]:
     """Class labels of any kind as one array that holds them exactly.
 
     Parameters
@@ -41,6 +45,8 @@ def class_labels(y: Any, what: str = "row") -> NDArray[Any]:
         List, NumPy array, tensor, or column of pandas (also nullable and Arrow types), polars or pyarrow.
     what : str, default="row"
         What has a label, for errors.
+    warn : bool, default=True
+        Whether to warn where more than half of the labels differ: an id, or numbers, rather than classes.
 
     Returns
     -------
@@ -75,7 +81,14 @@ def class_labels(y: Any, what: str = "row") -> NDArray[Any]:
             f"y has labels of type {labels.dtype}, such as {labels[0]!r}: Support for labels represented as bytes is "
             "not supported, nor are dates; make them text, whole numbers or bools"
         )
-    check_classification_targets(labels)
+    with warnings.catch_warnings():  # our own warning below says what to do
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        check_classification_targets(labels)
+    if warn and len(labels) >= FEW and 2 * (distinct := len(np.unique(labels))) > len(labels):
+        told = f"y has {distinct} different labels in {len(labels)} {what}s"
+        warnings.warn(
+            f"{told}: an id cannot be predicted, and numbers are predicted by a regressor", UserWarning, stacklevel=3
+        )
     return labels
 
 

@@ -36,7 +36,16 @@ def run_folder(folder: Path) -> Path:
     return folder
 
 
-def discard_unused(folder: Path | None) -> None:
-    """Remove the folder of a run that ended before it began, as by a misspelled column: only loggers were there."""
-    if folder is not None and folder.is_dir() and all(p.name.startswith("events.out.") for p in folder.iterdir()):
+def discard_unused(folder: Path | None, refused: bool = False) -> None:
+    """Remove the folder of a run that ended before it began, as by a misspelled column: only loggers were there.
+
+    Parameters
+    ----------
+    folder : path or None
+        The run's folder, if it has one.
+    refused : bool, default=False
+        Whether the run ended with an error in what the user gave: then its configuration may be there, too.
+    """
+    unused = ("events.out.", "config.yaml") if refused else ("events.out.",)
+    if folder is not None and folder.is_dir() and all(path.name.startswith(unused) for path in folder.iterdir()):
         shutil.rmtree(folder)

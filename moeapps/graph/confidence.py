@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routers import router_dtype
 from moeapps.graph.dispersion import DISPERSIONS, Dispersion
@@ -107,10 +108,8 @@ class Confidence(nn.Module):
         in_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if mode not in CONFIDENCES:
-            raise ConfigError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {mode!r}")
-        if dispersion not in DISPERSIONS:
-            raise ConfigError(f"dispersion must be one of {', '.join(DISPERSIONS)}, got {dispersion!r}")
+        check_one_of("confidence", mode, CONFIDENCES)
+        check_one_of("dispersion", dispersion, DISPERSIONS)
         if not alpha > 0:
             raise ConfigError(f"alpha must be above 0, got {alpha!r}")
         if hidden_channels < 1:

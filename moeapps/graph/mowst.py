@@ -298,8 +298,7 @@ class Mowst(Configurable, RoutedLayer, SavableModule):
         ConfigError
             If the mode is unknown.
         """
-        if mode not in INFERENCES:
-            raise ConfigError(f"inference must be one of {', '.join(INFERENCES)}, got {mode!r}")
+        check_one_of("inference", mode, INFERENCES)
 
         def gate(name: str, logits: Tensor) -> ConfidenceOutput:
             return self.confidence_of(name, logits, x)

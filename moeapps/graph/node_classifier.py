@@ -168,6 +168,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
             fitted.graph_.edges = data.edges
             fitted.graph_.table = fitted.node_ids_
             fitted._after_training(module, data)
+            fitted._note_predictions()
         return self
 
     @classmethod

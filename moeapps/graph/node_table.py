@@ -28,6 +28,7 @@ from moeapps.core.tabledata.files import ENDINGS, file_ending
 from moeapps.core.tabledata.kinds import Column, ColumnKind
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.onehot import frequent_categories, one_hot, one_hot_columns, one_hot_names
+from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.core.tabledata.vocabulary import distinct_cells
 from moeapps.graph.connections import SOURCES, TARGETS, WEIGHTS, undirected_edges
@@ -35,10 +36,13 @@ from moeapps.graph.node_cells import id_keys, read_labels, read_split
 from moeapps.graph.node_names import node_names
 from moeapps.registry import did_you_mean
 
-__all__ = ["GraphTables", "NodeTable", "TableGraph", "is_table_path"]
+__all__ = ["DEGREES", "GraphTables", "NodeTable", "TableGraph", "degrees_of", "is_table_path"]
 
 MAX_CATEGORIES = 64
 """Most frequent categories per column that are told apart."""
+
+DEGREES = "(edges per node)"
+"""What a check calls the number of edges that end at a node."""
 
 IDS = ("id", "node", "node_id", "nodeid")
 """Names of a column of ids that need not be said."""
@@ -136,11 +140,17 @@ class NodeTable:
         The columns that are features.
     kept : list of list of int
         For each category column the codes that are told apart.
+    degrees : ColumnProfile, optional
+        How many edges the nodes of the training had; None where a file of an older version does not say.
+    predicted : list of int
+        Nodes of the training by predicted class; empty where they were not predicted.
     """
 
     tables: GraphTables
     encoder: ColumnEncoder
     kept: list[list[int]] = field(default_factory=list)
+    degrees: ColumnProfile | None = None
+    predicted: list[int] = field(default_factory=list)
 
     @classmethod
     def learn(cls, nodes: Table, edges: Table, tables: GraphTables) -> tuple[Self, TableGraph]:
@@ -173,7 +183,9 @@ class NodeTable:
         numbers, codes = source.named(lambda: encoder.transform(frame))
         _leave_marks(encoder, numbers)
         found.kept = frequent_categories(encoder, codes, np.ones(len(frame)), MAX_CATEGORIES)
-        return found, found._graph(source, frame, edges, labelled=True)
+        read = found._graph(source, frame, edges, labelled=True)
+        found.degrees = ColumnProfile.of_numbers(DEGREES, "number", degrees_of(read.graph))
+        return found, read
 
     def read(self, nodes: Table, edges: Table | None) -> TableGraph:
         """Read the tables of a prediction; labels are read if they are there.
@@ -274,7 +286,13 @@ class NodeTable:
         """JSON values; no row of the tables is among them, but the categories of the columns are."""
         known = vars(self.tables)
         names = ("id", "target", "split", "edge_source", "edge_target", "edge_weight", "undirected", "missing_nodes")
-        return {**{name: known[name] for name in names}, "encoder": self.encoder.state(), "kept": self.kept}
+        return {
+            **{name: known[name] for name in names},
+            "encoder": self.encoder.state(),
+            "kept": self.kept,
+            "degrees": None if self.degrees is None else self.degrees.to_json(),
+            "predicted": self.predicted,
+        }
 
     @classmethod
     def from_state(cls, state: Any) -> Self:
@@ -288,6 +306,7 @@ class NodeTable:
         try:
             known = dict(state)
             encoder, kept = ColumnEncoder.from_state(known.pop("encoder")), known.pop("kept")
+            degrees, predicted = known.pop("degrees", None), known.pop("predicted", [])
             tables = GraphTables(**known)
             texts = ("id", "target", "split", "edge_source", "edge_target", "edge_weight")
             good = (
@@ -295,6 +314,9 @@ class NodeTable:
                 and isinstance(tables.undirected, bool)
                 and tables.missing_nodes in ("error", "ignore")
                 and fits(kept, list[list[int]])
+                and isinstance(degrees, dict | None)
+                and fits(predicted, list[int])
+                and min(predicted, default=0) >= 0
                 and len(kept) == len(encoder.categories)
                 and all(
                     0 <= code < len(values) + FIRST
@@ -306,7 +328,13 @@ class NodeTable:
             raise FileFormatError(f"its table of nodes is malformed: {error}") from None
         if not good:
             raise FileFormatError("its table of nodes is malformed")
-        return cls(tables, encoder, kept)
+        return cls(tables, encoder, kept, None if degrees is None else ColumnProfile.from_json(degrees), predicted)
+
+
+def degrees_of(graph: Data) -> np.ndarray:
+    """How many edges end at each node, shape (N,)."""
+    assert graph.edge_index is not None
+    return np.bincount(graph.edge_index[1].numpy(), minlength=int(graph.num_nodes or 0)).astype(np.float64)
 
 
 def is_table_path(given: Any) -> bool:

@@ -1,18 +1,26 @@
 """Estimators that take a graph as two tables: what ``fit`` learns of them, and what a saved file keeps."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import check_is_fitted
 from torch_geometric.data import Data
 
 from moeapps.core.config import field_names
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
-from moeapps.graph.node_table import GraphTables, NodeTable, TableGraph, is_table_path
+from moeapps.core.tabledata.drift import DataCheck, check_table
+from moeapps.core.tabledata.profile import ColumnProfile
+from moeapps.core.tabledata.source import TableSource
+from moeapps.graph.node_table import DEGREES, GraphTables, NodeTable, TableGraph, degrees_of, is_table_path
 from moeapps.registry import did_you_mean
 
 __all__ = ["TableInput", "ids_of_rows"]
+
+CLASSES = "(predicted class)"
+"""What a check calls the classes that are predicted."""
 
 
 class TableInput(LightningEstimator):
@@ -76,8 +84,62 @@ class TableInput(LightningEstimator):
 
     def _fitted_table(self) -> NodeTable:
         if self.node_table_ is None:
-            raise DataError(f"this {type(self).__name__} was not fitted on tables")
+            raise DataError(
+                f"this {type(self).__name__} was not fitted on tables: fit(nodes, edges=..., id=...)"
+            )
         return self.node_table_
+
+    def check(self, X: Any, edges: Any = None) -> DataCheck:
+        """Compare tables of nodes and edges with those of training.
+
+        Parameters
+        ----------
+        X : DataFrame or path
+            The table of nodes. Labels are not compared.
+        edges : DataFrame or path, optional
+            The table of edges. When given, the number of edges per node and, of a classifier, the shares of the
+            predicted classes are compared, too.
+
+        Returns
+        -------
+        DataCheck
+            A row per column of the nodes, as :meth:`moeapps.MoEClassifier.check` gives it, and ``(edges per node)`` and
+            ``(predicted class)``. These are unreadable where the tables make no graph that can be predicted.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the model is not fitted.
+        DataError
+            If the model was not fitted on tables, or there are no rows.
+        """
+        check_is_fitted(self, "model_")
+        table = self._fitted_table()
+        profiles, missing = table.encoder.profile(), frozenset(table.encoder.missing_values)
+        source = TableSource(X, kinds={profile.name: profile.kind for profile in profiles}, missing=missing)
+        known = [name for name in (table.tables.id, table.tables.target, table.tables.split) if name is not None]
+        found = check_table(source, profiles, known)
+        if edges is None:
+            return found
+        whole = [table.degrees or ColumnProfile(DEGREES, "number")]
+        if table.predicted:
+            counts, classes = tuple(table.predicted), tuple(map(str, self.classes_))
+            whole.append(ColumnProfile(CLASSES, "category", sum(counts), counts=counts, values=classes))
+        try:
+            columns: dict[str, Any] = {DEGREES: degrees_of(table.read(X, edges).graph)}
+            if table.predicted:
+                columns[CLASSES] = self.predict(X, edges=edges).astype(str)
+            of_graph = check_table(TableSource(pd.DataFrame(columns)), whole).table
+        except DataError as error:
+            of_graph = found.table.iloc[:0].reindex([profile.name for profile in whole])
+            of_graph = of_graph.assign(kind=[p.kind for p in whole], verdict="unreadable", why=str(error))
+        return replace(found, table=pd.concat([found.table, of_graph]).rename_axis(index="column"))
+
+    def _note_predictions(self) -> None:
+        """Count the classes that are predicted for the nodes of the training."""
+        if self.node_table_ is not None:
+            codes = np.searchsorted(self.classes_, self.predict())
+            self.node_table_.predicted = np.bincount(codes, minlength=len(self.classes_)).tolist()
 
     def saved_state(self) -> dict[str, Any]:
         """Fitted attributes, and how tables are read."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.source import Table
 from moeapps.core.tabledata.writer import TableWriter
@@ -266,8 +267,7 @@ class PublicRankingData(RankingData):
         batch_size: int = 1024,
         seed: int = 0,
     ) -> None:
-        if name not in PUBLIC:
-            raise ConfigError(f"name must be one of {', '.join(PUBLIC)}, got {name!r}")
+        check_one_of("name", name, PUBLIC)
         public = PUBLIC[name]
         if path is None and name != "census-income":
             where = f"its folder as path (download: {public.url})" if public.url else "its file as path"

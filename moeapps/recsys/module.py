@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.distributed import gather_rows, world_size
-from moeapps.core.errors import ConfigError, NonFiniteError
+from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.loading import EpochSampler
 from moeapps.core.memory import keep_freed_memory, return_freed_memory
 from moeapps.core.module import DataDependentModule
@@ -120,8 +120,8 @@ class RankingModule(Configurable, DataDependentModule):
         """
         self.encoder, self.targets, self.catalogue = encoder, targets, catalogue
         sparse, user = encoder.schema.sparse_names, self.config.user
-        if user is not None and user not in sparse:
-            raise ConfigError(f"user must be one of the sparse columns {', '.join(sparse)}, got {user!r}")
+        if user is not None:
+            check_one_of("user", user, sparse, "the sparse columns")
         if user is None and catalogue is not None and catalogue.user in sparse:
             user = catalogue.user
         self._user = None if user is None else sparse.index(user)
@@ -199,6 +199,8 @@ class RankingModule(Configurable, DataDependentModule):
         4. With gradient surgery, change the gradient of what the tasks share.
         """
         rows, labels = batch
+        if len(rows) == 1 and any(isinstance(part, nn.BatchNorm1d) for part in self.network.modules()):
+            raise DataError("batch normalisation needs batches of two rows or more: fit more rows, or raise batch_size")
         user = None if self._user is None else rows.sparse[:, self._user]
         config = self.config
         if config.unknown_rate > 0:

@@ -336,8 +336,7 @@ def scenario_column(encoder: TableEncoder, scenario: str) -> int:
         If it is not one of them.
     """
     names = encoder.schema.sparse_names
-    if scenario not in names:
-        raise ConfigError(f"scenario must be one of the sparse columns {', '.join(names)}, got {scenario!r}")
+    check_one_of("scenario", scenario, names, "the sparse columns")
     return names.index(scenario)
 
 

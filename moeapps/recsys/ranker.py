@@ -336,8 +336,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         check_is_fitted(self, "model_")
         check_sizes(n=n)
         by = self.targets_.names[0] if by is None else by
-        if by not in self.targets_.names:
-            raise ConfigError(f"by must be one of {', '.join(self.targets_.names)}, got {by!r}")
+        check_one_of("by", by, self.targets_.names)
         items = as_frame(items, "items")
         joint = items.copy()
         for name, value in user.items():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.saved_arguments import check_fields
 from moeapps.core.tabledata.cells import MISSING_VALUES
@@ -76,8 +77,7 @@ class Targets:
         for name, kind in kinds.items():
             if name not in names:
                 raise ConfigError(f"kinds: {name!r} is not a target; the targets are {', '.join(names)}")
-            if kind not in TARGET_KINDS:
-                raise ConfigError(f"kinds: {name!r} must be one of {', '.join(TARGET_KINDS)}, got {kind!r}")
+            check_one_of(f"kinds: {name!r}", kind, TARGET_KINDS)
         self.names, self.kinds = list(names), kinds
         self.missing_values = sorted(MISSING_VALUES if missing_values is None else missing_values)
         self.classes = {}

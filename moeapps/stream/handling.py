@@ -249,6 +249,7 @@ class EventHandling:
             self._reject(pending.event, f"a label for {pending.raw_key!r}, for which no features are waiting")
             return
         fields, prediction = found
+        probabilities = self.waiting.probabilities(key)
         try:
             learn_late(self.model, fields, label, self.waiting.votes(key))
         except DataError as error:
@@ -257,7 +258,7 @@ class EventHandling:
         self.waiting.discard(key)
         if pending.token is not None:
             self.ids.add(pending.token)
-        self._count(label, prediction, pending.event)
+        self._count(label, prediction, pending.event, probabilities)
 
     def _count(self, label: Any, prediction: Any, event: Event, probabilities: dict[Any, float] | None = None) -> None:
         self.counts.learned += 1

@@ -379,6 +379,19 @@ class RowEncoder:
 
     # --- learning what is new
 
+    def rows_of_new_codes(self, encoded: Encoded) -> dict[int, list[int]]:
+        """Columns in which a row has a category that no row before it had, by the row."""
+        unseen, found = encoded.unseen, dict[int, list[int]]()
+        if unseen is None or not unseen.values:
+            return found
+        columns = {**self.columns, **{name: len(self.columns) + i for i, name in enumerate(unseen.order)}}
+        for name, codes in unseen.values.items():
+            present, rows = np.unique(encoded.table[:, columns[name]], return_index=True)
+            new = np.isin(present, list(codes.values()))
+            for row in rows[new].tolist():
+                found.setdefault(row, []).append(columns[name])
+        return found
+
     def commit(self, unseen: UnseenFeatures, upto: int | None = None) -> tuple[list[bool], int]:
         """Add unseen features and categories; of features only those that have a value by row ``upto``.
 

@@ -102,7 +102,7 @@ class StreamRun(Resumption, EventHandling):
         logged, and the run goes on.
     named_metrics : tuple of str
         Further metrics of river, by name, see :class:`~moeapps.stream.named_metrics.NamedMetrics`. ROCAUC, LogLoss and
-        CrossEntropy need probabilities: events are then handled one by one, and late labels do not count in them.
+        CrossEntropy need probabilities: events are then handled one by one.
     """
 
     model: StreamEstimator
@@ -151,7 +151,7 @@ class StreamRun(Resumption, EventHandling):
         self.scores: ClassScores | NumberScores = NumberScores(self.window) if numbers else ClassScores(self.window)
         self.named = NamedMetrics(self.named_metrics, self.window, numbers)
         self.watch_errors = ErrorWatch(numbers)
-        self.waiting = PendingLabels(self.model, self.pending)
+        self.waiting = PendingLabels(self.model, self.pending, self.named.needs_probabilities)
         self.ids = RecentIds(self.id_window)
         self.position: Any = None
         self.restarted: str | None = None

@@ -1,5 +1,6 @@
 """Tables for ``moeapps fit``: a file or a public table as rows, targets and weights, held in memory."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +20,7 @@ from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.encoded import EncodedTable
+from moeapps.core.tabledata.ids import is_key, nearly_all_differ
 from moeapps.core.tabledata.kinds import UNUSED, Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import Table, TableSource
@@ -300,8 +302,25 @@ class TableData(L.LightningDataModule):
                 if len(classes) < 2:
                     raise DataError(f"{source.name}: {self.target!r} has one value, {classes.tolist()[0]!r}")
                 self.classes = classes
+        self._check_ids(source, values)
         if self.classes is None and not numbers:
             raise DataError(f"{source.name}: {self.target!r} is a {column.kind}, not numbers: task=classification")
+
+    def _check_ids(self, source: TableSource, values: pd.Series) -> None:
+        """Refuse classes that are names of the rows; warn of row numbers, which a regression could learn."""
+        if self.classes is not None:
+            distinct, is_id = len(self.classes), nearly_all_differ(len(self.classes), len(values))
+        else:
+            distinct, whole = values.nunique(), pd.api.types.is_integer_dtype(values.dtype)
+            is_id = whole and is_key(str(self.target), values.to_numpy(np.float64))
+        if not is_id:
+            return
+        told = (
+            f"{source.name}: the target {self.target!r} has {distinct} different values in {len(values)} rows: an id?"
+        )
+        if self.classes is not None and self.given_task == "auto":
+            raise DataError(f"{told} Give the column to be predicted; if it is this one, task=classification says so")
+        warnings.warn(told, UserWarning, stacklevel=2)
 
     def _target(self, frame: pd.DataFrame) -> pd.Series:
         column = frame[self.target]
@@ -311,7 +330,7 @@ class TableData(L.LightningDataModule):
 
     def _labels(self, values: pd.Series, numbers: bool) -> NDArray[Any]:
         if not numbers:
-            return class_labels(values.astype(str) if values.dtype == object else values)
+            return class_labels(values.astype(str) if values.dtype == object else values, warn=False)
         array = to_numbers(values, self.missing, str(self.target))
         return array.astype(np.int64) if (array == np.round(array)).all() else array
 

@@ -12,6 +12,7 @@ from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError
 from moeapps.core.layer import MoE
 from moeapps.core.rebuilding import uncounted
+from moeapps.registry import did_you_mean
 from moeapps.vision.stem import patch_embedding
 from moeapps.vision.widenet import SharedMoE, ViTMoE, WideNet
 
@@ -65,7 +66,8 @@ def make_network(
         except (TypeError, AssertionError) as error:
             raise ConfigError(f"options of model={model!r}: {error}") from None
     if not isinstance(model, str) or not timm.is_model(model):
-        raise ConfigError(f"model must be one of {', '.join(FAMILIES)} or a model of timm, got {model!r}")
+        hint = did_you_mean(model, [*FAMILIES, *timm.list_models()]) if isinstance(model, str) else ""
+        raise ConfigError(f"model must be one of {', '.join(FAMILIES)} or a model of timm, got {model!r}{hint}")
     # Before anything is built: a name from a file must not reach timm's hub and folders.
     if any(character in model for character in ":/\\"):
         raise ConfigError(f"model={model!r} names a place: give the name of a timm model, as timm.list_models() has it")

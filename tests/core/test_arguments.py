@@ -6,6 +6,10 @@ import pytest
 from sklearn.base import clone
 
 from moeapps import MixtureClassifier, MoEClassifier, MultiTaskRanker
+from moeapps.core import MoE
+from moeapps.core.checks import check_one_of
+from moeapps.core.errors import ConfigError
+from moeapps.stream import DriftMoEClassifier
 
 
 def test_a_misspelled_argument_is_answered_with_the_right_one():
@@ -30,3 +34,14 @@ def test_set_params_answers_too_and_reaches_parts():
 def test_the_signature_stays():
     assert list(inspect.signature(MoEClassifier).parameters)[:2] == ["router", "router_args"]
     assert clone(MoEClassifier(dim=3)).dim == 3
+
+
+def test_a_misspelled_choice_is_answered_with_the_right_one():
+    with pytest.raises(ConfigError, match=r"linear, network, got 'linaer'; did you mean 'linear'\?$"):
+        DriftMoEClassifier(experts=["linaer"]).learn_one({"a": 1.0}, 0)
+    with pytest.raises(ConfigError, match=r"got 'groupd'; did you mean 'grouped'\?$"):
+        MoE(8, 4, backend="groupd")
+    with pytest.raises(ConfigError, match=r"x must be one of the columns a, b, got 'zzz'$"):
+        check_one_of("x", "zzz", ["a", "b"], "the columns")
+    with pytest.raises(ConfigError, match=r"x must be one of mean, got 3$"):
+        check_one_of("x", 3, ["mean"])

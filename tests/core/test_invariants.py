@@ -124,6 +124,17 @@ def test_all_tokens_to_the_same_experts(router, backend):
     assert layer(x).std(dim=0).max() < 1e-5
 
 
+def test_the_balance_loss_of_a_collapsed_router_is_the_number_of_experts():
+    layer = MoE(8, 4, top_k=1).eval()
+    with torch.no_grad():
+        layer.router.weight.zero_()
+        layer.router.weight[1] = 1e4
+    layer(torch.rand(20, 8) + 1.0)
+    assert layer.last_routing.counts.tolist() == [0, 20, 0, 0]
+    balance = layer.auxiliary_losses()["balance"] / layer.balance_weight
+    torch.testing.assert_close(balance, torch.tensor(4.0))
+
+
 @every_router
 @pytest.mark.parametrize("sizes", [{"num_experts": 0}, {"dim": 0}, {"num_experts": -1}, {"num_experts": 2.0}])
 def test_impossible_sizes_are_refused_at_construction(router, sizes):

@@ -171,6 +171,14 @@ def test_a_failed_fit_keeps_the_ranker(fitted, frame):
     pd.testing.assert_frame_equal(fitted.predict_proba(frame.head()), before)
 
 
+def test_one_row_is_fitted_or_refused_with_the_reason(frame):
+    one = frame[["user_id", "age", "click"]][:1]
+    with pytest.raises(DataError, match="batch normalisation needs batches of two rows or more"):
+        MultiTaskRanker("mmoe", **{**QUICK, "validation_fraction": 0}).fit(one, ["click"])
+    with pytest.raises(DataError, match="batch normalisation needs batches of two rows or more"):
+        MultiTaskRanker("mmoe", **{**QUICK, "batch_size": 1}).fit(frame[["user_id", "age", "click"]], ["click"])
+
+
 def test_parameters_are_cloned_and_unfitted_rankers_say_so(fitted, frame):
     assert clone(fitted).get_params() == fitted.get_params()
     with pytest.raises(NotFittedError):

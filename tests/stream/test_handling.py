@@ -9,11 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from river import metrics
 
 import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import DataError
-from moeapps.stream import DriftMoEClassifier, DriftMoERegressor, Event, FrameSource, LinesSink, StreamRun
+from moeapps.stream import (
+    DriftMoEClassifier,
+    DriftMoERegressor,
+    Event,
+    FrameSource,
+    LateLabels,
+    LinesSink,
+    StreamRun,
+)
 from moeapps.stream.compiled.engine import tree_arrays
 
 SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--plain"]
@@ -376,3 +385,29 @@ def test_a_size_that_is_impossible_is_named_as_the_option(option, capsys):
 def test_a_target_that_is_too_large_for_a_regressor_is_told_its_bound():
     with pytest.raises(DataError, match="y is 1e.300, expected a finite number below 1e.150"):
         DriftMoERegressor(seed=0).learn_one({"x": 1.0}, 1e300)
+
+
+def test_a_late_label_counts_in_metrics_of_probabilities_as_it_was_predicted_also_after_a_restart():
+    pairs = [(row, row.pop("y")) for row in table().drop(columns="id").to_dict("records")]
+    events = list(LateLabels(pairs, delay=(5, 30), seed=2).records(id="id", target="y"))
+    whole = run_over(events, checkpoint=Path("whole"), id_field="id", named_metrics=("LogLoss=up", "Accuracy"))
+    twin, waiting, expected = DriftMoEClassifier(seed=0, n_experts=2), {}, metrics.LogLoss()
+    for key, x, y in LateLabels(pairs, delay=(5, 30), seed=2):
+        if x is not None:
+            waiting[key] = (x, twin.predict_proba_one(x), twin.votes_one(x))
+            continue
+        x, shares, votes = waiting.pop(key)
+        if shares:
+            expected.update(y == "up", shares.get("up", 0.0))
+        twin.learn_one(x, y, votes)
+    assert whole.named.as_dict()["LogLoss=up"] == pytest.approx(expected.get())
+    run_over(events, id_field="id", named_metrics=("LogLoss=up", "Accuracy"), limit=150)
+    rest = StreamRun(
+        DriftMoEClassifier(), Records(events), "y", Path("c"), id_field="id", named_metrics=("LogLoss=up", "Accuracy"),
+        rejects=LinesSink("rejects.ndjson"),
+    )  # fmt: skip
+    assert rest.resume()
+    assert rest.waiting.probabilities(next(iter(rest.waiting._waiting)))
+    rest.run()
+    rest.close()
+    assert rest.named.as_dict() == whole.named.as_dict()

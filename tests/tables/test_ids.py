@@ -11,7 +11,7 @@ from moeapps import MixtureClassifier, MoEClassifier
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.ids import is_key
-from moeapps.tables import ColumnEncoder, TableFeatures
+from moeapps.tables import ColumnEncoder, TableData, TableFeatures
 
 ROWS = 120
 
@@ -153,3 +153,36 @@ def test_a_mixture_gives_ids_and_ignored_columns_to_no_expert(tmp_path):
     assert mixture.unused_columns() == ["customer_id", "token", "price"]
     assert mixture.experts_[0][0].n_features_in_ == 2
     np.testing.assert_array_equal(mixture.predict_proba(frame()[["age", "city"]]), mixture.predict_proba(frame()))
+
+
+@pytest.fixture(scope="module")
+def orders():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"order": [f"o{i}" for i in rng.permutation(60)], "number": np.arange(60)})
+    return frame.assign(a=rng.normal(size=60), b=rng.normal(size=60))
+
+
+@pytest.mark.parametrize("target", ["order", "number"])
+def test_classes_of_which_nearly_every_row_has_its_own_are_a_warning_of_fit(target, orders):
+    model = MoEClassifier(dim=4, num_experts=2, num_blocks=1, max_epochs=1, accelerator="cpu")
+    with pytest.warns(UserWarning, match="y has 60 different labels in 60 rows: an id cannot be predicted") as told:
+        model.fit(orders[["a", "b"]], orders[target])
+    assert len(told) == 1
+
+
+def test_a_target_of_texts_that_nearly_all_differ_is_refused_before_training(orders):
+    orders = orders[["order", "a"]]
+    for run in (lambda: TableData(orders, "order").setup("fit"), lambda: moeapps.compare(orders, "order")):
+        with pytest.raises(DataError, match="'order' has 60 different values in 60 rows: an id.* task=classification"):
+            run()
+    with pytest.warns(UserWarning, match="'order' has 60 different values in 60 rows: an id"):
+        TableData(orders, "order", task="classification", validation_fraction=0).setup("fit")
+
+
+def test_a_target_of_row_numbers_is_a_warning_and_one_of_measurements_is_not(orders):
+    with pytest.warns(UserWarning, match="'number' has 60 different values in 60 rows: an id"):
+        TableData(orders[["number", "a"]], "number").setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TableData(orders[["b", "a"]], "b").setup("fit")
+        TableData(orders[["a"]].assign(price=np.arange(60) ** 2), "price").setup("fit")

@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError
+from moeapps.registry import did_you_mean
 
 __all__ = ["UNUSED", "Column", "ColumnKind", "check_column_types", "columns_frame", "is_named_id"]
 
@@ -86,9 +88,9 @@ def check_column_types(given: Mapping[str, Any] | None, names: Iterable[str] | N
     for name, kind in given.items():
         if known is not None and name not in known:
             there = f"{', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
-            raise ConfigError(f"column_types: there is no column {name!r}; the columns are {there}")
-        if kind not in get_args(ColumnKind):
-            raise ConfigError(f"column_types: {name!r} must be one of {', '.join(get_args(ColumnKind))}, got {kind!r}")
+            hint = did_you_mean(name, known, f"the columns are {there}")
+            raise ConfigError(f"column_types: there is no column {name!r}{hint}")
+        check_one_of(f"column_types: {name!r}", kind, get_args(ColumnKind))
     return dict(given)
 
 

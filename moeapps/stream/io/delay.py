@@ -36,6 +36,8 @@ class PendingLabels:
         Any model with ``predict_one`` and ``learn_one``.
     capacity : int, default 10000
         Largest number of waiting instances; beyond that the oldest is dropped and counted.
+    with_probabilities : bool, default False
+        Whether to keep the class probabilities, too, which :meth:`probabilities` gives.
 
     Attributes
     ----------
@@ -55,13 +57,14 @@ class PendingLabels:
     'paid'
     """
 
-    def __init__(self, model: Any, capacity: int = 10_000) -> None:
+    def __init__(self, model: Any, capacity: int = 10_000, with_probabilities: bool = False) -> None:
         check_sizes(capacity=capacity)
-        self.model, self.capacity = model, capacity
+        self.model, self.capacity, self.with_probabilities = model, capacity, with_probabilities
         self.dropped = self.unknown = 0
         self._waiting: OrderedDict[Hashable, tuple[dict[Any, Any], Any]] = OrderedDict()
         self._votes: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
         self._votes_bytes = 0
+        self._probabilities: dict[Hashable, dict[Any, float]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -72,7 +75,7 @@ class PendingLabels:
     def discard(self, key: Hashable) -> None:
         """Forget a waiting instance, if there is one."""
         self._waiting.pop(key, None)
-        self._forget_votes(key)
+        self._forget(key)
 
     def get(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Features and prediction of a waiting instance, which goes on waiting; None if there is none."""
@@ -82,12 +85,18 @@ class PendingLabels:
         """What the experts predicted for a waiting instance; None if that is not known."""
         return self._votes.get(key)
 
+    def probabilities(self, key: Hashable) -> dict[Any, float] | None:
+        """Class probabilities that were predicted for a waiting instance; None if they are not known."""
+        return self._probabilities.get(key)
+
     def predict(self, key: Hashable, x: dict[Any, Any]) -> Any:
         """Predict an instance and remember its features under ``key``; the same key again replaces them."""
         prediction = self.model.predict_one(x)
         self.discard(key)
         self._waiting[key] = (dict(x), prediction)
         self._keep_votes(key, votes_of(self.model, x))
+        if self.with_probabilities:
+            self._probabilities[key] = self.model.predict_proba_one(x)
         self._drop()
         return prediction
 
@@ -98,20 +107,22 @@ class PendingLabels:
         while self._votes_bytes > VOTES_BYTES:
             self._votes_bytes -= self._votes.popitem(last=False)[1].nbytes
 
-    def _forget_votes(self, key: Hashable) -> None:
+    def _forget(self, key: Hashable) -> None:
+        """Forget what the model said of an instance."""
+        self._probabilities.pop(key, None)
         votes = self._votes.pop(key, None)
         self._votes_bytes -= 0 if votes is None else votes.nbytes
 
     def _drop(self) -> None:
         while len(self._waiting) > self.capacity:
             key, _ = self._waiting.popitem(last=False)
-            self._forget_votes(key)
+            self._forget(key)
             self.dropped += 1
 
     def take(self, key: Hashable) -> tuple[dict[Any, Any], Any] | None:
         """Remove a waiting instance and return its features and prediction; None if there is none."""
         found = self._waiting.pop(key, None)
-        self._forget_votes(key)
+        self._forget(key)
         if found is None:
             self.unknown += 1
         return found
@@ -135,7 +146,13 @@ class PendingLabels:
         """Everything but the model, as JSON values."""
         waiting = [[key, *_entry_to_json(*entry)] for key, entry in self._waiting.items()]
         votes = [[key, *votes.shape, b64encode(votes.tobytes()).decode()] for key, votes in self._votes.items()]
-        return {"waiting": waiting, "votes": votes, "dropped": self.dropped, "unknown": self.unknown}
+        state = {"waiting": waiting, "votes": votes, "dropped": self.dropped, "unknown": self.unknown}
+        if self._probabilities:
+            state["probabilities"] = [
+                [key, [[value_to_json(label), share] for label, share in shares.items()]]
+                for key, shares in self._probabilities.items()
+            ]
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
@@ -147,6 +164,11 @@ class PendingLabels:
         for key, experts, classes, text in state.get("votes", []):  # 0.1 had none
             if key in self._waiting:
                 self._keep_votes(key, np.frombuffer(b64decode(text), dtype=np.float32).reshape(experts, classes))
+        self._probabilities = {
+            key: {value_from_json(label): share for label, share in shares}
+            for key, shares in state.get("probabilities", [])
+            if key in self._waiting
+        }
         self.dropped, self.unknown = int(state["dropped"]), int(state["unknown"])
         self._drop()
 

@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.checks import check_one_of
+from moeapps.core.errors import DataError
 from moeapps.stream.io.events import Event, parse_object
 from moeapps.stream.io.kafka_client import WAIT, Topic, passes
 
@@ -61,8 +62,7 @@ class KafkaReader:
         ends: Mapping[int, int] | None = None,
         group: str | None = None,
     ) -> None:
-        if on_gap not in get_args(OnGap):
-            raise ConfigError(f"on_gap must be one of {', '.join(get_args(OnGap))}, got {on_gap!r}")
+        check_one_of("on_gap", on_gap, get_args(OnGap))
         self._client, self._consumer, self.topic = topic.client, topic.consumer, topic.name
         self.addresses, self._cluster = topic.addresses, topic.cluster
         self.on_gap, self._one, self._stops, self._group = on_gap, one, stops, group
