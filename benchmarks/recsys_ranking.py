@@ -60,6 +60,13 @@ OURS: dict[str, Callable[[int], Any]] = {
     ),
     "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
 }
+OPTIONS: dict[str, Callable[[int], Any]] = {
+    "DIN, SASRec encoder": lambda seed: AWMoERanker(
+        "din", history_encoder="sasrec", random_state=seed, accelerator="cpu"
+    ),
+    "AW-MoE, SASRec encoder": lambda seed: AWMoERanker(history_encoder="sasrec", random_state=seed, accelerator="cpu"),
+}
+"""Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Score = Callable[[slice, np.ndarray | None], torch.Tensor]
 Found = dict[str, dict[str, float]]
 
@@ -134,8 +141,8 @@ def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
         if job.wanted(model, 0):
             ranks = ranks_of(score, measured, negatives=DRAWN)
             job.save(model, 0, as_cells(recommendation_table(ranks, len(measured.items), 10, slices, len(measured))))
-    for model, seed in job.left(OURS):
-        ranker = OURS[model](seed)
+    for model, seed in job.left(OURS, OPTIONS):
+        ranker = {**OURS, **OPTIONS}[model](seed)
         start = time.perf_counter()
         if isinstance(ranker, MultiTaskRanker):
             ranker.fit(train, "interaction", validation=val)
@@ -171,8 +178,8 @@ def on_liked(data: Path, part: str, job: "Jobs") -> None:
         counts = train.groupby("item_id")["liked"].agg(["sum", "count"])
         rate = (counts["sum"] + 10 * share) / (counts["count"] + 10)
         job.save("popularity", 0, cells(measured["item_id"].map(rate).fillna(share).to_numpy()))
-    for model, seed in job.left(OURS):
-        ranker = OURS[model](seed)
+    for model, seed in job.left(OURS, OPTIONS):
+        ranker = {**OURS, **OPTIONS}[model](seed)
         if isinstance(ranker, AWMoERanker):
             ranker.set_params(user="user_id")
         ranker.set_params(schema=movielens_schema())
@@ -253,8 +260,9 @@ class Jobs:
     def wanted(self, model: str, seed: int) -> bool:
         return (not self.chosen or model in self.chosen) and str(seed) not in self.runs.get(model, {})
 
-    def left(self, models: dict[str, Any]) -> list[tuple[str, int]]:
-        return [(name, seed) for seed in range(self.seeds) for name in models if self.wanted(name, seed)]
+    def left(self, models: dict[str, Any], if_named: dict[str, Any] | None = None) -> list[tuple[str, int]]:
+        named = [name for name in if_named or {} if name in self.chosen]
+        return [(name, seed) for seed in range(self.seeds) for name in [*models, *named] if self.wanted(name, seed)]
 
     def save(self, model: str, seed: int, row: Any) -> None:
         self.runs.setdefault(model, {})[str(seed)] = row

@@ -41,6 +41,9 @@ class AWMoERanker(Ranker):
     item_similarity : bool, default=True
         Whether the product of the candidate's embedding with those of the history is added to the logit; see
         :class:`~moeapps.recsys.RankingConfig`.
+    history_encoder : {"sasrec"}, optional
+        For DIN and AW-MoE: self-attention over the history before the candidate attends to it; see
+        :class:`~moeapps.recsys.RankingConfig`. By default there is none.
     contrastive_weight : float, default=0.0
         Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
@@ -82,6 +85,7 @@ class AWMoERanker(Ranker):
         gate: Literal["softmax", "mean", "sum"] = "softmax",
         label_prior: bool = True,
         item_similarity: bool = True,
+        history_encoder: Literal["sasrec"] | None = None,
         contrastive_weight: float = 0.0,
         user: str | None = None,
         time: str | None = None,
@@ -178,7 +182,7 @@ class AWMoERanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
-        super().__setstate__(state if "gate" in state else settings_of_0_1(state))
+        super().__setstate__({"history_encoder": None, **(state if "gate" in state else settings_of_0_1(state))})
 
     @classmethod
     def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from moeapps.core.older import DEFAULTS_ENTRY
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.search import Distribution
 from moeapps.core.views import Views
-from moeapps.recsys.attention import contrastive_loss
+from moeapps.recsys.attention import HISTORY_ENCODERS, contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
@@ -388,5 +388,9 @@ def _check(config: RankingConfig) -> None:
     for name, off in (("task_weighting", "fixed"), ("gradient_surgery", None)):
         if config.model in SEQUENCE_MODELS and (value := getattr(config, name)) != off:
             raise ConfigError(f"{name}={value!r} is for several targets, got model={config.model!r}")
+    if config.history_encoder is not None:
+        check_one_of("history_encoder", config.history_encoder, HISTORY_ENCODERS)
+        if config.model not in ("din", "aw_moe"):
+            raise ConfigError(f"history_encoder is for model='din' and 'aw_moe', got model={config.model!r}")
     if config.contrastive_weight > 0 and config.model != "aw_moe":
         raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={config.model!r}")
