@@ -58,7 +58,9 @@ class AWMoERanker(Ranker):
         a dropout of 0.2 unless it is given, or of SASRec: ``layers``, ``heads``, ``dropout``, ``max_len``.
     embedding_dim : int, default=16
         Width of a category's embedding.
-    schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
+    schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate
+        As in :class:`MultiTaskRanker`, with the same defaults.
+    weight_decay, embedding_decay
         As in :class:`MultiTaskRanker`, with the same defaults.
     lr : float, default=3e-3
         Learning rate of the optimiser, above 0.
@@ -102,6 +104,7 @@ class AWMoERanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 3e-3,
         weight_decay: float = 1e-5,
+        embedding_decay: float = 0.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,

@@ -67,6 +67,9 @@ class MultiTaskRanker(Ranker):
         Learning rate of the optimiser, above 0.
     weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
+    embedding_decay : float, default=0.0
+        Decay of the embeddings of a batch's ids, stronger the rarer an id is: one that no batch has twice shrinks by
+        about ``lr * embedding_decay`` of itself in an epoch (section 5.1 of DIN, Zhou et al., KDD 2018). 0 for none.
     batch_size : int, default=1024
         Rows per step.
     max_epochs : int, default=20
@@ -148,6 +151,7 @@ class MultiTaskRanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
+        embedding_decay: float = 0.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,

@@ -99,6 +99,10 @@ class RankingConfig:
         Learning rate of the optimiser, above 0.
     weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
+    embedding_decay : float, default=0.0
+        Decay of the embeddings of a batch's ids, which is stronger the rarer an id is (DIN's mini-batch aware
+        regularisation; :class:`~moeapps.recsys.embedding_decay.EmbeddingDecay`): an id that no batch has twice shrinks
+        by about ``lr * embedding_decay`` of itself in an epoch. 0 for none.
     contrastive_weight : float, default=0.0
         Weight of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
     user : str, optional
@@ -148,6 +152,7 @@ class RankingConfig:
     unknown_rate: float = 0.02
     lr: float = 1e-3
     weight_decay: float = 1e-5
+    embedding_decay: float = 0.0
     contrastive_weight: float = 0.0
     user: str | None = None
     mask_probability: float = 0.2
