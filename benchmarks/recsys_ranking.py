@@ -60,11 +60,19 @@ OURS: dict[str, Callable[[int], Any]] = {
     ),
     "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
 }
+
+
+def decayed(model: str, decay: float) -> Callable[[int], Any]:
+    return lambda seed: AWMoERanker(model, embedding_decay=decay, random_state=seed, accelerator="cpu")
+
+
 OPTIONS: dict[str, Callable[[int], Any]] = {
     "DIN, SASRec encoder": lambda seed: AWMoERanker(
         "din", history_encoder="sasrec", random_state=seed, accelerator="cpu"
     ),
     "AW-MoE, SASRec encoder": lambda seed: AWMoERanker(history_encoder="sasrec", random_state=seed, accelerator="cpu"),
+    **{f"DIN, embedding decay {decay}": decayed("din", decay) for decay in (10, 100, 1000)},
+    **{f"AW-MoE, embedding decay {decay}": decayed("aw_moe", decay) for decay in (10, 100, 1000)},
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Score = Callable[[slice, np.ndarray | None], torch.Tensor]
