@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_below_one, check_sizes
+from moeapps.core.dropout import Dropout, dropout
 from moeapps.core.errors import ConfigError
 
 __all__ = ["HistoryEncoder"]
@@ -33,17 +34,26 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor, present: Tensor, queries: int) -> Tensor:
         """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to ``(N, queries, dim)``, for the last ones of them."""
         normed, x = self.norm(x), x[:, -queries:]
         query = self.query(normed[:, -queries:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, present[:, None, None], dropout)
-        x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), dropout)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout)
+        if self.training and self.dropout > 0 and x.device.type == "cpu":
+            mixed = self._attend(query, key, value, present)
+        else:
+            rate = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, present[:, None, None], rate)
+        x = x + dropout(self.out(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, present: Tensor) -> Tensor:
+        """What torch does where attention drops weights, without looking for rows that have nothing to attend to."""
+        padding = torch.zeros(present.shape, dtype=query.dtype).masked_fill_(~present, -torch.inf)[:, None, None]
+        scores = query @ (key * query.shape[-1] ** -0.5).transpose(-1, -2) + padding
+        return dropout(scores.softmax(-1), self.dropout) @ value
 
 
 class HistoryEncoder(nn.Module):
