@@ -15,7 +15,8 @@ liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
 Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
 200 such items drawn at random. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for the fifth of them
 with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN" adds up the
-cosines to the 100 nearest items of the history. --part val measures the validation part instead.
+cosines to the 100 nearest items of the history. --part val measures the validation part instead; options that the
+defaults leave out are measured there, where --models names them.
 """
 
 import argparse
@@ -305,6 +306,27 @@ def markdown(models: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def options_table(sets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """What was measured on validation parts, a line for each model."""
+    columns = [("sparse", "auc"), ("sparse", "ndcg@10"), ("liked", "auc"), ("liked", "gauc")]
+    names = {"auc": "AUC", "gauc": "per-user AUC", "ndcg@10": "NDCG@10"}
+    titles = [f"{name}, {names[metric]}" for name, metric in columns]
+    lines = [f"| on validation parts | {' | '.join(titles)} |", f"|{' --- |' * (len(titles) + 1)}"]
+    for model in dict.fromkeys(model for models in sets.values() for model in models if model in {**OURS, **OPTIONS}):
+        cells = []
+        for name, metric in columns:
+            found = [run["all"][metric] for run in sets.get(name, {}).get(model, {}).values()]
+            cells.append(f"{np.mean(found):.4f} ± {np.std(found):.4f}" if found else "")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """All tables, as docs/benchmarks/recommendation.md has them."""
+    lines = [line for models in found["runs"].values() for line in [*markdown(models), ""]]
+    return lines + options_table(found["validation"]) if "validation" in found else lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
@@ -316,7 +338,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    found["runs"] = json.loads(options.output.read_text())["runs"] if options.output.exists() else {}
+    kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+    found |= {"runs": {}, **{key: kept[key] for key in ("runs", "validation") if key in kept}}
+    sets = found["runs"] if options.part == "test" else found.setdefault("validation", {})
 
     def write() -> None:
         options.output.parent.mkdir(exist_ok=True)
@@ -324,13 +348,12 @@ def main() -> None:
 
     for name in options.sets.split(","):
         chosen = [model for model in options.models.split("|") if model]
-        job = Jobs(found["runs"].setdefault(name, {}), chosen, options.seeds, write)
+        job = Jobs(sets.setdefault(name, {}), chosen, options.seeds, write)
         if name == "liked":
             on_liked(options.data, options.part, job)
         else:
             on_events(name, options.data, options.part, job)
-    for name, models in found["runs"].items():
-        print(name, *markdown(models), sep="\n")
+    print(*tables(found), sep="\n")
 
 
 if __name__ == "__main__":
