@@ -15,7 +15,8 @@ liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
 Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
 200 such items drawn at random. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for the fifth of them
 with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN" adds up the
-cosines to the 100 nearest items of the history. --part val measures the validation part instead.
+cosines to the 100 nearest items of the history. --part val measures the validation part instead; options that the
+defaults leave out are measured there, where --models names them.
 """
 
 import argparse
@@ -60,6 +61,21 @@ OURS: dict[str, Callable[[int], Any]] = {
     ),
     "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
 }
+
+
+def decayed(model: str, decay: float) -> Callable[[int], Any]:
+    return lambda seed: AWMoERanker(model, embedding_decay=decay, random_state=seed, accelerator="cpu")
+
+
+OPTIONS: dict[str, Callable[[int], Any]] = {
+    "DIN, SASRec encoder": lambda seed: AWMoERanker(
+        "din", history_encoder="sasrec", random_state=seed, accelerator="cpu"
+    ),
+    "AW-MoE, SASRec encoder": lambda seed: AWMoERanker(history_encoder="sasrec", random_state=seed, accelerator="cpu"),
+    **{f"DIN, embedding decay {decay}": decayed("din", decay) for decay in (10, 100, 1000)},
+    **{f"AW-MoE, embedding decay {decay}": decayed("aw_moe", decay) for decay in (10, 100, 1000)},
+}
+"""Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Score = Callable[[slice, np.ndarray | None], torch.Tensor]
 Found = dict[str, dict[str, float]]
 
@@ -134,8 +150,8 @@ def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
         if job.wanted(model, 0):
             ranks = ranks_of(score, measured, negatives=DRAWN)
             job.save(model, 0, as_cells(recommendation_table(ranks, len(measured.items), 10, slices, len(measured))))
-    for model, seed in job.left(OURS):
-        ranker = OURS[model](seed)
+    for model, seed in job.left(OURS, OPTIONS):
+        ranker = {**OURS, **OPTIONS}[model](seed)
         start = time.perf_counter()
         if isinstance(ranker, MultiTaskRanker):
             ranker.fit(train, "interaction", validation=val)
@@ -171,8 +187,8 @@ def on_liked(data: Path, part: str, job: "Jobs") -> None:
         counts = train.groupby("item_id")["liked"].agg(["sum", "count"])
         rate = (counts["sum"] + 10 * share) / (counts["count"] + 10)
         job.save("popularity", 0, cells(measured["item_id"].map(rate).fillna(share).to_numpy()))
-    for model, seed in job.left(OURS):
-        ranker = OURS[model](seed)
+    for model, seed in job.left(OURS, OPTIONS):
+        ranker = {**OURS, **OPTIONS}[model](seed)
         if isinstance(ranker, AWMoERanker):
             ranker.set_params(user="user_id")
         ranker.set_params(schema=movielens_schema())
@@ -253,8 +269,9 @@ class Jobs:
     def wanted(self, model: str, seed: int) -> bool:
         return (not self.chosen or model in self.chosen) and str(seed) not in self.runs.get(model, {})
 
-    def left(self, models: dict[str, Any]) -> list[tuple[str, int]]:
-        return [(name, seed) for seed in range(self.seeds) for name in models if self.wanted(name, seed)]
+    def left(self, models: dict[str, Any], if_named: dict[str, Any] | None = None) -> list[tuple[str, int]]:
+        named = [name for name in if_named or {} if name in self.chosen]
+        return [(name, seed) for seed in range(self.seeds) for name in [*models, *named] if self.wanted(name, seed)]
 
     def save(self, model: str, seed: int, row: Any) -> None:
         self.runs.setdefault(model, {})[str(seed)] = row
@@ -289,6 +306,27 @@ def markdown(models: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def options_table(sets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """What was measured on validation parts, a line for each model."""
+    columns = [("sparse", "auc"), ("sparse", "ndcg@10"), ("liked", "auc"), ("liked", "gauc")]
+    names = {"auc": "AUC", "gauc": "per-user AUC", "ndcg@10": "NDCG@10"}
+    titles = [f"{name}, {names[metric]}" for name, metric in columns]
+    lines = [f"| on validation parts | {' | '.join(titles)} |", f"|{' --- |' * (len(titles) + 1)}"]
+    for model in dict.fromkeys(model for models in sets.values() for model in models if model in {**OURS, **OPTIONS}):
+        cells = []
+        for name, metric in columns:
+            found = [run["all"][metric] for run in sets.get(name, {}).get(model, {}).values()]
+            cells.append(f"{np.mean(found):.4f} ± {np.std(found):.4f}" if found else "")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """All tables, as docs/benchmarks/recommendation.md has them."""
+    lines = [line for models in found["runs"].values() for line in [*markdown(models), ""]]
+    return lines + options_table(found["validation"]) if "validation" in found else lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
@@ -300,7 +338,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    found["runs"] = json.loads(options.output.read_text())["runs"] if options.output.exists() else {}
+    kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+    found |= {"runs": {}, **{key: kept[key] for key in ("runs", "validation") if key in kept}}
+    sets = found["runs"] if options.part == "test" else found.setdefault("validation", {})
 
     def write() -> None:
         options.output.parent.mkdir(exist_ok=True)
@@ -308,13 +348,12 @@ def main() -> None:
 
     for name in options.sets.split(","):
         chosen = [model for model in options.models.split("|") if model]
-        job = Jobs(found["runs"].setdefault(name, {}), chosen, options.seeds, write)
+        job = Jobs(sets.setdefault(name, {}), chosen, options.seeds, write)
         if name == "liked":
             on_liked(options.data, options.part, job)
         else:
             on_events(name, options.data, options.part, job)
-    for name, models in found["runs"].items():
-        print(name, *markdown(models), sep="\n")
+    print(*tables(found), sep="\n")
 
 
 if __name__ == "__main__":

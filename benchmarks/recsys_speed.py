@@ -4,6 +4,7 @@
     python benchmarks/recsys_speed.py --profile after
     python benchmarks/recsys_speed.py --accuracy census-income.test.gz
     python benchmarks/recsys_speed.py --compile
+    python benchmarks/recsys_speed.py --histories after
 
 One step is forward, loss, backward and the optimiser on 1,024 rows; batches are ready in memory, so that neither side's
 loading counts. 0 tables is census-income (the embedded sample; 32 columns of categories with embeddings of 4, 14
@@ -21,6 +22,9 @@ since other processes share the machine; two in elapsed time. torch-rechub is le
 Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
 AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
+`--histories NAME` measures steps of the models of a history beside DIN's, and keeps them under NAME: histories of 10 and
+50 entries at most, their lengths equally likely, each for one row (a table) or for five (an event and four items drawn
+instead).
 """
 
 import argparse
@@ -41,7 +45,8 @@ from torch.profiler import ProfilerActivity, profile
 from moeapps.recsys import MultiTaskRanker, TableEncoder, census_income, census_schema
 from moeapps.recsys.encoder import FIRST, Rows
 from moeapps.recsys.features import FeatureEmbedding
-from moeapps.recsys.network import MULTI_TASK_MODELS, MultiTaskNetwork
+from moeapps.recsys.network import MULTI_TASK_MODELS, SEQUENCE_MODELS, MultiTaskNetwork, SequenceNetwork
+from moeapps.recsys.prior import LabelPrior
 
 BATCH, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 20, 100_000, 14
 Step = Callable[[int], None]
@@ -98,6 +103,58 @@ def training_step(network: torch.nn.Module, optimizers: list[Any], loss: Any, in
             optimizer.step()
 
     return step
+
+
+def history_data(length: int, rows_each: int) -> Data:
+    """Users and items, and histories of items: each of them for some neighbouring rows."""
+    draw, users, items = torch.Generator().manual_seed(0), 943, 1682
+    rows, labels, count = [], [], BATCH // rows_each
+    for _ in range(5):
+        entries = torch.randint(FIRST, FIRST + items, (count, length), generator=draw)
+        longest = torch.randint(0, length + 1, (count, 1), generator=draw)
+        entries = entries * (torch.arange(length) >= length - longest)  # padded in front
+        user = torch.randint(FIRST, FIRST + users, (count,), generator=draw).repeat_interleave(rows_each)
+        item = torch.randint(FIRST, FIRST + items, (len(user),), generator=draw)
+        history = entries.repeat_interleave(rows_each, dim=0).int()
+        rows.append(Rows(torch.stack([user, item], 1).int(), torch.zeros(len(user), 0), (history,)))
+        labels.append(torch.randint(0, 2, (len(user), 1), generator=draw).float())
+    return Data([FIRST + users, FIRST + items], 16, rows, labels)
+
+
+HISTORY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DIN": ("din", {"dropout": 0.2}),
+    "AW-MoE": ("aw_moe", {"dropout": 0.2, "gate": "softmax"}),
+    "AW-MoE, gate of 8": ("aw_moe", {"dropout": 0.2, "gate": "softmax", "gate_hidden": [8]}),
+    "SASRec": ("sasrec", {}),
+    "DIN, SASRec encoder": ("din", {"dropout": 0.2, "history_encoder": "sasrec"}),
+}
+
+
+def of_history(name: str, data: Data) -> Step:
+    torch.manual_seed(0)
+    kind, settings = HISTORY_MODELS[name]
+    embedding = FeatureEmbedding(data.sizes, 2, 0, [1], data.width)
+    model = SEQUENCE_MODELS[kind](data.width, 2 * data.width, **settings)
+    network = SequenceNetwork(embedding, model, 0, 1, LabelPrior([1], data.sizes[1:]), similarity=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
+
+
+def histories(rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a step by length and rows of a history, and model."""
+    found: dict[str, dict[str, float]] = {}
+    for length in (10, 50):
+        for rows_each in (1, 5):
+            data, steps = history_data(length, rows_each), {}
+            for name in HISTORY_MODELS:
+                try:
+                    steps[name] = of_history(name, data)
+                except TypeError as error:  # an older version has no encoder
+                    print(f"{name}: left out ({error})")
+            times = measure(steps, rounds, 5, 1)
+            found[f"{length}, {rows_each}"] = {name: float(np.median(ms)) for name, ms in times.items()}
+            print(length, rows_each, found[f"{length}, {rows_each}"], flush=True)
+    return found
 
 
 def ours(model: str, options: dict[str, Any], data: Data, lazy: bool = False, compile_it: bool = False) -> Step:
@@ -312,7 +369,25 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append(_line(way, *(f"{np.mean(v):.4f} ± {np.std(v):.4f}" for v in values)))
     lines += ["", _line("model", "compiling, s", "eager, ms", "compiled, ms"), _line(*["---"] * 4)]
     lines += [_line(name, *(f"{value:.1f}" for value in run.values())) for name, run in document["compile"].items()]
+    if "histories" in document:
+        lines += ["", *history_lines(document["histories"])]
     return "\n".join(lines)
+
+
+def history_lines(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Milliseconds before and after, and the multiple of DIN's."""
+    lines = [
+        _line("history, rows of it", "model", "before, ms", "after, ms", "ratio", "DIN = 1, before", "DIN = 1, after")
+    ]
+    lines.append(_line(*["---"] * 7))
+    for place, after in found["after"].items():
+        before = found["before"][place]
+        for name, ms in after.items():
+            old = before.get(name)
+            cells = ["", f"{ms:.1f}", ""] if old is None else [f"{old:.1f}", f"{ms:.1f}", f"{old / ms:.2f}"]
+            of_din = "" if old is None else f"{old / before['DIN']:.1f}"
+            lines.append(_line(place, name, *cells, of_din, f"{ms / after['DIN']:.1f}"))
+    return lines
 
 
 def _line(*cells: Any) -> str:
@@ -336,6 +411,7 @@ def main() -> None:
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--accuracy", type=Path)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--histories", metavar="NAME")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
     tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
@@ -346,6 +422,8 @@ def main() -> None:
     if options.profile:
         document.setdefault("profiles", {}).setdefault(options.profile, {}).update(profiles(tables))
         show_profile(options.profile, document["profiles"][options.profile])
+    elif options.histories:
+        document.setdefault("histories", {})[options.histories] = histories(options.rounds)
     elif options.compile:
         document["compile"] = compiled(options.rounds)
     elif options.accuracy:

@@ -107,7 +107,7 @@ BENCHMARKS = {
         ("--data {data}/recsys", "--data {data}/recsys --picture docs/recsys"), "", "torch-rechub, deepctr-torch"
     ),
     "recsys_speed": Benchmark(
-        ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile"),
+        ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile", "--histories after"),
         "--tables 0 --threads 1 --rounds 1 --output {output}", "torch-rechub",
     ),
     "recsys_ranking": Benchmark(("--data {data}/recsys --seeds 3",), ""),
@@ -190,7 +190,7 @@ PRINTED: dict[str, tuple[tuple[str, ...], Callable[[Any, Any], Any]]] = {
     "recsys_diagnosis": (("benchmarks/recommendation",), lambda script, found: script.markdown(found["runs"])),
     "recsys_ranking": (
         ("benchmarks/recommendation",),
-        lambda script, found: [line for models in found["runs"].values() for line in [*script.markdown(models), ""]],
+        lambda script, found: script.tables(found),
     ),
     "recsys_speed": (("benchmarks/recommendation",), lambda script, found: script.markdown(found).splitlines()),
     "vision_accuracy": (("benchmarks/images",), lambda script, found: script.tables(found).splitlines()),

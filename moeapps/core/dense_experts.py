@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.core.checks import check_below_one, check_one_of, check_sizes
+from moeapps.core.dropout import dropout
 from moeapps.core.errors import ConfigError, DataError
 
 __all__ = ["DenseExperts"]
@@ -124,8 +125,8 @@ class DenseExperts(nn.Module):
             # In place where it is no view: the gradient of the layer before needs its input only
             x = F.relu_(x) if self.norms and self.activation == "relu" else self.act(x)
             x = x.unflatten(1, bias.shape) if self.norms else x
-            if self.dropout > 0 and i < last:
-                x = F.dropout(x, self.dropout, self.training)
+            if i < last:
+                x = dropout(x, self.dropout, self.training)
         return x
 
     def _from_paths(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """DIN and AW-MoE: rank one candidate for a user with a sequence of behaviour."""
 
-# Shapes: N rows, L entries of a behaviour (padded), dim width of an embedding, P width of the profile, E experts.
-# `present` (N, L) masks the padding; no output depends on padded entries.
+# Shapes: N rows, R histories of N / R neighbouring rows each, L entries of a history (padded), dim width of an
+# embedding, P width of the profile, E experts.
+# `present` (R, L) masks the padding; no output depends on padded entries.
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +14,19 @@ from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.dense_experts import DenseExperts
+from moeapps.core.errors import ConfigError
+from moeapps.recsys.self_attention import HistoryEncoder
 
 __all__ = [
     "DIN",
     "GATES",
+    "HISTORY_ENCODERS",
     "AWMoE",
     "ActivationUnit",
-    "activate",
     "contrastive_loss",
     "distinct",
     "drop_behaviour",
+    "for_each",
     "pool",
     "root_sum",
     "trimmed",
@@ -29,6 +34,9 @@ __all__ = [
 
 GATES = ("sum", "softmax", "mean")
 """How AW-MoE's gate adds up what the behaviours say."""
+
+HISTORY_ENCODERS = ("sasrec",)
+"""What may encode the entries of a history before they are attended to."""
 
 
 class ActivationUnit(nn.Module):
@@ -51,30 +59,23 @@ class ActivationUnit(nn.Module):
         self.mlp = DenseExperts(4 * dim, [*hidden, out_dim], 1, "silu", last_linear=True)
 
     def forward(self, behaviour: Tensor, target: Tensor) -> Tensor:
-        """``(N, L, dim)`` and ``(N, dim)`` to ``(N, L, out_dim)``."""
-        return activate([self], behaviour, target)[0]
+        r"""``(N, L, dim)`` and ``(N, dim)`` to ``(N, L, out_dim)``.
 
-    def later_layers(self, hidden: Tensor) -> Tensor:
-        """From the first layer's sums ``(N, L, hidden[0])`` to ``(N, L, out_dim)``."""
+        With the blocks :math:`W_1 \dots W_4` of the first layer, the layer on [s, t, s - t, s * t] is :math:`s (W_1 +
+        W_3) + t (W_2 - W_3) + (s * t) W_4`: the second term is the same for all behaviours of a row, and [s, t, s - t,
+        s * t] need not be written to memory.
+        """
+        s, t, difference, product = self.mlp.weights[0][0].chunk(4)
+        same = torch.addmm(self.mlp.biases[0][0], target, t - difference)[:, None]
+        if behaviour.shape[1] >= behaviour.shape[2]:
+            # A matrix for each candidate, of which there are fewer than entries, halves the multiplications
+            hidden = torch.baddbmm(same, behaviour, torch.addcmul(s + difference, target[..., None], product))
+        else:
+            both = torch.cat([behaviour, behaviour * target[:, None]], dim=-1)
+            hidden = both @ torch.cat([s + difference, product]) + same
         for weight, bias in zip(self.mlp.weights[1:], self.mlp.biases[1:], strict=True):
             hidden = F.linear(self.mlp.act(hidden), weight[0].t(), bias[0])
         return hidden
-
-
-def activate(units: Sequence[ActivationUnit], behaviour: Tensor, target: Tensor) -> list[Tensor]:
-    r"""Outputs ``(N, L, out_dim)`` of several units for the same behaviour ``(N, L, dim)`` and candidate ``(N, dim)``.
-
-    The units' first layers are one product. With the blocks :math:`W_1 \dots W_4` of a first layer, the layer on
-    [s, t, s - t, s * t] is :math:`s (W_1 + W_3) + t (W_2 - W_3) + (s * t) W_4`: the second term is the same for all
-    behaviours of a row, and [s, t, s - t, s * t] need not be written to memory.
-    """
-    first = torch.cat([unit.mlp.weights[0][0] for unit in units], dim=1)  # (4 dim, H), H hidden units of all
-    bias = torch.cat([unit.mlp.biases[0][0] for unit in units])
-    s, t, difference, product = first.chunk(4)
-    hidden = torch.cat([behaviour, behaviour * target[:, None]], dim=-1) @ torch.cat([s + difference, product])
-    hidden = hidden + torch.addmm(bias, target, t - difference)[:, None]  # (N, L, H)
-    widths = [unit.mlp.weights[0].shape[2] for unit in units]
-    return [unit.later_layers(part) for unit, part in zip(units, hidden.split(widths, dim=-1), strict=True)]
 
 
 def pool(weight: Tensor, behaviour: Tensor, present: Tensor) -> Tensor:
@@ -100,20 +101,69 @@ def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return behaviour[:, start:], present[:, start:]
 
 
-def distinct(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """First rows ``(R,)`` of the R runs of equal rows in ``(N, L)``, and the run of each row ``(N,)``.
+def distinct(codes: Tensor) -> Tensor:
+    """Rows ``(R,)`` of ``(N, L)`` with the R histories of N / R neighbouring rows each, R as small as it can be.
 
-    An event and the items that were drawn for it have one history, whose vector is computed once.
+    An event and the items that were drawn for it have one history, which is looked up and encoded once.
     """
-    if torch.compiler.is_compiling():  # the number of runs is not that of the rows
-        rows = torch.arange(codes.shape[0], device=codes.device)
-        return rows, rows
-    begins = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
-    begins[1:] = (codes[1:] != codes[:-1]).any(1)
-    return begins.nonzero()[:, 0], begins.cumsum(0) - 1
+    rows = torch.arange(codes.shape[0], device=codes.device)
+    if torch.compiler.is_compiling() or len(rows) < 2:  # the number of histories is not that of the rows
+        return rows
+    begins = (codes[1:] != codes[:-1]).any(1).nonzero()[:, 0] + 1
+    return rows[:: math.gcd(len(rows), *begins.tolist())]
 
 
-class DIN(nn.Module):
+def for_each(rows: Tensor, number: int) -> Tensor:
+    """What belongs to R histories ``(R, ...)``, repeated for their rows ``(N, ...)``."""
+    return rows if rows.shape[0] == number else rows.repeat_interleave(number // rows.shape[0], dim=0)
+
+
+class HistoryModel(nn.Module):
+    """A model of a history, whose entries may be encoded by self-attention before the candidate attends to them.
+
+    Parameters
+    ----------
+    dim : int
+        Width of an embedding.
+    history_encoder : {"sasrec"}, optional
+        SASRec's self-attention, whose output is added to each entry. By default there is none.
+    history_options : dict, optional
+        Its ``layers``, ``heads``, ``dropout`` and ``max_len``; see
+        :class:`~moeapps.recsys.self_attention.HistoryEncoder`.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder is unknown, or has an option that it does not know.
+    """
+
+    encoder: HistoryEncoder | None
+
+    def __init__(self, dim: int, history_encoder: str | None, history_options: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.history_encoder = history_encoder
+        if history_encoder is None:
+            if history_options:
+                raise ConfigError("history_options are of the history_encoder: set history_encoder='sasrec'")
+            self.encoder = None
+            return
+        check_one_of("history_encoder", history_encoder, HISTORY_ENCODERS)
+        try:
+            self.encoder = HistoryEncoder(dim, **(history_options or {}))
+        except TypeError as error:
+            raise ConfigError(f"history_options: {error}") from None
+
+    def encoded(self, behaviour: Tensor, present: Tensor) -> Tensor:
+        """Entries ``(R, L, dim)``, encoded if there is an encoder."""
+        return behaviour if self.encoder is None else behaviour + self.encoder.entries(behaviour, present)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also one from before there were encoders."""
+        super().__setstate__({"history_encoder": None, **state})
+        self._modules.setdefault("encoder", None)
+
+
+class DIN(HistoryModel):
     """Deep interest network: attention pools the behaviour, an MLP scores.
 
     Parameters
@@ -124,21 +174,35 @@ class DIN(nn.Module):
         Hidden widths of the scoring MLP.
     dropout : float, default=0.0
         Dropout probability in it, in [0, 1).
+    history_encoder : {"sasrec"}, optional
+        Self-attention over the history, whose output is added to each entry before the candidate attends to it; not in
+        the paper. By default there is none.
+    history_options : dict, optional
+        Its ``layers`` (1), ``heads`` (2), ``dropout`` (0.1) and ``max_len`` (200).
     """
 
-    def __init__(self, dim: int, profile_dim: int, hidden: Sequence[int] = (64, 32), dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        dim: int,
+        profile_dim: int,
+        hidden: Sequence[int] = (64, 32),
+        dropout: float = 0.0,
+        history_encoder: str | None = None,
+        history_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(dim, history_encoder, history_options)
         self.unit = ActivationUnit(dim)
         self.score = DenseExperts(dim + profile_dim, [*hidden, 1], 1, last_linear=True, dropout=dropout)
 
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
-        """Logits ``(N,)``."""
+        """Logits ``(N,)`` of candidates ``(N, dim)`` with histories ``(R, L, dim)``, each for N / R rows."""
         behaviour, present = trimmed(behaviour, present)
-        pooled = pool(self.unit(behaviour, target), behaviour, present)
+        behaviour = for_each(self.encoded(behaviour, present), target.shape[0])
+        pooled = pool(self.unit(behaviour, target), behaviour, for_each(present, target.shape[0]))
         return self.score(torch.cat([pooled, profile], dim=1))[:, 0, 0]
 
 
-class AWMoE(nn.Module):
+class AWMoE(HistoryModel):
     r"""Experts activated by the behaviour itself (AW-MoE, ICDE 2023).
 
     Every expert scores the user, the candidate and the attention-pooled behaviour. The gate is
@@ -166,6 +230,8 @@ class AWMoE(nn.Module):
     gate : {"sum", "softmax", "mean"}, optional
         The paper's sum; the softmax of b plus the mean over the behaviours; that mean itself. By default what
         ``softmax`` says.
+    history_encoder, history_options
+        As in :class:`DIN`.
     """
 
     def __init__(
@@ -178,8 +244,10 @@ class AWMoE(nn.Module):
         softmax: bool = False,
         dropout: float = 0.0,
         gate: str | None = None,
+        history_encoder: str | None = None,
+        history_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, history_encoder, history_options)
         check_sizes(num_experts=num_experts)
         if gate is not None:
             check_one_of("gate", gate, GATES)
@@ -191,27 +259,33 @@ class AWMoE(nn.Module):
         self.bias = nn.Parameter(torch.full((num_experts,), 1.0 / num_experts))
 
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Tensor) -> Tensor:
-        """Logits ``(N,)``."""
+        """Logits ``(N,)`` of candidates ``(N, dim)`` with histories ``(R, L, dim)``, each for N / R rows."""
         return self.with_gates(behaviour, target, [present], profile)[0]
 
     def with_gates(
         self, behaviour: Tensor, target: Tensor, masks: Sequence[Tensor], profile: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits ``(N,)``, and gate vectors ``(N, E)`` for each mask ``(N, L)`` of the behaviour; the first one scores.
+        """Logits ``(N,)``, and gate vectors ``(N, E)`` for each mask of the behaviour ``(R, L, dim)``.
 
-        The other masks leave out more than the first one does.
+        The first mask ``(R, L)`` scores; the others ``(R, L)`` or ``(N, L)`` leave out more than it does.
         """
-        length = behaviour.shape[1]
+        length, rows = behaviour.shape[1], target.shape[0]
         behaviour, present = trimmed(behaviour, masks[0])
-        masks = [mask[:, length - behaviour.shape[1] :] for mask in masks]
-        weight, units, activation = activate([self.pool, self.gate_unit, self.gate_activation], behaviour, target)
-        gates = [self._gate(activation[..., 0] * mask, units, mask) for mask in masks]
-        scores = self.experts(torch.cat([pool(weight, behaviour, present), profile], dim=1))[..., 0]
+        masks = [for_each(mask[:, length - behaviour.shape[1] :], rows) for mask in masks]
+        entries = for_each(self.encoded(behaviour, present), rows)
+        if self.encoder is None:
+            gates = self.gates(entries, target, *masks)
+        else:  # an entry that a mask leaves out must not be seen through the others
+            gates = self.gates(entries, target, masks[0])
+            for mask in masks[1:]:
+                gates += self.gates(self.encoded(for_each(behaviour, rows), mask), target, mask)
+        pooled = pool(self.pool(entries, target), entries, masks[0])
+        scores = self.experts(torch.cat([pooled, profile], dim=1))[..., 0]
         return (gates[0] * scores).sum(-1), gates
 
     def gates(self, behaviour: Tensor, target: Tensor, *present: Tensor) -> list[Tensor]:
-        """Gate vectors ``(N, E)``, one for each mask ``(N, L)`` of the behaviour."""
-        units, activation = activate([self.gate_unit, self.gate_activation], behaviour, target)
+        """Gate vectors ``(N, E)`` of encoded behaviour ``(N, L, dim)``, one for each of its masks ``(N, L)``."""
+        units, activation = self.gate_unit(behaviour, target), self.gate_activation(behaviour, target)
         return [self._gate(activation[..., 0] * mask, units, mask) for mask in present]
 
     def _gate(self, weight: Tensor, units: Tensor, mask: Tensor) -> Tensor:

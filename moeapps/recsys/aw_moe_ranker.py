@@ -41,6 +41,9 @@ class AWMoERanker(Ranker):
     item_similarity : bool, default=True
         Whether the product of the candidate's embedding with those of the history is added to the logit; see
         :class:`~moeapps.recsys.RankingConfig`.
+    history_encoder : {"sasrec"}, optional
+        For DIN and AW-MoE: self-attention over the history before the candidate attends to it; see
+        :class:`~moeapps.recsys.RankingConfig`. By default there is none.
     contrastive_weight : float, default=0.0
         Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
@@ -55,7 +58,9 @@ class AWMoERanker(Ranker):
         a dropout of 0.2 unless it is given, or of SASRec: ``layers``, ``heads``, ``dropout``, ``max_len``.
     embedding_dim : int, default=16
         Width of a category's embedding.
-    schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate, weight_decay
+    schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate
+        As in :class:`MultiTaskRanker`, with the same defaults.
+    weight_decay, embedding_decay
         As in :class:`MultiTaskRanker`, with the same defaults.
     lr : float, default=3e-3
         Learning rate of the optimiser, above 0.
@@ -82,6 +87,7 @@ class AWMoERanker(Ranker):
         gate: Literal["softmax", "mean", "sum"] = "softmax",
         label_prior: bool = True,
         item_similarity: bool = True,
+        history_encoder: Literal["sasrec"] | None = None,
         contrastive_weight: float = 0.0,
         user: str | None = None,
         time: str | None = None,
@@ -98,6 +104,7 @@ class AWMoERanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 3e-3,
         weight_decay: float = 1e-5,
+        embedding_decay: float = 0.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
@@ -178,7 +185,7 @@ class AWMoERanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
-        super().__setstate__(state if "gate" in state else settings_of_0_1(state))
+        super().__setstate__({"history_encoder": None, **(state if "gate" in state else settings_of_0_1(state))})
 
     @classmethod
     def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:

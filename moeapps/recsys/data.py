@@ -205,6 +205,12 @@ class RankingData(L.LightningDataModule):
         counts = [np.bincount(codes[labels == label], minlength=self.encoder.table_sizes[place]) for label in (1, 0)]
         return counts[0].astype(float), counts[1].astype(float)
 
+    def counted_rows(self) -> list[tuple[Rows, Tensor | None]]:
+        """Rows whose codes are those of training, and how often each of them occurs: here all rows, once."""
+        assert self._train is not None
+        sparse, dense, _, *sequences = self._train.columns
+        return [(Rows(sparse, dense, tuple(sequences)), None)]
+
     def setup(self, stage: str | None = None) -> None:
         """Learn categories, numbers and targets and encode the rows, for training; other stages need a trained model.
 

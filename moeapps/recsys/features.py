@@ -62,12 +62,21 @@ class FeatureEmbedding(nn.Module):
 
     def sparse(self, rows: Rows) -> Tensor:
         """Embeddings ``(N, S, dim)`` of the sparse columns."""
-        return self._look_up(rows.sparse + self.starts[: self.num_sparse])
+        return self._look_up(self._sparse_codes(rows))
 
     def sequence(self, rows: Rows, index: int) -> tuple[Tensor, Tensor]:
         """Embeddings ``(N, L, dim)`` of a sequence, and the mask ``(N, L)`` of the entries that are no padding."""
-        codes = rows.sequences[index]
-        return self._look_up(codes + self.starts[self.sequence_tables[index]]), codes != PAD
+        return self._look_up(self._sequence_codes(rows, index)), rows.sequences[index] != PAD
+
+    def codes(self, rows: Rows) -> list[Tensor]:
+        """Rows of the table that encoded rows look up: ``(N, S)``, then ``(N, L)`` of each sequence."""
+        return [self._sparse_codes(rows), *(self._sequence_codes(rows, i) for i in range(len(self.sequence_tables)))]
+
+    def _sparse_codes(self, rows: Rows) -> Tensor:
+        return rows.sparse + self.starts[: self.num_sparse]
+
+    def _sequence_codes(self, rows: Rows, index: int) -> Tensor:
+        return rows.sequences[index] + self.starts[self.sequence_tables[index]]
 
     def _look_up(self, codes: Tensor) -> Tensor:
         """Embeddings of codes of any shape.

@@ -182,6 +182,16 @@ class ImplicitFeedback:
         start, stop = self._spans()[1:]
         return stop - start
 
+    def history_counts(self) -> NDArray[np.int64]:
+        """In how many events' histories each item is, ``(I,)``."""
+        entries, start, stop = self._spans()
+        change = np.zeros(len(entries) + 1, dtype=np.int64)
+        np.add.at(change, np.maximum(start, stop - self.max_history), 1)
+        np.add.at(change, stop, -1)
+        counts = np.zeros(len(self.items), dtype=np.int64)
+        np.add.at(counts, entries, np.cumsum(change)[:-1])
+        return counts
+
     def histories(self, rows: Codes | slice) -> NDArray[np.int32]:
         """Items ``(n, L)`` of the users' earlier events, newest last, -1 in front where there are fewer.
 

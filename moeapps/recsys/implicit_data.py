@@ -256,6 +256,22 @@ class ImplicitData(L.LightningDataModule):
             np.bincount(codes, weights=expected, minlength=size).astype(float),
         )
 
+    def counted_rows(self) -> list[tuple[Rows, Tensor]]:
+        """Rows whose codes are those of training, and how often each of them is expected in an epoch.
+
+        Users, items and, as rows that have nothing but one entry of a history, items again.
+        """
+        rows, items = self._sampled("train"), self.catalogue.rows
+        events, each = rows.feedback.events, rows.rows_each
+        users = np.bincount(events.user, minlength=len(rows.users)) * each
+        taken = np.bincount(events.item, minlength=len(items)) + rows.sampler.expected() * len(events) * rows.negatives
+        found = [(rows.users, torch.from_numpy(users)), (items, torch.from_numpy(taken))]
+        if self.catalogue.history is not None:
+            nothing = Rows(torch.zeros_like(items.sparse), items.dense, tuple(map(torch.zeros_like, items.sequences)))
+            entries = with_sequence(self.encoder, nothing, self.catalogue.history, rows.codes[: len(items), None])
+            found.append((entries, torch.from_numpy(rows.feedback.history_counts() * each)))
+        return found
+
     def setup(self, stage: str | None = None) -> None:
         """Read and split the events, and learn categories and numbers; other stages need a trained model.
 

@@ -6,7 +6,7 @@ instead of 2^y - 1 and averages over ties, their AUC per user is not weighted by
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -167,6 +167,11 @@ class ScenarioScores:
         ]
         rows = pd.Series({name: int(mask.sum()) for name, mask in masks.items()}, dtype=int)
         return cls(column, pd.DataFrame(areas, index=pd.Index(binary), columns=pd.Index(names)), rows)
+
+    def present(self) -> Self:
+        """Without the scenarios that have no row."""
+        rows = self.rows[self.rows > 0]
+        return replace(self, auc=self.auc[list(rows.index)], rows=rows)
 
     def metrics(self) -> dict[str, float]:
         """``<task>/<scenario>`` to its AUC."""

@@ -24,9 +24,10 @@ from moeapps.core.older import DEFAULTS_ENTRY
 from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.search import Distribution
 from moeapps.core.views import Views
-from moeapps.recsys.attention import contrastive_loss
+from moeapps.recsys.attention import HISTORY_ENCODERS, contrastive_loss
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
+from moeapps.recsys.embedding_decay import EmbeddingDecay, code_counts
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
 from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
@@ -89,6 +90,7 @@ class RankingModule(Configurable, DataDependentModule):
         self._scenario_scores: ScenarioScores | None = None
         surgery = config.gradient_surgery
         self._surgery = None if surgery is None else surgery_weighting(surgery)
+        self._decay: EmbeddingDecay | None = None
 
     def attach(
         self,
@@ -206,6 +208,8 @@ class RankingModule(Configurable, DataDependentModule):
         if config.unknown_rate > 0:
             hidden = torch.rand(rows.sparse.shape, device=rows.sparse.device) < config.unknown_rate
             rows = Rows(rows.sparse.masked_fill(hidden, UNKNOWN), rows.dense, rows.sequences)
+        if self._decay is not None:
+            self._decay.see(rows)
         if config.contrastive_weight > 0:
             assert isinstance(self.network, SequenceNetwork)
             outputs, gate, view = self.network.with_views(rows, config.mask_probability)
@@ -227,23 +231,43 @@ class RankingModule(Configurable, DataDependentModule):
         self.log_by_rows(values, rows, on_step=False, on_epoch=True)
 
     def on_fit_start(self) -> None:
-        """Refuse what gradient surgery cannot be computed in; keep what a step frees, since the next needs as much.
+        """Refuse what cannot be trained; keep what a step frees, since the next needs as much.
 
         Raises
         ------
         ConfigError
-            If gradients would need scaling.
+            If gradients of gradient surgery would need scaling, or ``embedding_decay`` has no data module to count in.
         """
         if self._surgery is not None and self.trainer.precision == "16-mixed":
             raise ConfigError(
                 "gradient_surgery compares gradients before they are scaled, which precision='16-mixed' loses: take "
                 "'bf16-mixed' or '32-true'"
             )
+        self._decay = None if self.config.embedding_decay == 0 else self._embedding_decay()
         if self.device.type == "cpu":
             keep_freed_memory(self.parameters())
 
+    def _embedding_decay(self) -> EmbeddingDecay:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "counted_rows"):
+            raise ConfigError("embedding_decay counts ids in the training rows: train with RankingData or ImplicitData")
+        embedding = self.network.embedding
+        counted = [code_counts(embedding, rows, weights) for rows, weights in data.counted_rows()]
+        counts = torch.stack(counted).sum(0)
+        hidden = counts[: int(embedding.starts[1])].sum() * self.config.unknown_rate  # every column is hidden as often
+        counts[embedding.starts + UNKNOWN] += hidden
+        return EmbeddingDecay(embedding, counts, self.config.embedding_decay)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """After the optimiser's step, shrink the embeddings of its rows."""
+        super().optimizer_step(epoch, batch_idx, *args, **kwargs)
+        if self._decay is not None:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            self._decay.shrink(optimizer.param_groups[0]["lr"])
+
     def on_fit_end(self) -> None:
         """Return to the system what was kept for the steps."""
+        self._decay = None
         if self.device.type == "cpu":
             return_freed_memory()
 
@@ -374,7 +398,7 @@ def _rows_dealt_out(loader: Any) -> int | None:
 
 def _check(config: RankingConfig) -> None:
     check_one_of("sparse_optimizer", config.sparse_optimizer, ("adagrad", "adam"))
-    at_least_zero = ("lr", "weight_decay", "contrastive_weight", "temperature")
+    at_least_zero = ("lr", "weight_decay", "embedding_decay", "contrastive_weight", "temperature")
     check_at_least_zero(**{name: getattr(config, name) for name in at_least_zero})
     for name in ("mask_probability", "unknown_rate"):
         if not 0 <= (value := getattr(config, name)) < 1:
@@ -390,5 +414,9 @@ def _check(config: RankingConfig) -> None:
     for name, off in (("task_weighting", "fixed"), ("gradient_surgery", None)):
         if config.model in SEQUENCE_MODELS and (value := getattr(config, name)) != off:
             raise ConfigError(f"{name}={value!r} is for several targets, got model={config.model!r}")
+    if config.history_encoder is not None:
+        check_one_of("history_encoder", config.history_encoder, HISTORY_ENCODERS)
+        if config.model not in ("din", "aw_moe"):
+            raise ConfigError(f"history_encoder is for model='din' and 'aw_moe', got model={config.model!r}")
     if config.contrastive_weight > 0 and config.model != "aw_moe":
         raise ConfigError(f"contrastive_weight is for the gate of model='aw_moe', got model={config.model!r}")

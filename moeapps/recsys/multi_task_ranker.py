@@ -11,12 +11,13 @@ from sklearn.utils.validation import check_is_fitted
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.tabledata.cells import category_text
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
-from moeapps.recsys.metrics import scenario_slices
-from moeapps.recsys.network import MULTI_TASK_MODELS
+from moeapps.recsys.metrics import SCENARIOS, ScenarioScores, scenario_slices
+from moeapps.recsys.network import MULTI_TASK_MODELS, scenario_column
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import TargetKind
@@ -67,6 +68,9 @@ class MultiTaskRanker(Ranker):
         Learning rate of the optimiser, above 0.
     weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
+    embedding_decay : float, default=0.0
+        Decay of the embeddings of a batch's ids, stronger the rarer an id is: one that no batch has twice shrinks by
+        about ``lr * embedding_decay`` of itself in an epoch (section 5.1 of DIN, Zhou et al., KDD 2018). 0 for none.
     batch_size : int, default=1024
         Rows per step.
     max_epochs : int, default=20
@@ -148,6 +152,7 @@ class MultiTaskRanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
+        embedding_decay: float = 0.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
@@ -241,6 +246,33 @@ class MultiTaskRanker(Ranker):
             known = {*(feature.name for feature in self.encoder_.schema.features), *self.targets_.names}
             frame = frame.drop(columns=[name] if name not in known else [])
         return super().evaluate(frame, group, {**by_scenario, **(slices or {})})
+
+    def scenario_values(self) -> list[Any]:
+        """The scenarios that logs and servers tell apart: the first 20 of the training; none of a hashed column."""
+        known = [] if self.scenario is None else self.encoder_.values.get(self.scenario, [])[:SCENARIOS]
+        return [value if isinstance(value, str | int | float) else category_text(value) for value in known]
+
+    def scenario_scores(self, frame: pd.DataFrame) -> ScenarioScores:
+        """AUC of each binary target in each of the scenarios that logs tell apart, of those that the rows have.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Rows with features and targets.
+
+        Raises
+        ------
+        ConfigError
+            If the ranker has no ``scenario``.
+        """
+        if self.scenario is None:
+            raise ConfigError("this ranker has no scenario=")
+        frame = as_frame(frame)
+        codes = self.encoder_.transform(frame).sparse[:, scenario_column(self.encoder_, self.scenario)].numpy()
+        labels = self.targets_.encode(frame)
+        return ScenarioScores.measure(
+            self._outputs(frame), labels, codes, self.targets_, self.encoder_, self.scenario
+        ).present()
 
     def diagnose(self, frame: pd.DataFrame) -> Diagnosis:
         """Measure collapse, degradation and underfitting of the experts on some rows.

@@ -1,7 +1,7 @@
 """Embeddings and a model together: encoded rows in, one output per task."""
 
-# Shapes: N rows, T tasks, S scenarios, E experts, L entries of a sequence, P width of the profile, dim width of an
-# embedding
+# Shapes: N rows, R histories of N / R neighbouring rows each, T tasks, S scenarios, E experts, L entries of a sequence,
+# P width of the profile, dim width of an embedding
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import is_named_id
-from moeapps.recsys.attention import DIN, AWMoE, distinct, drop_behaviour, root_sum
+from moeapps.recsys.attention import DIN, AWMoE, distinct, drop_behaviour, for_each, root_sum
 from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
@@ -99,6 +99,10 @@ class RankingConfig:
         Learning rate of the optimiser, above 0.
     weight_decay : float, default=1e-5
         Weight decay; embeddings, biases and norms have none.
+    embedding_decay : float, default=0.0
+        Decay of the embeddings of a batch's ids, which is stronger the rarer an id is (DIN's mini-batch aware
+        regularisation; :class:`~moeapps.recsys.embedding_decay.EmbeddingDecay`): an id that no batch has twice shrinks
+        by about ``lr * embedding_decay`` of itself in an epoch. 0 for none.
     contrastive_weight : float, default=0.0
         Weight of AW-MoE's contrastive loss on the gate (lambda in the paper); 0 for none.
     user : str, optional
@@ -118,6 +122,10 @@ class RankingConfig:
         Whether DIN, AW-MoE and SASRec add to the logit how similar the candidate is to the history: the sum of the
         products of its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It
         learns what the nearest items say. Not in the papers of the three.
+    history_encoder : {"sasrec"}, optional
+        For DIN and AW-MoE: self-attention over the history, whose output is added to the entries before the candidate
+        attends to them. ``options={"history_options": {"layers": 2}}`` sets its ``layers`` (1), ``heads`` (2, of which
+        ``embedding_dim`` must be a multiple), ``dropout`` (0.1) and ``max_len`` (200). By default there is none.
     scenario : str, optional
         Sparse column whose categories are scenarios (country, surface, age group): what ``"star"``, ``"pepnet"`` and
         ``groups="scenario"`` are built on. To the other models it is a feature like any other. Metrics are told per
@@ -144,6 +152,7 @@ class RankingConfig:
     unknown_rate: float = 0.02
     lr: float = 1e-3
     weight_decay: float = 1e-5
+    embedding_decay: float = 0.0
     contrastive_weight: float = 0.0
     user: str | None = None
     mask_probability: float = 0.2
@@ -151,6 +160,7 @@ class RankingConfig:
     gate: Literal["softmax", "mean", "sum"] = "softmax"
     label_prior: bool = True
     item_similarity: bool = True
+    history_encoder: Literal["sasrec"] | None = None
     scenario: str | None = None
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     gradient_surgery: Literal["pcgrad", "aligned_mtl"] | None = None
@@ -254,12 +264,11 @@ class SequenceNetwork(nn.Module):
     def user_vectors(self, rows: Rows) -> Tensor:
         """Vectors ``(N, dim + 2)`` of users, of which only the history and the prior's columns of users are read."""
         assert isinstance(self.model, SASRec)
-        first, run = distinct(rows.sequences[self.sequence])
-        behaviour, present = self.embedding.sequence(rows.at(first), self.sequence)
+        behaviour, present = self._histories(rows)
         own = self.model.user_vectors(behaviour, present)
         if self.similarity:
             own = own + root_sum(behaviour, present)
-        own = own.index_select(0, run)
+        own = for_each(own, rows.sparse.shape[0])
         bias = own.new_zeros(len(own)) if self.prior is None else self.prior.of_users(rows, self.target)
         return torch.cat([own, torch.ones_like(bias)[:, None], bias[:, None]], dim=1)
 
@@ -270,11 +279,15 @@ class SequenceNetwork(nn.Module):
         return torch.cat([own, bias[:, None], torch.ones_like(bias)[:, None]], dim=1)
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Behaviour ``(N, L, dim)``, candidate ``(N, dim)``, mask of the behaviour ``(N, L)``, profile ``(N, P)``."""
-        behaviour, present = self.embedding.sequence(rows, self.sequence)
+        """Behaviour ``(R, L, dim)``, candidate ``(N, dim)``, mask of the behaviour ``(R, L)``, profile ``(N, P)``."""
+        behaviour, present = self._histories(rows)
         sparse = self.embedding.sparse(rows)  # (N, S, dim)
         profile = torch.cat([sparse.flatten(1), rows.dense.to(sparse.dtype)], dim=1)
         return behaviour, sparse[:, self.target], present, profile
+
+    def _histories(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Entries ``(R, L, dim)`` and mask ``(R, L)`` of R histories of N / R neighbouring rows each."""
+        return self.embedding.sequence(rows.at(distinct(rows.sequences[self.sequence])), self.sequence)
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
@@ -286,14 +299,14 @@ class SequenceNetwork(nn.Module):
     def _with_counting(self, logits: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor], rows: Rows) -> Tensor:
         if self.similarity:
             behaviour, target, present, _ = parts
-            logits = logits + (root_sum(behaviour, present) * target).sum(-1)
+            logits = logits + (for_each(root_sum(behaviour, present), target.shape[0]) * target).sum(-1)
         return (logits if self.prior is None else logits + self.prior(rows))[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the whole and of the masked behaviour; AW-MoE only."""
         assert isinstance(self.model, AWMoE)
         parts = behaviour, target, present, profile = self.parts(rows)
-        masks = [present, drop_behaviour(present, mask_probability)]
+        masks = [present, drop_behaviour(for_each(present, target.shape[0]), mask_probability)]
         logits, (gate, view) = self.model.with_gates(behaviour, target, masks, profile)
         return self._with_counting(logits, parts, rows), gate, view
 
@@ -418,7 +431,7 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
     profile = embedding.out_dim - embedding.dim * len(embedding.sequence_tables)
     options = dict(config.options or {})
     if config.model != "sasrec":
-        options = {"dropout": DROPOUT, **options}
+        options = {"dropout": DROPOUT, "history_encoder": config.history_encoder, **options}
     if config.model == "aw_moe" and "softmax" not in options:
         options = {"gate": config.gate, **options}
     model = _make(SEQUENCE_MODELS, config.model, options, embedding.dim, profile)

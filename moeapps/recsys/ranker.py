@@ -349,9 +349,9 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         return items.iloc[best].assign(score=score[best])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle; in 0.1 some arguments did not exist."""
+        """Restore a pickle of a version in which some arguments did not exist."""
         added = {"column_types": None, "missing_values": "auto", "ignore_columns": None, "sparse_optimizer": "adagrad"}
-        super().__setstate__({**added, **state})
+        super().__setstate__({**added, "embedding_decay": 0.0, **state})
 
     def _savable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments, the schema as JSON values."""

@@ -70,7 +70,7 @@ def make_app(
     counters = Metrics(server)
     server.observe = counters.observe
     _add_errors(app, description)
-    _add_operations(app, server, description, token)
+    _add_operations(app, server, description, counters, token)
     _add_health(app, server)
     _add_pages(app, server, counters)
     counters.routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
@@ -80,7 +80,9 @@ def make_app(
     return app
 
 
-def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, Any], token: str | None) -> None:
+def _add_operations(
+    app: FastAPI, server: ModelServer, description: dict[str, Any], counters: Metrics, token: str | None
+) -> None:
     if description["kind"] == "generator":
         _add_sample(app, server, description)
     else:
@@ -99,6 +101,8 @@ def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, An
             else:
                 content.pop("ids", None)
                 predictions = await server.submit("predict", content, rows_of(content), _size(request))
+            if (scenario := server.description.get("scenario")) is not None:  # of the model as it is now
+                counters.count_scenarios(scenario, content["rows"])
             return Json({"predictions": add_kept(predictions, kept)})
 
     if "recommends" in description:

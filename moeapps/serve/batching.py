@@ -104,6 +104,11 @@ class ModelServer:
         return self._supervisor.source
 
     @property
+    def description(self) -> dict[str, Any]:
+        """The description of the model that is served."""
+        return self._supervisor.description
+
+    @property
     def why_not_ready(self) -> str | None:
         """Why requests are not answered now; None if they are."""
         if self._draining:

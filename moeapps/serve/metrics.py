@@ -1,10 +1,12 @@
 """What ``/metrics`` shows, for Prometheus."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from moeapps.core.exposition import expose, expose_learning
+from moeapps.core.tabledata.vocabulary import Vocabulary
 from moeapps.serve.batching import ModelServer
 
 __all__ = ["Metrics"]
@@ -31,6 +33,9 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         )  # fmt: skip
         self.batches = Histogram("moeapps_batch_seconds", "Time the model took", registry=self.registry)
+        self.scenarios = Counter(
+            "moeapps_scenario_rows", "Rows predicted, by scenario", ["column", "scenario"], registry=self.registry
+        )
         expose_learning(self.registry, lambda: server.learning)
         for name, about, value in (
             ("waiting", "Requests in the queue", lambda: server.waiting),
@@ -43,6 +48,23 @@ class Metrics:
     def observe(self, name: str, value: float) -> None:
         """Count a batch."""
         (self.rows if name == "batch_rows" else self.batches).observe(value)
+
+    def count_scenarios(self, scenario: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count predicted rows by scenario.
+
+        Parameters
+        ----------
+        scenario : mapping
+            The ``column``, and the ``values`` that are labels. All others are counted as "other", as are missing ones,
+            or clients could make the page grow.
+        rows : iterable of mappings
+            The rows.
+        """
+        column, vocabulary = scenario["column"], Vocabulary(scenario["values"])
+        for row in rows:
+            code = -1 if (value := row.get(column)) is None else vocabulary.code(value)
+            name = str(vocabulary.values[code]) if code >= 0 else "other"
+            self.scenarios.labels(column, name).inc()
 
     def count(self, path: str, status: int, seconds: float) -> None:
         """Count a request."""

@@ -74,9 +74,12 @@ class TableService(Service):
         return isinstance(model, TableModel)
 
     def describe(self) -> dict[str, Any]:
-        """Columns with their kinds, or the number of columns where they have no names; and those not used."""
+        """Columns with their kinds, or the number of columns where they have no names; those not used; scenarios."""
         unused = list(self.model.unused_columns()) if hasattr(self.model, "unused_columns") else []
-        return {**super().describe(), "columns": self.columns, "width": self.width, "unused": unused}
+        described = {**super().describe(), "columns": self.columns, "width": self.width, "unused": unused}
+        if getattr(self.model, "scenario", None) is not None and hasattr(self.model, "scenario_values"):
+            described["scenario"] = {"column": self.model.scenario, "values": self.model.scenario_values()}
+        return described
 
     def predict(self, requests: list[Request]) -> list[Any]:
         """All rows at once; where that fails, request by request, so that the others are answered."""

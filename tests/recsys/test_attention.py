@@ -1,12 +1,14 @@
 """Models of a user's behaviour: what their attention equals, what gates do, what a score is made of."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from moeapps.core.errors import ConfigError
-from moeapps.recsys import AWMoE, SASRec
+from moeapps.recsys import DIN, AWMoE, SASRec
 from moeapps.recsys.attention import distinct
-from moeapps.recsys.sasrec import HistoryEncoder, SelfAttention
+from moeapps.recsys.self_attention import HistoryEncoder, SelfAttention
 
 
 @pytest.fixture
@@ -33,7 +35,13 @@ def test_an_impossible_gate_is_named():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: AWMoE(4, 7, gate="softmax"), lambda: AWMoE(4, 7, gate="mean"), lambda: SASRec(4, 7)]
+    "make",
+    [
+        lambda: AWMoE(4, 7, gate="softmax"),
+        lambda: AWMoE(4, 7, gate="mean"),
+        lambda: SASRec(4, 7),
+        lambda: DIN(4, 7, history_encoder="sasrec"),
+    ],
 )
 def test_padded_entries_change_nothing(make, rows):
     behaviour, target, present, profile = rows
@@ -79,7 +87,50 @@ def test_a_layer_of_self_attention_equals_torchs():
     torch.testing.assert_close(ours(x, present, 1), ours(x, present, 3)[:, -1:])
 
 
-def test_runs_of_equal_histories_are_found():
-    first, run = distinct(torch.tensor([[0, 1], [0, 1], [2, 1], [0, 1], [0, 1]]))
-    assert first.tolist() == [0, 2, 3]
-    assert run.tolist() == [0, 0, 1, 2, 2]
+@pytest.mark.parametrize(
+    ("lengths", "each"), [((5, 5, 10), 5), ((4, 6), 2), ((1, 1), 1), ((3,), 3), ((1,), 1), ((), 1)]
+)
+def test_equal_histories_of_neighbouring_rows_are_found(lengths, each):
+    codes = torch.tensor([[n, 1] for n, length in enumerate(lengths) for _ in range(length)]).reshape(-1, 2)
+    assert distinct(codes).tolist() == list(range(0, sum(lengths), each))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [DIN, AWMoE, SASRec, partial(DIN, history_encoder="sasrec"), partial(AWMoE, history_encoder="sasrec")],
+)
+def test_a_history_given_once_for_its_rows_scores_as_one_for_each_row(make, rows):
+    behaviour, target, present, profile = rows
+    model = make(4, 7).eval()
+    expected = model(behaviour[1::2].repeat_interleave(2, 0), target, present[1::2].repeat_interleave(2, 0), profile)
+    torch.testing.assert_close(model(behaviour[1::2], target, present[1::2], profile), expected)
+
+
+@pytest.mark.parametrize("make", [DIN, AWMoE])
+def test_an_encoder_tells_the_order_of_a_history_which_its_model_alone_does_not(make, rows):
+    behaviour, target, present, profile = rows
+    for encoder, order_counts in ((None, False), ("sasrec", True)):
+        model = make(4, 7, history_encoder=encoder).eval()
+        forwards = model(behaviour, target, present, profile)
+        backwards = model(behaviour.flip(1), target, present.flip(1), profile)
+        assert bool((forwards - backwards)[-1].abs() > 1e-5) == order_counts
+
+
+def test_an_encoder_does_not_show_a_view_what_its_mask_leaves_out(rows):
+    behaviour, target, present, profile = rows
+    model, view = AWMoE(4, 7, history_encoder="sasrec").eval(), present.clone()
+    view[:, -1] = False
+    other = behaviour.clone()
+    other[:, -1] += 1.0
+    views = [model.with_gates(entries, target, [present, view], profile)[1][1] for entries in (behaviour, other)]
+    torch.testing.assert_close(*views)
+    torch.testing.assert_close(views[0][1], model.bias)  # the only entry is left out
+
+
+def test_options_of_an_encoder_are_refused_by_name():
+    with pytest.raises(ConfigError, match="history_encoder must be one of sasrec, got 'gru'"):
+        DIN(4, 7, history_encoder="gru")
+    with pytest.raises(ConfigError, match=r"history_options: .*unexpected keyword argument 'depth'"):
+        DIN(4, 7, history_encoder="sasrec", history_options={"depth": 2})
+    with pytest.raises(ConfigError, match="history_options are of the history_encoder"):
+        AWMoE(4, 7, history_options={"layers": 2})

@@ -1,12 +1,21 @@
 """Rankers of a user with a history: what their prior counts, what selects the epoch, what 0.1's checkpoints become."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import moeapps
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.recsys import AWMoERanker, RankingData, RankingModule, SequenceFeature, implicit_feedback
+from moeapps.core.errors import ConfigError
+from moeapps.recsys import (
+    AWMoERanker,
+    RankingData,
+    RankingModule,
+    SequenceFeature,
+    export_ranker,
+    implicit_feedback,
+)
 from moeapps.recsys.encoder import FIRST, UNKNOWN, Rows
 from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.prior import LabelPrior
@@ -44,7 +53,7 @@ def test_labels_are_counted_in_the_training_rows_only():
     data = attached(model="din")[1]
     positive, negative = data.label_counts("item_id")
     assert positive.sum() + negative.sum() == 320  # of 400 rows, 80 validate
-    codes, labels = data._train.columns[0][:, 1].numpy(), data._train.columns[2][:, 0].numpy()
+    codes, labels = data._train.columns[0][:, 1].numpy(), data._train.columns[2][:, 0].detach().numpy()
     for code in range(len(positive)):
         assert positive[code] == ((codes == code) & (labels == 1)).sum()
         assert negative[code] == ((codes == code) & (labels == 0)).sum()
@@ -111,6 +120,37 @@ def test_a_history_that_several_rows_have_gives_each_the_score_that_it_has_alone
     with torch.no_grad():
         alone = torch.cat([network(rows.at(slice(n, n + 1))) for n in range(6)])
         torch.testing.assert_close(network(rows), alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def encoding_ranker():
+    options = {"history_options": {"layers": 2, "heads": 1}}
+    return AWMoERanker("din", history_encoder="sasrec", options=options, **SMALL).fit(taste(300), "liked")
+
+
+def test_a_ranker_with_an_encoder_is_saved_and_exported_with_it(encoding_ranker, tmp_path):
+    assert len(encoding_ranker.model_.model.encoder.layers) == 2
+    encoding_ranker.save(tmp_path / "ranker.safetensors")
+    again, expected = moeapps.load(tmp_path / "ranker.safetensors"), encoding_ranker.predict_proba(taste(20))
+    pd.testing.assert_frame_equal(again.predict_proba(taste(20)), expected)
+    program = torch.export.load(export_ranker(again, tmp_path, "torch")).module()
+    rows = again.encoder_.transform(taste(20))
+    found = program(rows.sparse, rows.dense, *rows.sequences)[:, 0].detach().numpy()
+    np.testing.assert_allclose(found, expected["liked"], atol=1e-5)
+
+
+def test_a_pickled_ranker_of_before_encoders_has_none(encoding_ranker):
+    state = encoding_ranker.__getstate__()
+    older = AWMoERanker.__new__(AWMoERanker)
+    older.__setstate__({name: value for name, value in state.items() if name != "history_encoder"})
+    assert older.get_params()["history_encoder"] is None
+
+
+def test_an_encoder_is_refused_where_there_is_nothing_to_encode_for():
+    with pytest.raises(ConfigError, match="history_encoder is for model='din' and 'aw_moe', got model='sasrec'"):
+        RankingModule(model="sasrec", history_encoder="sasrec")
+    with pytest.raises(ConfigError, match="heads=2 must divide the width of an embedding, 5"):
+        AWMoERanker(history_encoder="sasrec", **{**SMALL, "embedding_dim": 5}).fit(taste(60), "liked")
 
 
 @pytest.fixture

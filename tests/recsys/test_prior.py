@@ -10,7 +10,7 @@ from moeapps.core import saved_file
 from moeapps.core.errors import DataError
 from moeapps.core.module import DEFAULTS_ENTRY
 from moeapps.recsys import AWMoE, AWMoERanker, RankingData, RankingModule, add_history, gauc, implicit_feedback
-from moeapps.recsys.attention import ActivationUnit, activate, root_sum
+from moeapps.recsys.attention import ActivationUnit, for_each, root_sum
 from moeapps.recsys.prior import SMOOTHING, LabelPrior
 
 COLUMNS = ["user_id", "item_id", "item_id_history", "liked"]
@@ -76,13 +76,14 @@ def test_a_normalised_gate_does_not_grow_with_the_history(gate):
         torch.testing.assert_close(once.sum(-1), torch.ones(2))
 
 
-def test_units_computed_together_say_what_each_says_of_the_four_inputs_side_by_side():
-    units = [ActivationUnit(6), ActivationUnit(6, (5, 3), 4), ActivationUnit(6, (8,))]
-    behaviour, target = torch.randn(7, 9, 6), torch.randn(7, 6)
+@pytest.mark.parametrize("length", [2, 9])  # fewer and more entries than the width, which are computed otherwise
+@pytest.mark.parametrize("unit", [ActivationUnit(6), ActivationUnit(6, (5, 3), 4)])
+def test_a_unit_is_its_mlp_on_the_four_inputs_side_by_side(unit, length):
+    behaviour, target = torch.randn(7, length, 6), torch.randn(7, 6)
     wide = target[:, None].expand_as(behaviour)
     joint = torch.cat([behaviour, wide, behaviour - wide, behaviour * wide], dim=-1).flatten(0, 1)
-    for unit, found in zip(units, activate(units, behaviour, target), strict=True):
-        torch.testing.assert_close(found, unit.mlp(joint)[:, 0].unflatten(0, (7, 9)), atol=1e-6, rtol=1e-5)
+    expected = unit.mlp(joint)[:, 0].unflatten(0, (7, length))
+    torch.testing.assert_close(unit(behaviour, target), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_products_of_sasrecs_vectors_are_its_logits():
@@ -152,7 +153,8 @@ def test_the_similarity_can_be_left_out():
         behaviour, target, present, _ = ranker.model_.parts(rows)
         ranker.model_.similarity = False
         rest = ranker.model_(rows)[:, 0]
-    torch.testing.assert_close(whole - rest, (root_sum(behaviour, present) * target).sum(1), atol=1e-5, rtol=1e-4)
+    expected = (for_each(root_sum(behaviour, present), len(target)) * target).sum(1)
+    torch.testing.assert_close(whole - rest, expected, atol=1e-5, rtol=1e-4)
     assert not AWMoERanker("din", item_similarity=False, **arguments).fit(frame, "liked").model_.similarity
 
 

@@ -42,6 +42,18 @@ def test_every_target_of_a_ranker_is_scored_and_its_gates_are_shown(ranker):
     assert judge(ranker, clicks(50), target="spend").first.name == "spend"
 
 
+def test_a_ranker_with_scenarios_has_its_auc_in_each_of_them():
+    model = MultiTaskRanker("mmoe", scenario="city", max_epochs=1, random_state=0).fit(clicks(300), ["click"])
+    rows = clicks(120).assign(city="Ulm")
+    text = shown(render_model(model, rows, seconds=1))
+    assert "AUC by task and city" in text
+    assert "Ulm (120 rows)" in text
+    assert "Bonn (0 rows)" not in text
+    assert float(model.scenario_scores(rows).auc.loc["click", "Ulm"]) == pytest.approx(
+        float(model.evaluate(rows).query("slice == 'all'")["auc"].iloc[0])
+    )
+
+
 def test_numbers_of_a_ranker_are_compared_in_their_own_unit(ranker):
     frame = clicks(50)
     spend = judge(ranker, frame, target="spend").first

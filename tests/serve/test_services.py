@@ -18,7 +18,7 @@ from moeapps.serve.services import open_service
 from moeapps.stream import StreamCheckpoint
 from moeapps.vision import WideNetClassifier
 
-from .conftest import ROW, LocalWorker, people
+from .conftest import ROW, LocalWorker, local, people
 
 
 def offline(model, path):
@@ -53,6 +53,27 @@ def test_rankers_answer_with_a_column_per_target(tmp_path):
     asked = frame.drop(columns=["click", "stay"])[:3]
     (found,) = service.predict([{"rows": asked.to_dict("records")}])
     np.testing.assert_allclose(pd.DataFrame(found), model.predict_proba(asked), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def scenario_file(tmp_path_factory):
+    """A ranker of people by city, saved."""
+    frame = people(300).assign(click=lambda f: (f["visits"] > 2).astype(int))
+    path = tmp_path_factory.mktemp("scenario") / "r.safetensors"
+    MultiTaskRanker("mmoe", scenario="city", max_epochs=1, random_state=0).fit(frame, ["click"]).save(path)
+    return str(path)
+
+
+def test_metrics_count_the_rows_of_each_scenario_and_what_is_unseen_or_missing_as_other(scenario_file):
+    with local(scenario_file) as client:
+        cities = client.get("/info").json()["scenario"]["values"]
+        rows = [{**ROW, "city": city} for city in (cities[0], cities[0], cities[1], "nowhere", None)]
+        assert client.post("/predict", json={"rows": rows}).status_code == 200
+        client.post("/predict", json={"rows": [{**ROW, "city": cities[1], "visits": "many"}]})  # refused: not counted
+        text = client.get("/metrics").text
+    for name, number in ((cities[0], 2), (cities[1], 1), ("other", 2)):
+        assert f'moeapps_scenario_rows_total{{column="city",scenario="{name}"}} {number}.0' in text
+    assert "nowhere" not in text
 
 
 def test_images_come_as_files_and_what_is_none_is_named(tmp_path):
