@@ -84,9 +84,7 @@ class TableInput(LightningEstimator):
 
     def _fitted_table(self) -> NodeTable:
         if self.node_table_ is None:
-            raise DataError(
-                f"this {type(self).__name__} was not fitted on tables: fit(nodes, edges=..., id=...)"
-            )
+            raise DataError(f"this {type(self).__name__} was not fitted on tables: fit(nodes, edges=..., id=...)")
         return self.node_table_
 
     def check(self, X: Any, edges: Any = None) -> DataCheck:

@@ -125,7 +125,7 @@ def test_what_cannot_be_served_is_refused_at_once(table, tmp_path, monkeypatch):
 
 
 def test_features_that_a_stream_has_not_learned_are_named_and_a_row_of_nothing_else_is_refused():
-    service = services.StreamService(DriftMoEClassifier(seed=0))
+    service = services.StreamService(DriftMoEClassifier(n_experts=2, experts=None, seed=0))
     service.learn([{"rows": [{"x": {"temperature": 3.0, "city": "Ulm"}, "y": True}]}])
     rows = [{"temperature": 1.0, "citty": "Ulm"}, {"temperature": 1.0, "city": "Bonn"}, {}]
     answers = service.predict([{"rows": rows}, {"rows": [rows[0], {"temprature": 1.0}]}])
