@@ -83,7 +83,9 @@ TABLE: dict[str, Any] = {
 CASES = {
     "moeapps.tables.TableModule": Case(
         lambda: TableModule(**TABLE, router="shared"),
-        lambda rows: TableData(table(), "class", drop=["bought", "liked"], batch_size=rows, validation_fraction=0.2),
+        lambda rows: TableData(
+            table(), "class", ignore_columns=["bought", "liked"], batch_size=rows, validation_fraction=0.2
+        ),
     ),
     "moeapps.graph.MowstModule": Case(
         lambda: MowstModule("mowst_star", "gcn", patience=2, **PLAIN),
@@ -103,7 +105,7 @@ CASES = {
     "moeapps.tables.MixtureModule": Case(
         lambda: MixtureModule({"line": LogisticRegression(), "tree": DecisionTreeClassifier(max_depth=3)}, cv=3),
         lambda rows: TableData(
-            table(), "class", drop=["b", "bought", "liked"], batch_size=rows, validation_fraction=0.2
+            table(), "class", ignore_columns=["b", "bought", "liked"], batch_size=rows, validation_fraction=0.2
         ),
     ),
     "moeapps.recsys.RankingModule": Case(

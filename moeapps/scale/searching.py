@@ -172,7 +172,7 @@ def _with_optuna(
 ) -> pd.DataFrame:  # fmt: skip
     with needs("engine optuna", "optuna"):
         import optuna
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails is told below, without a traceback
     study = optuna.create_study(
         study_name=Path(task.folder).name,
         storage=storage,

@@ -84,8 +84,8 @@ def train(arguments: Sequence[str], settings: Mapping[str, Any], folder: Path, m
 
 
 def options_of(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as options of the command line."""
-    return [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+    """Settings as options of the command line; a text stands as it is: in quotes it would be none of its choices."""
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
 def read_config(arguments: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

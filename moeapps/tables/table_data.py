@@ -125,7 +125,7 @@ class TableData(L.LightningDataModule):
         "auto" takes numbers as classes if they are whole and at most 20 different ones.
     weight : str, optional
         Column with the weights of rows.
-    drop : list of str, default=()
+    ignore_columns : str or list of str, default=()
         Columns that are not used. Ids are not used either (a different value in nearly every row), with a warning,
         unless ``column_types`` says what they are.
     column_types : dict, optional
@@ -173,7 +173,7 @@ class TableData(L.LightningDataModule):
         predict: Any = None,
         task: Literal["auto", "classification", "regression"] = "auto",
         weight: str | None = None,
-        drop: Sequence[str] = (),
+        ignore_columns: str | Sequence[str] = (),
         column_types: dict[str, ColumnKind] | None = None,
         missing_values: Literal["auto"] | list[str] = "auto",
         keep: Sequence[str] = (),
@@ -197,7 +197,8 @@ class TableData(L.LightningDataModule):
             target = target or PUBLIC_TABLES[name][1]
         self.name, self.target, self.weight = name, target, weight
         self.parts: dict[str, Any] = {"train": file, "val": val, "test": test, "predict": predict}
-        self.given_task, self.drop, self.keep = task, list(drop), list(keep)
+        self.given_task, self.keep = task, list(keep)
+        self.ignore_columns = [ignore_columns] if isinstance(ignore_columns, str) else list(ignore_columns)
         self.column_types, self.missing_values = check_column_types(column_types), missing_values
         self.missing = missing_texts(missing_values)
         self.batch_size, self.validation_fraction, self.seed = batch_size, validation_fraction, seed
@@ -267,8 +268,9 @@ class TableData(L.LightningDataModule):
             raise ConfigError("file is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         source = TableSource(table, missing=self.missing)
         source.require([self.target], "target")
-        source.require([name for name in (self.weight, *self.drop) if name is not None], "weight and drop")
-        left_out = {self.target, self.weight, *self.drop}
+        others = [name for name in (self.weight, *self.ignore_columns) if name is not None]
+        source.require(others, "weight and ignore_columns")
+        left_out = {self.target, self.weight, *self.ignore_columns}
         names = [name for name in source.columns if name not in left_out]
         if not names:
             raise DataError(f"{source.name} has no column to learn from besides {self.target!r}")

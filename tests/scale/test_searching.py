@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from moeapps import registry
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.search import Choice, Float
 from moeapps.core.yaml_files import read_yaml
 from moeapps.scale import search
+from moeapps.scale.trials import read_config
 from tests.scale.helpers import kill_one, once_there_is
 
 pytest.importorskip("optuna")
@@ -63,6 +65,20 @@ def test_settings_that_cannot_be_trained_are_told_where_none_can(here):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", [entry.path for entry in registry.entries("model") if entry.path.endswith("Module")])
+def test_every_choice_of_a_modules_space_is_read_as_it_is(path):
+    choices = {
+        f"model.{name}": found.values
+        for name, found in registry.resolve(path).search_space().items()
+        if isinstance(found, Choice)
+    }
+    for turn in range(max(map(len, choices.values()), default=0)):
+        settings = {name: values[turn % len(values)] for name, values in choices.items()}
+        _, config = read_config(["--model", path], settings)
+        read = config["model"]["init_args"]
+        assert {name: read[name.removeprefix("model.")] for name in settings} == settings
+
+
 def test_the_command_searches_what_the_module_publishes(here, capsys):
     assert main(["search", "--config", "x.yaml", "--trials", "2", "--seed", "0"]) == 0
     assert "next: moeapps fit --config moeapps-search/best.yaml" in capsys.readouterr().out

@@ -36,7 +36,7 @@ def trainer(folder, epochs, **options):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    data = TableData(PEOPLE, "pay", drop=["wage"], batch_size=64)
+    data = TableData(PEOPLE, "pay", ignore_columns=["wage"], batch_size=64)
     module = MixtureModule(EXPERTS, gate="linear", cv=3, lr=0.05)
     run = trainer(folder, 5)
     run.fit(module, datamodule=data)
@@ -61,11 +61,13 @@ def test_a_training_goes_on_as_if_it_had_not_been_stopped(trained, tmp_path):
     begun.fit_loop.max_epochs = 5
     stop = StopAfter(2)
     begun.callbacks.append(stop)
-    begun.fit(first, datamodule=TableData(PEOPLE, "pay", drop=["wage"], batch_size=64))
+    begun.fit(first, datamodule=TableData(PEOPLE, "pay", ignore_columns=["wage"], batch_size=64))
     begun.save_checkpoint(tmp_path / "half.ckpt")
     second = MixtureModule({**EXPERTS}, gate="linear", cv=3, lr=0.05)
     trainer(tmp_path, 5).fit(
-        second, datamodule=TableData(PEOPLE, "pay", drop=["wage"], batch_size=64), ckpt_path=tmp_path / "half.ckpt",
+        second,
+        datamodule=TableData(PEOPLE, "pay", ignore_columns=["wage"], batch_size=64),
+        ckpt_path=tmp_path / "half.ckpt",
         weights_only=True,
     )  # fmt: skip
     for name, value in module.network.state_dict().items():
@@ -99,7 +101,7 @@ def test_the_estimator_of_a_checkpoint_predicts_as_the_module_and_is_saved(train
 
 def test_regression_is_trained_too(tmp_path, monkeypatch):
     monkeypatch.setattr("moeapps.tables.table_data.EVALUATION_ROWS", 8)
-    data = TableData(PEOPLE, "wage", drop=["pay"], batch_size=16)
+    data = TableData(PEOPLE, "wage", ignore_columns=["pay"], batch_size=16)
     module = MixtureModule(
         [Ridge(), HistGradientBoostingRegressor(max_iter=20)], gate="mlp", hidden_dim=4, cv=2, top_k=1
     )
@@ -115,12 +117,12 @@ def test_regression_is_trained_too(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_other_data_or_without_experts_is_refused(trained, tmp_path):
     _, _, path, _ = trained
-    other = TableData(PEOPLE.rename(columns={"age": "years"}), "pay", drop=["wage"], batch_size=64)
+    other = TableData(PEOPLE.rename(columns={"age": "years"}), "pay", ignore_columns=["wage"], batch_size=64)
     with pytest.raises(FileFormatError, match="its columns differ"):
         trainer(tmp_path, 6).fit(
             MixtureModule(EXPERTS, gate="linear", cv=3), datamodule=other, ckpt_path=path, weights_only=True
         )
-    fewer = TableData(PEOPLE[:200], "pay", drop=["wage"], batch_size=64)
+    fewer = TableData(PEOPLE[:200], "pay", ignore_columns=["wage"], batch_size=64)
     with pytest.raises(FileFormatError, match="differ|270 training rows, but there are 180"):
         trainer(tmp_path, 6).fit(
             MixtureModule(EXPERTS, gate="linear", cv=3), datamodule=fewer, ckpt_path=path, weights_only=True
@@ -151,7 +153,7 @@ model:
       boosting: {class_path: sklearn.ensemble.HistGradientBoostingClassifier, init_args: {max_iter: 5}}
 data:
   class_path: moeapps.tables.TableData
-  init_args: {file: people.csv, target: pay, drop: [wage], batch_size: 64}
+  init_args: {file: people.csv, target: pay, ignore_columns: [wage], batch_size: 64}
 trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
 """
 
@@ -226,7 +228,7 @@ def test_a_table_that_cannot_be_learned_from_is_refused(arguments, message):
 
 
 def test_a_column_of_lists_is_refused_before_experts_are_fitted(tmp_path):
-    data = TableData(PEOPLE.assign(tags=[["a"]] * len(PEOPLE)), "pay", drop=["wage"])
+    data = TableData(PEOPLE.assign(tags=[["a"]] * len(PEOPLE)), "pay", ignore_columns=["wage"])
     with pytest.raises(DataError, match="tags"):
         trainer(tmp_path, 1).fit(MixtureModule(EXPERTS, cv=3), datamodule=data)
 
