@@ -16,6 +16,7 @@ from moeapps.core.arguments import NamedArguments
 from moeapps.core.errors import ConfigError
 from moeapps.core.search import Distribution
 from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.stream.row_encoding import OnBad
 from moeapps.stream.search_space import STREAM_SEARCH
 from moeapps.stream.values import savable
 
@@ -38,7 +39,7 @@ class SklearnFace(NamedArguments, BaseEstimator):
     _names: list[str] | None
     _width: int | None
     _order: list[Hashable] | None
-    on_bad: str
+    on_bad: OnBad
 
     def fit(self, X: Any, y: Any, **unsupported: Any) -> Self:
         """Learn the rows once, in their order, from a fresh start.
