@@ -210,12 +210,12 @@ def require_columns(names: Iterable[str], present: Iterable[str], table: str, be
     DataError
         Naming up to ten columns that are missing.
     """
-    there = set(present)
-    missing = [name for name in dict.fromkeys(names) if name not in there]
+    there, wanted = set(present), list(dict.fromkeys(names))
+    missing = [name for name in wanted if name not in there]
     if missing:
         plural = "s" if len(missing) > 1 else ""
         reason = f", which {because} names" if because else ""
-        others = [name for name in map(str, there) if name not in missing]
+        others = [name for name in map(str, there) if name not in wanted]
         guess = did_you_mean(missing[0], others) if len(missing) == 1 else ""
         raise DataError(f"{table} lacks the column{plural} {listed(missing)}{reason}{guess}")
 

@@ -11,6 +11,7 @@ import pytest
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.tabledata.files import TableFile
 from moeapps.core.tabledata.numbers import list_column
+from moeapps.core.tabledata.source import require_columns
 from moeapps.core.tabledata.writer import TableWriter
 
 
@@ -224,3 +225,10 @@ def test_whole_numbers_of_any_length_survive_ndjson_and_parquet_with_missing_one
     found = read(tmp_path / "a.parquet")
     assert found["u"].tolist() == [2**64 - 1, pd.NA]
     assert list_column(found["l"], frozenset(), "l") == [[2**60 + 1, None], None]
+
+
+def test_a_missing_column_is_never_guessed_to_be_one_that_is_needed_itself():
+    with pytest.raises(DataError, match="^rows lacks the column 'age'$"):
+        require_columns(["age", "tag"], ["tag", "zip"], "rows")
+    with pytest.raises(DataError, match=r"lacks the column 'age'; did you mean 'aeg'\?"):
+        require_columns(["age", "tag"], ["tag", "aeg"], "rows")
