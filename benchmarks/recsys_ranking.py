@@ -343,12 +343,12 @@ class Jobs:
             self.save(model, seed, {"seconds": seconds, **as_cells(table)})
 
 
-def markdown(models: dict[str, dict[str, Any]]) -> list[str]:
+def markdown(models: dict[str, dict[str, Any]], kind: str = "model") -> list[str]:
     """The table of a set, as lines."""
     metrics = list(next(iter(next(iter(models.values())).values()))["all"])
     names = {"auc": "AUC", "gauc": "per-user AUC", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
     titles = [names[metric] + note for note in ("", ", short") for metric in metrics]
-    lines = [f"| model | {' | '.join(titles)} | s | seeds |", f"|{' --- |' * (len(titles) + 3)}"]
+    lines = [f"| {kind} | {' | '.join(titles)} | s | seeds |", f"|{' --- |' * (len(titles) + 3)}"]
     for model, seeds in models.items():
         rows = list(seeds.values())
         cells = [[row[part][metric] for row in rows] for part in ("all", "short") for metric in metrics]
@@ -359,28 +359,13 @@ def markdown(models: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def options_table(sets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """What was measured on validation parts, a line for each model."""
-    columns = [("sparse", "auc"), ("sparse", "ndcg@10"), ("liked", "auc"), ("liked", "gauc")]
-    names = {"auc": "AUC", "gauc": "per-user AUC", "ndcg@10": "NDCG@10"}
-    titles = [*(f"{name}, {names[metric]}" for name, metric in columns), "seeds"]
-    lines = [f"| on validation parts | {' | '.join(titles)} |", f"|{' --- |' * (len(titles) + 1)}"]
-    for model in dict.fromkeys(model for models in sets.values() for model in models if model in {**OURS, **OPTIONS}):
-        cells, seeds = [], []
-        for name, metric in columns:
-            found = [run["all"][metric] for run in sets.get(name, {}).get(model, {}).values()]
-            cells.append(
-                f"{np.mean(found):.4f}" + (f" ± {np.std(found):.4f}" if len(found) > 1 else "") if found else ""
-            )
-            seeds.append(len(found))
-        lines.append(f"| {model} | {' | '.join(cells)} | {seeds[0]}, {seeds[-1]} |")
-    return lines
-
-
 def tables(found: dict[str, Any]) -> list[str]:
     """All tables, as docs/benchmarks/recommendation.md has them."""
     lines = [line for models in found["runs"].values() for line in [*markdown(models), ""]]
-    return lines + options_table(found["validation"]) if "validation" in found else lines
+    for models in found.get("validation", {}).values():
+        own = {model: seeds for model, seeds in models.items() if model in {**OURS, **OPTIONS}}
+        lines += [*markdown(own, "options, validation part"), ""]
+    return lines
 
 
 def main() -> None:
