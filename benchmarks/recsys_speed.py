@@ -22,7 +22,7 @@ since other processes share the machine; two in elapsed time. torch-rechub is le
 Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
 AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
-`--histories NAME` measures the steps of models of a history beside DIN's, kept under NAME: histories of 10 and
+`--histories NAME` measures the steps of models of a history beside DIN's, kept under NAME: histories of 10 or
 50 entries at most, their lengths equally likely, each for one row (a table) or for five (an event and four items drawn
 instead).
 """
