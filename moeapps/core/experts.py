@@ -41,6 +41,8 @@ class Experts(nn.Module):
         Number of experts E.
     sizes : tuple[int, ...], optional
         Size of each expert, where they differ, for the parameter penalty; None when all are alike.
+    groups : tuple[int, ...], optional
+        Group of each expert, where they are trained for groups of samples; None when there are no groups.
     stacked : bool, default=False
         Whether every parameter has one row per expert, so that experts can be taken out.
     dtype : dtype or None
@@ -51,6 +53,7 @@ class Experts(nn.Module):
     out_dim: int
     num_experts: int
     sizes: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
     stacked: bool = False
 
     @property
