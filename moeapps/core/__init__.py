@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moeapps.core.losses import entropy_loss as entropy_loss
     from moeapps.core.losses import importance_loss as importance_loss
     from moeapps.core.losses import load_balance_loss as load_balance_loss
+    from moeapps.core.losses import localized_balance_loss as localized_balance_loss
     from moeapps.core.losses import mixture_loss as mixture_loss
     from moeapps.core.losses import mutual_information as mutual_information
     from moeapps.core.losses import parameter_penalty_loss as parameter_penalty_loss
@@ -102,6 +103,7 @@ _LAZY = {
     "importance_loss": "losses",
     "load": "saving",
     "load_balance_loss": "losses",
+    "localized_balance_loss": "losses",
     "load_moeified": "growth.saved",
     "lora_experts": "tuning.low_rank",
     "make_router": "routers",
@@ -160,6 +162,7 @@ __all__ = [
     "load",
     "load_balance_loss",
     "load_moeified",
+    "localized_balance_loss",
     "lora_experts",
     "make_router",
     "merge_lora",

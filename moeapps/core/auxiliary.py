@@ -1,7 +1,7 @@
 """Auxiliary losses and the routers' own updates, for training loops and LightningModules that know of no experts."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -9,15 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
-from moeapps.core.errors import ConfigError
+from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.layer import MoE, RoutedLayer
 from moeapps.core.module import MoEModule, sum_of_terms
 from moeapps.core.routers import Router
 from moeapps.core.statistics import routed_layers
 
-__all__ = ["MoELosses", "auxiliary_losses", "collect_losses", "update_routers"]
+__all__ = ["MoELosses", "SampleGroups", "auxiliary_losses", "collect_losses", "update_routers"]
+
+SampleGroups = Tensor | Sequence[int]
 
 
-def auxiliary_losses(model: nn.Module, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+def auxiliary_losses(
+    model: nn.Module, token_weight: Tensor | None = None, sample_groups: SampleGroups | None = None
+) -> dict[str, Tensor]:
     """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
 
     Parameters
@@ -26,25 +31,51 @@ def auxiliary_losses(model: nn.Module, token_weight: Tensor | None = None) -> di
         A network with MoE layers.
     token_weight : Tensor, optional
         ``(N,)`` how much each token counts; one each when None.
+    sample_groups : Tensor or sequence of int, optional
+        Group of each sample, from 0, for experts in groups (:func:`~moeapps.core.tuning.low_rank.lora_experts`).
 
     Raises
     ------
     ConfigError
-        If the network has no MoE layer, or none of them has run yet.
+        If the network has no MoE layer, none of them has run yet, or groups are given without experts in groups, or the
+        other way round.
+    DataError
+        If ``sample_groups`` are no groups of the experts, or not one per sample.
     """
     layers = routed_layers(model)
     if not layers:
         raise ConfigError(f"there is no MoE layer in this {type(model).__name__}: its loss is the task's alone")
     if all(layer.last_routing is None for layer in layers.values()):
         raise ConfigError("no MoE layer has run: call the network first, then collect the losses of that pass")
+    groups = {} if sample_groups is None else {"sample_groups": _checked_groups(layers.values(), sample_groups)}
     return {
         f"{name}/{kind}": value
         for name, layer in layers.items()
-        for kind, value in layer.auxiliary_losses(token_weight).items()
+        for kind, value in layer.auxiliary_losses(token_weight, **groups).items()
     }
 
 
-def collect_losses(model: nn.Module, token_weight: Tensor | None = None) -> Tensor:
+def _checked_groups(layers: Iterable[RoutedLayer], sample_groups: SampleGroups) -> Tensor:
+    """The samples' groups as a tensor ``(S,)``, each of which some experts have."""
+    known = {group for layer in layers if isinstance(layer, MoE) for group in layer.experts.groups or ()}
+    if not known:
+        raise ConfigError(
+            "sample_groups are given, and no experts of this network are in groups: lora_experts(expert_groups=) puts "
+            "them into groups"
+        )
+    groups = torch.as_tensor(sample_groups)
+    if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
+        raise DataError(
+            f"sample_groups must be whole numbers (S,), one per sample, got {groups.dtype} {tuple(groups.shape)}"
+        )
+    if unknown := set(groups.unique().tolist()) - known:
+        raise DataError(f"sample_groups has the group {min(unknown)}; the experts have {sorted(known)}")
+    return groups.long()
+
+
+def collect_losses(
+    model: nn.Module, token_weight: Tensor | None = None, sample_groups: SampleGroups | None = None
+) -> Tensor:
     """Sum of the auxiliary losses of the last forward pass, to be added to the task's loss.
 
     The factors are those of the layers (``balance_weight``, ``z_weight``). Each pass that is trained on has losses of
@@ -57,6 +88,8 @@ def collect_losses(model: nn.Module, token_weight: Tensor | None = None) -> Tens
         A network with MoE layers.
     token_weight : Tensor, optional
         ``(N,)`` how much each token counts; one each when None.
+    sample_groups : Tensor or sequence of int, optional
+        Group of each sample, from 0, for experts in groups (:func:`~moeapps.core.tuning.low_rank.lora_experts`).
 
     Returns
     -------
@@ -66,7 +99,10 @@ def collect_losses(model: nn.Module, token_weight: Tensor | None = None) -> Tens
     Raises
     ------
     ConfigError
-        If the network has no MoE layer, or none of them has run yet.
+        If the network has no MoE layer, none of them has run yet, or groups are given without experts in groups, or the
+        other way round.
+    DataError
+        If ``sample_groups`` are no groups of the experts, or not one per sample.
 
     Examples
     --------
@@ -76,7 +112,7 @@ def collect_losses(model: nn.Module, token_weight: Tensor | None = None) -> Tens
     >>> loss = network(torch.randn(3, 4)).square().mean() + collect_losses(network)
     >>> loss.backward()
     """
-    losses = auxiliary_losses(model, token_weight)
+    losses = auxiliary_losses(model, token_weight, sample_groups)
     if losses:
         return sum_of_terms(losses)
     return next((p for p in model.parameters()), torch.zeros(())).new_zeros(())
@@ -109,6 +145,9 @@ class MoELosses(L.Callback):
         Factor of the sum of the losses, on top of the layers' own.
     log : bool, default=True
         Whether to log them.
+    sample_groups : callable, optional
+        From a batch to the group of each of its samples, for experts in groups
+        (:func:`~moeapps.core.tuning.low_rank.lora_experts`).
 
     Raises
     ------
@@ -117,9 +156,16 @@ class MoELosses(L.Callback):
         :class:`~moeapps.core.module.MoEModule`), optimises by hand, or has a router that compares two passes (THOR).
     """
 
-    def __init__(self, weight: float = 1.0, log: bool = True) -> None:
+    def __init__(
+        self, weight: float = 1.0, log: bool = True, sample_groups: Callable[[Any], SampleGroups] | None = None
+    ) -> None:
         check_at_least_zero(weight=weight)
-        self.weight, self.log = weight, log
+        if sample_groups is not None and not callable(sample_groups):
+            raise ConfigError(
+                f"sample_groups must be a function of the batch, got {type(sample_groups).__name__}: "
+                "sample_groups=lambda batch: batch[2]"
+            )
+        self.weight, self.log, self.sample_groups = weight, log, sample_groups
         self._step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,7 +191,9 @@ class MoELosses(L.Callback):
             output = step(*args, **kwargs)
             if output is None:  # Lightning skips such a batch
                 return None
-            losses = auxiliary_losses(pl_module)
+            batch = args[0] if args else kwargs.get("batch")
+            groups = None if self.sample_groups is None else self.sample_groups(batch)
+            losses = auxiliary_losses(pl_module, sample_groups=groups)
             if not losses:
                 return output
             added = self.weight * sum_of_terms(losses)

@@ -111,6 +111,8 @@ def sliced(
     made = [make(list(group)) for group in groups]
     new = copy.deepcopy(experts)
     new.num_experts = len(groups)
+    if experts.groups is not None:
+        new.groups = tuple(experts.groups[group[0]] for group in groups)
     for name, old in experts.named_parameters():
         setattr(new, name, nn.Parameter(torch.stack([tensors[name] for tensors in made]), old.requires_grad))
     return new

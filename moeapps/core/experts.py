@@ -41,6 +41,8 @@ class Experts(nn.Module):
         Number of experts E.
     sizes : tuple[int, ...], optional
         Size of each expert, where they differ, for the parameter penalty; None when all are alike.
+    groups : tuple[int, ...], optional
+        Group of each expert, where they are trained for groups of samples; None when there are no groups.
     stacked : bool, default=False
         Whether every parameter has one row per expert, so that experts can be taken out.
     dtype : dtype or None
@@ -51,6 +53,7 @@ class Experts(nn.Module):
     out_dim: int
     num_experts: int
     sizes: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
     stacked: bool = False
 
     @property
@@ -119,7 +122,9 @@ class ExpertMLP(Experts):
     """
 
     stacked = True
-    dropout: float = 0.0  # pickles of 0.1 have none
+    # pickles of 0.1 have none
+    dropout: float = 0.0  # of the hidden units
+    out_dropout: float = 0.0
 
     def __init__(
         self,
@@ -137,7 +142,7 @@ class ExpertMLP(Experts):
         check_one_of("activation", activation, ACTIVATIONS)
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-        self.dropout = dropout
+        self.dropout = self.out_dropout = dropout
         self.dim, self.hidden_dim, self.out_dim, self.num_experts = dim, hidden_dim, out_dim, num_experts
         self.activation = activation
         first = hidden_dim * (2 if ACTIVATIONS[activation].gated else 1)
@@ -172,11 +177,19 @@ class ExpertMLP(Experts):
                 return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(
                     p.sum() * 0 for p in (rows.to(dtype), w1, b1, w2, b2) if p is not None
                 )
-            if self.training and self.dropout > 0:  # between the layers, where no kernel of both can put it
-                wide = sorted_linear(rows.to(dtype), offsets, w1, chosen, b1)
-                hidden = F.dropout(ACTIVATIONS[self.activation].forward(wide), self.dropout)
-                return F.dropout(sorted_linear(hidden, offsets, w2, chosen, b2), self.dropout)
-            return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
+            if self._in_one_kernel():
+                return sorted_mlp(rows.to(dtype), offsets, (w1, b1, w2, b2), self.activation, chosen)
+            hidden = self._activated(sorted_linear(rows.to(dtype), offsets, w1, chosen, b1))
+            hidden = F.dropout(hidden, self.dropout, self.training)
+            return F.dropout(sorted_linear(hidden, offsets, w2, chosen, b2), self.out_dropout, self.training)
+
+    def _in_one_kernel(self) -> bool:
+        """Whether one kernel computes both layers: none has dropout between them."""
+        return not (self.training and (self.dropout > 0 or self.out_dropout > 0))
+
+    def _activated(self, pre: Tensor) -> Tensor:
+        """Hidden units ``(A, h)`` of what the first layer gives."""
+        return ACTIVATIONS[self.activation].forward(pre)
 
     @property
     def gated(self) -> bool:

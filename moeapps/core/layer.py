@@ -58,13 +58,17 @@ class RoutedLayer(nn.Module):
         """Routing of each call in the last forward pass: one, unless several blocks share the layer."""
         return [] if self.last_routing is None else [self.last_routing]
 
-    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, token_weight: Tensor | None = None, sample_groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass, by name; empty before the first.
 
         Parameters
         ----------
         token_weight : Tensor, optional
             ``(N,)`` how much each token counts; one each when None.
+        sample_groups : Tensor, optional
+            ``(S,)`` group of each sample; only layers whose experts are in groups use it.
         """
         return {}
 
@@ -306,7 +310,9 @@ class MoE(RoutedLayer):
             return apply_capacity(routing, self.eval_capacity_factor, by_weight=True, sample_size=x.shape[-2])
         return routing
 
-    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, token_weight: Tensor | None = None, sample_groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses of the last forward pass: those of the router, and the experts' parameter penalty.
 
         Of several calls or iterations it is the mean, so that a weight does not depend on their number.
@@ -315,6 +321,8 @@ class MoE(RoutedLayer):
         ----------
         token_weight : Tensor, optional
             ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
+        sample_groups : Tensor, optional
+            Not used here; see :class:`~moeapps.core.tuning.low_rank.RoutedLinear`.
 
         Raises
         ------

@@ -5,7 +5,7 @@ the value of the whole batch (and, averaged over processes, its gradient). An em
 
 ``token_weight`` ``(N,)``, where it is given, weighs each token; invalid tokens never count.
 
-Shapes: N tokens, E experts.
+Shapes: N tokens, E experts, S samples.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeapps.core.distributed import global_sum
+from moeapps.core.errors import DataError
 from moeapps.core.routing import Routing
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "entropy_loss",
     "importance_loss",
     "load_balance_loss",
+    "localized_balance_loss",
     "mixture_loss",
     "mutual_information",
     "parameter_penalty_loss",
@@ -98,6 +100,66 @@ def importance_loss(routing: Routing, token_weight: Tensor | None = None) -> Ten
     weight = routing.weight.nan_to_num() * routing.token_weight(token_weight)[routing.token]
     importance = weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert, weight)[:-1]
     return squared_variation(global_sum(importance))
+
+
+def localized_balance_loss(
+    routing: Routing,
+    sample_groups: Tensor,
+    expert_groups: Sequence[int],
+    delta: float = 0.1,
+    token_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Localized balancing constraint of LoRAMoE (Dou et al. 2024, section 3.4).
+
+    The squared coefficient of variation of :math:`Z_{se} = I_{se} Q_{se}` over samples and experts. :math:`Q_{se}` is
+    the mean weight that the tokens of sample s give to expert e; :math:`I_{se}` is :math:`1 - \delta` where both are of
+    the same group, and :math:`1 + \delta` elsewhere. It is 0 where the experts of a sample's own group get
+    :math:`(1 + \delta) / (1 - \delta)` times the weight of the others, equally much within each group.
+
+    Parameters
+    ----------
+    routing : Routing
+        Where the tokens went; the tokens of a sample follow each other, equally many of each.
+    sample_groups : Tensor
+        ``(S,)`` int64 group of each sample.
+    expert_groups : sequence of int
+        Group of each expert, E numbers.
+    delta : float, default=0.1
+        How far the groups are apart, 0 to below 1; 0 balances all experts alike.
+    token_weight : Tensor, optional
+        ``(N,)`` how much each token counts; one each when None. Samples without any do not count.
+
+    Returns
+    -------
+    Tensor
+        Scalar in the dtype of the probabilities.
+
+    Raises
+    ------
+    DataError
+        If the tokens do not divide among the samples.
+    """
+    count, tokens, num_experts = len(sample_groups), routing.num_tokens, routing.num_experts
+    if count == 0 or tokens % count:
+        raise DataError(
+            f"sample_groups has {count} samples for {tokens} tokens, which do not divide among them: give one group "
+            "per sample of the last forward pass"
+        )
+    counts_as = routing.token_weight(token_weight)
+    weight = routing.weight.nan_to_num() * counts_as[routing.token]
+    # expert E is that of assignments that were dropped
+    cell = routing.token // max(tokens // count, 1) * (num_experts + 1) + routing.expert
+    summed = weight.new_zeros(count * (num_experts + 1)).index_add(0, cell, weight).view(count, -1)[:, :-1]  # (S, E)
+    size = counts_as.view(count, -1).sum(1, keepdim=True).to(summed.dtype)  # (S, 1)
+    groups = torch.as_tensor(expert_groups, device=summed.device)
+    own = sample_groups.to(summed.device)[:, None] == groups
+    z = torch.where(own, 1 - delta, 1 + delta) * summed / torch.where(size > 0, size, 1)
+    counted = (size > 0).to(z.dtype).expand_as(z)
+    number = global_sum(counted.sum())
+    number = torch.where(number > 0, number, 1)
+    mean = global_sum(z.sum()) / number
+    variance = global_sum(((z - mean).square() * counted).sum()) / number
+    return variance / torch.where(mean > 0, mean, 1).square()
 
 
 def router_z_loss(routing: Routing, token_weight: Tensor | None = None) -> Tensor:

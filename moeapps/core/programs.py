@@ -113,7 +113,8 @@ def write_program(
     program : Module
         A module in evaluation mode.
     inputs : tuple of Tensor
-        An example of its inputs, with at least two samples: one, or none, would be taken for a constant.
+        An example of its inputs, as its forward takes them, with at least two samples: one, or none, would be taken for
+        a constant.
     path : str or Path
         File to write.
     form : Form
@@ -136,9 +137,12 @@ def write_program(
         If the file cannot be written; an existing one is then unchanged.
     """
     check_one_of("form", form, ("onnx", "torch"))
-    first: Any = torch.export.Dim(axis)
+    first = torch.export.Dim(axis)
+    shapes = torch.export.ShapesCollection()  # by tensor: a forward may take any number of them
+    for tensor in inputs:
+        shapes[tensor] = {0: first}
     with torch.no_grad():
-        traced = torch.export.export(program, inputs, dynamic_shapes=tuple({0: first} for _ in inputs))
+        traced = torch.export.export(program, inputs, dynamic_shapes=shapes)
     content = program_bytes(traced, form, metadata)
     with atomic_write(path) as file:
         file.write(content)

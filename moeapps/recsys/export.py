@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import FileFormatError
 from moeapps.core.files import atomic_write, existing_file
 from moeapps.core.labels import probability_columns
-from moeapps.core.programs import Scaling, onnx_runtime, program_bytes
+from moeapps.core.programs import Form, Scaling, onnx_runtime, write_program
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.recsys.data import EVALUATION_ROWS
@@ -57,7 +56,7 @@ class _Program(nn.Module):
         return torch.stack(columns, dim=1)
 
 
-def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Literal["onnx", "torch"] = "onnx") -> Path:
+def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Form = "onnx") -> Path:
     """Write a fitted ranker as a program of any batch size, with its encoder beside it.
 
     The program takes ``sparse`` ``(N, S)`` int32 codes, ``dense`` ``(N, 2 D)`` float32 and one ``(N, L)`` int32 tensor
@@ -71,7 +70,7 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
         (``RankingModule.load_from_checkpoint(path, weights_only=True)``).
     folder : str or Path
         Folder to write to; created if it does not exist.
-    form : {"onnx", "torch"}, default="onnx"
+    form : Form, default="onnx"
         ``"onnx"`` needs ``moeapps[onnx]`` and is run by :class:`OnnxRanker`, ``"torch"`` by ``torch.export.load``.
 
     Returns
@@ -96,25 +95,16 @@ def export_ranker(ranker: Ranker | RankingModule, folder: str | Path, form: Lite
         network, encoder, targets = ranker.model_, ranker.encoder_, ranker.targets_
     program = _Program(copy.deepcopy(network).cpu(), targets).eval()
     schema = encoder.schema
-    # Three rows: torch.export would take one row, or none, for a constant
     inputs = (
         torch.zeros(3, len(schema.sparse), dtype=torch.int32),
         torch.zeros(3, 2 * len(schema.dense)),
         *(torch.zeros(3, sequence.max_len, dtype=torch.int32) for sequence in schema.sequences),
     )
-    rows = torch.export.Dim("rows")
-    shapes: dict[str, Any] = {"sparse": {0: rows}, "dense": {0: rows}}
-    if schema.sequences:
-        shapes["sequences"] = tuple({0: rows} for _ in schema.sequences)
-    traced = torch.export.export(program, inputs, dynamic_shapes=shapes)
-    path = Path(folder) / _FILES[form]
-    content = program_bytes(traced, form)
-    with atomic_write(path) as file:
-        file.write(content)
+    path = write_program(program, inputs, Path(folder) / _FILES[form], form)
     table = {
         "encoder": encoder.state(),
         "targets": targets.state(),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     with atomic_write(Path(folder) / _TABLE) as file:
         file.write(json.dumps(table, allow_nan=False).encode())

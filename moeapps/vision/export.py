@@ -6,12 +6,12 @@ The programs run without this package's code.
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from moeapps.core.checks import check_one_of
 from moeapps.core.programs import Form, Scaling, write_program
 from moeapps.vision.classifier import WideNetClassifier
 from moeapps.vision.diffusion_module import DiffusionModule
@@ -21,6 +21,8 @@ from moeapps.vision.module import ImageModule
 from moeapps.vision.switch_dit import SwitchDiT
 
 __all__ = ["export_classifier", "export_generator"]
+
+_IMAGES = 3  # in the example: torch.export would take one image, or none, for a constant
 
 
 class _Program(nn.Module):
@@ -67,15 +69,9 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
     OSError
         If the file cannot be written; an existing one is then unchanged.
     """
-    check_one_of("form", form, ("onnx", "torch"))
-    if isinstance(model, WideNetClassifier):
-        check_is_fitted(model, "model_")
-        module = model.model_
-    else:
-        module = model
+    module = model if isinstance(model, ImageModule) else _fitted(model)
     program = _Program(copy.deepcopy(module).cpu()).eval()
-    metadata = {"spec": json.dumps(module.spec.state())}
-    return write_program(program, (torch.zeros(3, *module.spec.shape),), path, form, axis="images", metadata=metadata)
+    return _written(program, (torch.zeros(_IMAGES, *module.spec.shape),), path, form, module.spec.state())
 
 
 def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Path, form: Form = "onnx") -> Path:
@@ -115,20 +111,14 @@ def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Pa
     sklearn.exceptions.NotFittedError
         If the generator is not fitted.
     """
-    check_one_of("form", form, ("onnx", "torch"))
-    low, high = 0.0, 1.0
-    if isinstance(model, SwitchDiTGenerator):
-        check_is_fitted(model, "model_")
-        module, low, high = model.model_, model.low_, model.high_
-    else:
-        module = model
+    module = model if isinstance(model, DiffusionModule) else _fitted(model)
+    low, high = (0.0, 1.0) if isinstance(model, DiffusionModule) else (model.low_, model.high_)
     network = copy.deepcopy(module.network).cpu().float().eval()
     if isinstance(network, SwitchDiT):
         network.keep_gates()
-    count = 3  # torch.export would take one image, or none, for a constant
-    inputs = [torch.zeros(count, *module.spec.shape), torch.zeros(count, dtype=torch.int64)]
+    inputs = [torch.zeros(_IMAGES, *module.spec.shape), torch.zeros(_IMAGES, dtype=torch.int64)]
     if module.conditional:
-        inputs.append(torch.zeros(count, dtype=torch.int64))
+        inputs.append(torch.zeros(_IMAGES, dtype=torch.int64))
     diffusion = module.diffusion
     spec = {
         **module.spec.state(),
@@ -142,4 +132,17 @@ def export_generator(model: SwitchDiTGenerator | DiffusionModule, path: str | Pa
             "alphas": diffusion.alphas.tolist(),
         },
     }
-    return write_program(network, tuple(inputs), path, form, axis="images", metadata={"spec": json.dumps(spec)})
+    return _written(network, tuple(inputs), path, form, spec)
+
+
+def _fitted(model: Any) -> Any:
+    """The module of a fitted estimator."""
+    check_is_fitted(model, "model_")
+    return model.model_
+
+
+def _written(
+    program: nn.Module, inputs: tuple[Tensor, ...], path: str | Path, form: Form, spec: dict[str, Any]
+) -> Path:
+    """A program with the description of its images as metadata."""
+    return write_program(program, inputs, path, form, axis="images", metadata={"spec": json.dumps(spec)})

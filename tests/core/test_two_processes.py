@@ -14,6 +14,7 @@ from moeapps.core import (
     entropy_loss,
     importance_loss,
     load_balance_loss,
+    localized_balance_loss,
     make_router,
     mutual_information,
     parameter_penalty_loss,
@@ -32,9 +33,15 @@ LOSSES = {
     "entropy": entropy_loss,
     "information": mutual_information,
     "penalty": lambda routing: parameter_penalty_loss(routing, (1, 2, 3, 4)),
+    "localized": lambda routing: localized_balance_loss(routing, sample_groups(routing.num_tokens), (0, 0, 1, 1)),
 }
 OWN = ("topk", "noisy_topk", "topp", "null_experts")
 PARALLEL = ("topk", "topp", "expert_choice", "null_experts", "shared")
+
+
+def sample_groups(tokens: int) -> torch.Tensor:
+    """Samples of one token, of two groups: those of all processes in turn, or of one of two."""
+    return torch.arange(TOKENS // 2).repeat_interleave(2 * tokens // TOKENS) % 2
 
 
 def tokens() -> torch.Tensor:
@@ -123,7 +130,7 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
 def test_losses_and_their_gradients_are_those_of_the_whole_batch(two):
     one = measured(tokens(), shares=1)
     compared = [name for name in one if name != "statistics"]
-    assert len(compared) == 13
+    assert len(compared) == 14
     for name in compared:
         value, grads = one[name]
         for process in two:

@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from moeapps.core.backends import Backend, choose_backend
 from moeapps.core.errors import ConfigError
-from moeapps.core.experts import ExpertMLP, _compute_dtype, _counts
+from moeapps.core.experts import ExpertMLP
 from moeapps.core.growth.blocks import Act, Block
-from moeapps.core.kernels import sorted_linear
 from moeapps.core.layer import MoE
 from moeapps.core.modes import notes_are_kept
 from moeapps.core.routers import NoisyTopKRouter, Router, TopKRouter
@@ -26,10 +23,10 @@ __all__ = ["BlockExperts", "MoEBlock", "count_calls", "experts_of", "new_experts
 
 
 class BlockExperts(ExpertMLP):
-    """Experts with any elementwise activation, dropout between their layers, and either bias or none.
+    """:class:`~moeapps.core.experts.ExpertMLP` with any elementwise activation, and either bias or none.
 
-    Where there is no dropout and the activation is one of
-    :data:`~moeapps.core.activations.ACTIVATIONS`, they are computed as :class:`~moeapps.core.experts.ExpertMLP`.
+    Dropout falls between the layers only: the layer's own (:class:`MoEBlock`) falls on the mixed outputs, as the
+    block's did.
 
     Parameters
     ----------
@@ -67,7 +64,7 @@ class BlockExperts(ExpertMLP):
         biases: tuple[bool, bool],
     ) -> None:
         super().__init__(dim, hidden_dim, num_experts, out_dim, name or ("swiglu" if gated else "gelu"))
-        self.is_gated, self.dropout = gated, dropout
+        self.is_gated, self.dropout, self.out_dropout = gated, dropout, 0.0
         self.named = name is not None
         self.act = copy.deepcopy(act) if isinstance(act, nn.Module) else act
         if not biases[0]:
@@ -80,24 +77,14 @@ class BlockExperts(ExpertMLP):
         """Whether the first layer has two halves."""
         return self.is_gated
 
-    def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
-        """Apply the experts to rows ``(A, d)`` sorted by expert."""
-        if self.named and not (self.training and self.dropout > 0):
-            return super().forward(rows, offsets, backend)
-        dtype = _compute_dtype(rows)
-        w1, w2 = self.weight1.to(dtype), self.weight2.to(dtype)
-        b1, b2 = (None if bias is None else bias.to(dtype) for bias in (self.bias1, self.bias2))
-        widths = (w1.shape[1], w1.shape[2], self.hidden_dim, self.out_dim)
-        chosen = choose_backend(backend, device=rows.device, dtype=dtype, counts=_counts(offsets), widths=widths)
-        with torch.autocast(rows.device.type, enabled=False):
-            hidden = sorted_linear(rows.to(dtype), offsets, w1, chosen, b1)
-            if self.is_gated:
-                gate, value = hidden.chunk(2, dim=-1)
-                hidden = self.act(gate) * value
-            else:
-                hidden = self.act(hidden)
-            hidden = F.dropout(hidden, self.dropout, self.training)
-            return sorted_linear(hidden, offsets, w2, chosen, b2)
+    def _in_one_kernel(self) -> bool:
+        return self.named and super()._in_one_kernel()
+
+    def _activated(self, pre: Tensor) -> Tensor:
+        if not self.is_gated:
+            return self.act(pre)
+        gate, value = pre.chunk(2, dim=-1)
+        return self.act(gate) * value
 
     def extra_repr(self) -> str:
         """Arguments, for ``print(model)``."""

@@ -187,7 +187,8 @@ def _described(layer: MoE) -> dict[str, Any]:
     }
     if isinstance(layer, RoutedLinear):
         assert isinstance(experts, LowRankUpdates)
-        return {"kind": "low_rank", "rank": experts.rank, "scale": layer.scale, **common}
+        grouped = {} if experts.groups is None else {"groups": list(experts.groups), "delta": layer.delta}
+        return {"kind": "low_rank", "rank": experts.rank, "scale": layer.scale, **grouped, **common}
     assert isinstance(layer, MoEBlock)
     assert isinstance(experts, ExpertMLP)
     rank = experts.rank if isinstance(experts, LowRankExpertMLP) else None
@@ -271,8 +272,13 @@ def _with_low_rank(network: Network, entry: Mapping[str, Any]) -> Network:
     if not isinstance(base, nn.Linear):
         raise FileFormatError(f"the file has low-rank experts for {name!r}, which is no Linear layer of this network")
     experts = LowRankUpdates(base.in_features, base.out_features, entry["rank"], entry["num_experts"])
+    if (groups := entry.get("groups")) is not None:
+        if len(groups) != experts.num_experts:
+            raise FileFormatError(f"the file has {len(groups)} groups for {experts.num_experts} experts of {name!r}")
+        experts.groups = tuple(map(int, groups))
     router = _router_of(base.in_features, entry["router"])
-    layer = RoutedLinear(base, router, experts, float(entry["scale"]), **_known(entry["arguments"]))
+    scale, delta = float(entry["scale"]), float(entry.get("delta", 0.1))
+    layer = RoutedLinear(base, router, experts, scale, delta, **_known(entry["arguments"]))
     for part in (layer.router, layer.experts):
         _like(part, base.weight)
     return replace_module(network, base, layer)

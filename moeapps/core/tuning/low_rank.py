@@ -4,7 +4,7 @@ Shapes: N tokens, A assignments, d width, d_out output width, r rank, E experts.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moeapps import registry
 from moeapps.core.backends import Backend, choose_backend
-from moeapps.core.checks import check_at_least_zero, check_sizes, check_top_k
+from moeapps.core.checks import check_at_least_zero, check_below_one, check_sizes, check_top_k
 from moeapps.core.errors import ConfigError
 from moeapps.core.experts import Experts, _compute_dtype, _counts
 from moeapps.core.growth.blocks import linear_problem, random_rows
@@ -22,6 +22,7 @@ from moeapps.core.growth.moeify import Layers
 from moeapps.core.growth.sites import Skipped, contents, find_sites, without_fast_path
 from moeapps.core.kernels import sorted_linear
 from moeapps.core.layer import MoE, RoutedLayer
+from moeapps.core.losses import localized_balance_loss
 from moeapps.core.routers import Router, SoftRouter, make_router
 
 __all__ = ["LowRankReport", "LowRankUpdates", "RoutedLinear", "lora_experts", "merge_lora", "replace_module"]
@@ -87,15 +88,23 @@ class RoutedLinear(MoE):
         The experts.
     scale : float
         Factor of the experts, alpha / r.
+    delta : float, default=0.1
+        Of :func:`~moeapps.core.losses.localized_balance_loss`, where the experts are in groups.
     **arguments
         Further arguments of :class:`~moeapps.core.layer.MoE`.
     """
 
     def __init__(
-        self, base: nn.Linear, router: Router, experts: LowRankUpdates, scale: float, **arguments: Any
+        self,
+        base: nn.Linear,
+        router: Router,
+        experts: LowRankUpdates,
+        scale: float,
+        delta: float = 0.1,
+        **arguments: Any,
     ) -> None:
         super().__init__(base.in_features, experts.num_experts, router=router, experts=experts, **arguments)
-        self.base, self.scale = base, scale
+        self.base, self.scale, self.delta = base, scale, delta
         self.origin: dict[str, Any] = {}
 
     @property
@@ -115,6 +124,40 @@ class RoutedLinear(MoE):
         base: Tensor = self.base(x)
         return base + self.scale * update.view(base.shape)
 
+    def auxiliary_losses(
+        self, token_weight: Tensor | None = None, sample_groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the last forward pass; with experts in groups, their balance is the localized one.
+
+        Parameters
+        ----------
+        token_weight : Tensor, optional
+            ``(N,)`` or the tokens' leading shape: how much each token counts; one each when None.
+        sample_groups : Tensor, optional
+            ``(S,)`` group of each sample, where the experts are in groups.
+
+        Raises
+        ------
+        ConfigError
+            If the experts are in groups and ``sample_groups`` is None, or as of
+            :meth:`MoE.auxiliary_losses <moeapps.core.layer.MoE.auxiliary_losses>`.
+        DataError
+            If the tokens do not divide among the samples.
+        """
+        losses = super().auxiliary_losses(token_weight)
+        if self.experts.groups is None or self.last_routing is None:
+            return losses
+        if sample_groups is None:
+            raise ConfigError(
+                "the low-rank experts are in groups (expert_groups), so that their loss needs the group of each "
+                "sample: collect_losses(network, sample_groups=...), or MoELosses(sample_groups=...) in Lightning"
+            )
+        if self.balance_weight > 0:
+            self._check_gradients()
+        weight = None if token_weight is None else token_weight.reshape(-1)
+        loss = localized_balance_loss(self.last_routing, sample_groups, self.experts.groups, self.delta, weight)
+        return {**losses, "balance": self.balance_weight * loss}
+
 
 @dataclass(frozen=True)
 class LowRankReport:
@@ -130,12 +173,15 @@ class LowRankReport:
         Number of parameters that are trained.
     total : int
         Number of parameters of the network.
+    num_experts : tuple of int
+        Number of experts of each of the layers.
     """
 
     layers: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     trained: int
     total: int
+    num_experts: tuple[int, ...] = ()
 
     @property
     def share(self) -> float:
@@ -146,7 +192,7 @@ class LowRankReport:
 def lora_experts(
     model: Network,
     rank: int = 8,
-    num_experts: int = 4,
+    num_experts: int | Sequence[int] = 4,
     top_k: int = 2,
     layers: Layers = "auto",
     *,
@@ -154,6 +200,8 @@ def lora_experts(
     router: str = "topk",
     router_args: Mapping[str, Any] | None = None,
     also: str | Sequence[str] = (),
+    expert_groups: int | None = None,
+    delta: float = 0.1,
     **arguments: Any,
 ) -> tuple[Network, LowRankReport]:
     """Freeze a network and put routed low-rank experts beside its Linear layers.
@@ -168,10 +216,12 @@ def lora_experts(
         The network, which stays as it is.
     rank : int, default=8
         Rank r of an expert.
-    num_experts : int, default=4
-        Number of experts E beside each layer.
+    num_experts : int or sequence of int, default=4
+        Number of experts E beside each layer: one number, or one per layer in the order of the network. Fewer numbers
+        stand for as many parts of the network, with equally many layers: ``(2, 4, 6, 8)`` gives a quarter of them 2
+        experts, the next 4, the next 6, and the last 8 (MoLA).
     top_k : int, default=2
-        Experts per token; at most E.
+        Experts per token; at most E. The default is 1 where there is one expert.
     layers : "auto", str, sequence of str, or callable, default="auto"
         Which Linear layers: ``"auto"`` are both layers of every block that :func:`~moeapps.core.growth.moeify.moeify`
         would find (as in LoRAMoE); or names, patterns (``"blocks.*.attn.qkv"``, ``"*"``), or a function of name and
@@ -184,6 +234,15 @@ def lora_experts(
         Further arguments of the router.
     also : str or sequence of str, default=()
         Names or patterns of parameters that are trained besides (``"head"``).
+    expert_groups : int, optional
+        Number of groups into which the experts of each layer are divided, the first E / ``expert_groups`` experts being
+        group 0. The balance loss then is LoRAMoE's localized one
+        (:func:`~moeapps.core.losses.localized_balance_loss`): samples of a group prefer the experts of that group. It
+        needs the group of each sample (``collect_losses(network, sample_groups=...)``), and samples as the first axis
+        of the layers' inputs. ``top_k=num_experts`` is LoRAMoE's own routing. No groups when None.
+    delta : float, default=0.1
+        With ``expert_groups``: how much more the experts of a sample's group are used, (1 + delta) / (1 - delta) times
+        the others; 0 to below 1.
     **arguments
         Further arguments of the layers: ``balance_weight``, ``z_weight``, ``capacity_factor``, ``overflow``,
         ``eval_capacity_factor``, ``backend``.
@@ -198,7 +257,8 @@ def lora_experts(
     Raises
     ------
     ConfigError
-        If there is no such layer, or an argument is impossible.
+        If there is no such layer, an argument is impossible, or the numbers of ``num_experts`` or ``expert_groups`` do
+        not divide.
 
     Examples
     --------
@@ -208,29 +268,64 @@ def lora_experts(
     >>> torch.equal(tuned(x), network(x)), report.layers
     (True, ('0', '2'))
     """
-    check_sizes(rank=rank, num_experts=num_experts)
-    top_k = min(top_k, num_experts) if top_k == 2 else top_k
-    check_top_k(top_k, num_experts)
+    numbers = _checked_numbers(num_experts, top_k, expert_groups)
+    check_sizes(rank=rank)
+    check_below_one(delta=delta)
     alpha = float(2 * rank) if alpha is None else alpha
     check_at_least_zero(alpha=alpha)
     if unknown := [name for name in arguments if name not in ARGUMENTS]:
         raise ConfigError(f"lora_experts has no argument {unknown[0]!r}; layers take {', '.join(ARGUMENTS)}")
     settings = {
-        "rank": rank, "num_experts": num_experts, "top_k": top_k, "alpha": alpha, "router": router,
-        "router_args": dict(router_args or {}), **arguments,
+        "rank": rank, "top_k": top_k, "alpha": alpha, "router": router, "router_args": dict(router_args or {}),
+        "expert_groups": expert_groups, "delta": delta, **arguments,
     }  # fmt: skip
     network = copy.deepcopy(model)
     chosen, skipped = _linears(network, layers)
+    if len(chosen) % len(numbers):
+        raise ConfigError(
+            f"num_experts has {len(numbers)} numbers, and {len(chosen)} Linear layers do not divide into as many equal "
+            f"parts: give {_listed(n for n in range(1, len(chosen) + 1) if len(chosen) % n == 0)} of them"
+        )
+    each = [number for number in numbers for _ in range(len(chosen) // len(numbers))]
     trained_also = _matching(network, also)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for parameter in trained_also:
         parameter.requires_grad_(True)
-    for name, linear in chosen.items():
-        network = replace_module(network, linear, routed_linear(linear, settings, name))
+    for (name, linear), number in zip(chosen.items(), each, strict=True):
+        own = {**settings, "num_experts": number, "top_k": _top_k(top_k, number)}
+        network = replace_module(network, linear, routed_linear(linear, own, name))
     without_fast_path(network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return network, LowRankReport(tuple(chosen), tuple(skipped), trained, sum(p.numel() for p in network.parameters()))
+    total = sum(p.numel() for p in network.parameters())
+    return network, LowRankReport(tuple(chosen), tuple(skipped), trained, total, tuple(each))
+
+
+def _top_k(top_k: int, num_experts: int) -> int:
+    """The default of 2 holds for a single expert, too."""
+    return min(top_k, num_experts) if top_k == 2 else top_k
+
+
+def _checked_numbers(num_experts: int | Sequence[int], top_k: int, expert_groups: int | None) -> list[int]:
+    """Numbers of experts, of which each takes ``top_k`` and divides into the groups."""
+    single = isinstance(num_experts, int) or not isinstance(num_experts, Sequence)
+    numbers: list[Any] = [num_experts] if single else list(num_experts)  # type: ignore[arg-type]
+    if not numbers:
+        raise ConfigError("num_experts is empty: give one number, or one per layer")
+    if expert_groups is not None:
+        check_sizes(expert_groups=expert_groups)
+    for place, number in enumerate(numbers):
+        name = "num_experts" if single else f"num_experts[{place}]"
+        check_sizes(**{name: number})
+        check_top_k(_top_k(top_k, number), number)
+        if expert_groups is not None and number % expert_groups:
+            raise ConfigError(f"{name}={number} does not divide into expert_groups={expert_groups} groups")
+    return numbers
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def routed_linear(linear: nn.Linear, settings: Mapping[str, Any], name: str) -> RoutedLinear:
@@ -242,8 +337,11 @@ def routed_linear(linear: nn.Linear, settings: Mapping[str, Any], name: str) -> 
     if isinstance(router, SoftRouter) or router.default_experts(1) is not None:
         raise ConfigError(f"router={settings['router']!r} cannot route to low-rank experts: it needs its own kind")
     experts = LowRankUpdates(dim, out, settings["rank"], num_experts)
+    if (count := settings["expert_groups"]) is not None:
+        experts.groups = tuple(e * count // num_experts for e in range(num_experts))
     arguments = {key: settings[key] for key in ARGUMENTS if key in settings}
-    layer = RoutedLinear(linear, router, experts, settings["alpha"] / settings["rank"], **arguments)
+    scale = settings["alpha"] / settings["rank"]
+    layer = RoutedLinear(linear, router, experts, scale, settings["delta"], **arguments)
     layer.origin = {**settings, "name": name}
     layer.router.to(linear.weight.device, linear.weight.dtype)
     layer.experts.to(linear.weight.device, linear.weight.dtype)
