@@ -138,11 +138,13 @@ def _progress() -> Iterator[Callable[[int], None]]:
 def _score_nodes(model: Any, options: argparse.Namespace) -> int:
     """Predict the nodes of a graph in two tables, all at once: their neighbours are among them."""
     from moeapps.core.errors import ConfigError
+    from moeapps.core.tabledata.scoring import instead
     from moeapps.graph.node_scoring import predict_nodes_file
 
     if not hasattr(model, "predict_frame"):
         raise ConfigError(
             f"--edges: {options.model} holds a {type(model).__name__}, which is no model of a graph's nodes"
+            f"{instead(model)}"
         )
     if options.edges is None:
         raise ConfigError(f"--edges is missing: {options.model} predicts the nodes of a graph, --input are its nodes")

@@ -275,6 +275,11 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False)
 
+    def _should_save_on_train_epoch_end(self, trainer: L.Trainer) -> bool:
+        # Lightning saves only where it validates: with check_val_every_n_epoch=20 the epochs after the last multiple
+        # of 20 would be lost, and a shorter training would leave no checkpoint at all
+        return trainer.check_val_every_n_epoch not in (None, 1) or super()._should_save_on_train_epoch_end(trainer)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to overwrite the checkpoint of another run.
 

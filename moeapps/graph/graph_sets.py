@@ -242,7 +242,10 @@ class GraphSetData(L.LightningDataModule):
         if not isinstance(self.source, str):
             return self.source
         if self.root is None:
-            raise ConfigError(f"{self.source} is not embedded: give root, a folder where PyG finds or downloads it")
+            raise ConfigError(
+                f"source={self.source!r} is not embedded: give root, a folder where PyG finds this TUDataset or "
+                "downloads it. Graphs of your own are given in Python, as a list of Data"
+            )
         from torch_geometric.datasets import TUDataset
 
         return TUDataset(self.root, self.source, use_node_attr=True)

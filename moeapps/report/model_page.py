@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 from sklearn.exceptions import NotFittedError
 
+import moeapps
 from moeapps.core.errors import ConfigError
 from moeapps.core.views import Map, Views
 from moeapps.report.evaluation import evaluate
@@ -218,8 +219,8 @@ def _expert_names(names: list[str]) -> str:
 
 
 def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
-    for name in ("moeapps", "torch", "scikit-learn"):
+    found = [f"Python {platform.python_version()}", f"moeapps {moeapps.__version__}"]
+    for name in ("torch", "scikit-learn"):
         try:
             found.append(f"{name} {version_of(name)}")
         except PackageNotFoundError:

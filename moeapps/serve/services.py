@@ -17,7 +17,7 @@ import pandas as pd
 import moeapps
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.labels import probability_columns
-from moeapps.core.tabledata.scoring import MixtureModel, TableModel, predict_frame
+from moeapps.core.tabledata.scoring import MixtureModel, TableModel, instead, predict_frame
 from moeapps.core.tabledata.source import listed
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.registry import did_you_mean
@@ -279,5 +279,6 @@ def open_service(path: str | os.PathLike[str]) -> Service:
             if service.serves(model):
                 return service(model)
     raise ConfigError(
-        f"{path} holds a {type(loaded).__name__}, which does not answer requests: save an estimator that predicts"
+        f"{path} holds a {type(loaded).__name__}, which does not answer requests"
+        f"{instead(loaded) or ': save an estimator that predicts'}"
     )

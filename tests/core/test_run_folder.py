@@ -34,9 +34,10 @@ def test_estimators_that_are_fitted_with_one_log_dir_keep_their_files_apart(tmp_
         assert AtomicCheckpointIO().load_checkpoint(tmp_path / f"version_{run}/checkpoints/last.ckpt")["epoch"] == 0
 
 
-def trainer(folder, epochs=1):
+def trainer(folder, epochs=1, **settings):
     return L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        **settings,
         plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(str(folder))],
     )  # fmt: skip
 
@@ -51,3 +52,11 @@ def test_last_ckpt_of_another_run_is_never_overwritten(tmp_path):
     assert path.read_bytes() == before
     trainer(tmp_path, epochs=2).fit(ToyModule(), datamodule=ToyData(), ckpt_path=path)
     assert AtomicCheckpointIO().load_checkpoint(path)["epoch"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_last_ckpt_is_the_last_epoch_where_only_every_third_one_is_validated(tmp_path):
+    run = trainer(tmp_path, epochs=4, check_val_every_n_epoch=3)
+    run.fit(ToyModule(), datamodule=ToyData())
+    saved = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert (saved["epoch"], saved["global_step"]) == (3, run.global_step)

@@ -333,5 +333,5 @@ def test_what_cannot_be_predicted_or_scored_is_refused(fitted):
         fitted.score(shapes(), [0, 1])
     with pytest.raises(DataError, match="labels that MowstGraphClassifier was not fitted with"):
         fitted.evaluate(shapes(2), [0, 5])
-    with pytest.raises(ConfigError, match="MUTAG is not embedded: give root"):
+    with pytest.raises(ConfigError, match="source='MUTAG' is not embedded: give root.*own are given in Python"):
         GraphSetData("MUTAG").setup()

@@ -63,7 +63,8 @@ def page(classifier):
 
 def shown(html: str) -> str:
     """The text of a page without its marks."""
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL).replace("\xa0", " ").split())
+    html = html.replace("<wbr>", "").replace("\xa0", " ")
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL).split())
 
 
 # ---------------------------------------------------------------------- scores
@@ -134,6 +135,16 @@ def test_every_chart_has_a_sentence_and_named_axes(page):
         caption, svg = picture
         assert len(caption.split()) > 2
         assert svg.count("<text") > 2
+
+
+def test_long_names_of_columns_can_be_broken_where_their_words_end():
+    rows = pd.DataFrame({"calls_last_quarter<b>": range(60), "age": [20, 40] * 30})
+    model = MoEClassifier(num_experts=2, dim=8, max_epochs=1, random_state=0).fit(rows, [0, 1] * 30)
+    assert '<th scope="row">calls_<wbr>last_<wbr>quarter&lt;b&gt;</th>' in render_model(model)
+
+
+def test_the_version_on_the_page_is_that_of_the_code(classifier):
+    assert shown(render_model(classifier)).count(f"moeapps {moeapps.__version__}") == 2
 
 
 @needs_browser

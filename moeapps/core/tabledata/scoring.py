@@ -20,6 +20,7 @@ __all__ = [
     "MixtureModel",
     "TableModel",
     "check_output",
+    "instead",
     "label_columns",
     "number_columns",
     "predict_file",
@@ -132,7 +133,7 @@ class FileScoring:
         weights: bool = False,
     ) -> None:
         if not isinstance(model, TableModel):
-            raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table")
+            raise ConfigError(f"a {type(model).__name__} does not predict the rows of a table{instead(model)}")
         if weights and not isinstance(model, MixtureModel):
             raise ConfigError(
                 f"a {type(model).__name__} has no weights of experts per row: MixtureClassifier and MixtureRegressor "
@@ -188,6 +189,13 @@ def check_output(source: str | os.PathLike[str], output: str | os.PathLike[str])
         raise ConfigError(f"{output} is the file to be predicted: name another one to write to")
     if written.startswith(read + "/"):
         raise ConfigError(f"{output} lies in {source}, the folder to be predicted: name another place to write to")
+
+
+def instead(model: Any) -> str:
+    """What a model that takes no rows is for, as the end of a message; empty where there is nothing to say."""
+    if hasattr(model, "predict_table"):  # of links and of whole graphs
+        return ": use it in Python, moeapps.load(path).predict_table(...)"
+    return ": moeapps serve MODEL generates images" if hasattr(model, "sample") else ""
 
 
 def predict_frame(model: Any, rows: Any, weights: bool = False) -> pd.DataFrame:

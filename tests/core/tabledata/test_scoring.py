@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moeapps import MoEClassifier, MoERegressor, MowstClassifier
+from moeapps import MoEClassifier, MoERegressor, MowstClassifier, MowstLinkPredictor
 from moeapps.cli.main import main
 from moeapps.core import predict_file
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.writer import TableWriter
+from moeapps.vision import SwitchDiTGenerator
 
 pytestmark = pytest.mark.xdist_group("scoring")  # one trained classifier
 
@@ -67,6 +68,10 @@ def test_models_that_cannot_are_named(frame, tmp_path):
     frame.to_csv(tmp_path / "in.csv", index=False)
     with pytest.raises(ConfigError, match="MowstClassifier does not predict the rows of a table"):
         predict_file(MowstClassifier(), tmp_path / "in.csv", tmp_path / "out.csv")
+    with pytest.raises(ConfigError, match=r"MowstLinkPredictor .* use it in Python, .*predict_table"):
+        predict_file(MowstLinkPredictor(), tmp_path / "in.csv", tmp_path / "out.csv")
+    with pytest.raises(ConfigError, match="SwitchDiTGenerator .*: moeapps serve MODEL generates images"):
+        predict_file(SwitchDiTGenerator(), tmp_path / "in.csv", tmp_path / "out.csv")
     model = MoERegressor(max_epochs=1).fit(np.ones((20, 2)), np.arange(20.0))
     with pytest.raises(DataError, match="fitted on an array"):
         predict_file(model, tmp_path / "in.csv", tmp_path / "out.csv")
