@@ -34,6 +34,7 @@ from moeapps.cli.environment import arguments_in, sections_in_environment
 from moeapps.cli.fit_lines import StartLine, print_end
 from moeapps.cli.kept_scores import keep_scores
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
+from moeapps.cli.required_test_data import RequireTestData
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, ProgressBar, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
@@ -91,6 +92,8 @@ class MoEAppsCLI(LightningCLI):
     """What another engine changes in the arguments of the Trainer, such as the strategy."""
     seed: int | None = None
     """Seed of this run where it is one of several that have a common folder."""
+    tested: bool = False
+    """Whether the best checkpoint will be tested afterwards."""
 
     folder: Path | None = None
     """Folder of the run, where the loggers are moeapps' own."""
@@ -303,6 +306,7 @@ class MoEAppsCLI(LightningCLI):
                 ViewWriter(),
                 StartLine(self._data_in_words(), self.folder, self._continued),
                 *self._early_stopping(),
+                *([RequireTestData()] if self.tested else []),
             ]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
@@ -368,6 +372,7 @@ def run(
     output: str | None = None,
     engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     seed: int | None = None,
+    tested: bool = False,
 ) -> Path | None:
     """Run one of Lightning's subcommands.
 
@@ -381,6 +386,8 @@ def run(
         From arguments of the Trainer to those that replace them, where another engine has started this process.
     seed : int, optional
         Seed of this run where it is one of several that have a common folder (:mod:`.seeds`).
+    tested : bool, default=False
+        Whether the best checkpoint of ``fit`` will be tested afterwards: data without a test part are refused.
 
     Returns
     -------
@@ -399,7 +406,7 @@ def run(
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
-    MoEAppsCLI.seed, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, [], None
+    MoEAppsCLI.seed, MoEAppsCLI.tested, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, tested, [], None
     if predicting:
         args = [*args, "--return_predictions", "false"]
     strict = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}

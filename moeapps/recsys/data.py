@@ -402,6 +402,11 @@ class RankingData(L.LightningDataModule):
             return make_loader(self._val, max(self.batch_size, EVALUATION_ROWS), collate_fn=_as_rows)
         return self._stream("val", labeled=True) if self.load("val") is not None else []
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are test rows."""
+        return self.load("test") is not None
+
     def test_dataloader(self) -> DataLoader:
         """Batches in order, read and encoded as they are needed."""
         return self._stream("test", labeled=True)

@@ -166,13 +166,19 @@ class StreamService(Service):
         return {**super().describe(), "features": features, **learned}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
-        """The prediction, and of a classifier the probability of every class."""
+        """The prediction, of a classifier the probability of every class, and features that were never learned.
+
+        A stream's features come and go, so that none is refused; but a misspelled one, which has no effect, is named.
+        """
+        known = set(self.model.router_features_)  # empty before anything was learned
         predictions = []
         for row in request["rows"]:
             record: dict[str, Any] = {"prediction": self.model.predict_one(row)}
             if hasattr(self.model, "predict_proba_one"):
                 probabilities = self.model.predict_proba_one(row)
                 record.update(zip(probability_columns(probabilities), probabilities.values(), strict=True))
+            if known and (unseen := [name for name in row if name not in known]):
+                record["unseen_features"] = unseen
             predictions.append(plain(record))
         return predictions
 

@@ -387,6 +387,11 @@ class TableData(L.LightningDataModule):
         """Batches in order."""
         return self._loader("val") if self.has_validation else []
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are test rows."""
+        return self.load("test") is not None
+
     def test_dataloader(self) -> ResumableLoader:
         """Batches in order."""
         return self._loader("test")
