@@ -202,8 +202,10 @@ def test_missing_test_data_are_named_before_anything_is_trained(seeds, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(table_config(tmp_path)), *seeds, "--test"]) == 2
     shown = capsys.readouterr()
-    assert "error: --test: test is not set" in shown.err and "--data.test FILE" in shown.err
-    assert "Nothing was trained" in shown.err and "fit: " not in shown.out
+    assert "error: --test: test is not set" in shown.err
+    assert "--data.test FILE" in shown.err
+    assert "Nothing was trained" in shown.err
+    assert "fit: " not in shown.out
     assert not list((tmp_path / "moeapps-runs").glob("**/config.yaml"))
 
 
