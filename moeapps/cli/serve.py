@@ -147,7 +147,7 @@ def _announce(
     """Print where the model is served."""
     host, port = listener.getsockname()[:2]
     main = "/sample" if description["kind"] == "generator" else "/predict"
-    paths = f"{main}, /docs, /health/ready, /info, /metrics"
+    paths = f"{main}{', /learn' if options.learn else ''}, /docs, /health/ready, /info, /metrics"
     workers = f" by {options.workers} workers" if options.workers > 1 else ""
     print(f"{description['model']} on http://{_bracketed(host)}:{port}{workers} ({paths})", flush=True)
     if token is None and not ipaddress.ip_address(host).is_loopback:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 import moeapps
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.drawing import grid, sample_content, wants_png
+from moeapps.serve.faults import form_of, refuse_invalid, shortened
 from moeapps.serve.guard import Guard, Json, respond
 from moeapps.serve.keeping import add_kept, split_names, take_kept
 from moeapps.serve.metrics import Metrics
@@ -67,7 +68,7 @@ def make_app(
     )
     counters = Metrics(server)
     server.observe = counters.observe
-    _add_errors(app)
+    _add_errors(app, description)
     _add_operations(app, server, description, token)
     _add_health(app, server)
     _add_pages(app, server, counters)
@@ -202,18 +203,7 @@ def _add_pages(app: FastAPI, server: ModelServer, counters: Metrics) -> None:
         return PlainTextResponse(counters.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _short(text: object, length: int = 200) -> str:
-    """Text of a client in a response, where it should not be as long as the request."""
-    return str(text) if len(str(text)) <= length else f"{str(text)[:length]}..."
-
-
-def _field(fault: Any) -> str:
-    """Where in the body a fault is, ``rows.0.age`` for example."""
-    parts = [*fault["loc"], *([fault["ctx"]["field"]] if "field" in fault.get("ctx", {}) else [])]
-    return _short(".".join(str(part) for part in parts if part != "body")) or "body"
-
-
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, description: dict[str, Any]) -> None:
     """Every error becomes a refusal."""
 
     @app.exception_handler(Refusal)
@@ -222,23 +212,20 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [{"field": _field(fault), "fault": _short(fault["msg"], 1000)} for fault in error.errors()[:20]]
-        malformed = any(fault["type"] == "json_invalid" for fault in error.errors())
-        message = f"{faults[0]['field']}: {faults[0]['fault']}"
-        code = "invalid_json" if malformed else "invalid_request"
-        return respond(Refusal(400 if malformed else 422, code, message, faults=faults))
+        form = form_of(request.url.path, description)
+        return respond(refuse_invalid(error.errors(), request.headers.get("content-type", ""), form))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         code, message = "http_error", str(error.detail)
-        path = _short(request.url.path)
+        path = shortened(request.url.path)
         if error.status_code == 400:  # FastAPI's, for a body that its parser gives up on
             code = "invalid_json"
         if error.status_code == 404:
             paths = ", ".join(sorted(path for path in app.openapi()["paths"]))
             code, message = "not_found", f"there is no {path}; there are {paths}"
         if error.status_code == 405:
-            code, message = "method_not_allowed", f"{path} does not take {_short(request.method)}"
+            code, message = "method_not_allowed", f"{path} does not take {shortened(request.method)}"
         return respond(Refusal(error.status_code, code, message, error.headers))
 
     @app.exception_handler(Exception)

@@ -91,7 +91,8 @@ class Guard:
         return None
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, "too_large", f"the body is larger than {self.max_body} bytes", {"Connection": "close"})
+        message = f"the body is larger than {self.max_body} bytes: send smaller requests, or start with --max-body"
+        return Refusal(413, "too_large", message, {"Connection": "close"})
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; None where it is too large.

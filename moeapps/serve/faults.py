@@ -1,0 +1,110 @@
+"""What is wrong in a body, in words: Pydantic's faults as the refusal of a request."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moeapps.registry import nearest
+from moeapps.serve.refusal import Refusal
+
+__all__ = ["form_of", "refuse_invalid", "shortened"]
+
+MAX_FAULTS = 20
+"""Faults that a response lists."""
+
+
+def form_of(path: str, description: Mapping[str, Any]) -> str:
+    """The form of a request's body, as JSON with ``...``; the page /docs where there is no short one.
+
+    Parameters
+    ----------
+    path : str
+        Path of the request, such as ``"/predict"``.
+    description : mapping
+        From :meth:`moeapps.serve.service.Service.describe`.
+    """
+    kind = description["kind"]
+    if path == "/learn":
+        return '{"rows": [{"x": {"feature": value, ...}, "y": label}, ...]}'
+    if path == "/sample":
+        return '{"n": 8}'
+    if kind == "stream":
+        return '{"rows": [{"feature": value, ...}, ...]}'
+    if kind == "images":
+        return '{"images": ["<file as base64>", ...]}'
+    if path == "/recommend" or (kind == "table" and description["columns"]):
+        return '{"rows": [{"column": value, ...}, ...]}'
+    if kind == "table":
+        return '{"rows": [[number, ...], ...]}'
+    return "that of the page /docs"
+
+
+def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> Refusal:
+    """The refusal of a body that does not fit.
+
+    Parameters
+    ----------
+    errors : sequence of mapping
+        Pydantic's faults, at least one.
+    content_type : str
+        Header of the request.
+    form : str
+        From :func:`form_of`.
+    """
+    errors = errors[:MAX_FAULTS]
+    broken = next((error for error in errors if error["type"] == "json_invalid"), None)
+    if broken is not None:
+        reason, place = broken.get("ctx", {}).get("error", "it ends too early"), broken["loc"][-1]
+        fault = f"not JSON: {shortened(reason)}, at character {place}"
+        return Refusal(400, "invalid_json", f"body: {fault}", faults=[{"field": "body", "fault": fault}])
+    faults = [{"field": _field(error), "fault": _fault(error, errors, content_type, form)} for error in errors]
+    return Refusal(422, "invalid_request", f"{faults[0]['field']}: {faults[0]['fault']}", faults=faults)
+
+
+def shortened(text: object, length: int = 200) -> str:
+    """Text of a client in a response, where it should not be as long as the request."""
+    return str(text) if len(str(text)) <= length else f"{str(text)[:length]}..."
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    """Where in the body a fault is, ``rows.0.age`` for example."""
+    parts = [*error["loc"], *([error["ctx"]["field"]] if "field" in error.get("ctx", {}) else [])]
+    return shortened(".".join(str(part) for part in parts if part != "body")) or "body"
+
+
+def _fault(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> str:
+    place, kind, given = tuple(error["loc"]), error["type"], error.get("input")
+    if place == ("body",) and kind == "missing":
+        return f"it is empty; expected JSON of the form {form}"
+    if place == ("body",) and kind == "model_attributes_type":
+        if not _is_json(content_type):
+            named = f"is {shortened(content_type, 100)!r}" if content_type else "is missing"
+            return f"the header Content-Type {named}; send JSON with 'Content-Type: application/json'"
+        return f"must be an object of the form {form}"
+    if kind == "missing":
+        return _missing(place, given, errors, form)
+    if kind == "extra_forbidden":
+        return f"there is no such field{f'; expected {form}' if len(place) > 2 else ''}"
+    message = shortened(error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1), 1000)
+    scalar = isinstance(given, bool | int | float | str) and message.startswith("must be ")
+    if not scalar or ", got " in message:
+        return message
+    return f"{message}, got {shortened(json.dumps(given[:60] if isinstance(given, str) else given), 50)}"
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _missing(place: tuple[Any, ...], given: Any, errors: Sequence[Mapping[str, Any]], form: str) -> str:
+    """A field that is not there; one that is there instead may be its misspelled name."""
+    name = str(place[-1])
+    lacking = {error["loc"][-1] for error in errors if error["type"] == "missing" and error["loc"][:-1] == place[:-1]}
+    unknown = [other["loc"][-1] for other in errors if other["type"] == "extra_forbidden"]
+    others = [str(other) for other in given or () if other not in lacking] if isinstance(given, dict) else unknown
+    near = nearest(name, [str(other)[:200] for other in others[:1000]], 0.6)
+    misspelled = f"; is {near!r} a misspelled {name!r}?" if near is not None else ""
+    if len(place) <= 2:
+        return f"missing{misspelled or f'; expected {form}'}"
+    return f"missing{misspelled or ' (null where there is no value)'}"
