@@ -51,13 +51,13 @@ def fit(args: list[str], seeds: list[int] | None, test: bool) -> None:
     Raises
     ------
     ConfigError
-        As :func:`moeapps.cli.trainer.run`.
+        As :func:`moeapps.cli.trainer.run`; if there is nothing to test on, before anything is trained.
     """
     folders = []
     for seed in [None] if seeds is None else seeds:
         given = args if seed is None else [*args, "--seed_everything", str(seed)]
         with _as_command(given if seed is None else [*given, "--seeds", f"{seed},"]):
-            folder = run(given, seed=seed, test=test)
+            folder = run(given, seed=seed, tested=test)
         if folder is None:
             continue
         folders.append(folder)

@@ -34,6 +34,7 @@ from moeapps.cli.environment import arguments_in, sections_in_environment
 from moeapps.cli.fit_lines import StartLine, print_end
 from moeapps.cli.kept_scores import keep_scores
 from moeapps.cli.parsing import RecordingParser, import_classes, load_value, own_error, readable_error
+from moeapps.cli.required_test_data import RequireTestData
 from moeapps.core.callbacks import LastCheckpoint, PredictionWriter, ProgressBar, StepSeeding, StopOnSignal, ViewWriter
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError
@@ -91,9 +92,8 @@ class MoEAppsCLI(LightningCLI):
     """What another engine changes in the arguments of the Trainer, such as the strategy."""
     seed: int | None = None
     """Seed of this run where it is one of several that have a common folder."""
-
     tested: bool = False
-    """Whether the run is tested afterwards."""
+    """Whether the best checkpoint will be tested afterwards."""
 
     folder: Path | None = None
     """Folder of the run, where the loggers are moeapps' own."""
@@ -172,8 +172,6 @@ class MoEAppsCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, AttributeError, LookupError) as error:
             raise own_error(error) or readable_error(error) from error
-        if self.tested and not getattr(self.datamodule, "has_test", True):  # said before the training and not after it
-            raise ConfigError("--test: there is nothing to test on: name it with --data.test")
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Let ``optimizer`` and ``lr_scheduler`` take the place of the module's own, as in LightningCLI.
@@ -316,6 +314,7 @@ class MoEAppsCLI(LightningCLI):
                 ViewWriter(),
                 StartLine(self._data_in_words(), self.folder, self._continued),
                 *self._early_stopping(),
+                *([RequireTestData()] if self.tested else []),
             ]
         if fitting and config.get("enable_checkpointing") is not False:
             added.append(LastCheckpoint())
@@ -381,7 +380,7 @@ def run(
     output: str | None = None,
     engine: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     seed: int | None = None,
-    test: bool = False,
+    tested: bool = False,
 ) -> Path | None:
     """Run one of Lightning's subcommands.
 
@@ -395,8 +394,8 @@ def run(
         From arguments of the Trainer to those that replace them, where another engine has started this process.
     seed : int, optional
         Seed of this run where it is one of several that have a common folder (:mod:`.seeds`).
-    test : bool, default False
-        Whether it will be tested, for which there has to be data.
+    tested : bool, default=False
+        Whether the best checkpoint of ``fit`` will be tested afterwards: data without a test part are refused.
 
     Returns
     -------
@@ -415,7 +414,7 @@ def run(
     predicting = subcommand(args) == "predict"
     MoEAppsCLI.output = _prediction_file(output) if predicting else None
     MoEAppsCLI.engine = None if engine is None else staticmethod(engine)
-    MoEAppsCLI.seed, MoEAppsCLI.tested, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, test, [], None
+    MoEAppsCLI.seed, MoEAppsCLI.tested, MoEAppsCLI.loggers, MoEAppsCLI.made = seed, tested, [], None
     commands, name = LightningCLI.subcommands(), args[0]
     # a file that is read before the subcommand is known may have a section for each
     MoEAppsCLI.commands = {name: commands[name]} if name in commands and "PL_CONFIG" not in os.environ else commands

@@ -279,6 +279,11 @@ class GraphSetData(L.LightningDataModule):
         """Validation graphs."""
         return self._kept("val")
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are graphs to test on."""
+        return bool(self.test_fraction)
+
     def test_dataloader(self) -> ResumableLoader:
         """Test graphs.
 

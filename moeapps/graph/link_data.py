@@ -156,6 +156,11 @@ class LinkData(L.LightningDataModule):
         """All validation pairs at once."""
         return self._whole("val")
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are links to test on."""
+        return bool(self.test_fraction)
+
     def test_dataloader(self) -> ResumableLoader:
         """All test pairs at once."""
         self.part("test")

@@ -165,11 +165,6 @@ class RankingData(L.LightningDataModule):
         return table
 
     @property
-    def has_test(self) -> bool:
-        """Whether there are rows to test on; a subclass that knows public data has some."""
-        return self.parts["test"] is not None or type(self).load is not RankingData.load
-
-    @property
     def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._val is not None
@@ -412,6 +407,11 @@ class RankingData(L.LightningDataModule):
         if self._val is not None:
             return make_loader(self._val, max(self.batch_size, EVALUATION_ROWS), collate_fn=_as_rows)
         return self._stream("val", labeled=True) if self.load("val") is not None else []
+
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are test rows."""
+        return self.load("test") is not None
 
     def test_dataloader(self) -> DataLoader:
         """Batches in order, read and encoded as they are needed."""

@@ -344,6 +344,11 @@ class ImplicitData(L.LightningDataModule):
         """Events with nine negatives each, the same ones in every epoch."""
         return self._in_order("val") if self.has_validation else []
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are test events, after ``setup``."""
+        return self.feedback.get("test") is not None
+
     def test_dataloader(self) -> ResumableLoader:
         """Events with nine negatives each."""
         return self._in_order("test")

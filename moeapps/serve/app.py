@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 import moeapps
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.drawing import grid, sample_content, wants_png
-from moeapps.serve.faults import check_query, refuse_body, short
+from moeapps.serve.faults import check_query, form_of, refuse_invalid, shortened
 from moeapps.serve.guard import Guard, Json, respond
 from moeapps.serve.keeping import add_kept, split_names, take_kept
 from moeapps.serve.metrics import Metrics
@@ -210,7 +210,6 @@ def _add_pages(app: FastAPI, server: ModelServer, counters: Metrics) -> None:
 
 def _add_errors(app: FastAPI, description: dict[str, Any]) -> None:
     """Every error becomes a refusal."""
-    columns = [*(description.get("columns") or ()), *description.get("recommends", {}).get("users", ())]
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
@@ -218,13 +217,13 @@ def _add_errors(app: FastAPI, description: dict[str, Any]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        content_type = request.headers.get("content-type", "")
-        return respond(refuse_body(error.errors(), content_type, columns, description.get("unused", ())))
+        form = form_of(request.url.path, description)
+        return respond(refuse_invalid(error.errors(), request.headers.get("content-type", ""), form))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         code, message = "http_error", str(error.detail)
-        path = short(request.url.path)
+        path = shortened(request.url.path)
         if error.status_code == 400:  # FastAPI's, for a body that its parser gives up on
             code = "invalid_json"
         if error.status_code == 404:
@@ -232,7 +231,7 @@ def _add_errors(app: FastAPI, description: dict[str, Any]) -> None:
             code, message = "not_found", f"there is no {path}; there are {paths}"
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
-            code, message = "method_not_allowed", f"{path} takes {allowed}, not {short(request.method)}"
+            code, message = "method_not_allowed", f"{path} takes {allowed}, not {shortened(request.method)}"
         return respond(Refusal(error.status_code, code, message, error.headers))
 
     @app.exception_handler(Exception)

@@ -1,6 +1,7 @@
-"""What does not fit in a request, in words: pydantic's faults, a body that is not JSON, an unknown query parameter."""
+"""What is wrong in a body, in words: Pydantic's faults as the refusal of a request."""
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -8,95 +9,125 @@ from fastapi import Request
 from moeapps.registry import did_you_mean, nearest
 from moeapps.serve.refusal import Refusal
 
-__all__ = ["check_query", "refuse_body", "short"]
+__all__ = ["check_query", "form_of", "refuse_invalid", "shortened"]
 
-MOST = 20
-"""Faults that one answer lists."""
-
-
-def short(text: object, length: int = 200) -> str:
-    """Text of a client in a response, where it should not be as long as the request."""
-    return str(text) if len(str(text)) <= length else f"{str(text)[:length]}..."
+MAX_FAULTS = 20
+"""Faults that a response lists."""
 
 
 def check_query(request: Request) -> None:
-    """Refuse a query parameter that the path does not read: a misspelled one would have no effect otherwise.
+    """Refuse a query parameter that the path does not read: a misspelled one would have no effect.
+
+    Pages (GET) may have any, such as those of a scraper.
 
     Raises
     ------
     Refusal
-        Naming it. Pages (GET) may have any, such as those of a scraper.
+        Naming it.
     """
     dependant = getattr(request.scope.get("route"), "dependant", None)
     if request.method != "POST" or dependant is None:
         return
     known = [parameter.alias for parameter in dependant.query_params]
-    for name in request.query_params:
+    for name in map(shortened, request.query_params):
         if name not in known:
             hint = did_you_mean(name, known, f"there is {', '.join(known)}" if known else "there is none")
-            fault = f"{short(request.url.path)} has no such query parameter{hint}"
-            raise Refusal(
-                422, "invalid_request", f"?{short(name)}=: {fault}", faults=[{"field": short(name), "fault": fault}]
-            )
+            fault = f"{shortened(request.url.path)} has no such query parameter{hint}"
+            raise Refusal(422, "invalid_request", f"?{name}=: {fault}", faults=[{"field": name, "fault": fault}])
 
 
-def refuse_body(
-    errors: Sequence[Mapping[str, Any]], content_type: str, known: Collection[str], passed: Collection[str]
-) -> Refusal:
-    """Put pydantic's faults into words.
+def form_of(path: str, description: Mapping[str, Any]) -> str:
+    """The form of a request's body, as JSON with ``...``; the page /docs where there is no short one.
+
+    Parameters
+    ----------
+    path : str
+        Path of the request, such as ``"/predict"``.
+    description : mapping
+        From :meth:`moeapps.serve.service.Service.describe`.
+    """
+    kind = description["kind"]
+    if path == "/learn":
+        return '{"rows": [{"x": {"feature": value, ...}, "y": label}, ...]}'
+    if path == "/sample":
+        return '{"n": 8}'
+    if kind == "stream":
+        return '{"rows": [{"feature": value, ...}, ...]}'
+    if kind == "images":
+        return '{"images": ["<file as base64>", ...]}'
+    if path == "/recommend" or (kind == "table" and description["columns"]):
+        return '{"rows": [{"column": value, ...}, ...]}'
+    if kind == "table":
+        return '{"rows": [[number, ...], ...]}'
+    return "that of the page /docs"
+
+
+def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> Refusal:
+    """The refusal of a body that does not fit.
 
     Parameters
     ----------
     errors : sequence of mapping
-        Of ``RequestValidationError.errors()``.
+        Pydantic's faults, at least one.
     content_type : str
-        Header of the request; empty where it has none.
-    known : collection of str
-        Names that a row may have: what is not among them may be one of them misspelled.
-    passed : collection of str
-        Further names that a row may have, which the model does not use.
+        Header of the request.
+    form : str
+        From :func:`form_of`.
     """
-    for error in errors:
-        if error["type"] == "json_invalid":
-            place = error["loc"][-1] if error["loc"] else 0
-            why = error.get("ctx", {}).get("error", error["msg"])
-            fault = f"not valid JSON at character {place}: {short(why)}"
-            return Refusal(400, "invalid_json", f"body: {fault}", faults=[{"field": "body", "fault": fault}])
-    if "json" not in content_type.lower() and any(tuple(error["loc"]) == ("body",) for error in errors):
-        message = (
-            f"the body was sent as {short(content_type) or 'no type at all'}: send JSON with the header "
-            "Content-Type: application/json"
-        )
-        return Refusal(415, "not_json", message)
-    unknown: dict[tuple[Any, ...], list[str]] = {}  # fields of an object that it may not have
-    for error in errors:
-        *place, name = error["loc"] or ("body",)
-        if error["type"] == "extra_forbidden":
-            unknown.setdefault(tuple(place), []).append(str(name))
-        elif error["type"] == "missing" and place[-2:-1] == ["rows"] and isinstance(error.get("input"), dict):
-            others = [str(key) for key in error["input"] if key not in known and key not in passed]
-            unknown.setdefault(tuple(place), []).extend(others)
-    faults = [{"field": _field(error), "fault": short(_said(error, unknown), 1000)} for error in errors[:MOST]]
+    errors = errors[:MAX_FAULTS]
+    broken = next((error for error in errors if error["type"] == "json_invalid"), None)
+    if broken is not None:
+        reason, place = broken.get("ctx", {}).get("error", "it ends too early"), broken["loc"][-1]
+        fault = f"not JSON: {shortened(reason)}, at character {place}"
+        return Refusal(400, "invalid_json", f"body: {fault}", faults=[{"field": "body", "fault": fault}])
+    faults = [{"field": _field(error), "fault": _fault(error, errors, content_type, form)} for error in errors]
     return Refusal(422, "invalid_request", f"{faults[0]['field']}: {faults[0]['fault']}", faults=faults)
+
+
+def shortened(text: object, length: int = 200) -> str:
+    """Text of a client in a response, where it should not be as long as the request."""
+    return str(text) if len(str(text)) <= length else f"{str(text)[:length]}..."
 
 
 def _field(error: Mapping[str, Any]) -> str:
     """Where in the body a fault is, ``rows.0.age`` for example."""
     parts = [*error["loc"], *([error["ctx"]["field"]] if "field" in error.get("ctx", {}) else [])]
-    return short(".".join(str(part) for part in parts if part != "body")) or "body"
+    return shortened(".".join(str(part) for part in parts if part != "body")) or "body"
 
 
-def _said(error: Mapping[str, Any], unknown: Mapping[tuple[Any, ...], Collection[str]]) -> str:
-    if error["type"] == "missing":
-        *place, name = error["loc"]
-        near = nearest(str(name), unknown.get(tuple(place), ()))
-        return "missing" if near is None else f"missing; is it what was sent as {short(near)!r}?"
-    if error["type"] == "extra_forbidden":
-        return "there is no such field"
-    if error["type"] in ("model_attributes_type", "model_type", "dict_type"):
-        return "must be a JSON object, {...}"
-    if error["type"] == "list_type":
-        return "must be a list, [...]"
-    if error["type"] == "too_short":
-        return f"must have at least {error['ctx']['min_length']}, got {error['ctx']['actual_length']}"
-    return str(error["msg"])
+def _fault(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> str:
+    place, kind, given = tuple(error["loc"]), error["type"], error.get("input")
+    if place == ("body",) and kind == "missing":
+        return f"it is empty; expected JSON of the form {form}"
+    if place == ("body",) and kind == "model_attributes_type":
+        if not _is_json(content_type):
+            named = f"is {shortened(content_type, 100)!r}" if content_type else "is missing"
+            return f"the header Content-Type {named}; send JSON with 'Content-Type: application/json'"
+        return f"must be an object of the form {form}"
+    if kind == "missing":
+        return _missing(place, given, errors, form)
+    if kind == "extra_forbidden":
+        return f"there is no such field{f'; expected {form}' if len(place) > 2 else ''}"
+    message = shortened(error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1), 1000)
+    scalar = isinstance(given, bool | int | float | str) and message.startswith("must be ")
+    if not scalar or ", got " in message:
+        return message
+    return f"{message}, got {shortened(json.dumps(given[:60] if isinstance(given, str) else given), 50)}"
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _missing(place: tuple[Any, ...], given: Any, errors: Sequence[Mapping[str, Any]], form: str) -> str:
+    """A field that is not there; one that is there instead may be its misspelled name."""
+    name = str(place[-1])
+    lacking = {error["loc"][-1] for error in errors if error["type"] == "missing" and error["loc"][:-1] == place[:-1]}
+    unknown = [other["loc"][-1] for other in errors if other["type"] == "extra_forbidden"]
+    others = [str(other) for other in given or () if other not in lacking] if isinstance(given, dict) else unknown
+    near = nearest(name, [str(other)[:200] for other in others[:1000]], 0.6)
+    misspelled = f"; is {near!r} a misspelled {name!r}?" if near is not None else ""
+    if len(place) <= 2:
+        return f"missing{misspelled or f'; expected {form}'}"
+    return f"missing{misspelled or ' (null where there is no value)'}"

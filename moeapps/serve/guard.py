@@ -91,10 +91,7 @@ class Guard:
         return None
 
     def _too_large(self) -> Refusal:
-        message = (
-            f"the body is larger than {self.max_body} bytes: send less per request, or start the server with a larger "
-            "--max-body"
-        )
+        message = f"the body is larger than {self.max_body} bytes: send smaller requests, or start with --max-body"
         return Refusal(413, "too_large", message, {"Connection": "close"})
 
     async def _body(self, receive: Receive) -> bytes | None:

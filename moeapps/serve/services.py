@@ -15,12 +15,10 @@ import numpy as np
 import pandas as pd
 
 import moeapps
-from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.errors import ConfigError
 from moeapps.core.labels import probability_columns
 from moeapps.core.tabledata.scoring import MixtureModel, TableModel, instead, predict_frame
-from moeapps.core.tabledata.source import listed
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
-from moeapps.registry import did_you_mean
 from moeapps.serve.graph_service import GraphService
 from moeapps.serve.image_services import ImageService, SampleService
 from moeapps.serve.refusal import (
@@ -158,7 +156,6 @@ class StreamService(Service):
         from moeapps.serve.prequential import Prequential  # numba, which other models need not load
 
         self.prequential = Prequential(model)
-        self._learned: tuple[int, frozenset[Any]] = (-1, frozenset())
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -172,29 +169,21 @@ class StreamService(Service):
         return {**super().describe(), "features": features, **learned}
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
-        """The prediction, of a classifier the probability of every class, and the features that are not used."""
-        predictions, learned = [], self._features()
-        for number, row in enumerate(request["rows"]):
-            unused = [name for name in row if name not in learned] if learned else []
-            if unused and len(unused) == len(row):
-                hint = did_you_mean(unused[0], learned, f"it has learned {listed(sorted(map(str, learned)))}")
-                raise DataError(
-                    f"rows.{number}: the model has learned none of its features, such as {unused[0]!r}{hint}"
-                )
+        """The prediction, of a classifier the probability of every class, and features that were never learned.
+
+        A stream's features come and go, so that none is refused; but a misspelled one, which has no effect, is named.
+        """
+        known = set(self.model.router_features_)  # empty before anything was learned
+        predictions = []
+        for row in request["rows"]:
             record: dict[str, Any] = {"prediction": self.model.predict_one(row)}
             if hasattr(self.model, "predict_proba_one"):
                 probabilities = self.model.predict_proba_one(row)
                 record.update(zip(probability_columns(probabilities), probabilities.values(), strict=True))
-            if unused:
-                record["unused_features"] = unused
+            if known and (unseen := [name for name in row if name not in known]):
+                record["unseen_features"] = unseen
             predictions.append(plain(record))
         return predictions
-
-    def _features(self) -> frozenset[Any]:
-        """Names of the features that the model has learned from."""
-        if self._learned[0] != (seen := int(self.model.n_seen_)):
-            self._learned = (seen, frozenset(self.model.router_features_))
-        return self._learned[1]
 
     def learn(self, requests: list[Request]) -> list[Any]:
         """Learn request by request; one of which a row is refused is not learned at all.

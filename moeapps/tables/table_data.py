@@ -216,11 +216,6 @@ class TableData(L.LightningDataModule):
         table: Table | None = self.parts[part]
         return table
 
-    @property
-    def has_test(self) -> bool:
-        """Whether there are rows to test on."""
-        return self.parts["test"] is not None
-
     def part(self, part: str) -> TablePart:
         """Rows of a part: train, val, test or predict.
 
@@ -412,6 +407,11 @@ class TableData(L.LightningDataModule):
     def val_dataloader(self) -> Any:
         """Batches in order."""
         return self._loader("val") if self.has_validation else []
+
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are test rows."""
+        return self.load("test") is not None
 
     def test_dataloader(self) -> ResumableLoader:
         """Batches in order."""

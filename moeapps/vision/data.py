@@ -191,6 +191,11 @@ class ImageDataModule(L.LightningDataModule):
         """Batches in order; none without validation data."""
         return [] if self.parts["val"] is None else self._loader(self._part("val"), max(self.batch_size, 256))
 
+    @property
+    def has_test_data(self) -> bool:
+        """Whether there are images to test on, after ``setup``."""
+        return self.parts["test"] is not None
+
     def test_dataloader(self) -> ResumableLoader:
         """Batches in order."""
         return self._loader(self._part("test"), max(self.batch_size, 256))
@@ -337,7 +342,6 @@ class ImageFolderData(ImageDataModule):
         check_one_of("channels", channels, MODES)
         check_proper_fraction(validation_fraction=validation_fraction)
         self.folders = {"train": train, "val": val, "test": test, "predict": predict}
-        self.has_test = test is not None
         self.shape, self.channels = (channels, image_size, image_size), channels
         self.validation_fraction = validation_fraction
         self._transforms = {

@@ -178,3 +178,39 @@ def test_a_wrong_key_beside_a_right_patience_is_the_one_that_is_named(fit):
     status, _, error = fit("--patience", "3", "--model.widht", "8")
     assert status == 2
     assert "did you mean 'width'?" in error
+
+
+def table_config(tmp_path, **data):
+    """A configuration of TableModule for a small table."""
+    pd.DataFrame({"age": range(40), "bought": ["yes", "no"] * 20}).to_csv(tmp_path / "rows.csv", index=False)
+    config = {
+        "seed_everything": 0,
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {"class_path": "moeapps.tables.TableModule", "init_args": {"num_experts": 2, "dim": 4}},
+        "data": {
+            "class_path": "moeapps.tables.TableData",
+            "init_args": {"path": str(tmp_path / "rows.csv"), "target": "bought", **data},
+        },
+    }
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("seeds", [("--seeds", "2"), ()])
+def test_missing_test_data_are_named_before_anything_is_trained(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(table_config(tmp_path)), *seeds, "--test"]) == 2
+    shown = capsys.readouterr()
+    assert "error: --test: test is not set" in shown.err
+    assert "--data.test FILE" in shown.err
+    assert "Nothing was trained" in shown.err
+    assert "fit: " not in shown.out
+    assert not list((tmp_path / "moeapps-runs").glob("**/config.yaml"))
+
+
+def test_the_next_commands_test_only_where_there_are_test_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for data, tests in [({}, 0), ({"test": str(tmp_path / "rows.csv")}, 1)]:
+        assert main(["fit", "--config", str(table_config(tmp_path, **data))]) == 0
+        assert capsys.readouterr().out.count("moeapps test") == tests

@@ -156,3 +156,16 @@ def test_the_journal_holds_rows_without_ids_as_before_there_were_ids(stream, tmp
         client.post("/learn", json=instances(part))
         line = Path(f"{target}.journal").read_text().splitlines()[1]
     assert json.loads(line.partition(" ")[2])["learn"] == instances(part)
+
+
+def test_features_that_were_never_learned_are_named_beside_their_prediction(stream):
+    service = open_service(stream)
+    known, misspelled, new = service.answer({"rows": [{"a": 1.0}, {"colr": "red", "a": 1.0}, {"b": 1, "c": 2}]})
+    assert "unseen_features" not in known
+    assert misspelled == {**known, "unseen_features": ["colr"]}
+    assert new["unseen_features"] == ["b", "c"]
+
+
+def test_before_anything_was_learned_no_feature_is_called_unseen(tmp_path):
+    DriftMoEClassifier(n_experts=3, seed=1).save(tmp_path / "new.safetensors")
+    assert "unseen_features" not in open_service(tmp_path / "new.safetensors").answer({"rows": [{"a": 1.0}]})[0]

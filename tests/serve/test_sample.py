@@ -131,25 +131,25 @@ def test_without_classes_there_are_no_labels_and_no_guidance(files):
 
 
 REFUSED = [
-    ({"n": 0}, "n: Input should be greater than or equal to 1"),
-    ({"n": 65}, "n: Input should be less than or equal to 64"),
+    ({"n": 0}, "n: must be greater than or equal to 1"),
+    ({"n": 65}, "n: must be less than or equal to 64"),
     ({"n": "3"}, "n: "),
     ({"n": True}, "n: "),
-    ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
-    ({"steps": 41}, "steps: Input should be less than or equal to 40"),  # timesteps of the training
+    ({"steps": 0}, "steps: must be greater than or equal to 1"),
+    ({"steps": 41}, "steps: must be less than or equal to 40"),  # timesteps of the training
     ({"seed": -1}, "seed: "),
     ({"seed": 2**63}, "seed: "),
     ({"seed": 1.5}, "seed: "),
     ({"guidance": -1}, "guidance: "),
-    ({"guidance": 21}, "guidance: Input should be less than or equal to 20"),
+    ({"guidance": 21}, "guidance: must be less than or equal to 20"),
     ({"eta": 2}, "eta: "),
-    ({"sampler": "magic"}, "sampler: Input should be 'ddim', 'ddpm' or 'dpm++'"),
+    ({"sampler": "magic"}, "sampler: must be 'ddim', 'ddpm' or 'dpm++'"),
     ({"form": "gif"}, "form: "),
     ({"columns": 0}, "columns: "),
     ({"y": 11}, "y: '11' is no class of the model; there are 0, 1, 2"),
     ({"y": [1, -1]}, "y.1: '-1' is no class"),
-    ({"y": []}, "y: Value error, 0 labels, must be 1 to 64"),
-    ({"y": [1] * 65}, "y: Value error, 65 labels, must be 1 to 64"),
+    ({"y": []}, "y: 0 labels, must be 1 to 64"),
+    ({"y": [1] * 65}, "y: 65 labels, must be 1 to 64"),
     ({"y": [1, None]}, "y.1: "),
     ({"y": {"a": 1}}, "y: "),
     ({"n": 3, "y": [1, 2]}, "y: 2 labels for n=3 images: give one label, or one per image"),

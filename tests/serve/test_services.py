@@ -124,19 +124,6 @@ def test_what_cannot_be_served_is_refused_at_once(table, tmp_path, monkeypatch):
         open_service(table)
 
 
-def test_features_that_a_stream_has_not_learned_are_named_and_a_row_of_nothing_else_is_refused():
-    service = services.StreamService(DriftMoEClassifier(n_experts=2, experts=None, seed=0))
-    service.learn([{"rows": [{"x": {"temperature": 3.0, "city": "Ulm"}, "y": True}]}])
-    rows = [{"temperature": 1.0, "citty": "Ulm"}, {"temperature": 1.0, "city": "Bonn"}, {}]
-    answers = service.predict([{"rows": rows}, {"rows": [rows[0], {"temprature": 1.0}]}])
-    assert [answer.get("unused_features") for answer in answers[0]] == [["citty"], None, None]
-    assert (answers[1].status, answers[1].code) == (422, "invalid_data")
-    assert "rows.1" in answers[1].message
-    assert "'temprature'; did you mean 'temperature'?" in answers[1].message
-    service.learn([{"rows": [{"x": {"citty": "Ulm"}, "y": True}]}])
-    assert "unused_features" not in service.predict([{"rows": rows[:1]}])[0][0]
-
-
 def test_a_stream_that_has_seen_nothing_answers_too(tmp_path):
     service = offline(DriftMoEClassifier(seed=1), tmp_path / "s.safetensors")
     assert service.predict([{"rows": [{"a": 1.0}]}]) == [[{"prediction": None}]]

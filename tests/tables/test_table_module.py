@@ -47,16 +47,6 @@ def train(module, data, folder, epochs=4, **options):
     return folder / "last.ckpt"
 
 
-def test_a_fit_that_is_to_be_tested_needs_test_rows_before_it_trains(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    pd.DataFrame({"a": range(40), "y": ["u", "v"] * 20}).to_csv("rows.csv", index=False)
-    task = ["--model", "TableModule", "--data", "TableData", "--data.file", "rows.csv", "--data.target", "y"]
-    assert main(["fit", *task, "--test", "--trainer.max_epochs", "1"]) == 2
-    captured = capsys.readouterr()
-    assert "--test: there is nothing to test on: name it with --data.test" in captured.err
-    assert "val/loss" not in captured.out
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "customers.csv"

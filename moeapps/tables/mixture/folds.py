@@ -185,9 +185,12 @@ def fit_experts(
     kept = [index for index, (name, _) in enumerate(named) if name not in failed]
     if not kept:
         assert first is not None
+        for name, reason in failed.items():
+            first.add_note(f"expert {name!r} failed {reason}{_remedy(reason)}")
         raise first
     for name, reason in failed.items():
-        warnings.warn(f"expert {name!r} is left out, since it failed {reason}", UserWarning, stacklevel=4)
+        message = f"expert {name!r} is left out, since it failed {reason}{_remedy(reason)}"
+        warnings.warn(message, UserWarning, stacklevel=4)
     predictions = np.zeros((len(y), len(kept), answers.width))
     predicted_rows = np.zeros(len(y), dtype=bool)
     for number, (_, test) in enumerate(folds):
@@ -196,6 +199,13 @@ def fit_experts(
             predictions[test, position] = parts[index, number]
     rows = np.flatnonzero(predicted_rows)
     return FittedExperts([(named[index][0], whole[index]) for index in kept], predictions[rows], rows, failed)
+
+
+def _remedy(reason: str) -> str:
+    """What to do about an expert that cannot read columns of text."""
+    if "could not convert string to float" not in reason:
+        return ""
+    return "; an expert that reads numbers only needs a pipeline, make_pipeline(TableFeatures('codes'), expert)"
 
 
 def _fit_one(

@@ -95,6 +95,14 @@ def test_if_all_experts_fail_the_first_error_is_raised():
         MixtureClassifier([("a", FailsIf()), ("b", FailsIf())]).fit(X, Y)
 
 
+def test_experts_that_cannot_read_text_are_named_with_what_to_do():
+    rows = pd.DataFrame({"city": ["Ulm", "Bonn"] * 6, "age": range(12)})
+    with pytest.raises(ValueError, match="could not convert string to float: '") as caught:
+        MixtureClassifier([("nb", GaussianNB())], random_state=0).fit(rows, [0, 0, 1] * 4)
+    assert caught.value.__notes__[0].startswith("expert 'nb' failed in fold 1 of ")
+    assert caught.value.__notes__[0].endswith("make_pipeline(TableFeatures('codes'), expert)")
+
+
 def test_costs_of_a_failed_expert_are_dropped_with_it():
     with pytest.warns(UserWarning, match="'a' is left out"):
         mixture = MixtureClassifier(
