@@ -99,7 +99,7 @@ def table_task(
         frame = _in_order(frame, time)
     frame = frame.reset_index(drop=True)
     drop = [*ignore, *([groups] if groups is not None else [])]
-    read = TableData(frame, target, task=task, drop=drop, validation_fraction=0.0)
+    read = TableData(frame, target, task=task, ignore_columns=drop, validation_fraction=0.0)
     read.setup("fit")
     part, classes = read.part("train"), read.classes
     assert part.target is not None
