@@ -165,13 +165,8 @@ class ExpertMLP(Experts):
         )
         assert w1 is not None
         assert w2 is not None
-        chosen = choose_backend(
-            backend,
-            device=rows.device,
-            dtype=dtype,
-            counts=_counts(offsets),
-            widths=(w1.shape[1], w1.shape[2], self.hidden_dim, self.out_dim),
-        )
+        widths = (w1.shape[1], w1.shape[2], self.hidden_dim, self.out_dim)
+        chosen = choose_backend(backend, device=rows.device, dtype=dtype, counts=_counts(offsets), widths=widths)
         with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[0] == 0:  # no product to compute, but rows and parameters still get gradients of zero
                 return rows.new_zeros(0, self.out_dim, dtype=dtype) + sum(
@@ -363,13 +358,8 @@ class LowRankExpertMLP(FactoredExpertMLP):
     def forward(self, rows: Tensor, offsets: Tensor, backend: Backend = "auto") -> Tensor:
         """Apply the experts to rows ``(A, d)`` sorted by expert."""
         dtype = _compute_dtype(rows)
-        chosen = choose_backend(
-            backend,
-            device=rows.device,
-            dtype=dtype,
-            counts=_counts(offsets),
-            widths=(self.dim, self.rank, self.weight1.shape[2], self.hidden_dim, self.out_dim),
-        )
+        widths = (self.dim, self.rank, self.weight1.shape[2], self.hidden_dim, self.out_dim)
+        chosen = choose_backend(backend, device=rows.device, dtype=dtype, counts=_counts(offsets), widths=widths)
         with torch.autocast(rows.device.type, enabled=False):
             down, w1, b1, w2, up, b2 = (
                 None if p is None else p.to(dtype)
