@@ -28,6 +28,7 @@ from moeapps.graph.folders import is_folder, open_graph
 from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks, edges_of, on_disk
 from moeapps.graph.labels import check_marks, class_names, encode_labels
 from moeapps.graph.masks import MASKS, check_split, has_splits
+from moeapps.graph.node_table import is_table_path
 from moeapps.graph.sparse_features import sparse_where_it_pays
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]
@@ -80,7 +81,7 @@ class GraphDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Data | str,
+        source: Any,  # as in LinkData
         split: int = 0,
         undirected: bool = True,
         normalize_features: bool = False,
@@ -108,6 +109,8 @@ class GraphDataModule(L.LightningDataModule):
         graph = self.source
         if is_folder(graph):
             graph = open_graph(graph)
+        elif is_table_path(graph):
+            raise ConfigError(f"source={str(graph)!r} is a table: GraphTableData reads two, nodes= and edges=")
         elif isinstance(graph, str | os.PathLike):
             graph = read_npz(graph, self.undirected)
         check_split(self.split, [getattr(graph, name, None) for name in MASKS])

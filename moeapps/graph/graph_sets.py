@@ -327,7 +327,7 @@ class EgoNetData(GraphSetData):
 
     def __init__(
         self,
-        source: Data | str = "Cora",
+        source: Any = "Cora",  # as in LinkData
         root: str | None = None,
         hops: int = 1,
         most: int | None = None,

@@ -20,6 +20,8 @@ from moeapps.graph.edges import Edges
 from moeapps.graph.features import normalized
 from moeapps.graph.inputs import bare_graph
 from moeapps.graph.links import LinkBatch, Structure, hold_out_links, labeled_pairs, link_pairs, pair_keys
+from moeapps.graph.node_table import is_table_path
+from moeapps.registry import did_you_mean
 
 __all__ = ["LinkData", "load_graph"]
 
@@ -68,7 +70,7 @@ class LinkData(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Data | str = "Cora",
+        source: Any = "Cora",  # no class in the type: the command line would read a file of this name as its settings
         root: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -236,4 +238,8 @@ def load_graph(source: Data | str, root: str | None) -> tuple[Data, bool]:
         return PublicGraphData(source, root).load(), PUBLIC_GRAPHS[source].normalize_features
     if Path(source).suffix == ".npz":
         return read_npz(source, undirected=True), False
-    raise ConfigError(f"source must be a Data, the path of an .npz file or a public graph's name, got {source!r}")
+    tables = ": two tables are read by MowstLinkPredictor and MowstClassifier, fit(nodes, edges=edges)"
+    raise ConfigError(
+        f"source must be a Data, the path of an .npz file or a public graph's name, got {source!r}"
+        f"{tables if is_table_path(source) else did_you_mean(source, PUBLIC_GRAPHS)}"
+    )

@@ -291,3 +291,19 @@ def test_links_of_two_tables_are_asked_for_by_id(nodes, edges, tmp_path):
     np.testing.assert_allclose(found[:, 1], table.probability, atol=1e-6)
     with pytest.raises(DataError, match="pairs has the node '7', which the table of nodes lacks"):
         model.predict([[7, BIG]])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "remedy"),
+    [
+        ("LinkModule", "LinkData", "two tables are read by MowstLinkPredictor"),
+        ("GNNModule", "GraphDataModule", "is a table: GraphTableData reads two"),
+    ],
+)
+def test_a_table_given_as_a_graph_is_named_and_not_read(model, data, remedy, files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    assert main(["fit", "--model", model, "--data", data, "--data.source", "nodes.csv"]) != 0
+    error = capsys.readouterr().err
+    assert "'nodes.csv'" in error
+    assert remedy in error
+    assert "account" not in error, "the file's content"
