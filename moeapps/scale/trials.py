@@ -84,8 +84,17 @@ def train(arguments: Sequence[str], settings: Mapping[str, Any], folder: Path, m
 
 
 def options_of(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as options of the command line; a text stands as it is: in quotes it would be none of its choices."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
+    """Settings as options of the command line."""
+    return [f"--{name}={_as_option(value)}" for name, value in settings.items()]
+
+
+def _as_option(value: Any) -> str:
+    """JSON; plain text as it is, since jsonargparse compares a Literal with what stands there, quotes included."""
+    try:
+        plain = isinstance(value, str) and parse_yaml(value, "text") == value
+    except MoEAppsError:
+        plain = False
+    return value if plain else json.dumps(value)
 
 
 def read_config(arguments: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

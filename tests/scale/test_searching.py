@@ -10,7 +10,7 @@ from moeapps.core.errors import ConfigError, MoEAppsError
 from moeapps.core.search import Choice, Float
 from moeapps.core.yaml_files import read_yaml
 from moeapps.scale import search
-from moeapps.scale.trials import read_config
+from moeapps.scale.trials import options_of, read_config
 from tests.scale.helpers import kill_one, once_there_is
 
 pytest.importorskip("optuna")
@@ -21,6 +21,11 @@ model:
   init_args: {options: {embed_dim: 16, depth: 1, num_heads: 2, patch_size: 4}}
 data: {class_path: moeapps.vision.PublicImageData, init_args: {name: digits}}
 trainer: {max_epochs: 2, enable_progress_bar: false, limit_train_batches: 2, limit_val_batches: 1}
+"""
+TABLE = """
+model: {class_path: moeapps.tables.TableModule, init_args: {num_experts: 2, dim: 4}}
+data: {class_path: moeapps.tables.TableData, init_args: {path: rows.csv, target: bought}}
+trainer: {max_epochs: 1, enable_progress_bar: false, accelerator: cpu}
 """
 SPACE = {"model.lr": Float(1e-3, 1e-2, log=True), "data.batch_size": Choice((32, 64))}
 
@@ -64,7 +69,19 @@ def test_settings_that_cannot_be_trained_are_told_where_none_can(here):
         search(["--config", "x.yaml"], {"data.batch_size": Choice((-1,))}, trials=2)
 
 
-@pytest.mark.slow
+def test_texts_are_options_without_quotes_unless_they_read_as_something_else():
+    settings = {"model.kind": "piecewise", "model.name": "1", "model.sizes": ["a", 2], "model.lr": 1e-3}
+    expected = ["--model.kind=piecewise", '--model.name="1"', '--model.sizes=["a", 2]', "--model.lr=0.001"]
+    assert options_of(settings) == expected
+
+
+def test_a_setting_with_named_choices_is_searched(here):
+    Path("rows.csv").write_text("age,bought\n" + "30,yes\n60,no\n" * 20)
+    Path("table.yaml").write_text(TABLE)
+    space = {"model.numeric_embedding": Choice(("linear",))}
+    assert search(["--config", "table.yaml"], space, trials=1).settings == {"model.numeric_embedding": "linear"}
+
+
 @pytest.mark.parametrize("path", [entry.path for entry in registry.entries("model") if entry.path.endswith("Module")])
 def test_every_choice_of_a_modules_space_is_read_as_it_is(path):
     choices = {
@@ -79,6 +96,7 @@ def test_every_choice_of_a_modules_space_is_read_as_it_is(path):
         assert {name: read[name.removeprefix("model.")] for name in settings} == settings
 
 
+@pytest.mark.slow
 def test_the_command_searches_what_the_module_publishes(here, capsys):
     assert main(["search", "--config", "x.yaml", "--trials", "2", "--seed", "0"]) == 0
     assert "next: moeapps fit --config moeapps-search/best.yaml" in capsys.readouterr().out
