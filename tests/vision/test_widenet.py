@@ -36,6 +36,33 @@ def test_the_parameters_are_those_of_one_block_and_all_norms(size, millions):
         assert count / 1e6 == pytest.approx(millions, rel=0.03)  # the paper's figures
 
 
+def test_experts_start_as_mlps_of_timm_and_attention_as_linear_layers_of_torch():
+    torch.manual_seed(0)
+    model = WideNet(**SMALL)
+    linear = 32**-0.5 / 3**0.5  # of torch's uniform distribution for 32 inputs
+    for weight, bias, std in (
+        (model.moe.experts.weight1, model.moe.experts.bias1, 0.02),
+        (model.moe.experts.weight2, model.moe.experts.bias2, 0.02),
+        (model.shared.attn.qkv.weight, model.shared.attn.qkv.bias, linear),
+        (model.head.weight, model.head.bias, linear),
+    ):
+        assert weight.std().item() == pytest.approx(std, rel=0.1)
+        assert bool(bias.any()) == (std == linear)
+
+
+def test_weight_init_moco_initialises_attention_and_experts_of_all_transformers_alike():
+    for kind in (WideNet, ViTMoE):
+        model = kind(weight_init="moco", **SMALL)
+        attention = model.shared.attn if kind is WideNet else model.blocks[1].attn
+        experts = next(iter(routed_layers(model).values())).experts
+        xavier = (2 / (32 + 32)) ** 0.5
+        assert attention.proj.weight.std().item() == pytest.approx(xavier, rel=0.1)
+        hidden = experts.weight1.shape[2]
+        assert experts.weight1.std().item() == pytest.approx((2 / (32 + hidden)) ** 0.5, rel=0.1)
+        assert not attention.proj.bias.any()
+        assert not experts.bias1.any()
+
+
 def test_one_expert_equals_a_transformer_with_shared_weights():
     wide, plain = WideNet(num_experts=1, top_k=1, **SMALL).eval(), VisionTransformer(**SMALL).eval()
     for name in ("patch_embed", "norm", "head"):
