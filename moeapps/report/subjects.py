@@ -210,7 +210,8 @@ def _predictions(model: Any, X: Any) -> list[NDArray[np.float64]]:
         X, pd.DataFrame
     ):  # of a stream, which knows features by name
         found = model.predict_proba_many(X)
-        return [found[list(model.classes_)].to_numpy(dtype=np.float64)]
+        classes = pd.Index(model.classes_, dtype=object)  # True and False in a list would be a mask
+        return [found.reindex(columns=classes).to_numpy(dtype=np.float64)]
     if hasattr(model, "predict_proba"):
         return [np.asarray(model.predict_proba(X), dtype=np.float64)]
     numbers = np.asarray(model.predict(X), dtype=np.float64)

@@ -133,6 +133,15 @@ def stream():
     return model, frame[400:].reset_index(drop=True)
 
 
+def test_a_stream_of_two_truth_values_is_judged(stream):
+    frame = stream[1].assign(way=stream[1]["way"] == "up")
+    model = DriftMoEClassifier(n_experts=3, experts=None, seed=0)
+    model.learn_many(frame[list("abc")][:100], frame["way"][:100])
+    found = judge(model, frame[list("abc")], frame["way"])
+    assert found.first.classes == ["False", "True"]
+    assert (found.first.best == found.first.truth).mean() > 0.5
+
+
 def test_a_stream_is_shown_over_time(stream):
     model, frame = stream
     text = shown(render_model(model, frame[list("abc")], frame["way"], seconds=1))
