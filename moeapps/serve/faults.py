@@ -37,7 +37,7 @@ def check_query(request: Request) -> None:
 
 
 def form_of(path: str, description: Mapping[str, Any]) -> str:
-    """The form of a request's body, as JSON with ``...``; the page /docs where there is no short one.
+    """The form of a request's body, as JSON with ``...``.
 
     Parameters
     ----------
@@ -59,7 +59,9 @@ def form_of(path: str, description: Mapping[str, Any]) -> str:
         return '{"rows": [{"column": value, ...}, ...]}'
     if kind == "table":
         return '{"rows": [[number, ...], ...]}'
-    return "that of the page /docs"
+    if description.get("columns"):
+        return '{"nodes": [{"id": id, "column": value, ...}, ...], "edges": [[id, id], ...]}'
+    return '{"x": [[number, ...], ...], "edges": [[0, 1], ...]}'
 
 
 def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> Refusal:

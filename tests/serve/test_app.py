@@ -9,6 +9,7 @@ import moeapps
 from moeapps.core.tabledata.scoring import predict_frame
 from moeapps.core.tabledata.vocabulary import ImputedValues
 from moeapps.serve import services
+from moeapps.serve.faults import form_of
 
 from .conftest import ROW, local
 
@@ -100,6 +101,11 @@ IN_WORDS = [
 def test_a_refusal_says_in_words_what_would_work(client, body, message):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert client.post("/predict", content=content, headers=JSON).json()["error"] == message
+
+
+def test_the_form_of_a_graph_is_that_of_arrays_or_of_tables():
+    assert form_of("/predict", {"kind": "graph", "columns": {}}).startswith('{"x": ')
+    assert form_of("/predict", {"kind": "graph", "columns": {"age": "number"}}).startswith('{"nodes": ')
 
 
 def test_a_body_that_is_not_sent_as_json_is_told_the_header(client):
