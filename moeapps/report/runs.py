@@ -206,7 +206,7 @@ def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     if "epoch" not in rows:
         return rows
     # a resumed run logs an epoch twice: the later row counts
-    return rows.groupby("epoch", as_index=False).last()
+    return rows.groupby("epoch").last().copy().reset_index()  # copied: pandas warns of a frame in many blocks
 
 
 def is_larger_better(name: str) -> bool:

@@ -318,3 +318,11 @@ def test_the_score_of_a_stream_is_called_what_it_is_and_its_alarms_are_counted(t
     assert run.facts["drift alarms"] == "2"
     page = write_report([tmp_path], tmp_path / "page.html").read_text()
     assert told in page
+
+
+def test_a_run_with_hundreds_of_metrics_is_read_without_a_warning(tmp_path):
+    frame = pd.DataFrame(np.ones((4, 300)), columns=[f"train/moe/{i}" for i in range(300)])
+    frame.iloc[::2, ::3] = np.nan
+    frame.assign(epoch=[0, 0, 1, 1], step=range(4)).to_csv(tmp_path / "metrics.csv", index=False)
+    (run,) = find_runs([str(tmp_path)])
+    assert run.history["epoch"].tolist() == [0, 1]
