@@ -167,7 +167,7 @@ def sets_of_graphs() -> list[Any]:
 
 TABLE_RUN = """
 model: {class_path: moeapps.tables.TableModule, init_args: {num_experts: 2, dim: 4, num_blocks: 1}}
-data: {class_path: moeapps.tables.TableData, init_args: {file: table.csv, target: label, drop: [number]}}
+data: {class_path: moeapps.tables.TableData, init_args: {file: table.csv, target: label, ignore_columns: [number]}}
 """
 IMAGE_RUN = """
 model:

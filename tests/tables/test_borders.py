@@ -187,7 +187,7 @@ def test_columns_say_what_they_are_and_why(model, frame, tmp_path, capsys):
     pd.testing.assert_frame_equal(moeapps.load(tmp_path / "m.safetensors").columns_, model.columns_)
     assert main(["score", str(tmp_path / "m.safetensors"), "--explain-columns"]) == 0
     assert "chosen by column_types" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="column_types: there is no column 'Zip'; the columns are shop, age"):
+    with pytest.raises(ConfigError, match="column_types: there is no column 'Zip'; did you mean 'zip'"):
         MoEClassifier(column_types={"Zip": "category"}).fit(frame, frame["member"])
     with pytest.raises(ConfigError, match="column_types: 'zip' must be one of number, category, id, time"):
         MoEClassifier(column_types={"zip": "text"}).fit(frame, frame["member"])
