@@ -325,7 +325,7 @@ def test_diffusion():
     found = results("vision_diffusion")["digits"]
     for model, runs in found["runs"].items():
         last = [run["curve"][-1] for run in runs.values()]
-        assert {point["epoch"] for point in last} == {40}
+        assert {point["epoch"] for point in last} == {100}
         cells = " | ".join(summary([point[name] for point in last]) for name in ("loss", "fid", "precision", "recall"))
         assert f"| {model} | {len(runs)} | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
     real = found["real images"]
