@@ -120,7 +120,7 @@ BENCHMARKS = {
         "--seeds 1 --models 'random forest' --output {output}", "mlxtend",
     ),
     "vision_diffusion": Benchmark(
-        ("--epochs 100 --cifar-epochs 0",), "--seeds 1 --epochs 1 --cifar-epochs 0 --cache {scratch} --output {output}"
+        ("--epochs 100 --cifar-epochs 10",), "--seeds 1 --epochs 1 --cifar-epochs 0 --cache {scratch} --output {output}"
     ),
     "vision_speed": Benchmark(("",), "--rounds 1 --output {output}"),
     "moeify": Benchmark(("--cifar10 {data}/vision/cifar10-jpeg.tar.xz",), ""),

@@ -328,8 +328,14 @@ def test_diffusion():
         assert {point["epoch"] for point in last} == {100}
         cells = " | ".join(summary([point[name] for point in last]) for name in ("loss", "fid", "precision", "recall"))
         assert f"| {model} | {len(runs)} | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
-    real = found["real images"]
-    assert f"| real images | | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in PAGE
+    cifar = results("vision_diffusion")["cifar"]
+    for model, runs in cifar["runs"].items():
+        last = runs["0"]["curve"][-1]
+        cells = " | ".join(f"{last[name]:.4f}" for name in ("loss", "fid", "precision", "recall"))
+        assert last["epoch"] == 10
+        assert f"| {model} | 1 | {cells} | {runs['0']['parameters']:,} |" in PAGE, model
+    for real in (found["real images"], cifar["real images"]):
+        assert f"| real images | | | {real['fid']:.4f} | {real['precision']:.4f} | {real['recall']:.4f} | |" in PAGE
 
 
 def test_experts_out_of_a_network():
