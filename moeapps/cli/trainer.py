@@ -110,7 +110,7 @@ class MoEAppsCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the subcommands that need a parser: building one takes as long as a short training."""
+        """Return the subcommands that need a parser, each of which takes time to build."""
         return MoEAppsCLI.commands
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

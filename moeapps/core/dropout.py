@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost less than what they are for."""
+"""Dropout with few random numbers on the CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ __all__ = ["Dropout", "dropout"]
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """As ``torch.nn.functional.dropout``, in a quarter of its time on the CPU.
+    """As ``torch.nn.functional.dropout``, with fewer random numbers on the CPU.
 
-    There torch draws a number of 32 bits per element, one after the other, which takes longer than a small layer's
-    products. Here 16 bits decide about an element, so that p is met within 1 / 131,072.
+    There torch draws a number of 32 bits per element, one after the other. Here 16 bits decide about an element, so
+    that p is met within 1 / 131,072.
 
     Parameters
     ----------

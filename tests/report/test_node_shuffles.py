@@ -38,7 +38,7 @@ def shuffles(graph, **columns):
     return NodeShuffles(ByHand(2), graph, np.arange(10, 20), columns or {"a": [0, 1], "b": [2, 3]})
 
 
-def test_as_it_is_the_graph_is_predicted_as_it_is(graph):
+def test_without_a_shuffle_the_prediction_is_that_of_the_graph(graph):
     found = shuffles(graph)
     assert list(found.frame) == ["a", "b", "connections"]
     expected = ByHand(2).predict_proba(graph, np.arange(10, 20))

@@ -83,7 +83,7 @@ def test_a_setting_with_named_choices_is_searched(here):
 
 
 @pytest.mark.parametrize("path", [entry.path for entry in registry.entries("model") if entry.path.endswith("Module")])
-def test_every_choice_of_a_modules_space_is_read_as_it_is(path):
+def test_every_choice_of_a_modules_space_is_read_unchanged(path):
     choices = {
         f"model.{name}": found.values
         for name, found in registry.resolve(path).search_space().items()
