@@ -22,10 +22,11 @@ from moeapps.core.tabledata.source import listed
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.datasets import PUBLIC_GRAPHS, PublicGraphData, split_randomly
 from moeapps.graph.gnn_classifier import GNNClassifier
+from moeapps.graph.graph_tables import GraphTables
 from moeapps.graph.masks import MASKS, has_splits
 from moeapps.graph.mowst_classifier import MowstClassifier
 from moeapps.graph.node_names import node_names
-from moeapps.graph.node_table import IDS, GraphTables, NodeTable
+from moeapps.graph.node_table import IDS, NodeTable
 
 __all__ = ["GraphTask", "graph_task"]
 
@@ -66,8 +67,8 @@ def graph_task(
     edges : frame or path, optional
         One row per edge.
     id, edge_source, edge_target, edge_weight, undirected, missing_nodes
-        What the columns of both tables mean, as in :class:`~moeapps.graph.GraphTables`. Nodes without ids are named by
-        the numbers of their rows.
+        What the columns of both tables mean, as in :class:`~moeapps.graph.graph_tables.GraphTables`. Nodes
+        without ids are named by the numbers of their rows.
     ignore : sequence of str, default=()
         Columns of the nodes that models do not see.
     resplit : bool, default=False

@@ -25,10 +25,10 @@ from moeapps.graph.connections import undirected_edges
 from moeapps.graph.edges import Edges
 from moeapps.graph.features import normalized
 from moeapps.graph.folders import is_folder, open_graph
+from moeapps.graph.graph_tables import is_table_path
 from moeapps.graph.inputs import as_graph, bare_graph, check_training_masks, edges_of, on_disk
 from moeapps.graph.labels import check_marks, class_names, encode_labels
 from moeapps.graph.masks import MASKS, check_split, has_splits
-from moeapps.graph.node_table import is_table_path
 from moeapps.graph.sparse_features import sparse_where_it_pays
 
 __all__ = ["GraphDataModule", "read_npz", "split_nodes"]

@@ -18,9 +18,9 @@ from moeapps.graph.data import read_npz
 from moeapps.graph.datasets import PUBLIC_GRAPHS, PublicGraphData
 from moeapps.graph.edges import Edges
 from moeapps.graph.features import normalized
+from moeapps.graph.graph_tables import is_table_path
 from moeapps.graph.inputs import bare_graph
 from moeapps.graph.links import LinkBatch, Structure, hold_out_links, labeled_pairs, link_pairs, pair_keys
-from moeapps.graph.node_table import is_table_path
 from moeapps.registry import did_you_mean
 
 __all__ = ["LinkData", "load_graph"]

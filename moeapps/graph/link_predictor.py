@@ -202,7 +202,7 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         id : str, optional
             Column of nodes with a different id in each row.
         **tables
-            Further fields of :class:`~moeapps.graph.node_table.GraphTables`.
+            Further fields of :class:`~moeapps.graph.graph_tables.GraphTables`.
 
         Returns
         -------

@@ -106,7 +106,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         target : str, optional
             Column of nodes with the labels; empty where the label is to be predicted.
         **tables
-            Further fields of :class:`~moeapps.graph.node_table.GraphTables`: ``edge_source``, ``edge_target``,
+            Further fields of :class:`~moeapps.graph.graph_tables.GraphTables`: ``edge_source``, ``edge_target``,
             ``edge_weight`` (a column then), ``undirected``, ``missing_nodes``, ``ignore_columns``, ``column_types``,
             ``missing_values``.
 

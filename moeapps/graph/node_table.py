@@ -8,11 +8,10 @@
 
 # N nodes, E edges, F features
 
-import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -24,19 +23,17 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
-from moeapps.core.tabledata.files import ENDINGS, file_ending
 from moeapps.core.tabledata.kinds import Column, ColumnKind
-from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.onehot import frequent_categories, one_hot, one_hot_columns, one_hot_names
 from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.core.tabledata.vocabulary import distinct_cells
-from moeapps.graph.connections import SOURCES, TARGETS, WEIGHTS, undirected_edges
+from moeapps.graph.edge_table import EdgeTable, read_edge_table
+from moeapps.graph.graph_tables import GraphTables, check_column, open_table
 from moeapps.graph.node_cells import id_keys, read_labels, read_split
 from moeapps.graph.node_names import node_names
-from moeapps.registry import did_you_mean
 
-__all__ = ["DEGREES", "GraphTables", "NodeTable", "TableGraph", "degrees_of", "is_table_path"]
+__all__ = ["DEGREES", "NodeTable", "TableGraph", "degrees_of"]
 
 MAX_CATEGORIES = 64
 """Most frequent categories per column that are told apart."""
@@ -46,51 +43,6 @@ DEGREES = "(edges per node)"
 
 IDS = ("id", "node", "node_id", "nodeid")
 """Names of a column of ids that need not be said."""
-
-
-@dataclass(frozen=True)
-class GraphTables:
-    """What the columns of two tables mean.
-
-    Parameters
-    ----------
-    id : str, optional
-        Column of ``nodes`` with a different id in each row. When None, a column called ``id``, ``node`` or ``node_id``,
-        or else the index of a frame.
-    target : str, optional
-        Column of ``nodes`` with the labels; empty where the label is to be predicted.
-    split : str, optional
-        Column of ``nodes`` that says ``train``, ``val`` or ``test``; empty for none of them.
-    edge_source, edge_target : str, optional
-        Columns of ``edges`` with the ids at both ends. When None, columns called ``source`` and ``target`` (or ``src``
-        and ``dst``, ``from`` and ``to``), or else the first two.
-    edge_weight : str, optional
-        Column of ``edges`` with weights. When None, a column called ``weight``.
-    undirected : bool, default=True
-        Whether every edge goes both ways.
-    missing_nodes : {"error", "ignore"}, default="error"
-        What to do with an edge that names a node which ``nodes`` does not have: refuse it, or leave it out with a
-        warning.
-    ignore_columns : list of str, default=()
-        Columns of ``nodes`` that are not used.
-    column_types : dict, optional
-        What columns are, where it shall not be inferred: ``{"zip": "category"}``; one of "number", "category", "id",
-        "time".
-    missing_values : "auto" or list of str, default="auto"
-        Texts that mean a missing value; "auto" takes those of ``pandas.read_csv``.
-    """
-
-    id: str | None = None
-    target: str | None = None
-    split: str | None = None
-    edge_source: str | None = None
-    edge_target: str | None = None
-    edge_weight: str | None = None
-    undirected: bool = True
-    missing_nodes: Literal["error", "ignore"] = "error"
-    ignore_columns: Sequence[str] = ()
-    column_types: Mapping[str, ColumnKind] | None = None
-    missing_values: Literal["auto"] | Sequence[str] = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +57,14 @@ class TableGraph:
         Ids as they stand in the table, called as their column is.
     keys : Index of length N
         The same as text.
+    edges : EdgeTable, optional
+        The rows of the table of edges, where they are divided into parts.
     """
 
     graph: Data
     ids: pd.Series
     keys: pd.Index
+    edges: EdgeTable | None = None
 
     def positions(self, ids: Any, what: str) -> np.ndarray:
         """Rows of the nodes with these ids.
@@ -153,7 +108,9 @@ class NodeTable:
     predicted: list[int] = field(default_factory=list)
 
     @classmethod
-    def learn(cls, nodes: Table, edges: Table, tables: GraphTables) -> tuple[Self, TableGraph]:
+    def learn(
+        cls, nodes: Table, edges: Table, tables: GraphTables, edge_split: str | None = None
+    ) -> tuple[Self, TableGraph]:
         """Read the tables of a training.
 
         Parameters
@@ -162,6 +119,8 @@ class NodeTable:
             A frame, or a ``.csv``, ``.tsv``, ``.ndjson`` or ``.parquet`` file.
         tables : GraphTables
             What their columns mean.
+        edge_split : str, optional
+            Column of ``edges`` that says ``train``, ``val`` or ``test``.
 
         Raises
         ------
@@ -173,7 +132,7 @@ class NodeTable:
         """
         check_one_of("missing_nodes", tables.missing_nodes, ("error", "ignore"))
         missing = missing_texts(tables.missing_values)
-        source = _source(nodes, "nodes", missing)
+        source = open_table(nodes, "nodes", missing)
         tables = _named(tables, source)
         names = _features(source, tables)
         columns = source.named(lambda: source.infer(names, tables.column_types))
@@ -183,7 +142,7 @@ class NodeTable:
         numbers, codes = source.named(lambda: encoder.transform(frame))
         _leave_marks(encoder, numbers)
         found.kept = frequent_categories(encoder, codes, np.ones(len(frame)), MAX_CATEGORIES)
-        read = found._graph(source, frame, edges, labelled=True)
+        read = found._graph(source, frame, edges, labelled=True, edge_split=edge_split)
         found.degrees = ColumnProfile.of_numbers(DEGREES, "number", degrees_of(read.graph))
         return found, read
 
@@ -192,10 +151,10 @@ class NodeTable:
 
         Parameters and errors are those of :meth:`learn`.
         """
-        source = _source(nodes, "nodes", frozenset(self.encoder.missing_values), self.encoder.column_kinds())
+        source = open_table(nodes, "nodes", frozenset(self.encoder.missing_values), self.encoder.column_kinds())
         wanted = [*self.encoder.names, *([self.tables.id] if self.tables.id is not None else [])]
         for name in wanted:
-            _check_column(source, name, "which the model was trained with")
+            check_column(source, name, "which the model was trained with")
         frame = self._frame(source)
         return self._graph(source, frame, edges, labelled=self.tables.target in source.columns)
 
@@ -208,7 +167,10 @@ class NodeTable:
             raise DataError(f"{source.name} has no row: there is no node")
         return frame
 
-    def _graph(self, source: TableSource, frame: pd.DataFrame, edges: Table | None, labelled: bool) -> TableGraph:
+    def _graph(
+        self, source: TableSource, frame: pd.DataFrame, edges: Table | None, labelled: bool,
+        edge_split: str | None = None,
+    ) -> TableGraph:  # fmt: skip
         ids = frame[self.tables.id] if self.tables.id is not None else _index_ids(frame)
         what = f"{source.name}, column {self.tables.id!r}," if self.tables.id is not None else "the index of nodes"
         keys = id_keys(ids, what)
@@ -218,50 +180,16 @@ class NodeTable:
             raise DataError(f"{what} has the id {twice!r} in rows {rows[0]} and {rows[1]}: each node has one row")
         values = source.named(lambda: self.encoder.transform(frame[self.encoder.names]))
         graph = Data(x=torch.from_numpy(one_hot(self.encoder, self.kept, *values, clipped=True)).float())
-        graph.edge_index, graph.edge_weight = self._edges(edges, keys, source.name)
+        missing = frozenset(self.encoder.missing_values)
+        links = read_edge_table(edges, self.tables, keys, source.name, missing, edge_split)
+        graph.edge_index, graph.edge_weight = links.connections(self.tables.undirected, len(keys))
         if labelled and self.tables.target is not None:
             graph.y = read_labels(frame[self.tables.target], self.tables.target, source)
         if self.tables.split is not None and self.tables.split in frame:
             for name, mask in read_split(frame[self.tables.split], self.tables.split, source).items():
                 graph[name] = torch.from_numpy(mask)
-        return TableGraph(graph, ids.reset_index(drop=True).rename(str(self.tables.id or ids.name or "node")), keys)
-
-    def _edges(self, edges: Table | None, keys: pd.Index, nodes: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if edges is None:
-            raise ConfigError("edges is missing: the table with one row per edge, a frame or the path of a file")
-        source = _source(edges, "edges", frozenset(self.encoder.missing_values))
-        ends = _end_columns(source, self.tables)
-        weight = _weight_column(source, self.tables, ends)
-        frame: pd.DataFrame = source.named(
-            lambda: pd.concat(list(source.batches([*ends, *([weight] if weight is not None else [])])))
-        )
-        found = []
-        for name in ends:
-            named = id_keys(frame[name], f"{source.name}, column {name!r},")
-            found.append((named, keys.get_indexer(named)))
-        index = np.stack([place for _, place in found])
-        gone = np.any(index < 0, axis=0)
-        if gone.any():
-            row = int(gone.argmax())
-            first = next(named[row] for named, place in found if place[row] < 0)
-            told = (
-                f"{source.name}: {int(gone.sum())} of {len(gone)} edges name a node that {nodes} lacks, the first is "
-                f"{first!r} in row {row}"
-            )
-            if self.tables.missing_nodes == "error":
-                raise DataError(f"{told}; missing_nodes='ignore' leaves such edges out")
-            warnings.warn(f"{told}: they are left out", UserWarning, stacklevel=2)
-        kept = torch.from_numpy(index[:, ~gone].astype(np.int64))
-        strength = None
-        if weight is not None:
-            values = source.named(lambda: to_numbers(frame[weight], source.missing, str(weight)))[~gone]
-            if not np.isfinite(values).all():
-                row = int(np.flatnonzero(~gone)[int(np.argmin(np.isfinite(values)))])
-                raise DataError(f"{source.name}: the weight {weight!r} is missing or infinite in row {row}")
-            strength = torch.from_numpy(values.astype(np.float32))
-        if self.tables.undirected:
-            return undirected_edges(kept, strength, len(keys), source.name)
-        return kept, strength
+        ids = ids.reset_index(drop=True).rename(str(self.tables.id or ids.name or "node"))
+        return TableGraph(graph, ids, keys, links if edge_split is not None else None)
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of nodes that are features, and what they are."""
@@ -337,36 +265,13 @@ def degrees_of(graph: Data) -> np.ndarray:
     return np.bincount(graph.edge_index[1].numpy(), minlength=int(graph.num_nodes or 0)).astype(np.float64)
 
 
-def is_table_path(given: Any) -> bool:
-    """Whether this is the path of a file that holds a table."""
-    return isinstance(given, str | os.PathLike) and file_ending(given) in ENDINGS
-
-
-def _source(
-    table: Table, argument: str, missing: frozenset[str], kinds: Mapping[str, ColumnKind] | None = None
-) -> TableSource:
-    try:
-        source = TableSource(table, kinds=kinds, missing=missing)
-    except DataError as error:
-        raise DataError(str(error).replace("frame must", f"{argument} must", 1)) from None
-    if not source.is_file:
-        source.name = argument
-    return source
-
-
-def _check_column(source: TableSource, name: str, because: str) -> None:
-    if name not in source.columns:
-        near = did_you_mean(name, source.columns)
-        raise DataError(f"{source.name} has no column {name!r}, {because}; it has {listed(source.columns)}{near}")
-
-
 def _named(tables: GraphTables, source: TableSource) -> GraphTables:
     """With the column of ids, which may go without saying."""
     ignored = [tables.ignore_columns] if isinstance(tables.ignore_columns, str) else list(tables.ignore_columns)
     given = {"id": tables.id, "target": tables.target, "split": tables.split}
     for argument, name in [*given.items(), *(("ignore_columns", name) for name in ignored)]:
         if name is not None:
-            _check_column(source, name, f"which {argument} names")
+            check_column(source, name, f"which {argument} names")
     twice = [name for name in given.values() if name is not None]
     if len(set(twice)) < len(twice):
         raise ConfigError(f"id, target and split must be different columns, got {', '.join(map(repr, twice))}")
@@ -446,36 +351,3 @@ def _index_ids(frame: pd.DataFrame) -> pd.Series:
     if names is None:
         raise DataError("nodes are named by the index of the frame, as in training: set_index(...)")
     return pd.Series(frame.index, name=frame.index.name)
-
-
-def _end_columns(source: TableSource, tables: GraphTables) -> list[str]:
-    given = {"edge_source": tables.edge_source, "edge_target": tables.edge_target}
-    for argument, name in given.items():
-        if name is not None:
-            _check_column(source, name, f"which {argument} names")
-    found = [
-        name if name is not None else _one_of(source.columns, known)
-        for name, known in zip(given.values(), (SOURCES, TARGETS), strict=True)
-    ]
-    if None in found and not any(given.values()) and len(source.columns) in (2, 3):
-        found = list(source.columns[:2])
-    if None in found or found[0] == found[1]:
-        argument = "edge_source" if found[0] is None else "edge_target"
-        raise ConfigError(
-            f"{argument} is missing: the column of {source.name} with the node at one end of an edge; it has "
-            f"{listed(source.columns)}"
-        )
-    return [str(name) for name in found]
-
-
-def _weight_column(source: TableSource, tables: GraphTables, ends: list[str]) -> str | None:
-    name = tables.edge_weight
-    if name is not None:
-        _check_column(source, name, "which edge_weight names")
-        return name
-    return _one_of([column for column in source.columns if column not in ends], WEIGHTS)
-
-
-def _one_of(columns: Iterable[Any], known: Sequence[str]) -> str | None:
-    found = [str(name) for name in columns if str(name).lower() in known]
-    return found[0] if len(found) == 1 else None

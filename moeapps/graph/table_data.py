@@ -10,7 +10,8 @@ from moeapps.core.config import config_from
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.graph.data import GraphDataModule
-from moeapps.graph.node_table import GraphTables, NodeTable
+from moeapps.graph.graph_tables import GraphTables
+from moeapps.graph.node_table import NodeTable
 
 __all__ = ["GraphTableData"]
 

@@ -14,7 +14,8 @@ from moeapps.core.estimator import LightningEstimator
 from moeapps.core.tabledata.drift import DataCheck, check_table
 from moeapps.core.tabledata.profile import ColumnProfile
 from moeapps.core.tabledata.source import TableSource
-from moeapps.graph.node_table import DEGREES, GraphTables, NodeTable, TableGraph, degrees_of, is_table_path
+from moeapps.graph.graph_tables import GraphTables, is_table_path
+from moeapps.graph.node_table import DEGREES, NodeTable, TableGraph, degrees_of
 from moeapps.registry import did_you_mean
 
 __all__ = ["TableInput", "ids_of_rows"]

@@ -10,7 +10,8 @@ import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.graph import GNNClassifier, GNNModule, GraphTableData, MowstLinkPredictor
-from moeapps.graph.node_table import GraphTables, NodeTable
+from moeapps.graph.graph_tables import GraphTables
+from moeapps.graph.node_table import NodeTable
 from moeapps.serve.services import open_service
 
 BIG = 1234567890123456700

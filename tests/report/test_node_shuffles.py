@@ -7,7 +7,8 @@ import torch
 from torch_geometric.data import Data
 
 from moeapps.core.tabledata.onehot import one_hot_names
-from moeapps.graph.node_table import GraphTables, NodeTable
+from moeapps.graph.graph_tables import GraphTables
+from moeapps.graph.node_table import NodeTable
 from moeapps.report.importance import importance
 from moeapps.report.node_shuffles import COLUMNS, NodeShuffles
 from moeapps.report.subjects import judge
