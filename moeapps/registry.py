@@ -167,6 +167,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("data", "moeapps.vision.PublicImageData", "images by name: digits (embedded), CIFAR-10, MNIST, ..."),
         Entry("data", "moeapps.vision.ImageFolderData", "your own images: one folder per class"),
         Entry("data", "moeapps.graph.LinkData", "a graph whose links are held out: your own, or a public one"),
+        Entry("data", "moeapps.graph.LinkTableData", "the links of your own graph: a table of nodes and one of edges"),
         Entry("data", "moeapps.graph.GraphSetData", "a set of graphs: your own, or one of TUDataset's"),
         Entry("data", "moeapps.graph.EgoNetData", "the neighbourhoods of a graph's nodes, as a set of graphs"),
         Entry("data", "moeapps.graph.GraphTableData", "your own graph: a table of nodes and one of edges"),

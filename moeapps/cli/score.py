@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Predict the rows of a table of any size with a saved model. A classifier writes the columns prediction and "
         "probability_<class>, a regressor prediction, a ranker probability_<target> of binary targets, and "
-        "<target> of others. A classifier of images predicts "
+        "<target> of others, a model of links the probability of each pair. A classifier of images predicts "
         "a folder of image files, and writes the column file too."
     )
     parser.add_argument("model", metavar="MODEL", help="file that model.save wrote")
@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for a model of graphs that was fitted on two tables: the table of edges; --input is that of the nodes, "
         "and the output has a row per node, with its id",
+    )
+    parser.add_argument(
+        "--nodes",
+        metavar="FILE",
+        help="for a model of links, beside --edges: the table of nodes; --input has a pair of ids in each row, in "
+        "columns called as those of the edges, and the output the probability that they are linked",
     )
     parser.add_argument(
         "--output",
@@ -104,6 +110,10 @@ def run(options: argparse.Namespace) -> int:
     for option in ("input", "output"):
         if getattr(options, option) is None:
             raise ConfigError(f"--{option} is missing: the file to {'predict' if option == 'input' else 'write'}")
+    if hasattr(model, "read_graph"):
+        return _score_links(model, options)
+    if options.nodes is not None:
+        raise ConfigError(f"--nodes is for models of links, and {options.model} holds a {type(model).__name__}")
     if options.edges is not None or hasattr(model, "predict_frame"):
         return _score_nodes(model, options)
     if options.recommend is not None:
@@ -153,6 +163,29 @@ def _score_nodes(model: Any, options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is not for a {type(model).__name__}")
     rows = predict_nodes_file(model, options.input, options.edges, options.output, _kept(options))
     print(f"predictions: {options.output} ({rows} rows)")
+    return 0
+
+
+def _score_links(model: Any, options: argparse.Namespace) -> int:
+    """Predict pairs of nodes of a graph in two tables."""
+    from moeapps.core.errors import ConfigError
+    from moeapps.graph.link_scoring import predict_links_file
+
+    if model.node_table_ is None:
+        raise ConfigError(
+            f"{options.model} holds a {type(model).__name__} of a graph without tables, whose nodes have no ids: use "
+            "it in Python, moeapps.load(path).predict_table(pairs, graph)"
+        )
+    for name in ("nodes", "edges"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"--{name} is missing: {options.model} predicts links of a graph, --input are the pairs")
+    if options.recommend is not None or options.engine == "ray":
+        option = "recommend" if options.recommend is not None else "engine ray"
+        raise ConfigError(f"--{option} is not for a {type(model).__name__}")
+    with _progress() as progress:
+        tables = (options.input, options.nodes, options.edges)
+        rows = predict_links_file(model, *tables, options.output, _kept(options), options.weights, progress)
+    print(f"predictions: {options.output} ({rows} pairs)")
     return 0
 
 

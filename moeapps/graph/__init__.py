@@ -14,6 +14,7 @@ from moeapps.graph.graph_sets import EgoNetData, GraphSetData, ego_nets
 from moeapps.graph.link_data import LinkData
 from moeapps.graph.link_module import LinkModule
 from moeapps.graph.link_predictor import MowstLinkPredictor
+from moeapps.graph.link_table_data import LinkTableData
 from moeapps.graph.mixing import joint_loss, separate_loss
 from moeapps.graph.module import MowstModule
 from moeapps.graph.mowst import Mowst, MowstOutput
@@ -35,6 +36,7 @@ __all__ = [
     "GraphTableData",
     "LinkData",
     "LinkModule",
+    "LinkTableData",
     "Mowst",
     "MowstClassifier",
     "MowstGraphClassifier",

@@ -64,6 +64,8 @@ class LinkData(L.LightningDataModule):
     """
 
     out_channels = 2
+    _no_test = "test_fraction is 0: there are no links to test on"
+    """Why there is no test part."""
     in_channels: int
     directed: bool
     weighted: bool
@@ -96,11 +98,19 @@ class LinkData(L.LightningDataModule):
         self._parts: dict[str, LinkBatch] = {}
         self._on_device: dict[str, LinkBatch] = {}
 
+    def load(self) -> tuple[Data, bool]:
+        """Return the raw graph, and whether its features are usually normalised; override this for another source."""
+        return load_graph(self.source, self.root)
+
+    def chosen_links(self, num_nodes: int) -> dict[str, Tensor]:
+        """Links ``(2, B)`` that the data itself assigns to the parts ``"val"`` and ``"test"``, once it is loaded."""
+        return {}
+
     def setup(self, stage: str | None = None) -> None:
         """Load, check and cut the links."""
         if self._parts:
             return
-        raw, usual = load_graph(self.source, self.root)
+        raw, usual = self.load()
         graph = bare_graph(raw)
         if usual if self.normalize_features is None else self.normalize_features:
             graph.x = normalized(graph.x)
@@ -111,16 +121,17 @@ class LinkData(L.LightningDataModule):
         self.in_channels, self.weighted = graph.x.shape[1], graph.edge_weight is not None
         known = graph.edge_index
         own = labeled_pairs(raw, num_nodes)
-        if self.test_fraction:
-            rest, pairs, y = hold_out_links(graph, self.test_fraction, self.seed, self.directed, known, "test_fraction")
-            self._parts["test"] = self._part(rest, pairs, y, known)
-            graph = rest
+        chosen = self.chosen_links(num_nodes)
+        if self.test_fraction or "test" in chosen:
+            graph, pairs, y = hold_out_links(
+                graph, chosen.get("test", self.test_fraction), self.seed, self.directed, known, "test_fraction"
+            )
+            self._parts["test"] = self._part(graph, pairs, y, known)
         if self.val is None:
             # another seed: with the same one the negative pairs of the test would be drawn again
-            rest, pairs, y = hold_out_links(
-                graph, self.val_fraction, self.seed + 1, self.directed, known, "val_fraction"
+            graph, pairs, y = hold_out_links(
+                graph, chosen.get("val", self.val_fraction), self.seed + 1, self.directed, known, "val_fraction"
             )
-            graph = rest
         else:
             pairs, y = self._given(self.val, graph)
         self._parts["val"] = self._part(graph, pairs, y, known)
@@ -143,7 +154,7 @@ class LinkData(L.LightningDataModule):
         """
         self.setup()
         if name not in self._parts:
-            raise ConfigError("test_fraction is 0: there are no links to test on")
+            raise ConfigError(self._no_test)
         return self._parts[name]
 
     def train_dataloader(self) -> ResumableLoader:
@@ -160,8 +171,8 @@ class LinkData(L.LightningDataModule):
 
     @property
     def has_test_data(self) -> bool:
-        """Whether there are links to test on."""
-        return bool(self.test_fraction)
+        """Whether there are links to test on, after ``setup``."""
+        return "test" in self._parts
 
     def test_dataloader(self) -> ResumableLoader:
         """All test pairs at once."""
@@ -238,7 +249,7 @@ def load_graph(source: Data | str, root: str | None) -> tuple[Data, bool]:
         return PublicGraphData(source, root).load(), PUBLIC_GRAPHS[source].normalize_features
     if Path(source).suffix == ".npz":
         return read_npz(source, undirected=True), False
-    tables = ": two tables are read by MowstLinkPredictor and MowstClassifier, fit(nodes, edges=edges)"
+    tables = ": LinkTableData reads two tables, nodes= and edges="
     raise ConfigError(
         f"source must be a Data, the path of an .npz file or a public graph's name, got {source!r}"
         f"{tables if is_table_path(source) else did_you_mean(source, PUBLIC_GRAPHS)}"

@@ -21,6 +21,7 @@ from moeapps.graph.expert_module import ExpertModule
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.links import LinkBatch, Structure, draw_negatives, warn_of_symmetric, without_links
 from moeapps.graph.networks import NetworkConfig, build_network
+from moeapps.graph.table_reading import TableReading
 
 __all__ = ["DECODERS", "Decoder", "LinkConfig", "LinkExpert", "LinkModule", "StructureExpert", "link_scores"]
 
@@ -30,6 +31,8 @@ MONITORS = ("auc", "average_precision", "loss")
 
 STEP_LINKS = 16_384
 """Links of a step on the whole graph, at most: they bound its time and memory."""
+
+OTHER_TABLES = "predict pairs of other tables with moeapps score MODEL --input PAIRS --nodes NODES --edges EDGES"
 
 DECODED = 65_536
 """Pairs that are decoded at a time."""
@@ -151,7 +154,7 @@ class StructureExpert(nn.Module):
         return batch.pairs.shape[1] * (neighbors + sum(p.numel() for p in self.parameters()))
 
 
-class LinkModule(ExpertModule):
+class LinkModule(TableReading, ExpertModule):
     """Experts for links, trained side by side and mixed.
 
     Each step draws as many pairs without a link as it has links, never an edge of the graph. See
@@ -196,9 +199,25 @@ class LinkModule(ExpertModule):
         super().configure_model()
 
     def on_fit_start(self) -> None:
-        """Warn where the decoder cannot tell a direction."""
+        """Note how the tables were read, and warn where the decoder cannot tell a direction."""
         super().on_fit_start()
+        self.compare_reading(self.trainer.ckpt_path is None, OTHER_TABLES)
         warn_of_symmetric(self.config.decoder, bool(self.directed))
+
+    def on_validation_start(self) -> None:
+        """Refuse tables that are read in another way."""
+        super().on_validation_start()
+        self.compare_reading(False, OTHER_TABLES)
+
+    def on_test_start(self) -> None:
+        """Refuse tables that are read in another way."""
+        super().on_test_start()
+        self.compare_reading(False, OTHER_TABLES)
+
+    def on_predict_start(self) -> None:
+        """Refuse tables that are read in another way."""
+        super().on_predict_start()
+        self.compare_reading(False, OTHER_TABLES)
 
     def make_experts(self, in_channels: int, out_channels: int, weighted: bool) -> tuple[list[str], list[nn.Module]]:
         """Networks with decoders, and the structure."""
@@ -237,10 +256,13 @@ class LinkModule(ExpertModule):
 
     @torch.no_grad()
     def predict_step(self, batch: LinkBatch, batch_idx: int) -> dict[str, Any]:
-        """Columns: source, target, probability of a link."""
+        """Columns: source, target (ids, if the data is in tables), probability of a link."""
         part = self.predict_part([batch])
         mixed = self.ready().mix(part.features, part.predictions)
         source, target = batch.pairs.cpu().numpy()
+        ids = getattr(getattr(self._trainer, "datamodule", None), "node_ids", None)
+        if ids is not None:
+            source, target = ids.iloc[source].tolist(), ids.iloc[target].tolist()
         return {"source": source, "target": target, "probability": mixed[:, 1]}
 
 

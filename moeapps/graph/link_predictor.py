@@ -3,31 +3,29 @@
 # N nodes, B pairs, F features, E experts
 
 import copy
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.data import Data
 
-from moeapps.core.arrays import as_array
 from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.frames import frame_if_table
-from moeapps.graph.edges import Edges
 from moeapps.graph.experts_estimator import ExpertsEstimator
+from moeapps.graph.graph_tables import GraphTables
 from moeapps.graph.inputs import bare_graph, refuse_other_graphs
 from moeapps.graph.link_data import LinkData
+from moeapps.graph.link_graph import LinkGraph
 from moeapps.graph.link_module import Decoder, LinkConfig, LinkModule, link_scores, make_link_experts
-from moeapps.graph.links import LinkBatch, Structure, labeled_pairs, link_labels, read_pairs
-from moeapps.graph.node_names import node_names
-from moeapps.graph.node_table import TableGraph
+from moeapps.graph.links import LinkBatch, Structure, labeled_pairs, link_labels
+from moeapps.graph.node_table import NodeTable
 from moeapps.graph.table_input import TableInput
 
 __all__ = ["MowstLinkPredictor"]
@@ -136,7 +134,7 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
     batch_size: int | None
     num_neighbors: Any
     directed_: bool
-    graph_: "_LinkGraph"
+    graph_: LinkGraph
     classes_ = np.array([0, 1])
     _saved_attributes = (*ExpertsEstimator._saved_attributes, "directed_")
     _num_gate_features = len(Structure.columns)
@@ -243,8 +241,37 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
             module = LinkModule.from_config(config=config_from(LinkConfig, self, **own))
             fitted._fit_experts(module, data, seed)
             fitted.directed_ = data.directed
-            fitted.graph_ = _LinkGraph.of(graph, X, fitted.node_ids_)
+            fitted.graph_ = LinkGraph.of(graph, X, fitted.node_ids_, fitted._pair_columns())
         return self
+
+    def read_graph(self, X: Any, edge_index: Any = None, *, edge_weight: Any = None) -> LinkGraph:
+        """Read a graph once, to ask it for pairs many times.
+
+        Parameters
+        ----------
+        X, edge_index, edge_weight
+            As in :meth:`predict_proba`.
+
+        Returns
+        -------
+        LinkGraph
+            What the other methods take as ``X``.
+        """
+        check_is_fitted(self, "model_")
+        if isinstance(X, LinkGraph):
+            return X
+        read = self._read_tables(X, edge_index)
+        if read is not None:
+            X, edge_index = read.graph, None
+        X = frame_if_table(X)
+        graph = bare_graph(X, edge_index, edge_weight=edge_weight)
+        if graph.x.shape[1] != self.n_features_in_:
+            raise DataError(
+                f"x has {graph.x.shape[1]} features, {type(self).__name__} was fitted with {self.n_features_in_}"
+            )
+        if not isinstance(X, Data):
+            validate_data(self, X, reset=False, skip_check_array=True)  # names of columns
+        return LinkGraph.of(graph, X, read, self._pair_columns())
 
     def predict_proba(
         self, pairs: Any, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None
@@ -253,11 +280,13 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
 
         Parameters
         ----------
-        pairs : array of shape (B, 2), frame or Data
+        pairs : array of shape (B, 2), frame, path or Data
             Node numbers; or a frame whose first two columns name nodes as the index of a pandas frame ``X`` does; or a
-            ``Data`` of RandomLinkSplit, which brings pairs and graph. Ids, where the model was fitted on tables.
-        X : torch_geometric.data.Data, table, or array of shape (N, F), optional
-            The graph, its node features or the table of nodes; the training graph when None.
+            ``Data`` of RandomLinkSplit, which brings pairs and graph. Where the model was fitted on tables, ids: an
+            array, or a frame or file whose columns are called as those of the edges.
+        X : torch_geometric.data.Data, table, LinkGraph or array of shape (N, F), optional
+            The graph, its node features or the table of nodes, or what :meth:`read_graph` made of them; the training
+            graph when None.
         edge_index, edge_weight : optional
             As in :meth:`fit`. A new ``X`` needs its own edges.
 
@@ -284,10 +313,9 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
             ``source``, ``target`` (node numbers, or ids of a table), ``probability``, ``weight_<expert>`` and, with
             ``inference="cascade"``, ``asked_<expert>``.
         """
-        batch = self._read(pairs, X, edge_index, edge_weight)
-        answer, ends = self._answer(batch), batch.pairs.cpu().numpy()
-        read = self._graph(X, edge_index, edge_weight).table if self.node_table_ is not None else None
-        source, target = ends if read is None else (read.ids.iloc[end].to_numpy() for end in ends)
+        graph = self._graph_of(pairs, X, edge_index, edge_weight)
+        batch = self._batch(pairs, graph)
+        answer, (source, target) = self._answer(batch), map(graph.ids, batch.pairs.cpu().numpy())
         columns = {"source": source, "target": target, "probability": answer.mixed[:, 1]}
         return pd.DataFrame({**columns, **self._weight_columns(answer)})
 
@@ -344,18 +372,35 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         """See :meth:`LightningEstimator.from_module`."""
         estimator = super().from_module(module)
         estimator.directed_ = bool(module.directed)
+        if module.node_table is not None:
+            estimator.node_table_ = NodeTable.from_state(module.node_table)
         return estimator
 
     # ------------------------------------------------------------------ reading
 
     def _read(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkBatch:
+        return self._batch(pairs, self._graph_of(pairs, X, edge_index, edge_weight))
+
+    def _graph_of(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkGraph:
+        """The graph of the pairs: the one that was given, that of a ``Data``, or that of the training."""
         check_is_fitted(self, "model_")
-        if self.batch_size is not None:
-            check_sizes(batch_size=self.batch_size)
         if isinstance(pairs, Data):
             if X is not None or edge_index is not None:
                 raise DataError("pairs is a Data, which brings its graph: leave X and edge_index out")
-            graph = self._graph(pairs, None, edge_weight)
+            return self.read_graph(pairs, edge_weight=edge_weight)
+        if X is not None:
+            return self.read_graph(X, edge_index, edge_weight=edge_weight)
+        if edge_index is not None or edge_weight is not None:
+            raise DataError("edge_index was given without X: give the graph as a Data, or node features beside it")
+        if not hasattr(self, "graph_"):
+            what = "X, a Data or node features" if self.node_table_ is None else "the tables of nodes and edges"
+            raise DataError(f"a loaded model does not hold its training graph: give {what}")
+        return self.graph_
+
+    def _batch(self, pairs: Any, graph: LinkGraph) -> LinkBatch:
+        if self.batch_size is not None:
+            check_sizes(batch_size=self.batch_size)
+        if isinstance(pairs, Data):
             found = labeled_pairs(pairs, graph.x.shape[0])
             if found is None:
                 raise DataError(
@@ -363,15 +408,15 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
                 )
             chosen, y = found
         else:
-            graph = self._graph(X, edge_index, edge_weight)
-            if graph.table is not None:
-                pairs = _pairs_of_ids(pairs, graph.table)
-            chosen = read_pairs(pairs, graph.x.shape[0], graph.names)
+            chosen = graph.pairs(pairs)
             y = torch.full((chosen.shape[1],), -1)
         batch = LinkBatch(
             graph.x, graph.edges, graph.structure, chosen, y, chosen[:, :0], batch_size=self.batch_size
         )  # fmt: skip
         return batch.to(resolve_device(self.accelerator))
+
+    def _pair_columns(self) -> GraphTables | None:
+        return None if self.node_table_ is None else self.node_table_.tables
 
     def _labeled(self, pairs: Any, y: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkBatch:
         batch = self._read(pairs, X, edge_index, edge_weight)
@@ -380,26 +425,6 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         elif not isinstance(pairs, Data):
             raise DataError("the labels y are needed: 1 for a pair that is linked, 0 for one that is not")
         return batch
-
-    def _graph(self, X: Any, edge_index: Any, edge_weight: Any) -> "_LinkGraph":
-        if X is None:
-            if edge_index is not None or edge_weight is not None:
-                raise DataError("edge_index was given without X: give the graph as a Data, or node features beside it")
-            if not hasattr(self, "graph_"):
-                raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
-            return self.graph_
-        read = self._read_tables(X, edge_index)
-        if read is not None:
-            X, edge_index = read.graph, None
-        X = frame_if_table(X)
-        graph = bare_graph(X, edge_index, edge_weight=edge_weight)
-        if graph.x.shape[1] != self.n_features_in_:
-            raise DataError(
-                f"x has {graph.x.shape[1]} features, {type(self).__name__} was fitted with {self.n_features_in_}"
-            )
-        if not isinstance(X, Data):
-            validate_data(self, X, reset=False, skip_check_array=True)  # names of columns
-        return _LinkGraph.of(graph, X, read)
 
     # ------------------------------------------------------------------ experts
 
@@ -422,31 +447,3 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
     def _make_experts(self) -> list[nn.Module]:
         config = config_from(LinkConfig, self)
         return make_link_experts(config, self.n_features_in_, self.directed_, self.weighted_)[1]
-
-
-@dataclass(frozen=True, eq=False)
-class _LinkGraph:
-    """A graph to predict links of: features ``(N, F)``, edges, their structure, names of the nodes."""
-
-    x: Tensor
-    edges: Edges
-    structure: Structure
-    names: pd.Index | None
-    table: TableGraph | None = None
-
-    @classmethod
-    def of(cls, graph: Data, given: Any, table: TableGraph | None = None) -> "_LinkGraph":
-        """From a checked graph and the features as they were given, whose index may name the nodes."""
-        num_nodes = graph.x.shape[0]
-        edges = Edges(graph.edge_index, graph.edge_weight, num_nodes)
-        names = node_names(given.x if isinstance(given, Data) else given)
-        return cls(graph.x, edges, Structure(graph.edge_index, num_nodes), names, table)
-
-
-def _pairs_of_ids(pairs: Any, table: TableGraph) -> np.ndarray:
-    """Node numbers ``(B, 2)`` of pairs of ids: a frame whose first two columns hold them, or an array."""
-    frame = frame_if_table(pairs)
-    columns = frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(as_array(pairs))
-    if columns.shape[1] < 2 or (columns.shape[1] > 2 and columns is not frame):
-        raise DataError(f"pairs must have two columns of ids, got {columns.shape[1]}")
-    return np.stack([table.positions(columns.iloc[:, i], "pairs") for i in range(2)], axis=1)

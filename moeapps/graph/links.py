@@ -180,7 +180,7 @@ def pair_keys(pairs: Tensor, num_nodes: int, directed: bool) -> Tensor:
 
 
 def hold_out_links(
-    graph: Data, fraction: float, seed: int, directed: bool, known: Tensor, what: str
+    graph: Data, links: float | Tensor, seed: int, directed: bool, known: Tensor, what: str
 ) -> tuple[Data, Tensor, Tensor]:
     """Take some links out of a graph.
 
@@ -188,8 +188,8 @@ def hold_out_links(
     ----------
     graph : Data
         With ``edge_index`` and perhaps ``edge_weight``.
-    fraction : float
-        Part of the linked pairs, at least one of them.
+    links : float or Tensor of shape (2, B)
+        Part of the linked pairs, at least one of them; or the pairs.
     seed : int
         Seed of the choice.
     directed : bool
@@ -197,7 +197,7 @@ def hold_out_links(
     known : Tensor of shape (2, E)
         All edges, also those that are held out already: none of them is drawn as a pair without a link.
     what : str
-        Name of the fraction, for the error.
+        Name of the part, for the error.
 
     Returns
     -------
@@ -215,12 +215,13 @@ def hold_out_links(
     """
     num_nodes = graph.x.shape[0]
     linked = link_pairs(graph.edge_index, num_nodes, directed)
-    held = max(1, round(fraction * linked.shape[1]))
+    held = links.shape[1] if isinstance(links, Tensor) else max(1, round(links * linked.shape[1]))
     if held >= linked.shape[1]:
-        raise DataError(f"the graph has {linked.shape[1]} link(s): with {what}={fraction} none is left to train on")
+        how = f"{held} held out" if isinstance(links, Tensor) else f"{what}={links}"
+        raise DataError(f"the graph has {linked.shape[1]} link(s): with {how} none is left to train on")
     with isolate_rng():
         seed_everything(seed)
-        chosen = linked[:, torch.randperm(linked.shape[1])[:held]]
+        chosen = links if isinstance(links, Tensor) else linked[:, torch.randperm(linked.shape[1])[:held]]
         negatives = draw_negatives(known, num_nodes, held)
     left = without_links(Edges(graph.edge_index, graph.edge_weight, num_nodes), chosen, directed)
     rest = graph.clone()

@@ -16,7 +16,7 @@ from moeapps.core.tabledata.source import TableSource
 from moeapps.core.tabledata.vocabulary import distinct_cells
 from moeapps.graph.node_names import exact_ids
 
-__all__ = ["id_keys", "read_labels", "read_split"]
+__all__ = ["id_keys", "like_id", "read_labels", "read_split"]
 
 SPLITS = {
     "train": "train_mask", "training": "train_mask", "val": "val_mask", "valid": "val_mask",
@@ -34,6 +34,26 @@ def id_keys(ids: pd.Series, what: str) -> pd.Index:
     if (texts == "").any() and len(values):
         raise DataError(f"{what} has no node id in row {int(np.isin(index, np.flatnonzero(texts == '')).argmax())}")
     return pd.Index(texts[index] if len(index) else np.zeros(0, dtype=object), dtype=object)
+
+
+def like_id(wanted: str, keys: pd.Index) -> str:
+    """What the ids of the table look like, for the error that one is not there: the same but for its writing, or any.
+
+    Parameters
+    ----------
+    wanted : str
+        The id that is not there.
+    keys : Index of length N
+        Those that are.
+    """
+
+    def bare(text: str) -> str:
+        return text.strip().casefold().removesuffix(".0").lstrip("0")
+
+    same = next((key for key in keys if bare(key) == bare(wanted)), None)
+    if same is not None:
+        return f"; did you mean {same!r}?"
+    return f" (an id of it is {keys[0]!r})" if len(keys) else ""
 
 
 def read_labels(column: pd.Series, name: str, source: TableSource) -> np.ndarray:

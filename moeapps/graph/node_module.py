@@ -15,7 +15,6 @@ from moeapps.core.distributed import world_size
 from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.labels import labels_from_json, labels_to_json, probability_columns
 from moeapps.core.losses import consistency_loss
-from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.search import Distribution
 from moeapps.graph.batches import NodeBatch
@@ -23,13 +22,14 @@ from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
 from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.search_spaces import NETWORK_SEARCH
+from moeapps.graph.table_reading import TableReading
 
 __all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates", "sizes_from"]
 
 ClassWeight = Sequence[float] | Literal["balanced"] | None
 
 
-class NodeModule(Configurable, MoEModule):
+class NodeModule(Configurable, TableReading):
     """Base of both modules: sizes taken from the data, scores, predictions.
 
     A subclass has ``in_channels`` and ``out_channels`` (None: taken from the data module) and defines
@@ -45,7 +45,6 @@ class NodeModule(Configurable, MoEModule):
     monitor: Monitor = "accuracy"
     classes: np.ndarray | None = None  # of the training data, in the order of the outputs
     split: int | None = None  # of the training data, if it has several
-    node_table: dict[str, Any] | None = None  # how tables of nodes and edges are read, if the data is in tables
 
     def make_model(self, in_channels: int, out_channels: int) -> nn.Module:
         """Build the network."""
@@ -86,15 +85,12 @@ class NodeModule(Configurable, MoEModule):
         if self.classes is not None:
             checkpoint["classes"] = labels_to_json(self.classes)
             checkpoint["split"] = self.split
-        if self.node_table is not None:
-            checkpoint["node_table"] = self.node_table
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights; take over the classes and the split (checkpoints of 0.1 do not have them)."""
         super().on_load_checkpoint(checkpoint)
         if "classes" in checkpoint:
             self.classes, self.split = labels_from_json(checkpoint["classes"]), checkpoint["split"]
-        self.node_table = checkpoint.get("node_table")
 
     def _compare_data(self, split: bool) -> None:
         """Outputs mean the classes of the training data; and test nodes of one split are training nodes of another.
@@ -108,15 +104,11 @@ class NodeModule(Configurable, MoEModule):
         classes, number = getattr(data, "classes", None), getattr(data, "several_splits", None)
         if classes is None:
             return
-        reading = getattr(data, "node_table", None)
-        table = None if reading is None else reading.state()
+        self.compare_reading(
+            self.classes is None, "predict other nodes with moeapps score MODEL --input NODES --edges EDGES"
+        )
         if self.classes is None:
-            self.classes, self.split, self.node_table = classes, number, table
-        if self.node_table != table:
-            raise DataError(
-                "the columns of the nodes are not those that the model was trained on, or have other values: predict "
-                "other nodes with moeapps score MODEL --input NODES --edges EDGES, which reads them as in training"
-            )
+            self.classes, self.split = classes, number
         if not np.array_equal(self.classes, classes):
             raise DataError(
                 f"the model was trained on the classes {self.classes.tolist()}, the labels of this data are "

@@ -30,7 +30,7 @@ from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.core.tabledata.vocabulary import distinct_cells
 from moeapps.graph.edge_table import EdgeTable, read_edge_table
 from moeapps.graph.graph_tables import GraphTables, check_column, open_table
-from moeapps.graph.node_cells import id_keys, read_labels, read_split
+from moeapps.graph.node_cells import id_keys, like_id, read_labels, read_split
 from moeapps.graph.node_names import node_names
 
 __all__ = ["DEGREES", "NodeTable", "TableGraph", "degrees_of"]
@@ -69,6 +69,13 @@ class TableGraph:
     def positions(self, ids: Any, what: str) -> np.ndarray:
         """Rows of the nodes with these ids.
 
+        Parameters
+        ----------
+        ids : array or Series
+            Ids.
+        what : str
+            Where they stand, for errors.
+
         Raises
         ------
         DataError
@@ -77,8 +84,10 @@ class TableGraph:
         wanted = id_keys(pd.Series(ids), what)
         found: np.ndarray = self.keys.get_indexer(wanted)
         if (found < 0).any():
+            row = int((found < 0).argmax())
             raise DataError(
-                f"{what} has the node {wanted[int((found < 0).argmax())]!r}, which the table of nodes lacks"
+                f"{what} has the node {wanted[row]!r} in row {row}, which the table of nodes lacks"
+                f"{like_id(wanted[row], self.keys)}"
             )
         return found
 
