@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learn", metavar="FILE", help="offer /learn, and save what is learned to FILE; if it exists, it is served"
     )
+    parser.add_argument(
+        "--nodes",
+        metavar="FILE",
+        help="for a model of a graph in two tables, with --edges: the table of nodes. Requests then have ids only; the "
+        "tables are read with the model, and again at a reload",
+    )
+    parser.add_argument("--edges", metavar="FILE", help="for a model of a graph in two tables: the table of edges")
     parser.add_argument("--save-every", type=float, default=30.0, help="seconds between two savings of what is learned")
     parser.add_argument(
         "--queue", type=int, default=256, help="requests that may wait; further ones are refused with 503"
@@ -121,6 +128,8 @@ def run(options: argparse.Namespace) -> int:
             "--learn needs --workers 1: each worker would learn only what it is sent, and save over the others. Serve "
             "each partition of the events by a server of its own, with its own port and file"
         )
+    if (options.nodes is None) != (options.edges is None):
+        raise ConfigError(f"--{'nodes' if options.nodes is None else 'edges'} is missing: a graph is in two tables")
     token = _token(options.token_file)
     trust(options)
     with needs("serving", "moeapps[serve]"):
@@ -185,7 +194,7 @@ def _serve(
     from moeapps.serve.batching import Limits, ModelServer
     from moeapps.serve.connections import ConnectionLimits, limit_connections, raise_open_files
     from moeapps.serve.log import log_to_stderr
-    from moeapps.serve.worker import WorkerDied, WorkerHung
+    from moeapps.serve.worker import Worker, WorkerDied, WorkerHung
 
     class Server(uvicorn.Server):
         @contextmanager
@@ -202,7 +211,8 @@ def _serve(
         sample_images=options.sample_images, sample_steps=options.sample_steps, sample_work=options.sample_work,
     )  # fmt: skip
     connections = ConnectionLimits(raise_open_files(options.connections), options.connections_per_client)
-    server = ModelServer(options.model, options.learn, limits)
+    tables = None if options.nodes is None else (options.nodes, options.edges)
+    server = ModelServer(options.model, options.learn, limits, partial(Worker, tables=tables))
     try:
         description = server.start()
     except (WorkerDied, WorkerHung) as error:

@@ -381,6 +381,9 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
     def _read(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkBatch:
         return self._batch(pairs, self._graph_of(pairs, X, edge_index, edge_weight))
 
+    def _graph_of_tables(self, nodes: Any, edges: Any) -> LinkGraph:
+        return self.read_graph(nodes, edges)
+
     def _graph_of(self, pairs: Any, X: Any, edge_index: Any, edge_weight: Any) -> LinkGraph:
         """The graph of the pairs: the one that was given, that of a ``Data``, or that of the training."""
         check_is_fitted(self, "model_")

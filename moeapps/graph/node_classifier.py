@@ -382,6 +382,9 @@ class NodeClassifier(ClassifierMixin, TableInput):
             )
         return graph
 
+    def _graph_of_tables(self, nodes: Any, edges: Any) -> Data:
+        return self._graph_to_predict(nodes, edges, None)
+
     def _place(self, graph: Data) -> tuple[Tensor, Edges, torch.device]:
         """Features and edges on the device where prediction happens."""
         device = resolve_device(self.accelerator)

@@ -1,7 +1,7 @@
 """Estimators that take a graph as two tables: what ``fit`` learns of them, and what a saved file keeps."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ class TableInput(LightningEstimator):
         How the tables are read, where the model was fitted on tables.
     """
 
+    graph_: Any
     node_table_: NodeTable | None = None
     node_ids_: TableGraph | None = None
     """The nodes of the training, which a saved file does not hold."""
@@ -77,6 +78,35 @@ class TableInput(LightningEstimator):
         if isinstance(nodes, Data):
             raise DataError("the model was fitted on two tables: give the table of nodes, and edges")
         return self.node_table_.read(nodes, edges)
+
+    def hold_tables(self, nodes: Any, edges: Any) -> Self:
+        """Read a graph, which predictions without one are of from now on: a loaded model holds none.
+
+        Parameters
+        ----------
+        nodes, edges : DataFrame or path
+            The tables of nodes and edges.
+
+        Returns
+        -------
+        self
+            The same model; a saved file will not hold the graph.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the model is not fitted.
+        DataError
+            If the model was not fitted on tables, or these cannot be read.
+        """
+        check_is_fitted(self, "model_")
+        self._fitted_table()
+        self.graph_ = self._graph_of_tables(nodes, edges)
+        return self
+
+    def _graph_of_tables(self, nodes: Any, edges: Any) -> Any:
+        """The graph of two tables, as predictions take it."""
+        raise NotImplementedError
 
     @property
     def node_columns_(self) -> pd.DataFrame:

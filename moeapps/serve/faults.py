@@ -59,9 +59,16 @@ def form_of(path: str, description: Mapping[str, Any]) -> str:
         return '{"rows": [{"column": value, ...}, ...]}'
     if kind == "table":
         return '{"rows": [[number, ...], ...]}'
-    if description.get("columns"):
-        return '{"nodes": [{"id": id, "column": value, ...}, ...], "edges": [[id, id], ...]}'
-    return '{"x": [[number, ...], ...], "edges": [[0, 1], ...]}'
+    tables, links = bool(description.get("columns")), kind == "links"
+    if tables and description.get("held"):
+        return '{"pairs": [[id, id], ...]}' if links else '{"predict": [id, ...]}'
+    graph = (
+        '"nodes": [{"id": id, "column": value, ...}, ...], "edges": [[id, id], ...]'
+        if tables
+        else '"x": [[number, ...], ...], "edges": [[0, 1], ...]'
+    )
+    pairs = f', "pairs": [[{"id, id" if tables else "0, 2"}], ...]' if links else ""
+    return f"{{{graph}{pairs}}}"
 
 
 def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> Refusal:

@@ -18,6 +18,8 @@ class GraphService(Service):
     """Classifiers of nodes; a request is a graph: of numbers, or as two tables where the model was fitted on tables."""
 
     kind = "graph"
+    held = False
+    """Whether all requests are about one graph, which the model holds."""
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -29,13 +31,22 @@ class GraphService(Service):
             if inspect.isfunction(method)
         )
 
+    def hold_tables(self, nodes: str, edges: str) -> None:
+        """Read the graph that all requests are about."""
+        self.model.hold_tables(nodes, edges)
+        self.held = True
+
     def describe(self) -> dict[str, Any]:
-        """With the number of features of a node; or the columns of the nodes, and that of their ids."""
-        about = {**super().describe(), "width": int(self.model.n_features_in_)}
+        """With the number of features of a node; or the columns of the nodes, and that of their ids.
+
+        ``held`` says whether requests come without a graph, ``nodes`` how many nodes the one has that is served.
+        """
+        about = {**super().describe(), "width": int(self.model.n_features_in_), "held": self.held}
         table = getattr(self.model, "node_table_", None)
         if table is None:
             return about
-        return {**about, "id": table.tables.id or "node", "columns": dict(table.column_kinds())}
+        about = {**about, "id": table.tables.id or "node", "columns": dict(table.column_kinds())}
+        return {**about, "nodes": len(self.model.graph_.table.ids)} if self.held else about
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """For each requested node its class, and the probability of every class."""
@@ -52,6 +63,14 @@ class GraphService(Service):
 
     def _of_tables(self, request: Request) -> list[dict[str, Any]]:
         """The same with the nodes' ids."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return records(self.model.predict_frame(*self.tables(request), nodes=request["predict"]))
+
+    def tables(self, request: Request) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """The nodes and the edges of a request; neither where the model holds its graph."""
+        if self.held:
+            return None, None
         about = self.describe()
         columns: dict[str, Any] = {about["id"]: object_array([row[about["id"]] for row in request["nodes"]])}
         for name, kind in about["columns"].items():
@@ -60,15 +79,16 @@ class GraphService(Service):
         nodes = pd.DataFrame(columns)
         if self.model.node_table_.tables.id is None:
             nodes = nodes.set_index(about["id"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            predictions = self.model.predict_frame(nodes, self._edges(request["edges"]), nodes=request["predict"])
-        return records(predictions)
+        return nodes, self._edges(request["edges"])
+
+    def columns_of_edges(self) -> list[str]:
+        """Names of both ends and the weight of an edge, as in training."""
+        tables = self.model.node_table_.tables
+        return [tables.edge_source or "source", tables.edge_target or "target", tables.edge_weight or "weight"]
 
     def _edges(self, pairs: list[list[Any]]) -> pd.DataFrame:
-        """A table of edges, its columns called as in training."""
-        tables = self.model.node_table_.tables
-        names = [tables.edge_source or "source", tables.edge_target or "target", tables.edge_weight or "weight"]
+        """A table of edges."""
+        names = self.columns_of_edges()
         width = max(map(len, pairs), default=2)
         if any(len(pair) != width for pair in pairs):
             raise DataError("edges: some have a weight and some have none, expected one for all or for none")

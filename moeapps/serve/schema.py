@@ -26,6 +26,9 @@ __all__ = ["MAX_ROWS", "learn_model", "predict_model", "recommend_model", "rows_
 MAX_ROWS = 10_000
 """Largest number of rows in a request."""
 
+COUNTED = ("rows", "images", "x", "nodes", "pairs", "predict")
+"""Fields whose entries are counted; the first that a body has."""
+
 MAX_K = 1000
 """Longest list of recommended items."""
 
@@ -134,34 +137,47 @@ def predict_model(description: dict[str, Any]) -> type[BaseModel]:
         about = "files, as base64 or as data URLs"
         files = _list(_Text, min_length=1, max_length=MAX_IMAGES, description=about)
         return _object("Predict", {"images": (files, ...)})
-    if description.get("columns"):
-        return _graph_of_tables(description)
+    graph = _graph_of_tables(description) if description.get("columns") else _graph_of_numbers(description)
+    return _object("Predict", {**graph, **_asked(description)})
+
+
+def _asked(description: dict[str, Any]) -> dict[str, Any]:
+    """The field with what is asked of a graph: nodes, or pairs of them."""
+    tables = bool(description.get("columns"))
+    one: Any = _Label if tables else _Whole
+    if description["kind"] == "links":
+        pair: Any = _list(one, min_length=2, max_length=2)
+        about = "the two ids" if tables else "the two numbers"
+        return {"pairs": (_list(pair, min_length=1, max_length=MAX_ROWS, description=f"{about} of each pair"), ...)}
+    about = "ids to predict; all without it" if tables else "nodes to predict; all without it"
+    return {"predict" if tables else "nodes": (Annotated[_list(one) | None, Field(description=about)], None)}
+
+
+def _graph_of_numbers(description: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a graph whose features are numbers."""
     width = description["width"]
     node: Any = _list(_Number, min_length=width, max_length=width)
     pair: Any = _list(_Whole, min_length=2, max_length=2)
-    nodes: Any = Annotated[_list(_Whole) | None, Field(description="nodes to predict; all without it")]
-    graph: dict[str, Any] = {
+    return {
         "x": (_list(node, min_length=1, description="features of each node"), ...),
         "edges": (_list(pair, description="source and target of each edge, as numbers of nodes"), ...),
-        "nodes": (nodes, None),
     }
-    return _object("Predict", graph)
 
 
-def _graph_of_tables(description: dict[str, Any]) -> type[BaseModel]:
-    """The body for a graph whose nodes have ids and columns."""
+def _graph_of_tables(description: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a graph whose nodes have ids and columns; none where the server holds it."""
+    if description["held"]:
+        return {}
     fields: dict[str, Any] = {
         f"column_{i}": (_KINDS[what], Field(alias=name))
         for i, (name, what) in enumerate(description["columns"].items())
     }
     fields["id"] = (_Label, Field(alias=description["id"]))
     edge: Any = _list(_Label, min_length=2, max_length=3)
-    graph: dict[str, Any] = {
+    return {
         "nodes": (_list(_object("Node", fields), min_length=1, description="a row per node"), ...),
         "edges": (_list(edge, description="ids at both ends of each edge, and its weight if edges have one"), ...),
-        "predict": (Annotated[_list(_Label) | None, Field(description="ids to predict; all without it")], None),
     }
-    return _object("Predict", graph)
 
 
 def learn_model() -> type[BaseModel]:
@@ -245,8 +261,8 @@ def _labels(most: int) -> Any:
 
 
 def rows_of(body: dict[str, Any]) -> int:
-    """How many rows, images or nodes a body has."""
-    return len(next(body[name] for name in ("rows", "images", "x", "nodes") if name in body))
+    """How many rows, images, nodes or pairs a body has; 0 where all nodes of the server's graph are asked for."""
+    return len(next((body[name] for name in COUNTED if body.get(name) is not None), ()))
 
 
 def _rows(name: str, row: Any) -> type[BaseModel]:

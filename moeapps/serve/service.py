@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.serve.refusal import model_failed, refused_data
 
 __all__ = ["Request", "Service", "attempt", "object_array", "plain", "records"]
@@ -42,6 +42,18 @@ class Service:
     def describe(self) -> dict[str, Any]:
         """What the server has to know to check requests."""
         return {"kind": self.kind, "model": type(self.model).__name__, "learns": self.learns}
+
+    def hold_tables(self, nodes: str, edges: str) -> None:
+        """Read the graph that all requests are about.
+
+        Raises
+        ------
+        ConfigError
+            If the model is none of graphs in tables.
+        """
+        raise ConfigError(
+            f"--nodes and --edges are for models of graphs in two tables, not {type(self.model).__name__}"
+        )
 
     def info(self, requests: list[Any]) -> list[Any]:
         """The description as it is now, for each who asks."""

@@ -21,6 +21,7 @@ from moeapps.core.tabledata.scoring import MixtureModel, TableModel, instead, pr
 from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.serve.graph_service import GraphService
 from moeapps.serve.image_services import ImageService, SampleService
+from moeapps.serve.link_service import LinkService
 from moeapps.serve.refusal import (
     HALF_LEARNED,
     Refusal,
@@ -31,9 +32,8 @@ from moeapps.serve.refusal import (
 from moeapps.serve.service import Request, Service, attempt, object_array, plain, records
 
 __all__ = [
-    "SERVICES", "GraphService", "ImageService", "RecommendService", "SampleService", "Service", "StreamService",
-    "TableService",
-    "open_service",
+    "SERVICES", "GraphService", "ImageService", "LinkService", "RecommendService", "SampleService", "Service",
+    "StreamService", "TableService", "open_service",
 ]  # fmt: skip
 
 
@@ -235,6 +235,7 @@ class StreamService(Service):
 
 SERVICES: Sequence[type[Service]] = (
     StreamService,
+    LinkService,
     GraphService,
     ImageService,
     SampleService,
@@ -244,18 +245,22 @@ SERVICES: Sequence[type[Service]] = (
 """The services; of several that would do, the first one counts."""
 
 
-def open_service(path: str | os.PathLike[str]) -> Service:
+def open_service(path: str | os.PathLike[str], tables: tuple[str, str] | None = None) -> Service:
     """Load a model for serving.
 
     Parameters
     ----------
     path : path-like
         A file that ``save`` wrote, or the checkpoint folder of ``moeapps stream run``.
+    tables : tuple of str, optional
+        Paths of the nodes and the edges of the graph that requests are about; without, each request brings its own.
 
     Raises
     ------
     ConfigError
-        If it is a model that neither predicts nor samples.
+        If it is a model that neither predicts nor samples, or there are tables and it is none of graphs in tables.
+    DataError
+        If the tables cannot be read.
     FileFormatError, FileNotFoundError
         As :func:`moeapps.load`.
     """
@@ -266,7 +271,10 @@ def open_service(path: str | os.PathLike[str]) -> Service:
     for model in (loaded, getattr(loaded, "model", None)):  # the checkpoint of a stream run holds its model
         for service in SERVICES:
             if service.serves(model):
-                return service(model)
+                found = service(model)
+                if tables is not None:
+                    found.hold_tables(*tables)
+                return found
     raise ConfigError(
         f"{path} holds a {type(loaded).__name__}, which does not answer requests"
         f"{instead(loaded) or ': save an estimator that predicts'}"

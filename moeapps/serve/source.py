@@ -19,7 +19,7 @@ from moeapps.serve.journal import sha256_of
 
 __all__ = ["Snapshot", "model_file", "schema_of"]
 
-_VARIES = ("model", "features", "learned", "learning")
+_VARIES = ("model", "features", "nodes", "learned", "learning")
 """What may differ between two models that take the same requests."""
 
 

@@ -37,6 +37,8 @@ class Worker:
         File of the model.
     start_timeout : float, default 120
         Seconds that loading may take.
+    tables : tuple of str, optional
+        Paths of the nodes and the edges of a graph that all requests are about.
 
     Attributes
     ----------
@@ -53,11 +55,11 @@ class Worker:
         If loading takes too long.
     """
 
-    def __init__(self, path: str, start_timeout: float = 120.0) -> None:
+    def __init__(self, path: str, start_timeout: float = 120.0, tables: tuple[str, str] | None = None) -> None:
         self._calling = threading.Lock()
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(child, path), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_work, args=(child, path, tables), daemon=True)
         self.process.start()
         child.close()  # only the worker has it now: when it dies, the pipe says so
         try:
@@ -134,7 +136,7 @@ class Worker:
             self.kill()
 
 
-def _work(pipe: Connection, path: str) -> None:
+def _work(pipe: Connection, path: str, tables: tuple[str, str] | None) -> None:
     """Answer until the pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the server says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -143,7 +145,7 @@ def _work(pipe: Connection, path: str) -> None:
     silence_warnings()
     log_to_stderr()
     try:
-        service = open_service(path)
+        service = open_service(path, tables)
     except (MoEAppsError, OSError) as error:
         pipe.send_bytes(json.dumps({"failed": str(error)}).encode())
         return
