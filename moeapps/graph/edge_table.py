@@ -16,7 +16,7 @@ from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.graph.connections import SOURCES, TARGETS, WEIGHTS, undirected_edges
 from moeapps.graph.graph_tables import GraphTables, check_column, open_table
-from moeapps.graph.node_cells import id_keys, read_split
+from moeapps.graph.node_cells import id_keys, like_id, read_split
 
 __all__ = ["EdgeTable", "end_columns", "read_edge_table"]
 
@@ -104,7 +104,7 @@ def read_edge_table(
         first = next(named[row] for named, place in found if place[row] < 0)
         told = (
             f"{source.name}: {int(gone.sum())} of {len(gone)} edges name a node that {nodes} lacks, the first is "
-            f"{first!r} in row {row}"
+            f"{first!r} in row {row}{like_id(first, keys, otherwise=False)}"
         )
         if tables.missing_nodes == "error":
             raise DataError(f"{told}; missing_nodes='ignore' leaves such edges out")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from moeapps.core.errors import DataError
 from moeapps.core.tabledata.scoring import check_output
 from moeapps.core.tabledata.source import TableSource, errors_named
 from moeapps.core.tabledata.writer import table_writer
@@ -57,7 +58,8 @@ def predict_links_file(
     ConfigError
         If the output has another ending, or is one of the tables.
     DataError
-        Naming file, row and column, if a table cannot be read, or a pair has an id that ``nodes`` lacks.
+        Naming file, row and column, if a table cannot be read, or a pair has an id that ``nodes`` lacks;
+        or there is no pair.
     """
     for table in (pairs, nodes, edges):
         check_output(table, output)
@@ -69,7 +71,7 @@ def predict_links_file(
     with writer:
         for frame in source.batches([*ends, *kept]):
             if not len(frame):
-                continue
+                raise DataError(f"{source.name} has no row: there is no pair")
             place = f"{source.name} after row {writer.rows - 1}" if writer.rows else source.name
             with errors_named(place):
                 predictions = model.predict_table(frame[ends], graph).iloc[:, 2:]

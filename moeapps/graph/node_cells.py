@@ -36,7 +36,7 @@ def id_keys(ids: pd.Series, what: str) -> pd.Index:
     return pd.Index(texts[index] if len(index) else np.zeros(0, dtype=object), dtype=object)
 
 
-def like_id(wanted: str, keys: pd.Index) -> str:
+def like_id(wanted: str, keys: pd.Index, otherwise: bool = True) -> str:
     """What the ids of the table look like, for the error that one is not there: the same but for its writing, or any.
 
     Parameters
@@ -45,6 +45,8 @@ def like_id(wanted: str, keys: pd.Index) -> str:
         The id that is not there.
     keys : Index of length N
         Those that are.
+    otherwise : bool, default=True
+        Whether to show one of them where none is like it.
     """
 
     def bare(text: str) -> str:
@@ -53,7 +55,7 @@ def like_id(wanted: str, keys: pd.Index) -> str:
     same = next((key for key in keys if bare(key) == bare(wanted)), None)
     if same is not None:
         return f"; did you mean {same!r}?"
-    return f" (an id of it is {keys[0]!r})" if len(keys) else ""
+    return f" (an id of it is {keys[0]!r})" if otherwise and len(keys) else ""
 
 
 def read_labels(column: pd.Series, name: str, source: TableSource) -> np.ndarray:

@@ -13,7 +13,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.tabledata.drift import DataCheck, check_table
 from moeapps.core.tabledata.profile import ColumnProfile
-from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.graph.graph_tables import GraphTables, is_table_path
 from moeapps.graph.node_table import DEGREES, NodeTable, TableGraph, degrees_of
 from moeapps.registry import did_you_mean
@@ -147,6 +147,11 @@ class TableInput(LightningEstimator):
         profiles, missing = table.encoder.profile(), frozenset(table.encoder.missing_values)
         source = TableSource(X, kinds={profile.name: profile.kind for profile in profiles}, missing=missing)
         known = [name for name in (table.tables.id, table.tables.target, table.tables.split) if name is not None]
+        if not set(source.columns) & {profile.name for profile in profiles}:
+            raise DataError(
+                f"{source.name} has no column of the nodes ({listed(profile.name for profile in profiles)}): rows are "
+                "nodes, and edges come beside them"
+            )
         found = check_table(source, profiles, known)
         if edges is None:
             return found

@@ -12,6 +12,7 @@ from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.graph import GNNClassifier, GNNModule, GraphTableData, MowstLinkPredictor
 from moeapps.graph.graph_tables import GraphTables
 from moeapps.graph.node_table import NodeTable
+from moeapps.serve.schema import predict_model
 from moeapps.serve.services import open_service
 
 BIG = 1234567890123456700
@@ -209,7 +210,7 @@ def test_what_goes_with_tables_only_is_refused_without(nodes, edges, files, mode
         small().fit(nodes, edges=edges, id="account", target="label", undirectd=True)
     with pytest.raises(ConfigError, match="target is missing"):
         small().fit(nodes, edges=edges, id="account")
-    with pytest.raises(DataError, match="nodes has the node '5', which the table of nodes lacks"):
+    with pytest.raises(DataError, match="nodes has the node '5' in row 0, which the table of nodes lacks"):
         model.predict(nodes, edges=edges, nodes=[5])
 
 
@@ -270,6 +271,21 @@ def test_a_request_is_a_graph_in_two_tables(model, nodes, edges, tmp_path):
     assert "name a node that nodes lacks" in refusal.message
 
 
+def test_requests_about_the_graph_of_the_server_have_ids_only(model, files, tmp_path):
+    model.save(tmp_path / "model.safetensors")
+    tables = (str(files / "nodes.csv"), str(files / "edges.csv"))
+    service = open_service(tmp_path / "model.safetensors", tables)
+    assert set(predict_model(service.describe()).model_fields) == {"predict"}
+    (one, every) = service.predict([{"predict": [BIG + 40]}, {"predict": None}])
+    assert one[0]["account"] == str(BIG + 40)
+    assert one[0]["probability_fraud"] == pytest.approx(model.predict_proba(*tables, nodes=[BIG + 40])[0, 0], abs=1e-6)
+    assert len(every) == service.describe()["nodes"] == 60
+    arrays = GNNClassifier("gcn", hidden_channels=8, norm=None, max_epochs=1)
+    arrays.fit(np.eye(6), np.arange(6) % 2, np.array([[0, 1], [1, 0]])).save(tmp_path / "arrays.safetensors")
+    with pytest.raises(DataError, match="was not fitted on tables"):
+        open_service(tmp_path / "arrays.safetensors", tables)
+
+
 def test_a_training_goes_on_only_with_the_same_reading(nodes, edges):
     module = GNNModule("gcn")
     module.classes, module.node_table = np.array(["fraud", "honest"]), learned(nodes, edges)[0].state()
@@ -290,14 +306,14 @@ def test_links_of_two_tables_are_asked_for_by_id(nodes, edges, tmp_path):
     again = moeapps.load(tmp_path / "links.safetensors")
     found = again.predict_proba(pairs.astype(str).to_numpy(), nodes, edges)
     np.testing.assert_allclose(found[:, 1], table.probability, atol=1e-6)
-    with pytest.raises(DataError, match="pairs has the node '7', which the table of nodes lacks"):
+    with pytest.raises(DataError, match="pairs has the node '7' in row 0, which the table of nodes lacks"):
         model.predict([[7, BIG]])
 
 
 @pytest.mark.parametrize(
     ("model", "data", "remedy"),
     [
-        ("LinkModule", "LinkData", "two tables are read by MowstLinkPredictor"),
+        ("LinkModule", "LinkData", "LinkTableData reads two"),
         ("GNNModule", "GraphDataModule", "is a table: GraphTableData reads two"),
     ],
 )
