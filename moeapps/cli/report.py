@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images per class; a graph. Without, the page shows settings and training only",
     )
     model.add_argument("--edges", metavar="FILE", help="of a model of two tables: the edges; --data has the nodes")
+    model.add_argument("--nodes", metavar="FILE", help="of a model of links: the nodes; --data has pairs with --target")
     model.add_argument("--target", default="", metavar="COLUMN", help="column with the true values")
     model.add_argument("--row", type=int, metavar="N", help="row to explain, from 0 (default: the most certain error)")
     model.add_argument(
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--baseline and --metric are of the table: name its file with --table FILE")
     from moeapps.report import write_report
 
-    for name in ("data", "target", "row", "edges"):
+    for name in ("data", "target", "row", "edges", "nodes"):
         if getattr(options, name) not in (None, ""):
             raise ConfigError(f"--{name} belongs to a model (a file that ends in {' or '.join(MODELS)}), not to runs")
     print(f"report: {write_report(options.runs, options.output, options.title)}")
@@ -108,7 +109,7 @@ def _model(options: argparse.Namespace) -> int:
     X, y = (
         (None, None)
         if options.data is None
-        else read_rows(model, options.data, options.target, options.seed, options.edges)
+        else read_rows(model, options.data, options.target, options.seed, options.edges, options.nodes)
     )
     path = model_report(
         model,

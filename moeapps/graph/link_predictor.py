@@ -319,6 +319,13 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         columns = {"source": source, "target": target, "probability": answer.mixed[:, 1]}
         return pd.DataFrame({**columns, **self._weight_columns(answer)})
 
+    def expert_predictions(
+        self, pairs: Any, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None
+    ) -> dict[str, np.ndarray]:
+        """Probabilities ``(B, 2)`` of each expert alone, by its name; parameters as in :meth:`predict_proba`."""
+        predictions = np.exp(self._predictions(self._read(pairs, X, edge_index, edge_weight)))
+        return {name: predictions[:, e] for e, name in enumerate(self.expert_names_)}
+
     def score(
         self, pairs: Any, y: Any = None, X: Any = None, edge_index: Any = None, *, edge_weight: Any = None
     ) -> float:

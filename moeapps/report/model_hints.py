@@ -108,6 +108,14 @@ def _collapsed(model: Any, judged: Judged) -> Iterator[str]:
             yield f"expert {name} is no better than a constant: {found}; leave it out, or tune it"
 
 
+def _champion(model: Any) -> str:
+    """The expert that predicts alone, instead of the mixture; empty where there is none."""
+    champion = str(getattr(model, "champion_", "mix"))
+    if hasattr(model, "read_graph"):  # of links: the candidates are gates, and experts as "expert:gcn"
+        return champion.removeprefix("expert:") if champion.startswith("expert:") else ""
+    return "" if champion == "mix" else champion
+
+
 def _joint(model: Any) -> bool:
     return not getattr(model, "_is_mixture", lambda: False)()
 
@@ -117,10 +125,11 @@ def _gate(model: Any, judged: Judged) -> Iterator[str]:
     weights = judged.weights
     if weights is None or weights.shape[1] < 2 or _has_layers(model):
         return
-    if getattr(model, "champion_", "mix") != "mix":
+    champion = _champion(model)
+    if champion:
         yield (
-            f"the mixture is not used: {model.champion_} alone was better on the validation nodes, and predicts; "
-            "fit that network alone, or give the other expert other features"
+            f"the mixture is not used: {champion} alone was better on the validation {judged.row_name}s, and "
+            "predicts; fit it alone, or give the other experts other features"
         )
         return
     means = weights.mean()

@@ -13,12 +13,15 @@ from moeapps.core.files import similar
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.registry import did_you_mean
+from moeapps.report.pairs import read_labeled_pairs
 from moeapps.report.subjects import ROWS, refuse_without_page
 
 __all__ = ["read_rows"]
 
 
-def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str | None = None) -> tuple[Any, Any]:
+def read_rows(
+    model: Any, path: str, target: str = "", seed: int = 0, edges: str | None = None, nodes: str | None = None
+) -> tuple[Any, Any]:
     """Rows and targets of a file, as :func:`~moeapps.report.model_report` takes them.
 
     Parameters
@@ -35,6 +38,8 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str
     edges : str, optional
         For a model that was fitted on two tables: that of the edges, with ``path`` that of the nodes, whose labels
         stand in the column that held those of the training.
+    nodes : str, optional
+        For a model of links: the table of nodes, with ``path`` that of the pairs.
 
     Returns
     -------
@@ -53,6 +58,10 @@ def read_rows(model: Any, path: str, target: str = "", seed: int = 0, edges: str
     refuse_without_page(model)
     if edges is not None and getattr(model, "node_table_", None) is None:
         raise ConfigError("--edges is for a model that was fitted on a table of nodes and one of edges")
+    if hasattr(model, "read_graph"):
+        return read_labeled_pairs(model, path, target, nodes, edges)
+    if nodes is not None:
+        raise ConfigError("--nodes is for a model of links, whose --data are pairs")
     if hasattr(model, "spec_"):
         return path, None
     if hasattr(model, "_nodes_to_score"):

@@ -24,6 +24,7 @@ from moeapps.core.views import Gallery, Views
 from moeapps.registry import did_you_mean
 from moeapps.report.judged import Judged, Target
 from moeapps.report.node_shuffles import NodeShuffles
+from moeapps.report.pairs import describe_pairs, edges_among, opened_pairs, pair_names
 
 __all__ = ["ROWS", "judge", "refuse_without_page"]
 
@@ -73,14 +74,14 @@ def judge(model: Any, X: Any, y: Any = None, target: str = "", seed: int = 0) ->
 
 
 def refuse_without_page(model: Any) -> None:
-    """Refuse models of links and of whole graphs, whose rows are not read here.
+    """Refuse models of whole graphs, whose rows are not read here.
 
     Raises
     ------
     ConfigError
         Naming what shows the scores instead.
     """
-    if hasattr(model, "compare"):
+    if hasattr(model, "compare") and not hasattr(model, "read_graph"):
         raise ConfigError(
             f"there is no page of a {type(model).__name__} on rows: print(model.compare(data)) scores the mixture and "
             "each expert; without rows (no --data) the page has settings and training"
@@ -370,6 +371,31 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     )  # fmt: skip
 
 
+def _links(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
+    """Pairs of nodes with labels, and the graph that they are of."""
+    if not isinstance(X, tuple) or len(X) not in (2, 3):
+        raise DataError("X must be (pairs, nodes, edges), the pairs and the tables of their graph, or (pairs, graph)")
+    pairs, graph = opened_pairs(X[0]), model.read_graph(*X[1:])
+    truth = _truth(y, len(pairs), target)
+    rows, notes = _chosen(len(pairs), _known(truth), seed)
+    pairs = _take(pairs, rows)
+    table = model.predict_table(pairs, graph)
+    probability = table["probability"].to_numpy(dtype=np.float64)
+    judged = Target(
+        target, _codes(model, truth[rows], target), np.column_stack([1 - probability, probability]), _classes(model)
+    )
+    weights = table.filter(regex="^weight_").rename(columns=lambda name: name.removeprefix("weight_"))
+    among = edges_among(graph, pairs)
+    hints = [
+        f"{among:,} of the {len(rows):,} pairs are edges of the graph that is given: they pass messages, and look "
+        "better than new pairs; take those that are to be scored out of the table of edges"
+    ] if among else []  # fmt: skip
+    return Judged(
+        [judged], describe_pairs(graph, pairs), _named(weights), model.expert_predictions(pairs, graph), notes=notes,
+        names=pair_names(graph, pairs), row_name="pair", hints=hints,
+    )  # fmt: skip
+
+
 def _node_columns(graph: Any, nodes: NDArray[np.int64], names: Any) -> pd.DataFrame:
     """Number of neighbours, and the features."""
     columns: dict[str, Any] = {}
@@ -394,6 +420,7 @@ _READERS: Sequence[tuple[_Reader, tuple[str, ...]]] = [
     (_ranker, ("targets_", "predict_proba")),
     (_images, ("spec_", "predict_proba")),
     (_nodes, ("_nodes_to_score", "predict_proba")),
+    (_links, ("read_graph", "predict_table")),
     (_table, ("predict",)),
 ]
 """Readers, and what a model must have for each; the first that fits."""

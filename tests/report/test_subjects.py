@@ -169,9 +169,9 @@ def test_what_predicts_nothing_is_refused(stream):
         judge(object(), frame)
 
 
-def test_a_model_of_links_has_no_page_on_rows_and_names_what_scores_it():
-    class Links:
+def test_a_model_of_whole_graphs_has_no_page_on_rows_and_names_what_scores_it():
+    class Graphs:
         predict_proba = predict = compare = None
 
-    with pytest.raises(ConfigError, match=r"no page of a Links on rows: print\(model.compare\(data\)\)"):
-        judge(Links(), [[0, 1]])
+    with pytest.raises(ConfigError, match=r"no page of a Graphs on rows: print\(model.compare\(data\)\)"):
+        judge(Graphs(), [[0, 1]])
