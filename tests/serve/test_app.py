@@ -91,6 +91,7 @@ IN_WORDS = [
     ({"row": [ROW]}, "rows: missing; is 'row' a misspelled 'rows'?"),
     (ROW, "rows: missing; expected " + FORM),
     ({"rows": [ROW], "zzz": 1}, "zzz: there is no such field"),
+    ({"rows": [ROW], "rovs": 1}, "rovs: there is no such field; did you mean 'rows'?"),
     ({"rows": [without("visits")]}, "rows.0.visits: missing (null where there is no value)"),
     ({"rows": [{**without("visits"), "vists": 2}]}, "rows.0.visits: missing; is 'vists' a misspelled 'visits'?"),
     (rows(visits="old"), 'rows.1.visits: must be a valid number, got "old"'),
