@@ -212,7 +212,7 @@ def overwrite(folder, name, array):
         ("edge_source", lambda a: a.astype(np.float32), "has the type float32, expected int32 or int64"),
         ("node_labels", lambda a: a[:-1], "node_labels.npy has 59 rows, node_features.npy has 60"),
         ("train_mask", lambda a: a[:-1], "train_mask.npy has 59 rows"),
-        ("node_labels", lambda a: a.astype(object), "not a readable .npy file"),
+        ("node_labels", lambda a: a.astype(object), "a plain array: it holds Python objects; save"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_by_its_name(folder, name, change, message):

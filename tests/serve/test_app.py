@@ -189,6 +189,7 @@ def test_a_token_is_required_everywhere_but_at_health(table):
         for given in ("Bearer wrong", "secret-ü", "Basic secret-ü", "Bearer"):
             answer = client.post("/predict", json={"rows": [ROW]}, headers={"Authorization": given.encode()})
             assert answer.status_code == 401
+            assert ("this is not the server's token" in answer.text) == given.startswith("Bearer ")
         right = {"Authorization": "Bearer secret-ü".encode()}
         assert client.post("/predict", json={"rows": [ROW]}, headers=right).status_code == 200
         assert client.get("/health").status_code == 200
