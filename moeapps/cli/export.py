@@ -1,6 +1,7 @@
 """``moeapps export``: from a checkpoint of ``moeapps fit`` to a model file for score, serve and ``moeapps.load``."""
 
 import argparse
+import shlex
 import os
 import warnings
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         model = moeapps.load(source)
         model.save(target)
     print(f"model: {target} ({type(model).__name__} of {source})")
+    print(f"next: moeapps serve {shlex.quote(str(target))}")
     return 0
 
 
