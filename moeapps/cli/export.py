@@ -1,8 +1,8 @@
 """``moeapps export``: from a checkpoint of ``moeapps fit`` to a model file for score, serve and ``moeapps.load``."""
 
 import argparse
-import shlex
 import os
+import shlex
 import warnings
 from pathlib import Path
 
