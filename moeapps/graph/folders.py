@@ -150,6 +150,8 @@ def write_graph(
     for name, array in arrays.items():
         if array.dtype.kind not in "biufU":
             raise DataError(f"{name} must hold numbers, bool or text, got {array.dtype}")
+    if LABELS in arrays and arrays[LABELS].shape != shape[:1]:
+        raise DataError(f"{LABELS} must have shape ({shape[0]},), one per node, got {arrays[LABELS].shape}")
     place.mkdir(parents=True, exist_ok=True)
     write_edges(place, edges, shape[0], edge_weight=edge_weight, undirected=undirected)
     for name, array in arrays.items():

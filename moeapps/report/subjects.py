@@ -280,8 +280,10 @@ def _ranker(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
             views = model.diagnose(features).views()
     by_scenario = getattr(model, "scenario", None) is not None and any(binary)
     scenarios = [model.scenario_scores(frame).map()] if by_scenario else []
-    more = {"hints": views.hints, "maps": list(views.maps), "scenarios": scenarios}
-    return Judged(judged, features, None, {}, predict, notes=notes, names=row_names, **more)
+    return Judged(
+        judged, features, None, {}, predict, notes=notes, names=row_names, hints=views.hints, maps=list(views.maps),
+        scenarios=scenarios,
+    )  # fmt: skip
 
 
 def _named_targets(y: Any, names: Sequence[str], n: int) -> dict[str, Any]:

@@ -265,6 +265,8 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         write_graph(tmp_path / "g", x, np.array([[0, 1], [1, 2]]), edge_weight=[1.0])
     with pytest.raises(DataError, match="node_features must have shape"):
         write_graph(tmp_path / "g", x[0], np.array([[0], [1]]))
+    with pytest.raises(DataError, match=r"node_labels must have shape \(\d+,\), one per node, got \(1,\)"):
+        write_graph(tmp_path / "g", x, np.array([[0], [1]]), [1])
     write_graph(tmp_path / "g", x, np.array([[0], [1]]))
     with pytest.raises(ConfigError, match="holds a graph already"):
         write_graph(tmp_path / "g", x, np.array([[0], [1]]))
