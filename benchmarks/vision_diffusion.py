@@ -253,10 +253,10 @@ def plot_curves(runs_of: dict[str, Any], real: float, path: Path) -> None:
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
     for model, runs in runs_of.items():
-        curves = [run["curve"] for run in runs.values()]
-        epochs = [point["epoch"] for point in curves[0]]
+        curves = [{point["epoch"]: point for point in run["curve"]} for run in runs.values()]
+        epochs = sorted(set(curves[0]).intersection(*curves))  # runs may be of different lengths
         for axes, name in zip(panels, ("loss", "fid"), strict=True):
-            values = np.array([[point[name] for point in curve] for curve in curves])
+            values = np.array([[curve[epoch][name] for epoch in epochs] for curve in curves])
             axes.errorbar(epochs, values.mean(0), values.std(0), marker="o", capsize=3, label=model)
             axes.set(xlabel="epoch", ylabel={"loss": "denoising error of test images", "fid": "FID"}[name])
             axes.grid(alpha=0.3)

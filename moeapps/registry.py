@@ -255,9 +255,15 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
-    """Return the entry of ``known`` that looks most like ``name``, or is the only one with it, or None."""
+    """Return the entry of ``known`` that looks most like ``name``, or is the only one with it, or None.
+
+    Upper and lower case are told apart only where that finds one.
+    """
     names = list(known)
     found = get_close_matches(name, names, n=1, cutoff=likeness)
+    if not found:  # ID, of id
+        folded = {entry.casefold(): entry for entry in reversed(names)}
+        found = [folded[near] for near in get_close_matches(name.casefold(), folded, n=1, cutoff=likeness)]
     if not found and len(name) > 2:  # ridge, of ridge regression
         containing = [entry for entry in names if name in entry]
         found = containing if len(containing) == 1 else []

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """A parser, and one of its subcommands: ``--help`` shows defaults, and an error is one line with a guess."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**{"formatter_class": _HelpWithDefaults, **arguments})
+        super().__init__(**{"formatter_class": _HelpWithDefaults, "allow_abbrev": False, **arguments})
         self._given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
                 break  # what follows the name of a subcommand is for the parser of that
-            if name.startswith("--") and not any(option.startswith(name) for option in options):
+            if name.startswith("--") and name not in options:
                 near = nearest(name[2:], [option[2:] for option in options])
                 message = f"unexpected argument {name!r}" + (f"; did you mean '--{near}'?" if near else "")
                 break

@@ -24,6 +24,9 @@ CLASSES = ("model", "data", "optimizer", "lr_scheduler")
 """Sections that hold a class with its arguments."""
 
 _NO_CLASS = ("true", "false", "null", "none")
+_TAKEN = ("seeds", "test", "engine", "workers", "output")
+"""Options that the commands take before jsonargparse reads the others, and that no file has."""
+
 _OTHER = (
     "trainer",
     "import",
@@ -312,7 +315,9 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 def _check_option(key: str, value: str | None, classes: dict[str, str | None]) -> None:
     section, _, rest = key.partition(".")
-    _known([section], [*CLASSES, *_OTHER], "--")
+    if section not in (known := [*CLASSES, *_OTHER]) and registry.nearest(section, [*known, *_TAKEN]) in _TAKEN:
+        raise ConfigError(f"--{key}: unknown key{registry.did_you_mean(section, _TAKEN)}")
+    _known([section], known, "--")
     if section == "trainer":
         from lightning.pytorch import Trainer
 

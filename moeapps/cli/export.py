@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import warnings
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         model = moeapps.load(source)
         model.save(target)
     print(f"model: {target} ({type(model).__name__} of {source})")
+    print(f"next: moeapps serve {shlex.quote(str(target))}")
     return 0
 
 

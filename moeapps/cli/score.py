@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import moeapps
-from moeapps.cli.arguments import add_trust, trust
+from moeapps.cli.arguments import Parser, add_trust, trust
 from moeapps.core.warnings import silence_warnings
 
 __all__ = ["SUMMARY", "add_arguments", "run", "run_as_predict"]
@@ -120,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
         return _recommend(model, options)
     if hasattr(model, "predict_files"):
         return _images(model, options)
+    _refuse_events(model, options)
     score: Callable[..., int] = partial(predict_file, model)
     if options.engine == "ray":
         from moeapps.scale import score as score_with_ray
@@ -218,6 +219,19 @@ def _recommend(model: Any, options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_events(model: Any, options: argparse.Namespace) -> None:
+    """Say how events without histories are used, which a ranker cannot predict as they are."""
+    from moeapps.core.errors import ConfigError
+    from moeapps.core.tabledata.source import TableSource
+
+    history = getattr(getattr(model, "catalogue_", None), "history", None)
+    if history is not None and history not in TableSource(options.input).columns:
+        raise ConfigError(
+            f"{options.input} has no column {history!r}; of events (who took what, and when) --recommend K makes the "
+            "histories and writes the K best items for each user"
+        )
+
+
 def _kept(options: argparse.Namespace) -> list[str]:
     """Names of the columns to keep; a name may contain a comma, if the file has such a column."""
     from moeapps.core.tabledata.files import TableFile
@@ -231,7 +245,7 @@ def _kept(options: argparse.Namespace) -> list[str]:
 
 def run_as_predict(arguments: list[str]) -> int:
     """Run under the name that the command had in 0.1: ``moeapps predict MODEL --input FILE --output FILE``."""
-    parser = argparse.ArgumentParser(prog="moeapps predict")
+    parser = Parser(prog="moeapps predict")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     print("note: moeapps predict MODEL is now moeapps score MODEL", file=sys.stderr)

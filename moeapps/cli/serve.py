@@ -269,8 +269,10 @@ def _token(path: str | None) -> str | None:
         return os.environ.get(TOKEN) or None
     try:
         token = Path(path).read_text().strip()
+    except FileNotFoundError:
+        raise ConfigError(f"--token-file: {path} does not exist, expected a text file with the token") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file: {error}") from None
+        raise ConfigError(f"--token-file: {path} cannot be read: {error}") from None
     if not token:
         raise ConfigError(f"--token-file: {path} is empty")
     return token

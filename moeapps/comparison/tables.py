@@ -224,4 +224,5 @@ def _told_splits(groups: str | None, time: str | None, parts: Any) -> str:
         return f"{len(parts)} splits by {time!r}: models learn from the past and are tested on what comes next."
     by = f", no value of {groups!r} on both sides" if groups is not None else ""
     sizes = f"{len(train):,} rows to learn from, {len(test):,} to test on{by}"
-    return f"{len(parts)} splits, the same for all models: {sizes}."
+    count = "1 split" if len(parts) == 1 else f"{len(parts)} splits"
+    return f"{count}, the same for all models: {sizes}."

@@ -17,7 +17,18 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import EXACT
 from moeapps.core.tabledata.frames import frame_if_table
 
-__all__ = ["EXACT", "as_array", "kind_of", "missing", "numbers", "plain", "tightened", "whole_numbers", "with_gaps"]
+__all__ = [
+    "EXACT",
+    "as_array",
+    "kind_of",
+    "missing",
+    "numbers",
+    "plain",
+    "tightened",
+    "unreadable",
+    "whole_numbers",
+    "with_gaps",
+]
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -141,3 +152,21 @@ def tightened(values: np.ndarray) -> np.ndarray:
 def plain(value: Any) -> Any:
     """A Python value in place of a numpy scalar."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def unreadable(error: Exception, expected: str) -> str:
+    """Why NumPy could not read a file, as the end of an error; without its advice to unpickle what may run code.
+
+    Parameters
+    ----------
+    error : Exception
+        What ``numpy.load`` raised.
+    expected : str
+        What the file should be.
+    """
+    reason = str(error)
+    if "Object arrays" in reason or "Python objects" in reason:
+        reason = "it holds Python objects; save arrays of numbers, or of text with astype(str)"
+    elif "pickle" in reason:  # of any file that does not begin with NumPy's mark
+        reason = "it is no file of NumPy"
+    return f"is not a readable {expected}: {reason}"

@@ -1,7 +1,7 @@
 """Auxiliary losses and the routers' own updates, for training loops and LightningModules that know of no experts."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.core.checks import check_at_least_zero
-from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.layer import MoE, RoutedLayer
-from moeapps.core.module import MoEModule, sum_of_terms
+from moeapps.core.errors import ConfigError
+from moeapps.core.layer_losses import SampleGroups, losses_of, sum_of_terms
+from moeapps.core.module import MoEModule
 from moeapps.core.routers import Router
 from moeapps.core.statistics import routed_layers
 
 __all__ = ["MoELosses", "SampleGroups", "auxiliary_losses", "collect_losses", "update_routers"]
-
-SampleGroups = Tensor | Sequence[int]
 
 
 def auxiliary_losses(
@@ -47,30 +45,7 @@ def auxiliary_losses(
         raise ConfigError(f"there is no MoE layer in this {type(model).__name__}: its loss is the task's alone")
     if all(layer.last_routing is None for layer in layers.values()):
         raise ConfigError("no MoE layer has run: call the network first, then collect the losses of that pass")
-    groups = {} if sample_groups is None else {"sample_groups": _checked_groups(layers.values(), sample_groups)}
-    return {
-        f"{name}/{kind}": value
-        for name, layer in layers.items()
-        for kind, value in layer.auxiliary_losses(token_weight, **groups).items()
-    }
-
-
-def _checked_groups(layers: Iterable[RoutedLayer], sample_groups: SampleGroups) -> Tensor:
-    """The samples' groups as a tensor ``(S,)``, each of which some experts have."""
-    known = {group for layer in layers if isinstance(layer, MoE) for group in layer.experts.groups or ()}
-    if not known:
-        raise ConfigError(
-            "sample_groups are given, and no experts of this network are in groups: lora_experts(expert_groups=) puts "
-            "them into groups"
-        )
-    groups = torch.as_tensor(sample_groups)
-    if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
-        raise DataError(
-            f"sample_groups must be whole numbers (S,), one per sample, got {groups.dtype} {tuple(groups.shape)}"
-        )
-    if unknown := set(groups.unique().tolist()) - known:
-        raise DataError(f"sample_groups has the group {min(unknown)}; the experts have {sorted(known)}")
-    return groups.long()
+    return losses_of(layers, token_weight, sample_groups)
 
 
 def collect_losses(

@@ -16,6 +16,7 @@ from moeapps.core.callbacks import time_used
 from moeapps.core.distributed import world_size
 from moeapps.core.epoch_means import EpochMeans, EvaluationMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
+from moeapps.core.layer_losses import SampleGroups, losses_of, sum_of_terms
 from moeapps.core.loading import EpochSampler
 from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
@@ -25,7 +26,7 @@ from moeapps.core.state_dict import check_state_dict
 from moeapps.core.statistics import routed_layers
 from moeapps.core.views import Views
 
-__all__ = ["DataDependentModule", "MoEModule", "sum_of_terms"]
+__all__ = ["DataDependentModule", "MoEModule"]
 
 
 class MoEModule(Searchable, L.LightningModule):
@@ -66,19 +67,19 @@ class MoEModule(Searchable, L.LightningModule):
         # the last frame: from any other one Lightning compares ``kept`` with all arguments on the stack, arrays too
         self.save_hyperparameters(kept, frame=stack[-1])
 
-    def auxiliary_losses(self, token_weight: Tensor | None = None) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, token_weight: Tensor | None = None, sample_groups: SampleGroups | None = None
+    ) -> dict[str, Tensor]:
         """Weighted auxiliary losses of the last forward pass, keyed ``<layer>/<name>``.
 
         Parameters
         ----------
         token_weight : Tensor, optional
             ``(N,)`` how much each token counts; one each when None.
+        sample_groups : Tensor or sequence of int, optional
+            ``(S,)`` group of each sample, where low-rank experts are in groups (``lora_experts(expert_groups=)``).
         """
-        return {
-            f"{name}/{kind}": value
-            for name, layer in routed_layers(self).items()
-            for kind, value in layer.auxiliary_losses(token_weight).items()
-        }
+        return losses_of(routed_layers(self), token_weight, sample_groups)
 
     @property
     def consistency_weight(self) -> float:
@@ -137,7 +138,11 @@ class MoEModule(Searchable, L.LightningModule):
         return trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
 
     def total_loss(
-        self, terms: dict[str, Tensor], batch_size: int | None = None, token_weight: Tensor | None = None
+        self,
+        terms: dict[str, Tensor],
+        batch_size: int | None = None,
+        token_weight: Tensor | None = None,
+        sample_groups: SampleGroups | None = None,
     ) -> Tensor:
         """Add up task terms and auxiliary losses, log each as ``train/<term>``, and refuse a non-finite sum.
 
@@ -149,6 +154,8 @@ class MoEModule(Searchable, L.LightningModule):
             Rows in the batch, for Lightning's averaging.
         token_weight : Tensor, optional
             ``(N,)`` how much each routed token counts in auxiliary losses; one each when None.
+        sample_groups : Tensor or sequence of int, optional
+            ``(S,)`` group of each sample, where low-rank experts are in groups (``lora_experts(expert_groups=)``).
 
         Returns
         -------
@@ -161,7 +168,7 @@ class MoEModule(Searchable, L.LightningModule):
             If the sum is NaN or infinite. The error names the step, the terms to blame and the layers that saw
             non-finite tokens; no weight has been changed by this step.
         """
-        every = {**terms, **self.auxiliary_losses(token_weight)}
+        every = {**terms, **self.auxiliary_losses(token_weight, sample_groups)}
         loss = sum_of_terms(every)
         self.refuse_non_finite(every, loss)
         self.log_terms(every, loss, batch_size)
@@ -362,11 +369,6 @@ class MoEModule(Searchable, L.LightningModule):
                 layers.append(f"layer {name or type(layer).__name__!r} got {count} non-finite tokens")
         where = f"; {', '.join(layers)}" if layers else ""
         return f"the loss is not finite at step {step}: {', '.join(bad) or 'sum of terms'}{where}. Training stopped"
-
-
-def sum_of_terms(terms: dict[str, Tensor]) -> Tensor:
-    """Sum of scalar loss terms, in float32 or better."""
-    return torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in terms.values()]).sum()
 
 
 class DataDependentModule(MoEModule):

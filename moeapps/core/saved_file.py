@@ -119,7 +119,9 @@ def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _header_size(start: bytes, size: int, source: Path) -> int:
-    header_size = int.from_bytes(start, "little") if size >= 8 else 0
+    if size < 8:
+        raise FileFormatError(f"{_damaged(source, size)}: it ends before its header")
+    header_size = int.from_bytes(start, "little")
     if header_size > _MAX_HEADER:  # eight bytes of something else
         raise FileFormatError(f"{source} is not a model saved by moeapps, or it is damaged: it does not begin as one")
     if not 2 <= header_size <= size - 8:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
+from moeapps.core.arrays import unreadable
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import existing_file
@@ -286,7 +287,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is not a readable .npz file of plain arrays: {error}") from None
+        raise DataError(f"{file} {unreadable(error, '.npz file of plain arrays')}") from None
     for name in ("node_features", "node_labels", "edges"):
         if name not in arrays:
             raise DataError(f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'}")

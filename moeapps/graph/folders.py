@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from moeapps.core.arrays import as_array
+from moeapps.core.arrays import as_array, unreadable
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph.compressed import CompressedEdges
 from moeapps.graph.masks import MASKS
@@ -150,6 +150,8 @@ def write_graph(
     for name, array in arrays.items():
         if array.dtype.kind not in "biufU":
             raise DataError(f"{name} must hold numbers, bool or text, got {array.dtype}")
+    if LABELS in arrays and arrays[LABELS].shape != shape[:1]:
+        raise DataError(f"{LABELS} must have shape ({shape[0]},), one per node, got {arrays[LABELS].shape}")
     place.mkdir(parents=True, exist_ok=True)
     write_edges(place, edges, shape[0], edge_weight=edge_weight, undirected=undirected)
     for name, array in arrays.items():
@@ -265,7 +267,7 @@ def _mapped(place: Path, name: str, kinds: str | None, axes: int | None) -> np.n
     except (ValueError, OSError, EOFError) as error:
         empty = _empty(file)
         if empty is None:
-            raise DataError(f"{file} is not a readable .npy file of a plain array: {error}") from None
+            raise DataError(f"{file} {unreadable(error, '.npy file of a plain array')}") from None
         array = empty
     if kinds is not None and array.dtype.name not in kinds.split(" or "):
         raise DataError(f"{file} has the type {array.dtype}, expected {kinds}")

@@ -16,8 +16,8 @@ from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
 from moeapps.core.distributed import alone, average_gradients, broadcast_buffers, check_weights_are_whole, world_size
 from moeapps.core.errors import ConfigError
+from moeapps.core.layer_losses import sum_of_terms
 from moeapps.core.mixing.selection import Gate
-from moeapps.core.module import sum_of_terms
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.search import Distribution
 from moeapps.core.views import Views

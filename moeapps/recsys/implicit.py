@@ -14,7 +14,7 @@ from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts, shown
 from moeapps.core.tabledata.numbers import to_numbers
-from moeapps.core.tabledata.source import Table, TableSource
+from moeapps.core.tabledata.source import Table, TableSource, listed
 from moeapps.core.tabledata.vocabulary import Vocabulary, distinct_values, settle_values
 from moeapps.recsys.events import Codes, Events, Pairs, as_times, column_kind, last_entries
 from moeapps.recsys.negatives import SAMPLERS, NegativeSampler, Sampler
@@ -342,7 +342,8 @@ def implicit_feedback(
     names = [name for name in (user, item, time) if name is not None]
     if len(set(names)) < len(names):
         raise ConfigError(f"user, item and time must be three columns, got {', '.join(map(repr, names))}")
-    events = _read(frame, names, [user, item], "frame")
+    _require_events(TableSource(frame), {"user": user, "item": item, "time": time})
+    events = _read(frame, names, [user, item])
     if len(events) == 0:
         raise DataError("frame has no events")
     user_table, user_codes = _catalogue(events[user], users, user, "users")
@@ -359,7 +360,18 @@ def implicit_feedback(
     return ImplicitFeedback(every, nothing, user_table, item_table, negatives, sampler, max_history)
 
 
-def _read(table: Table, names: Sequence[str] | None, ids: Iterable[str], argument: str) -> pd.DataFrame:
+def _require_events(source: TableSource, given: dict[str, str | None]) -> None:
+    """Refuse a table of events without a column that an argument names."""
+    missing = {argument: name for argument, name in given.items() if name not in (None, *source.columns)}
+    if len(missing) > 1:
+        absent, there = listed(missing.values()), listed(source.columns)
+        arguments = ", ".join(missing)
+        raise DataError(f"{source.name} lacks the columns {absent}, which {arguments} name (it has {there})")
+    for argument, name in missing.items():
+        source.require([str(name)], argument)
+
+
+def _read(table: Table, names: Sequence[str] | None, ids: Iterable[str], argument: str = "") -> pd.DataFrame:
     """Columns of a frame or file, ids as the values that they have in a frame of the same content."""
     source = TableSource(table, kinds=dict.fromkeys(ids, "category"))
     source.require(list(ids) if names is None else names, argument)
@@ -391,7 +403,7 @@ def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str)
         values = distinct_values(column, missing, name)
         frame = pd.DataFrame({name: pd.Series(values, dtype=object).infer_objects()})
     else:
-        frame = _read(table, None, [name], argument)
+        frame = _read(table, None, [name], argument.removesuffix("s"))
         frame = frame[[name, *(other for other in frame.columns if other != name)]]
         values = frame[name].tolist()
         if frame[name].isna().any():

@@ -54,8 +54,8 @@ def importance(judged: Judged, model: Any, seconds: float, seed: int) -> list[Se
     frame = judged.shuffled if graph else judged.frame
     if judged.predict is None or frame is None or not frame.shape[1]:
         return []
-    section = Section("Which columns matter")
     target, predict, truth = judged.first, judged.predict, judged.first.truth
+    section = Section(f"Which columns matter{f': {target.name}' if len(judged.targets) > 1 else ''}")
     if not graph:
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.choice(len(judged), min(ROWS, len(judged)), replace=False))

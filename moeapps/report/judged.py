@@ -94,6 +94,8 @@ class Judged:
         Warnings of the model's own, one sentence each.
     maps : list of Map
         What its gates and experts do, where there is no weight per row.
+    scenarios : list of Map
+        Scores by scenario, of a model that learns several.
     names : sequence of str, optional
         Names of the rows; their numbers by default.
     ordered : bool, default False
@@ -114,6 +116,7 @@ class Judged:
     notes: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     maps: list[Map] = field(default_factory=list)
+    scenarios: list[Map] = field(default_factory=list)
     names: Sequence[str] = ()
     ordered: bool = False
     row_name: str = "row"

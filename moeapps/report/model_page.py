@@ -139,6 +139,7 @@ def render_model(
             _scores(judged, measures),
             *(evaluate(target, judged.row_name) for target in judged.targets[:4]),
             *over_time(judged),
+            *([Section("Each scenario", maps=judged.scenarios)] if judged.scenarios else []),
         ]
         sections += importance(judged, model, seconds, seed)
         sections += expert_roles(judged, model, seed)
@@ -250,17 +251,19 @@ def _lead(judged: Judged, measures: Sequence[Measure]) -> str:
     """The one sentence of the page."""
     target = judged.first
     score = next(one for one in measures if one.name in ("accuracy", "R2", "mean absolute error"))
+    of = f"{target.name}: " if len(judged.targets) > 1 else ""
     if target.classification:
         shown = [f"{100 * value:.1f}\u00a0%" for value in (score.value, score.low, score.high, score.baseline)]
         text = (
-            f"{shown[0]} of the {judged.row_name}s are predicted right (95 % interval {shown[1]} to {shown[2]}); "
+            f"{of}{shown[0]} of the {judged.row_name}s are predicted right (95 % interval {shown[1]} to {shown[2]}); "
             f"always naming the most frequent class would get {shown[3]}."
         )
     else:
         error = next(one for one in measures if one.name == "mean absolute error")
         text = (
-            f"Predictions are off by {number(error.value, 4)} on average (95 % interval {number(error.low, 4)} to "
-            f"{number(error.high, 4)}); always predicting the median would be off by {number(error.baseline, 4)}."
+            f"{of}{'predictions' if of else 'Predictions'} are off by {number(error.value, 4)} on average "
+            f"(95 % interval {number(error.low, 4)} to {number(error.high, 4)}); "
+            f"always predicting the median would be off by {number(error.baseline, 4)}."
         )
         score = error
     return text if score.beats_baseline else f"{text} The model is not measurably better than that."

@@ -279,10 +279,12 @@ def _ranker(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
     if hasattr(model, "diagnose"):
         with suppress(ConfigError):  # a network without gates
             views = model.diagnose(features).views()
-    maps = list(views.maps)
-    if getattr(model, "scenario", None) is not None and any(binary):
-        maps.insert(0, model.scenario_scores(frame).map())
-    return Judged(judged, features, None, {}, predict, notes=notes, names=row_names, hints=views.hints, maps=maps)
+    by_scenario = getattr(model, "scenario", None) is not None and any(binary)
+    scenarios = [model.scenario_scores(frame).map()] if by_scenario else []
+    return Judged(
+        judged, features, None, {}, predict, notes=notes, names=row_names, hints=views.hints, maps=list(views.maps),
+        scenarios=scenarios,
+    )  # fmt: skip
 
 
 def _named_targets(y: Any, names: Sequence[str], n: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from moeapps.core.files import atomic_write
 from moeapps.core.packages import needs
 from moeapps.core.run_result import is_smaller_better
 from moeapps.core.search import Choice, Distribution, Int, suggest
+from moeapps.registry import did_you_mean
 from moeapps.scale.ray_cluster import connected
 from moeapps.scale.trials import UnknownMetricError, read_config, space_of, train
 
@@ -135,6 +136,7 @@ def search(
     read_config(arguments, {name: _example(kind, drawn) for name, kind in space.items()})  # refuses a wrong name
     root = Path(folder).absolute()
     if storage is None and root.exists() and any(root.iterdir()):
+        _refuse_unknown_metric(root, metric)
         raise ConfigError(
             f"{folder} holds an earlier search: name another folder (a search with storage goes on with its own)"
         )
@@ -146,6 +148,16 @@ def search(
     else:
         table = _with_optuna(task, space, trials, storage, seed, progress)
     return _finish(task, list(space), table)
+
+
+def _refuse_unknown_metric(root: Path, metric: str) -> None:
+    """Name the metric, if the trials of an earlier search did not log it: another folder would not help then."""
+    for file in root.glob("trial_*/**/metrics.csv"):
+        logged = [name for name in pd.read_csv(file, nrows=0).columns if name.startswith("val/")]
+        if logged and metric not in logged:
+            hint = did_you_mean(metric, logged, f"{', '.join(logged)} are")
+            raise UnknownMetricError(f"metric {metric!r} is not logged by the earlier search in {root.name}{hint}")
+        return
 
 
 def _finish(task: _Task, names: list[str], table: pd.DataFrame) -> SearchResult:

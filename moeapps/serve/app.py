@@ -218,7 +218,9 @@ def _add_errors(app: FastAPI, description: dict[str, Any]) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         form = form_of(request.url.path, description)
-        return respond(refuse_invalid(error.errors(), request.headers.get("content-type", ""), form))
+        body = getattr(getattr(request.scope.get("route"), "body_field", None), "field_info", None)
+        kind = request.headers.get("content-type", "")
+        return respond(refuse_invalid(error.errors(), kind, form, getattr(body, "annotation", None)))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

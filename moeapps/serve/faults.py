@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from moeapps.registry import did_you_mean, nearest
 from moeapps.serve.refusal import Refusal
@@ -71,7 +72,9 @@ def form_of(path: str, description: Mapping[str, Any]) -> str:
     return f"{{{graph}{pairs}}}"
 
 
-def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> Refusal:
+def refuse_invalid(
+    errors: Sequence[Mapping[str, Any]], content_type: str, form: str, body: type[BaseModel] | None = None
+) -> Refusal:
     """The refusal of a body that does not fit.
 
     Parameters
@@ -82,6 +85,8 @@ def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form:
         Header of the request.
     form : str
         From :func:`form_of`.
+    body : type, optional
+        Schema of the body, whose fields misspelled ones are compared with.
     """
     errors = errors[:MAX_FAULTS]
     broken = next((error for error in errors if error["type"] == "json_invalid"), None)
@@ -89,7 +94,7 @@ def refuse_invalid(errors: Sequence[Mapping[str, Any]], content_type: str, form:
         reason, place = broken.get("ctx", {}).get("error", "it ends too early"), broken["loc"][-1]
         fault = f"not JSON: {shortened(reason)}, at character {place}"
         return Refusal(400, "invalid_json", f"body: {fault}", faults=[{"field": "body", "fault": fault}])
-    faults = [{"field": _field(error), "fault": _fault(error, errors, content_type, form)} for error in errors]
+    faults = [{"field": _field(error), "fault": _fault(error, errors, content_type, form, body)} for error in errors]
     return Refusal(422, "invalid_request", f"{faults[0]['field']}: {faults[0]['fault']}", faults=faults)
 
 
@@ -104,7 +109,13 @@ def _field(error: Mapping[str, Any]) -> str:
     return shortened(".".join(str(part) for part in parts if part != "body")) or "body"
 
 
-def _fault(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], content_type: str, form: str) -> str:
+def _fault(
+    error: Mapping[str, Any],
+    errors: Sequence[Mapping[str, Any]],
+    content_type: str,
+    form: str,
+    body: type[BaseModel] | None,
+) -> str:
     place, kind, given = tuple(error["loc"]), error["type"], error.get("input")
     if place == ("body",) and kind == "missing":
         return f"it is empty; expected JSON of the form {form}"
@@ -116,12 +127,36 @@ def _fault(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], conten
     if kind == "missing":
         return _missing(place, given, errors, form)
     if kind == "extra_forbidden":
-        return f"there is no such field{f'; expected {form}' if len(place) > 2 else ''}"
+        absent = {other["loc"][-1] for other in errors if other["type"] == "missing"}  # their own faults name those
+        known = [name for name in _fields_at(body, place) if name not in absent]
+        return f"there is no such field{did_you_mean(place[-1], known, f'expected {form}' if len(place) > 2 else '')}"
+    if kind in ("too_short", "too_long") and isinstance(given, list):
+        least = kind == "too_short"
+        number, bound = ("min_length", "at least") if least else ("max_length", "at most")
+        items = error["ctx"][number]
+        return f"must have {bound} {items} item{'s' if items != 1 else ''}, got {len(given)}"
     message = shortened(error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1), 1000)
     scalar = isinstance(given, bool | int | float | str) and message.startswith("must be ")
     if not scalar or ", got " in message:
         return message
     return f"{message}, got {shortened(json.dumps(given[:60] if isinstance(given, str) else given), 50)}"
+
+
+def _fields_at(body: type[BaseModel] | None, place: tuple[Any, ...]) -> list[str]:
+    """Names that the object which has a wrong field could have."""
+    for part in place[1:-1]:
+        if body is None or isinstance(part, int):
+            continue
+        named = (field for name, field in body.model_fields.items() if part == (field.alias or name))
+        body = next((_object_in(field.annotation) for field in named), None)
+    return [] if body is None else [field.alias or name for name, field in body.model_fields.items()]
+
+
+def _object_in(annotation: Any) -> type[BaseModel] | None:
+    """The object in a type such as a list of objects."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _object_in(part)) is not None), None)
 
 
 def _is_json(content_type: str) -> bool:

@@ -83,7 +83,8 @@ class Guard:
         if self.token is not None and scope["path"] not in OPEN:
             given = headers.get(b"authorization", b"")
             if not secrets.compare_digest(given, b"Bearer " + self.token.encode()):
-                message = "send the token as Authorization: Bearer <token>"
+                wrong = "this is not the server's token; " if given.startswith(b"Bearer ") else ""
+                message = f"{wrong}send the token as Authorization: Bearer <token>"
                 return Refusal(401, "no_token", message, {"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and len(length) < 20 and int(length) > self.max_body + DISCARDED:

@@ -15,9 +15,10 @@ from typing import Any
 
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import existing_file
+from moeapps.core.tabledata.source import listed
 from moeapps.serve.journal import sha256_of
 
-__all__ = ["Snapshot", "model_file", "schema_of"]
+__all__ = ["Snapshot", "difference", "model_file"]
 
 _VARIES = ("model", "features", "nodes", "learned", "learning")
 """What may differ between two models that take the same requests."""
@@ -40,9 +41,24 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def schema_of(description: dict[str, Any]) -> dict[str, Any]:
-    """What of a description decides which requests fit."""
-    return {name: value for name, value in description.items() if name not in _VARIES}
+def difference(new: dict[str, Any], old: dict[str, Any]) -> str:
+    """Where the descriptions of two models do not take the same requests, in words; empty if they do."""
+    parts = []
+    for name in sorted({*new, *old} - {*_VARIES}):
+        now, before = new.get(name), old.get(name)
+        if isinstance(now, dict) and isinstance(before, dict):
+            changed = [
+                f"{key!r} is {now[key]}, not {before[key]}" for key in now if before.get(key, now[key]) != now[key]
+            ]
+            keys = {
+                "missing": [key for key in before if key not in now],
+                "new": [key for key in now if key not in before],
+            }
+            found = [f"{what} {listed(some, 5)}" for what, some in keys.items() if some]
+            parts += [f"{name}: {', '.join([*found, *changed[:5]])}"] if found or changed else []
+        elif now != before:
+            parts.append(f"{name}: {str(now)[:80]}, not {str(before)[:80]}")
+    return "; ".join(parts)
 
 
 class Snapshot:

@@ -9,7 +9,7 @@ from typing import Any
 from moeapps.core.errors import MoEAppsError
 from moeapps.serve.learning import Learned
 from moeapps.serve.refusal import Refusal, not_reloaded
-from moeapps.serve.source import Snapshot, schema_of
+from moeapps.serve.source import Snapshot, difference
 from moeapps.serve.worker import Worker, WorkerDied, WorkerHung
 
 __all__ = ["Supervisor"]
@@ -104,6 +104,8 @@ class Supervisor:
         """Copy a file, and start a worker with the copy."""
         try:
             copy = self.snapshot.copy(path)
+        except FileNotFoundError as error:  # it names the file, and one that may be meant
+            raise MoEAppsError(str(error)) from None
         except OSError as error:
             raise MoEAppsError(f"{path} cannot be read: {error}") from None
         try:
@@ -208,12 +210,11 @@ class Supervisor:
                 copy, fresh = await asyncio.to_thread(self._load, self.path)
             except (MoEAppsError, OSError, WorkerDied, WorkerHung) as error:
                 raise not_reloaded(str(error) or f"{self.path} could not be loaded: {type(error).__name__}") from None
-            new, old = schema_of(fresh.description), schema_of(self.description)
-            differs = ", ".join(sorted(name for name in {*new, *old} if new.get(name) != old.get(name)))
+            differs = difference(fresh.description, self.description)
             if differs or self.worker is None or self._ended:
                 await asyncio.to_thread(fresh.stop)
                 raise not_reloaded(
-                    f"{self.path} takes other requests than the model that is served, see its {differs}"
+                    f"{self.path} takes other requests than the model that is served ({differs})"
                     if differs
                     else "the worker died meanwhile"
                 )

@@ -147,18 +147,23 @@ def _work(pipe: Connection, path: str, tables: tuple[str, str] | None) -> None:
     try:
         service = open_service(path, tables)
     except (MoEAppsError, OSError) as error:
-        pipe.send_bytes(json.dumps({"failed": str(error)}).encode())
+        _send(pipe, json.dumps({"failed": str(error)}).encode())
         return
-    try:
-        pipe.send_bytes(json.dumps({"ready": service.describe()}).encode())
-    except OSError:  # the server has ended meanwhile
-        os._exit(0)
+    _send(pipe, json.dumps({"ready": service.describe()}).encode())
     while True:
         try:
             operation, contents = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
-        pipe.send_bytes(_to_json(answer_all(service, operation, contents)))
+        _send(pipe, _to_json(answer_all(service, operation, contents)))
+
+
+def _send(pipe: Connection, message: bytes) -> None:
+    """Send a message; where the server has ended meanwhile, end, too."""
+    try:
+        pipe.send_bytes(message)
+    except OSError:
+        os._exit(0)
 
 
 def _to_json(answers: list[dict[str, Any]]) -> bytes:

@@ -297,7 +297,10 @@ class TableData(L.LightningDataModule):
             whole = not numbers or (bool((classes == np.round(classes)).all()) and len(classes) <= MAX_WHOLE)
             if self.given_task == "classification" or whole:
                 if len(classes) < 2:
-                    raise DataError(f"{source.name}: {self.target!r} has one value, {classes.tolist()[0]!r}")
+                    raise DataError(
+                        f"{source.name}: {self.target!r} has one value, {classes.tolist()[0]!r}; there is nothing to "
+                        "learn with fewer than two classes"
+                    )
                 self.classes = classes
         self._check_ids(source, values)
         if self.classes is None and not numbers:

@@ -134,6 +134,7 @@ def test_fit_test_validate_and_predict_on_cora(cli, tmp_path):
         (["--trainer.max_epoch", "3"], "--trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),
         (["--trainer.max_epochs", "abc"], "trainer.max_epochs: Expected a int"),
         (["--modle", "x"], "--modle: unknown key; did you mean 'model'?"),
+        (["--seed", "3"], "--seed: unknown key; did you mean 'seeds'?"),
         (["--model", "moeapps.graph.MowstModul"], "did you mean 'moeapps.graph.MowstModule'?"),
         (["--data.name", "Kora"], "got 'Kora'; did you mean 'Cora'?"),
         (["--config", "nope.yaml"], "--config nope.yaml: there is no such file"),

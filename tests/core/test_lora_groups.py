@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from moeapps.core import MoELosses, collect_losses, load_moeified, localized_balance_loss, lora_experts, save_moeified
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.module import MoEModule
 from moeapps.core.routing import Routing
 from moeapps.core.surgery import measure_use, prune_experts
 
@@ -151,3 +152,33 @@ def test_lightning_takes_the_groups_from_the_batch():
     )  # fmt: skip
     trainer.fit(module, loader)
     assert float(trainer.callback_metrics["moe/balance"]) > 0
+
+
+class Ours(MoEModule):
+    def __init__(self, network, with_groups):
+        super().__init__()
+        self.network, self.with_groups = network, with_groups
+
+    def training_step(self, batch, batch_idx):
+        x, y, kinds = batch
+        terms = {"task": F.cross_entropy(self.network(x).mean(1), y)}
+        return self.total_loss(terms, len(x), sample_groups=kinds if self.with_groups else None)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trained(module):
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(X, KINDS, KINDS), batch_size=3))
+    return trainer.callback_metrics
+
+
+def test_a_module_of_ours_is_told_the_groups_or_says_how():
+    found = trained(Ours(grouped(balance_weight=1.0), True))
+    assert any(name.endswith("balance") and float(value) > 0 for name, value in found.items())
+    with pytest.raises(ConfigError, match=r"in a MoEModule of your own total_loss\(..., sample_groups=...\)"):
+        trained(Ours(grouped(balance_weight=1.0), False))

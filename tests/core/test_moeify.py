@@ -406,7 +406,10 @@ def tied():
         (lambda: timm.layers.ConvMlp(8, 12), "its layers are convolutions: only Linear layers become experts"),
         (lambda: timm.layers.Mlp(8, 12, use_conv=True), "its layers are convolutions"),
         (lambda: timm.layers.Mlp(8, 12, norm_layer=nn.LayerNorm), "has a LayerNorm between its layers"),
-        (lambda: timm.layers.Mlp(8, 12, act_layer=nn.PReLU), "is PReLU, which has parameters of its own"),
+        (
+            lambda: timm.layers.Mlp(8, 12, act_layer=nn.PReLU),
+            "is PReLU, which has parameters of its own; put",
+        ),
         (lambda: timm.layers.Mlp(8, 12, act_layer=lambda: nn.Softmax(-1)), "is Softmax, which is not elementwise"),
         (hooked, "has hooks, which would be lost"),
         (normed, "Linear.*|parametrized"),

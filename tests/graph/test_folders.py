@@ -212,7 +212,7 @@ def overwrite(folder, name, array):
         ("edge_source", lambda a: a.astype(np.float32), "has the type float32, expected int32 or int64"),
         ("node_labels", lambda a: a[:-1], "node_labels.npy has 59 rows, node_features.npy has 60"),
         ("train_mask", lambda a: a[:-1], "train_mask.npy has 59 rows"),
-        ("node_labels", lambda a: a.astype(object), "not a readable .npy file"),
+        ("node_labels", lambda a: a.astype(object), "a plain array: it holds Python objects; save"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_by_its_name(folder, name, change, message):
@@ -265,6 +265,8 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         write_graph(tmp_path / "g", x, np.array([[0, 1], [1, 2]]), edge_weight=[1.0])
     with pytest.raises(DataError, match="node_features must have shape"):
         write_graph(tmp_path / "g", x[0], np.array([[0], [1]]))
+    with pytest.raises(DataError, match=r"node_labels must have shape \(\d+,\), one per node, got \(1,\)"):
+        write_graph(tmp_path / "g", x, np.array([[0], [1]]), [1])
     write_graph(tmp_path / "g", x, np.array([[0], [1]]))
     with pytest.raises(ConfigError, match="holds a graph already"):
         write_graph(tmp_path / "g", x, np.array([[0], [1]]))

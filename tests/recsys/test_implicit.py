@@ -183,5 +183,9 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 
 def test_a_missing_column_is_refused_by_name():
-    with pytest.raises(DataError, match="lacks the column 'time'"):
+    with pytest.raises(DataError, match=r"lacks the column 'time', which time names; did you mean 'timestamp'\?"):
         implicit_feedback(events(), time="time")
+    with pytest.raises(DataError, match=r"'user', 'time', which user, time name \(it has 'user_id', 'item_id'"):
+        implicit_feedback(events(), user="user", time="time")
+    with pytest.raises(DataError, match="lacks the column 'user_id', which user names"):
+        implicit_feedback(events(), users=pd.DataFrame({"client": [1]}))

@@ -329,6 +329,8 @@ def test_a_checkpoint_becomes_an_estimator_that_recommends(feedback, tmp_path, c
     found = pd.read_parquet(tmp_path / "best.parquet")
     assert len(found) == 3 * frame["user_id"].nunique()
     assert len(found.merge(frame, on=["user_id", "item_id"])) == 0
+    assert main([*score[:4], "--output", str(tmp_path / "none.csv")]) == 2
+    assert "no column 'item_id_history'; of events (who took what, and when) --recommend K" in capsys.readouterr().err
     assert main([*score, "--output", str(tmp_path / "none.csv")]) != 0
     assert "the table of users lacks the column 'country'" in capsys.readouterr().err
     assert not (tmp_path / "none.csv").exists()

@@ -37,7 +37,7 @@ def ranker():
 def test_every_target_of_a_ranker_is_scored_and_its_gates_are_shown(ranker):
     text = shown(render_model(ranker, clicks(120), seconds=1))
     for part in ("targets click, spend", "ROC AUC ↑", "R2 ↑", "Right and wrong predictions: spend",
-                 "mean weight of experts by gate"):  # fmt: skip
+                 "mean weight of experts by gate", "Which columns matter: click", "click: "):  # fmt: skip
         assert part in text, part
     assert judge(ranker, clicks(50), target="spend").first.name == "spend"
 
@@ -46,7 +46,7 @@ def test_a_ranker_with_scenarios_has_its_auc_in_each_of_them():
     model = MultiTaskRanker("mmoe", scenario="city", max_epochs=1, random_state=0).fit(clicks(300), ["click"])
     rows = clicks(120).assign(city="Ulm")
     text = shown(render_model(model, rows, seconds=1))
-    assert "AUC by task and city" in text
+    assert "Each scenario AUC by task and city" in text
     assert "Ulm (120 rows)" in text
     assert "Bonn (0 rows)" not in text
     assert float(model.scenario_scores(rows).auc.loc["click", "Ulm"]) == pytest.approx(

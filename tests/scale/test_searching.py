@@ -48,6 +48,16 @@ def test_two_searches_with_one_storage_share_their_trials(here):
     assert config["data"]["init_args"]["batch_size"] == both.settings["data.batch_size"]
 
 
+def test_a_wrong_metric_is_named_where_an_earlier_search_stands_in_the_way(here):
+    run = here / "moeapps-search/trial_0/version_0"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("epoch,val/loss,val/accuracy\n0,1,0.5\n")
+    with pytest.raises(ConfigError, match="metric 'val/acuracy' is not logged by the earlier .*mean 'val/accuracy'"):
+        search(["--config", "x.yaml"], SPACE, trials=1, metric="val/acuracy")
+    with pytest.raises(ConfigError, match="holds an earlier search"):
+        search(["--config", "x.yaml"], SPACE, trials=1, metric="val/accuracy")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -91,6 +91,7 @@ IN_WORDS = [
     ({"row": [ROW]}, "rows: missing; is 'row' a misspelled 'rows'?"),
     (ROW, "rows: missing; expected " + FORM),
     ({"rows": [ROW], "zzz": 1}, "zzz: there is no such field"),
+    ({"rows": [ROW], "rovs": 1}, "rovs: there is no such field; did you mean 'rows'?"),
     ({"rows": [without("visits")]}, "rows.0.visits: missing (null where there is no value)"),
     ({"rows": [{**without("visits"), "vists": 2}]}, "rows.0.visits: missing; is 'vists' a misspelled 'visits'?"),
     (rows(visits="old"), 'rows.1.visits: must be a valid number, got "old"'),
@@ -188,6 +189,7 @@ def test_a_token_is_required_everywhere_but_at_health(table):
         for given in ("Bearer wrong", "secret-ü", "Basic secret-ü", "Bearer"):
             answer = client.post("/predict", json={"rows": [ROW]}, headers={"Authorization": given.encode()})
             assert answer.status_code == 401
+            assert ("this is not the server's token" in answer.text) == given.startswith("Bearer ")
         right = {"Authorization": "Bearer secret-ü".encode()}
         assert client.post("/predict", json={"rows": [ROW]}, headers=right).status_code == 200
         assert client.get("/health").status_code == 200

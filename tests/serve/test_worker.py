@@ -1,6 +1,7 @@
 """The server's end of the pipe, without a process at the other end."""
 
 import multiprocessing
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moeapps.serve.worker import Worker, WorkerDied
+from moeapps.serve.worker import Worker, WorkerDied, _send
 
 
 def test_a_pipe_is_not_closed_during_a_call():
@@ -35,3 +36,14 @@ def test_a_pipe_is_not_closed_during_a_call():
             call.result()
         killing.result()
     assert worker._pipe.closed
+
+
+def test_a_worker_whose_server_has_ended_meanwhile_ends_quietly(monkeypatch):
+    def end(status):
+        raise SystemExit(status)
+
+    server, worker = multiprocessing.Pipe()
+    server.close()
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit, match="0"):
+        _send(worker, b"{}")

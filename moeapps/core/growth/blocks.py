@@ -119,6 +119,10 @@ def activation_name(act: Act) -> str | None:
     return None if isinstance(act, nn.Module) else _FUNCTIONS.get(act)
 
 
+OUTSIDE = "; put Linear, activation and Linear into an nn.Sequential of their own, and the rest before or after it"
+"""What to do about a block that does more than experts can."""
+
+
 def act_problem(act: object) -> str | None:
     """Why something cannot be the activation of experts; None where it can.
 
@@ -132,7 +136,7 @@ def act_problem(act: object) -> str | None:
     name = type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))
     if isinstance(act, nn.Module):
         if next(act.parameters(), None) is not None or next(act.buffers(), None) is not None:
-            return f"between its layers is {name}, which has parameters of its own"
+            return f"between its layers is {name}, which has parameters of its own{OUTSIDE}"
         act = copy.deepcopy(act).eval()
     x = torch.linspace(-3, 3, 24, device="cpu").reshape(4, 6)
     try:
@@ -384,7 +388,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _has(kind: str, parts: Sequence[nn.Module]) -> str:
     names = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
-    return f"{kind} has {names} besides its Linear layers"
+    return f"{kind} has {names} besides its Linear layers{OUTSIDE}"
 
 
 def _feed_forward(module: FeedForward) -> Block | str:

@@ -150,7 +150,8 @@ class RoutedLinear(MoE):
         if sample_groups is None:
             raise ConfigError(
                 "the low-rank experts are in groups (expert_groups), so that their loss needs the group of each "
-                "sample: collect_losses(network, sample_groups=...), or MoELosses(sample_groups=...) in Lightning"
+                "sample: collect_losses(network, sample_groups=...); in Lightning MoELosses(sample_groups=...), "
+                "or in a MoEModule of your own total_loss(..., sample_groups=...)"
             )
         if self.balance_weight > 0:
             self._check_gradients()
