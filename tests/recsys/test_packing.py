@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeapps.recsys import DIN, AWMoE, packing
+from moeapps.recsys import DIN, AWMoE, SASRec, packing, sasrec
 from moeapps.recsys.encoder import FIRST, Rows
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.network import SequenceNetwork
@@ -106,3 +106,18 @@ def test_the_host_does_not_ask_another_device_for_the_number_of_entries():
 def test_a_traced_program_keeps_the_padding(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not padding_costs(torch.zeros(10, 10, dtype=torch.bool))
+
+
+def test_sasrec_scores_the_same_by_parts_of_like_lengths(monkeypatch):
+    monkeypatch.setattr(sasrec, "BLOCK_ENTRIES", 18)  # two histories at once
+    network, rows = made_network(lambda: SASRec(4, 8)).eval(), made_rows(LENGTHS)
+    assert network.model._blocks(rows.sequences[0] != 0) == 3
+    padded, parts = both_ways(monkeypatch, lambda: network(rows))
+    torch.testing.assert_close(parts, padded)
+    assert len(parts.unique()) > 3
+
+
+def test_sasrec_trains_on_all_histories_at_once(monkeypatch):
+    monkeypatch.setattr(sasrec, "BLOCK_ENTRIES", 18)
+    network, rows = made_network(lambda: SASRec(4, 8)), made_rows(LENGTHS)
+    torch.testing.assert_close(*both_ways(monkeypatch, lambda: network(rows)))  # dropout draws the same
