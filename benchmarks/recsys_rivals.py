@@ -139,7 +139,8 @@ def recbole(
 ) -> Any:
     """A sequential model of RecBole with its own trainer, defaults and early stopping."""
     # RecBole 1.2 asks NumPy 2 for names of NumPy 1
-    np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_  # type: ignore[attr-defined]
+    for name, kind in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
+        setattr(np, name, kind)
     from recbole.config import Config
     from recbole.data import data_preparation
     from recbole.data.dataset import SequentialDataset
@@ -218,7 +219,7 @@ def write_atomic(folder: Path, parts: dict[str, dict[str, np.ndarray]], items: i
 
 
 AMONG_100 = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni100"}
-"""Validation among 100 items instead of all, which takes a network that reads user and item together minutes an epoch."""
+"""Validation among 100 items. All of them take minutes an epoch where a network reads user and item together."""
 
 OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {
     "torch-rechub DIN": rechub_din,

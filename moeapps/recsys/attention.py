@@ -91,7 +91,7 @@ class ActivationUnit(nn.Module):
         return self._other_layers(torch.addmm(same.index_select(0, row), both, torch.cat([own, product])))
 
     def _first_layer(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Factors ``(dim, hidden)`` of an entry and of its product with the target, and what is added ``(N, hidden)``."""
+        """Factors ``(dim, hidden)`` of entries, and of their products with targets; what is added ``(N, hidden)``."""
         s, t, difference, product = self.mlp.weights[0][0].chunk(4)
         return s + difference, product, torch.addmm(self.mlp.biases[0][0], target, t - difference)
 

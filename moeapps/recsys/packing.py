@@ -42,9 +42,7 @@ class PackedHistories(NamedTuple):
         if number == len(self.counts):
             return self
         times = number // len(self.counts)
-        counts, starts = (
-            part.repeat_interleave(times) for part in (self.counts, self.counts.cumsum(0) - self.counts)
-        )
+        counts, starts = (part.repeat_interleave(times) for part in (self.counts, self.counts.cumsum(0) - self.counts))
         row = torch.arange(number).repeat_interleave(counts)
         # Place of an entry among all, less that of its row's first one, plus that of its history's first one
         place = torch.arange(len(row)) + (starts + counts - counts.cumsum(0)).index_select(0, row)
