@@ -225,5 +225,7 @@ OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {
     "torch-rechub DIN": rechub_din,
     "deepctr-torch DIN": deepctr_din,
     "RecBole SASRec": partial(recbole, "SASRec", train_neg_sample_args=None),
+    # Its patience of 10 epochs ends some trainings before they begin to learn
+    "RecBole SASRec, patience 50": partial(recbole, "SASRec", train_neg_sample_args=None, stopping_step=50),
     "RecBole DIN": partial(recbole, "DIN", eval_args=AMONG_100),
 }
