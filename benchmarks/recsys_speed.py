@@ -24,15 +24,15 @@ Rows and profiles of tables and threads that are not asked for stay in the resul
 AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
 `--histories` measures the steps of models of a history, each with the padding of short histories and without it.
 Histories have at most 10 or 50 entries, their lengths equally likely; at most 50, half of them at most 8; or all of
-them 50; each for one row (a table) or for five (an event and four items drawn instead). "scoring" is a batch without
-gradients.
+them 50; each for one row (a table) or for five (an event and four items drawn instead). "scoring" is 8,192
+rows without gradients.
 """
 
 import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -50,7 +50,7 @@ from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.network import MULTI_TASK_MODELS, SEQUENCE_MODELS, MultiTaskNetwork, SequenceNetwork
 from moeapps.recsys.prior import LabelPrior
 
-BATCH, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 20, 100_000, 14
+BATCH, SCORED, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 8192, 20, 100_000, 14
 Step = Callable[[int], None]
 KINDS_OF_WORK = {
     "embedding": ("embedding", "index_select", "index_add", "scatter_add", "zeros", "zero_", "fill_"),
@@ -143,6 +143,7 @@ HISTORY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "SASRec": ("sasrec", {}),
     "DIN, SASRec encoder": ("din", {"dropout": 0.2, "history_encoder": "sasrec"}),
 }
+SCORING = ("DIN, scoring", "AW-MoE, scoring", "SASRec, scoring")
 
 
 def of_history(name: str, data: Data) -> Step:
@@ -153,7 +154,11 @@ def of_history(name: str, data: Data) -> Step:
     network = SequenceNetwork(embedding, model, 0, 1, LabelPrior([1], data.sizes[1:]), similarity=True)
     if name.endswith("scoring"):
         network.eval()
-        return torch.no_grad()(lambda i: network(data.rows[i % len(data.rows)]))
+        rows = [data.rows[i % len(data.rows)] for i in range(SCORED // BATCH)]
+        sparse, dense, history = (
+            torch.cat(parts) for parts in zip(*((*r[:2], r.sequences[0]) for r in rows), strict=True)
+        )
+        return torch.no_grad()(lambda _: network(Rows(sparse, dense, (history,))))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
 
@@ -168,13 +173,15 @@ def with_threshold(step: Step, threshold: float) -> Step:
     return run
 
 
-def histories(rounds: int) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def histories(
+    rounds: int, names: Sequence[str] = (*HISTORY_MODELS, *SCORING)
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Median milliseconds of a step with padding and as it is, and the ratio, by lengths and rows of a history."""
     found: dict[str, Any] = {lengths: {} for lengths in LENGTHS}
     for lengths in LENGTHS:
         for rows_each in (1, 5):
             data, steps = history_data(lengths, rows_each), {}
-            for name in [*HISTORY_MODELS, "SASRec, scoring"]:
+            for name in names:
                 step = of_history(name, data)
                 steps[name, "padded"] = with_threshold(step, -1.0)
                 steps[name, "ours"] = with_threshold(step, packing.PADDED_FROM)
