@@ -51,30 +51,33 @@ from moeapps.recsys import (
 
 DRAWN = 200
 NEIGHBOURS = 100
+
+
+def ranker(model: str, **options: Any) -> Callable[[int], Any]:
+    return lambda seed: AWMoERanker(model, random_state=seed, accelerator="cpu", **options)
+
+
 OURS: dict[str, Callable[[int], Any]] = {
     "DNN": lambda seed: MultiTaskRanker("shared_bottom", random_state=seed, accelerator="cpu"),
     "MMoE": lambda seed: MultiTaskRanker("mmoe", random_state=seed, accelerator="cpu"),
-    "SASRec": lambda seed: AWMoERanker("sasrec", random_state=seed, accelerator="cpu"),
-    "DIN": lambda seed: AWMoERanker("din", random_state=seed, accelerator="cpu"),
-    "AW-MoE": lambda seed: AWMoERanker(random_state=seed, accelerator="cpu"),
-    "AW-MoE, gate and prior of 0.1": lambda seed: AWMoERanker(
-        gate="sum", label_prior=False, contrastive_weight=0.05, random_state=seed, accelerator="cpu"
+    "SASRec": ranker("sasrec"),
+    "DIN": ranker("din"),
+    "AW-MoE": ranker("aw_moe"),
+    "AW-MoE, gate and prior of 0.1": ranker(
+        "aw_moe", gate="sum", label_prior=False, contrastive_weight=0.05, embedding_decay=0
     ),
-    "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
+    "DIN, no prior": ranker("din", label_prior=False),
 }
-
-
-def decayed(model: str, decay: float) -> Callable[[int], Any]:
-    return lambda seed: AWMoERanker(model, embedding_decay=decay, random_state=seed, accelerator="cpu")
-
-
 OPTIONS: dict[str, Callable[[int], Any]] = {
-    "DIN, SASRec encoder": lambda seed: AWMoERanker(
-        "din", history_encoder="sasrec", random_state=seed, accelerator="cpu"
-    ),
-    "AW-MoE, SASRec encoder": lambda seed: AWMoERanker(history_encoder="sasrec", random_state=seed, accelerator="cpu"),
-    **{f"DIN, embedding decay {decay}": decayed("din", decay) for decay in (10, 100, 1000)},
-    **{f"AW-MoE, embedding decay {decay}": decayed("aw_moe", decay) for decay in (10, 100, 1000)},
+    **{
+        f"{name}, embedding decay {decay}": ranker(model, embedding_decay=decay)
+        for name, model in (("DIN", "din"), ("AW-MoE", "aw_moe"), ("SASRec", "sasrec"))
+        for decay in (0, 10, 1000)
+    },
+    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
+    "AW-MoE, SASRec encoder": ranker("aw_moe", history_encoder="sasrec"),
+    "DIN, SASRec encoder, embedding decay 0": ranker("din", history_encoder="sasrec", embedding_decay=0),
+    "AW-MoE, SASRec encoder, embedding decay 0": ranker("aw_moe", history_encoder="sasrec", embedding_decay=0),
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Found = dict[str, dict[str, float]]

@@ -60,8 +60,11 @@ class AWMoERanker(Ranker):
         Width of a category's embedding.
     schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate
         As in :class:`MultiTaskRanker`, with the same defaults.
-    weight_decay, embedding_decay
-        As in :class:`MultiTaskRanker`, with the same defaults.
+    weight_decay : float, default=1e-5
+        As in :class:`MultiTaskRanker`.
+    embedding_decay : float, default=100.0
+        As in :class:`MultiTaskRanker`, which has none by default: rare items and users stay near their prior. 0 for
+        none.
     lr : float, default=3e-3
         Learning rate of the optimiser, above 0.
     batch_size, max_epochs
@@ -104,7 +107,7 @@ class AWMoERanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 3e-3,
         weight_decay: float = 1e-5,
-        embedding_decay: float = 0.0,
+        embedding_decay: float = 100.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
