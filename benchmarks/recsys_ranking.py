@@ -63,21 +63,25 @@ OURS: dict[str, Callable[[int], Any]] = {
     "SASRec": ranker("sasrec"),
     "DIN": ranker("din"),
     "AW-MoE": ranker("aw_moe"),
+    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
+    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None),
     "AW-MoE, gate and prior of 0.1": ranker(
-        "aw_moe", gate="sum", label_prior=False, contrastive_weight=0.05, embedding_decay=0
+        "aw_moe", gate="sum", label_prior=False, contrastive_weight=0.05, embedding_decay=0, history_encoder=None
     ),
     "DIN, no prior": ranker("din", label_prior=False),
 }
 OPTIONS: dict[str, Callable[[int], Any]] = {
     **{
         f"{name}, embedding decay {decay}": ranker(model, embedding_decay=decay)
-        for name, model in (("DIN", "din"), ("AW-MoE", "aw_moe"), ("SASRec", "sasrec"))
+        for name, model in (("DIN", "din"), ("SASRec", "sasrec"))
         for decay in (0, 10, 1000)
     },
-    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
-    "AW-MoE, SASRec encoder": ranker("aw_moe", history_encoder="sasrec"),
+    "AW-MoE, embedding decay 0": ranker("aw_moe", embedding_decay=0),
+    **{
+        f"AW-MoE, no encoder, embedding decay {decay}": ranker("aw_moe", history_encoder=None, embedding_decay=decay)
+        for decay in (0, 10, 1000)
+    },
     "DIN, SASRec encoder, embedding decay 0": ranker("din", history_encoder="sasrec", embedding_decay=0),
-    "AW-MoE, SASRec encoder, embedding decay 0": ranker("aw_moe", history_encoder="sasrec", embedding_decay=0),
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Found = dict[str, dict[str, float]]
