@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from recsys_rivals import OTHERS, Score
 from scipy import sparse
 
 from moeapps.recsys import (
@@ -50,33 +51,39 @@ from moeapps.recsys import (
 
 DRAWN = 200
 NEIGHBOURS = 100
+
+
+def ranker(model: str, **options: Any) -> Callable[[int], Any]:
+    return lambda seed: AWMoERanker(model, random_state=seed, accelerator="cpu", **options)
+
+
 OURS: dict[str, Callable[[int], Any]] = {
     "DNN": lambda seed: MultiTaskRanker("shared_bottom", random_state=seed, accelerator="cpu"),
     "MMoE": lambda seed: MultiTaskRanker("mmoe", random_state=seed, accelerator="cpu"),
-    "SASRec": lambda seed: AWMoERanker("sasrec", random_state=seed, accelerator="cpu"),
-    "DIN": lambda seed: AWMoERanker("din", random_state=seed, accelerator="cpu"),
-    "AW-MoE": lambda seed: AWMoERanker(random_state=seed, accelerator="cpu"),
-    "AW-MoE, gate and prior of 0.1": lambda seed: AWMoERanker(
-        gate="sum", label_prior=False, contrastive_weight=0.05, random_state=seed, accelerator="cpu"
+    "SASRec": ranker("sasrec"),
+    "DIN": ranker("din"),
+    "AW-MoE": ranker("aw_moe"),
+    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
+    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None),
+    "AW-MoE, gate and prior of 0.1": ranker(
+        "aw_moe", gate="sum", label_prior=False, contrastive_weight=0.05, embedding_decay=0, history_encoder=None
     ),
-    "DIN, no prior": lambda seed: AWMoERanker("din", label_prior=False, random_state=seed, accelerator="cpu"),
+    "DIN, no prior": ranker("din", label_prior=False),
 }
-
-
-def decayed(model: str, decay: float) -> Callable[[int], Any]:
-    return lambda seed: AWMoERanker(model, embedding_decay=decay, random_state=seed, accelerator="cpu")
-
-
 OPTIONS: dict[str, Callable[[int], Any]] = {
-    "DIN, SASRec encoder": lambda seed: AWMoERanker(
-        "din", history_encoder="sasrec", random_state=seed, accelerator="cpu"
-    ),
-    "AW-MoE, SASRec encoder": lambda seed: AWMoERanker(history_encoder="sasrec", random_state=seed, accelerator="cpu"),
-    **{f"DIN, embedding decay {decay}": decayed("din", decay) for decay in (10, 100, 1000)},
-    **{f"AW-MoE, embedding decay {decay}": decayed("aw_moe", decay) for decay in (10, 100, 1000)},
+    **{
+        f"{name}, embedding decay {decay}": ranker(model, embedding_decay=decay)
+        for name, model in (("DIN", "din"), ("SASRec", "sasrec"))
+        for decay in (0, 10, 1000)
+    },
+    "AW-MoE, embedding decay 0": ranker("aw_moe", embedding_decay=0),
+    **{
+        f"AW-MoE, no encoder, embedding decay {decay}": ranker("aw_moe", history_encoder=None, embedding_decay=decay)
+        for decay in (0, 10, 1000)
+    },
+    "DIN, SASRec encoder, embedding decay 0": ranker("din", history_encoder="sasrec", embedding_decay=0),
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
-Score = Callable[[slice, np.ndarray | None], torch.Tensor]
 Found = dict[str, dict[str, float]]
 
 
@@ -197,120 +204,6 @@ def on_liked(data: Path, part: str, job: "Jobs") -> None:
         seconds = time.perf_counter() - start
         found = cells(ranker.predict_proba(measured)["liked"].to_numpy())
         job.save(model, seed, {"seconds": seconds, "epochs": ranker.n_iter_, **found})
-
-
-def columns(feedback: ImplicitFeedback, own: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
-    """User, item and history of some events with other items; items begin at 1, histories end at the newest."""
-    histories = np.zeros((len(own), feedback.max_history), dtype=np.int64)
-    found = feedback.histories(own) + 1
-    if found.shape[1]:
-        histories[:, -found.shape[1] :] = found
-    return {"user": feedback.events.user[own], "item": items + 1, "history": histories}
-
-
-def drawn_rows(feedback: ImplicitFeedback, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Events and negatives that are drawn once, and the labels."""
-    n, own = feedback.negatives, np.arange(len(feedback))
-    drawn = feedback.negative_sampler(seed).draw(feedback.events.user, own, n)
-    items = np.column_stack([feedback.events.item, drawn]).ravel()
-    labels = np.tile([1.0, *[0.0] * n], len(own))
-    return columns(feedback, np.repeat(own, n + 1)[items >= 0], items[items >= 0]), labels[items >= 0]
-
-
-def scorer(predict: Callable[[dict[str, np.ndarray]], np.ndarray | torch.Tensor], measured: ImplicitFeedback) -> Score:
-    """Scores of a model that predicts rows, an event at a time."""
-
-    def score(part: slice, candidates: np.ndarray | None) -> torch.Tensor:
-        own, number = np.arange(part.start, part.stop), len(measured.items)
-        if candidates is None:
-            candidates = np.broadcast_to(np.arange(number), (len(own), number))
-        width = candidates.shape[1]
-        found = [
-            torch.as_tensor(predict(columns(measured, np.repeat(event, width), np.maximum(items, 0))))
-            for event, items in zip(own, candidates, strict=True)
-        ]
-        return torch.stack(found).reshape(len(own), width).float()
-
-    return score
-
-
-def rechub_din(train: ImplicitFeedback, val: ImplicitFeedback, measured: ImplicitFeedback, seed: int) -> Any:
-    """torch-rechub's DIN, with its own trainer; epochs by its early stopping on the validation part's AUC."""
-    from torch_rechub.basic.features import SequenceFeature, SparseFeature
-    from torch_rechub.models.ranking import DIN
-    from torch_rechub.trainers import CTRTrainer
-    from torch_rechub.utils.data import DataGenerator
-
-    number, users = len(train.items) + 1, len(train.users)
-    torch.manual_seed(seed)
-    item = SparseFeature("item", number, embed_dim=16, padding_idx=0)
-    user = SparseFeature("user", users, embed_dim=16)
-    history = SequenceFeature("history", number, embed_dim=16, pooling="concat", shared_with="item", padding_idx=0)
-    model = DIN([user], [history], [item], {"dims": [64, 32], "dropout": 0.2}, {"dims": [32]})
-    start = time.perf_counter()
-    (x, y), (x_val, y_val) = drawn_rows(train, seed), drawn_rows(val, seed)
-    loader, valid, _ = DataGenerator(x, y).generate_dataloader(
-        x_val=x_val, y_val=y_val, x_test=x_val, y_test=y_val, batch_size=1024
-    )
-    folder = Path("moeapps-runs")
-    folder.mkdir(exist_ok=True)
-    trainer = CTRTrainer(model, n_epoch=20, earlystop_patience=2, device="cpu", model_path=str(folder))
-    trainer.fit(loader, valid)
-    seconds = time.perf_counter() - start
-    model.eval()
-
-    def predict(rows: dict[str, np.ndarray]) -> torch.Tensor:
-        with torch.inference_mode():
-            return model({key: torch.from_numpy(value) for key, value in rows.items()})
-
-    return scorer(predict, measured), seconds
-
-
-def deepctr_din(train: ImplicitFeedback, val: ImplicitFeedback, measured: ImplicitFeedback, seed: int) -> Any:
-    """deepctr-torch's DIN; 20 epochs at most, the one with the best AUC on the validation part, patience 2."""
-    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
-    from deepctr_torch.models import DIN
-
-    number = len(train.items) + 1
-    features = [
-        SparseFeat("user", len(train.users), 16),
-        SparseFeat("item", number, 16),
-        VarLenSparseFeat(
-            SparseFeat("hist_item", number, 16, embedding_name="item"), train.max_history, "mean", "length"
-        ),
-    ]
-    model = DIN(
-        features, ["item"], dnn_hidden_units=(64, 32), att_hidden_size=(32,), dnn_dropout=0.2, seed=seed, device="cpu"
-    )
-    model.compile(torch.optim.Adam(model.parameters(), 1e-3), "binary_crossentropy", metrics=["auc"])
-
-    def named(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # Its mask takes the first entries of a history
-        order = np.argsort(rows["history"] == 0, axis=1, kind="stable")
-        history = np.take_along_axis(rows["history"], order, axis=1)
-        return {"user": rows["user"], "item": rows["item"], "hist_item": history, "length": (history > 0).sum(1)}
-
-    start = time.perf_counter()
-    (x, y), (x_val, y_val) = drawn_rows(train, seed), drawn_rows(val, seed)
-    x, x_val = named(x), named(x_val)
-    best, kept, since = 0.0, None, 0
-    for _ in range(20):
-        model.fit(x, y, batch_size=1024, epochs=1, verbose=0)
-        reached = auc(y_val, model.predict(x_val, 8192)[:, 0])
-        best, since = (reached, 0) if reached > best else (best, since + 1)
-        if since == 0:
-            kept = {key: value.clone() for key, value in model.state_dict().items()}
-        elif since == 2:
-            break
-    seconds = time.perf_counter() - start
-    model.load_state_dict(kept)
-    return scorer(lambda rows: model.predict(named(rows), 8192)[:, 0], measured), seconds
-
-
-OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {
-    "torch-rechub DIN": rechub_din,
-    "deepctr-torch DIN": deepctr_din,
-}
 
 
 class Jobs:

@@ -4,7 +4,7 @@
     python benchmarks/recsys_speed.py --profile after
     python benchmarks/recsys_speed.py --accuracy census-income.test.gz
     python benchmarks/recsys_speed.py --compile
-    python benchmarks/recsys_speed.py --histories after
+    python benchmarks/recsys_speed.py --histories
 
 One step is forward, loss, backward and the optimiser on 1,024 rows; batches are ready in memory, so that neither side's
 loading counts. 0 tables is census-income (the embedded sample; 32 columns of categories with embeddings of 4, 14
@@ -22,18 +22,20 @@ since other processes share the machine; two in elapsed time. torch-rechub is le
 Rows and profiles of tables and threads that are not asked for stay in the results.
 `--accuracy PATH` trains MMoE on four fifths of census-income in each of the ways of training embeddings, and measures
 AUCs on the last fifth, 5 seeds. `--compile` measures steps of 8 tasks on census-income with and without torch.compile.
-`--histories NAME` measures the steps of models of a history beside DIN's, kept under NAME: histories of 10 or
-50 entries at most, their lengths equally likely, each for one row (a table) or for five (an event and four items drawn
-instead).
+`--histories` measures the steps of models of a history, each with the padding of short histories and without it.
+Histories have at most 10 or 50 entries, their lengths equally likely; at most 50, half of them at most 8; or all of
+them 50; each for one row (a table) or for five (an event and four items drawn instead). "scoring" is 8,192
+rows without gradients.
 """
 
 import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -42,13 +44,13 @@ from rich.table import Table
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from moeapps.recsys import MultiTaskRanker, TableEncoder, census_income, census_schema
+from moeapps.recsys import MultiTaskRanker, TableEncoder, census_income, census_schema, packing
 from moeapps.recsys.encoder import FIRST, Rows
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.network import MULTI_TASK_MODELS, SEQUENCE_MODELS, MultiTaskNetwork, SequenceNetwork
 from moeapps.recsys.prior import LabelPrior
 
-BATCH, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 20, 100_000, 14
+BATCH, SCORED, MADE_BATCHES, CATEGORIES, NUMBERS = 1024, 8192, 20, 100_000, 14
 Step = Callable[[int], None]
 KINDS_OF_WORK = {
     "embedding": ("embedding", "index_select", "index_add", "scatter_add", "zeros", "zero_", "fill_"),
@@ -105,14 +107,27 @@ def training_step(network: torch.nn.Module, optimizers: list[Any], loss: Any, in
     return step
 
 
-def history_data(length: int, rows_each: int) -> Data:
+def around_8(count: int, draw: torch.Generator) -> torch.Tensor:
+    return (8 * (0.8 * torch.randn(count, 1, generator=draw)).exp()).round().clamp(0, 50)
+
+
+LENGTHS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
+    "up to 10": lambda count, draw: torch.randint(0, 11, (count, 1), generator=draw),
+    "up to 50": lambda count, draw: torch.randint(0, 51, (count, 1), generator=draw),
+    "up to 50, median 8": around_8,
+    "50": lambda count, draw: torch.full((count, 1), 50),
+}
+"""Lengths of so many histories."""
+
+
+def history_data(lengths: str, rows_each: int) -> Data:
     """Users and items, and histories of items: each of them for some neighbouring rows."""
     draw, users, items = torch.Generator().manual_seed(0), 943, 1682
+    longest = 10 if lengths == "up to 10" else 50
     rows, labels, count = [], [], BATCH // rows_each
     for _ in range(5):
-        entries = torch.randint(FIRST, FIRST + items, (count, length), generator=draw)
-        longest = torch.randint(0, length + 1, (count, 1), generator=draw)
-        entries = entries * (torch.arange(length) >= length - longest)  # padded in front
+        entries = torch.randint(FIRST, FIRST + items, (count, longest), generator=draw)
+        entries = entries * (torch.arange(longest) >= longest - LENGTHS[lengths](count, draw))  # padded in front
         user = torch.randint(FIRST, FIRST + users, (count,), generator=draw).repeat_interleave(rows_each)
         item = torch.randint(FIRST, FIRST + items, (len(user),), generator=draw)
         history = entries.repeat_interleave(rows_each, dim=0).int()
@@ -128,32 +143,55 @@ HISTORY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "SASRec": ("sasrec", {}),
     "DIN, SASRec encoder": ("din", {"dropout": 0.2, "history_encoder": "sasrec"}),
 }
+SCORING = ("DIN, scoring", "AW-MoE, scoring", "SASRec, scoring")
 
 
 def of_history(name: str, data: Data) -> Step:
     torch.manual_seed(0)
-    kind, settings = HISTORY_MODELS[name]
+    kind, settings = HISTORY_MODELS[name.removesuffix(", scoring")]
     embedding = FeatureEmbedding(data.sizes, 2, 0, [1], data.width)
     model = SEQUENCE_MODELS[kind](data.width, 2 * data.width, **settings)
     network = SequenceNetwork(embedding, model, 0, 1, LabelPrior([1], data.sizes[1:]), similarity=True)
+    if name.endswith("scoring"):
+        network.eval()
+        rows = [data.rows[i % len(data.rows)] for i in range(SCORED // BATCH)]
+        sparse, dense, history = (
+            torch.cat(parts) for parts in zip(*((*r[:2], r.sequences[0]) for r in rows), strict=True)
+        )
+        return torch.no_grad()(lambda _: network(Rows(sparse, dense, (history,))))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     return training_step(network, [optimizer], F.binary_cross_entropy_with_logits, data.rows, data)
 
 
-def histories(rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of a step by length and rows of a history, and model."""
-    found: dict[str, dict[str, float]] = {}
-    for length in (10, 50):
+def with_threshold(step: Step, threshold: float) -> Step:
+    """A step that leaves the padding out where at most this part of the entries is none."""
+
+    def run(i: int) -> None:
+        with patch.object(packing, "PADDED_FROM", threshold):
+            step(i)
+
+    return run
+
+
+def histories(
+    rounds: int, names: Sequence[str] = (*HISTORY_MODELS, *SCORING)
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Median milliseconds of a step with padding and as it is, and the ratio, by lengths and rows of a history."""
+    found: dict[str, Any] = {lengths: {} for lengths in LENGTHS}
+    for lengths in LENGTHS:
         for rows_each in (1, 5):
-            data, steps = history_data(length, rows_each), {}
-            for name in HISTORY_MODELS:
-                try:
-                    steps[name] = of_history(name, data)
-                except TypeError as error:  # an older version has no encoder
-                    print(f"{name}: left out ({error})")
-            times = measure(steps, rounds, 5, 1)
-            found[f"{length}, {rows_each}"] = {name: float(np.median(ms)) for name, ms in times.items()}
-            print(length, rows_each, found[f"{length}, {rows_each}"], flush=True)
+            data, steps = history_data(lengths, rows_each), {}
+            for name in names:
+                step = of_history(name, data)
+                steps[name, "padded"] = with_threshold(step, -1.0)
+                steps[name, "ours"] = with_threshold(step, packing.PADDED_FROM)
+            times = {key: np.array(ms) for key, ms in measure(steps, rounds, 5, 1).items()}
+            for name in dict.fromkeys(name for name, _ in steps):
+                ways = {way: times[name, way] for way in ("padded", "ours")}
+                cell = {way: float(np.median(ms)) for way, ms in ways.items()}
+                cell["ratio"] = float(np.median(ways["padded"] / ways["ours"]))
+                found[lengths].setdefault(str(rows_each), {})[name] = cell
+            print(lengths, rows_each, found[lengths][str(rows_each)], flush=True)
     return found
 
 
@@ -243,11 +281,11 @@ def built(candidates: dict[str, Callable[[], Step]]) -> dict[str, Step]:
     return steps
 
 
-def measure(steps: dict[str, Step], rounds: int, count: int, threads: int) -> dict[str, list[float]]:
+def measure(steps: dict[Any, Step], rounds: int, count: int, threads: int) -> dict[Any, list[float]]:
     """Milliseconds of a step, per candidate and round; one more round warms up."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[Any, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
             start = clock()
@@ -374,19 +412,19 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def history_lines(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """Milliseconds before and after, and the multiple of DIN's."""
-    lines = [
-        _line("history, rows of it", "model", "before, ms", "after, ms", "ratio", "DIN = 1, before", "DIN = 1, after")
-    ]
-    lines.append(_line(*["---"] * 7))
-    for place, after in found["after"].items():
-        before = found["before"][place]
-        for name, ms in after.items():
-            old = before.get(name)
-            cells = ["", f"{ms:.1f}", ""] if old is None else [f"{old:.1f}", f"{ms:.1f}", f"{old / ms:.2f}"]
-            of_din = "" if old is None else f"{old / before['DIN']:.1f}"
-            lines.append(_line(place, name, *cells, of_din, f"{ms / after['DIN']:.1f}"))
+def history_lines(found: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[str]:
+    """Milliseconds, how many times as long they take with the padding, and the multiple of DIN's."""
+    each = list(next(iter(found.values())))
+    heads = [f"{what}, {n} row{'s' * (n != '1')}" for n in each for what in ("ms", "with padding", "DIN = 1")]
+    lines = [_line("history", "model", *heads), _line(*["---"] * (len(heads) + 2))]
+    for lengths, models in found.items():
+        for name in models[each[0]]:
+            cells = []
+            for n in each:
+                ms = models[n][name]["ours"]
+                of_din = "" if name.endswith("scoring") else f"{ms / models[n]['DIN']['ours']:.1f}"
+                cells += [f"{ms:.1f}", f"x {models[n][name]['ratio']:.2f}", of_din]
+            lines.append(_line(lengths, name, *cells))
     return lines
 
 
@@ -411,7 +449,7 @@ def main() -> None:
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--accuracy", type=Path)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--histories", metavar="NAME")
+    parser.add_argument("--histories", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_speed.json")
     options = parser.parse_args()
     tables, threads = ([int(n) for n in text.split(",")] for text in (options.tables, options.threads))
@@ -423,7 +461,7 @@ def main() -> None:
         document.setdefault("profiles", {}).setdefault(options.profile, {}).update(profiles(tables))
         show_profile(options.profile, document["profiles"][options.profile])
     elif options.histories:
-        document.setdefault("histories", {})[options.histories] = histories(options.rounds)
+        document["histories"] = histories(options.rounds)
     elif options.compile:
         document["compile"] = compiled(options.rounds)
     elif options.accuracy:

@@ -107,7 +107,7 @@ BENCHMARKS = {
         ("--data {data}/recsys", "--data {data}/recsys --picture docs/recsys"), "", "torch-rechub, deepctr-torch"
     ),
     "recsys_speed": Benchmark(
-        ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile", "--histories after"),
+        ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile", "--histories"),
         "--tables 0 --threads 1 --rounds 1 --output {output}", "torch-rechub",
     ),
     "recsys_ranking": Benchmark(("--data {data}/recsys --seeds 3",), ""),

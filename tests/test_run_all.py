@@ -31,6 +31,7 @@ def test_every_script_is_listed():
         "defaults_lines",
         "page_tables",
         "public_tables",
+        "recsys_rivals",
         "reliability_soak",
         "run_all",
         "stream_models",

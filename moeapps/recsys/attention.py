@@ -1,7 +1,7 @@
 """DIN and AW-MoE: rank one candidate for a user with a sequence of behaviour."""
 
-# Shapes: N rows, R histories of N / R neighbouring rows each, L entries of a history (padded), dim width of an
-# embedding, P width of the profile, E experts.
+# Shapes: N rows, R histories of N / R neighbouring rows each, L entries of a history (padded), M entries of all
+# histories without padding, dim width of an embedding, P width of the profile, E experts.
 # `present` (R, L) masks the padding; no output depends on padded entries.
 
 import math
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError
+from moeapps.recsys.packing import PackedHistories
 from moeapps.recsys.self_attention import HistoryEncoder
 
 __all__ = [
@@ -65,14 +66,36 @@ class ActivationUnit(nn.Module):
         W_3) + t (W_2 - W_3) + (s * t) W_4`: the second term is the same for all behaviours of a row, and [s, t, s - t,
         s * t] need not be written to memory.
         """
-        s, t, difference, product = self.mlp.weights[0][0].chunk(4)
-        same = torch.addmm(self.mlp.biases[0][0], target, t - difference)[:, None]
+        own, product, same = self._first_layer(target)
         if behaviour.shape[1] >= behaviour.shape[2]:
             # A matrix for each candidate, of which there are fewer than entries, halves the multiplications
-            hidden = torch.baddbmm(same, behaviour, torch.addcmul(s + difference, target[..., None], product))
+            hidden = torch.baddbmm(same[:, None], behaviour, torch.addcmul(own, target[..., None], product))
         else:
             both = torch.cat([behaviour, behaviour * target[:, None]], dim=-1)
-            hidden = both @ torch.cat([s + difference, product]) + same
+            hidden = both @ torch.cat([own, product]) + same[:, None]
+        return self._other_layers(hidden)
+
+    def packed(self, both: Tensor, target: Tensor, row: Tensor) -> Tensor:
+        """As ``forward`` for entries of any rows: [behaviour, behaviour * target] ``(M, 2 dim)`` to ``(M, out_dim)``.
+
+        Parameters
+        ----------
+        both : Tensor of shape (M, 2 dim)
+            Entries, and their products with their candidates.
+        target : Tensor of shape (N, dim)
+            Candidates.
+        row : Tensor of shape (M,)
+            Number of each entry's candidate.
+        """
+        own, product, same = self._first_layer(target)
+        return self._other_layers(torch.addmm(same.index_select(0, row), both, torch.cat([own, product])))
+
+    def _first_layer(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Factors ``(dim, hidden)`` of entries, and of their products with targets; what is added ``(N, hidden)``."""
+        s, t, difference, product = self.mlp.weights[0][0].chunk(4)
+        return s + difference, product, torch.addmm(self.mlp.biases[0][0], target, t - difference)
+
+    def _other_layers(self, hidden: Tensor) -> Tensor:
         for weight, bias in zip(self.mlp.weights[1:], self.mlp.biases[1:], strict=True):
             hidden = F.linear(self.mlp.act(hidden), weight[0].t(), bias[0])
         return hidden
@@ -199,6 +222,14 @@ class DIN(HistoryModel):
         behaviour, present = trimmed(behaviour, present)
         behaviour = for_each(self.encoded(behaviour, present), target.shape[0])
         pooled = pool(self.unit(behaviour, target), behaviour, for_each(present, target.shape[0]))
+        return self._scored(pooled, profile)
+
+    def packed(self, history: PackedHistories, target: Tensor, profile: Tensor) -> Tensor:
+        """Logits ``(N,)`` of candidates ``(N, dim)`` with N histories, without an encoder."""
+        weight = self.unit.packed(history.with_product(target), target, history.row)
+        return self._scored(history.sum(weight * history.entries), profile)
+
+    def _scored(self, pooled: Tensor, profile: Tensor) -> Tensor:
         return self.score(torch.cat([pooled, profile], dim=1))[:, 0, 0]
 
 
@@ -280,8 +311,20 @@ class AWMoE(HistoryModel):
             for mask in masks[1:]:
                 gates += self.gates(self.encoded(for_each(behaviour, rows), mask), target, mask)
         pooled = pool(self.pool(entries, target), entries, masks[0])
+        return self._scored(gates[0], pooled, profile), gates
+
+    def packed(self, history: PackedHistories, target: Tensor, profile: Tensor) -> Tensor:
+        """Logits ``(N,)`` of candidates ``(N, dim)`` with N histories, without an encoder."""
+        both = history.with_product(target)
+        weight, units, activation = (
+            unit.packed(both, target, history.row) for unit in (self.pool, self.gate_unit, self.gate_activation)
+        )
+        gate = self._normalised(history.sum(activation * units), history.counts[:, None])
+        return self._scored(gate, history.sum(weight * history.entries), profile)
+
+    def _scored(self, gate: Tensor, pooled: Tensor, profile: Tensor) -> Tensor:
         scores = self.experts(torch.cat([pooled, profile], dim=1))[..., 0]
-        return (gates[0] * scores).sum(-1), gates
+        return (gate * scores).sum(-1)
 
     def gates(self, behaviour: Tensor, target: Tensor, *present: Tensor) -> list[Tensor]:
         """Gate vectors ``(N, E)`` of encoded behaviour ``(N, L, dim)``, one for each of its masks ``(N, L)``."""
@@ -289,9 +332,12 @@ class AWMoE(HistoryModel):
         return [self._gate(activation[..., 0] * mask, units, mask) for mask in present]
 
     def _gate(self, weight: Tensor, units: Tensor, mask: Tensor) -> Tensor:
-        total = torch.bmm(weight[:, None], units)[:, 0]  # (N, E)
+        return self._normalised(torch.bmm(weight[:, None], units)[:, 0], mask.sum(1, keepdim=True))
+
+    def _normalised(self, total: Tensor, count: Tensor) -> Tensor:
+        """Gate ``(N, E)`` from the sum ``(N, E)`` over the entries and their number ``(N, 1)``."""
         if self.gate in ("softmax", "mean"):
-            total = total / mask.sum(1, keepdim=True).clamp_min(1)
+            total = total / count.clamp_min(1)
         gate = self.bias + total
         return gate.softmax(-1) if self.gate == "softmax" or (self.gate is None and self.softmax) else gate
 

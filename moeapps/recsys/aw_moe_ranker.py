@@ -41,9 +41,10 @@ class AWMoERanker(Ranker):
     item_similarity : bool, default=True
         Whether the product of the candidate's embedding with those of the history is added to the logit; see
         :class:`~moeapps.recsys.RankingConfig`.
-    history_encoder : {"sasrec"}, optional
+    history_encoder : {"auto", "sasrec"} or None, default="auto"
         For DIN and AW-MoE: self-attention over the history before the candidate attends to it; see
-        :class:`~moeapps.recsys.RankingConfig`. By default there is none.
+        :class:`~moeapps.recsys.RankingConfig`. ``"auto"`` is ``"sasrec"`` for AW-MoE, if ``embedding_dim`` is even, and
+        None for DIN, as in its paper.
     contrastive_weight : float, default=0.0
         Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
@@ -60,8 +61,11 @@ class AWMoERanker(Ranker):
         Width of a category's embedding.
     schema, column_types, missing_values, ignore_columns, sparse_gradients, sparse_optimizer, unknown_rate
         As in :class:`MultiTaskRanker`, with the same defaults.
-    weight_decay, embedding_decay
-        As in :class:`MultiTaskRanker`, with the same defaults.
+    weight_decay : float, default=1e-5
+        As in :class:`MultiTaskRanker`.
+    embedding_decay : float, default=100.0
+        As in :class:`MultiTaskRanker`, which has none by default: rare items and users stay near their prior. 0 for
+        none.
     lr : float, default=3e-3
         Learning rate of the optimiser, above 0.
     batch_size, max_epochs
@@ -87,7 +91,7 @@ class AWMoERanker(Ranker):
         gate: Literal["softmax", "mean", "sum"] = "softmax",
         label_prior: bool = True,
         item_similarity: bool = True,
-        history_encoder: Literal["sasrec"] | None = None,
+        history_encoder: Literal["auto", "sasrec"] | None = "auto",
         contrastive_weight: float = 0.0,
         user: str | None = None,
         time: str | None = None,
@@ -104,7 +108,7 @@ class AWMoERanker(Ranker):
         unknown_rate: float = 0.02,
         lr: float = 3e-3,
         weight_decay: float = 1e-5,
-        embedding_decay: float = 0.0,
+        embedding_decay: float = 100.0,
         batch_size: int = 1024,
         max_epochs: int = 20,
         validation_fraction: float = 0.1,
@@ -181,7 +185,12 @@ class AWMoERanker(Ranker):
 
     def _module(self, **changes: Any) -> RankingModule:
         """Without the contrastive loss for DIN and SASRec, which have no gate."""
-        return super()._module(**changes, **({} if self.model == "aw_moe" else {"contrastive_weight": 0.0}))
+        weighted = self.model == "aw_moe"
+        encoder = self.history_encoder
+        if encoder == "auto":
+            encoder = "sasrec" if weighted and self.embedding_dim % 2 == 0 else None
+        fixed: dict[str, Any] = {"history_encoder": encoder, **({} if weighted else {"contrastive_weight": 0.0})}
+        return super()._module(**{**fixed, **changes})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""

@@ -36,9 +36,6 @@ __all__ = ["RankingData"]
 _COPIES = "copies"
 """Folder of the copies of text files, in that of the encoded rows."""
 
-_COPIES = "copies"
-"""Folder of the copies of text files, in that of the encoded rows."""
-
 
 class RankingData(L.LightningDataModule):
     """Training, validation, test and prediction batches of a table.

@@ -54,7 +54,9 @@ class EmbeddingDecay:
         self.seen.zero_()
 
 
-def code_counts(embedding: FeatureEmbedding, rows: Rows, weights: Tensor | None = None) -> Tensor:
+def code_counts(
+    embedding: FeatureEmbedding, rows: Rows, weights: Tensor | None = None, sequences: bool = True
+) -> Tensor:
     """Occurrences ``(V,)`` of every code in encoded rows, of which padding has none.
 
     Parameters
@@ -65,11 +67,14 @@ def code_counts(embedding: FeatureEmbedding, rows: Rows, weights: Tensor | None 
         Encoded rows.
     weights : Tensor of shape (N,), optional
         How often each row occurs; once by default.
+    sequences : bool, default=True
+        Whether the entries of sequences count, too.
     """
     counts = torch.zeros(embedding.table.num_embeddings, dtype=torch.float64)
     for start in range(0, len(rows), _ROWS):
         part = slice(start, start + _ROWS)
-        for codes in embedding.codes(rows.at(part)):
+        found = embedding.codes(rows.at(part))
+        for codes in found if sequences else found[:1]:
             each = None if weights is None else weights[part, None].expand_as(codes).flatten()
             counts += torch.bincount(codes.flatten(), each, len(counts)).double()
     counts[embedding.starts + PAD] = 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moeapps.core.checks import check_sizes
 from moeapps.recsys.encoder import PAD, Rows
+from moeapps.recsys.packing import PackedHistories
 
 __all__ = ["FeatureEmbedding", "pool_mean"]
 
@@ -66,7 +67,21 @@ class FeatureEmbedding(nn.Module):
 
     def sequence(self, rows: Rows, index: int) -> tuple[Tensor, Tensor]:
         """Embeddings ``(N, L, dim)`` of a sequence, and the mask ``(N, L)`` of the entries that are no padding."""
-        return self._look_up(self._sequence_codes(rows, index)), rows.sequences[index] != PAD
+        return self.entries(rows, index), self.present(rows, index)
+
+    def entries(self, rows: Rows, index: int) -> Tensor:
+        """Embeddings ``(N, L, dim)`` of a sequence."""
+        return self._look_up(self._sequence_codes(rows, index))
+
+    def present(self, rows: Rows, index: int) -> Tensor:
+        """The mask ``(N, L)`` of a sequence's entries that are no padding."""
+        return rows.sequences[index] != PAD
+
+    def packed(self, rows: Rows, index: int, present: Tensor) -> PackedHistories:
+        """Embeddings of a sequence's entries that are in the mask ``(N, L)``, row by row; on the CPU."""
+        place = present.flatten().nonzero()[:, 0]
+        codes = self._sequence_codes(rows, index).flatten().index_select(0, place)
+        return PackedHistories(self._look_up(codes), place // max(present.shape[1], 1), present.sum(1))
 
     def codes(self, rows: Rows) -> list[Tensor]:
         """Rows of the table that encoded rows look up: ``(N, S)``, then ``(N, L)`` of each sequence."""

@@ -252,10 +252,11 @@ class RankingModule(Configurable, DataDependentModule):
         if not hasattr(data, "counted_rows"):
             raise ConfigError("embedding_decay counts ids in the training rows: train with RankingData or ImplicitData")
         embedding = self.network.embedding
-        counted = [code_counts(embedding, rows, weights) for rows, weights in data.counted_rows()]
-        counts = torch.stack(counted).sum(0)
-        hidden = counts[: int(embedding.starts[1])].sum() * self.config.unknown_rate  # every column is hidden as often
-        counts[embedding.starts + UNKNOWN] += hidden
+        counted = data.counted_rows()
+        counts = torch.stack([code_counts(embedding, rows, weights) for rows, weights in counted]).sum(0)
+        columns = torch.stack([code_counts(embedding, rows, weights, sequences=False) for rows, weights in counted])
+        rows_of_an_epoch = columns.sum() / embedding.num_sparse  # each has a code of every column
+        counts[embedding.starts + UNKNOWN] += rows_of_an_epoch * self.config.unknown_rate
         return EmbeddingDecay(embedding, counts, self.config.embedding_decay)
 
     def optimizer_step(self, epoch: int, batch_idx: int, *args: Any, **kwargs: Any) -> None:

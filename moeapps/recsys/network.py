@@ -18,6 +18,7 @@ from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
+from moeapps.recsys.packing import padding_costs
 from moeapps.recsys.prior import LabelPrior
 from moeapps.recsys.sasrec import SASRec
 from moeapps.recsys.scenarios import STAR, PEPNet, ScenarioHoME
@@ -57,7 +58,8 @@ DROPOUT = 0.2
 def settings_of_0_1(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of DIN or AW-MoE that 0.1 saved, with those that it did not have as it trained then."""
     options = {"dropout": 0.0, **(arguments.get("options") or {})}
-    return {"gate": "sum", "label_prior": False, "item_similarity": False, **arguments, "options": options}
+    added = {"gate": "sum", "label_prior": False, "item_similarity": False, "embedding_decay": 0.0, "history_encoder": None}
+    return {**added, **arguments, "options": options}
 
 
 @dataclass(frozen=True)
@@ -281,34 +283,49 @@ class SequenceNetwork(nn.Module):
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Behaviour ``(R, L, dim)``, candidate ``(N, dim)``, mask of the behaviour ``(R, L)``, profile ``(N, P)``."""
         behaviour, present = self._histories(rows)
+        target, profile = self._candidates(rows)
+        return behaviour, target, present, profile
+
+    def _candidates(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Candidates ``(N, dim)`` and profiles ``(N, P)``."""
         sparse = self.embedding.sparse(rows)  # (N, S, dim)
-        profile = torch.cat([sparse.flatten(1), rows.dense.to(sparse.dtype)], dim=1)
-        return behaviour, sparse[:, self.target], present, profile
+        return sparse[:, self.target], torch.cat([sparse.flatten(1), rows.dense.to(sparse.dtype)], dim=1)
+
+    def _own(self, rows: Rows) -> Rows:
+        """R rows with the histories, of N / R neighbouring rows each."""
+        return rows.at(distinct(rows.sequences[self.sequence]))
 
     def _histories(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Entries ``(R, L, dim)`` and mask ``(R, L)`` of R histories of N / R neighbouring rows each."""
-        return self.embedding.sequence(rows.at(distinct(rows.sequences[self.sequence])), self.sequence)
+        """Entries ``(R, L, dim)`` and mask ``(R, L)`` of the histories."""
+        return self.embedding.sequence(self._own(rows), self.sequence)
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
-        if self.factorised:
+        if isinstance(self.model, SASRec):
             return (self.user_vectors(rows) * self.item_vectors(rows)).sum(1, keepdim=True)
-        parts = self.parts(rows)
-        return self._with_counting(self.model(*parts), parts, rows)
+        own, (target, profile) = self._own(rows), self._candidates(rows)
+        present = self.embedding.present(own, self.sequence)
+        if self.model.encoder is None and padding_costs(present):
+            history = self.embedding.packed(own, self.sequence, present)
+            logits = self.model.packed(history.for_each(target.shape[0]), target, profile)
+            return self._with_counting(logits, history.root_sum(), target, rows)
+        behaviour = self.embedding.entries(own, self.sequence)
+        logits = self.model(behaviour, target, present, profile)
+        return self._with_counting(logits, root_sum(behaviour, present), target, rows)
 
-    def _with_counting(self, logits: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor], rows: Rows) -> Tensor:
+    def _with_counting(self, logits: Tensor, summed: Tensor, target: Tensor, rows: Rows) -> Tensor:
+        """Logits ``(N, 1)``, from those ``(N,)`` of the model, sums of the histories ``(R, dim)`` and candidates."""
         if self.similarity:
-            behaviour, target, present, _ = parts
-            logits = logits + (for_each(root_sum(behaviour, present), target.shape[0]) * target).sum(-1)
+            logits = logits + (for_each(summed, target.shape[0]) * target).sum(-1)
         return (logits if self.prior is None else logits + self.prior(rows))[:, None]
 
     def with_views(self, rows: Rows, mask_probability: float) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``(N, 1)``, and gate vectors ``(N, E)`` of the whole and of the masked behaviour; AW-MoE only."""
         assert isinstance(self.model, AWMoE)
-        parts = behaviour, target, present, profile = self.parts(rows)
+        behaviour, target, present, profile = self.parts(rows)
         masks = [present, drop_behaviour(for_each(present, target.shape[0]), mask_probability)]
         logits, (gate, view) = self.model.with_gates(behaviour, target, masks, profile)
-        return self._with_counting(logits, parts, rows), gate, view
+        return self._with_counting(logits, root_sum(behaviour, present), target, rows), gate, view
 
 
 def build_network(encoder: TableEncoder, targets: Targets, config: RankingConfig) -> MultiTaskNetwork | SequenceNetwork:

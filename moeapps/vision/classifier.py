@@ -60,8 +60,8 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         How images become tokens: by several small convolutions (:class:`~moeapps.vision.ConvPatchEmbed`), or by one as
         wide as a patch, as in the papers.
     patch_size : int or "auto", default="auto"
-        Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded (with the
-        convolutional stem to a power of two). Images are padded to a multiple of it.
+        Side of a patch in pixels; ``"auto"`` is an eighth of the images' side, 2 to 16 pixels, rounded; with the
+        convolutional stem a quarter, if that is at most 8, and a power of two. Images are padded to a multiple of it.
     global_pool : {"avg", "token"}, default="avg"
         What the head sees: the mean of all patches, or a class token, as in the papers.
     image_size : int, optional

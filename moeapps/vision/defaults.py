@@ -16,12 +16,14 @@ HELD_OUT = 5_000
 
 
 def patch_side(height: int, width: int, stem: str) -> int:
-    """Side of a patch for images of a size: about an eighth of the shorter side, 2 to 16 pixels.
+    """Side of a patch for images of a size, 2 to 16 pixels.
 
-    For the convolutional stem it is a power of two, which is a product of strides of 2.
+    About an eighth of the shorter side. The convolutional stem sees inside a patch, so that there it may be a quarter,
+    up to 8 pixels; it is a power of two, which is a product of strides of 2.
     """
-    eighth = max(2.0, min(16.0, min(height, width) / 8))
-    return 2 ** round(math.log2(eighth)) if stem == "conv" else round(eighth)
+    side = min(height, width)
+    eighth = max(2.0, min(16.0, side / 8))
+    return 2 ** round(math.log2(max(eighth, min(8.0, side / 4)))) if stem == "conv" else round(eighth)
 
 
 def automatic(n: int, channels: int) -> dict[str, int | float]:

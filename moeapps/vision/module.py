@@ -89,7 +89,7 @@ class ImageModuleConfig:
     options : dict, optional
         Further arguments of the model (``embed_dim``, ``depth``, ``router``, ...). The three families have
         ``stem="patch"`` or ``"conv"``; their ``patch_size`` defaults to an eighth of the images' side, 2 to 16 pixels,
-        rounded (with a convolutional stem to a power of two).
+        rounded (with a convolutional stem to a quarter, if that is at most 8, and to a power of two).
     moeify : dict or bool, optional
         Turns blocks of the network into MoE layers: arguments of :func:`~moeapps.core.growth.moeify.moeify`
         (``{"num_experts": 4, "every": 1}``), or True for its defaults. Neither when None or False.

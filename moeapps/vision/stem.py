@@ -17,16 +17,20 @@ __all__ = ["STEMS", "ConvPatchEmbed", "patch_embedding"]
 STEMS = ("patch", "conv")
 """How images become tokens: one convolution as wide as a patch, or several of 3 x 3."""
 
-NARROWEST = 24
+NARROWEST = 32
 """Channels that every convolution of the stem has at least."""
+
+LARGE = 8
+"""Above a patch of this side only the last two strides have two convolutions: images are large, and time would triple."""
 
 
 class ConvPatchEmbed(PatchEmbed):
-    r"""Convolutional stem: a convolution of stride 2 for every factor 2 of the patch's side, one more, a projection.
+    r"""Convolutional stem: two convolutions of 3 x 3 for every factor of the patch's side, and a projection.
 
-    Early convolutions help transformers see better (Xiao et al., NeurIPS 2021): the convolutions cover 3 x 3 pixels,
-    have batch norm and GELU, and widths that double up to the tokens'; the last one has stride 1. A convolution of
-    1 x 1 makes the tokens. So neighbouring patches overlap, and the network needs fewer images than with the one large
+    Early convolutions help transformers see better (Xiao et al., NeurIPS 2021). For every factor 2 of the side there is
+    a convolution of stride 1 and one of stride 2, each with batch norm and GELU; of patches of more than 8 pixels, only
+    the last two factors have the first one. Widths double up to the tokens', from 32 channels. A convolution of 1 x 1
+    makes the tokens. So neighbouring patches overlap, and the network needs fewer images than with the one large
     convolution of a plain ViT. The number of tokens is the same.
 
     Other factors of the patch's side are strides of their own: a side of 6 is strides 2 and 3. A convolution of stride
@@ -64,14 +68,18 @@ class ConvPatchEmbed(PatchEmbed):
                 f"stem='conv' needs square patches of at least 2 pixels, got patch_size={patch_size!r}: take "
                 "stem='patch', or another patch_size"
             )
-        strides = [*_prime_factors(side), 1]
+        strides = _prime_factors(side)
+        doubled = len(strides) if side <= LARGE else 2
         layers: list[nn.Module] = []
         channels = in_chans
-        for i, stride in enumerate(strides):
-            wide = max(min(NARROWEST, embed_dim), embed_dim // 2 ** max(0, len(strides) - 2 - i))
+        made: dict[str, Any] = {"act_layer": nn.GELU, "device": device, "dtype": dtype}
+        for later, stride in zip(reversed(range(len(strides))), strides, strict=True):
+            wide = max(min(NARROWEST, embed_dim), embed_dim // 2**later)
+            if later < doubled:
+                layers.append(ConvNormAct(channels, wide, kernel_size=3, **made))
+                channels = wide
             kernel = 2 * math.ceil(stride / 2) + 1
-            shape: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
-            layers.append(ConvNormAct(channels, wide, **shape, act_layer=nn.GELU, device=device, dtype=dtype))
+            layers.append(ConvNormAct(channels, wide, kernel_size=kernel, stride=stride, padding=kernel // 2, **made))
             channels = wide
         layers.append(nn.Conv2d(channels, embed_dim, 1, bias=bias, device=device, dtype=dtype))
         self.proj = nn.Sequential(*layers)  # type: ignore[assignment]

@@ -36,6 +36,8 @@ OTHER_DEFAULT = {
     AWMoERanker: {
         "model": "the ranker is named after aw_moe",
         "embedding_dim": "16, as the published results use",
+        "embedding_decay": "100: ahead on validation parts for the models of a history",
+        "history_encoder": "'auto': AW-MoE was ahead with one on validation parts, and without it on none",
         "lr": "3e-3: a ranker that begins at popularity has little time before the epoch is chosen",
     },
 }

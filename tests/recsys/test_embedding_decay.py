@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moeapps.core.errors import ConfigError
-from moeapps.recsys import AWMoERanker, MultiTaskRanker, RankingData, RankingModule, implicit_feedback
+from moeapps.recsys import AWMoERanker, MultiTaskRanker, RankingData, RankingModule, Schema, implicit_feedback
 from moeapps.recsys.embedding_decay import EmbeddingDecay, code_counts
 from moeapps.recsys.encoder import FIRST, UNKNOWN, Rows
 from moeapps.recsys.features import FeatureEmbedding
@@ -71,8 +71,10 @@ def test_training_with_decay_ends_at_smaller_embeddings(sparse):
     assert norms[1] < 0.9 * norms[0]
 
 
-def test_a_hidden_category_counts_as_often_as_it_is_expected():
-    data = RankingData(taste(300), targets=["liked"], schema=SCHEMA, validation_fraction=0)
+@pytest.mark.parametrize("left_out", [[], ["user_id"]])
+def test_a_hidden_category_counts_as_often_as_it_is_expected(left_out):
+    schema = Schema([feature for feature in SCHEMA.features if feature.name not in left_out], ignored=left_out)
+    data = RankingData(taste(300), targets=["liked"], schema=schema, validation_fraction=0)
     data.setup("fit")
     module = RankingModule("din", embedding_dim=4, embedding_decay=1.0, unknown_rate=0.1)
     module.attach_data(data)

@@ -146,6 +146,15 @@ def test_a_pickled_ranker_of_before_encoders_has_none(encoding_ranker):
     assert older.get_params()["history_encoder"] is None
 
 
+@pytest.mark.parametrize(
+    ("model", "dim", "encoder"), [("aw_moe", 4, "sasrec"), ("aw_moe", 5, None), ("din", 4, None), ("sasrec", 4, None)]
+)
+def test_by_itself_aw_moe_has_an_encoder_where_two_heads_divide_the_embeddings(model, dim, encoder):
+    ranker = AWMoERanker(model, **{**SMALL, "embedding_dim": dim})
+    assert ranker._module().config.history_encoder == encoder
+    assert AWMoERanker("aw_moe", history_encoder=None, **SMALL)._module().config.history_encoder is None
+
+
 def test_an_encoder_is_refused_where_there_is_nothing_to_encode_for():
     with pytest.raises(ConfigError, match="history_encoder is for model='din' and 'aw_moe', got model='sasrec'"):
         RankingModule(model="sasrec", history_encoder="sasrec")

@@ -25,15 +25,17 @@ def test_more_images_mean_larger_batches_fewer_epochs_and_a_part_to_validate_on(
     ("side", "stem", "patch"),
     [
         (8, "conv", 2),
-        (28, "conv", 4),
-        (32, "conv", 4),
-        (40, "conv", 4),
+        (16, "conv", 4),
+        (28, "conv", 8),
+        (32, "conv", 8),
+        (64, "conv", 8),
+        (128, "conv", 16),
         (224, "conv", 16),
         (40, "patch", 5),
         (28, "patch", 4),
     ],
 )
-def test_a_patch_is_about_an_eighth_of_the_side(side, stem, patch):
+def test_a_patch_is_about_an_eighth_of_the_side_or_a_quarter_of_small_ones_behind_convolutions(side, stem, patch):
     assert patch_side(side, 2 * side, stem) == patch
 
 

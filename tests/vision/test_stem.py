@@ -1,5 +1,7 @@
 """The convolutional stem: as many tokens as patches, overlapping, in every family and as a saved network."""
 
+from itertools import chain
+
 import pytest
 import timm
 import torch
@@ -15,7 +17,7 @@ from moeapps.vision.networks import FAMILIES, make_network
 def test_there_are_as_many_tokens_as_patches(side, patch, strides):
     stem = ConvPatchEmbed(side, patch, in_chans=3, embed_dim=48)
     convolutions = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
-    assert [layer.stride[0] for layer in convolutions] == [*strides, 1, 1]
+    assert [layer.stride[0] for layer in convolutions] == [*chain(*((1, stride) for stride in strides)), 1]
     assert stem(torch.rand(2, 3, side, side)).shape == (2, (side // patch) ** 2, 48)
     assert stem.num_patches == (side // patch) ** 2
 
@@ -25,17 +27,19 @@ def test_a_token_sees_its_neighbours_patches_and_not_the_far_ones():
     image = torch.rand(1, 1, 32, 32, requires_grad=True)
     stem(image)[0, 0].sum().backward()  # the token of the upper left patch
     seen = image.grad[0, 0].abs().amax(dim=0) > 0
-    assert seen[:8].all()
-    assert not seen[12:].any()
+    assert seen[:7].all()
+    assert not seen[8:].any()
 
 
-def test_widths_double_up_to_that_of_the_tokens():
-    stem = ConvPatchEmbed(64, 16, in_chans=3, embed_dim=192)
-    assert [layer.out_channels for layer in stem.modules() if isinstance(layer, nn.Conv2d)] == [24, 48, 96, 192] + [
-        192
-    ] * 2
-    narrow = ConvPatchEmbed(16, 4, in_chans=3, embed_dim=16)
-    assert {layer.out_channels for layer in narrow.modules() if isinstance(layer, nn.Conv2d)} == {16}
+def test_widths_double_up_to_that_of_the_tokens_and_large_patches_begin_with_single_convolutions():
+    def convolutions(side, patch, embed_dim):
+        stem = ConvPatchEmbed(side, patch, in_chans=3, embed_dim=embed_dim)
+        return [(layer.out_channels, layer.stride[0]) for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+
+    assert convolutions(32, 8, 64) == [(32, 1), (32, 2), (32, 1), (32, 2), (64, 1), (64, 2), (64, 1)]
+    large = [(32, 2), (48, 2), (96, 1), (96, 2), (192, 1), (192, 2), (192, 1)]
+    assert convolutions(64, 16, 192) == large
+    assert {wide for wide, _ in convolutions(16, 4, 16)} == {16}
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
