@@ -229,8 +229,6 @@ OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {
 
 RECBOLE: dict[str, Callable[..., tuple[Score, float]]] = {
     "RecBole SASRec": partial(recbole, "SASRec", train_neg_sample_args=None),
-    # Its patience of 10 epochs ends some trainings before they begin to learn
-    "RecBole SASRec, patience 50": partial(recbole, "SASRec", train_neg_sample_args=None, stopping_step=50),
     "RecBole DIN": partial(recbole, "DIN", eval_args=AMONG_100),
 }
 """Hours on whole histories, so that they are trained on these only where ``--models`` names them."""
