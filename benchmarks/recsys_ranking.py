@@ -4,7 +4,7 @@
 
 Ours are at their defaults; --models "DIN|AW-MoE" trains only some. The folder (MOEAPPS_DATA/recsys unless it is given)
 has ml-100k. Results are kept after every training, so that the script can be stopped and started again. Models of
-packages that are not installed are left out.
+packages that are not installed are left out. RecBole's are trained on sparse, and elsewhere if --models names them.
 
 events: every rating of ml-100k is an event. Each user's last one is for testing, the one before it for validation.
 sparse: the same with the eight newest events of each user only.
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recsys_rivals import OTHERS, Score
+from recsys_rivals import OTHERS, RECBOLE, Score
 from scipy import sparse
 
 from moeapps.recsys import (
@@ -167,7 +167,7 @@ def on_events(name: str, data: Path, part: str, job: "Jobs") -> None:
         seconds = time.perf_counter() - start
         table = ranker.evaluate_recommendations(measured, negatives=DRAWN, slices=slices)
         job.save(model, seed, {"seconds": seconds, "epochs": ranker.n_iter_, **as_cells(table)})
-    job.others(train, val, measured, slices)
+    job.others(*((OTHERS | RECBOLE, {}) if name == "sparse" else (OTHERS, RECBOLE)), train, val, measured, slices)
 
 
 def on_liked(data: Path, part: str, job: "Jobs") -> None:
@@ -224,10 +224,10 @@ class Jobs:
         print(model, seed, json.dumps(row), flush=True)
         self.write()
 
-    def others(self, train: Any, val: Any, measured: Any, slices: Any) -> None:
-        for model, seed in self.left(OTHERS):
+    def others(self, models: Any, if_named: Any, train: Any, val: Any, measured: Any, slices: Any) -> None:
+        for model, seed in self.left(models, if_named):
             try:
-                score, seconds = OTHERS[model](train, val, measured, seed)
+                score, seconds = {**models, **if_named}[model](train, val, measured, seed)
             except ImportError as error:
                 print(f"{model}: left out ({error})")
                 continue

@@ -18,7 +18,7 @@ import torch
 
 from moeapps.recsys import ImplicitFeedback, auc
 
-__all__ = ["OTHERS", "Score"]
+__all__ = ["OTHERS", "RECBOLE", "Score"]
 
 Score = Callable[[slice, np.ndarray | None], torch.Tensor]
 
@@ -138,14 +138,15 @@ def recbole(
     model: str, train: ImplicitFeedback, val: ImplicitFeedback, measured: ImplicitFeedback, seed: int, **options: Any
 ) -> Any:
     """A sequential model of RecBole with its own trainer, defaults and early stopping."""
-    # RecBole 1.2 asks NumPy 2 for names of NumPy 1
-    for name, kind in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
-        setattr(np, name, kind)
     from recbole.config import Config
     from recbole.data import data_preparation
     from recbole.data.dataset import SequentialDataset
     from recbole.data.interaction import Interaction
     from recbole.utils import FeatureSource, FeatureType, get_model, get_trainer, init_seed
+
+    # RecBole 1.2 asks NumPy 2 for names of NumPy 1
+    for name, kind in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
+        setattr(np, name, kind)
 
     # As in RecBole's own data, events without a history are not learned
     parts = {}
@@ -224,8 +225,10 @@ AMONG_100 = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user
 OTHERS: dict[str, Callable[..., tuple[Score, float]]] = {
     "torch-rechub DIN": rechub_din,
     "deepctr-torch DIN": deepctr_din,
+}
+
+RECBOLE: dict[str, Callable[..., tuple[Score, float]]] = {
     "RecBole SASRec": partial(recbole, "SASRec", train_neg_sample_args=None),
-    # Its patience of 10 epochs ends some trainings before they begin to learn
-    "RecBole SASRec, patience 50": partial(recbole, "SASRec", train_neg_sample_args=None, stopping_step=50),
     "RecBole DIN": partial(recbole, "DIN", eval_args=AMONG_100),
 }
+"""Hours on whole histories, so that they are trained on these only where ``--models`` names them."""

@@ -110,7 +110,7 @@ BENCHMARKS = {
         ("--threads 1", "--profile after", "--accuracy {data}/recsys", "--compile", "--histories"),
         "--tables 0 --threads 1 --rounds 1 --output {output}", "torch-rechub",
     ),
-    "recsys_ranking": Benchmark(("--data {data}/recsys --seeds 3",), ""),
+    "recsys_ranking": Benchmark(("--data {data}/recsys --seeds 3",), "", "torch-rechub, deepctr-torch, recbole"),
     "recsys_recommend": Benchmark(("",), "--users 200 --items 300 --output {output}"),
     "recsys_tasks": Benchmark(("--data {data}/recsys --sets census",), "", "torch-rechub"),
     "recsys_diagnosis": Benchmark(("",), "--seeds 1 --epochs 1 --output {output}"),
