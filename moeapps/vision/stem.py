@@ -21,7 +21,7 @@ NARROWEST = 32
 """Channels that every convolution of the stem has at least."""
 
 LARGE = 8
-"""Above a patch of this side only the last two strides have two convolutions: images are large, and time would triple."""
+"""Above a patch of this side only the last two strides have two convolutions: images are large, and time would grow."""
 
 
 class ConvPatchEmbed(PatchEmbed):
