@@ -63,8 +63,6 @@ OURS: dict[str, Callable[[int], Any]] = {
     "SASRec": ranker("sasrec"),
     "DIN": ranker("din"),
     "AW-MoE": ranker("aw_moe"),
-    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
-    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None),
     "AW-MoE, gate and prior of 0.1": ranker(
         "aw_moe", gate="sum", label_prior=False, contrastive_weight=0.05, embedding_decay=0, history_encoder=None
     ),
@@ -76,11 +74,14 @@ OPTIONS: dict[str, Callable[[int], Any]] = {
         for name, model in (("DIN", "din"), ("SASRec", "sasrec"))
         for decay in (0, 10, 1000)
     },
-    "AW-MoE, embedding decay 0": ranker("aw_moe", embedding_decay=0),
+    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None),
     **{
         f"AW-MoE, no encoder, embedding decay {decay}": ranker("aw_moe", history_encoder=None, embedding_decay=decay)
         for decay in (0, 10, 1000)
     },
+    "AW-MoE, SASRec encoder": ranker("aw_moe", history_encoder="sasrec"),
+    "AW-MoE, SASRec encoder, embedding decay 0": ranker("aw_moe", history_encoder="sasrec", embedding_decay=0),
+    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
     "DIN, SASRec encoder, embedding decay 0": ranker("din", history_encoder="sasrec", embedding_decay=0),
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""

@@ -1,9 +1,11 @@
 """Rank a candidate for a user with a history, behind scikit-learn's interface."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from torch import Tensor
 
 from moeapps.core.config import store_arguments
 from moeapps.core.errors import ConfigError
@@ -20,6 +22,10 @@ from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 
 __all__ = ["AWMoERanker"]
+
+LONG = 10
+"""Mean length of a history from which ``history_encoder="auto"`` encodes it: with 3 entries on average validation found
+nothing gained, with dozens it did."""
 
 
 class AWMoERanker(Ranker):
@@ -43,8 +49,8 @@ class AWMoERanker(Ranker):
         :class:`~moeapps.recsys.RankingConfig`.
     history_encoder : {"auto", "sasrec"} or None, default="auto"
         For DIN and AW-MoE: self-attention over the history before the candidate attends to it; see
-        :class:`~moeapps.recsys.RankingConfig`. ``"auto"`` is ``"sasrec"`` for AW-MoE, if ``embedding_dim`` is even, and
-        None for DIN, as in its paper.
+        :class:`~moeapps.recsys.RankingConfig`. ``"auto"`` is ``"sasrec"`` for AW-MoE where the histories of training
+        have at least 10 entries on average and ``embedding_dim`` is even, else None.
     contrastive_weight : float, default=0.0
         Weight of the contrastive loss on AW-MoE's gate, which is part of the paper; 0 for none.
     user : str, optional
@@ -78,11 +84,16 @@ class AWMoERanker(Ranker):
 
     Attributes
     ----------
+    auto_ : dict
+        What ``history_encoder`` is, as ``"auto"`` or as it was given.
     model_, encoder_, targets_, history_, n_iter_
         As in :class:`MultiTaskRanker`.
     """
 
     models = SEQUENCE_MODELS
+    auto_: dict[str, Any]
+    _saved_attributes = (*Ranker._saved_attributes, "auto_")
+    _optional_attributes = ("auto_",)  # 0.1 had none
 
     def __init__(
         self,
@@ -185,17 +196,28 @@ class AWMoERanker(Ranker):
 
     def _module(self, **changes: Any) -> RankingModule:
         """Without the contrastive loss for DIN and SASRec, which have no gate."""
-        weighted = self.model == "aw_moe"
+        encoder = self.history_encoder
+        if encoder == "auto":  # without one until the data are known
+            encoder = getattr(self, "auto_", {}).get("history_encoder")
+        fixed: dict[str, Any] = {} if self.model == "aw_moe" else {"contrastive_weight": 0.0}
+        return super()._module(**{"history_encoder": encoder, **fixed, **changes})
+
+    def _choose(self, data: RankingData | ImplicitData) -> None:
         encoder = self.history_encoder
         if encoder == "auto":
-            encoder = "sasrec" if weighted and self.embedding_dim % 2 == 0 else None
-        fixed: dict[str, Any] = {"history_encoder": encoder, **({} if weighted else {"contrastive_weight": 0.0})}
-        return super()._module(**{**fixed, **changes})
+            pays = self.model == "aw_moe" and self.embedding_dim % 2 == 0 and data.mean_history() >= LONG
+            encoder = "sasrec" if pays else None
+        self.auto_ = {"history_encoder": encoder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
         super().__setstate__({"history_encoder": None, **(state if "gate" in state else settings_of_0_1(state))})
 
     @classmethod
-    def _from_savable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return super()._from_savable(arguments if "gate" in arguments else settings_of_0_1(arguments))
+    def from_saved(
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+    ) -> Self:
+        """As every ranker; arguments that 0.1 did not have mean in its files what it did."""
+        return super().from_saved(
+            arguments if "gate" in arguments else settings_of_0_1(arguments), state, tensors, source
+        )

@@ -25,7 +25,7 @@ from moeapps.core.tabledata.encoded import EncodedTable
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.source import Table, TableSource
 from moeapps.moved import warn_deprecated
-from moeapps.recsys.encoder import Rows, TableEncoder
+from moeapps.recsys.encoder import PAD, Rows, TableEncoder
 from moeapps.recsys.events import as_times
 from moeapps.recsys.schema import Schema, as_schema
 from moeapps.recsys.streaming import EVALUATION_ROWS, RowStream
@@ -202,6 +202,17 @@ class RankingData(L.LightningDataModule):
         assert self._train is not None
         sparse, dense, _, *sequences = self._train.columns
         return [(Rows(sparse, dense, tuple(sequences)), None)]
+
+    def mean_history(self) -> float:
+        """Entries of a training row's history on average; of the longest one where there are several sequences."""
+        assert self._train is not None
+        sums = [
+            sum(
+                int((part != PAD).sum()) for part in sequence.split(EVALUATION_ROWS)
+            )  # the rows may be larger than memory
+            for sequence in self._train.columns[3:]
+        ]
+        return max(sums, default=0) / len(self._train.columns[0])
 
     def setup(self, stage: str | None = None) -> None:
         """Learn categories, numbers and targets and encode the rows, for training; other stages need a trained model.

@@ -272,6 +272,11 @@ class ImplicitData(L.LightningDataModule):
             found.append((entries, torch.from_numpy(rows.feedback.history_counts() * each)))
         return found
 
+    def mean_history(self) -> float:
+        """Entries of a training event's history on average."""
+        feedback = self._sampled("train").feedback
+        return float(np.minimum(feedback.history_lengths(), feedback.max_history).mean())
+
     def setup(self, stage: str | None = None) -> None:
         """Read and split the events, and learn categories and numbers; other stages need a trained model.
 

@@ -74,6 +74,9 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         # Checkpoints hold plain dictionaries and lists, and users may give other mappings and sequences
         return RankingModule.from_config(config=RankingConfig(**_plain(as_arguments(config))))
 
+    def _choose(self, data: RankingData | ImplicitData) -> None:
+        """Choose what the data decide, before there is a network."""
+
     def _monitor(self, data: RankingData | ImplicitData) -> tuple[str, Literal["min", "max"]]:
         """Logged metric to select the epoch by, and whether lower or higher is better."""
         return "val/loss", "min"
@@ -100,9 +103,11 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
             data: Any = self._implicit_data(frame, targets, ignored, validation, seed)
         else:
             data = self._table_data(frame, targets, ignored, kinds, validation, seed)
-        module = self._module()
+        self._module()  # refuse impossible settings before anything is read
         try:
             data.setup("fit")
+            self._choose(data)
+            module = self._module()
             # Lightning finds the network attached, so that its weights do not depend on what the trainer draws first
             with isolate_rng():
                 seed_everything(seed)

@@ -146,13 +146,44 @@ def test_a_pickled_ranker_of_before_encoders_has_none(encoding_ranker):
     assert older.get_params()["history_encoder"] is None
 
 
+def long_histories(rows):
+    """The rows of taste(), with histories of 12 entries."""
+    frame = taste(rows)
+    return frame.assign(item_id_history=[([*history, 1] * 12)[:12] for history in frame["item_id_history"]])
+
+
 @pytest.mark.parametrize(
-    ("model", "dim", "encoder"), [("aw_moe", 4, "sasrec"), ("aw_moe", 5, None), ("din", 4, None), ("sasrec", 4, None)]
+    ("model", "changed", "rows", "encoder"),
+    [
+        ("aw_moe", {}, long_histories, "sasrec"),
+        ("aw_moe", {}, taste, None),
+        ("aw_moe", {"embedding_dim": 5}, long_histories, None),
+        ("aw_moe", {"history_encoder": None}, long_histories, None),
+        ("din", {}, long_histories, None),
+        ("sasrec", {}, long_histories, None),
+    ],
 )
-def test_by_itself_aw_moe_has_an_encoder_where_two_heads_divide_the_embeddings(model, dim, encoder):
-    ranker = AWMoERanker(model, **{**SMALL, "embedding_dim": dim})
-    assert ranker._module().config.history_encoder == encoder
-    assert AWMoERanker("aw_moe", history_encoder=None, **SMALL)._module().config.history_encoder is None
+def test_by_itself_aw_moe_has_an_encoder_where_histories_are_long(model, changed, rows, encoder, tmp_path):
+    history = SequenceFeature("item_id_history", shares="item_id", max_len=20)
+    schema = Schema((*SCHEMA.features[:2], history))
+    ranker = AWMoERanker(model, **{**SMALL, "schema": schema, **changed}).fit(rows(60), "liked")
+    assert ranker.auto_ == {"history_encoder": encoder}
+    assert (getattr(ranker.model_.model, "history_encoder", None)) == encoder
+    ranker.save(tmp_path / "ranker.safetensors")
+    again = moeapps.load(tmp_path / "ranker.safetensors")
+    assert again.auto_ == ranker.auto_
+    assert {**again.get_params(), "schema": schema} == ranker.get_params()
+    pd.testing.assert_frame_equal(again.predict_proba(rows(20)), ranker.predict_proba(rows(20)))
+
+
+def test_the_mean_length_of_histories_is_that_of_the_entries_in_training():
+    table = RankingData(long_histories(30), targets=["liked"], schema=SCHEMA, validation_fraction=0)
+    table.setup("fit")
+    assert table.mean_history() == 5  # the schema keeps five
+    events = pd.DataFrame({"user_id": [1] * 6, "item_id": range(6), "timestamp": range(6)})
+    data = ImplicitData(implicit_feedback(events, max_history=3), validation_fraction=0)
+    data.setup("fit")
+    assert data.mean_history() == pytest.approx((0 + 1 + 2 + 3 + 3 + 3) / 6)
 
 
 def test_an_encoder_is_refused_where_there_is_nothing_to_encode_for():
