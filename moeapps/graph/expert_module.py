@@ -18,7 +18,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.config import Configurable
@@ -32,6 +31,7 @@ from moeapps.core.module import MoEModule
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.search import Distribution
 from moeapps.core.views import Map, Views
+from moeapps.graph.class_weights import ClassWeight, weigh_classes, weighted_cross_entropy
 from moeapps.graph.expert_config import ExpertsConfig
 from moeapps.graph.node_module import check_rates, sizes_from
 from moeapps.graph.search import SearchPlan
@@ -84,6 +84,8 @@ class ExpertModule(Configurable, MoEModule):
     in_channels: int | None
     out_channels: int | None
     weighted: bool | None
+    class_weight: ClassWeight = None
+    _class_weight: Tensor | None
     _concluded: dict[str, Any] | None = None  # what a checkpoint has of the mixture, until the experts are restored
 
     def __init__(self, config: ExpertsConfig, monitors: Sequence[str], monitor: str) -> None:
@@ -129,7 +131,7 @@ class ExpertModule(Configurable, MoEModule):
         raise NotImplementedError
 
     def measure(self, log_probs: Tensor, y: Tensor, everything: bool) -> dict[str, float]:
-        """Scores by name, ``loss`` among them; with ``everything`` also those that only a test needs."""
+        """Scores by name, ``loss`` among them: those that select; with ``everything`` those that a test reports."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ building and training
@@ -146,6 +148,7 @@ class ExpertModule(Configurable, MoEModule):
         if not experts:
             raise ConfigError("there is no expert: give strong, or weak='mlp'")
         self.experts = nn.ModuleList(experts)
+        weigh_classes(self, data)
         self.plan = SearchPlan(self.names, len(experts), self.experts_config.patience)
 
     def part(self, name: str) -> nn.Module:
@@ -161,6 +164,7 @@ class ExpertModule(Configurable, MoEModule):
     def on_fit_start(self) -> None:
         """Forget the mixture of an earlier training."""
         check_weights_are_whole(self.trainer)
+        weigh_classes(self, getattr(self._trainer, "datamodule", None), training=True)
         self.mixture = self.cascade = self._concluded = None
 
     def on_train_epoch_start(self) -> None:
@@ -177,7 +181,7 @@ class ExpertModule(Configurable, MoEModule):
 
         def run() -> tuple[Tensor, dict[str, Tensor]]:
             logits = [self.logits(self.experts[i], batch) for i in active]
-            losses = [F.cross_entropy(one, batch.y) for one in logits]
+            losses = [weighted_cross_entropy(one, batch.y, self._class_weight) for one in logits]
             return torch.cat(logits), {self.names[i]: loss for i, loss in zip(active, losses, strict=True)}
 
         loss = self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(batch.y))
@@ -242,11 +246,11 @@ class ExpertModule(Configurable, MoEModule):
         kept = list(batches)
         part, gate = self.predict_part(kept), cast(Gate, self.experts_config.gate)
         costs = self.costs(kept[0])
+        of_row = None if self._class_weight is None else self._class_weight.cpu().double().numpy()[part.target]
+        rows = part.features, part.predictions, part.target, of_row
         with alone():  # each process fits on all rows
-            self.mixture = fit_mixture(part.features, part.predictions, part.target, names=self.names, gate=gate)
-            self.cascade = fit_cascade(
-                self.mixture, part.features, part.predictions, part.target, costs=costs, **self.cascade_limits
-            )
+            self.mixture = fit_mixture(*rows, names=self.names, gate=gate)
+            self.cascade = fit_cascade(self.mixture, *rows, costs=costs, **self.cascade_limits)
 
     @torch.no_grad()
     def predict_part(self, batches: Iterable[Any]) -> Part:
@@ -350,6 +354,7 @@ class ExpertModule(Configurable, MoEModule):
                     "the experts are not trained to the end: give the last checkpoint of a training that has ended"
                 )
             data.setup("validate")
+            weigh_classes(self, data, training=True)
             loader = data.val_dataloader()
             with torch.inference_mode(False), torch.enable_grad():  # gates are trained
                 self.conclude(data.transfer_batch_to_device(batch, self.device, 0) for batch in loader)
@@ -358,9 +363,10 @@ class ExpertModule(Configurable, MoEModule):
 
     def _refuse(self, name: str, score: float) -> None:
         if score != score:
+            classes = "every class" if self._class_weight is None else "every class, one with a class_weight above 0"
             raise NonFiniteError(
                 f"the expert {name} predicts NaN, or its {self.monitor} cannot be computed on the validation rows "
-                "(do they have every class?): lower lr, or scale the features"
+                f"(do they have {classes}?): lower lr, or scale the features"
             )
 
 

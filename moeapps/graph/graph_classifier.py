@@ -19,6 +19,7 @@ from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.scoring import label_columns
+from moeapps.graph.class_weights import weights_in_order
 from moeapps.graph.experts_estimator import ExpertsEstimator
 from moeapps.graph.graph_module import GraphConfig, GraphExpertsModule, Pooling, make_graph_experts
 from moeapps.graph.graph_sets import GraphBatch, GraphSetData, graph_labels, read_graphs
@@ -58,6 +59,10 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         Epochs without improvement after which an expert rests; training ends when all do.
     monitor : {"accuracy", "auc", "macro_f1", "loss"}, default="accuracy"
         Validation score that keeps an expert's weights.
+    class_weight : dict, list, "balanced", optional
+        Weight of each class in the loss, in the validation score and for the mixture: by label, in the order of
+        ``classes_``, or inversely to how often the class occurs. Probabilities are then those of classes that
+        occur in these proportions.
     val_fraction : float, default=0.15
         Part of the graphs to hold out for validation, by class.
     batch_size : int, default=64
@@ -132,6 +137,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         max_epochs: int = 200,
         patience: int = 20,
         monitor: Monitor = "accuracy",
+        class_weight: Any = None,
         val_fraction: float = 0.15,
         batch_size: int = 64,
         inference: Literal["mix", "cascade"] = "mix",
@@ -175,6 +181,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
                 raise DataError(f"X must be a list of graphs or a Dataset, got {X!r}")
             data.setup("fit")
             own = {"strong": copy.deepcopy(self.strong), "weak": copy.deepcopy(self.weak)}
+            own["class_weight"] = weights_in_order(self.class_weight, data.classes)
             module = GraphExpertsModule.from_config(config=config_from(GraphConfig, self, **own))
             fitted._fit_experts(module, data, seed)
             fitted.classes_ = data.classes

@@ -38,10 +38,13 @@ class GraphConfig(ExpertsConfig):
         From the rows of a graph's nodes to one row.
     monitor : {"accuracy", "auc", "macro_f1", "loss"}, default="accuracy"
         Validation score that keeps an expert's weights.
+    class_weight : "balanced", list of float or None, default=None
+        Weight of each class in the loss: inversely proportional to its frequency, one number per class, or 1.
     """
 
     pooling: Pooling = "mean"
     monitor: Monitor = "accuracy"
+    class_weight: list[float] | Literal["balanced"] | None = None
 
 
 class PooledExpert(nn.Module):
@@ -118,7 +121,7 @@ class GraphExpertsModule(ExpertModule):
         super().__init__(config, MONITORS, config.monitor)
         check_one_of("pooling", config.pooling, POOLS)
         self.config, self.in_channels, self.out_channels = config, in_channels, out_channels
-        self.weighted = weighted
+        self.weighted, self.class_weight = weighted, config.class_weight
 
     def make_experts(self, in_channels: int, out_channels: int, weighted: bool) -> tuple[list[str], list[nn.Module]]:
         """Networks with pools and heads."""
@@ -138,8 +141,9 @@ class GraphExpertsModule(ExpertModule):
         return [expert.cost(batch) for expert in self.experts]  # type: ignore[operator]
 
     def measure(self, log_probs: Tensor, y: Tensor, everything: bool) -> dict[str, float]:
-        """See :func:`~moeapps.graph.measures.measure`."""
-        return measure(log_probs, y, everything or self.monitor in ("auc", "macro_f1"))
+        """See :func:`~moeapps.graph.measures.measure`; classes have their weights in what selects only."""
+        weight = None if everything else self._class_weight
+        return measure(log_probs, y, everything or self.monitor in ("auc", "macro_f1"), weight)
 
     def on_fit_start(self) -> None:
         """Note the classes, which a resumed training must have, too."""

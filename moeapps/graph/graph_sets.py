@@ -186,7 +186,8 @@ def graph_labels(graphs: Any, y: Any) -> np.ndarray:
 class GraphSetData(L.LightningDataModule):
     """A set of graphs with one class each, in mini-batches.
 
-    After ``setup`` the attributes ``in_channels``, ``out_channels``, ``classes`` and ``weighted`` are there.
+    After ``setup`` the attributes ``in_channels``, ``out_channels``, ``classes``, ``weighted`` and ``class_counts``
+    (training graphs of each class) are there.
 
     Parameters
     ----------
@@ -215,6 +216,7 @@ class GraphSetData(L.LightningDataModule):
     out_channels: int
     classes: np.ndarray
     weighted: bool
+    class_counts: list[int]
 
     def __init__(
         self,
@@ -267,6 +269,7 @@ class GraphSetData(L.LightningDataModule):
         self.weighted = graphs[0].edge_weight is not None
         train, test = hold_out(len(graphs), self.test_fraction, self.seed, codes.numpy())
         chosen, val = hold_out(len(train), self.val_fraction, self.seed, codes.numpy()[train])
+        self.class_counts = np.bincount(codes.numpy()[train[chosen]], minlength=self.out_channels).tolist()
         rows = {"train": train[chosen], "val": train[val], "test": test, "all": np.arange(len(graphs))}
         self.parts = {name: [graphs[row] for row in numbers] for name, numbers in rows.items()}
 

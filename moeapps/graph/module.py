@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from moeapps.core.checks import check_at_least_zero, check_one_of, check_sizes
@@ -22,6 +21,7 @@ from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.search import Distribution
 from moeapps.core.views import Views
 from moeapps.graph.batches import NodeBatch
+from moeapps.graph.class_weights import weighted_cross_entropy
 from moeapps.graph.conditional import predict_nodes
 from moeapps.graph.held_out import EvaluationLogits, HeldOut, infer_known, warn_of_memorising
 from moeapps.graph.inference import INFERENCES, Inference, MowstOutput
@@ -388,13 +388,13 @@ class MowstModule(NodeModule):
         y, weight = batch.graph.y[nodes], self._class_weight
         if self.searches or self.plan.stage_name.startswith("pretrain"):  # each expert alone
             each = [self._train_logits(batch, name, train=True) for name in trained]
-            return torch.stack([F.cross_entropy(z, y, weight=weight) for z in each]).sum()
+            return torch.stack([weighted_cross_entropy(z, y, weight) for z in each]).sum()
         assert isinstance(self.model, Mowst)
         logits = [self._train_logits(batch, name, train=name in trained) for name in self.names]
         x = batch.features("train_mask") if self.model.sees_x else None
         loss = self.model.loss(logits, y, x, weight)
         if self.plan.stage_name == "joint" and self.own_loss:
-            own = torch.stack([F.cross_entropy(z, y, weight=weight) for z in logits])
+            own = torch.stack([weighted_cross_entropy(z, y, weight) for z in logits])
             loss = loss + self.own_loss * own.sum()
         return loss
 

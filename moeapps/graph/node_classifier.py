@@ -23,6 +23,7 @@ from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.core.tabledata.scoring import label_columns
+from moeapps.graph.class_weights import weights_in_order
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened, refuse_other_graphs
@@ -415,7 +416,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
 
     def _fit_networks(self, data: GraphDataModule, seed: int) -> tuple[NodeModule, pd.DataFrame]:
         """The trained module, and what was logged."""
-        module = self._make_module(self._class_weight(data.classes))
+        module = self._make_module(weights_in_order(self.class_weight, data.classes))
         return module, self._train(module, data, seed, **self._stopping())
 
     def _search(
@@ -424,7 +425,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         """Train several networks alone and keep the one that validates best; notes it in ``network_``."""
         sizes = {name: getattr(self, name) for name in field_names(NetworkConfig)}
         training = {name: getattr(self, name) for name in ("monitor", "patience", "lr", "weight_decay")}
-        weight = self._class_weight(data.classes)
+        weight = weights_in_order(self.class_weight, data.classes)
         module: MowstModule = MowstModule(
             variant="best", strong=networks, weak=weak, class_weight=weight, **sizes, **training
         )
@@ -446,15 +447,6 @@ class NodeClassifier(ClassifierMixin, TableInput):
 
     def _make_module(self, class_weight: Any) -> NodeModule:
         raise NotImplementedError
-
-    def _class_weight(self, classes: np.ndarray) -> Any:
-        """``class_weight`` for the module: a dict by label becomes a list in the order of the classes."""
-        if not isinstance(self.class_weight, dict):
-            return self.class_weight
-        unknown = set(self.class_weight) - set(classes.tolist())
-        if unknown:
-            raise DataError(f"class_weight names classes that y does not have: {sorted(unknown, key=str)}")
-        return [float(self.class_weight.get(label, 1.0)) for label in classes.tolist()]
 
     def _stopping(self) -> dict[str, Any]:
         """Early-stopping arguments of :meth:`_train`."""

@@ -1,13 +1,12 @@
 """LightningModules for node classification: the base, and one network alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeapps.core.checks import check_one_of
 from moeapps.core.config import Configurable, takes
@@ -18,15 +17,14 @@ from moeapps.core.losses import consistency_loss
 from moeapps.core.optimizers import fused_where_possible, with_checked_state
 from moeapps.core.search import Distribution
 from moeapps.graph.batches import NodeBatch
+from moeapps.graph.class_weights import ClassWeight, weigh_classes, weighted_cross_entropy
 from moeapps.graph.experts import NodeExpert, node_expert
 from moeapps.graph.measures import MONITORS, Monitor, measure, refuse_nan
 from moeapps.graph.networks import NetworkConfig, build_network
 from moeapps.graph.search_spaces import NETWORK_SEARCH
 from moeapps.graph.table_reading import TableReading
 
-__all__ = ["ClassWeight", "GNNConfig", "GNNModule", "NodeModule", "check_rates", "sizes_from"]
-
-ClassWeight = Sequence[float] | Literal["balanced"] | None
+__all__ = ["GNNConfig", "GNNModule", "NodeModule", "check_rates", "sizes_from"]
 
 
 class NodeModule(Configurable, TableReading):
@@ -60,12 +58,12 @@ class NodeModule(Configurable, TableReading):
             return
         data = getattr(self._trainer, "datamodule", None)
         self.model = self.make_model(*sizes_from(data, self))
-        # not saved: it is a property of the training data
-        self.register_buffer("_class_weight", self._weights_of_classes(data), persistent=False)
+        weigh_classes(self, data)
 
     def on_fit_start(self) -> None:
         """Note the classes and the split of the data, which a resumed training must have, too."""
         self._compare_data(split=True)
+        weigh_classes(self, getattr(self._trainer, "datamodule", None), training=True)
 
     def on_validation_start(self) -> None:
         """Refuse data with other classes, or of another split."""
@@ -191,23 +189,6 @@ class NodeModule(Configurable, TableReading):
     def _collected(self) -> list[tuple[Tensor, Tensor]]:
         return self.__dict__.setdefault("_collected_parts", [])
 
-    def _weights_of_classes(self, data: Any) -> Tensor | None:
-        if self.class_weight is None:
-            return None
-        if self.class_weight == "balanced":
-            if data is None:
-                raise ConfigError("class_weight='balanced' needs a data module, for the training labels")
-            counts = torch.as_tensor(data.class_counts, dtype=torch.float32)
-            present = counts > 0  # as in scikit-learn, over the classes that occur
-            return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
-        weight = torch.tensor([float(value) for value in self.class_weight])
-        if weight.shape != (self.out_channels,) or not bool((weight >= 0).all() & weight.isfinite().all()):
-            raise ConfigError(
-                f"class_weight must be 'balanced' or one number >= 0 for each of the {self.out_channels} classes, "
-                f"got {self.class_weight!r}"
-            )
-        return weight
-
 
 @dataclass(frozen=True)
 class GNNConfig(NetworkConfig):
@@ -284,7 +265,7 @@ class GNNModule(NodeModule):
 
         def run() -> tuple[Tensor, dict[str, Tensor]]:
             logits = self.train_logits(node_expert(self.model), batch)
-            return logits, {"task": F.cross_entropy(logits, y, weight=self._class_weight)}
+            return logits, {"task": weighted_cross_entropy(logits, y, self._class_weight)}
 
         return self.total_loss(self.by_draws(run, consistency_loss), batch_size=len(y))
 
