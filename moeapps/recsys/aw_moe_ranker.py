@@ -24,7 +24,7 @@ from moeapps.recsys.schema import Schema
 __all__ = ["AWMoERanker"]
 
 LONG = 10
-"""Mean length of a history from which ``history_encoder="auto"`` encodes it: with 3 entries on average validation found
+"""Mean length of a history from which ``history_encoder="auto"`` encodes it: with two or three entries on average validation found
 nothing gained, with dozens it did."""
 
 

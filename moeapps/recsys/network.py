@@ -58,14 +58,8 @@ DROPOUT = 0.2
 def settings_of_0_1(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of DIN or AW-MoE that 0.1 saved, with those that it did not have as it trained then."""
     options = {"dropout": 0.0, **(arguments.get("options") or {})}
-    added = {
-        "gate": "sum",
-        "label_prior": False,
-        "item_similarity": False,
-        "embedding_decay": 0.0,
-        "history_encoder": None,
-    }
-    return {**added, **arguments, "options": options}
+    added = {"label_prior": False, "item_similarity": False, "embedding_decay": 0.0, "history_encoder": None}
+    return {"gate": "sum", **added, **arguments, "options": options}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
     encoder_: TableEncoder
     targets_: Targets
     catalogue_: ItemCatalogue | None = None
-    _saved_attributes = ("n_iter_",)
+    _saved_attributes: tuple[str, ...] = ("n_iter_",)
 
     models: ClassVar[Collection[str]]
     """What ``model`` may be."""
