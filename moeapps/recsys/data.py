@@ -207,9 +207,7 @@ class RankingData(L.LightningDataModule):
         """Entries of a training row's history on average; of the longest one where there are several sequences."""
         assert self._train is not None
         sums = [
-            sum(
-                int((part != PAD).sum()) for part in sequence.split(EVALUATION_ROWS)
-            )  # the rows may be larger than memory
+            sum(int((part != PAD).sum()) for part in sequence.split(EVALUATION_ROWS))  # may be larger than memory
             for sequence in self._train.columns[3:]
         ]
         return max(sums, default=0) / len(self._train.columns[0])
