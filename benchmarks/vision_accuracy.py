@@ -165,12 +165,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
     sets = [name for name in SETS if found["sets"].get(name)]
     figure = Figure(figsize=(3.6 * len(sets), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
-        for model in MODELS:
+        for color, model in enumerate(MODELS):  # the same one in every panel, whatever was not run
             runs = list(found["sets"][name].get(model, {}).values())
             if runs:
                 scores = [100 * run["accuracy"] for run in runs]
                 seconds = np.mean([run["seconds"] for run in runs])
-                axes.errorbar(seconds, np.mean(scores), np.std(scores), marker="o", capsize=3, label=model)
+                marks: Any = {"marker": "o", "capsize": 3, "color": f"C{color}", "label": model}
+                axes.errorbar(seconds, np.mean(scores), np.std(scores), **marks)
         axes.set(title=name, xlabel="processor seconds of training", ylabel="accuracy in %", xscale="log")
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

@@ -24,8 +24,8 @@ from moeapps.recsys.schema import Schema
 __all__ = ["AWMoERanker"]
 
 LONG = 10
-"""Mean length of a history from which ``history_encoder="auto"`` encodes it: with two or three entries on average validation found
-nothing gained, with dozens it did."""
+"""Mean length of a history from which ``history_encoder="auto"`` encodes it: with two or three entries on average it
+gained nothing on validation parts, with dozens it did."""
 
 
 class AWMoERanker(Ranker):
