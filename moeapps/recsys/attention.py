@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_one_of, check_sizes
 from moeapps.core.dense_experts import DenseExperts
 from moeapps.core.errors import ConfigError
-from moeapps.recsys.packing import PackedHistories
+from moeapps.recsys.packing import PackedHistories, trimmed
 from moeapps.recsys.self_attention import HistoryEncoder
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "for_each",
     "pool",
     "root_sum",
-    "trimmed",
 ]
 
 GATES = ("sum", "softmax", "mean")
@@ -113,15 +112,6 @@ def root_sum(behaviour: Tensor, present: Tensor) -> Tensor:
     """
     total = torch.bmm(present.to(behaviour.dtype)[:, None], behaviour)[:, 0]
     return total / present.sum(1, keepdim=True).clamp_min(1).sqrt()
-
-
-def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Behaviour and mask without the first columns, where no row has an entry: they would be computed for nothing."""
-    if torch.compiler.is_compiling() or not present.shape[1]:  # a traced program has one length
-        return behaviour, present
-    columns = present.any(0)
-    start = int(columns.to(torch.uint8).argmax()) if bool(columns.any()) else present.shape[1] - 1
-    return behaviour[:, start:], present[:, start:]
 
 
 def distinct(codes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PackedHistories", "padding_costs"]
+__all__ = ["PackedHistories", "padding_costs", "trimmed"]
 
 PADDED_FROM = 0.6
 """Part of the entries that are no padding from which padded histories take less time: their products are larger ones,
@@ -66,3 +66,12 @@ def padding_costs(present: Tensor) -> bool:
     if present.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return int(present.sum()) <= PADDED_FROM * present.numel()
+
+
+def trimmed(behaviour: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Behaviour and mask without the first columns, where no row has an entry: they would be computed for nothing."""
+    if torch.compiler.is_compiling() or not present.shape[1]:  # a traced program has one length
+        return behaviour, present
+    columns = present.any(0)
+    start = int(columns.to(torch.uint8).argmax()) if bool(columns.any()) else present.shape[1] - 1
+    return behaviour[:, start:], present[:, start:]

@@ -4,17 +4,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from moeapps.recsys.attention import for_each, trimmed
-from moeapps.recsys.packing import padding_costs
+from moeapps.recsys.attention import for_each
+from moeapps.recsys.packing import trimmed
 from moeapps.recsys.self_attention import HistoryEncoder
 
 __all__ = ["SASRec"]
-
-BLOCK_ENTRIES = 12_800
-"""Entries, padding among them, that are encoded at once where padding costs: smaller parts cost more than they save."""
 
 
 class SASRec(nn.Module):
@@ -44,22 +40,8 @@ class SASRec(nn.Module):
 
     def user_vectors(self, behaviour: Tensor, present: Tensor) -> Tensor:
         """What sums the histories ``(R, L, dim)`` up, ``(R, dim)``."""
-        blocks = self._blocks(present)
-        if blocks == 1:
-            summary: Tensor = self.encoder(*trimmed(behaviour, present))
-            return summary
-        order = present.sum(1).argsort()
-        summaries = [self.encoder(*trimmed(behaviour[part], present[part])) for part in order.chunk(blocks)]
-        return torch.cat(summaries).index_select(0, order.argsort())
-
-    def _blocks(self, present: Tensor) -> int:
-        """How many parts of like lengths the histories are encoded in, since attention to padding is for nothing.
-
-        One in training, where a history's dropout would depend on the lengths of the others.
-        """
-        if self.training or not padding_costs(present):
-            return 1
-        return max(1, present.numel() // BLOCK_ENTRIES)
+        summary: Tensor = self.encoder(*trimmed(behaviour, present))
+        return summary
 
     def forward(self, behaviour: Tensor, target: Tensor, present: Tensor, profile: Any) -> Tensor:
         """Logits ``(N,)`` of candidates ``(N, dim)`` with histories ``(R, L, dim)``, each for N / R rows."""

@@ -2,6 +2,8 @@
 
 # Shapes: N rows, L entries of a history (padded), dim width of an embedding
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,8 +11,12 @@ from torch.nn import functional as F
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.dropout import Dropout, dropout
 from moeapps.core.errors import ConfigError
+from moeapps.recsys.packing import padding_costs, trimmed
 
 __all__ = ["HistoryEncoder"]
+
+PART = 12_800
+"""Entries, padding among them, that are encoded at once where padding costs: smaller parts cost more than they save."""
 
 
 class SelfAttention(nn.Module):
@@ -96,11 +102,21 @@ class HistoryEncoder(nn.Module):
 
     def forward(self, behaviour: Tensor, present: Tensor) -> Tensor:
         """Entries ``(N, L, dim)`` with the mask ``(N, L)`` to the summary ``(N, dim)``."""
-        return self._attended(behaviour, present, 1)[:, 0]
+
+        def summaries(behaviour: Tensor, present: Tensor) -> Tensor:
+            return self._attended(behaviour, present, 1)[:, 0]
+
+        return in_parts(summaries, behaviour, present)
 
     def entries(self, behaviour: Tensor, present: Tensor) -> Tensor:
         """Entries ``(N, L, dim)`` in the light of the others ``(N, L, dim)``; of no use where they are padding."""
-        return self._attended(behaviour, present, present.shape[1] + 1)[:, :-1]
+        length = present.shape[1]
+
+        def outputs(behaviour: Tensor, present: Tensor) -> Tensor:
+            own = self._attended(behaviour, present, present.shape[1] + 1)[:, :-1]
+            return F.pad(own, (0, 0, length - own.shape[1], 0))
+
+        return in_parts(outputs, behaviour, present)
 
     def _attended(self, behaviour: Tensor, present: Tensor, queries: int) -> Tensor:
         """The last ``queries`` outputs, of which the summary is the last one."""
@@ -112,3 +128,16 @@ class HistoryEncoder(nn.Module):
             x = layer(x, present, length + 1)
         outputs: Tensor = self.norm(self.layers[-1](x, present, queries))
         return outputs
+
+
+def in_parts(encode: Callable[[Tensor, Tensor], Tensor], behaviour: Tensor, present: Tensor) -> Tensor:
+    """``encode`` of histories ``(N, L, dim)`` with the mask ``(N, L)``, in parts of like lengths where padding costs.
+
+    Attention to padding is for nothing, and each part is only as long as its longest history.
+    """
+    parts = present.numel() // PART if padding_costs(present) else 1
+    if parts <= 1:
+        return encode(behaviour, present)
+    order = present.sum(1).argsort(stable=True)
+    encoded = [encode(*trimmed(behaviour[rows], present[rows])) for rows in order.chunk(parts)]
+    return torch.cat(encoded).index_select(0, order.argsort())

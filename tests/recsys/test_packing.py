@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeapps.recsys import DIN, AWMoE, SASRec, packing, sasrec
+from moeapps.recsys import DIN, AWMoE, SASRec, packing, self_attention
 from moeapps.recsys.encoder import FIRST, Rows
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.network import SequenceNetwork
@@ -108,16 +108,50 @@ def test_a_traced_program_keeps_the_padding(monkeypatch):
     assert not padding_costs(torch.zeros(10, 10, dtype=torch.bool))
 
 
-def test_sasrec_scores_the_same_by_parts_of_like_lengths(monkeypatch):
-    monkeypatch.setattr(sasrec, "BLOCK_ENTRIES", 18)  # two histories at once
-    network, rows = made_network(lambda: SASRec(4, 8)).eval(), made_rows(LENGTHS)
-    assert network.model._blocks(rows.sequences[0] != 0) == 3
-    padded, parts = both_ways(monkeypatch, lambda: network(rows))
+def test_histories_are_encoded_in_parts_of_like_lengths(monkeypatch):
+    monkeypatch.setattr(self_attention, "PART", 18)  # two histories at once
+    monkeypatch.setattr(packing, "PADDED_FROM", 1.0)
+    behaviour = torch.zeros(len(LENGTHS), 10, 3)
+    present = torch.arange(10) >= 10 - torch.tensor(LENGTHS)[:, None]
+    shapes = []
+
+    def encode(behaviour, present):
+        shapes.append((*present.shape, int(present.sum())))
+        return present.sum(1)
+
+    counts = self_attention.in_parts(encode, behaviour, present)
+    assert counts.tolist() == list(LENGTHS)  # in the order of the rows
+    assert len(shapes) > 2
+    assert sum(rows * length for rows, length, _ in shapes) < present.numel()
+    assert sum(entries for *_, entries in shapes) == sum(LENGTHS)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: SASRec(4, 8),
+        lambda: DIN(4, 8, history_encoder="sasrec"),
+        lambda: AWMoE(4, 8, gate="softmax", history_encoder="sasrec"),
+    ],
+)
+def test_self_attention_by_parts_scores_and_learns_the_same(model, monkeypatch):
+    monkeypatch.setattr(self_attention, "PART", 18)
+    network, rows = made_network(model).eval(), made_rows(LENGTHS)  # dropout would draw other entries
+
+    def scores_and_gradient():
+        network.zero_grad()
+        scores = network(rows)
+        scores.sum().backward()
+        return scores.detach(), [parameter.grad for parameter in network.model.encoder.parameters()]
+
+    padded, parts = both_ways(monkeypatch, scores_and_gradient)
     torch.testing.assert_close(parts, padded)
-    assert len(parts.unique()) > 3
+    assert len(parts[0].unique()) > 3
 
 
-def test_sasrec_trains_on_all_histories_at_once(monkeypatch):
-    monkeypatch.setattr(sasrec, "BLOCK_ENTRIES", 18)
+def test_self_attention_by_parts_trains_with_dropout(monkeypatch):
+    monkeypatch.setattr(self_attention, "PART", 18)
     network, rows = made_network(lambda: SASRec(4, 8)), made_rows(LENGTHS)
-    torch.testing.assert_close(*both_ways(monkeypatch, lambda: network(rows)))  # dropout draws the same
+    first, second = (network(rows) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert first.isfinite().all()
