@@ -15,8 +15,9 @@ liked: ml-100k, rating >= 4 or not, 80/10/10 in order of time.
 Of events: the chance that the item is above a random one that the user has not had (auc), and hit rate and NDCG among
 200 such items drawn at random. Of liked: AUC, mean of the users' AUC, NDCG@10. For all users and for the fifth of them
 with the shortest histories. "popularity" counts events (liked: the smoothed share of likes), "item-kNN" adds up the
-cosines to the 100 nearest items of the history. --part val measures the validation part instead; options that the
-defaults leave out are measured there, where --models names them.
+cosines to the 100 nearest items of the history, which is what all models read: the 50 newest events before. "all other
+events" also reads older ones and those of the same second. --part val measures the validation part instead;
+options that the defaults leave out are measured there, where --models names them.
 """
 
 import argparse
@@ -69,20 +70,26 @@ OURS: dict[str, Callable[[int], Any]] = {
     "DIN, no prior": ranker("din", label_prior=False),
 }
 OPTIONS: dict[str, Callable[[int], Any]] = {
+    "DIN, no neighbours": ranker("din", item_neighbours=False),
+    "AW-MoE, no neighbours": ranker("aw_moe", item_neighbours=False),
+    # The others were measured before there were neighbours
     **{
-        f"{name}, embedding decay {decay}": ranker(model, embedding_decay=decay)
-        for name, model in (("DIN", "din"), ("SASRec", "sasrec"))
+        f"{name}, embedding decay {decay}": ranker(model, embedding_decay=decay, item_neighbours=False)
+        for name, model in (("DIN", "din"), ("SASRec", "sasrec"), ("AW-MoE", "aw_moe"))
         for decay in (0, 10, 1000)
     },
-    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None),
+    "AW-MoE, no encoder": ranker("aw_moe", history_encoder=None, item_neighbours=False),
     **{
-        f"AW-MoE, no encoder, embedding decay {decay}": ranker("aw_moe", history_encoder=None, embedding_decay=decay)
+        f"AW-MoE, no encoder, embedding decay {decay}": ranker(
+            "aw_moe", history_encoder=None, embedding_decay=decay, item_neighbours=False
+        )
         for decay in (0, 10, 1000)
     },
-    "AW-MoE, SASRec encoder": ranker("aw_moe", history_encoder="sasrec"),
-    "AW-MoE, SASRec encoder, embedding decay 0": ranker("aw_moe", history_encoder="sasrec", embedding_decay=0),
-    "DIN, SASRec encoder": ranker("din", history_encoder="sasrec"),
-    "DIN, SASRec encoder, embedding decay 0": ranker("din", history_encoder="sasrec", embedding_decay=0),
+    **{
+        f"{name}, SASRec encoder{note}": ranker(model, history_encoder="sasrec", item_neighbours=False, **options)
+        for name, model in (("AW-MoE", "aw_moe"), ("DIN", "din"))
+        for note, options in (("", {}), (", embedding decay 0", {"embedding_decay": 0}))
+    },
 }
 """Options that the defaults leave out: trained only where ``--models`` names them, to choose on validation parts."""
 Found = dict[str, dict[str, float]]
@@ -119,10 +126,13 @@ def counting(train: ImplicitFeedback, test: ImplicitFeedback) -> dict[str, Score
     if number > NEIGHBOURS:
         least = np.partition(cosine, number - NEIGHBOURS, axis=1)[:, number - NEIGHBOURS, None]
         cosine[cosine < least] = 0.0
-    # Earlier events of the users, those of the validation part among them
-    earlier = sparse.csr_matrix(
+    # All other events of the users, those of the validation part and of the same second among them
+    other = sparse.csr_matrix(
         (np.ones(len(test.earlier), np.float32), (test.earlier.user, test.earlier.item)), (users, number)
     )
+    entries = test.histories(slice(None))
+    event, place = np.nonzero(entries >= 0)
+    history = sparse.csr_matrix((np.ones(len(event), np.float32), (event, entries[event, place])), (len(test), number))
 
     def given(scores: np.ndarray, candidates: np.ndarray | None) -> torch.Tensor:
         if candidates is not None:
@@ -133,9 +143,12 @@ def counting(train: ImplicitFeedback, test: ImplicitFeedback) -> dict[str, Score
         return given(np.broadcast_to(popularity, (rows.stop - rows.start, number)), candidates)
 
     def near(rows: slice, candidates: np.ndarray | None) -> torch.Tensor:
-        return given(np.asarray(earlier[test.events.user[rows]] @ cosine), candidates)
+        return given(np.asarray(history[rows] @ cosine), candidates)
 
-    return {"popularity": popular, "item-kNN": near}
+    def near_others(rows: slice, candidates: np.ndarray | None) -> torch.Tensor:
+        return given(np.asarray(other[test.events.user[rows]] @ cosine), candidates)
+
+    return {"popularity": popular, "item-kNN": near, "item-kNN, all other events": near_others}
 
 
 def shortest(lengths: np.ndarray) -> np.ndarray:

@@ -47,6 +47,9 @@ class AWMoERanker(Ranker):
     item_similarity : bool, default=True
         Whether the product of the candidate's embedding with those of the history is added to the logit; see
         :class:`~moeapps.recsys.RankingConfig`.
+    item_neighbours : bool, default=True
+        Whether DIN and AW-MoE, trained on implicit feedback, add the sum of the candidate's cosines to the entries of
+        the history, with the weight that validation events give it; see :class:`~moeapps.recsys.RankingConfig`.
     history_encoder : {"auto", "sasrec"} or None, default="auto"
         For DIN and AW-MoE: self-attention over the history before the candidate attends to it; see
         :class:`~moeapps.recsys.RankingConfig`. ``"auto"`` is ``"sasrec"`` for AW-MoE where the histories of training
@@ -102,6 +105,7 @@ class AWMoERanker(Ranker):
         gate: Literal["softmax", "mean", "sum"] = "softmax",
         label_prior: bool = True,
         item_similarity: bool = True,
+        item_neighbours: bool = True,
         history_encoder: Literal["auto", "sasrec"] | None = "auto",
         contrastive_weight: float = 0.0,
         user: str | None = None,
@@ -211,13 +215,13 @@ class AWMoERanker(Ranker):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; in 0.1 the gate was the paper's and there was no prior."""
-        super().__setstate__({"history_encoder": None, **(state if "gate" in state else settings_of_0_1(state))})
+        added = {"history_encoder": None, "item_neighbours": False}
+        super().__setstate__({**added, **(state if "gate" in state else settings_of_0_1(state))})
 
     @classmethod
     def from_saved(
         cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
     ) -> Self:
         """As every ranker; arguments that 0.1 did not have mean in its files what it did."""
-        return super().from_saved(
-            arguments if "gate" in arguments else settings_of_0_1(arguments), state, tensors, source
-        )
+        arguments = arguments if "gate" in arguments else settings_of_0_1(arguments)
+        return super().from_saved({"item_neighbours": False, **arguments}, state, tensors, source)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.embedding_decay import EmbeddingDecay, code_counts
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
+from moeapps.recsys.item_neighbours import weigh_neighbours
 from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
     SEQUENCE_MODELS,
@@ -82,7 +84,7 @@ class RankingModule(Configurable, DataDependentModule):
         _check(config)
         self.config = config
         self.lr = config.lr  # an attribute of its own, since Lightning's learning-rate finder sets it
-        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._collected: list[tuple[Tensor, ...]] = []
         self._warned: set[str] = set()
         self._user: int | None = None
         self._scenario: int | None = None
@@ -130,6 +132,8 @@ class RankingModule(Configurable, DataDependentModule):
         scenario = self.config.scenario
         self._scenario = None if scenario is None else scenario_column(encoder, scenario)
         self.network = build_network(encoder, targets, self.config)
+        if catalogue is not None and isinstance(self.network, SequenceNetwork):
+            self.network.learn_neighbours(catalogue, encoder)
         prior = getattr(self.network, "prior", None)
         if prior is not None and label_counts is not None:
             prior.start_at({column: label_counts(sparse[column]) for column in prior.columns})
@@ -302,13 +306,31 @@ class RankingModule(Configurable, DataDependentModule):
         )
         # An AUC is no mean over batches. Codes of scenarios and users are kept where they are wanted
         columns = [column for column in (self._scenario, self._user) if column is not None]
-        self._collected.append((outputs.float().cpu(), labels.cpu(), rows.sparse[:, columns].cpu()))
+        found = [outputs.float(), labels, rows.sparse[:, columns]]
+        if stage == "val" and (network := self._weighed_network()) is not None:
+            found.append(network.neighbour_sums(rows)[:, None])
+        self._collected.append(tuple(part.cpu() for part in found))
+
+    def _weighed_network(self) -> SequenceNetwork | None:
+        """The network, if a validation during training is to weigh what the nearest items say."""
+        network = self.network
+        if not isinstance(network, SequenceNetwork) or self.trainer.state.fn != TrainerFn.FITTING:
+            return None
+        return network if network.neighbours is not None and network.neighbours.known else None
+
+    def on_validation_epoch_start(self) -> None:
+        """In training, validate the network without its neighbours, which are weighed at the end."""
+        network: Any = self._weighed_network()
+        if network is not None:
+            network.neighbours.terms.zero_()
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only.
 
         With a scenario also ``val/auc/<task>/<scenario>``, of at most the first 20 scenarios; with ``user`` also
-        ``val/gauc/<task>``, the mean of the users' own AUC (:func:`gauc`).
+        ``val/gauc/<task>``, the mean of the users' own AUC (:func:`gauc`). In training on implicit feedback the nearest
+        items are weighed first: these are scores with them, ``val/neighbour_weight`` is their weight, and ``val/loss``
+        the network's own.
         """
         self._log_losses("val")
         self._log_auc("val")
@@ -327,10 +349,12 @@ class RankingModule(Configurable, DataDependentModule):
         self.log_dict({**losses, f"{stage}/loss": torch.stack(known).sum() if known else torch.tensor(math.nan)})
 
     def _log_auc(self, stage: str) -> None:
-        outputs, labels, codes = self._gathered(stage)
+        outputs, labels, codes, *sums = self._gathered(stage)
         self._collected.clear()
         if not np.isfinite(outputs).all():
             raise NonFiniteError("the outputs are not finite: training has diverged. Lower lr, or scale the data")
+        if sums:
+            outputs = self._with_neighbours(outputs, sums[0], labels)
         for t, name in enumerate(self.targets.names):
             if self.targets.kinds[name] == "binary":
                 area = auc(labels[:, t], outputs[:, t])
@@ -351,6 +375,14 @@ class RankingModule(Configurable, DataDependentModule):
             for name, area in scores.metrics().items():
                 self.log(f"{stage}/auc/{name}", area, sync_dist=world_size() > 1)
             self._scenario_scores = scores
+
+    def _with_neighbours(self, outputs: NDArray[Any], sums: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        """Weigh what the nearest items say; the outputs with it."""
+        network: Any = self.network
+        weight, shift = weigh_neighbours(outputs[:, 0], sums[:, 0], labels[:, 0])
+        network.neighbours.terms.copy_(torch.tensor([weight, shift]))
+        self.log("val/neighbour_weight", weight, sync_dist=world_size() > 1)
+        return outputs + weight * sums + shift
 
     def _gathered(self, stage: str) -> list[NDArray[Any]]:
         """Outputs, labels and codes of all rows of an evaluation, of all processes."""

@@ -14,9 +14,11 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.kinds import is_named_id
 from moeapps.recsys.attention import DIN, AWMoE, distinct, drop_behaviour, for_each, root_sum
+from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.encoder import FIRST, Rows, TableEncoder
 from moeapps.recsys.features import FeatureEmbedding
 from moeapps.recsys.home import HoME
+from moeapps.recsys.item_neighbours import ItemNeighbours
 from moeapps.recsys.multigate import PLE, AdaTT, MMoE, MultiTaskModel, SharedBottom
 from moeapps.recsys.packing import padding_costs
 from moeapps.recsys.prior import LabelPrior
@@ -59,6 +61,7 @@ def settings_of_0_1(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of DIN or AW-MoE that 0.1 saved, with those that it did not have as it trained then."""
     options = {"dropout": 0.0, **(arguments.get("options") or {})}
     added = {"label_prior": False, "item_similarity": False, "embedding_decay": 0.0, "history_encoder": None}
+    added["item_neighbours"] = False
     return {"gate": "sum", **added, **arguments, "options": options}
 
 
@@ -124,6 +127,11 @@ class RankingConfig:
         Whether DIN, AW-MoE and SASRec add to the logit how similar the candidate is to the history: the sum of the
         products of its embedding with the entries', over the root of their number (FISM, Kabbur et al., KDD 2013). It
         learns what the nearest items say. Not in the papers of the three.
+    item_neighbours : bool, default=True
+        Whether DIN and AW-MoE, trained on implicit feedback, add what the nearest items say: the sum of the cosines of
+        the candidate to the entries, by the users that items have in common (Sarwar et al., WWW 2001). Each validation
+        sets its weight by the log loss, at 0 where it brings nothing beyond noise, and training goes on without it. Not
+        in the papers of the two; without validation events it is 0.
     history_encoder : {"sasrec"}, optional
         For DIN and AW-MoE: self-attention over the history, whose output is added to the entries before the candidate
         attends to them. ``options={"history_options": {"layers": 2}}`` sets its ``layers`` (1), ``heads`` (2, of which
@@ -162,6 +170,7 @@ class RankingConfig:
     gate: Literal["softmax", "mean", "sum"] = "softmax"
     label_prior: bool = True
     item_similarity: bool = True
+    item_neighbours: bool = True
     history_encoder: Literal["sasrec"] | None = None
     scenario: str | None = None
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
@@ -237,6 +246,8 @@ class SequenceNetwork(nn.Module):
         What counting says, which is added to the logits.
     similarity : bool, default=False
         Whether the similarity of candidate and history is added, too.
+    neighbours : bool, default=False
+        Whether what the nearest items say may be added in evaluation, for DIN and AW-MoE.
     """
 
     def __init__(
@@ -247,16 +258,19 @@ class SequenceNetwork(nn.Module):
         target: int,
         prior: LabelPrior | None = None,
         similarity: bool = False,
+        neighbours: bool = False,
     ) -> None:
         super().__init__()
         self.embedding, self.model = embedding, model
         self.sequence, self.target = sequence, target
         self.prior, self.similarity = prior, similarity
+        self.neighbours = ItemNeighbours() if neighbours else None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle; one of 0.1 has no prior."""
+        """Restore a pickle; one of 0.1 has neither a prior nor neighbours."""
         super().__setstate__({"similarity": False, **state})
         self._modules.setdefault("prior", None)
+        self._modules.setdefault("neighbours", None)
 
     @property
     def factorised(self) -> bool:
@@ -299,8 +313,25 @@ class SequenceNetwork(nn.Module):
         """Entries ``(R, L, dim)`` and mask ``(R, L)`` of the histories."""
         return self.embedding.sequence(self._own(rows), self.sequence)
 
+    def learn_neighbours(self, catalogue: ItemCatalogue, encoder: TableEncoder) -> None:
+        """Take the nearest items of a catalogue, if they are wanted."""
+        if self.neighbours is not None:
+            self.neighbours.learn(catalogue.neighbours, catalogue.codes(encoder)[:-1], encoder.table_sizes[self.target])
+
+    def neighbour_sums(self, rows: Rows) -> Tensor:
+        """What the nearest items say of each row, without its weight, ``(N,)``."""
+        assert self.neighbours is not None
+        return self.neighbours.sums(self._own(rows).sequences[self.sequence], rows.sparse[:, self.target])
+
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
+        logits = self._logits(rows)
+        if self.training or self.neighbours is None or not self.neighbours.active:
+            return logits
+        own = self._own(rows).sequences[self.sequence]
+        return logits + self.neighbours(own, rows.sparse[:, self.target])[:, None]
+
+    def _logits(self, rows: Rows) -> Tensor:
         if isinstance(self.model, SASRec):
             return (self.user_vectors(rows) * self.item_vectors(rows)).sum(1, keepdim=True)
         own, (target, profile) = self._own(rows), self._candidates(rows)
@@ -453,7 +484,8 @@ def _behaviour(encoder: TableEncoder, targets: Targets, config: RankingConfig) -
         options = {"gate": config.gate, **options}
     model = _make(SEQUENCE_MODELS, config.model, options, embedding.dim, profile)
     prior = _prior(encoder, config, candidate)
-    return SequenceNetwork(embedding, model, histories[0], candidate, prior, config.item_similarity)
+    neighbours = config.item_neighbours and config.model != "sasrec"  # whose score is one product, for large catalogues
+    return SequenceNetwork(embedding, model, histories[0], candidate, prior, config.item_similarity, neighbours)
 
 
 def _prior(encoder: TableEncoder, config: RankingConfig, candidate: int) -> LabelPrior | None:

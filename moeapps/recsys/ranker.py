@@ -33,7 +33,7 @@ from moeapps.recsys.implicit import INTERACTION, ImplicitFeedback
 from moeapps.recsys.implicit_data import ImplicitData
 from moeapps.recsys.metrics import number_table, task_table
 from moeapps.recsys.module import RankingModule
-from moeapps.recsys.network import RankingConfig
+from moeapps.recsys.network import RankingConfig, SequenceNetwork
 from moeapps.recsys.recommender import RecommendMixin
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.search_space import RANKING_SEARCH
@@ -399,6 +399,8 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         if "catalogue_" in state:
             arrays = {name.removeprefix(CATALOGUE): t for name, t in tensors.items() if name.startswith(CATALOGUE)}
             ranker.catalogue_ = ItemCatalogue.from_state(state["catalogue_"], arrays, ranker.encoder_)
+            if isinstance(ranker.model_, SequenceNetwork):
+                ranker.model_.learn_neighbours(ranker.catalogue_, ranker.encoder_)
         return ranker
 
     def _restore(self, state: dict[str, Any]) -> None:

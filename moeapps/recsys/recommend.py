@@ -72,8 +72,10 @@ class Scorer:
             return torch.bmm(self._vectors[chosen], vectors[:, :, None])[..., 0]
         width = len(self.items) if chosen is None else chosen.shape[1]
         scores = torch.empty(len(part) * width, device=self.device)
-        for start in range(0, len(scores), PAIR_ROWS):
-            place = torch.arange(start, min(start + PAIR_ROWS, len(scores)), device=self.device)
+        # All rows of some users, so that each history is read once
+        step = PAIR_ROWS // width * width if 0 < width <= PAIR_ROWS else PAIR_ROWS
+        for start in range(0, len(scores), step):
+            place = torch.arange(start, min(start + step, len(scores)), device=self.device)
             user, column = place // width, place % width
             item = column if chosen is None else chosen[user, column]
             scores[place] = self.network(pair_rows(part.at(user), self.items.at(item)))[:, 0].float()
