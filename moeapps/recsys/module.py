@@ -26,6 +26,7 @@ from moeapps.core.optimizers import LazyAdamW, fused_where_possible
 from moeapps.core.search import Distribution
 from moeapps.core.views import Views
 from moeapps.recsys.attention import HISTORY_ENCODERS, contrastive_loss
+from moeapps.recsys.building import build_network, scenario_column
 from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.embedding_decay import EmbeddingDecay, code_counts
@@ -37,8 +38,6 @@ from moeapps.recsys.network import (
     MultiTaskNetwork,
     RankingConfig,
     SequenceNetwork,
-    build_network,
-    scenario_column,
     settings_of_0_1,
 )
 from moeapps.recsys.search_space import RANKING_SEARCH

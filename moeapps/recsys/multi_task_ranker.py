@@ -15,9 +15,10 @@ from moeapps.core.tabledata.cells import category_text
 from moeapps.core.tabledata.frames import as_frame
 from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.tabledata.source import Table
+from moeapps.recsys.building import scenario_column
 from moeapps.recsys.diagnosis import Diagnosis, diagnose
 from moeapps.recsys.metrics import SCENARIOS, ScenarioScores, scenario_slices
-from moeapps.recsys.network import MULTI_TASK_MODELS, scenario_column
+from moeapps.recsys.network import MULTI_TASK_MODELS
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Schema
 from moeapps.recsys.targets import TargetKind

@@ -19,6 +19,7 @@ LEFT_OUT = {
         "gate": "of AW-MoE",
         "label_prior": "of the models of a history",
         "item_similarity": "of the models of a history",
+        "item_neighbours": "of the models of a history",
         "history_encoder": "of the models of a history",
     },
     AWMoERanker: {
