@@ -91,9 +91,8 @@ class Neighbours:
         out = np.full((len(histories), number), -1, dtype=np.int64)
         for row, (history, without) in enumerate(zip(histories, left_out or histories, strict=True)):
             near = self.items[history].ravel()
-            weight = np.bincount(near[near >= 0], self.similarity[history].ravel()[near >= 0], len(self.counts)).astype(
-                float
-            )
+            weight = np.bincount(near[near >= 0], self.similarity[history].ravel()[near >= 0], len(self.counts))
+            weight = weight.astype(float)  # of no neighbour at all it has integers
             weight[history] = np.inf
             near = np.flatnonzero(weight).astype(np.int32)
             near = near[np.lexsort((near, -weight[near]))]

@@ -101,7 +101,8 @@ class RecommendMixin:
         if number is not None:
             histories = seen if feedback is not None else self._histories_of(users)
             chosen = self._candidates(number, histories, leave_out)
-        found = []
+        nothing = np.zeros(0, dtype=np.int64)
+        found = [(nothing, nothing, nothing, np.zeros(0, dtype=np.float32))]  # what a table without users has
         with self._scoring() as (network, device), torch.inference_mode():
             score = Scorer(network, catalogue, rows, device)
             for part, items, scores in top_items(score, len(ids), len(catalogue), k, leave_out, chosen):

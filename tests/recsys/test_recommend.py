@@ -200,6 +200,14 @@ def test_candidates_are_scored_only(ranker, feedback):
         ranker.recommend(feedback, candidates="some")
 
 
+def test_no_users_get_no_items(ranker):
+    users = pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": [[2, 4, 2]]})
+    one, none = ranker.recommend(users, 2), ranker.recommend(users.head(0), 2)
+    assert len(none) == 0
+    assert none.columns.tolist() == one.columns.tolist()
+    assert none["item_id"].dtype == one["item_id"].dtype
+
+
 def test_candidates_are_chosen_among_items_that_are_not_left_out(ranker):
     users = pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": [[2, 4, 2]]})
     again = ranker.recommend(users, 30, candidates=2, exclude_seen=False)
