@@ -67,8 +67,8 @@ class RecommendMixin:
             Further items to leave out, a list of ids per row of the frame.
         candidates : int, "auto" or "all", default="auto"
             Items to score of each user, besides those that are left out: the history's items, their neighbours (by
-            common users), then the most popular ones. "auto" takes 300 where there are more than 1,000 items and the network reads user and item together
-            (DIN, AW-MoE, the multi-gate models), and all items otherwise.
+            common users), then the most popular ones. "auto" takes 300 where there are more than 1,000 items and the
+            network reads user and item together (DIN, AW-MoE, the multi-gate models), and all items otherwise.
         by_row : bool, default=False
             Whether the result has a column ``row`` first, the number of the user's row: ids may occur twice, or be none
             of the features.
