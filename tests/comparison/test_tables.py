@@ -127,7 +127,7 @@ def test_rows_without_a_group_are_one_group(frame, kind):
 
 
 def test_rows_of_the_time_at_which_a_test_begins_are_not_learned_from(frame):
-    task = table_task(frame.assign(day=frame["day"].dt.dayofyear // 13), "churned", time="day", splits=3)
+    task = table_task(frame.assign(day=frame["day"].dt.day_of_year // 13), "churned", time="day", splits=3)
     for train, test in task.parts:
         assert task.X["day"].iloc[train].max() < task.X["day"].iloc[test].min()
     with pytest.raises(DataError, match="the first 30 rows are of one time"):
