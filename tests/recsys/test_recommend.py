@@ -365,6 +365,23 @@ def test_a_file_of_users_with_histories_is_scored(ranker, feedback, tmp_path):
     assert rows == 2 * len(frame) == len(pd.read_csv(tmp_path / "best.csv"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recommend", "2", "--keep", "country"], "--keep is not for --recommend"),
+        (["--recommend", "2", "--weights"], "--weights is not for --recommend"),
+        (["--keep-seen"], "--keep-seen is for --recommend K"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(ranker, tmp_path, capsys, options, message):
+    ranker.save(tmp_path / "ranker.safetensors")
+    pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": ["[2]"]}).to_csv(tmp_path / "users.csv")
+    paths = ["--input", str(tmp_path / "users.csv"), "--output", str(tmp_path / "best.csv")]
+    assert main(["score", str(tmp_path / "ranker.safetensors"), *paths, *options]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "best.csv").exists()
+
+
 def test_a_request_gets_a_list_for_each_user(ranker, feedback, tmp_path):
     ranker.save(tmp_path / "ranker.safetensors")
     service = open_service(str(tmp_path / "ranker.safetensors"))
