@@ -118,6 +118,8 @@ def run(options: argparse.Namespace) -> int:
         return _score_nodes(model, options)
     if options.recommend is not None:
         return _recommend(model, options)
+    if options.users is not None or options.keep_seen:
+        raise ConfigError(f"--{'keep-seen' if options.keep_seen else 'users'} is for --recommend K")
     if hasattr(model, "predict_files"):
         return _images(model, options)
     _refuse_events(model, options)
@@ -207,6 +209,9 @@ def _recommend(model: Any, options: argparse.Namespace) -> int:
 
     if not hasattr(model, "recommend_file"):
         raise ConfigError(f"--recommend: {options.model} holds a {type(model).__name__}, which recommends nothing")
+    if options.keep or options.weights or options.engine == "ray":
+        option = "keep" if options.keep else "weights" if options.weights else "engine ray"
+        raise ConfigError(f"--{option} is not for --recommend, which writes the items of each user")
     rows = model.recommend_file(
         options.input,
         options.output,

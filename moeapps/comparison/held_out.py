@@ -35,7 +35,7 @@ Splits = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 def make_splits(
-    y: NDArray[Any], splits: int, seed: int, *, classes: bool, groups: NDArray[Any] | None = None, ordered: bool = False
+    y: NDArray[Any], splits: int, seed: int, *, classes: bool, groups: Any = None, times: NDArray[Any] | None = None
 ) -> Splits:
     """Splits that all models share.
 
@@ -50,9 +50,10 @@ def make_splits(
     classes : bool
         Whether the splits are stratified by ``y``.
     groups : array of shape (n,), optional
-        No group is in both parts of a split.
-    ordered : bool, default=False
-        Whether rows are in the order of time: then each split trains on the rows before those that it tests on.
+        No group is in both parts of a split; rows without one are one group.
+    times : array of shape (n,), optional
+        Times of rows that are in their order: then each split trains on the rows before those that it tests on, without
+        those of the time at which its test begins.
 
     Returns
     -------
@@ -64,16 +65,22 @@ def make_splits(
     DataError
         If there are too few rows, or groups, to split.
     """
-    least = splits + 1 if ordered else FOLDS
+    least = splits + 1 if times is not None else FOLDS
     if len(y) < 2 * least:
         raise DataError(f"{len(y)} rows are too few to compare models by {splits} splits: at least {2 * least}")
-    if ordered:
-        return list(TimeSeriesSplit(splits).split(y))
+    if times is not None:
+        parts = [(train[times[train] < times[test[0]]], test) for train, test in TimeSeriesSplit(splits).split(y)]
+        if not len(parts[0][0]):
+            raise DataError(
+                f"time: the first {len(parts[0][1])} rows are of one time: nothing is before the first test"
+            )
+        return parts
     if classes and max(np.unique(y, return_counts=True)[1]) < FOLDS:
         raise DataError(f"no class has the {FOLDS} rows that are needed to test on a fifth of them")
     rounds = math.ceil(splits / FOLDS)
     if groups is not None:
-        found = len(pd.unique(groups))
+        groups, _ = pd.factorize(groups, use_na_sentinel=False)
+        found = len(np.unique(groups))
         if found < FOLDS:
             raise DataError(f"groups has {found} different values, at least {FOLDS} are needed")
         kind: Any = StratifiedGroupKFold if classes else GroupKFold
@@ -168,6 +175,7 @@ def measured(
     fitted = time.perf_counter()
     predictions = scoring.predictions(model, X)
     done = time.perf_counter()
+    predictions = predictions.labelled_by(model, X)  # a second pass, which is not in the time
     if of_all is not None:
         predictions = of_all(predictions)
     network = getattr(model, "model_", None)

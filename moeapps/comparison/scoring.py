@@ -60,6 +60,12 @@ class ClassPredictions(ClassifierMixin, _Predictions):
         probabilities[:, np.searchsorted(classes, model.classes_)] = found
         return cls(classes[probabilities.argmax(axis=1)], probabilities, classes)
 
+    def labelled_by(self, model: Any, X: Any) -> "ClassPredictions":
+        """The same with the model's own labels: one with another threshold does not choose the likeliest class."""
+        if self.probabilities is None or type(model).__module__.startswith("moeapps."):  # which do
+            return self
+        return ClassPredictions(np.asarray(model.predict(X)), self.probabilities, self.classes_)
+
     def predict(self, X: Any) -> NDArray[Any]:
         """The labels."""
         return self.labels
@@ -87,6 +93,10 @@ class NumberPredictions(RegressorMixin, _Predictions):
     def of(cls, model: Any, X: Any, classes: Any = None) -> "NumberPredictions":
         """Let a fitted model predict."""
         return cls(np.asarray(model.predict(X), dtype=np.float64))
+
+    def labelled_by(self, model: Any, X: Any) -> "NumberPredictions":
+        """The same: numbers have no labels."""
+        return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """The predictions."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from moeapps.comparison.held_out import SplitTask, make_splits, seeded, told_rare
@@ -95,8 +96,9 @@ def table_task(
         rows = np.sort(np.random.default_rng(seed).choice(len(frame), max_rows, replace=False))
         told.append(f"A random sample of {max_rows:,} of {len(frame):,} rows (max_rows).")
         frame = frame.iloc[rows]
+    times = None
     if time is not None:
-        frame = _in_order(frame, time)
+        frame, times = _in_order(frame, time)
     frame = frame.reset_index(drop=True)
     drop = [*ignore, *([groups] if groups is not None else [])]
     read = TableData(frame, target, task=task, ignore_columns=drop, validation_fraction=0.0)
@@ -107,8 +109,7 @@ def table_task(
     y = part.target
     scoring = Scoring(_usual_metrics(classes), metric, y, classes)
     parts = make_splits(
-        y, splits, seed, classes=classes is not None, ordered=time is not None,
-        groups=None if groups is None else frame[groups].to_numpy(),
+        y, splits, seed, classes=classes is not None, times=times, groups=None if groups is None else frame[groups],
     )  # fmt: skip
     told += told_rare(y) if classes is not None else []
     told.append(_told_splits(groups, time, parts))
@@ -199,15 +200,17 @@ def _labelled(frame: pd.DataFrame, target: str, told: list[str]) -> pd.DataFrame
     return frame[~gone.to_numpy()]
 
 
-def _in_order(frame: pd.DataFrame, time: str) -> pd.DataFrame:
-    """Rows ordered by a column of numbers or dates."""
+def _in_order(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, NDArray[Any]]:
+    """Rows ordered by a column of numbers or dates, and their times."""
     values = frame[time]
     if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)):
         values = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
     if values.isna().any():
         row = int(values.isna().to_numpy().argmax())
         raise DataError(f"time: {frame[time].iloc[row]!r} in row {row} of {time!r} is neither a number nor an ISO date")
-    return frame.iloc[np.argsort(values.to_numpy(), kind="stable")]
+    times = values.to_numpy()
+    order = np.argsort(times, kind="stable")
+    return frame.iloc[order], times[order]
 
 
 def _found(X: pd.DataFrame, target: str, classes: Any) -> str:

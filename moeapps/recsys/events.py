@@ -117,8 +117,9 @@ def as_times(column: pd.Series, name: str, table: str = "frame") -> NDArray[Any]
     DataError
         Naming ``table``, column and row, if a cell is missing, infinite or neither a number nor a time.
     """
-    if column.dtype.kind in "iu":
-        return column.to_numpy()
+    if column.dtype.kind in "iumM" and not column.isna().any():  # exact: nanoseconds do not fit into a float
+        times: NDArray[Any] = column.astype("uint64" if column.dtype.kind == "u" else "int64").to_numpy()
+        return times
     missing = missing_texts()
     values = (to_days if column_kind(column, name) == "time" else to_numbers)(column, missing, name)
     if not np.isfinite(values).all():

@@ -5,7 +5,10 @@ import pandas as pd
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import missing_texts
+from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import require_columns
+from moeapps.recsys.events import as_times
 
 __all__ = ["add_history", "leave_last_out", "time_split"]
 
@@ -31,11 +34,12 @@ def add_history(
     item : str, default="item_id"
         Column of items.
     time : str, default="timestamp"
-        Column of times.
+        Column of times: numbers, dates or times, also as text.
     max_history : int, default=50
         Number of newest entries that are kept.
     where : str, optional
-        Column of 0 and 1 (such as a click): only rows with a 1 are in histories. All rows by default.
+        Column of 0 and 1 (such as a click): only rows with a 1 are in histories, none where it is missing. All rows by
+        default.
 
     Returns
     -------
@@ -45,15 +49,18 @@ def add_history(
     Raises
     ------
     DataError
-        If a column is missing.
+        If a column is missing, or a time is missing or none, or a cell of ``where`` is no number.
     """
     check_sizes(max_history=max_history)
     require_columns([user, item, time, *([] if where is None else [where])], frame.columns, "the frame")
     # By user and item within a time, so that the order of the given rows does not matter
-    frame = frame.sort_values([time, user, item], kind="stable", ignore_index=True)
+    stamps = as_times(frame[time], time)
+    keys = pd.DataFrame({"time": stamps, "user": frame[user].array, "item": frame[item].array})
+    order = keys.sort_values(["time", "user", "item"], kind="stable").index.to_numpy()
+    frame = frame.iloc[order].reset_index(drop=True)
     histories: list[list[object]] = [[] for _ in range(len(frame))]
-    items, times = frame[item].to_numpy(), frame[time].to_numpy()
-    counts = np.ones(len(frame), dtype=bool) if where is None else frame[where].to_numpy() == 1
+    items, times = frame[item].to_numpy(), stamps[order]
+    counts = np.ones(len(frame), dtype=bool) if where is None else to_numbers(frame[where], missing_texts(), where) == 1
     for rows in frame.groupby(user).indices.values():
         kept = rows[counts[rows]]
         user_items = items[kept]
@@ -72,7 +79,7 @@ def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = 
     frame : DataFrame
         Rows.
     time : str
-        Column of times.
+        Column of times: numbers, dates or times, also as text.
     fractions : tuple of two floats, default=(0.8, 0.1)
         Parts of the training and validation rows; the rest is for testing.
 
@@ -84,10 +91,10 @@ def time_split(frame: pd.DataFrame, time: str, fractions: tuple[float, float] = 
     Raises
     ------
     DataError
-        If the column is missing or a part would be empty.
+        If the column is missing, a time is missing or none, or a part would be empty.
     """
     require_columns([time], frame.columns, "the frame")
-    stamps = frame[time].to_numpy()
+    stamps = as_times(frame[time], time)
     # inverted_cdf gives times that are there, which keeps rows of one time together
     first, second = np.quantile(stamps, [fractions[0], sum(fractions)], method="inverted_cdf")
     masks = [stamps <= first, (stamps > first) & (stamps <= second), stamps > second]
@@ -107,7 +114,7 @@ def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFra
     user : str
         Column of users.
     time : str
-        Column of times; of rows of the same time the later one in the frame is the last.
+        Column of times, as in :func:`time_split`; of rows of the same time the later one in the frame is the last.
 
     Returns
     -------
@@ -115,8 +122,8 @@ def leave_last_out(frame: pd.DataFrame, user: str, time: str) -> list[pd.DataFra
         As :func:`time_split`, which also has the errors.
     """
     require_columns([user, time], frame.columns, "the frame")
-    ordered = frame[[user, time]].reset_index(drop=True).sort_values(time, kind="stable")
-    groups = ordered.groupby(user)[time]
+    owners = pd.DataFrame({"user": frame[user].array, "time": as_times(frame[time], time)})
+    groups = owners.sort_values("time", kind="stable").groupby("user")["time"]
     from_last = groups.cumcount(ascending=False).sort_index().to_numpy()
     long = groups.transform("size").sort_index().to_numpy() >= 3
     test, val = long & (from_last == 0), long & (from_last == 1)

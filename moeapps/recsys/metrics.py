@@ -20,7 +20,17 @@ from moeapps.core.views import Map
 from moeapps.recsys.encoder import FIRST, TableEncoder
 from moeapps.recsys.targets import Targets
 
-__all__ = ["ScenarioScores", "auc", "calibration", "gauc", "ndcg_at_k", "number_table", "scenario_slices", "task_table"]
+__all__ = [
+    "ScenarioScores",
+    "auc",
+    "calibration",
+    "gauc",
+    "ndcg_at_k",
+    "number_table",
+    "scenario_slices",
+    "slice_masks",
+    "task_table",
+]
 
 
 def auc(y: ArrayLike, score: ArrayLike) -> float:
@@ -41,9 +51,10 @@ def auc(y: ArrayLike, score: ArrayLike) -> float:
     Raises
     ------
     DataError
-        If lengths differ or a score is NaN.
+        If lengths differ, a score is NaN or infinite, or a label is neither 0 nor 1.
     """
     truth, scores = _known(y, score)
+    _check_binary(truth)
     return float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
@@ -65,6 +76,7 @@ def gauc(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     # The area is the Mann-Whitney statistic: with R the sum of the ranks of the P positive rows among all,
     # (R - P (P + 1) / 2) / (P * negative rows). Ties have their mean rank.
     truth, scores, users = _known(y, score, group)
+    _check_binary(truth)
     frame = pd.DataFrame({"y": truth, "group": users, "score": scores})
     frame["ranks"] = frame.groupby("group")["score"].rank() * frame["y"]
     per = frame.groupby("group").agg(n=("y", "size"), positive=("y", "sum"), ranks=("ranks", "sum"))
@@ -96,9 +108,16 @@ def ndcg_at_k(y: ArrayLike, score: ArrayLike, group: ArrayLike, k: int = 10) -> 
     -------
     float
         NaN if no user has a row of relevance above 0.
+
+    Raises
+    ------
+    DataError
+        If lengths differ, a score is NaN or infinite, or a relevance is below 0.
     """
     check_sizes(k=k)
     truth, scores, users = _known(y, score, group)
+    if (truth < 0).any():
+        raise DataError(f"y must be relevance of at least 0, got {truth.min():g}")
     frame = pd.DataFrame({"gain": np.exp2(truth) - 1, "score": scores, "group": users})
     gains = {}
     for kind, by in (("dcg", "score"), ("ideal", "gain")):
@@ -123,6 +142,7 @@ def calibration(y: ArrayLike, probability: ArrayLike) -> float:
         NaN without positive labels.
     """
     truth, predicted = _known(y, probability)
+    _check_binary(truth)
     return float(predicted.mean() / truth.mean()) if truth.sum() > 0 else float("nan")
 
 
@@ -292,11 +312,39 @@ def number_table(
 
 def _masks(rows: int, slices: Mapping[str, ArrayLike] | None) -> dict[str, NDArray[np.bool_]]:
     """Which rows are measured, by the name of the slice."""
-    masks = {name: np.asarray(mask, dtype=bool) for name, mask in (slices or {}).items()}
-    for name, mask in masks.items():
-        if len(mask) != rows:
-            raise DataError(f"slices: {name!r} has {len(mask)} rows, expected {rows}")
-    return {"all": np.ones(rows, dtype=bool), **masks}
+    return {"all": np.ones(rows, dtype=bool), **slice_masks(slices, rows)}
+
+
+def slice_masks(slices: Mapping[str, ArrayLike] | None, rows: int, what: str = "") -> dict[str, NDArray[np.bool_]]:
+    """The masks ``(N,)`` of slices, checked.
+
+    Raises
+    ------
+    DataError
+        If one has another length, or holds something else than True and False (or 1 and 0).
+    """
+    masks = {}
+    for name, given in (slices or {}).items():
+        mask = np.asarray(given)
+        if mask.shape != (rows,):
+            size = f"{len(mask)} rows" if mask.ndim == 1 else f"the shape {mask.shape}"
+            raise DataError(f"slices: {name!r} has {size}, expected {what}{rows}")
+        # Cells are compared one by one: bool(NaN) and bool("no") are True
+        wrong = [] if mask.dtype == bool else [value for value in mask.tolist() if not _is_flag(value)]
+        if wrong:
+            raise DataError(f"slices: {name!r} must be a mask of True and False, got {wrong[0]!r}")
+        masks[name] = mask.astype(bool)
+    return masks
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool | np.bool_ | int | float) and value in (0, 1)
+
+
+def _check_binary(truth: NDArray[np.float64]) -> None:
+    other = truth[(truth != 0) & (truth != 1)]
+    if len(other):
+        raise DataError(f"y must be labels 0 and 1, got {other[0]:g}")
 
 
 def _known(y: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:
@@ -306,6 +354,6 @@ def _known(y: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:
         raise DataError(f"y, scores and groups have {', '.join(str(len(array)) for array in arrays)} rows")
     known = ~np.isnan(arrays[0])
     arrays = [array[known] for array in arrays]
-    if len(arrays) > 1 and np.isnan(arrays[1].astype(float)).any():
-        raise DataError("a score is NaN")
+    if len(arrays) > 1 and not np.isfinite(arrays[1].astype(float)).all():
+        raise DataError("a score is NaN or infinite")
     return tuple(arrays)

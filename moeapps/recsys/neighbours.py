@@ -73,26 +73,32 @@ class Neighbours:
                 found[start + row, : len(best)], similarity[start + row, : len(best)] = others[best], values[best]
         return cls(found, similarity, counts)
 
-    def candidates(self, histories: list[NDArray[np.int64]], number: int) -> NDArray[np.int64]:
-        """Candidates ``(U, number)`` for users by the items that they had: the neighbours, then the most popular items.
+    def candidates(
+        self, histories: list[NDArray[np.int64]], number: int, left_out: list[NDArray[np.int64]] | None = None
+    ) -> NDArray[np.int64]:
+        """Candidates ``(U, number)`` for users: items that they had, their neighbours, then the most popular items.
 
         Parameters
         ----------
         histories : list of array
-            Numbers of each user's items, which are no candidates themselves.
+            Numbers of the items that each user had.
         number : int
             Candidates per user; -1 where there are no more.
+        left_out : list of array, optional
+            Numbers of the items that are no candidates of each user; those of ``histories`` by default.
         """
         popular = np.argsort(-self.counts, kind="stable")
         out = np.full((len(histories), number), -1, dtype=np.int64)
-        for row, history in enumerate(histories):
+        for row, (history, without) in enumerate(zip(histories, left_out or histories, strict=True)):
             near = self.items[history].ravel()
             weight = np.bincount(near[near >= 0], self.similarity[history].ravel()[near >= 0], len(self.counts))
+            weight = weight.astype(float)  # of no neighbour at all it has integers
+            weight[history] = np.inf
             near = np.flatnonzero(weight).astype(np.int32)
             near = near[np.lexsort((near, -weight[near]))]
-            near = near[~np.isin(near, history)][:number]
-            rest = popular[: number + len(history) + len(near)]
-            rest = rest[~np.isin(rest, np.concatenate([near, history]))][: number - len(near)]
+            near = near[~np.isin(near, without)][:number]
+            rest = popular[: number + len(without) + len(near)]
+            rest = rest[~np.isin(rest, np.concatenate([near, without]))][: number - len(near)]
             out[row, : len(near) + len(rest)] = np.concatenate([near, rest])
         return out
 

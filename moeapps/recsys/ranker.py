@@ -334,12 +334,15 @@ class Ranker(CheckMixin, RecommendMixin, LightningEstimator):
         Raises
         ------
         ConfigError
-            If ``by`` is no target or ``n`` is below 1.
+            If ``user`` is no dict, ``by`` is no target or ``n`` is below 1.
         DataError
             If a feature is both in ``user`` and a column of ``items``, or as in :meth:`predict_proba`.
         """
         check_is_fitted(self, "model_")
         check_sizes(n=n)
+        if not isinstance(user, Mapping | pd.Series):
+            hint = ": give one row, as in frame.iloc[0]" if isinstance(user, pd.DataFrame) else ""
+            raise ConfigError(f"user must be a dict of the features of one user, got {type(user).__name__}{hint}")
         by = self.targets_.names[0] if by is None else by
         check_one_of("by", by, self.targets_.names)
         items = as_frame(items, "items")

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from moeapps.core.checks import check_sizes
-from moeapps.core.errors import DataError
 from moeapps.recsys.catalogue import ItemCatalogue, pair_rows
 from moeapps.recsys.encoder import Rows
 from moeapps.recsys.implicit import ImplicitFeedback
+from moeapps.recsys.metrics import slice_masks
 
 __all__ = ["Ranks", "Scorer", "ranks_of", "recommendation_table", "top_items"]
 
@@ -257,12 +257,9 @@ def recommendation_table(
     DataError
         If a mask has another length.
     """
-    masks: dict[str, Any] = {"all": np.ones(num_events, dtype=bool), **(slices or {})}
+    masks = {"all": np.ones(num_events, dtype=bool), **slice_masks(slices, num_events, "one per event, ")}
     rows = []
     for name, mask in masks.items():
-        mask = np.asarray(mask, dtype=bool)
-        if len(mask) != num_events:
-            raise DataError(f"slices: {name!r} has {len(mask)} rows, expected one per event, {num_events}")
         chosen = mask[ranks.events]
         rank, others = ranks.rank[chosen], ranks.others[chosen]
         hit = rank <= k

@@ -66,9 +66,9 @@ class RecommendMixin:
         exclude : Series or list of lists, optional
             Further items to leave out, a list of ids per row of the frame.
         candidates : int, "auto" or "all", default="auto"
-            Items to score of each user: the neighbours (by common users) of the history's items, then the most popular
-            ones. "auto" takes 300 where there are more than 1,000 items and the network reads user and item together
-            (DIN, AW-MoE, the multi-gate models), and all items otherwise.
+            Items to score of each user, besides those that are left out: the history's items, their neighbours (by
+            common users), then the most popular ones. "auto" takes 300 where there are more than 1,000 items and the
+            network reads user and item together (DIN, AW-MoE, the multi-gate models), and all items otherwise.
         by_row : bool, default=False
             Whether the result has a column ``row`` first, the number of the user's row: ids may occur twice, or be none
             of the features.
@@ -99,8 +99,10 @@ class RecommendMixin:
         number = self._number_to_score(candidates, k)
         chosen = None
         if number is not None:
-            chosen = self._candidates(number, seen if feedback is not None else self._histories_of(users))
-        found = []
+            histories = seen if feedback is not None else self._histories_of(users)
+            chosen = self._candidates(number, histories, leave_out)
+        nothing = np.zeros(0, dtype=np.int64)
+        found = [(nothing, nothing, nothing, np.zeros(0, dtype=np.float32))]  # what a table without users has
         with self._scoring() as (network, device), torch.inference_mode():
             score = Scorer(network, catalogue, rows, device)
             for part, items, scores in top_items(score, len(ids), len(catalogue), k, leave_out, chosen):
@@ -287,17 +289,23 @@ class RecommendMixin:
         check_sizes(candidates=candidates)
         return min(int(candidates), len(catalogue))
 
-    def _candidates(self, number: int, seen: Any) -> Callable[[slice], NDArray[np.int64]]:
-        """What chooses the items to score, by the items that users had: a list of them, or pairs by slice."""
+    def _candidates(self, number: int, histories: Any, left_out: Any) -> Callable[[slice], NDArray[np.int64]]:
+        """What chooses the items to score, by the items that users had: a list of them, or pairs by slice.
+
+        Items that are left out are none of them, so that ``number`` others are scored.
+        """
         catalogue = self._catalogue()
 
         def choose(part: slice) -> NDArray[np.int64]:
-            if isinstance(seen, list):
-                histories = seen[part]
-            else:
-                rows, items = seen(part)
-                histories = np.split(items, np.searchsorted(rows, np.arange(1, part.stop - part.start)))
-            return catalogue.neighbours.candidates(histories, number)
+            without = (
+                [np.zeros(0, np.int64)] * (part.stop - part.start) if left_out is None else by_user(left_out, part)
+            )
+            had = histories[part] if isinstance(histories, list) else by_user(histories, part)
+            return catalogue.neighbours.candidates(had, number, without)
+
+        def by_user(pairs: Any, part: slice) -> list[NDArray[np.int64]]:
+            rows, items = pairs(part)
+            return np.split(items, np.searchsorted(rows, np.arange(1, part.stop - part.start)))
 
         return choose
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import FixedThresholdClassifier, RepeatedStratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 
 import moeapps
@@ -87,6 +88,17 @@ def test_own_models_take_part_with_what_they_can_do(frame):
     assert found.best_ == "bayes"
 
 
+def test_a_model_with_a_threshold_of_its_own_is_scored_by_its_own_labels(frame):
+    numbers, seldom = frame[["age", "churned"]], FixedThresholdClassifier(GaussianNB(), threshold=0.95, pos_label="yes")
+    models = ["most frequent class", ("bayes", GaussianNB()), ("seldom", seldom)]
+    found = moeapps.compare(numbers, "churned", models=models, splits=5, progress=False)
+    folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=1, random_state=0)
+    expected = cross_val_score(seldom, frame[["age"]], frame["churned"], cv=folds).mean()
+    assert found.table.loc["seldom", "accuracy"] == pytest.approx(expected)
+    assert found.table.loc["seldom", "accuracy"] < found.table.loc["bayes", "accuracy"]
+    assert found.table.loc["seldom", "log loss"] == found.table.loc["bayes", "log loss"]
+
+
 def test_the_metric_that_counts_is_chosen_by_its_name(frame):
     task = table_task(frame, "churned", metric="f1_macro")
     assert [metric.name for metric in task.metrics] == ["f1 macro", "log loss", "AUC", "accuracy"]
@@ -103,6 +115,23 @@ def test_no_customer_is_on_both_sides(frame):
     assert len(task.parts) == 7
     for train, test in task.parts:
         assert not set(frame["customer"][train]) & set(frame["customer"][test])
+
+
+@pytest.mark.parametrize("kind", [object, "string", "category"])
+def test_rows_without_a_group_are_one_group(frame, kind):
+    customer = frame["customer"].map(lambda c: None if c % 5 == 0 else c if kind is object and c % 2 else str(c))
+    task = table_task(frame.assign(customer=customer.astype(kind)), "churned", groups="customer")
+    none = np.flatnonzero(customer.isna())
+    for _, test in task.parts:
+        assert np.isin(none, test).all() or not np.isin(none, test).any()
+
+
+def test_rows_of_the_time_at_which_a_test_begins_are_not_learned_from(frame):
+    task = table_task(frame.assign(day=frame["day"].dt.day_of_year // 13), "churned", time="day", splits=3)
+    for train, test in task.parts:
+        assert task.X["day"].iloc[train].max() < task.X["day"].iloc[test].min()
+    with pytest.raises(DataError, match="the first 30 rows are of one time"):
+        table_task(frame.assign(day=1), "churned", time="day", splits=3)
 
 
 def test_models_learn_from_the_past(frame):

@@ -104,6 +104,44 @@ def test_a_history_may_remember_only_some_rows():
         add_history(frame, "u", "i", "when")
 
 
+TIMES = {
+    "text": lambda t: t.astype(str),
+    "dates": lambda t: pd.to_datetime(t, unit="D").dt.strftime("%Y-%m-%d"),
+    "nanoseconds": lambda t: t + 2**60,
+    "with a zone": lambda t: pd.to_datetime(t, unit="D").dt.tz_localize("Europe/Berlin"),
+    "nullable": lambda t: t.astype("Int64"),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_histories_and_splits_have_the_order_of_time_whatever_its_type(kind):
+    frame = pd.DataFrame({"u": [1] * 12, "i": range(12), "t": [9, 10, 8, 11, 3, 100, 20, 2, 1, 4, 5, 6]})
+    other = frame.assign(t=TIMES[kind](frame["t"]))
+    expected, found = (add_history(table, "u", "i", "t") for table in (frame, other))
+    assert found["i"].tolist() == expected["i"].tolist() == frame.sort_values("t")["i"].tolist()
+    assert found["i_history"].tolist() == expected["i_history"].tolist()
+    for split in (lambda f: time_split(f, "t", (0.5, 0.25)), lambda f: leave_last_out(f, "u", "t")):
+        assert [part.index.tolist() for part in split(other)] == [part.index.tolist() for part in split(frame)]
+
+
+@pytest.mark.parametrize("hole", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_missing_time_is_refused_by_row(hole):
+    frame = pd.DataFrame({"u": [1] * 4, "i": range(4), "t": pd.Series([3, 2, hole, 1], dtype=object)})
+    for use in (
+        lambda f: add_history(f, "u", "i", "t"),
+        lambda f: time_split(f, "t"),
+        lambda f: leave_last_out(f, "u", "t"),
+    ):
+        with pytest.raises(DataError, match="'t' is missing or infinite at row 2"):
+            use(frame)
+
+
+@pytest.mark.parametrize("clicks", [["1", "0", None, "1"], pd.array([True, False, pd.NA, True]), [1.0, 0, np.nan, 1]])
+def test_what_a_history_remembers_is_the_same_of_every_type(clicks):
+    frame = pd.DataFrame({"u": [1] * 4, "i": range(4), "t": range(4), "click": clicks})
+    assert add_history(frame, "u", "i", "t", where="click")["i_history"].tolist() == [[], [0], [0], [0]]
+
+
 def test_movielens_1m_is_read(tmp_path):
     (tmp_path / "ratings.dat").write_text("1::10::5::100\n2::10::3::90\n1::20::2::200\n")
     (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n")

@@ -74,3 +74,23 @@ def test_a_score_that_is_nan_or_of_another_length_is_refused():
         auc([0, 1], [np.nan, 1])
     with pytest.raises(DataError, match="2, 3 rows"):
         auc([0, 1], [1, 2, 3])
+
+
+@pytest.mark.parametrize("metric", [auc, calibration, lambda y, score: gauc(y, score, np.zeros(len(y)))])
+def test_labels_that_are_neither_0_nor_1_are_refused(metric):
+    with pytest.raises(DataError, match="y must be labels 0 and 1, got -1"):
+        metric([1, -1, 1, -1], [0.1, 0.2, 0.3, 0.4])
+    assert np.isfinite(metric([1, 0, np.nan, True], [0.1, 0.2, 0.3, 0.4]))
+
+
+def test_relevance_below_0_is_refused():
+    with pytest.raises(DataError, match="y must be relevance of at least 0, got -1"):
+        ndcg_at_k([2, -1], [0.1, 0.2], [0, 0])
+
+
+@pytest.mark.parametrize("mask", [[1.0, float("nan")], ["yes", "no"], [True, None], [0, 2]])
+def test_a_slice_that_is_no_mask_is_refused(mask):
+    table = pd.DataFrame({"click": [0, 1]})
+    with pytest.raises(DataError, match="slices: 'new' must be a mask of True and False, got"):
+        task_table(table, table * 0.5, slices={"new": mask})
+    assert len(task_table(table, table * 0.5, slices={"new": [1.0, False]})) == 2

@@ -162,6 +162,8 @@ def test_the_best_items_of_a_user_come_first(fitted):
         fitted.rank({}, items, by="like")
     with pytest.raises(DataError, match="'item_id' is a feature of the user and a column of the items"):
         fitted.rank({"item_id": 3}, items)
+    with pytest.raises(ConfigError, match="user must be a dict .*, got DataFrame: give one row"):
+        fitted.rank(pd.DataFrame({"user_id": [3]}), items)
 
 
 def test_a_failed_fit_keeps_the_ranker(fitted, frame):

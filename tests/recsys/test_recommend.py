@@ -200,6 +200,23 @@ def test_candidates_are_scored_only(ranker, feedback):
         ranker.recommend(feedback, candidates="some")
 
 
+def test_no_users_get_no_items(ranker):
+    users = pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": [[2, 4, 2]]})
+    one, none = ranker.recommend(users, 2), ranker.recommend(users.head(0), 2)
+    assert len(none) == 0
+    assert none.columns.tolist() == one.columns.tolist()
+    assert none["item_id"].dtype == one["item_id"].dtype
+
+
+def test_candidates_are_chosen_among_items_that_are_not_left_out(ranker):
+    users = pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": [[2, 4, 2]]})
+    again = ranker.recommend(users, 30, candidates=2, exclude_seen=False)
+    assert set(again["item_id"]) == {2, 4}
+    every = ranker.recommend(users, 30, candidates="all")["item_id"].tolist()
+    rest = ranker.recommend(users, 30, candidates=6, exclude=[every[6:]])
+    assert rest["item_id"].tolist() == every[:6]
+
+
 def test_a_network_without_a_history_needs_none_of_its_users(feedback):
     schema = Schema([SparseFeature("user_id"), SparseFeature("item_id"), SparseFeature("country")])
     settings = {**SETTINGS, "max_epochs": 1, "schema": schema}
@@ -216,8 +233,11 @@ def test_neighbours_are_the_cosines_of_users():
     assert near.items[3].tolist() == [-1, -1, -1]
     np.testing.assert_allclose(near.similarity[0, :2], [2 / np.sqrt(6), 1 / np.sqrt(3)], rtol=1e-6)
     assert near.counts.tolist() == [3, 2, 1, 0]
-    found = near.candidates([np.array([1]), np.array([], dtype=np.int64)], 3)
+    nothing = np.array([], dtype=np.int64)
+    found = near.candidates([np.array([1]), nothing], 3)
     assert found.tolist() == [[0, 2, 3], [0, 1, 2]]  # neighbours first, then the most popular
+    assert near.candidates([np.array([1])], 3, [nothing]).tolist() == [[1, 0, 2]]  # the own ones before them
+    assert near.candidates([np.array([1])], 2, [np.array([0, 1])]).tolist() == [[2, 3]]
 
 
 def test_a_saved_ranker_recommends_the_same(ranker, feedback, tmp_path):
@@ -343,6 +363,23 @@ def test_a_file_of_users_with_histories_is_scored(ranker, feedback, tmp_path):
     frame.to_csv(tmp_path / "users.csv", index=False)
     rows = ranker.recommend_file(tmp_path / "users.csv", tmp_path / "best.csv", 2)
     assert rows == 2 * len(frame) == len(pd.read_csv(tmp_path / "best.csv"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recommend", "2", "--keep", "country"], "--keep is not for --recommend"),
+        (["--recommend", "2", "--weights"], "--weights is not for --recommend"),
+        (["--keep-seen"], "--keep-seen is for --recommend K"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(ranker, tmp_path, capsys, options, message):
+    ranker.save(tmp_path / "ranker.safetensors")
+    pd.DataFrame({"user_id": [0], "country": ["de"], "item_id_history": ["[2]"]}).to_csv(tmp_path / "users.csv")
+    paths = ["--input", str(tmp_path / "users.csv"), "--output", str(tmp_path / "best.csv")]
+    assert main(["score", str(tmp_path / "ranker.safetensors"), *paths, *options]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "best.csv").exists()
 
 
 def test_a_request_gets_a_list_for_each_user(ranker, feedback, tmp_path):
