@@ -33,10 +33,7 @@ def using(model: Any, file: str, data: Mapping[str, Any]) -> list[str]:
     """
     tables = [*_option("nodes", data, "NODES"), *_option("edges", data, "EDGES")]
     if getattr(model, "node_table_", None) is not None:
-        if hasattr(model, "read_graph"):
-            score = [file, "--input", "PAIRS", *tables]
-        else:
-            score = [file, "--input", *tables[1:]]
+        score = [file, "--input", "PAIRS", *tables] if hasattr(model, "read_graph") else [file, "--input", *tables[1:]]
         return [_command("score", *score, "--output", "predictions.csv"), _command("serve", file, *tables)]
     if getattr(model, "catalogue_", None) is not None:
         return [recommending(file, data), f"{_command('serve', file)}  # POST /recommend"]
