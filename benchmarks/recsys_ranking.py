@@ -19,7 +19,6 @@ cosines to the 100 nearest items of the history. --part val measures the validat
 defaults leave out are measured there, where --models names them.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from recsys_rivals import OTHERS, RECBOLE, Score
 from scipy import sparse
 
@@ -264,7 +264,7 @@ def tables(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", default="sparse,events,liked,other")
