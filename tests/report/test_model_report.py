@@ -223,7 +223,8 @@ def test_of_two_classes_the_roc_curve_is_about_the_rarer_one(share, wanted):
     truth = (np.arange(400) < 400 * share).astype(int)
     sure = np.where(truth == 1, 0.9, 0.1)
     section = evaluate(Target("y", truth, np.column_stack([1 - sure, sure]), ["no", "yes"]))
-    assert f"With 10 % false alarms, 100 % of all {wanted} are found" in [p.title for p in section.pictures]
+    titles = [picture.title.replace("\xa0", " ") for picture in section.pictures]
+    assert f"With 10 % false alarms, 100 % of all {wanted} are found" in titles
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_listed():
