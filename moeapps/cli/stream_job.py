@@ -9,6 +9,7 @@
 
 import argparse
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
