@@ -26,7 +26,6 @@ On CUDA the sizes are those of large layers.
 row, padding may compute before the loop is faster; it prints the table for ``moeapps/core/backends.py``.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -304,7 +304,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 def main() -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, help="threads of the CPU; torch's own number when absent")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/core_dispatch.json"))

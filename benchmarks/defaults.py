@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import script_parser
 from defaults_lines import SOURCES, collect
 from page_tables import write_tables
 from stream_models import PARTS, evaluate
@@ -181,7 +182,7 @@ def origin(name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--run", action="store_true", help="measure what is missing first")
     parser.add_argument("--data", help="folder of Electricity, with --run")
     parser.add_argument("--n", type=int, default=100_000, help="instances of a synthetic stream")

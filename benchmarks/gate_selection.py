@@ -16,13 +16,13 @@ Only the tables of ``TUNING`` are read: the candidates, their order and the rule
 Predictions of the experts are kept in the cache folder.
 """
 
-import argparse
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from command_line import script_parser
 from public_tables import TUNING, load_table
 from rich.console import Console
 from rich.table import Table
@@ -245,7 +245,7 @@ def floors(kept):
 
 def main() -> None:
     """Print one line per split of a table, and mean ranks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--tables", nargs="+", help="names; all tuning tables by default")
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000, help="at most so many rows of a table")

@@ -11,7 +11,6 @@ strong expert the one that validates best alone on that split. Seconds are those
 kept at once: the script can be stopped and started again, and --data, --models and --seeds choose a part.
 """
 
-import argparse
 import json
 import platform
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -215,7 +215,7 @@ def tables(runs: dict[str, Run]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", default=["Cora"], choices=GRAPHS)
     parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")
     parser.add_argument("--seeds", type=int, default=5)

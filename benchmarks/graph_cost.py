@@ -13,7 +13,6 @@ not fit. "error" is the largest difference of a probability between the conditio
 thresholds.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from command_line import script_parser
 from graph_accuracy import offline_root
 from rich.console import Console
 from rich.table import Table
@@ -148,7 +148,7 @@ def measure(name: str, backbone: str, root: str | None, pictures: Path) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", default=["Cora"])
     parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")
     parser.add_argument("--backbones", nargs="+", default=["gcn"])

@@ -10,13 +10,13 @@ with further seeds, the last five of chameleon_filtered, and random ones of Cora
 public split (20 nodes of each class, 500, 1000). Predictions are kept in the cache folder.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from graph_accuracy import BY_AUC, GRAPHS, experts_alone, offline_root
 from torch_geometric.transforms import RandomNodeSplit
 
@@ -94,7 +94,7 @@ def measure(found: dict[str, Any]) -> dict[str, tuple[float, float, str]]:
 
 def main() -> None:
     """Print one line per split, and means per graph."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", default=["Cora"], choices=GRAPHS)
     parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")
     parser.add_argument("--splits", type=int, default=2)

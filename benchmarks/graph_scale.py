@@ -15,7 +15,6 @@ curve has the mixture's score and seconds by the share of nodes that use the str
 turns, the strong expert alone on the whole graph.
 """
 
-import argparse
 import json
 import platform
 import resource
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from graph_cost import median_seconds
 from rich.console import Console
 from rich.table import Table
@@ -253,7 +253,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the graph is, or is made")
     parser.add_argument("--small", action="store_true", help="4,000 nodes and batches of 64")
     parser.add_argument("--batch-size", type=int, default=1024)

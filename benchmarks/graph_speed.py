@@ -13,7 +13,6 @@ the default is a portfolio of networks. Seconds are of the processor and by the 
 different seeds, which take turns; ratios are to the plain loop that validates.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import script_parser
 from graph_accuracy import offline_root
 from rich.console import Console
 from rich.table import Table
@@ -156,7 +156,7 @@ def trainings(name: str, root: str | None, seeds: int, epochs: int = 200) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", default=["Cora"])
     parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")
     parser.add_argument("--repeats", type=int, default=7)

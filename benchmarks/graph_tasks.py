@@ -13,7 +13,6 @@ those of the mixture, with the standard error of the paired differences. Seconds
 to the output file, split by split.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from graph_accuracy import offline_root
 from lightning.pytorch.utilities.seed import isolate_rng
 from sklearn.model_selection import train_test_split
@@ -139,7 +139,7 @@ def table(task: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("task", choices=["links", "graphs", "show"])
     parser.add_argument("--data", nargs="+", default=["Cora"])
     parser.add_argument("--root", help="folder of the public graphs; not needed for Cora")

@@ -6,10 +6,9 @@ Half of the 1,200 nodes carry the label in their features and have edges to rand
 has noisy features and edges to nodes of the same label. One feature says which half a node is in.
 """
 
-import argparse
-
 import numpy as np
 import torch
+from command_line import script_parser
 
 from moeapps.demo.made import two_halves
 from moeapps.graph import GNNClassifier, MowstClassifier
@@ -28,7 +27,7 @@ def compare(seed: int) -> tuple[dict[str, float], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=4)
     found = [compare(seed) for seed in range(parser.parse_args().seeds)]
     for name in found[0][0]:

@@ -21,7 +21,6 @@ Results are written after each split, and a run goes on where the last one ended
 tables that it measures.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -32,6 +31,8 @@ from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from command_line import script_parser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -400,7 +401,7 @@ def read(output: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2000, help="training rows, at most")
     parser.add_argument("--tables", default=",".join(table.name for table in HELD_BACK), help="comma-separated")

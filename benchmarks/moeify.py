@@ -19,7 +19,6 @@ test image.
 Results are kept after every training; what is there is not trained again.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from timm.models.vision_transformer import VisionTransformer
@@ -251,7 +251,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=["grow", "tune"], default=["grow", "tune"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--table", action="store_true", help="only print what is there")

@@ -13,7 +13,6 @@ others: their own trainers, Adam, 1e-3 (and 2e-3: "fast"), same encoded columns.
 --picture draws the diagnosis of an MMoE without batch norm beside HoME's, on census.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -257,7 +257,7 @@ def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--picture", type=Path)

@@ -13,7 +13,6 @@ rates: the ills come with large steps. Test labels are known of all rows. Sizes 
 hints and AUCs of one seed, the same ones for all models. The hints are those of `diagnose`, on 4,096 test rows.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -126,7 +126,7 @@ def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_diagnosis.json")

@@ -20,7 +20,6 @@ events" also reads older ones and those of the same second. --part val measures 
 options that the defaults leave out are measured there, where --models names them.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from recsys_rivals import OTHERS, RECBOLE, Score
 from scipy import sparse
 
@@ -277,7 +277,7 @@ def tables(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", default="sparse,events,liked,other")

@@ -9,7 +9,6 @@ comes back. The rankers are trained for one epoch on 50,000 events: how good the
 case is a process of its own.
 """
 
-import argparse
 import json
 import multiprocessing
 import platform
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -74,7 +74,7 @@ def measure(case: str, users: int, items: int, threads: int, found: Any) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=1)

@@ -11,7 +11,6 @@ peak counts the pages of the encoded rows that are mapped from disk, which the s
 without: processor seconds of one thread, the median of three, and the peak. They are kept under NAME beside others.
 """
 
-import argparse
 import json
 import platform
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -89,7 +89,7 @@ def reading(rows: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", default="200000,2000000")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recsys_scoring.json")
     parser.add_argument("--reading", metavar="NAME")

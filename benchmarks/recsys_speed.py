@@ -28,7 +28,6 @@ them 50; each for one row (a table) or for five (an event and four items drawn i
 rows without gradients.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -39,6 +38,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
@@ -442,7 +442,7 @@ def keep_memory(tables: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--tables", default="0,1,8,64")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)

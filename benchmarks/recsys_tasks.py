@@ -16,7 +16,6 @@ group, learned from its rows alone. SharedBottom is the one model with the age g
 know no missing labels, so they learn the five other targets; they end with the last epoch.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -315,7 +315,7 @@ def _cells(row: dict[str, Any], by: str, keys: list[str]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOEAPPS_DATA", ".")) / "recsys")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", default="census,movielens")

@@ -30,6 +30,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from command_line import script_parser
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def tables(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--mutations", type=int, default=200, help="of each kind of file (default: 200)")
     parser.add_argument("--kills", type=int, default=20, help="of each command (default: 20)")

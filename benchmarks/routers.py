@@ -10,7 +10,6 @@ blocks. Time is that of trainings of 3 epochs on one thread, divided by topk's: 
 ratio is the median over 7 rounds. Accuracies that are in the results file already are not measured again.
 """
 
-import argparse
 import copy
 import json
 import platform
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -108,7 +108,7 @@ def plot(results: dict[str, list[dict[str, float]]]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="folder for the picture")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "routers.json")

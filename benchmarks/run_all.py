@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from command_line import script_parser
 from page_tables import write_tables
 
 HERE = Path(__file__).parent
@@ -286,7 +287,7 @@ def run(name: str, options: argparse.Namespace, folders: dict[str, str]) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="SCRIPT", help="all by default")
     parser.add_argument("--data", default=os.environ.get("MOEAPPS_DATA", ""), help="default: $MOEAPPS_DATA")
     parser.add_argument("--scratch", type=Path, default=HERE / "cache" / "run_all", help="logs and made data")

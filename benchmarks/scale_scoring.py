@@ -8,7 +8,6 @@ defaults but two epochs. Each way is started `--repeats` times, in turn; seconds
 cluster that runs and a model that is on disk. "killed" kills one of two workers after a quarter of the rows.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -86,7 +86,7 @@ def run(way: str, table: Path, output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--file", type=Path, help="census-income.test.gz or census-income.data.gz")
     parser.add_argument("--repeats", type=int, default=1)

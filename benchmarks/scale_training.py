@@ -10,7 +10,6 @@ and with Ray. "killed" kills one worker with SIGKILL as soon as there is a check
 one thread per process; seconds are those of the commands, the start of Python and of the cluster included.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import pandas as pd
 import psutil
 import ray
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +106,7 @@ def search(way: str, trials: int, folder: Path, file: Path | None) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--file", type=Path, help="census-income.test.gz or census-income.data.gz")

@@ -13,7 +13,6 @@ in turns, and adds the sums of all rounds to the results. A request that gets no
 client connects again.
 """
 
-import argparse
 import http.client
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer
@@ -153,7 +153,7 @@ def compare_workers(folder: Path, what: dict[str, Any], count: int, seconds: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--workers", action="store_true", help="compare numbers of workers")

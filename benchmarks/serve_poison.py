@@ -14,7 +14,6 @@ Results are stored under the label, so that two versions on PYTHONPATH can be co
 keys cannot pass the kills: `--kills 0` leaves them out.
 """
 
-import argparse
 import http.client
 import json
 import os
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer
@@ -321,7 +321,7 @@ def kills(folder: Path, rows: list[Any], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kills", type=int, default=20)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import stream_models
+from command_line import script_parser
 from rich.console import Console
 from stream_models import MOA, OURS, PREFIX, RIVER, Rival, evaluate, evaluate_moa, no_capymoa, warm_up
 from stream_sets import STREAMS, Stream, available, load
@@ -102,7 +103,7 @@ class Results:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", "--elec", dest="data", help="folder with elec2_data.dat and elec2_label.dat")
     parser.add_argument("--streams", nargs="+", choices=STREAMS, help="all that can be had by default")
     parser.add_argument("--models", nargs="+", help="labels, or beginnings of labels such as MOA; all by default")

@@ -14,7 +14,6 @@ the end the model, the scores and the predictions of each partition are compared
 the partition on its own, and was never stopped: they have to be equal, bit for bit.
 """
 
-import argparse
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from typing import Any
 
 import confluent_kafka
 import numpy as np
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -226,7 +226,7 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--times", type=int, default=20, help="disturbances of each kind")
     parser.add_argument(
         "--rate", type=float, default=50.0, help="events per second; the mock cluster keeps about 5 MB of a partition"

@@ -12,12 +12,12 @@ the level; the level is the lower one of the two models' accuracies in the secon
 one point, so both have to reach the same. A turn in which it is not reached counts with its 10,000 instances.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from stream_models import MOA, OURS, RIVER, evaluate_moa, no_capymoa
@@ -145,7 +145,7 @@ def draw(runs: dict[str, Any], rival: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--n", type=int, default=100_000, help="instances of a stream")
     parser.add_argument("--every", type=int, default=10_000, help="instances of a turn")
     parser.add_argument("--seeds", type=int, default=3)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import script_parser
 
 RESULTS = Path(__file__).parent / "results"
 FRIEDMAN = ("lea", "gra", "gsg")
@@ -140,7 +141,7 @@ def tables(runs: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of elec2_data.dat; without it that stream is left out")
     parser.add_argument("--n", type=int, default=5_000, help="largest number of instances of a stream")
     parser.add_argument("--seeds", type=int, default=3)

@@ -6,13 +6,13 @@ The stream has 8 features and a linear concept that turns once in 1.2 million in
 replaced.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
+from command_line import script_parser
 from rich.console import Console
 
 from moeapps.core.plots import new_figure
@@ -22,7 +22,7 @@ BLOCK = 50_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--n", type=int, default=5_000_000)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream_soak.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/stream/soak.png"))

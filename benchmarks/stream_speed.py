@@ -11,7 +11,6 @@ run through predict_one and learn_one on the first instances only. Rates per sec
 a machine that has other work.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from stream_models import OURS, RIVER, evaluate_moa, no_capymoa, warm_up
@@ -143,7 +143,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", "--elec", dest="data", help="folder with elec2_data.dat and elec2_label.dat")
     parser.add_argument("--n", type=int, default=20_000, help="instances")
     parser.add_argument("--repeats", type=int, default=3)

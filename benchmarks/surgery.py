@@ -6,7 +6,6 @@ scikit-learn's digits (1,797 images of 8 x 8), a quarter of them for the test. E
 model without further training; "then one pass" adds one pass of ``partial_fit`` over the training rows.
 """
 
-import argparse
 import copy
 import json
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -51,7 +51,7 @@ def operated(model: MoEClassifier, X: np.ndarray, y: np.ndarray) -> dict[str, Mo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/surgery.json"))
     options = parser.parse_args()

@@ -7,12 +7,12 @@ the targets of training are moved by so many standard deviations; those of the t
 writes JSON.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import script_parser
 from sklearn.datasets import make_friedman1
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import train_test_split
@@ -42,7 +42,7 @@ def measure(moved: int, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "table_outliers.json")
     options = parser.parse_args()

@@ -6,7 +6,6 @@ The rows are those of the embedded census-income sample, drawn with replacement;
 To compare two versions of moeapps, put each in turn on PYTHONPATH, with the same --folder for the files.
 """
 
-import argparse
 import json
 import resource
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 
 import moeapps
 from moeapps.core import predict_file
@@ -52,7 +52,7 @@ def write(folder: Path, rows: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--folder", type=Path, help="where the files are, or are made (default: a temporary folder)")
     parser.add_argument("--output", type=Path)

@@ -16,7 +16,6 @@ What is measured is kept after each fit, and a second call goes on where the fir
 of which all variants are there count.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from public_tables import TABLES, encoded, load_table
 from rich.console import Console
 from rich.table import Table
@@ -190,7 +190,7 @@ def show(document: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, keep and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=1_500, help="for training, at most")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--sets", default=",".join((*FIRST, *LAST)))

@@ -12,7 +12,6 @@ clock starts.
 file then has both.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from command_line import script_parser
 from public_tables import load_table
 from rich.console import Console
 from rich.table import Table
@@ -98,7 +98,7 @@ def show(document: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--sets", default="; ".join(SETS), help="beginnings of names; others keep their results")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--before", action="store_true", help="these are the times of an earlier version")

@@ -20,7 +20,6 @@ Results are kept after every training; what is there is not trained again. Secon
 with more --threads they are those of the clock and stand apart.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
@@ -179,7 +179,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["digits"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))

@@ -15,7 +15,6 @@ A run that was stopped goes on where it was after its last epoch (the checkpoint
 the JSON file is not run again; more epochs than a checkpoint has make it go on from there.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from command_line import script_parser
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -308,7 +308,7 @@ def planned(settings: dict[str, Setting], seeds: int) -> list[tuple[str, str, in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--cifar-epochs", type=int, default=20, help="0 leaves CIFAR-10 out")

@@ -10,7 +10,6 @@ gates that are remembered. "capacity" is a WideNet trained on digits (3 seeds) t
 `eval_capacity_factor`.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -169,7 +169,7 @@ def capacities(seeds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

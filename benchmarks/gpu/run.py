@@ -147,7 +147,9 @@ def failures(report: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     """Run the parts; exit status 1 if anything failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="sizes for a rehearsal")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))

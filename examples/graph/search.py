@@ -43,7 +43,9 @@ def data_module(name: str, root: str | None, split: int) -> tuple[GraphDataModul
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="Cora", help="a public graph's name, or an .npz file")
     parser.add_argument("--root", help="folder of the public graphs")
     parser.add_argument("--monitor", default="accuracy", choices=["accuracy", "loss", "auc", "macro_f1"])

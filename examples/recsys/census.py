@@ -10,7 +10,9 @@ from moeapps.recsys import MultiTaskRanker, census_income, census_schema
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="census-income.test.gz of the UCI repository; the sample without it")
     parser.add_argument("--picture-folder", type=Path, default=Path("."))
     parser.add_argument("--epochs", type=int, default=20)

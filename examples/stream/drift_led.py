@@ -11,7 +11,9 @@ from moeapps.stream import DriftMoEClassifier, plot_prequential, prequential, sy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=20_000, help="instances")
     parser.add_argument("--picture", default="led-abrupt.png")
     options = parser.parse_args()

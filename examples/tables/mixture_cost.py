@@ -14,7 +14,7 @@ from moeapps.tables import TableData, TableFeatures, default_experts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--figure", help="file for the picture of cost against accuracy")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ from moeapps import MoEClassifier
 from moeapps.recsys import census_income
 from moeapps.report import model_report
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
 parser.add_argument("--rows", type=int, default=8000, help="rows; a fifth is kept for the page")
 options = parser.parse_args()
 people = census_income()[: options.rows].drop(columns=["never_married", "instance_weight", "year"])

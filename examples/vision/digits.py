@@ -16,7 +16,9 @@ from moeapps.vision.plots import plot_images, plot_patches, plot_timesteps, plot
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--picture-folder", type=Path, default=Path("."))
     parser.add_argument(
         "--epochs", type=int, default=20, help="of WideNet; Switch-DiT is trained for five times as many"

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import shlex
 import warnings
 from pathlib import Path
 
 import moeapps
 from moeapps.cli.arguments import add_trust, trust
+from moeapps.cli.following import arguments_of_data, using
 from moeapps.core.errors import ConfigError
 from moeapps.core.warnings import silence_warnings
 
@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
         model = moeapps.load(source)
         model.save(target)
     print(f"model: {target} ({type(model).__name__} of {source})")
-    print(f"next: moeapps serve {shlex.quote(str(target))}")
+    run = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+    print("next: " + "\n      ".join(using(model, str(target), arguments_of_data(run))))
     return 0
 
 

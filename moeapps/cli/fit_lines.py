@@ -3,10 +3,13 @@
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from moeapps.cli.following import arguments_of_data, recommending
 
 __all__ = ["StartLine", "print_end", "print_table"]
 
@@ -57,7 +60,10 @@ def print_end(trainer: L.Trainer, folder: Path | None, checkpoints: list[str], c
         return
     config, best_file = shlex.quote(str(folder / "config.yaml")), shlex.quote(checkpoints[0])
     following = [f"moeapps report {shlex.quote(str(folder))}", f"moeapps export {best_file} MODEL.safetensors"]
-    if getattr(getattr(trainer, "datamodule", None), "has_test_data", True):  # data that do not say so have some
+    data: Any = getattr(trainer, "datamodule", None)
+    if hasattr(data, "catalogue"):  # it was trained to recommend, and not to score rows
+        following.append(recommending("MODEL.safetensors", arguments_of_data(folder)))
+    if getattr(data, "has_test_data", True):  # data that do not say so have some
         following.insert(0, f"moeapps test --config {config} --ckpt_path {best_file}")
     print("next: " + "\n      ".join(following))
 

@@ -72,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has one row per event (user, item and time, of which histories are made), or one row per user with the "
         "column <item>_history",
     )
-    parser.add_argument("--time", metavar="COLUMN", default="timestamp", help="with --recommend: the events' time")
+    parser.add_argument(
+        "--time",
+        metavar="COLUMN",
+        default="timestamp",
+        help="with --recommend: the events' time; '' where the rows are in order of time",
+    )
     parser.add_argument("--users", metavar="FILE", help="with --recommend: the features of the users of the events")
     parser.add_argument("--keep-seen", action="store_true", help="with --recommend: also items that a user has had")
     parser.add_argument(
@@ -216,7 +221,7 @@ def _recommend(model: Any, options: argparse.Namespace) -> int:
         options.input,
         options.output,
         options.recommend,
-        time=options.time,
+        time=options.time or None,
         users=options.users,
         exclude_seen=not options.keep_seen,
     )

@@ -168,7 +168,6 @@ def _serve_as_replica(options: argparse.Namespace, token: str | None, port: int,
     """Serve as one of several processes; say through the pipe when, or why not."""
     from moeapps.serve.replicas import end_with_parent
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to load anew
     own = options.port + number + 1 if options.port else 0
     try:
         with _listen(options.host, port, shared=True) as listener, _listen(options.host, own) as alone:
@@ -177,7 +176,10 @@ def _serve_as_replica(options: argparse.Namespace, token: str | None, port: int,
                 pipe.send({"ready": description})
                 end_with_parent(pipe)
 
-            _serve(options, token, [listener, alone], ready)
+            def reloaded() -> None:
+                pipe.send({"reloaded": options.model})
+
+            _serve(options, token, [listener, alone], ready, reloaded, f"worker {number}")
     except (MoEAppsError, OSError) as error:
         pipe.send({"failed": str(error)})
         sys.exit(1)
@@ -185,9 +187,15 @@ def _serve_as_replica(options: argparse.Namespace, token: str | None, port: int,
 
 def _serve(
     options: argparse.Namespace, token: str | None, listeners: list[socket.socket],
-    ready: Callable[[dict[str, Any]], None],
+    ready: Callable[[dict[str, Any]], None], reloaded: Callable[[], None] | None = None, name: str = "",
 ) -> int:  # fmt: skip
-    """Serve with one worker process until a signal; ``ready`` is called when the model is loaded."""
+    """Serve with one worker process until a signal.
+
+    ``ready`` is called when the model is loaded, ``reloaded`` when a client has had it loaded anew. ``name`` is that of
+    this server in the log, where there are several.
+    """
+    early: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: early.append(number))  # the file may be replaced while it is loaded
     import uvicorn
 
     from moeapps.serve.app import make_app
@@ -204,6 +212,8 @@ def _serve(
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.handle_exit, number, None)
             loop.add_signal_handler(signal.SIGHUP, _reload, server)
+            if early:
+                _reload(server)
             yield
 
     limits = Limits(
@@ -226,11 +236,11 @@ def _serve(
         raise _port_error(host, port, error) from None
     ready(description)
     config = uvicorn.Config(
-        make_app(server, description, options.max_body or _max_body(description), token),
+        make_app(server, description, options.max_body or _max_body(description), token, reloaded),
         http=limit_connections(connections), ws="none", log_config=None, access_log=False, server_header=False,
         backlog=_BACKLOG, timeout_graceful_shutdown=int(options.timeout) + 5, timeout_keep_alive=30,
     )  # fmt: skip
-    log_to_stderr()
+    log_to_stderr(name)
 
     async def serve() -> None:
         try:

@@ -9,6 +9,7 @@
 
 import argparse
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -60,6 +61,9 @@ MODELS: dict[str, Callable[..., StreamEstimator]] = {
     "driftmoe-regressor": DriftMoERegressor,
 }
 """Models by the name that ``--model`` takes."""
+
+AS_ARGUMENT, AS_OPTION = r"\bon_bad='(\w+)'", r"--set on_bad=\1"
+"""How a remedy is written in Python, and as an option."""
 
 IN_FOLDER = {"alarms": "alarms.ndjson", "metrics": "metrics.csv", "rejects": "rejects.ndjson"}
 """Files that are written into the checkpoint's folder unless an option names another one."""
@@ -308,7 +312,9 @@ def _summary(job: StreamRun, console: Console, before: Counts) -> int:
     values = {**job.scores.as_dict(), **job.named.as_dict()}
     print_line(console, summary_of(counts, values, job.rate))
     for reason, count in job.reasons.most_common(3):
-        print_line(console, f"rejected {count:,}: {reason}")
+        print_line(console, f"rejected {count:,}: {re.sub(AS_ARGUMENT, AS_OPTION, reason)}")
+    if counts.rejected > before.rejected and (path := getattr(job.rejects, "path", None)) is not None:
+        print_line(console, f"rejected events, and why: {path}")
     for gap in getattr(job.source, "gaps", ()):
         print_line(console, gap)
     if job.unfinished is not None:

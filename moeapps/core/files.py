@@ -234,7 +234,9 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
         raise FileFormatError(f"{path} is a URL: download the file first, {what} is only read from a local path")
     found = Path(path)
     if found.is_dir():
-        raise FileFormatError(f"{path} is a folder, expected {what}")
+        last = found / "checkpoints" / "last.ckpt"
+        of_run = f"; the checkpoint of this run is {last}" if last.is_file() else ""
+        raise FileFormatError(f"{path} is a folder, expected {what}{of_run}")
     if not found.exists():
         raise FileNotFoundError(f"{path} does not exist{similar(found)}, expected {what}")
     return found

@@ -117,6 +117,11 @@ class GraphDataModule(L.LightningDataModule):
         check_split(self.split, [getattr(graph, name, None) for name in MASKS])
         return graph
 
+    @property
+    def labels_name(self) -> str:
+        """What an error calls the labels."""
+        return "y"
+
     def setup(self, stage: str | None = None) -> None:
         """Load, check, encode the labels and split."""
         if hasattr(self, "graph"):
@@ -127,7 +132,7 @@ class GraphDataModule(L.LightningDataModule):
         graph = as_graph(source, split=self.split)
         if graph.y is None:
             raise DataError("the graph has no labels y: they are needed for training")
-        check_marks(graph.y, _used(graph))
+        check_marks(graph.y, _used(graph), self.labels_name)
         self.classes = class_names(graph.y)
         graph.y = encode_labels(graph.y, self.classes)
         if self.normalize_features and on_disk(graph):

@@ -107,7 +107,7 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> Tensor:
     return torch.from_numpy(codes)
 
 
-def check_marks(labels: np.ndarray, used: np.ndarray) -> None:
+def check_marks(labels: np.ndarray, used: np.ndarray, name: str = "y") -> None:
     """Tell a class below 0 from the mark of unlabeled nodes, as far as that can be told.
 
     If nodes that are to be used have a label below 0, this is logged as a warning.
@@ -118,6 +118,8 @@ def check_marks(labels: np.ndarray, used: np.ndarray) -> None:
         From :func:`as_labels`.
     used : bool array of shape (N,)
         Nodes in one of the masks, or all if there are no masks.
+    name : str, default="y"
+        What an error calls the labels.
 
     Raises
     ------
@@ -129,13 +131,14 @@ def check_marks(labels: np.ndarray, used: np.ndarray) -> None:
     way_out = "if that is a class, encode the classes as 0, 1, ... or as text"
     if len(marks) > 1:
         raise DataError(
-            f"y has {len(marks)} values below 0 ({', '.join(str(mark) for mark in marks[:5])}): one of them would mean "
-            f"unlabeled; {way_out}, and mark unlabeled nodes by -1 alone"
+            f"{name} has {len(marks)} values below 0 ({', '.join(str(mark) for mark in marks[:5])}): one of them would "
+            f"mean unlabeled; {way_out}, and mark unlabeled nodes by -1 alone"
         )
     classes = len(class_names(labels))
     if classes < 2:
         hint = f"; {marks[0]} (below 0) means unlabeled: {way_out}" if len(marks) else ""
-        raise DataError(f"y has {classes} class: at least two are needed{hint}")
+        found = "1 class" if classes else "no label"
+        raise DataError(f"{name} has {found}: at least two classes are needed{hint}")
     count = int((below & used).sum())
     if count:
         log.warning(

@@ -1,5 +1,6 @@
 """A graph in two tables for ``moeapps fit``."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -104,3 +105,9 @@ class GraphTableData(GraphDataModule):
         self.node_table, read = NodeTable.learn(self.nodes, self.table_of_edges, self.tables)
         self.node_ids = read.ids
         return read.graph
+
+    @property
+    def labels_name(self) -> str:
+        """The table of nodes, and its column."""
+        table = self.nodes if isinstance(self.nodes, str | os.PathLike) else "nodes"
+        return f"{table}, column {self.tables.target!r},"

@@ -288,6 +288,8 @@ class RankingData(L.LightningDataModule):
         """Schema with this training's targets, and what was inferred; of a file, unnamed columns are ignored."""
         if self.schema is None:
             source.require(self.target_names, "targets")
+            if self.time is not None:
+                source.require([self.time], "time")
             source.require(self.ignored, "ignored")
             left_out = {*self.target_names, *self.ignored}
             names = [name for name in source.columns if name not in left_out]

@@ -13,6 +13,7 @@ from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.evidence import ColumnEvidence
 from moeapps.core.tabledata.numbers import to_days, to_numbers
+from moeapps.core.tabledata.source import errors_named
 from moeapps.recsys.negatives import pairs_in
 
 __all__ = ["Codes", "Events", "Pairs", "as_times", "column_kind", "last_entries"]
@@ -109,7 +110,7 @@ def column_kind(column: pd.Series, name: str) -> str:
     return evidence.decide().kind
 
 
-def as_times(column: pd.Series, name: str, table: str = "frame") -> NDArray[Any]:
+def as_times(column: pd.Series, name: str, table: str = "the frame") -> NDArray[Any]:
     """Times ``(n,)`` as numbers that have their order.
 
     Raises
@@ -121,7 +122,11 @@ def as_times(column: pd.Series, name: str, table: str = "frame") -> NDArray[Any]
         times: NDArray[Any] = column.astype("uint64" if column.dtype.kind == "u" else "int64").to_numpy()
         return times
     missing = missing_texts()
-    values = (to_days if column_kind(column, name) == "time" else to_numbers)(column, missing, name)
+    known = column.dropna().head(1000)
+    known = known[~known.isin(list(missing))]
+    numbers = pd.api.types.is_numeric_dtype(known) or pd.to_numeric(known.astype(object), errors="coerce").notna()
+    with errors_named(table):  # where some cells are numbers and some are times, the fewer ones are the wrong ones
+        values = (to_numbers if np.mean(numbers) > 0.5 else to_days)(column, missing, name)
     if not np.isfinite(values).all():
         raise DataError(f"{table}: {name!r} is missing or infinite at row {int((~np.isfinite(values)).argmax())}")
     return values

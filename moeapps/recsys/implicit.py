@@ -342,18 +342,19 @@ def implicit_feedback(
     names = [name for name in (user, item, time) if name is not None]
     if len(set(names)) < len(names):
         raise ConfigError(f"user, item and time must be three columns, got {', '.join(map(repr, names))}")
-    _require_events(TableSource(frame), {"user": user, "item": item, "time": time})
+    source = TableSource(frame)
+    _require_events(source, {"user": user, "item": item, "time": time})
     events = _read(frame, names, [user, item])
     if len(events) == 0:
-        raise DataError("frame has no events")
-    user_table, user_codes = _catalogue(events[user], users, user, "users")
-    item_table, item_codes = _catalogue(events[item], items, item, "items")
+        raise DataError(f"{source.name} has no events")
+    user_table, user_codes = _catalogue(events[user], source.name, users, user, "users")
+    item_table, item_codes = _catalogue(events[item], source.name, items, item, "items")
     if both := [name for name in user_table.columns if name in item_table.columns]:
         raise DataError(f"users and items both have the column {both[0]!r}: rename one of them")
     for name in (f"{item}_history", INTERACTION):
         if name in (*user_table.columns, *item_table.columns):
             raise DataError(f"users or items have a column {name!r}, which is made by implicit_feedback: rename it")
-    times = np.arange(len(events)) if time is None else as_times(events[time], time)
+    times = np.arange(len(events)) if time is None else as_times(events[time], time, source.name)
     order = np.argsort(times, kind="stable")
     nothing = Events(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
     every = Events(user_codes, item_codes, times).at(order)
@@ -396,26 +397,31 @@ def _typed(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return frame
 
 
-def _catalogue(column: pd.Series, table: Table | None, name: str, argument: str) -> tuple[pd.DataFrame, Codes]:
-    """One row per id, and the number of each event's id."""
-    missing = missing_texts()
+def _catalogue(
+    column: pd.Series, events: str, table: Table | None, name: str, argument: str
+) -> tuple[pd.DataFrame, Codes]:
+    """One row per id, and the number of each event's id; errors call the events' table ``events``."""
+    missing, called = missing_texts(), argument
     if table is None:
         values = distinct_values(column, missing, name)
         frame = pd.DataFrame({name: pd.Series(values, dtype=object).infer_objects()})
     else:
+        source = TableSource(table)
+        called = source.name if source.is_file else argument
         frame = _read(table, None, [name], argument.removesuffix("s"))
         frame = frame[[name, *(other for other in frame.columns if other != name)]]
         values = frame[name].tolist()
         if frame[name].isna().any():
-            raise DataError(f"{argument}: {name!r} is missing at row {int(frame[name].isna().to_numpy().argmax())}")
+            raise DataError(f"{called}: {name!r} is missing at row {int(frame[name].isna().to_numpy().argmax())}")
         if frame[name].duplicated().any():
             twice = frame[name][frame[name].duplicated()].tolist()[0]
-            raise DataError(f"{argument} has {shown(twice)} of {name!r} twice: one row for each")
+            raise DataError(f"{called} has {shown(twice)} of {name!r} twice: one row for each")
     codes = Vocabulary(values, missing, name).codes(column)
     if (codes < 0).any():
         row = int((codes < 0).argmax())
         cell, count = column.iloc[[row]].tolist()[0], int((codes < 0).sum())
+        rows = "1 row" if count == 1 else f"{count} rows"
         if table is None or cell is None or cell != cell:
-            raise DataError(f"frame: {name!r} is missing at row {row} ({count} rows in all): drop such rows")
-        raise DataError(f"{argument} has no row for {name}={shown(cell)}, which is in the frame ({count} rows in all)")
+            raise DataError(f"{events}: {name!r} is missing at row {row} ({rows} in all): drop such rows")
+        raise DataError(f"{called} has no row for {name}={shown(cell)}, which is in {events} ({rows} in all)")
     return frame, codes.astype(np.int64)

@@ -113,9 +113,11 @@ def _reliability(target: Target) -> Picture:
 
 
 def _roc(target: Target) -> Picture:
-    false, true, _ = roc_curve(target.truth == 1, target.predicted[:, 1])
+    """Of two classes the rarer one is what is looked for."""
+    wanted = int(np.mean(target.truth == 1) <= 0.5)
+    false, true, _ = roc_curve(target.truth == wanted, target.predicted[:, wanted])
     place = int(np.searchsorted(false, 0.1, side="right")) - 1
-    name = target.classes[1]
+    name = target.classes[wanted]
     title = f"With 10 % false alarms, {percent(true[place])} of all {name} are found"
     kept = np.unique(np.linspace(0, len(false) - 1, 150).astype(int))
 

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.inspection import permutation_importance
 
 from moeapps.report.figures import COLORS, INK, Picture, draw_chart
+from moeapps.report.graph_shuffles import CONNECTIONS, EVERYTHING
 from moeapps.report.judged import Judged, Target
-from moeapps.report.node_shuffles import CONNECTIONS, EVERYTHING
 from moeapps.report.sections import Section, listed, number, plural
 
 __all__ = ["importance"]

@@ -73,7 +73,8 @@ def _not_better(target: Target, measures: Sequence[Measure]) -> Iterator[str]:
     if any(one.beats_baseline for one in ranked):  # what is right is known, how surely is not
         yield (
             f"the probabilities of {name} are no better than those of one constant {than}, though its classes are told "
-            "apart: too certain where it is wrong; calibrate (scikit-learn's CalibratedClassifierCV), or train on more"
+            "apart: use the order of the rows and not the probabilities; calibrate (scikit-learn's "
+            "CalibratedClassifierCV), or train on more"
         )
         return
     yield (

@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from moeapps.core.arrays import as_array
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.tabledata.source import TableSource, listed
+from moeapps.graph.edges import Edges
 from moeapps.graph.link_graph import LinkGraph, pair_columns
+from moeapps.graph.links import Structure
 from moeapps.registry import did_you_mean
+from moeapps.report.graph_shuffles import GraphShuffles
 
-__all__ = ["describe_pairs", "edges_among", "opened_pairs", "pair_names", "read_labeled_pairs"]
+__all__ = ["describe_pairs", "edges_among", "opened_pairs", "pair_names", "read_labeled_pairs", "shuffled_pairs"]
 
 
 def read_labeled_pairs(
@@ -90,3 +94,21 @@ def pair_names(graph: LinkGraph, pairs: Any) -> Sequence[str]:
     """The two ids, or numbers, of each pair."""
     source, target = map(graph.ids, graph.pairs(pairs).numpy())
     return [f"{first} - {second}" for first, second in zip(source, target, strict=True)]
+
+
+def shuffled_pairs(model: Any, graph: LinkGraph, pairs: Any) -> GraphShuffles:
+    """Predictions of pairs while columns of the nodes, or their connections, are shuffled over the whole graph."""
+    plain = replace(graph, table=None, names=None)  # the pairs are numbers from here on
+    numbers = graph.pairs(pairs).numpy().T
+
+    def ask(x: Any, edge_index: Any) -> Any:
+        shuffled = replace(plain, x=x)
+        if edge_index is not graph.edges.index:
+            nodes = graph.x.shape[0]
+            edges = Edges(edge_index, graph.edges.weight, nodes)
+            shuffled = replace(shuffled, edges=edges, structure=Structure(edge_index, nodes))
+        return model.predict_proba(numbers, shuffled)
+
+    table = model.node_table_ if graph.table is not None else None
+    columns = {f"feature {f}": [f] for f in range(graph.x.shape[1])} if table is None else table.features_of_columns()
+    return GraphShuffles(ask, graph.x, graph.edges.index, columns)

@@ -22,9 +22,9 @@ from moeapps.core.labels import UNKNOWN, encode
 from moeapps.core.tabledata.frames import as_frame, is_table
 from moeapps.core.views import Gallery, Views
 from moeapps.registry import did_you_mean
+from moeapps.report.graph_shuffles import GraphShuffles
 from moeapps.report.judged import Judged, Target
-from moeapps.report.node_shuffles import NodeShuffles
-from moeapps.report.pairs import describe_pairs, edges_among, opened_pairs, pair_names
+from moeapps.report.pairs import describe_pairs, edges_among, opened_pairs, pair_names, shuffled_pairs
 
 __all__ = ["ROWS", "judge", "refuse_without_page"]
 
@@ -365,7 +365,13 @@ def _nodes(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
         opinions = model.expert_predictions(graph, nodes=nodes)
     if columns is None:
         columns = {_feature_name(features, f): [f] for f in range(graph.num_features)}
-    shuffles = NodeShuffles(model, graph, nodes, columns)
+    asked = copy.copy(graph)
+
+    def ask(x: Any, edge_index: Any) -> Any:
+        asked.x, asked.edge_index = x, edge_index
+        return model.predict_proba(asked, nodes=nodes)
+
+    shuffles = GraphShuffles(ask, graph.x, getattr(graph, "edge_index", None), columns)
     return Judged(
         [judged], _node_columns(graph, nodes, features), weights, opinions, shuffles.predict, notes=notes,
         shuffled=shuffles.frame,
@@ -387,14 +393,15 @@ def _links(model: Any, X: Any, y: Any, target: str, seed: int) -> Judged:
         target, _codes(model, truth[rows], target), np.column_stack([1 - probability, probability]), _classes(model)
     )
     weights = table.filter(regex="^weight_").rename(columns=lambda name: name.removeprefix("weight_"))
-    among = edges_among(graph, pairs)
+    among, shuffles = edges_among(graph, pairs), shuffled_pairs(model, graph, pairs)
     hints = [
         f"{among:,} of the {len(rows):,} pairs are edges of the graph that is given: they pass messages, and look "
         "better than new pairs; take those that are to be scored out of the table of edges"
     ] if among else []  # fmt: skip
     return Judged(
-        [judged], describe_pairs(graph, pairs), _named(weights), model.expert_predictions(pairs, graph), notes=notes,
-        names=pair_names(graph, pairs), row_name="pair", hints=hints,
+        [judged], describe_pairs(graph, pairs), _named(weights), model.expert_predictions(pairs, graph),
+        shuffles.predict, notes=notes, shuffled=shuffles.frame, names=pair_names(graph, pairs), row_name="pair",
+        hints=hints,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@
 4. A refusal from any of these becomes JSON in :func:`~moeapps.serve.guard.respond`.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -38,7 +38,11 @@ Keep = Annotated[Sequence[str], Query(description="fields of a row to copy next 
 
 
 def make_app(
-    server: ModelServer, description: dict[str, Any], max_body: int = 1_048_576, token: str | None = None
+    server: ModelServer,
+    description: dict[str, Any],
+    max_body: int = 1_048_576,
+    token: str | None = None,
+    reloaded: Callable[[], None] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -52,6 +56,8 @@ def make_app(
         Bytes that a request may have.
     token : str, optional
         What clients have to send as ``Authorization: Bearer <token>``; none when None, the default.
+    reloaded : callable, optional
+        Called when a client has had the file loaded anew, so that other servers behind the same port follow.
     """
 
     @asynccontextmanager
@@ -70,7 +76,8 @@ def make_app(
     counters = Metrics(server)
     server.observe = counters.observe
     _add_errors(app, description)
-    _add_operations(app, server, description, counters, token)
+    _add_operations(app, server, description, counters)
+    _add_reload(app, server, token, reloaded)
     _add_health(app, server)
     _add_pages(app, server, counters)
     counters.routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
@@ -80,9 +87,7 @@ def make_app(
     return app
 
 
-def _add_operations(
-    app: FastAPI, server: ModelServer, description: dict[str, Any], counters: Metrics, token: str | None
-) -> None:
+def _add_operations(app: FastAPI, server: ModelServer, description: dict[str, Any], counters: Metrics) -> None:
     if description["kind"] == "generator":
         _add_sample(app, server, description)
     else:
@@ -127,11 +132,16 @@ def _add_operations(
             answer, repeated = await server.learn(content, rows_of(content), key, _size(request))
             return Json(answer, headers={"Idempotency-Replayed": "true"} if repeated else None)
 
+
+def _add_reload(app: FastAPI, server: ModelServer, token: str | None, reloaded: Callable[[], None] | None) -> None:
     @app.post("/reload", summary="Serve what is in the model's file now; only with a token")
     async def reload() -> JSONResponse:
         if token is None:  # else everyone who reaches the server could keep it busy with loading
             raise Refusal(403, "reload_needs_token", "a server without a token is reloaded by SIGHUP only")
-        return Json(await server.reload())
+        now = await server.reload()
+        if reloaded is not None:
+            reloaded()
+        return Json(now)
 
 
 def _add_sample(app: FastAPI, server: ModelServer, description: dict[str, Any]) -> None:

@@ -40,11 +40,19 @@ class Bounded(logging.Filter):
         return True
 
 
-def log_to_stderr() -> None:
-    """Send warnings and errors of the server and of what it is built on to standard error, bounded."""
+def log_to_stderr(name: str = "") -> None:
+    """Send warnings and errors of the server and of what it is built on to standard error, bounded.
+
+    Parameters
+    ----------
+    name : str, default=""
+        Which of several servers this is; it stands in every line.
+    """
     handler = logging.StreamHandler()
     handler.addFilter(Bounded())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s %(name)s: {name + ': ' if name else ''}%(message)s")
+    )
     for name in ("moeapps.serve", "uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

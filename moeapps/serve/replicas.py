@@ -3,7 +3,8 @@
 1. A process per worker loads the model and listens.
 2. Only when all are ready does the command say so.
 3. A process that ends is started again; meanwhile connections go to the others.
-4. SIGTERM and SIGINT end all of them, when they have answered; SIGHUP lets all of them load the file anew.
+4. SIGTERM and SIGINT end all of them, when they have answered.
+5. SIGHUP lets all of them load the file anew. A client's request for this reaches one of them, the others follow.
 """
 
 import logging
@@ -30,7 +31,8 @@ PAUSE = 2.0
 """Seconds before a process is started again that could not load the model."""
 
 Work = Callable[[int, Connection], None]
-"""What a process does; picklable. It sends ``{"ready": description}`` or ``{"failed": text}`` once."""
+"""What a process does; picklable. It sends ``{"ready": description}`` or ``{"failed": text}`` once, and ``{"reloaded":
+path}`` when it was asked to load the file anew, and has done so."""
 
 
 class Replicas:
@@ -103,9 +105,12 @@ class Replicas:
         signal.signal(signal.SIGHUP, lambda *_: self._tell(signal.SIGHUP))
         try:
             while not stop.is_set():
-                wait([process.sentinel for process in self._processes if process.is_alive()], 0.2)
+                alive = [number for number, process in enumerate(self._processes) if process.is_alive()]
+                wait([*(self._processes[n].sentinel for n in alive), *(self._pipes[n] for n in alive)], 0.2)
                 for number, process in enumerate(self._processes):
-                    if not process.is_alive() and not stop.is_set():
+                    if process.is_alive():
+                        self._hear(number)
+                    elif not stop.is_set():
                         self._start_again(number)
         finally:
             self.end()
@@ -118,27 +123,31 @@ class Replicas:
         if number not in self._again:
             self.restarts += 1
             log.error("worker %d ended (exit status %s): it is started again", number, self._processes[number].exitcode)
-            told = self._pipes[number].poll() and self._first(number)
-            self._again[number] = now + (PAUSE if told else 0.0)
+            self._again[number] = now + (PAUSE if self._hear(number) else 0.0)
         if now >= self._again[number]:
             del self._again[number]
             self._pipes[number].close()
             self._processes[number], self._pipes[number] = self._launch(number)
 
-    def _first(self, number: int) -> bool:
-        """Whether a process that ended has told of a failure; it is logged."""
+    def _hear(self, number: int) -> bool:
+        """Do what a process has sent; whether it tells of a failure, which is logged."""
+        failed = False
         try:
-            first = self._pipes[number].recv()
-        except (EOFError, OSError):
-            return False
-        if "failed" in first:
-            log.error("worker %d: %s", number, first["failed"])
-        return "failed" in first
+            while self._pipes[number].poll():
+                told = self._pipes[number].recv()
+                if "failed" in told:
+                    log.error("worker %d: %s", number, told["failed"])
+                    failed = True
+                elif "reloaded" in told:
+                    self._tell(signal.SIGHUP, but=number)
+        except (EOFError, OSError):  # it has ended
+            pass
+        return failed
 
-    def _tell(self, number: int) -> None:
-        for process in self._processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, number)
+    def _tell(self, what: int, but: int | None = None) -> None:
+        for number, process in enumerate(self._processes):
+            if number != but and process.is_alive() and process.pid is not None:
+                os.kill(process.pid, what)
 
     def end(self) -> None:
         """Let all answer what they have, and end."""

@@ -138,7 +138,7 @@ class Worker:
 
 def _work(pipe: Connection, path: str, tables: tuple[str, str] | None) -> None:
     """Answer until the pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server says when to stop
         signal.signal(number, signal.SIG_IGN)
     from moeapps.serve.services import open_service
 

@@ -263,8 +263,8 @@ class TableData(L.LightningDataModule):
             raise ConfigError("file is not set: a frame, or the path of a .csv or .parquet file, is needed to learn")
         source = TableSource(table, missing=self.missing)
         source.require([self.target], "target")
-        others = [name for name in (self.weight, *self.ignore_columns) if name is not None]
-        source.require(others, "weight and ignore_columns")
+        source.require([] if self.weight is None else [self.weight], "weight")
+        source.require(self.ignore_columns, "ignore_columns")
         left_out = {self.target, self.weight, *self.ignore_columns}
         names = [name for name in source.columns if name not in left_out]
         if not names:
@@ -287,8 +287,10 @@ class TableData(L.LightningDataModule):
             self._read |= {"train": train.rows(np.sort(rows)), "val": train.rows(np.sort(held))}
 
     def _learn_target(self, source: TableSource, column: Column) -> None:
-        parts = [self._target(frame) for frame in source.batches([self.target or ""])]
-        values = source.named(lambda: pd.concat(parts, ignore_index=True))
+        frame: pd.DataFrame = source.named(
+            lambda: pd.concat(list(source.batches([self.target or ""])), ignore_index=True)
+        )
+        values = source.named(lambda: self._target(frame))
         numbers = column.kind == "number"
         self.classes = None
         if self.given_task != "regression":
@@ -325,7 +327,11 @@ class TableData(L.LightningDataModule):
     def _target(self, frame: pd.DataFrame) -> pd.Series:
         column = frame[self.target]
         if (gone := column.isna() | column.isin(list(self.missing))).any():
-            raise DataError(f"{self.target!r} is missing in row {int(np.argmax(gone))}: leave such rows out")
+            count = int(gone.sum())
+            raise DataError(
+                f"{self.target!r} is missing in row {int(np.argmax(gone))} ({count:,} row{'s' * (count > 1)} in all): "
+                "leave such rows out"
+            )
         return column
 
     def _labels(self, values: pd.Series, numbers: bool) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 # Shapes: N images, C channels, H height, W width
 
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,9 @@ __all__ = [
     "stack_images",
 ]
 
+LOOKED_AT = 1000
+"""Files after a broken one that are tried, too."""
+
 
 def read_images(
     files: Sequence[Source], channels: int = 3, size: int | None = None, names: Sequence[str] | None = None
@@ -50,13 +53,33 @@ def read_images(
     Raises
     ------
     DataError
-        If a file cannot be read, or has another size than the first.
+        If a file cannot be read, naming also some of the others, or has another size than the first.
     """
     if names is None:
         names = [str(file) if isinstance(file, str | Path) else f"image {i}" for i, file in enumerate(files)]
-    # a generator: only one decoded image is held beside the result
-    opened = ((name, read_image(file, channels, size, name)) for name, file in zip(names, files, strict=True))
-    return stack_images(opened, len(files))
+
+    def opened() -> Iterator[tuple[str, NDArray[Any]]]:  # only one decoded image is held beside the result
+        for i, (name, file) in enumerate(zip(names, files, strict=True)):
+            try:
+                image = read_image(file, channels, size, name)
+            except DataError as error:
+                raise DataError(f"{error}{_further_broken(files[i + 1 :], names[i + 1 :])}") from None
+            yield name, image
+
+    return stack_images(opened(), len(files))
+
+
+def _further_broken(files: Sequence[Source], names: Sequence[str]) -> str:
+    """The end of an error: which of the next files on disk cannot be read either, so that all are found at once."""
+    broken = []
+    for name, file in list(zip(names, files, strict=True))[:LOOKED_AT]:
+        try:
+            if isinstance(file, str | Path):
+                read_image(file)
+        except DataError:
+            broken.append(name)
+    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+    return f"; neither can {', '.join(broken[:5])}{more}: move them out of the folder" if broken else ""
 
 
 def read_tar(path: str | Path, channels: int = 3, size: int | None = None) -> dict[str, tuple[Tensor, list[str]]]:

@@ -115,6 +115,30 @@ def test_seeding_steps_leaves_nothing_behind_for_a_device_that_is_not_used():
     assert len(waiting) == before
 
 
+class Evaluated(ToyModule):
+    """Logs its validation by the means over all rows, as moeapps' own modules do."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y, _ = batch
+        self.log_evaluation({"val/loss": F.cross_entropy(self.head(self.moe(x)), y)}, len(x), batch_idx)
+
+
+def test_a_callback_reads_the_metrics_of_a_validation_when_it_has_ended():
+    seen: list[float] = []
+
+    class Reporter(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(float(trainer.callback_metrics["val/loss"]))
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"max_epochs": 2, "num_sanity_val_steps": 0, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", callbacks=[Reporter()], **quiet, **options)
+    module = Evaluated()
+    trainer.fit(module, ToyData(60))
+    assert len(seen) == 2
+    assert seen[1] == pytest.approx(float(trainer.validate(module, ToyData(60), verbose=False)[0]["val/loss"]))
+
+
 def test_means_of_an_evaluation_count_by_their_weights():
     means = EvaluationMeans()
     means.add({"loss": torch.tensor(1.0), "few": torch.tensor(5.0)}, {"loss": torch.tensor(3), "few": torch.tensor(1)})

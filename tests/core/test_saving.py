@@ -230,6 +230,13 @@ def test_a_missing_file_a_folder_and_a_url_are_named(tmp_path):
         load("https://example.org/model")
 
 
+def test_a_run_in_place_of_a_model_is_refused_with_its_checkpoint(tmp_path):
+    (tmp_path / "version_0/checkpoints").mkdir(parents=True)
+    (tmp_path / "version_0/checkpoints/last.ckpt").touch()
+    with pytest.raises(FileFormatError, match=r"the checkpoint of this run is \S*version_0/checkpoints/last"):
+        load(tmp_path / "version_0")
+
+
 @pytest.mark.parametrize(
     "labels", [["a", "bc"], [True, False], [3, 7], [1.0, 2.0], np.array(["a", 3], dtype=object)], ids=str
 )

@@ -1,5 +1,7 @@
 """Links of a graph in two tables: training, files of pairs, requests, and what is refused."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -64,8 +66,16 @@ def folder(people, calls, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(["fit", "--model", "LinkModule", *small, "--data", "LinkTableData", *given, *quiet]) == 0
-        assert main(["export", "moeapps-runs/version_0", "links.safetensors"]) == 0
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            assert main(["export", "moeapps-runs/version_0", "links.safetensors"]) == 0
+    (place / "told.txt").write_text(told.getvalue())
     return place
+
+
+def test_export_names_the_tables_in_the_next_commands(folder):
+    told = (folder / "told.txt").read_text()
+    assert "moeapps score links.safetensors --input PAIRS --nodes people.csv --edges calls.csv" in told
+    assert "moeapps serve links.safetensors --nodes people.csv --edges calls.csv\n" in told
 
 
 @pytest.fixture(scope="module")

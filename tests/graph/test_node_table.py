@@ -149,6 +149,14 @@ def test_what_is_not_in_the_tables_is_named(nodes, edges, options, told):
         learned(nodes, edges, **options)
 
 
+@pytest.mark.parametrize(("label", "told"), [(None, "no label"), ("old", "1 class")])
+def test_a_column_without_two_labels_is_named_with_its_table(nodes, edges, tmp_path, label, told):
+    nodes.assign(label=label).to_csv(tmp_path / "nodes.csv", index=False)
+    data = GraphTableData(tmp_path / "nodes.csv", edges, "label", id="account")
+    with pytest.raises(DataError, match=rf"nodes\.csv, column 'label', has {told}: at least two classes are needed"):
+        data.setup("fit")
+
+
 def test_a_column_of_splits_makes_the_masks(nodes, edges):
     parts = np.where(np.arange(60) % 5 == 0, "Val", np.where(np.arange(60) % 5 == 1, "test", "train"))
     parts[7] = ""

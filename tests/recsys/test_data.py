@@ -314,3 +314,9 @@ def test_the_old_name_of_has_validation():
     with pytest.warns(DeprecationWarning, match="has_validation") as caught:
         assert RankingData().watched is False
     assert caught[0].filename == __file__
+
+
+def test_a_column_of_times_that_is_not_there_is_named_with_its_argument():
+    frame = pd.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 2, 3], "when": [1, 2, 3], "click": [0, 1, 0]})
+    with pytest.raises(DataError, match=r"lacks the column 'wen', which time names; did you mean 'when'\?"):
+        RankingData(frame, targets=["click"], time="wen").setup("fit")

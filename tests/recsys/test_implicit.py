@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -149,7 +151,7 @@ def test_dates_give_the_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item_id": [1.0, None, 3.0]}, "frame: 'item_id' is missing at row 1 .1 rows in all.: drop such rows"),
+        ({"item_id": [1.0, None, 3.0]}, "frame: 'item_id' is missing at row 1 .1 row in all.: drop such rows"),
         ({"timestamp": [1.0, 2.0, np.nan]}, "frame: 'timestamp' is missing or infinite at row 2"),
     ],
 )
@@ -157,6 +159,34 @@ def test_a_missing_cell_is_refused_by_row(change, message):
     frame = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]}).assign(**change)
     with pytest.raises(DataError, match=message):
         implicit_feedback(frame)
+
+
+FILES = {
+    "id": ("u1,,2026-01-03", "events.csv: 'item_id' is missing at row 2 (1 row in all): drop such rows"),
+    "time": ("u1,a,", "events.csv: 'timestamp' is missing or infinite at row 2"),
+    "no time": ("u1,a,yesterday", "events.csv: column 'timestamp', row 2: 'yesterday' is not a time"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), FILES.values(), ids=FILES)
+def test_a_wrong_cell_of_a_file_is_refused_by_file_and_row(tmp_path, monkeypatch, row, message):
+    monkeypatch.chdir(tmp_path)
+    rows = ["user_id,item_id,timestamp", "u1,a,2026-01-01", "u2,b,2026-01-02", row, "u2,c,2026-01-04"]
+    (tmp_path / "events.csv").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=re.escape(message)):
+        implicit_feedback("events.csv")
+
+
+def test_a_wrong_number_among_times_that_are_numbers_is_named():
+    frame = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": ["1", "2", "late"]})
+    with pytest.raises(DataError, match="the frame: column 'timestamp', row 2: 'late' is not a number"):
+        implicit_feedback(frame)
+
+
+def test_a_file_of_features_is_named_where_a_row_is_missing_in_it(tmp_path):
+    pd.DataFrame({"item_id": range(19)}).to_csv(tmp_path / "items.csv", index=False)
+    with pytest.raises(DataError, match=r"items\.csv has no row for item_id=19, which is in the frame"):
+        implicit_feedback(events(), items=tmp_path / "items.csv")
 
 
 def test_an_item_without_a_row_of_features_is_refused_by_name():

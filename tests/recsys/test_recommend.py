@@ -336,7 +336,8 @@ def test_a_checkpoint_becomes_an_estimator_that_recommends(feedback, tmp_path, c
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    capsys.readouterr()
+    told = capsys.readouterr().out
+    assert f"moeapps score MODEL.safetensors --input {tmp_path / 'events.csv'} --recommend 10 --users" in told
     assert main(["test", "--config", str(tmp_path / "config.yaml"), "--ckpt_path", str(checkpoint)]) == 0
     assert "test/hr@10" in capsys.readouterr().out
     model = moeapps.load(checkpoint)

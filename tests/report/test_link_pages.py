@@ -68,6 +68,32 @@ def test_a_page_has_what_the_model_predicts(folder, model):
     np.testing.assert_allclose(held.first.predicted, expected, atol=1e-6)
 
 
+def test_columns_of_the_nodes_and_connections_are_shuffled_over_the_whole_graph(folder, model):
+    pairs = pd.read_csv(folder / "pairs.csv").dropna()
+    tables = (str(folder / "people.csv"), str(folder / "calls.csv"))
+    judged = judge(model, (pairs[["caller", "called"]], *tables), pairs["linked"])
+    own = judged.shuffled
+    assert list(own) == [*model.node_table_.features_of_columns(), "connections"]
+    np.testing.assert_allclose(judged.predict(own)[0], judged.first.predicted, atol=1e-6)
+    people = pd.read_csv(folder / "people.csv")
+    for name in own:
+        turned = judged.predict(own.assign(**{name: np.roll(own[name], 1)}))[0][:, 1]
+        if name == "connections":
+            assert not np.allclose(turned, judged.first.predicted[:, 1])
+        else:  # as if the column had been so in the table
+            moved = people.assign(**{name: np.roll(people[name], 1)})
+            expected = model.predict_proba(pairs[["caller", "called"]], moved, tables[1])[:, 1]
+            np.testing.assert_allclose(turned, expected, atol=1e-5)
+
+
+def test_the_page_of_a_model_of_links_says_which_columns_matter(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert report(*GRAPH, "--target", "linked", "--output", "columns.html") == 0
+    page = (folder / "columns.html").read_text()
+    assert "Which columns matter" in page
+    assert "connections, when nodes exchange neighbours" in page
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

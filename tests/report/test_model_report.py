@@ -218,6 +218,15 @@ def test_the_reliability_curve_tells_certain_from_right():
     assert certain.startswith("Probabilities are too certain: 2")
 
 
+@pytest.mark.parametrize(("share", "wanted"), [(0.03, "yes"), (0.97, "no")])
+def test_of_two_classes_the_roc_curve_is_about_the_rarer_one(share, wanted):
+    truth = (np.arange(400) < 400 * share).astype(int)
+    sure = np.where(truth == 1, 0.9, 0.1)
+    section = evaluate(Target("y", truth, np.column_stack([1 - sure, sure]), ["no", "yes"]))
+    titles = [picture.title.replace("\xa0", " ") for picture in section.pictures]
+    assert f"With 10 % false alarms, 100 % of all {wanted} are found" in titles
+
+
 def test_of_many_classes_the_most_frequent_confusions_are_listed():
     truth = np.arange(400) % 20
     best = np.where(truth == 7, 3, truth)

@@ -45,7 +45,8 @@ def ask(client) -> dict:
 def test_a_reload_serves_the_new_file_and_one_with_other_columns_is_refused(table, others, tmp_path):
     path = tmp_path / "model.safetensors"
     shutil.copy(table, path)
-    with local(path, token="t") as client:
+    told: list[bool] = []
+    with local(path, token="t", reloaded=lambda: told.append(True)) as client:
         assert client.post("/reload").status_code == 401
         before = ask(client)
         shutil.copy(others["narrow"], path)
@@ -60,12 +61,14 @@ def test_a_reload_serves_the_new_file_and_one_with_other_columns_is_refused(tabl
         path.unlink()
         assert client.post("/reload", headers=TOKEN).status_code == 409
         assert ask(client) == before
+        assert not told, "other servers do not follow"
         shutil.copy(others["same"], path)
         answer = client.post("/reload", headers=TOKEN)
         assert (answer.status_code, answer.json()["columns"]) == (
             200,
             client.get("/info", headers=TOKEN).json()["columns"],
         )
+        assert told == [True]
         after = ask(client)
         assert after != before
         expected = moeapps.load(path).predict_proba(people(1).assign(**{k: [v] for k, v in ROW.items()}))[0, 1]

@@ -121,6 +121,21 @@ def test_a_process_that_cannot_begin_says_why_and_the_others_end():
     assert not any(process.is_alive() for process in several._processes)
 
 
+def run_for_a_second(several: Replicas, caplog) -> list[str]:
+    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    several.run()
+    timer.join()
+    return sorted(record.getMessage() for record in caplog.records)
+
+
+def test_a_reload_that_one_worker_was_asked_for_reaches_the_others(caplog):
+    several = Replicas(3, small_work.reload)
+    several.wait_ready()
+    told = ["worker 1: asked to reload", "worker 2: asked to reload"]
+    assert run_for_a_second(several, caplog) == told, "the first one has done so already"
+
+
 def test_several_workers_do_not_learn(table, tmp_path, capsys):
     assert main(["serve", str(table), "--workers", "2", "--learn", str(tmp_path / "learned.safetensors")]) == 2
     assert "--learn needs --workers 1: each worker would learn only what it is sent" in capsys.readouterr().err

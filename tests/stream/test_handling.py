@@ -260,6 +260,16 @@ def test_bytes_are_refused_with_the_name_of_the_field(capsys):
     assert Path("c/stream.safetensors").exists()
 
 
+def test_a_bad_value_names_the_option_that_takes_it_for_missing(capsys):
+    lines = ['{"a": 1, "y": "u"}', '{"a": 2, "y": "v"}'] * 5 + ['{"a": "hot", "y": "u"}']
+    Path("data.ndjson").write_text("\n".join(lines) + "\n")
+    given = ["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c"]
+    assert main([*given, *SMALL]) == 0
+    assert "; --set on_bad=impute takes bad values for missing, --set on_bad=skip leaves" in capsys.readouterr().out
+    assert main([*given[:-1], "d", *SMALL, "--set", "on_bad=impute"]) == 0
+    assert " 0 rejected" in capsys.readouterr().out
+
+
 # --- S14
 
 
@@ -269,6 +279,7 @@ def test_a_run_in_which_everything_is_rejected_ends_with_3_and_says_why(capsys):
     out = capsys.readouterr().out
     assert "6 rejected" in out
     assert "rejected 5: not a JSON object: Expecting value" in out
+    assert "rejected events, and why: c/rejects.ndjson" in out
     assert "field 'a' occurs twice" in out
     assert (
         main(["stream", "run", "--source", "data.ndjson", "--target", "y", "--checkpoint", "c", "--resume", *SMALL])

@@ -14,7 +14,7 @@ from moeapps import MoEClassifier, MoERegressor
 from moeapps.cli.main import main
 from moeapps.core.callbacks import BestWeights, LastCheckpoint
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.serve.services import open_service
 from moeapps.tables import TableData, TableModule
 
@@ -196,3 +196,19 @@ def test_a_checkpoint_of_another_table_is_refused(run, tmp_path):
     other = TableData(customers().drop(columns="country"), "churned")
     with pytest.raises(FileFormatError, match="the data is not what the checkpoint was trained on"):
         train(TableModule(**SMALL), other, tmp_path, ckpt_path=path, weights_only=True)
+
+
+def test_a_row_without_a_label_is_named_with_its_file_also_far_down(tmp_path):
+    rows = ["a,y"] + [f"{i % 9},{'u' if i % 2 else 'v'}" for i in range(70_000)]
+    rows[69_001] = "1,"
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"table\.csv: 'y' is missing in row 69000 \(1 row in all\): leave such"):
+        TableData(tmp_path / "table.csv", "y").setup("fit")
+
+
+@pytest.mark.parametrize("argument", [{"ignore_columns": ["aa"]}, {"weight": "aa"}])
+def test_a_column_that_is_not_there_is_named_with_its_argument(argument):
+    frame = pd.DataFrame({"a": range(6), "b": [1.5, 2] * 3, "y": list("uvuvuv")})
+    (name,) = argument
+    with pytest.raises(DataError, match=f"lacks the column 'aa', which {name} names"):
+        TableData(frame, "y", **argument).setup("fit")

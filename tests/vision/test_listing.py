@@ -215,3 +215,12 @@ def test_a_damaged_file_is_named_in_one_line_whichever_process_reads_it(workers,
     data.setup("test")
     with pytest.raises(DataError, match=r"^\S*photos/cat/03.png cannot be read as an image: [\w ]+$"):
         list(data.test_dataloader())
+
+
+def test_all_damaged_files_are_named_at_once(tmp_path):
+    folder = make_folder(tmp_path / "photos", 6)
+    for name in ("01.png", "03.png"):
+        (folder / "cat" / name).write_text("no picture")
+    files, _, _ = find_images(folder)
+    with pytest.raises(DataError, match=r"cat/01.png cannot be .*; neither can \S*cat/03.png: move them out of"):
+        read_images(files)

@@ -1,5 +1,6 @@
 """Tables in files of any size, read in batches of rows: CSV, Parquet, NDJSON, compressed or in parts."""
 
+import codecs
 import io
 import json
 import os
@@ -155,12 +156,15 @@ class _TextPart(_Part):
         self._delimiter = "\t" if file_ending(path) == ".tsv" else ","
         try:
             self.columns = list(self._open(_BLOCK).schema.names)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last one is of the header
             if "Empty CSV" in str(error):
                 raise FileFormatError(f"{path} is empty: expected a header with the names of the columns") from None
             # decimal commas make records longer than a header without commas, so that the first record is an error
-            header = re.match(r"CSV parse error: .*?Expected 1 columns", str(error)) and self._header()
-            if header and (fault := self._other_delimiter([header])) is not None:
+            alone = isinstance(error, UnicodeDecodeError) or re.match(
+                r".*?parse error: .*?Expected 1 columns", str(error)
+            )
+            header = self._header().split(self._delimiter) if alone else []
+            if header and (fault := self._other_delimiter(header)) is not None:
                 raise fault from None
             raise self._error(error) from None
         if (fault := self._other_delimiter(self.columns)) is not None:
@@ -241,15 +245,29 @@ class _TextPart(_Part):
     def _error(self, error: Exception) -> FileFormatError:
         if isinstance(error, OSError) and not isinstance(error, pa.ArrowInvalid):
             return FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}")
-        text = str(error).replace("Row #", "record ")
-        if "invalid UTF8" in text:
-            how = _rewritten('encoding="latin-1"')
-            return FileFormatError(f"{self.path}: {text} (the header is record 1): the file is not UTF-8. {how}")
-        return FileFormatError(f"{self.path}: {text} (the header is record 1)")
+        text = f"{str(error).replace('Row #', 'record ')} (the header is record 1)"
+        if isinstance(error, UnicodeDecodeError):
+            text = f"the header is {self._header()[:60]!r} in another encoding"
+        encoding = self._beginning()[1]
+        if encoding == "utf-8" and "invalid UTF8" in text:  # far down in the file
+            encoding = "latin-1"
+        if encoding != "utf-8":
+            text += f": the file is not UTF-8. {_rewritten(_encoding(encoding))}"
+        return FileFormatError(f"{self.path}: {text}")
+
+    def _beginning(self) -> tuple[str, str]:
+        """The first part of the file as text, and its encoding."""
+        with io.BufferedReader(_input(self.path)) as stream:
+            block = stream.read(_BLOCK)
+        if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # a spreadsheet's "Unicode text"
+            return block.decode("utf-16", errors="replace"), "utf-16"
+        try:  # a character may be cut off at the end
+            return codecs.getincrementaldecoder("utf-8-sig")().decode(block), "utf-8"
+        except UnicodeDecodeError:
+            return block.decode("latin-1"), "latin-1"
 
     def _header(self) -> str:
-        with io.BufferedReader(_input(self.path)) as stream:
-            return stream.readline(_BLOCK).decode(errors="replace").rstrip("\r\n")
+        return self._beginning()[0].partition("\n")[0].rstrip("\r")
 
     def _other_delimiter(self, columns: list[str]) -> FileFormatError | None:
         fault = other_separator(columns, self._delimiter)
@@ -258,6 +276,8 @@ class _TextPart(_Part):
         delimiter = fault.rpartition("looks separated by ")[2].partition(":")[0]
         # a spreadsheet that separates by semicolons does so since it writes 1,5 for 1.5
         how = f"sep={delimiter}" + (', decimal=","' if ";" in delimiter else "")
+        encoding = self._beginning()[1]
+        how += f", {_encoding(encoding)}" if encoding != "utf-8" else ""
         return FileFormatError(f"{self.path}: {fault}, a .tsv file by tabs. {_rewritten(how)}")
 
 
@@ -328,6 +348,10 @@ class _LinesPart(_Part):
             yield from stream
         except OSError as error:
             raise FileFormatError(f"{self.path} is damaged, or not what its ending says: {error}") from None
+
+
+def _encoding(name: str) -> str:
+    return f'encoding="{name}"'
 
 
 def _rewritten(how: str) -> str:

@@ -149,7 +149,8 @@ class FileScoring:
             model.missing_texts() if hasattr(model, "missing_texts") else None,
         )
         self.known = list(kinds) or [name for name in table.columns if name not in self.keep]
-        table.require([*self.known, *self.keep])
+        table.require(self.keep, "keep")
+        table.require(self.known)
         self.name = table.name
         self._table: TableSource | None = table
 

@@ -29,6 +29,16 @@ def read(path, **arguments) -> pd.DataFrame:
         ("a,b\n1,2\n1,ü\n".encode("latin-1"), r"is not UTF-8.*read_csv\(path, encoding=\"latin-1\"\)"),
         (b"a,b,a\n1,2,3\n", "the header has 'a' more than once"),
         (b"a;b\n1,5;2,5\n", r"looks separated by ';'.*sep=';', decimal=\",\""),
+        (
+            "größe;b\n1,5;2,5\n".encode("latin-1"),
+            r"the header 'größe;b' has .*sep=';', decimal=\",\", encoding=\"latin-1\"\)",
+        ),
+        (
+            "größe,b\n1,2\n".encode("latin-1"),
+            r"the header is 'größe,b' in another encoding: the file is not UTF-8. .*encoding=\"latin-1\"",
+        ),
+        ("größe;b\n1;2\n".encode("latin-1"), r"the header 'größe;b' has no ',' .*sep=';', .*encoding=\"latin-1\"\)"),
+        ("a,b\n1,2\n".encode("utf-16"), r"the file is not UTF-8.*encoding=\"utf-16\""),
         (b"a;b;c\n1;2;3\n", r"looks separated by ';'.*sep=';', decimal=\",\""),
     ],
 )

@@ -98,3 +98,9 @@ def test_a_parquet_column_that_changes_its_type_is_named(tmp_path):
     with pytest.raises(DataError, match=r"column 'z' holds int64 in the first .* such as 't', later: write a .csv"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelled_column_to_keep_is_named_with_the_one_that_it_may_mean(classifier, frame, tmp_path):
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    with pytest.raises(DataError, match=r"lacks the column 'agge', which keep names; did you mean 'age'\?"):
+        predict_file(classifier, tmp_path / "in.csv", tmp_path / "out.csv", keep=["agge"])

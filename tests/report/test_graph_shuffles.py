@@ -9,8 +9,8 @@ from torch_geometric.data import Data
 from moeapps.core.tabledata.onehot import one_hot_names
 from moeapps.graph.graph_tables import GraphTables
 from moeapps.graph.node_table import NodeTable
+from moeapps.report.graph_shuffles import COLUMNS, GraphShuffles
 from moeapps.report.importance import importance
-from moeapps.report.node_shuffles import COLUMNS, NodeShuffles
 from moeapps.report.subjects import judge
 from tests.graph.test_node_table import small, tables
 
@@ -21,9 +21,9 @@ class ByHand:
     def __init__(self, column):
         self.column = column
 
-    def predict_proba(self, graph, nodes):
-        first = dict(zip(graph.edge_index[1].tolist(), graph.edge_index[0].tolist(), strict=True))
-        positive = [bool(graph.x[first[node], self.column] > 0) for node in nodes.tolist()]
+    def __call__(self, x, edge_index):
+        first = dict(zip(edge_index[1].tolist(), edge_index[0].tolist(), strict=True))
+        positive = [bool(x[first[node], self.column] > 0) for node in range(10, 20)]
         return np.where(np.array(positive)[:, None], [[0.1, 0.9]], [[0.9, 0.1]])
 
 
@@ -36,13 +36,13 @@ def graph():
 
 
 def shuffles(graph, **columns):
-    return NodeShuffles(ByHand(2), graph, np.arange(10, 20), columns or {"a": [0, 1], "b": [2, 3]})
+    return GraphShuffles(ByHand(2), graph.x, graph.edge_index, columns or {"a": [0, 1], "b": [2, 3]})
 
 
 def test_without_a_shuffle_the_prediction_is_that_of_the_graph(graph):
     found = shuffles(graph)
     assert list(found.frame) == ["a", "b", "connections"]
-    expected = ByHand(2).predict_proba(graph, np.arange(10, 20))
+    expected = ByHand(2)(graph.x, graph.edge_index)
     np.testing.assert_array_equal(found.predict(found.frame)[0], expected)
 
 
@@ -59,8 +59,7 @@ def test_connections_move_between_nodes(graph):
     found = shuffles(graph)
     swapped = np.arange(40)
     swapped[[0, 1]] = [1, 0]
-    model = type("First", (), {"predict_proba": lambda self, graph, nodes: graph.edge_index[:, :3].T.numpy()})()
-    found.model = model
+    found.ask = lambda x, edge_index: edge_index[:, :3].T.numpy()
     assert found.predict(found.frame.assign(connections=swapped))[0].tolist() == [[1, 0], [0, 2], [2, 3]]
 
 

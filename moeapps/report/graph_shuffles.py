@@ -1,17 +1,17 @@
 """What the importance of a graph's columns is made of: predictions after a column, or who is connected, is shuffled."""
 
-# N nodes, F features, P columns, K classes
+# N nodes, F features, E edges, P columns, n nodes or pairs that are predicted, K classes
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["CONNECTIONS", "EVERYTHING", "NodeShuffles"]
+__all__ = ["CONNECTIONS", "EVERYTHING", "GraphShuffles"]
 
 CONNECTIONS = "connections"
 """Name under which the edges are shuffled: each node gets the neighbours of another one."""
@@ -26,50 +26,54 @@ CELLS = 20_000_000
 """Numbers of the features above which only the connections are shuffled: every shuffle copies them."""
 
 
-class NodeShuffles:
-    """Predictions of chosen nodes while values move between all nodes of the graph.
+class GraphShuffles:
+    """Predictions for chosen nodes or pairs while values move between all nodes of the graph.
 
     A network reads the neighbours' columns too, so a column is shuffled over the whole graph and not over the chosen
     nodes only. What is shuffled is written as the number of the node that a value comes from.
 
     Parameters
     ----------
-    model
-        A fitted classifier of nodes.
-    graph : Data
-        N nodes with F features.
-    nodes : array of int
-        Nodes to predict.
+    ask : callable
+        From features ``(N, F)`` and edges ``(2, E)`` to class probabilities ``(n, K)``.
+    x : Tensor of shape (N, F)
+        Features.
+    edge_index : Tensor of shape (2, E) or None
+        Edges; None where there are none to shuffle.
     columns : mapping of str to list of int
         For each column the features that are made of it.
     """
 
-    def __init__(self, model: Any, graph: Any, nodes: NDArray[np.int64], columns: Mapping[str, Sequence[int]]) -> None:
-        self.model, self.graph, self.nodes = model, graph, nodes
+    def __init__(
+        self,
+        ask: Callable[[Tensor, Any], Any],
+        x: Tensor,
+        edge_index: Any,
+        columns: Mapping[str, Sequence[int]],
+    ) -> None:
+        self.ask, self.x, self.edge_index = ask, x, edge_index
         self.columns: dict[str, list[int]] = {}
-        if graph.num_nodes * graph.num_features <= CELLS:
-            everything = {EVERYTHING: range(graph.num_features)}
+        if x.shape[0] * x.shape[1] <= CELLS:
+            everything = {EVERYTHING: range(x.shape[1])}
             chosen = columns if len(columns) <= COLUMNS else everything
             self.columns = {name: list(features) for name, features in chosen.items()}
         names = list(self.columns)
         self.connections = CONNECTIONS if CONNECTIONS not in names else f"{CONNECTIONS} between nodes"
-        if getattr(graph, "edge_index", None) is not None:
+        if edge_index is not None:
             names.append(self.connections)
-        whole = np.arange(graph.num_nodes)
-        self.frame = pd.DataFrame(dict.fromkeys(names, whole))
+        self.frame = pd.DataFrame(dict.fromkeys(names, np.arange(x.shape[0])))
         """``(N, P)`` the node that each value comes from: its own, until it is shuffled."""
 
     def predict(self, frame: pd.DataFrame) -> list[NDArray[np.float64]]:
-        """``(nodes, K)`` class probabilities where the values come from the nodes of ``frame``."""
-        graph, own = copy.copy(self.graph), np.arange(len(frame))
+        """``(n, K)`` class probabilities where the values come from the nodes of ``frame``."""
+        x, edge_index, own = self.x, self.edge_index, np.arange(len(frame))
         moved = {str(name): frame[name].to_numpy() for name in frame if not np.array_equal(frame[name], own)}
         if any(name in self.columns for name in moved):
-            x = graph.x.to_dense() if graph.x.layout != torch.strided else graph.x
-            changed = x.clone()
+            before = x.to_dense() if x.layout != torch.strided else x
+            x = before.clone()
             for name in moved.keys() & self.columns.keys():
                 features = torch.tensor(self.columns[name])
-                changed[:, features] = x[torch.tensor(moved[name])][:, features]
-            graph.x = changed
+                x[:, features] = before[torch.tensor(moved[name])][:, features]
         if self.connections in moved:
-            graph.edge_index = torch.tensor(moved[self.connections])[graph.edge_index]
-        return [np.asarray(self.model.predict_proba(graph, nodes=self.nodes), dtype=np.float64)]
+            edge_index = torch.tensor(moved[self.connections])[edge_index]
+        return [np.asarray(self.ask(x, edge_index), dtype=np.float64)]
