@@ -13,7 +13,7 @@ from tests.core import checkpoint_fuzz
 from tests.core.fuzz_models import CHECKPOINTS, FAMILIES, original
 from tests.core.saved_fuzz import KINDS, Trial, campaign, mutated, told
 
-FEW, MANY = 20, 2_000
+FEW, MANY = 8, 2_000
 EVERY_FAMILY = (*FAMILIES, *CHECKPOINTS)
 
 
