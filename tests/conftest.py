@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import partial
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so have the programs it starts
@@ -62,7 +63,8 @@ def _seeded():
 
 @pytest.fixture
 def short_trainings(monkeypatch):
-    """Let every estimator that trains by epochs stop after a few, whatever it is told."""
+    """Let every estimator that trains by epochs stop after a few, whatever it is told, and gates too."""
+    from moeapps.core.mixing import selection, training
     from moeapps.graph import GNNClassifier, MowstClassifier, MowstGraphClassifier, MowstLinkPredictor
     from moeapps.recsys import MultiTaskRanker
     from moeapps.tables import MoEClassifier
@@ -77,6 +79,8 @@ def short_trainings(monkeypatch):
             return fit(self.set_params(max_epochs=most), *args, **options)
 
         monkeypatch.setattr(kind, "fit", fit)
+    monkeypatch.setattr(selection, "cut_folds", partial(selection.cut_folds, folds=2))
+    monkeypatch.setattr(training, "EPOCHS", 3)
 
 
 @pytest.fixture
