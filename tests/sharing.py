@@ -17,6 +17,9 @@ processors; those of a cluster start it once. Any other file is a unit of its ow
 PROCESSES_OF_STREAMS = ("tests/stream/test_run.py", "tests/stream/io/test_kafka", "tests/stream/test_soak.py")
 """Files that run `moeapps stream run` as a process. Before the loops' machine code is on disk each would compile it."""
 
+SEPARATE = ("tests/test_demo.py", "tests/test_docs.py", "tests/test_examples.py")
+"""Files of long tests that share nothing: any worker takes the next test."""
+
 LONG = (
     "tests/test_sklearn_contract.py", "tests/test_examples.py", "tests/test_demo.py", "tests/core/", "tests/graph/",
     "tests/cli/",
@@ -30,7 +33,7 @@ def unit(nodeid: str) -> str:
         for name, beginnings in UNITS.items():
             if nodeid.startswith(beginnings):
                 return name
-    return nodeid.partition("::")[0]
+    return nodeid if nodeid.startswith(SEPARATE) else nodeid.partition("::")[0]
 
 
 def turn(nodeid: str) -> int:

@@ -4,24 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharing import LONG, PROCESSES_OF_STREAMS, UNITS, turn, unit
+from tests.sharing import LONG, PROCESSES_OF_STREAMS, SEPARATE, UNITS, turn, unit
 
 ROOT = Path(__file__).parent.parent
 FILES = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/test_*.py"))]
 
 
 @pytest.mark.parametrize(
-    "beginning", [*PROCESSES_OF_STREAMS, *LONG, *(path for paths in UNITS.values() for path in paths)]
+    "beginning", [*PROCESSES_OF_STREAMS, *SEPARATE, *LONG, *(path for paths in UNITS.values() for path in paths)]
 )
 def test_what_is_named_exists(beginning):
     assert any(file.startswith(beginning) for file in FILES)
 
 
-def test_a_file_is_never_cut_and_the_streams_stay_together():
+def test_files_stay_whole_unless_named_and_the_streams_stay_together():
     assert (
         unit("tests/core/test_moe.py::test_a[1]") == unit("tests/core/test_moe.py::test_b") == "tests/core/test_moe.py"
     )
     assert unit("tests/stream/io/test_lines.py::test_a") == unit("tests/core/test_saved_fuzz.py::test_b[x::y]")
+    assert unit("tests/test_docs.py::test_every_block_runs[start]") != unit(
+        "tests/test_docs.py::test_every_block_runs[vision]"
+    )
     assert unit("tests/stream/io/test_kafka_group.py::test_a") == "tests/stream/io/test_kafka_group.py"
 
 
