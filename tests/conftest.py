@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import partial
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so have the programs it starts
@@ -10,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one processor, and so
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.sharing import turn, unit
 
 settings.register_profile("fast", max_examples=10, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)  # pytest --hypothesis-profile thorough
@@ -30,28 +33,27 @@ def pytest_collection():
         gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before pytest picks those of -m
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "stream" in item.path.parts or "DriftMoE" in item.name:
-            late = item.path.name in ("test_run.py", "test_kafka.py", "test_soak.py")
-            item.add_marker(pytest.mark.xdist_group("stream runs" if late else "stream"))
-    items.sort(key=_turn)
+    items.sort(key=lambda item: turn(item.nodeid))
 
 
-def _turn(item) -> int:
-    """The first worker begins with the tests of streams, the first of which compiles the loops (about a minute).
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker whole files, as ``--dist loadfile`` does, and units of several files where those share more."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
 
-    Those that run `moeapps stream run` as a process are a group of their own. They come after other tests, when the
-    machine code is on disk; before, each process would compile it once more. numba writes its cache atomically.
-    """
-    # Tests without a group go to whichever worker is free, so the last ones should be short: the doctests are.
-    group = item.get_closest_marker("xdist_group")
-    if group is not None:
-        return 0 if group.args[0] == "stream" else 2
-    return 1 if item.path.parent.name in ("cli", "core", "graph") else 3
+    class ByUnit(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid)
+
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests
+    return ByUnit(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,8 @@ def _seeded():
 
 @pytest.fixture
 def short_trainings(monkeypatch):
-    """Let every estimator that trains by epochs stop after a few, whatever it is told."""
+    """Let every estimator that trains by epochs stop after a few, whatever it is told, and gates too."""
+    from moeapps.core.mixing import selection, training
     from moeapps.graph import GNNClassifier, MowstClassifier, MowstGraphClassifier, MowstLinkPredictor
     from moeapps.recsys import MultiTaskRanker
     from moeapps.tables import MoEClassifier
@@ -76,6 +79,8 @@ def short_trainings(monkeypatch):
             return fit(self.set_params(max_epochs=most), *args, **options)
 
         monkeypatch.setattr(kind, "fit", fit)
+    monkeypatch.setattr(selection, "cut_folds", partial(selection.cut_folds, folds=2))
+    monkeypatch.setattr(training, "EPOCHS", 3)
 
 
 @pytest.fixture

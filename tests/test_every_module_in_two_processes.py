@@ -35,8 +35,6 @@ from moeapps.tables import MixtureModule, TableData, TableModule
 from moeapps.vision import DiffusionModule, ImageModule, PublicImageData
 from tests.processes import run_two
 
-pytestmark = pytest.mark.xdist_group("two_processes")
-
 BATCH = 16  # rows of a step, of both processes together
 
 

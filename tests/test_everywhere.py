@@ -14,7 +14,6 @@ from tests.everywhere import MAKERS, digest, trained
 from tests.processes import Command
 
 every_estimator = pytest.mark.parametrize("name", MAKERS)
-pytestmark = pytest.mark.xdist_group("stream")  # which share the machine code of the streams, and the fixture
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,6 @@ SAME_MACHINE = str(ANSWERS.pop("machine")) == MAKE["machine"]()
 MODELS = sorted(name.removesuffix(".safetensors") for name in ARCHIVE.namelist() if name.endswith(".safetensors"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was saved with scikit-learn.*")
-in_stream_group = pytest.mark.xdist_group("stream")  # it compiles the loops of streams
-
-
-def group(name):
-    return pytest.param(name, marks=in_stream_group) if name.startswith("drift") else name
 
 
 def same(found, expected):
@@ -57,7 +52,7 @@ def answers_as_then(name, model, when=""):
         same(MAKE["_plain"](value), expected[key])
 
 
-@pytest.mark.parametrize("name", [group(name) for name in MODELS])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_and_predicts_the_same(name, tmp_path):
     model = moeapps.load(ARCHIVE.extract(f"{name}.safetensors", tmp_path))
     answers_as_then(name, model)
@@ -65,7 +60,6 @@ def test_a_saved_model_loads_and_predicts_the_same(name, tmp_path):
     answers_as_then(name, moeapps.load(tmp_path / "again.safetensors"))
 
 
-@in_stream_group
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("drift")])
 def test_a_saved_stream_model_goes_on_to_learn_the_same(name, tmp_path):
     model = moeapps.load(ARCHIVE.extract(f"{name}.safetensors", tmp_path))
@@ -75,7 +69,7 @@ def test_a_saved_stream_model_goes_on_to_learn_the_same(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*has moved to.*:DeprecationWarning")
-@pytest.mark.parametrize("name", ["moe_classifier_topk", group("drift_data")])
+@pytest.mark.parametrize("name", ["moe_classifier_topk", "drift_data"])
 def test_a_pickle_loads_and_predicts_the_same(name):
     answers_as_then(name, pickle.loads(ARCHIVE.read(f"{name}.pickle")))
 
@@ -108,7 +102,6 @@ def test_a_checkpoint_predicts_and_trains_on_the_same(name, folder):
     same_tables("later.csv", f"{name}_later.csv", drawn_anew=name == "vision")
 
 
-@in_stream_group
 def test_a_stream_goes_on_where_it_was_stopped(folder):
     (folder / "stream_begun").rename("stream")
     MAKE["stream"](main, "--resume")

@@ -56,7 +56,8 @@ def test_both_search_what_has_fit_and_score(estimator, space):
 
 
 def score_of_a_graph(kind, width, cora):
-    model = kind(hidden_channels=width, **QUICK).fit(cora)
+    network = {"network" if kind is GNNClassifier else "strong": "gcn"}
+    model = kind(hidden_channels=width, norm=None, **network, **QUICK).fit(cora)
     return model.evaluate(cora, nodes=cora.val_mask)["accuracy"]
 
 

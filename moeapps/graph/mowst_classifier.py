@@ -180,7 +180,7 @@ class MowstClassifier(ConditionalClassifier):
     --------
     >>> from moeapps.graph import MowstClassifier, load_cora
     >>> cora = load_cora()
-    >>> mowst = MowstClassifier(patience=5, max_epochs=60, random_state=0).fit(cora)
+    >>> mowst = MowstClassifier(max_epochs=20, random_state=0).fit(cora)
     >>> mowst.predict(cora).shape, mowst.score(cora) > 0.6
     ((2708,), True)
     """

@@ -17,8 +17,6 @@ from moeapps.core.distributed import check_weights_are_whole, peer_is_gone
 from moeapps.core.errors import ConfigError
 from tests.cli.test_cli import ROOT, final_weights, moeapps, same, start, toy, wait_for
 
-pytestmark = pytest.mark.xdist_group("two_processes")
-
 TWO = {"strategy": "ddp", "devices": 2}
 DATA = {"rows": 64, "batch_size": 4}  # eight steps an epoch
 

@@ -16,11 +16,6 @@ from tests.core.fuzz_models import CHECKPOINTS, FAMILIES, MAKE, original
 from tests.core.saved_fuzz import Trial, answers, join, split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was saved with scikit-learn.*")
-in_stream_group = pytest.mark.xdist_group("stream")
-
-
-def params(names):
-    return [pytest.param(name, marks=in_stream_group) if "stream" in name else name for name in names]
 
 
 def changed(family, tmp_path, document=None, tensors=None):
@@ -53,7 +48,6 @@ INDICES = {
 }  # fmt: skip
 
 
-@in_stream_group
 @pytest.mark.parametrize("family", ["stream data", "stream task", "stream regressor", "stream checkpoint"])
 @pytest.mark.parametrize("name", INDICES)
 def test_an_index_of_a_stream_model_that_points_outside_is_refused(family, name, tmp_path):
@@ -64,7 +58,6 @@ def test_an_index_of_a_stream_model_that_points_outside_is_refused(family, name,
         moeapps.load(changed(family, tmp_path, tensors=spoil))
 
 
-@in_stream_group
 def test_a_tree_with_a_circle_is_refused_and_not_followed_for_ever(tmp_path):
     def spoil(arrays):
         inner = int(np.flatnonzero(arrays["pool.trees.feature"] >= 0)[0])
@@ -74,7 +67,6 @@ def test_a_tree_with_a_circle_is_refused_and_not_followed_for_ever(tmp_path):
         moeapps.load(changed("stream data", tmp_path, tensors=spoil))
 
 
-@in_stream_group
 @pytest.mark.slow  # the loops are compiled once more for it
 def test_a_large_stream_model_is_checked_in_no_time():
     from moeapps.stream import DriftMoEClassifier
@@ -122,7 +114,7 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("case", params(HUGE))
+@pytest.mark.parametrize("case", HUGE)
 def test_what_the_tensors_do_not_justify_is_refused_at_once_and_without_memory(case, tmp_path):
     family, change = HUGE[case]
     path = changed(family, tmp_path, change)
@@ -154,7 +146,7 @@ def test_a_header_that_is_as_long_as_it_likes_is_not_read(tmp_path):
 # ------------------------------------------------------------------------------------ W7: NaN
 
 
-@pytest.mark.parametrize("family", params(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_refused(family, value, tmp_path):
     def spoil(arrays):
@@ -180,7 +172,6 @@ def test_weights_that_are_not_finite_load_where_that_is_asked_for(tmp_path):
 
 
 @pytest.mark.slow  # a new process imports everything; tests/vision/test_timm_models.py has the fast tests
-@in_stream_group
 def test_loading_opens_no_other_file_and_no_connection(tmp_path):
     files = {**FAMILIES, **CHECKPOINTS}
     for name, family in files.items():
@@ -212,7 +203,7 @@ print(len(files))
 # ------------------------------------------------------------------------------------ W17: equal files
 
 
-@pytest.mark.parametrize("family", params(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_saved_ten_times_is_one_file(family, tmp_path):
     (tmp_path / "first").write_bytes(original(family))
     model = moeapps.load(tmp_path / "first")
@@ -286,7 +277,6 @@ def test_a_training_that_diverged_never_passes_for_a_fitted_model(name, lr):
     assert np.isfinite(np.asarray(predictions, dtype=float)).all()
 
 
-@in_stream_group
 @pytest.mark.slow  # the loops are compiled once more for it
 def test_a_stream_whose_router_diverged_says_so():
     from moeapps.stream import DriftMoEClassifier
@@ -314,7 +304,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", params(CHANGES))
+@pytest.mark.parametrize("family", CHANGES)
 def test_a_model_is_saved_as_it_was_fitted_and_keeps_what_set_params_changed_since(family, tmp_path):
     trial = Trial(family)
     path = tmp_path / "model.safetensors"

@@ -26,8 +26,6 @@ from moeapps.core.surgery import (
 from moeapps.vision.widenet import SharedMoE, WideNet
 from tests.core.dense import make
 
-pytestmark = pytest.mark.xdist_group("surgery")  # one trained classifier
-
 
 @pytest.fixture(scope="module")
 def digits():

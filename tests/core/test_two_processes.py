@@ -23,8 +23,6 @@ from moeapps.core import (
 from moeapps.core.parallel import ExpertParallel
 from tests.processes import run_two
 
-pytestmark = pytest.mark.xdist_group("two_processes")  # which are started once
-
 TOKENS, DIM, EXPERTS = 24, 8, 4
 LOSSES = {
     "balance": load_balance_loss,

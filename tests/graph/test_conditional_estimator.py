@@ -88,9 +88,9 @@ def test_a_chain_of_three_experts_learns(halves):
     assert model.score(halves) > weak.score(halves)
 
 
-@pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
-def test_balanced_weights_find_a_rare_class(kind):
-    quick = {**QUICK, "max_epochs": 25}
+@pytest.mark.parametrize(("kind", "networks"), [(GNNClassifier, "gcn"), (MowstClassifier, ["gcn", "sage"])])
+def test_balanced_weights_find_a_rare_class(kind, networks):
+    quick = {**QUICK, "max_epochs": 25, "network" if kind is GNNClassifier else "strong": networks}
     rng = np.random.default_rng(0)
     y = np.where(rng.random(300) < 0.06, "rare", "common")
     x = rng.normal(size=(300, 3)) + np.where(y == "rare", 1.2, 0.0)[:, None]

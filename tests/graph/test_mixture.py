@@ -18,6 +18,7 @@ from moeapps.graph.search import SearchPlan, halvings
 from tests.graph.helpers import graph_with, small_graph, trainer
 
 QUICK = {"hidden_channels": 8, "max_epochs": 6, "patience": 3, "random_state": 0, "accelerator": "cpu"}
+PLAIN = {**QUICK, "gate": "mean"}  # where the gate does not matter: choosing one takes longer than the training
 TWO = ["gcn", {"network": "sage", "num_layers": 3}]
 
 
@@ -47,7 +48,7 @@ def test_the_portfolio_is_trained_by_default_and_its_selection_is_told(fitted):
 
 
 def test_only_the_better_networks_are_trained_to_the_end():
-    model = MowstClassifier(strong=["gcn", "sage", "gin"], norm=None, kept=1, **QUICK).fit(small_graph())
+    model = MowstClassifier(strong=["gcn", "sage", "gin"], norm=None, kept=1, **PLAIN).fit(small_graph())
     table = model.selection_.set_index("name")
     assert table["kept"].sum() == 2  # and the weak one
     assert table.loc["weak", "kept"]
@@ -104,7 +105,7 @@ def test_networks_of_other_depth_draw_neighbours_at_every_hop():
     assert neighbors_of(None, 4) == [10, 10, 2, 2]
     assert neighbors_of([5, 3], 4) == [5, 3, 3, 3]
     assert neighbors_of([5, 3], 1) == [5]
-    model = MowstClassifier(batch_size=16, num_neighbors=[4, 4], **QUICK).fit(small_graph())
+    model = MowstClassifier(batch_size=16, num_neighbors=[4, 4], **PLAIN).fit(small_graph())
     whole = model.predict_proba()
     model.batch_size = None
     np.testing.assert_allclose(model.predict_proba(), whole, atol=1e-5)
@@ -204,31 +205,42 @@ def test_confidence_is_the_weight_of_the_weak_expert(fitted):
 # ---- the same seed, the same model; interruption; files --------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not():
-    one, two = (MowstClassifier(**QUICK).fit(small_graph()).predict_proba() for _ in range(2))
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted):
+    again = MowstClassifier(**QUICK).fit(small_graph()).predict_proba()
     other = MowstClassifier(**{**QUICK, "random_state": 1}).fit(small_graph()).predict_proba()
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, other)
+    assert np.array_equal(fitted.predict_proba(), again)
+    assert not np.array_equal(again, other)
 
 
-@pytest.mark.parametrize("cut", [7, 23])
-def test_a_search_that_is_killed_resumes_to_the_same_bits(tmp_path, cut):
+CUTS = (7, 23)
+
+
+def searching():
+    return MowstModule(strong=["gcn", "sage", "gin"], norm=None, kept=1, hidden_channels=4, patience=25)
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """A search that ran to its end, and the folder of the checkpoints that it would have left if killed in an epoch."""
+    folder = tmp_path_factory.mktemp("search")
+
     class Keep(L.Callback):
-        """Keep the checkpoint that a training leaves which is killed in this epoch."""
-
         def on_train_batch_end(self, trainer, *args):
-            if trainer.current_epoch == cut:
-                shutil.copy(tmp_path / "last.ckpt", tmp_path / "cut.ckpt")
-
-    def module():
-        return MowstModule(strong=["gcn", "sage", "gin"], norm=None, kept=1, hidden_channels=4, patience=25)
+            if trainer.current_epoch in CUTS:
+                shutil.copy(folder / "last.ckpt", folder / f"{trainer.current_epoch}.ckpt")
 
     torch.manual_seed(0)
-    whole = module()
-    trainer(tmp_path, Keep(), epochs=30).fit(whole, GraphDataModule(small_graph()))
+    whole = searching()
+    trainer(folder, Keep(), epochs=30).fit(whole, GraphDataModule(small_graph()))
+    return whole, folder
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_search_that_is_killed_resumes_to_the_same_bits(uncut, tmp_path, cut):
+    whole, folder = uncut
     torch.manual_seed(99)
-    rest = module()
-    trainer(tmp_path / "rest", epochs=30).fit(rest, GraphDataModule(small_graph()), ckpt_path=tmp_path / "cut.ckpt")
+    rest = searching()
+    trainer(tmp_path / "rest", epochs=30).fit(rest, GraphDataModule(small_graph()), ckpt_path=folder / f"{cut}.ckpt")
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, rest.model.state_dict()[name]), name
     assert whole.model.state()[0] == rest.model.state()[0]
@@ -332,8 +344,8 @@ def test_an_edge_of_weight_two_counts_as_two_edges(network):
 
 def test_the_portfolio_takes_edge_weights_and_refuses_negative_ones():
     data = graph_with(edge_weight=torch.rand(graph_with().num_edges) + 0.1)
-    plain = MowstClassifier(**QUICK).fit(graph_with()).predict_proba()
-    assert not np.array_equal(MowstClassifier(**QUICK).fit(data).predict_proba(), plain)
+    plain = MowstClassifier(**PLAIN).fit(graph_with()).predict_proba()
+    assert not np.array_equal(MowstClassifier(**PLAIN).fit(data).predict_proba(), plain)
     negative = graph_with(edge_weight=torch.full((graph_with().num_edges,), -1.0))
     with pytest.raises(DataError, match="below 0|takes weights from 0 on"):
         MowstClassifier(strong=["sage", "gat"], **QUICK).fit(negative)

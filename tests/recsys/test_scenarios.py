@@ -206,7 +206,9 @@ def test_a_saved_ranker_with_scenarios_predicts_the_same(frame, rankers, name, t
     assert loaded.scenario == "country"
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(  # the two that take longest to export are slow tests
+    "name", ["star", "mmoe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pepnet", "home"))]
+)
 def test_an_exported_ranker_with_scenarios_predicts_the_same(frame, rankers, name, tmp_path):
     pytest.importorskip("onnxruntime")
     export_ranker(rankers[name], tmp_path)

@@ -15,8 +15,6 @@ from moeapps.recsys import RankingModule, auc
 from moeapps.recsys.targets import Targets
 from tests.processes import run_two
 
-pytestmark = pytest.mark.xdist_group("two_processes")
-
 ROWS = 101  # odd, so that one row is dealt out twice
 
 

@@ -9,7 +9,7 @@ from moeapps.scale import score
 from tests.scale.helpers import kill_one
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from moeapps.scale.trials import options_of, read_config
 from tests.scale.helpers import kill_one, once_there_is
 
 pytest.importorskip("optuna")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 CONFIG = """
 model:
   class_path: moeapps.vision.ImageModule

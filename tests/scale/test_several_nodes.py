@@ -9,7 +9,7 @@ from tests.test_docs import ROOT
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.train")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 QUIET = ["--trainer.enable_progress_bar", "false"]
 CENSUS = ["--config", str(ROOT / "examples/recsys/home_census.yaml"), *QUIET]
 DIGITS = ["--config", str(ROOT / "examples/vision/widenet_digits.yaml"), *QUIET]

@@ -14,7 +14,6 @@ pyspark = pytest.importorskip("pyspark")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("ray"),
     pytest.mark.filterwarnings("ignore:::pyspark"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java"),

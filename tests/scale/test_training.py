@@ -10,7 +10,7 @@ from tests.scale.helpers import kill_one, losses, losses_of_ddp, once_there_is
 from tests.test_docs import ROOT
 
 pytest.importorskip("ray.train")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 CONFIG = ["--config", str(ROOT / "examples/recsys/home_census.yaml"), "--trainer.enable_progress_bar", "false"]
 
 

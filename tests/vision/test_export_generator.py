@@ -1,5 +1,6 @@
 """One denoising step of DiT and Switch-DiT as a program, and sampling with nothing but the program and its metadata."""
 
+import functools
 import json
 
 import numpy as np
@@ -57,8 +58,18 @@ def run_onnx(path):
     return run, json.loads(session.get_modelmeta().custom_metadata_map["spec"])
 
 
-def exported(model, folder, form):
-    path = export_generator(model, folder / "step.onnx", form)
+@pytest.fixture(scope="module")
+def exported(models, tmp_path_factory):
+    """Gives the file of a model's program; each is exported once."""
+
+    @functools.cache
+    def export(name, form):
+        return export_generator(models[name], tmp_path_factory.mktemp("program") / "step.onnx", form)
+
+    return export
+
+
+def opened(path, form):
     return (run_onnx if form == "onnx" else run_torch)(path)
 
 
@@ -69,9 +80,9 @@ def some(model, count):
 
 @pytest.mark.parametrize("name", [*FITTED, "no classes"])
 @pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_a_program_predicts_what_the_network_does_for_any_number_of_images(name, form, models, tmp_path):
+def test_a_program_predicts_what_the_network_does_for_any_number_of_images(name, form, models, exported):
     model = models[name]
-    run, _ = exported(model, tmp_path, form)
+    run, _ = opened(exported(name, form), form)
     network = model.model_.network.eval()
     for count in (0, 1, 2, 9):
         inputs = some(model, count)
@@ -80,9 +91,8 @@ def test_a_program_predicts_what_the_network_does_for_any_number_of_images(name,
         torch.testing.assert_close(run(*inputs), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_program_has_the_gates_of_all_timesteps_and_no_router(models, tmp_path):
-    path = export_generator(models["switch_dit"], tmp_path / "step.pt2", "torch")
-    program = torch.export.load(path)
+def test_a_program_has_the_gates_of_all_timesteps_and_no_router(exported):
+    program = torch.export.load(exported("switch_dit", "torch"))
     held = {**program.state_dict, **program.constants}
     shapes = [tuple(value.shape) for value in held.values() if isinstance(value, torch.Tensor)]
     assert (2, 50, 3) in shapes  # blocks, timesteps, experts
@@ -91,10 +101,10 @@ def test_a_program_has_the_gates_of_all_timesteps_and_no_router(models, tmp_path
 
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
-def test_sampling_over_a_program_gives_the_images_of_sample(form, models, tmp_path):
+def test_sampling_over_a_program_gives_the_images_of_sample(form, models, exported):
     """DDIM with guidance, written from its formulas, with nothing of the package but the noise."""
     model = models["switch_dit"]
-    run, spec = exported(model, tmp_path, form)
+    run, spec = opened(exported("switch_dit", form), form)
     labels = torch.tensor([3, 0, 7])
     alphas = np.array(spec["diffusion"]["alphas"])
     assert spec["diffusion"]["prediction"] == "v"
@@ -127,9 +137,9 @@ class Program(torch.nn.Module):
         return self.run(x, t, y)
 
 
-def test_every_step_of_ddpm_with_a_learned_variance_can_use_a_program(models, tmp_path):
+def test_every_step_of_ddpm_with_a_learned_variance_can_use_a_program(models, exported):
     model = models["dit"]
-    run, spec = exported(model, tmp_path, "torch")
+    run, spec = opened(exported("dit", "torch"), "torch")
     assert spec["diffusion"]["learn_sigma"] is True
     module, labels = model.model_, torch.tensor([1, 4])
     found = draw(

@@ -11,8 +11,6 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.writer import TableWriter
 from moeapps.vision import SwitchDiTGenerator
 
-pytestmark = pytest.mark.xdist_group("scoring")  # one trained classifier
-
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
