@@ -48,7 +48,7 @@ def measure(case: str, users: int, items: int, threads: int, found: Any) -> None
     catalogue = pd.DataFrame({"item_id": np.arange(items)})
     start = time.perf_counter()
     few = implicit_feedback(frame.sample(50_000, random_state=0), items=catalogue, max_history=20)
-    ranker = AWMoERanker(case, embedding_dim=16, max_epochs=1, validation_fraction=0.0, random_state=0).fit(few)
+    ranker = AWMoERanker(case, embedding_dim=16, max_epochs=1, random_state=0).fit(few)
     trained = time.perf_counter() - start
     asked = frame if case == "sasrec" else frame[frame["user_id"] < users // 10]
     start = time.perf_counter()
