@@ -73,9 +73,11 @@ def compare(
         Number of splits: by default 5, each of which tests on another fifth of the rows, and further ones begin anew;
         of a graph 5 seeds or splits; of a stream 10 blocks.
     groups : str, optional
-        Column of a table, such as a customer, whose values are never on both sides of a split. Models do not see it.
+        Column of a table, such as a customer, whose values are never on both sides of a split. Rows without a value are
+        one group. Models do not see it.
     time : str, optional
-        Column of a table by which rows are ordered: models learn from the past and are tested on what comes next.
+        Column of a table by which rows are ordered: models learn from the past and are tested on what comes next. Rows
+        of the time at which a test begins are not learned from.
     ignore : str or sequence of str, default=()
         Columns of a table, or fields of a stream, that models do not see.
     edges : frame or path, optional
