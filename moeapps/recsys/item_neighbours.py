@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from torch import Tensor, nn
 
@@ -20,13 +20,19 @@ __all__ = ["ItemNeighbours", "weigh_neighbours"]
 CELLS = 2**22
 """Numbers that are computed at once."""
 
+ALONE = (1.0, 0.0, 0.0)
+"""Scale of the logit, weight of the sum and shift, where neighbours have no weight."""
+
+LARGEST = 100.0
+"""Largest weight: where sums tell the rows apart without an error, there is no best one."""
+
 
 class ItemNeighbours(nn.Module):
-    r"""Similarity of a candidate to a history, by the users that items have in common, with a weight.
+    r"""Similarity of a candidate to a history, by the users that items have in common, beside the logit of a network.
 
     The sum of the cosines of the candidate to the entries of the history, of which it is among the nearest items
-    (Sarwar et al., WWW 2001). With its weight w and a shift b it is added to the logit of a network that was trained
-    without it: :math:`w \sum_j \cos(j, i) + b`. Both are zero until they are set.
+    (Sarwar et al., WWW 2001). The logit z of a network that was trained without it becomes
+    :math:`a z + w \sum_j \cos(j, i) + b`; a is 1, w and b are 0 until they are set.
     """
 
     neighbours: Tensor
@@ -38,7 +44,7 @@ class ItemNeighbours(nn.Module):
         # Made from the catalogue, with which they are saved
         self.register_buffer("neighbours", torch.zeros(0, 0, dtype=torch.int32), persistent=False)
         self.register_buffer("cosines", torch.zeros(0, 0), persistent=False)
-        self.register_buffer("terms", torch.zeros(2))
+        self.register_buffer("terms", torch.tensor(ALONE))
 
     def learn(self, found: Neighbours, codes: Tensor, size: int) -> None:
         """Take the neighbours of a catalogue.
@@ -72,7 +78,11 @@ class ItemNeighbours(nn.Module):
     @property
     def active(self) -> bool:
         """Whether they have a weight. A traced program cannot look at it, and computes them in any case."""
-        return self.known and (torch.compiler.is_compiling() or bool(self.terms[0]))
+        return self.known and (torch.compiler.is_compiling() or bool(self.terms[1]))
+
+    def set(self, scale: float, weight: float, shift: float) -> None:
+        """Set a, w and b."""
+        self.terms.copy_(torch.tensor([scale, weight, shift]))
 
     def sums(self, histories: Tensor, candidates: Tensor) -> Tensor:
         """Sum of cosines ``(N,)`` of candidates, codes ``(N,)``, to histories of codes ``(R, L)``."""
@@ -102,17 +112,19 @@ class ItemNeighbours(nn.Module):
         place = histories.long()
         return self.neighbours[place].flatten(1), self.cosines[place].flatten(1)
 
-    def forward(self, histories: Tensor, candidates: Tensor) -> Tensor:
-        """What is added to logits, ``(N,)``; see :meth:`sums`."""
-        return self.terms[0] * self.sums(histories, candidates) + self.terms[1]
+    def forward(self, logits: Tensor, histories: Tensor, candidates: Tensor) -> Tensor:
+        """Logits ``(N,)`` with the neighbours; see :meth:`sums`."""
+        scale, weight, shift = self.terms
+        return scale * logits + weight * self.sums(histories, candidates) + shift
 
 
-def weigh_neighbours(logits: NDArray[Any], sums: NDArray[Any], labels: NDArray[Any]) -> tuple[float, float]:
-    """Weight of at least 0, and shift, of the neighbours' sums beside a network's logits, from validation rows.
+def weigh_neighbours(logits: NDArray[Any], sums: NDArray[Any], labels: NDArray[Any]) -> tuple[float, float, float]:
+    """Scale of a network's logits, weight of the neighbours' sums and shift, from validation rows.
 
-    The weight is the ratio of the slopes of a logistic regression on logits and sums: a network that was trained for
-    long is too sure of itself, which is no reason to trust it more. Both are 0 unless the sums lower the log loss by
-    more than one standard error. The shift keeps the mean of the logits.
+    A logistic regression on logits and sums, with slopes of at least 0: a network that was trained for long is too sure
+    of itself, and its logits shrink beside the sums. All is as without neighbours unless the sums lower the log loss by
+    more than one standard error. The shift keeps the mean probability, since validation rows may have another share of
+    positive ones than those of training.
 
     Parameters
     ----------
@@ -122,13 +134,16 @@ def weigh_neighbours(logits: NDArray[Any], sums: NDArray[Any], labels: NDArray[A
     known = np.isfinite(labels)
     logits, sums, labels = (part[known].astype(np.float64) for part in (logits, sums, labels))
     if not sums.any() or labels.min() == labels.max():
-        return 0.0, 0.0
+        return ALONE
     slopes, with_sums = _logistic([logits, sums], labels)
     gain = _logistic([logits], labels)[1] - with_sums
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):
-        return 0.0, 0.0
-    weight = float(slopes[1] / slopes[0])
-    return weight, -weight * float(sums.mean())
+        return ALONE
+    scale, weight = float(slopes[0]), float(slopes[1])
+    together, mean = scale * logits + weight * sums, expit(logits).mean()
+    widest = np.abs(logits).max() + np.abs(together).max() + 1.0
+    shift = brentq(lambda b: expit(together + b).mean() - mean, -widest, widest)
+    return scale, weight, float(shift)
 
 
 def _logistic(columns: list[NDArray[Any]], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -143,7 +158,7 @@ def _logistic(columns: list[NDArray[Any]], labels: NDArray[Any]) -> tuple[NDArra
         lambda slopes: losses(slopes).mean(),
         np.array([1.0] + [0.0] * len(columns)),
         jac=lambda slopes: (expit(design @ slopes) - labels) @ design / len(labels),
-        bounds=[(1e-3, None), *[(0.0, None)] * (len(columns) - 1), (None, None)],
+        bounds=[(1e-3, None), *[(0.0, LARGEST)] * (len(columns) - 1), (None, None)],
         method="L-BFGS-B",
     )
     return found.x, losses(found.x)

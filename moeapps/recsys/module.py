@@ -31,7 +31,7 @@ from moeapps.recsys.catalogue import ItemCatalogue
 from moeapps.recsys.diagnosis import Diagnosis, diagnose, has_gates
 from moeapps.recsys.embedding_decay import EmbeddingDecay, code_counts
 from moeapps.recsys.encoder import UNKNOWN, Rows, TableEncoder
-from moeapps.recsys.item_neighbours import weigh_neighbours
+from moeapps.recsys.item_neighbours import ALONE, weigh_neighbours
 from moeapps.recsys.metrics import ScenarioScores, auc, gauc
 from moeapps.recsys.network import (
     SEQUENCE_MODELS,
@@ -321,7 +321,7 @@ class RankingModule(Configurable, DataDependentModule):
         """In training, validate the network without its neighbours, which are weighed at the end."""
         network: Any = self._weighed_network()
         if network is not None:
-            network.neighbours.terms.zero_()
+            network.neighbours.set(*ALONE)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/auc/<task>`` of the binary tasks; NaN if the rows have one class only.
@@ -378,10 +378,10 @@ class RankingModule(Configurable, DataDependentModule):
     def _with_neighbours(self, outputs: NDArray[Any], sums: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         """Weigh what the nearest items say; the outputs with it."""
         network: Any = self.network
-        weight, shift = weigh_neighbours(outputs[:, 0], sums[:, 0], labels[:, 0])
-        network.neighbours.terms.copy_(torch.tensor([weight, shift]))
+        scale, weight, shift = weigh_neighbours(outputs[:, 0], sums[:, 0], labels[:, 0])
+        network.neighbours.set(scale, weight, shift)
         self.log("val/neighbour_weight", weight, sync_dist=world_size() > 1)
-        return outputs + weight * sums + shift
+        return scale * outputs + weight * sums + shift
 
     def _gathered(self, stage: str) -> list[NDArray[Any]]:
         """Outputs, labels and codes of all rows of an evaluation, of all processes."""

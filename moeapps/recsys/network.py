@@ -121,8 +121,8 @@ class RankingConfig:
     item_neighbours : bool, default=True
         Whether DIN and AW-MoE, trained on implicit feedback, add what the nearest items say: the sum of the cosines of
         the candidate to the entries, by the users that items have in common (Sarwar et al., WWW 2001). Each validation
-        sets its weight by the log loss, at 0 where it brings nothing beyond noise, and training goes on without it. Not
-        in the papers of the two; without validation events it is 0.
+        sets its weight beside the logit by a logistic regression, at 0 where it brings nothing beyond noise, and
+        training goes on without it. Not in the papers of the two; without validation events it is 0.
     history_encoder : {"sasrec"}, optional
         For DIN and AW-MoE: self-attention over the history, whose output is added to the entries before the candidate
         attends to them. ``options={"history_options": {"layers": 2}}`` sets its ``layers`` (1), ``heads`` (2, of which
@@ -320,7 +320,7 @@ class SequenceNetwork(nn.Module):
         if self.training or self.neighbours is None or not self.neighbours.active:
             return logits
         own = self._own(rows).sequences[self.sequence]
-        return logits + self.neighbours(own, rows.sparse[:, self.target])[:, None]
+        return self.neighbours(logits[:, 0], own, rows.sparse[:, self.target])[:, None]
 
     def _logits(self, rows: Rows) -> Tensor:
         if isinstance(self.model, SASRec):

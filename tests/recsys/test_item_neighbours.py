@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Trainer
+from scipy.special import expit
 
 import moeapps
 from moeapps.core.checkpoint import AtomicCheckpointIO
@@ -21,7 +22,7 @@ from moeapps.recsys import (
     recommend,
 )
 from moeapps.recsys.encoder import FIRST
-from moeapps.recsys.item_neighbours import ItemNeighbours, weigh_neighbours
+from moeapps.recsys.item_neighbours import ALONE, ItemNeighbours, weigh_neighbours
 from moeapps.recsys.neighbours import Neighbours
 
 SETTINGS = {"embedding_dim": 4, "max_epochs": 3, "random_state": 0, "accelerator": "cpu"}
@@ -82,19 +83,26 @@ def rows_of(n=4000, seed=0):
     return logits, sums, labels
 
 
-def test_the_weight_is_that_of_the_labels_beside_the_logits():
+def test_logits_and_sums_have_the_weights_of_the_labels():
     logits, sums, labels = rows_of()
-    weight, shift = weigh_neighbours(logits, sums, labels)
-    assert weight == pytest.approx(1.5, rel=0.15)
-    assert shift == pytest.approx(-weight * sums.mean())
+    scale, weight, shift = weigh_neighbours(logits, sums, labels)
+    assert (scale, weight) == pytest.approx((0.5, 0.75), rel=0.15)
+    assert expit(scale * logits + weight * sums + shift).mean() == pytest.approx(expit(logits).mean())
+
+
+def test_sums_that_tell_all_rows_apart_have_a_finite_weight():
+    logits, _, labels = rows_of()
+    scale, weight, shift = weigh_neighbours(logits, labels, labels)
+    assert 0 < weight <= item_neighbours.LARGEST
+    assert np.abs(scale * logits + weight * labels + shift).max() < 2 * item_neighbours.LARGEST
 
 
 def test_sums_that_say_nothing_have_no_weight():
     logits, sums, labels = rows_of()
-    assert weigh_neighbours(logits, np.random.default_rng(1).permutation(sums), labels) == (0.0, 0.0)
-    assert weigh_neighbours(logits, sums, 1 - labels) == (0.0, 0.0)  # the contrary: no weight below 0
-    assert weigh_neighbours(logits, 0 * sums, labels) == (0.0, 0.0)
-    assert weigh_neighbours(logits, sums, np.ones_like(labels)) == (0.0, 0.0)
+    assert weigh_neighbours(logits, np.random.default_rng(1).permutation(sums), labels) == ALONE
+    assert weigh_neighbours(logits, sums, 1 - labels) == ALONE  # the contrary: no weight below 0
+    assert weigh_neighbours(logits, 0 * sums, labels) == ALONE
+    assert weigh_neighbours(logits, sums, np.ones_like(labels)) == ALONE
 
 
 def test_rows_without_a_label_do_not_count():
@@ -126,7 +134,7 @@ def ranker(request, feedback):
 
 def test_neighbours_that_help_have_a_weight_and_are_recommended(ranker, feedback):
     test = feedback.leave_last_out()[2]
-    assert ranker.model_.neighbours.terms[0] > 1
+    assert ranker.model_.neighbours.terms[1] > 1
     assert ranker.history_["val/neighbour_weight"].iloc[-1] > 1
     found = ranker.evaluate_recommendations(test).loc[0, "hr@10"]
     train, validation, _ = feedback.leave_last_out()
@@ -137,7 +145,7 @@ def test_neighbours_that_help_have_a_weight_and_are_recommended(ranker, feedback
 
 def test_the_logged_area_is_that_of_the_ranker_with_its_neighbours(ranker, feedback):
     best = ranker.history_["val/gauc/interaction"].idxmax()
-    assert ranker.history_.loc[best, "val/neighbour_weight"] == pytest.approx(float(ranker.model_.neighbours.terms[0]))
+    assert ranker.history_.loc[best, "val/neighbour_weight"] == pytest.approx(float(ranker.model_.neighbours.terms[1]))
 
 
 def test_logits_of_single_rows_have_them_too(ranker, feedback):
@@ -145,12 +153,20 @@ def test_logits_of_single_rows_have_them_too(ranker, feedback):
     terms = ranker.model_.neighbours.terms
     kept = terms.clone()
     with torch.no_grad():
-        logits, added = ranker.model_(rows)[:, 0], kept[0] * ranker.model_.neighbour_sums(rows) + kept[1]
-        terms.zero_()
+        logits, sums = ranker.model_(rows)[:, 0], ranker.model_.neighbour_sums(rows)
+        ranker.model_.neighbours.set(*ALONE)
         without = ranker.model_(rows)[:, 0]
         terms.copy_(kept)
-    torch.testing.assert_close(logits, without + added)
-    assert added.max() - added.min() > 0.5
+    torch.testing.assert_close(logits, kept[0] * without + kept[1] * sums + kept[2])
+    assert sums.max() - sums.min() > 0.5
+
+
+def test_probabilities_are_those_of_events_among_items(ranker, feedback):
+    test = feedback.leave_last_out()[2]
+    rows = test.rows()
+    interaction, probability = rows["interaction"], ranker.predict_proba(rows)["interaction"]
+    loss = -np.log(np.where(interaction == 1, probability, 1 - probability).clip(1e-30)).mean()
+    assert loss < 0.5  # 0.5 without looking: one event in five rows
 
 
 def test_a_saved_ranker_has_the_same_neighbours_and_weight(ranker, feedback, tmp_path):
@@ -179,7 +195,7 @@ def test_a_checkpoint_has_the_weight_of_its_epoch(feedback, tmp_path):
     )  # fmt: skip
     trainer.fit(module, data)
     weight = module.network.neighbours.terms.clone()
-    assert weight[0] > 0
+    assert weight[1] > 0
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     restored = RankingModule.load_from_checkpoint(tmp_path / "a.ckpt")
     torch.testing.assert_close(restored.network.neighbours.terms, weight)
@@ -199,7 +215,7 @@ def test_there_are_none_where_they_are_not_wanted(model, options, feedback):
 
 def test_without_validation_events_they_have_no_weight(feedback):
     ranker = AWMoERanker("din", **{**SETTINGS, "max_epochs": 1}, validation_fraction=0.0).fit(feedback)
-    assert ranker.model_.neighbours.terms.tolist() == [0.0, 0.0]
+    assert ranker.model_.neighbours.terms.tolist() == list(ALONE)
 
 
 def test_a_table_of_labels_has_no_neighbours(feedback):
