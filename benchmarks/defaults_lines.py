@@ -240,7 +240,7 @@ def scenarios(found: dict[str, Any]) -> Iterator[Line]:
 
 
 def rankers(found: dict[str, Any]) -> Iterator[Line]:
-    """AWMoERanker; DIN is the same ranker without experts. Some were measured before rare ids had a decay."""
+    """AWMoERanker; DIN is the same ranker without experts. Rows with a decay or an encoder have no neighbours."""
     parts = ("AW-MoE, no neighbours", "DIN", "DIN, SASRec encoder", "DIN, embedding decay 0", "DNN")
     rivals = ("popularity", "item-kNN", "item-kNN, all other events", "SASRec", "SASRec, embedding decay 0")
     names = {"sparse": "ml-100k, sparse", "events": "ml-100k, every rating", "other": "dslabs movielens",
