@@ -91,7 +91,8 @@ class ItemNeighbours(nn.Module):
         if torch.compiler.is_compiling():
             return self._compared(histories, chosen).flatten()
         size = self.neighbours.shape[0]
-        spread = size < chosen.shape[1] * length
+        # Sums over places would differ from run to run on a GPU
+        spread = histories.device.type == "cpu" and size < chosen.shape[1] * length
         step = max(1, CELLS // max(1, size if spread else chosen.shape[1] * length))
         sums = self._spread if spread else self._compared
         parts = [sums(h, c) for h, c in zip(histories.split(step), chosen.split(step), strict=True)]

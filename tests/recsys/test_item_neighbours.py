@@ -64,6 +64,13 @@ def test_all_ways_to_add_them_up_agree(cells, monkeypatch):
     torch.testing.assert_close(spread, expected)
 
 
+def test_another_device_does_not_add_up_by_places(monkeypatch):
+    near = learned().to("meta")
+    monkeypatch.setattr(near, "_spread", None)
+    many = torch.zeros(3 * 50, dtype=torch.int32, device="meta")
+    assert near.sums(HISTORIES.to("meta"), many).shape == (150,)
+
+
 def test_items_without_a_code_of_their_own_have_no_neighbours():
     near = learned(codes=(6, FIRST - 1, 4, 4))  # item 1 is unseen, 2 and 3 are hashed to one code
     assert not near.cosines.any()
