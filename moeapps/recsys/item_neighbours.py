@@ -113,10 +113,10 @@ class ItemNeighbours(nn.Module):
         place = histories.long()
         return self.neighbours[place].flatten(1), self.cosines[place].flatten(1)
 
-    def forward(self, logits: Tensor, histories: Tensor, candidates: Tensor) -> Tensor:
-        """Logits ``(N,)`` with the neighbours; see :meth:`sums`."""
+    def forward(self, logits: Tensor, sums: Tensor) -> Tensor:
+        """Logits ``(N,)`` with their neighbours: logits ``(N,)`` without, and :meth:`sums` ``(N,)``."""
         scale, weight, shift = self.terms
-        return scale * logits + weight * self.sums(histories, candidates) + shift
+        return scale * logits + weight * sums + shift
 
 
 def weigh_neighbours(logits: NDArray[Any], sums: NDArray[Any], labels: NDArray[Any]) -> tuple[float, float, float]:
@@ -131,6 +131,11 @@ def weigh_neighbours(logits: NDArray[Any], sums: NDArray[Any], labels: NDArray[A
     ----------
     logits, sums, labels : array of shape (N,)
         Of the validation rows; rows with the label NaN do not count.
+
+    Returns
+    -------
+    float, float, float
+        Scale above 0, weight of at least 0 (at most 100), shift; :data:`ALONE` where the sums bring nothing.
     """
     known = np.isfinite(labels)
     logits, sums, labels = (part[known].astype(np.float64) for part in (logits, sums, labels))

@@ -316,24 +316,21 @@ class SequenceNetwork(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``."""
-        logits = self._logits(rows)
-        if self.training or self.neighbours is None or not self.neighbours.active:
-            return logits
-        own = self._own(rows).sequences[self.sequence]
-        return self.neighbours(logits[:, 0], own, rows.sparse[:, self.target])[:, None]
-
-    def _logits(self, rows: Rows) -> Tensor:
         if isinstance(self.model, SASRec):
             return (self.user_vectors(rows) * self.item_vectors(rows)).sum(1, keepdim=True)
         own, (target, profile) = self._own(rows), self._candidates(rows)
         present = self.embedding.present(own, self.sequence)
         if self.model.encoder is None and padding_costs(present):
             history = self.embedding.packed(own, self.sequence, present)
-            logits = self.model.packed(history.for_each(target.shape[0]), target, profile)
-            return self._with_counting(logits, history.root_sum(), target, rows)
-        behaviour = self.embedding.entries(own, self.sequence)
-        logits = self.model(behaviour, target, present, profile)
-        return self._with_counting(logits, root_sum(behaviour, present), target, rows)
+            logits, summed = self.model.packed(history.for_each(target.shape[0]), target, profile), history.root_sum()
+        else:
+            behaviour = self.embedding.entries(own, self.sequence)
+            logits, summed = self.model(behaviour, target, present, profile), root_sum(behaviour, present)
+        logits = self._with_counting(logits, summed, target, rows)
+        if self.training or self.neighbours is None or not self.neighbours.active:
+            return logits
+        sums = self.neighbours.sums(own.sequences[self.sequence], rows.sparse[:, self.target])
+        return self.neighbours(logits[:, 0], sums)[:, None]
 
     def _with_counting(self, logits: Tensor, summed: Tensor, target: Tensor, rows: Rows) -> Tensor:
         """Logits ``(N, 1)``, from those ``(N,)`` of the model, sums of the histories ``(R, dim)`` and candidates."""

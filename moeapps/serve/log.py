@@ -53,7 +53,7 @@ def log_to_stderr(name: str = "") -> None:
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s %(levelname)s %(name)s: {name + ': ' if name else ''}%(message)s")
     )
-    for name in ("moeapps.serve", "uvicorn", "asyncio"):
-        logger = logging.getLogger(name)
+    for source in ("moeapps.serve", "uvicorn", "asyncio"):
+        logger = logging.getLogger(source)
         logger.handlers[:] = [handler]
         logger.setLevel(logging.WARNING)

@@ -150,7 +150,7 @@ def test_neighbours_that_help_have_a_weight_and_are_recommended(ranker, feedback
     assert found > alone.evaluate_recommendations(test).loc[0, "hr@10"] + 0.2
 
 
-def test_the_logged_area_is_that_of_the_ranker_with_its_neighbours(ranker, feedback):
+def test_the_weight_is_that_of_the_epoch_that_is_kept(ranker):
     best = ranker.history_["val/gauc/interaction"].idxmax()
     assert ranker.history_.loc[best, "val/neighbour_weight"] == pytest.approx(float(ranker.model_.neighbours.terms[1]))
 
