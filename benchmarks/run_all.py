@@ -5,6 +5,7 @@
     python benchmarks/run_all.py --data FOLDER --fresh   # measure all again; earlier results go to SCRATCH/earlier
     python benchmarks/run_all.py --only graph_accuracy   # some scripts
     python benchmarks/run_all.py --check                 # the smallest form of each, to see that it runs
+    python benchmarks/run_all.py --repeat --data FOLDER  # measure a part of each again: is it what is committed?
     python benchmarks/run_all.py --pages                 # only write the tables of the results that are there
 
 FOLDER has the public data as MOEAPPS_DATA names it (graph, recsys, stream, vision); what needs it is left out without.
@@ -30,6 +31,7 @@ from typing import Any
 
 from command_line import script_parser
 from page_tables import write_tables
+from repeated import REPEATS, compare
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -268,21 +270,30 @@ def run(name: str, options: argparse.Namespace, folders: dict[str, str]) -> tupl
     benchmark, log = BENCHMARKS[name], options.scratch / f"{name}.log"
     if options.check and not benchmark.check:
         return "left out: has no small form", 0.0
-    commands = (benchmark.check,) if options.check else benchmark.commands
+    if options.repeat and name not in REPEATS:
+        return "left out: has no part to repeat", 0.0
+    commands = REPEATS[name] if options.repeat else (benchmark.check,) if options.check else benchmark.commands
     if not folders["data"] and any("{data}" in command for command in commands):
         return "left out: needs --data", 0.0
-    if options.fresh and not options.check and results_file(name).exists() and name != "defaults":
+    repeated = options.scratch / name / f"{name}.json"
+    if options.repeat:
+        repeated.unlink(missing_ok=True)
+    if options.fresh and results_file(name).exists() and name != "defaults":
         (options.scratch / "earlier").mkdir(exist_ok=True)
         results_file(name).replace(options.scratch / "earlier" / f"{name}.json")
     seconds = 0.0
     for command in commands:
         folder = options.scratch / name
         folder.mkdir(exist_ok=True)
-        given = arguments(command, {**folders, "scratch": str(folder), "output": str(folder / f"{name}.json")})
+        given = arguments(command, {**folders, "scratch": str(folder), "output": str(repeated)})
         status, took = call(name, given, log)
         seconds += took
         if status:
             return f"FAILED with {status}: see {log}", seconds
+    if options.repeat:
+        found = compare(json.loads(results_file(name).read_text()), json.loads(repeated.read_text()))
+        (options.scratch / name / "compared.txt").write_text("\n".join(map(str, found.others)))
+        return str(found), seconds
     return "done", seconds
 
 
@@ -294,6 +305,9 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--list", action="store_true", help="print the commands")
     kind.add_argument("--check", action="store_true", help="the smallest form of each script")
+    kind.add_argument(
+        "--repeat", action="store_true", help="measure a part of each again, compare with what is committed"
+    )
     kind.add_argument("--pages", action="store_true", help="only write the tables into the pages")
     kind.add_argument("--fresh", action="store_true", help="measure again what has been measured")
     options = parser.parse_args()
@@ -310,7 +324,7 @@ def main() -> None:
             outcome, seconds = run(name, options, folders)
             failed += [name] if outcome.startswith("FAILED") else []
             print(f"{name:18} {outcome} ({seconds:.0f} s)", flush=True)
-    if not options.check:
+    if not (options.check or options.repeat):
         write_pages(names)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

@@ -13,6 +13,7 @@ from tests.test_benchmarks_page import script
 
 ROOT = Path(__file__).parent.parent
 RUN_ALL, PAGES, DEFAULTS = script("run_all"), script("page_tables"), script("defaults")
+REPEATED = script("repeated")
 PAGE = """# Title
 
 | a | b |
@@ -35,6 +36,7 @@ def test_every_script_is_listed():
         "public_tables",
         "recsys_rivals",
         "reliability_soak",
+        "repeated",
         "run_all",
         "stream_models",
         "stream_sets",
@@ -72,10 +74,11 @@ def parser_of(monkeypatch):
 @pytest.mark.parametrize("name", RUN_ALL.BENCHMARKS)
 def test_the_commands_have_options_that_the_script_knows(name, parser_of):
     benchmark, parser = RUN_ALL.BENCHMARKS[name], parser_of(name)
-    for command in (*benchmark.commands, benchmark.check):
+    for command in (*benchmark.commands, benchmark.check, *REPEATED.REPEATS.get(name, ())):
         parser.parse_args(RUN_ALL.arguments(command, {"data": "D", "scratch": "S", "output": "O"}))
     if "--output" in parser.format_help() and benchmark.check:
         assert "{output}" in benchmark.check, "a check must not write over results"
+    assert all("{output}" in command for command in REPEATED.REPEATS.get(name, ()))
 
 
 @pytest.mark.parametrize("name", [*RUN_ALL.BENCHMARKS, "run_all"])
@@ -89,13 +92,13 @@ def test_a_shortened_option_is_refused_and_the_whole_one_named(name, parser_of, 
 
 
 def test_what_needs_data_is_left_out_without_it(tmp_path):
-    options = Namespace(check=False, fresh=False, scratch=tmp_path)
+    options = Namespace(check=False, fresh=False, repeat=False, scratch=tmp_path)
     assert RUN_ALL.run("moeify", options, {"data": ""}) == ("left out: needs --data", 0.0)
 
 
 def test_a_script_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(RUN_ALL, "call", lambda name, given, log: (3, 1.0))
-    options = Namespace(check=True, fresh=False, scratch=tmp_path)
+    options = Namespace(check=True, fresh=False, repeat=False, scratch=tmp_path)
     outcome, seconds = RUN_ALL.run("routers", options, {"data": ""})
     assert outcome.startswith("FAILED with 3: see ")
     assert seconds == 1.0
@@ -113,6 +116,46 @@ def test_an_unknown_script_is_refused():
     assert found.returncode == 2
     assert "--only must be one of mixtures, " in found.stderr
     assert "got 'nonsense'" in found.stderr
+
+
+def test_what_is_repeated_has_committed_results():
+    assert [name for name in REPEATED.REPEATS if not RUN_ALL.results_file(name).exists()] == []
+
+
+def test_numbers_at_the_same_place_are_compared_without_times():
+    then = {"a": {"auc": 0.5, "seconds": 3.0, "fit": 1.0, "n": 4}, "b": [0.2, 0.4], "only then": 1.0, "name": "x"}
+    now = {"a": {"auc": 0.5, "seconds": 9.0, "fit": 7.0, "n": 5}, "b": [0.201], "only now": 2.0, "name": "y"}
+    found = REPEATED.compare(then, now)
+    assert (found.same, found.close, found.others) == (1, 1, [("a, n", 4.0, 5.0)])
+    assert str(found) == "1 the same, 1 within 1 %, 1 further away\n    a, n: 4, now 5"
+
+
+def test_the_largest_difference_comes_first():
+    found = REPEATED.compare({"a": 1.0, "b": 2.0, "c": float("nan")}, {"a": 1.1, "b": 3.0, "c": float("nan")})
+    assert found.same == 1
+    assert [place for place, *_ in found.others] == ["b", "a"]
+
+
+def test_results_with_nothing_in_common_are_not_called_the_same():
+    with pytest.raises(ValueError, match="no number in common"):
+        REPEATED.compare({"runs": {"a": 1.0}}, {"runs": {"b": 1.0}})
+
+
+def test_a_repetition_is_compared_with_the_committed_results(tmp_path, monkeypatch):
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed/routers.json").write_text('{"accuracy": 0.5}')
+    monkeypatch.setattr(RUN_ALL, "results_file", lambda name: tmp_path / "committed" / f"{name}.json")
+
+    def call(name: str, given: list[str], log: Path) -> tuple[int, float]:
+        Path(given[given.index("--output") + 1]).write_text('{"accuracy": 0.25}')
+        return 0, 1.0
+
+    monkeypatch.setattr(RUN_ALL, "call", call)
+    options = Namespace(check=False, fresh=False, repeat=True, scratch=tmp_path)
+    outcome, _ = RUN_ALL.run("routers", options, {"data": ""})
+    assert outcome == "0 the same, 0 within 1 %, 1 further away\n    accuracy: 0.5, now 0.25"
+    assert (tmp_path / "committed/routers.json").read_text() == '{"accuracy": 0.5}'
+    assert RUN_ALL.run("serve_load", options, {"data": ""}) == ("left out: has no part to repeat", 0.0)
 
 
 def test_tables_of_one_heading_are_replaced_in_order():
