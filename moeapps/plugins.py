@@ -21,6 +21,7 @@ from moeapps.core.errors import ConfigError
 
 __all__ = [
     "GROUP",
+    "TRUST",
     "VARIABLE",
     "ModuleMissing",
     "import_module",
@@ -34,6 +35,9 @@ GROUP = "moeapps.plugins"
 
 VARIABLE = "MOEAPPS_IMPORT"
 """Environment variable with names of modules to import, separated by commas; worker processes inherit it."""
+
+TRUST = "MOEAPPS_TRUST"
+"""Environment variable with types of other packages that files may hold (``--trust``); worker processes inherit it."""
 
 _named: set[str] = set()
 _from_folder: dict[str, str] = {}

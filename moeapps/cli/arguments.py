@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from moeapps.plugins import TRUST
 from moeapps.registry import did_you_mean, nearest
 
 __all__ = [
@@ -115,7 +116,5 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def trust(options: argparse.Namespace) -> None:
     """Let this process, and those that it starts, load the types of ``--trust``."""
-    from moeapps.core.saving import TRUST
-
     if options.trust:
         os.environ[TRUST] = ",".join([*options.trust, *filter(None, [os.environ.get(TRUST)])])

@@ -40,7 +40,6 @@ from moeapps.core.trained import estimator_of, is_checkpoint
 __all__ = [
     "FORMAT",
     "NESTED",
-    "TRUST",
     "Loading",
     "Savable",
     "SavableModule",
@@ -52,9 +51,6 @@ __all__ = [
     "registered_path",
     "restore",
 ]
-
-TRUST = "MOEAPPS_TRUST"
-"""Environment variable with types to trust, separated by commas; the processes of a server inherit it."""
 
 NESTED = "nested."
 """Tensors whose names begin so belong to estimators inside an estimator, which check them themselves."""
@@ -382,7 +378,7 @@ def restore(
 
 def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:
     types = (trusted,) if isinstance(trusted, str | type) else tuple(trusted)
-    types += tuple(name for name in os.environ.get(TRUST, "").split(",") if name)
+    types += tuple(name for name in os.environ.get(plugins.TRUST, "").split(",") if name)
     for entry in types:
         if not isinstance(entry, str | type):
             raise ConfigError(f"trusted must hold types or their full names, got {entry!r}")

@@ -87,6 +87,27 @@ def test_help_version_and_list_answer_without_importing_torch(tmp_path):
         assert expected in done.stdout
 
 
+def test_only_the_worker_of_a_server_imports_torch(tmp_path):
+    script = (
+        "import sys\n"
+        "from moeapps.cli.main import main\n"
+        "from moeapps.serve import worker\n"
+        "def start(*_, **__): raise worker.WorkerDied\n"
+        "worker.Worker.__init__ = start\n"
+        "status = main(['serve', 'model.safetensors', '--port', '0', '--trust', 'package.Type'])\n"
+        "assert 'moeapps.serve.app' in sys.modules\n"
+        "loaded = {'torch', 'lightning', 'sklearn', 'river'} & set(sys.modules)\n"
+        "raise SystemExit(loaded or status)"
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == "error: model.safetensors could not be loaded: WorkerDied\n"
+    assert done.returncode == 1
+
+
 def test_every_command_is_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
