@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="servers behind the port, each with the model in memory; number k also listens at --port + k by itself, "
         "for its /metrics",
     )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=int,
+        help="threads with which each worker computes; default: OMP_NUM_THREADS, or the cores of this machine divided "
+        "by --workers, less one for the server itself",
+    )  # fmt: skip
     parser.add_argument("--token-file", help=f"file with the token that clients must send (or set {TOKEN})")
 
 
@@ -112,7 +117,8 @@ def run(options: argparse.Namespace) -> int:
         If the model cannot be loaded.
     """
     check_sizes(
-        workers=options.workers, queue=options.queue, batch_rows=options.batch_rows, connections=options.connections,
+        workers=options.workers, threads=1 if options.threads is None else options.threads, queue=options.queue,
+        batch_rows=options.batch_rows, connections=options.connections,
         max_body=1 if options.max_body is None else options.max_body,
         connections_per_client=options.connections_per_client, sample_images=options.sample_images,
         sample_steps=options.sample_steps, sample_work=options.sample_work,
@@ -132,6 +138,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--{'nodes' if options.nodes is None else 'edges'} is missing: a graph is in two tables")
     token = _token(options.token_file)
     trust(options)
+    _share_cores(options.workers, options.threads)
     with needs("serving", "moeapps[serve]"):
         import uvicorn  # noqa: F401
 
@@ -148,6 +155,19 @@ def run(options: argparse.Namespace) -> int:
         _announce(options, token, listener, replicas.wait_ready())
         replicas.run()
     return 0
+
+
+def _share_cores(workers: int, threads: int | None) -> None:
+    """Let the processes that this one starts compute with so many threads, unless the environment says how many.
+
+    Left alone, every worker would take all cores, and two of them would spend their time waiting for each other.
+    """
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        from joblib import cpu_count  # knows the limits of a container
+
+        threads = max(1, cpu_count() // workers - 1)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _announce(

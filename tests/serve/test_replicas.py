@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import moeapps
+from moeapps.cli import serve as serving
 from moeapps.cli.main import main
 from moeapps.core.errors import MoEAppsError
 from moeapps.core.tabledata.scoring import predict_frame
@@ -23,7 +24,7 @@ from .conftest import ROW, Server, people
 
 @pytest.fixture(scope="module")
 def two(table):
-    with Server(table, "--workers", "2") as server:
+    with Server(table, "--workers", "2", "--threads", "3") as server:
         yield server
 
 
@@ -31,6 +32,32 @@ def replicas(server: Server) -> list[int]:
     """Process ids of the servers."""
     children = psutil.Process(server.process.pid).children()
     return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_each_worker_computes_with_the_threads_that_were_named(two):
+    for pid in replicas(two):
+        (worker,) = [p for p in psutil.Process(pid).children() if "spawn_main" in " ".join(p.cmdline())]
+        assert worker.environ()["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads", "expected"),
+    [(8, 1, None, "7"), (8, 2, None, "3"), (2, 4, None, "1"), (8, 2, 5, "5")],
+)
+def test_workers_share_the_cores_less_one_for_each_server(cores, workers, threads, expected, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # put back after the test, also where there was none
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    serving._share_cores(workers, threads)
+    assert os.environ["OMP_NUM_THREADS"] == expected
+
+
+def test_the_environment_decides_unless_threads_are_named(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    serving._share_cores(2, None)
+    assert os.environ["OMP_NUM_THREADS"] == "6"
+    serving._share_cores(2, 1)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
