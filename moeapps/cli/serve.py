@@ -163,7 +163,7 @@ def _share_cores(workers: int, threads: int | None) -> None:
     Left alone, every worker would take all cores, and two of them would spend their time waiting for each other.
     """
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
-        from joblib import cpu_count  # knows the limits of a container
+        from joblib import cpu_count  # type: ignore[import-untyped]  # knows the limits of a container
 
         threads = max(1, cpu_count() // workers - 1)
     if threads is not None:
