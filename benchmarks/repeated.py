@@ -37,9 +37,11 @@ REPEATS = {
 memory and of reliability have no such part."""
 
 _MACHINE = re.compile(
-    r"(^|[ _])(seconds|second|s|ms|mib|gib|bytes|memory|rss|time|times|fit|predict|cpu|rate|threads|load|date)($|[ _])",
-    re.I,
+    r"(^|[ _])(seconds|second|s|ms|mib|gib|bytes|memory|rss|times?|fit|predict|cpu|rate|threads|load|date|cost)($|[ _])"
+    r"|budget=",
+    re.IGNORECASE,
 )
+"""Keys of what belongs to a machine. A budget is a share of measured seconds, so that what it chooses does, too."""
 
 
 @dataclass(frozen=True)
