@@ -139,7 +139,7 @@ BENCHMARKS = {
         ("--file {data}/recsys/census-income.test.gz",), "--epochs 1 --trials 1 --parts search --output {output}",
         "ray[train], optuna",
     ),
-    "serve_load": Benchmark(("", "--workers --seconds 15"), "--seconds 1 --clients 2 --output {output}"),
+    "serve_load": Benchmark(("", "--workers --seconds 15 --rounds 2"), "--seconds 1 --clients 2 --output {output}"),
     "serve_poison": Benchmark(("",), "--seconds 1 --clients 2 --kills 1 --output {output}"),
     "reliability": Benchmark(("",), "--mutations 2 --kills 1 --seconds 5 --clients 4 --output {output}"),
     "defaults": Benchmark(("--run --data {data}/stream --page",), "--output {output}"),

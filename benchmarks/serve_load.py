@@ -8,9 +8,9 @@ requests of 1 to 4 rows, one after the other. "tables" only predicts. "stream" i
 where one client in four learns. Clients run in a process of their own; server, worker and clients share the machine.
 Memory is the resident set of server and worker, after a tenth of the time and at the end.
 
-`--workers` serves the tables with one worker, with two, and with two of which one is killed after a third of the time,
-in turns, and adds the sums of all rounds to the results. A request that gets no answer is counted as failed, and its
-client connects again.
+`--workers` serves the tables with one worker, with two, and with two of which one is killed after a third of the
+time, in turns, and adds the sums of all rounds to the results; no number of threads is given. A request that gets no
+answer is counted as failed, and its client connects again.
 """
 
 import http.client
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from command_line import script_parser
 from rich.console import Console
 from rich.table import Table
@@ -160,19 +161,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve_load.json")
     options = parser.parse_args()
-    results: dict[str, Any]
+    kept: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     if options.workers:
-        results = json.loads(options.output.read_text())
         with tempfile.TemporaryDirectory() as name:
             what = make_models(Path(name))["tables"]
             found = compare_workers(Path(name), what, options.clients, options.seconds, options.rounds)
         print(json.dumps(found, indent=1))
-        options.output.write_text(json.dumps({**results, "workers": found}, indent=1) + "\n")
+        options.output.write_text(json.dumps({**kept, "workers": found}, indent=1) + "\n")
         return
     table = Table(title=f"{options.clients} clients, {options.seconds:.0f} s, {platform.machine()}")
     for column in ("model", "requests/s", "p50 ms", "p99 ms", "wrong", "failed", "MiB early / late"):
         table.add_column(column, justify="right" if column != "model" else "left")
-    results = {"machine": platform.machine(), "clients": options.clients, "seconds": options.seconds}
+    results: dict[str, Any] = {"machine": platform.machine(), "clients": options.clients, "seconds": options.seconds}
+    results["torch"] = torch.__version__
     with tempfile.TemporaryDirectory() as folder:
         for name, what in make_models(Path(folder)).items():
             found = results[name] = measure(name, what, Path(folder), options.clients, options.seconds)
@@ -181,6 +182,8 @@ def main() -> None:
                 str(found["wrong"]), str(found["failed"]), f"{found['mib_before']:.0f} / {found['mib_after']:.0f}",
             )  # fmt: skip
     Console(width=110).print(table)
+    if "workers" in kept:
+        results["workers"] = kept["workers"]
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
