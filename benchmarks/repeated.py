@@ -37,7 +37,7 @@ REPEATS = {
 memory and of reliability have no such part."""
 
 _MACHINE = re.compile(
-    r"(^|[ _])(seconds?|s|ms|mib|gib|bytes|memory|rss|times?|fit|predict|cpu|rate|threads|load|date|cost|seeds)($|[ _])"
+    r"^(s|fit|predict|cost|load|date|threads|seeds)$|(^|[ _])(seconds?|ms|mib|gib|bytes|memory|rss|times?|cpu)($|[ _])"
     r"|budget=",
     re.IGNORECASE,
 )

@@ -291,7 +291,10 @@ def run(name: str, options: argparse.Namespace, folders: dict[str, str]) -> tupl
         if status:
             return f"FAILED with {status}: see {log}", seconds
     if options.repeat:
-        found = compare(json.loads(results_file(name).read_text()), json.loads(repeated.read_text()))
+        try:
+            found = compare(json.loads(results_file(name).read_text()), json.loads(repeated.read_text()))
+        except ValueError as error:
+            return f"FAILED: {error}", seconds
         (options.scratch / name / "compared.txt").write_text("\n".join(map(str, found.others)))
         return str(found), seconds
     return "done", seconds

@@ -141,6 +141,10 @@ def test_results_with_nothing_in_common_are_not_called_the_same():
         REPEATED.compare({"runs": {"a": 1.0}}, {"runs": {"b": 1.0}})
 
 
+def test_a_setting_called_rate_is_no_rate_of_the_machine():
+    assert REPEATED.compare({"HoME, rate 0.02": {"auc": 0.5}}, {"HoME, rate 0.02": {"auc": 0.5}}).same == 1
+
+
 def test_a_repetition_is_compared_with_the_committed_results(tmp_path, monkeypatch):
     (tmp_path / "committed").mkdir()
     (tmp_path / "committed/routers.json").write_text('{"accuracy": 0.5}')
