@@ -70,6 +70,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
 PARTS: dict[str, dict[str, Any]] = {
     "default": {},
     "stem='patch'": {"stem": "patch"},
+    "init_values=None": {"init_values": None},
     "augment='none'": {"augment": "none"},
     "augment='shift'": {"augment": "shift"},
     "global_pool='token'": {"global_pool": "token"},

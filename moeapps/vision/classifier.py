@@ -17,7 +17,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from moeapps.core.checks import check_below_one, check_one_of, check_sizes
+from moeapps.core.checks import check_below_one, check_fraction, check_one_of, check_sizes
 from moeapps.core.config import as_arguments, config_from, field_names, store_arguments
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.routing import Routing
@@ -64,6 +64,10 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         convolutional stem a quarter, if that is at most 8, and a power of two. Images are padded to a multiple of it.
     global_pool : {"avg", "token"}, default="avg"
         What the head sees: the mean of all patches, or a class token, as in the papers.
+    init_values : float or None, default=0.01
+        Layer scale: what every block adds is multiplied, channel by channel, by learned numbers that begin at this one
+        (Touvron et al., ICCV 2021), so that the network begins as its stem and a linear layer. None is without, as in
+        the papers.
     image_size : int, optional
         Side to which images are resized and cropped, files and arrays alike; None if all have one size.
     num_experts : int, default=4
@@ -185,6 +189,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         stem: Literal["conv", "patch"] = "conv",
         patch_size: int | Literal["auto"] = "auto",
         global_pool: Literal["avg", "token"] = "avg",
+        init_values: float | None = 0.01,
         image_size: int | None = None,
         num_experts: int = 4,
         top_k: int = 2,
@@ -259,6 +264,8 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         if self.model in FAMILIES:
             check_one_of("stem", self.stem, STEMS)
             check_one_of("global_pool", self.global_pool, ("avg", "token"))
+            if self.init_values is not None:
+                check_fraction(init_values=self.init_values)
         if self.image_size is not None:
             check_sizes(image_size=self.image_size)
         if isinstance(X, str | Path):

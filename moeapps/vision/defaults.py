@@ -8,7 +8,9 @@ from moeapps.core.errors import ConfigError
 
 __all__ = ["BEFORE", "automatic", "check_automatic", "patch_side"]
 
-BEFORE: dict[str, Any] = {"stem": "patch", "global_pool": "token", "ema_decay": 0.0, "max_time": None}
+BEFORE: dict[str, Any] = {
+    "stem": "patch", "global_pool": "token", "init_values": None, "ema_decay": 0.0, "max_time": None,
+}  # fmt: skip
 """What arguments that 0.1 did not have are in what it saved."""
 
 HELD_OUT = 5_000

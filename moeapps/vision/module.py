@@ -28,7 +28,7 @@ from moeapps.vision.networks import FAMILIES, make_network
 
 __all__ = ["FAMILIES", "SIZES", "ImageModule", "ImageModuleConfig", "SpecModule", "make_network"]
 
-SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "stem")
+SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "stem", "init_values")
 """Sizes of those models that :class:`~moeapps.vision.WideNetClassifier` has as arguments."""
 
 

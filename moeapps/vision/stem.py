@@ -18,7 +18,7 @@ STEMS = ("patch", "conv")
 """How images become tokens: one convolution as wide as a patch, or several of 3 x 3."""
 
 NARROWEST = 32
-"""Channels that every convolution of the stem has at least."""
+"""Channels before the first stride of the stem; twice as many before the second, and so on up to the tokens' width."""
 
 LARGE = 8
 """Above a patch of this side only the last two strides have two convolutions: images are large, and time would grow."""
@@ -29,9 +29,9 @@ class ConvPatchEmbed(PatchEmbed):
 
     Early convolutions help transformers see better (Xiao et al., NeurIPS 2021). For every factor 2 of the side there is
     a convolution of stride 1 and one of stride 2, each with batch norm and GELU; of patches of more than 8 pixels, only
-    the last two factors have the first one. Widths double up to the tokens', from 32 channels. A convolution of 1 x 1
-    makes the tokens. So neighbouring patches overlap, and the network needs fewer images than with the one large
-    convolution of a plain ViT. The number of tokens is the same.
+    the last two factors have the first one. Widths double from 32 channels up to the tokens', and none is less than
+    half of the next. A convolution of 1 x 1 makes the tokens. So neighbouring patches overlap, and the network needs
+    fewer images than with the one large convolution of a plain ViT. The number of tokens is the same.
 
     Other factors of the patch's side are strides of their own: a side of 6 is strides 2 and 3. A convolution of stride
     s covers :math:`2 \lceil s / 2 \rceil + 1` pixels.
@@ -74,7 +74,7 @@ class ConvPatchEmbed(PatchEmbed):
         channels = in_chans
         made: dict[str, Any] = {"act_layer": nn.GELU, "device": device, "dtype": dtype}
         for later, stride in zip(reversed(range(len(strides))), strides, strict=True):
-            wide = max(min(NARROWEST, embed_dim), embed_dim // 2**later)
+            wide = min(embed_dim, max(NARROWEST * 2 ** (len(strides) - 1 - later), embed_dim // 2**later))
             if later < doubled:
                 layers.append(ConvNormAct(channels, wide, kernel_size=3, **made))
                 channels = wide

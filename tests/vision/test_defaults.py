@@ -62,6 +62,18 @@ def test_averaged_weights_are_other_than_the_last(digits):
     assert not np.allclose(last, averaged)
 
 
+@pytest.mark.parametrize("model", ["widenet", "vit_moe", "vit"])
+def test_blocks_begin_with_little_and_learn_how_much_they_add(digits, model, tmp_path):
+    found = WideNetClassifier(model, **SMALL, max_epochs=2).fit(*digits)
+    scales = [value for name, value in found.model_.network.named_parameters() if name.endswith(".gamma")]
+    assert [scale.shape for scale in scales] == [(16,), (16,)]  # of attention and of the experts or the MLP
+    assert all(0 < (scale - 0.01).abs().max() < 0.1 for scale in scales)
+    found.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(moeapps.load(tmp_path / "m.safetensors").predict(digits[0]), found.predict(digits[0]))
+    plain = WideNetClassifier(model, **SMALL, max_epochs=1, init_values=None).fit(*digits)
+    assert not [name for name, _ in plain.model_.network.named_parameters() if name.endswith(".gamma")]
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -73,6 +85,7 @@ def test_averaged_weights_are_other_than_the_last(digits):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"stem": "cnn"}, "stem must be one of patch, conv, got 'cnn'"),
         ({"global_pool": "max"}, "global_pool must be one of avg, token, got 'max'"),
+        ({"init_values": 0}, "init_values must be a number above 0 and at most 1, got 0"),
         ({"augment": "rotate"}, "no augmentation"),
     ],
 )

@@ -36,9 +36,10 @@ def test_widths_double_up_to_that_of_the_tokens_and_large_patches_begin_with_sin
         stem = ConvPatchEmbed(side, patch, in_chans=3, embed_dim=embed_dim)
         return [(layer.out_channels, layer.stride[0]) for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
 
-    assert convolutions(32, 8, 64) == [(32, 1), (32, 2), (32, 1), (32, 2), (64, 1), (64, 2), (64, 1)]
-    large = [(32, 2), (48, 2), (96, 1), (96, 2), (192, 1), (192, 2), (192, 1)]
+    assert convolutions(32, 8, 64) == [(32, 1), (32, 2), (64, 1), (64, 2), (64, 1), (64, 2), (64, 1)]
+    large = [(32, 2), (64, 2), (128, 1), (128, 2), (192, 1), (192, 2), (192, 1)]
     assert convolutions(64, 16, 192) == large
+    assert [wide for wide, _ in convolutions(64, 8, 512)] == [128, 128, 256, 256, 512, 512, 512]
     assert {wide for wide, _ in convolutions(16, 4, 16)} == {16}
 
 
