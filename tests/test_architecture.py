@@ -78,6 +78,65 @@ def test_importing_moeapps_loads_no_framework():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+WITHOUT_TORCH = """
+import sys, zipfile
+
+heavy = {"torch", "lightning", "torchmetrics", "torchvision", "safetensors.torch"}
+%s
+loaded = heavy & set(sys.modules)
+assert not loaded, f"{loaded} imported"
+"""
+"""Torch takes seconds and hundreds of MiB to import, and a stream's model computes without it."""
+
+LEARN_SAVE_LOAD = """
+import moeapps, moeapps.stream
+from moeapps import DriftMoEClassifier, DriftMoERegressor
+from moeapps.core.saving import card_of_file, from_bytes
+
+for kind, targets in ((DriftMoEClassifier, "no yes".split()), (DriftMoERegressor, (0.5, 2.0))):
+    model = kind(seed=0)
+    for i in range(40):
+        model.learn_one({"a": i % 5, "b": "xy"[i % 2]}, targets[i % 2])
+    model.save("model.safetensors")
+    loaded = moeapps.load("model.safetensors")
+    assert loaded.predict_one({"a": 3, "b": "y"}) == model.predict_one({"a": 3, "b": "y"})
+    loaded.learn_one({"a": 3, "b": "y"}, targets[1])
+    assert from_bytes(loaded.to_bytes()).n_seen_ == 41
+    assert kind.__name__ in card_of_file("model.safetensors")
+with zipfile.ZipFile(sys.argv[1]) as archive:  # of moeapps 0.1
+    for name in ("drift_data", "drift_task", "drift_regressor"):
+        moeapps.load(archive.extract(f"{name}.safetensors"))
+"""
+
+RUN_A_STREAM = """
+from pathlib import Path
+from moeapps.cli.main import main
+
+lines = ["a,b,label", *(f"{i % 7},{i % 3},{'no yes'.split()[i % 2]}" for i in range(60))]
+Path("events.csv").write_text("\\n".join(lines) + "\\n")
+command = "stream run --source events.csv --target label --checkpoint run --predictions out.csv --plain".split()
+assert main([*command, "--limit", "30"]) == 0
+assert main([*command, "--resume"]) == 0
+assert len(Path("out.csv").read_text().splitlines()) == 61
+"""
+
+
+@pytest.mark.parametrize("work", [LEARN_SAVE_LOAD, RUN_A_STREAM], ids=["model", "run"])
+def test_streams_do_without_torch(work, tmp_path):
+    models = Path(__file__).parent / "data/0.1/models.zip"
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH % work, models], check=True, cwd=tmp_path)
+
+
+def test_a_name_that_needs_torch_is_there_on_demand():
+    from moeapps.core import saving
+
+    assert moeapps.stream.StreamRouter.__module__ == "moeapps.stream.router"
+    assert saving.SavableModule.__module__ == "moeapps.core.savable_module"
+    for module in (moeapps.stream, saving):
+        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+            _ = module.nonsense
+
+
 @pytest.mark.parametrize("package", [moeapps, moeapps.core], ids=lambda package: package.__name__)
 def test_every_public_name_is_there(package):
     modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}

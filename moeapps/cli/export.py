@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Load, and save."""
     silence_warnings()
-    from moeapps.core.files import existing_file
-    from moeapps.core.trained import is_checkpoint
+    from moeapps.core.files import existing_file, is_checkpoint
 
     trust(options)
     target = Path(options.model)

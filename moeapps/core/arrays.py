@@ -6,16 +6,18 @@ hold 15 digits, of integers with a gap.
 
 # n values
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import EXACT
 from moeapps.core.tabledata.frames import frame_if_table
+from moeapps.core.torch_types import is_tensor, is_type_of_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "EXACT",
@@ -46,11 +48,8 @@ def as_array(values: Any) -> np.ndarray:
         In the shape of the values. Of dtype object if values are missing or of several kinds.
     """
     values = frame_if_table(values, "the values")
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values if values.layout == torch.strided else values.to_dense()
-        half = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
-        return np.asarray((values.float() if half else values).numpy())
+    if is_tensor(values):
+        return _of_tensor(values)
     if isinstance(values, pd.DataFrame):
         columns = [as_array(values.iloc[:, i]) for i in range(values.shape[1])]
         return tightened(np.stack(columns, axis=1)) if columns else np.zeros(values.shape)
@@ -64,11 +63,24 @@ def as_array(values: Any) -> np.ndarray:
         if hasattr(values, convert) and not isinstance(values, np.ndarray):
             values = getattr(values, convert)()
             break
-    if isinstance(values, list | tuple) and not any(isinstance(value, np.ndarray | Tensor) for value in values):
+    if isinstance(values, list | tuple) and not any(map(_is_type_of_arrays, set(map(type, values)))):
         found = tightened(np.array(values, dtype=object))
         # text of a list is of dtype U, as NumPy reads it
         return found.astype(str) if kind_of(found) == "text" and not missing(found).any() else found
     return tightened(np.asarray(values))
+
+
+def _of_tensor(values: "Tensor") -> np.ndarray:
+    import torch
+
+    values = values.detach().cpu()
+    values = values if values.layout == torch.strided else values.to_dense()
+    half = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
+    return np.asarray((values.float() if half else values).numpy())
+
+
+def _is_type_of_arrays(kind: type) -> bool:
+    return issubclass(kind, np.ndarray) or is_type_of_tensors(kind)
 
 
 def missing(values: np.ndarray) -> np.ndarray:

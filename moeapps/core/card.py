@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
-from torch import Tensor
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.saved_arguments import fits
+from moeapps.core.saved_tensors import AnyTensor
 from moeapps.core.text_tables import markdown_table
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def is_training_record(value: Any) -> bool:
 
 def model_card(
     document: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, AnyTensor],
     scores: Mapping[str, float] | None = None,
     name: str = "",
 ) -> str:
@@ -93,7 +93,7 @@ def model_card(
     ----------
     document : mapping
         What its file holds: ``class``, ``arguments``, ``state``, ``versions``, and ``trained_on`` if it is known.
-    tensors : mapping of str to Tensor
+    tensors : mapping of str to Tensor or array
         Its tensors.
     scores : mapping of str to float, optional
         Scores that the user gives, by metric.
@@ -220,8 +220,8 @@ def _settings(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows[:MAX_ROWS]
 
 
-def _versions(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    number = sum(tensor.numel() for tensor in tensors.values())
+def _versions(document: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> str:
+    number = sum(math.prod(tensor.shape) for tensor in tensors.values())
     lines = [f"- numbers in the file: {number:,}"]
     return "\n".join([*lines, *(f"- {name} {version}" for name, version in document["versions"].items())])
 

@@ -42,8 +42,8 @@ from moeapps.core.loggers import check_loggers, close_loggers, estimator_loggers
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.run_folder import new_run_folder
 from moeapps.core.saved_arguments import arguments_to_json, check_fields, check_kinds, fits, is_module
+from moeapps.core.saved_tensors import refuse_non_finite
 from moeapps.core.saving import SaveMixin
-from moeapps.core.state_dict import refuse_non_finite
 from moeapps.core.statistics import RoutingMonitor
 from moeapps.core.warnings import warnings_silenced
 

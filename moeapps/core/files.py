@@ -20,7 +20,16 @@ from typing import BinaryIO
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.registry import nearest
 
-__all__ = ["HashingWriter", "atomic_write", "existing_file", "locked", "ordinary_file", "remove_stale", "similar"]
+__all__ = [
+    "HashingWriter",
+    "atomic_write",
+    "existing_file",
+    "is_checkpoint",
+    "locked",
+    "ordinary_file",
+    "remove_stale",
+    "similar",
+]
 
 _MARK = "moeapps-tmp"
 
@@ -260,3 +269,9 @@ def ordinary_file(path: str | os.PathLike[str], what: str) -> Path:
     if not found.is_file():
         raise FileFormatError(f"{path} is a pipe, a socket or a device, expected {what} in an ordinary file")
     return found
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is what ``torch.save`` writes, a zip archive."""
+    with open(file, "rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"

@@ -18,7 +18,8 @@ from moeapps.core.epoch_means import EpochMeans, EvaluationMeans
 from moeapps.core.errors import FileFormatError, NonFiniteError
 from moeapps.core.layer_losses import SampleGroups, losses_of, sum_of_terms
 from moeapps.core.loading import EpochSampler
-from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY, as_in_0_1
+from moeapps.core.older import DEFAULTS, DEFAULTS_ENTRY
+from moeapps.core.older_networks import as_in_0_1
 from moeapps.core.parallel import gather_optimizer_states, scatter_optimizer_states, sharded_parameters
 from moeapps.core.routers import Router
 from moeapps.core.search import Searchable

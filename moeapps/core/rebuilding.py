@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moeapps.core.errors import FileFormatError
 from moeapps.core.state_dict import check_state_dict
 
-__all__ = ["bounded", "check_buffers", "faults_named", "rebuild", "uncounted"]
+__all__ = ["bounded", "check_buffers", "rebuild", "uncounted"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -155,34 +155,6 @@ def _check_determined(model: nn.Module, tensors: Mapping[str, Tensor], source: P
             own = getattr(module, name)
             if full in tensors and not torch.equal(own, tensors[full].to(own.dtype)):
                 raise FileFormatError(f"{source}: {full} is not what the model's arguments and state say")
-
-
-@contextmanager
-def faults_named(source: Path, class_path: str) -> Iterator[None]:
-    """Context in which whatever contradicts itself is an error that names the file.
-
-    Parameters
-    ----------
-    source : Path
-        The file.
-    class_path : str
-        What is being built from it.
-
-    Raises
-    ------
-    FileFormatError
-        For every error but ImportError: a library that is not installed is no fault of the file.
-    """
-    try:
-        yield
-    except ImportError:
-        raise
-    except FileFormatError as error:  # a part that was asked for its own state does not know the file
-        if str(source) in str(error):
-            raise
-        raise FileFormatError(f"{source}: {error}") from error
-    except Exception as error:  # the constructor that stumbles says how
-        raise FileFormatError(f"{source} does not fit {class_path}: {type(error).__name__}: {error}") from error
 
 
 def check_buffers(model: nn.Module, source: Path) -> None:

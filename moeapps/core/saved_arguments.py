@@ -6,12 +6,15 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from moeapps.core.errors import ConfigError, FileFormatError
+from moeapps.core.torch_types import is_torch_module
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["arguments_to_json", "check_fields", "check_kinds", "complete_arguments", "fits", "is_module"]
 
@@ -31,7 +34,7 @@ def arguments_to_json(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(name: str, value: Any) -> Any:
-    if isinstance(value, nn.Module):
+    if is_torch_module(value):
         return {_MODULE: type(value).__name__}
     if isinstance(value, np.generic):
         value = value.item()
@@ -54,7 +57,7 @@ def is_module(value: Any) -> bool:
     return isinstance(value, dict) and _MODULE in value
 
 
-def complete_arguments(arguments: dict[str, Any], modules: dict[str, nn.Module], file: Path) -> dict[str, Any]:
+def complete_arguments(arguments: dict[str, Any], modules: "dict[str, nn.Module]", file: Path) -> dict[str, Any]:
     """Put the caller's torch modules in the places of those that a file only names.
 
     Raises

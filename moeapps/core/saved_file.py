@@ -10,23 +10,24 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
 
 import moeapps
 from moeapps import registry
 from moeapps.core.card import is_training_record
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.files import atomic_write
+from moeapps.core.saved_tensors import AnyTensor, from_safetensors, to_safetensors
 
 __all__ = [
     "FORMAT",
     "digest_span",
+    "faults_named",
     "read_document",
     "read_document_bytes",
     "write_document",
@@ -42,7 +43,7 @@ _MAX_CONTAINERS = 5_000_000
 """Largest number of lists and objects in a document: a pair of brackets is two bytes of a file and 56 of memory."""
 
 
-def write_document(path: str | os.PathLike[str], document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_document(path: str | os.PathLike[str], document: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> None:
     """Write a document and tensors, atomically; equal ones make equal files, byte for byte.
 
     Parameters
@@ -51,8 +52,8 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], tenso
         Where to.
     document : dict
         JSON values.
-    tensors : dict of str to Tensor
-        Tensors by name.
+    tensors : mapping of str to Tensor or array
+        Tensors by name, of torch or of NumPy.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], tenso
         file.write(data)
 
 
-def write_document_bytes(document: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+def write_document_bytes(document: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> bytes:
     """What :func:`write_document` would write to a file.
 
     Raises
@@ -78,10 +79,8 @@ def write_document_bytes(document: dict[str, Any], tensors: dict[str, Tensor]) -
     return b"".join(_content(document, tensors, "the state"))
 
 
-def _content(document: dict[str, Any], tensors: dict[str, Tensor], name: str) -> tuple[bytearray, memoryview]:
-    # a copy of each: a parameter that two layers share is written under both names
-    copies = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-    body = memoryview(save_safetensors(copies))
+def _content(document: dict[str, Any], tensors: Mapping[str, AnyTensor], name: str) -> tuple[bytearray, memoryview]:
+    body = memoryview(to_safetensors(tensors))
     size = int.from_bytes(body[:8], "little")
     # safetensors writes the entries of the metadata in the order of a hash table, which differs from run to run
     metadata = {"moeapps": json.dumps(document, allow_nan=False), "sha256": "0" * 64}
@@ -101,10 +100,18 @@ def _content(document: dict[str, Any], tensors: dict[str, Tensor], name: str) ->
     return head, body[8 + size :]
 
 
-def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_document(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what :func:`write_document` wrote, or safetensors with the same two entries.
 
     Needs at most twice the size of the file in memory.
+
+    Returns
+    -------
+    document : dict
+        The document.
+    tensors : dict
+        Arrays of NumPy by name; tensors of torch if one is of a type that NumPy lacks
+        (:func:`~moeapps.core.saved_tensors.as_tensors` makes one kind of them).
 
     Raises
     ------
@@ -133,7 +140,7 @@ def _damaged(source: Path, size: int) -> str:
     return f"{source} ({size} bytes) is damaged or incomplete, or not a model saved by moeapps"
 
 
-def read_document_bytes(content: bytes, source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_document_bytes(content: bytes, source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the content of a file.
 
     Parameters
@@ -163,7 +170,7 @@ def read_document_bytes(content: bytes, source: Path) -> tuple[dict[str, Any], d
     try:
         header = _parse(content[8 : 8 + header_size].decode())
         document = _parse(header["__metadata__"]["moeapps"])
-        tensors = load_safetensors(content)
+        tensors = from_safetensors(content)
     except (KeyError, TypeError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
         raise FileFormatError(f"{damaged}: {error}") from None
     return _checked(document, source), tensors
@@ -232,3 +239,31 @@ def _checked(document: Any, file: Path) -> dict[str, Any]:
     if not registry.are_parts(document.get("parts", [])):
         raise FileFormatError(f"{file} is not a model saved by moeapps: 'parts' is malformed")
     return document
+
+
+@contextmanager
+def faults_named(source: Path, class_path: str) -> Iterator[None]:
+    """Context in which whatever contradicts itself is an error that names the file.
+
+    Parameters
+    ----------
+    source : Path
+        The file.
+    class_path : str
+        What is being built from it.
+
+    Raises
+    ------
+    FileFormatError
+        For every error but ImportError: a library that is not installed is no fault of the file.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except FileFormatError as error:  # a part that was asked for its own state does not know the file
+        if str(source) in str(error):
+            raise
+        raise FileFormatError(f"{source}: {error}") from error
+    except Exception as error:  # the constructor that stumbles says how
+        raise FileFormatError(f"{source} does not fit {class_path}: {type(error).__name__}: {error}") from error

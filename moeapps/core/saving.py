@@ -15,27 +15,29 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import moeapps
 from moeapps import plugins, registry
 from moeapps.core.card import model_card
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.files import ordinary_file
+from moeapps.core.files import is_checkpoint, ordinary_file
 from moeapps.core.older import DEFAULTS, arguments_of_0_1
-from moeapps.core.rebuilding import faults_named, rebuild
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, complete_arguments
 from moeapps.core.saved_file import (
     FORMAT,
+    faults_named,
     read_document,
     read_document_bytes,
     write_document,
     write_document_bytes,
 )
-from moeapps.core.state_dict import non_finite_names
-from moeapps.core.trained import estimator_of, is_checkpoint
+from moeapps.core.saved_tensors import AnyTensor, as_arrays, as_tensors, non_finite_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from moeapps.core.savable_module import SavableModule as SavableModule
 
 __all__ = [
     "FORMAT",
@@ -85,12 +87,12 @@ class Savable(Protocol):
     def saved_state(self) -> dict[str, Any]:
         """What was learned besides tensors, as JSON values."""
 
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """What was learned, as tensors."""
+    def saved_tensors(self) -> Mapping[str, AnyTensor]:
+        """What was learned, as tensors of torch, or as arrays of NumPy (:attr:`SaveMixin.numpy_arrays`)."""
 
     @classmethod
     def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Any], source: Path
     ) -> Self:
         """Build the object again."""
 
@@ -100,6 +102,9 @@ class SaveMixin:
 
     non_finite_tensors: ClassVar[tuple[str, ...]] = ()
     """Tensors that may hold NaN or infinity, by the last part of their names."""
+
+    numpy_arrays: ClassVar[bool] = False
+    """Whether what was learned is arrays of NumPy, for a class that does without torch; tensors of torch otherwise."""
 
     _training_record: dict[str, Any] | None = None
     """Day, rows and validation scores of the training, for :meth:`card`; None where they are not known."""
@@ -156,7 +161,7 @@ class SaveMixin:
         document, tensors = self._document()  # type: ignore[attr-defined]
         return model_card(document, tensors, scores, name)
 
-    def _document(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _document(self: Savable) -> tuple[dict[str, Any], Mapping[str, AnyTensor]]:
         """What a file holds: everything as JSON values, and tensors."""
         class_path = registered_path(type(self))
         arguments = arguments_to_json(self.saved_arguments())
@@ -179,41 +184,9 @@ class SaveMixin:
             document["trained_on"] = self._training_record  # type: ignore[attr-defined]
         return document, tensors
 
-    def saved_content(self: Savable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def saved_content(self: Savable) -> tuple[dict[str, Any], Mapping[str, AnyTensor]]:
         """State and tensors; a class that makes both at once overrides this."""
         return self.saved_state(), self.saved_tensors()
-
-
-class SavableModule(SaveMixin, nn.Module):
-    """A torch module that can be saved: its constructor stores its arguments in ``self.arguments``.
-
-    One that is decorated with :func:`~moeapps.core.config.takes` need not do it itself.
-    """
-
-    arguments: dict[str, Any]
-
-    def keep_arguments(self, arguments: dict[str, Any]) -> None:
-        """Called with all constructor arguments once the constructor has run."""
-        self.arguments = arguments
-
-    def saved_arguments(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return self.arguments
-
-    def saved_state(self) -> dict[str, Any]:
-        """Nothing besides tensors."""
-        return {}
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """The state dict."""
-        return self.state_dict()
-
-    @classmethod
-    def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
-    ) -> Self:
-        """Construct, compare names and shapes, load, and switch to evaluation."""
-        return rebuild(lambda: cls(**arguments), tensors, source)
 
 
 def load(
@@ -222,7 +195,7 @@ def load(
     import_modules: str | Iterable[str] = (),
     trusted: Iterable[str | type] = (),
     allow_non_finite: bool = False,
-    **modules: nn.Module,
+    **modules: "nn.Module",
 ) -> Any:
     """Load a model or estimator that ``save`` wrote. No code from the file is run and nothing is unpickled.
 
@@ -272,6 +245,8 @@ def load(
     token = loading.set(Loading(_checked_types(trusted), allow_non_finite))
     try:
         if is_checkpoint(file):
+            from moeapps.core.trained import estimator_of  # of torch and Lightning
+
             return estimator_of(file, modules, allow_non_finite)
         return _load_saved(file, modules)
     finally:
@@ -296,13 +271,11 @@ def from_bytes(content: bytes, source: str = "the state") -> Any:
     return _restored(*read_document_bytes(content, Path(source)), Path(source), {})
 
 
-def _load_saved(file: Path, modules: Mapping[str, nn.Module]) -> Any:
+def _load_saved(file: Path, modules: "Mapping[str, nn.Module]") -> Any:
     return _restored(*read_document(file), file, modules)
 
 
-def _restored(
-    document: dict[str, Any], tensors: dict[str, Tensor], file: Path, modules: Mapping[str, nn.Module]
-) -> Any:
+def _restored(document: dict[str, Any], tensors: dict[str, Any], file: Path, modules: "Mapping[str, nn.Module]") -> Any:
     if (missing := registry.admit(document.get("parts", []))) is not None:
         raise FileFormatError(f"{file} needs {missing}")
     _warn_of_versions(document["versions"], file)
@@ -332,9 +305,9 @@ def card_of_file(path: str | os.PathLike[str], scores: Mapping[str, float] | Non
 
 def restore(
     document: Mapping[str, Any],
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, AnyTensor],
     source: Path,
-    modules: Mapping[str, nn.Module] | None = None,
+    modules: "Mapping[str, nn.Module] | None" = None,
 ) -> Any:
     """Build the object of a document: of a file, or of an estimator inside one.
 
@@ -342,7 +315,7 @@ def restore(
     ----------
     document : mapping
         With ``class``, ``arguments`` and ``state``.
-    tensors : dict of str to Tensor
+    tensors : mapping of str to Tensor or array
         Its tensors.
     source : Path
         The file, for messages.
@@ -373,7 +346,8 @@ def restore(
     arguments = complete_arguments(document["arguments"], dict(modules or {}), source)
     check_kinds(cls, document["arguments"], source)
     with faults_named(source, class_path):
-        return cls.from_saved(arguments, document["state"], tensors, source)  # type: ignore[attr-defined]
+        given = as_arrays(tensors) if cls.numpy_arrays else as_tensors(tensors)
+        return cls.from_saved(arguments, document["state"], given, source)  # type: ignore[attr-defined]
 
 
 def _checked_types(trusted: Iterable[str | type]) -> tuple[str | type, ...]:
@@ -407,3 +381,11 @@ def _warn_of_versions(versions: dict[str, Any], file: Path) -> None:
         now, then = importlib.metadata.version(package), versions.get(package)
         if then is not None and then != now:
             warnings.warn(f"{file} was saved with {package} {then}; {now} is installed", UserWarning, stacklevel=3)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SavableModule":  # a module of torch, which this file does not import
+        from moeapps.core.savable_module import SavableModule
+
+        return SavableModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,12 @@
 """Compare weights with the model that they are meant for, without importing Lightning."""
 
 import os
-from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
 
-from moeapps.core.errors import FileFormatError, NonFiniteError
+from moeapps.core.errors import FileFormatError
 
-__all__ = ["check_state_dict", "non_finite_names", "refuse_non_finite", "under"]
+__all__ = ["check_state_dict"]
 
 
 def check_state_dict(
@@ -44,52 +42,3 @@ def check_state_dict(
 def _kind(dtype: torch.dtype) -> str:
     real = dtype.is_floating_point or dtype.is_complex
     return str(dtype) if dtype == torch.bool or dtype.is_complex else "real" if real else "integer"
-
-
-def non_finite_names(tensors: dict[str, Tensor], allowed: Iterable[str] = ()) -> list[str]:
-    """Names of the tensors that hold NaN or infinity.
-
-    Parameters
-    ----------
-    tensors : dict of str to Tensor
-        Tensors by name.
-    allowed : iterable of str
-        Names of tensors that may, by their last part.
-    """
-    permitted = set(allowed)
-    return [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and name.rpartition(".")[2] not in permitted and not _is_finite(tensor.detach())
-    ]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided:  # the zeros that are not stored are finite
-        tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
-    if not tensor.numel():
-        return True
-    # the extremes are NaN where one value is; unlike isfinite() they need no memory of the tensor's size
-    extremes = (tensor if tensor.dtype.itemsize > 1 else tensor.float()).aminmax()
-    return all(bool(extreme.isfinite()) for extreme in extremes)
-
-
-def refuse_non_finite(tensors: dict[str, Tensor], allowed: Iterable[str] = ()) -> None:
-    """Raise an error that names weights with NaN or infinity.
-
-    Raises
-    ------
-    NonFiniteError
-        Naming the first ones.
-    """
-    names = non_finite_names(tensors, allowed)
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise NonFiniteError(
-            f"training has diverged: {', '.join(names[:3])}{more} hold NaN or infinity. Lower lr, or scale the data"
-        )
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

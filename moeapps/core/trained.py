@@ -15,16 +15,12 @@ from torch import Tensor, nn
 from moeapps import registry
 from moeapps.core.checkpoint import AtomicCheckpointIO
 from moeapps.core.errors import ConfigError, FileFormatError
-from moeapps.core.rebuilding import bounded, check_buffers, faults_named
-from moeapps.core.state_dict import non_finite_names
+from moeapps.core.files import is_checkpoint
+from moeapps.core.rebuilding import bounded, check_buffers
+from moeapps.core.saved_file import faults_named
+from moeapps.core.saved_tensors import non_finite_names
 
 __all__ = ["estimator_of", "is_checkpoint"]
-
-
-def is_checkpoint(file: Path) -> bool:
-    """Whether a file is what ``torch.save`` writes, a zip archive."""
-    with open(file, "rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
 
 
 def estimator_of(file: Path, modules: Mapping[str, nn.Module] | None = None, allow_non_finite: bool = False) -> Any:

@@ -17,8 +17,8 @@ from moeapps.core.config import as_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.estimator import LightningEstimator
 from moeapps.core.mixing import Cascade, CascadeAnswer, GatedMixture
+from moeapps.core.saved_tensors import under
 from moeapps.core.search import Distribution
-from moeapps.core.state_dict import under
 from moeapps.graph.expert_module import ExpertModule, mixed_log_probs
 from moeapps.graph.search_spaces import EXPERTS_SEARCH
 

@@ -11,7 +11,7 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import Configurable, takes
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.layer import RoutedLayer
-from moeapps.core.saving import SavableModule
+from moeapps.core.savable_module import SavableModule
 from moeapps.graph.confidence import Confidence, ConfidenceMode, ConfidenceOutput
 from moeapps.graph.dispersion import Dispersion
 from moeapps.graph.edges import Edges, Neighborhood

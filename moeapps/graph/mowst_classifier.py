@@ -14,8 +14,8 @@ from moeapps.core.checks import check_one_of
 from moeapps.core.config import as_arguments, config_from, store_arguments
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.mixing.selection import Gate
+from moeapps.core.saved_tensors import under
 from moeapps.core.search import Distribution
-from moeapps.core.state_dict import under
 from moeapps.graph.conditional_classifier import ConditionalClassifier
 from moeapps.graph.confidence import ConfidenceMode
 from moeapps.graph.data import GraphDataModule

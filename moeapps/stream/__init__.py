@@ -1,4 +1,10 @@
-"""Streams that change: DriftMoE, compiled pools of Hoeffding trees, prequential evaluation, sources and sinks."""
+"""Streams that change: DriftMoE, compiled pools of Hoeffding trees, prequential evaluation, sources and sinks.
+
+Importing it loads numba, river and pandas, and no torch: :class:`StreamRouter`, a torch module, is imported at first
+use.
+"""
+
+from typing import TYPE_CHECKING
 
 from moeapps.stream.alarms import DriftAlarm, ErrorWatch
 from moeapps.stream.classifier import DriftMoEClassifier
@@ -22,9 +28,11 @@ from moeapps.stream.io.sinks import CSVSink, LinesSink, Sink, open_sink
 from moeapps.stream.io.sources import CSVSource, FollowSource, FrameSource, LinesSource, ParquetSource, open_source
 from moeapps.stream.named_metrics import NamedMetrics
 from moeapps.stream.regressor import DriftMoERegressor
-from moeapps.stream.router import StreamRouter
 from moeapps.stream.run import StreamCheckpoint, StreamRun, run_stream
 from moeapps.stream.updating import update
+
+if TYPE_CHECKING:
+    from moeapps.stream.router import StreamRouter as StreamRouter
 
 __all__ = [
     "PUBLIC_STREAMS",
@@ -71,3 +79,11 @@ __all__ = [
     "update",
     "with_label_noise",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "StreamRouter":
+        from moeapps.stream.router import StreamRouter
+
+        return StreamRouter
+    raise AttributeError(f"module 'moeapps.stream' has no attribute {name!r}")

@@ -3,12 +3,13 @@
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from moeapps import registry
 from moeapps.core.errors import ConfigError, FileFormatError
@@ -42,7 +43,7 @@ CHANGEABLE = {
 
 
 VOTES = "run.votes"
-"""Name of the tensor with what the experts predicted for the events that wait for their label: too much for JSON."""
+"""Name of the array with what the experts predicted for the events that wait for their label: too much for JSON."""
 
 
 class StreamCheckpoint(SaveMixin):
@@ -57,6 +58,8 @@ class StreamCheckpoint(SaveMixin):
     run : dict[str, Any]
         Where the run stands, as JSON values.
     """
+
+    numpy_arrays = True
 
     def __init__(self, model: StreamEstimator, run: dict[str, Any]) -> None:
         self.model, self.run = model, run
@@ -77,17 +80,17 @@ class StreamCheckpoint(SaveMixin):
             run = {**run, "waiting": {**run["waiting"], "votes": [entry[:-1] for entry in votes]}}
         return {"model": model, "run": run}
 
-    def saved_tensors(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, NDArray[Any]]:
         """Those of the model, and the votes."""
         tensors = self.model.saved_tensors()
         if votes := _votes(self.run):
             content = bytearray().join(b64decode(text) for *_, text in votes)
-            tensors[VOTES] = torch.frombuffer(content, dtype=torch.float32)
+            tensors[VOTES] = np.frombuffer(content, dtype=np.float32)
         return tensors
 
     @classmethod
     def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, NDArray[Any]], source: Path
     ) -> Self:
         """Build the model again."""
         saved = state["model"]
@@ -107,16 +110,16 @@ def _votes(run: Mapping[str, Any]) -> list[list[Any]]:
     return votes
 
 
-def _with_votes(run: dict[str, Any], tensor: Tensor | None, source: Path) -> dict[str, Any]:
+def _with_votes(run: dict[str, Any], array: NDArray[Any] | None, source: Path) -> dict[str, Any]:
     """The run with its votes as :meth:`~moeapps.stream.io.delay.PendingLabels.state` has them."""
     entries = _votes(run)
-    if not entries and tensor is None:
+    if not entries and array is None:
         return run
     sizes = [prod(entry[1:]) for entry in entries]
-    if tensor is None or tensor.dtype != torch.float32 or tensor.shape != (sum(sizes),) or min(sizes, default=0) < 0:
+    if array is None or array.dtype != np.float32 or array.shape != (sum(sizes),) or min(sizes, default=0) < 0:
         raise FileFormatError(f"{source} does not have the votes of the events that wait for their label")
-    parts = torch.split(tensor, sizes)
-    votes = [[*entry, b64encode(part.numpy().tobytes()).decode()] for entry, part in zip(entries, parts, strict=True)]
+    parts = [array[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    votes = [[*entry, b64encode(part.tobytes()).decode()] for entry, part in zip(entries, parts, strict=True)]
     return {**run, "waiting": {**run["waiting"], "votes": votes}}
 
 

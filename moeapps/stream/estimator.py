@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from moeapps.core.config import config_from
@@ -147,7 +146,7 @@ class StreamEstimator(SeveralKinds, StreamSaving, SklearnFace, StreamLearning, R
             inputs, outputs, min(config.top_k, outputs), (hidden[0], hidden[1]), config.router_dropout,
             config.temperature,
         )  # fmt: skip
-        router.load_layers(tuple(torch.from_numpy(part) for part in layers_of(network.parameters, network.sizes)))
+        router.load_layers(layers_of(network.parameters, network.sizes))
         return router.eval()
 
     @property

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from river.base import MiniBatchRegressor
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_y, check_consistent_length
-from torch import Tensor, from_numpy
 
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import DataError, FileFormatError
@@ -250,18 +249,18 @@ class DriftMoERegressor(RegressorMixin, StreamEstimator):
         """Names, categories and counters."""
         return {**super().saved_state(), "intervals_seen": self._intervals.seen}
 
-    def saved_tensors(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, NDArray[Any]]:
         """Every array of the engine, and the residuals of the intervals."""
         tensors = super().saved_tensors()
         if tensors:
-            tensors.update({name: from_numpy(array) for name, array in self._intervals.arrays().items()})
+            tensors.update(self._intervals.arrays())
         return tensors
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._intervals.seen = state.get("intervals_seen", 0)
 
-    def _restore_engine(self, config: DriftMoEConfig, tensors: dict[str, Tensor]) -> None:
-        own = {name: tensors[name].numpy() for name in self._intervals.arrays() if name in tensors}
+    def _restore_engine(self, config: DriftMoEConfig, tensors: dict[str, NDArray[Any]]) -> None:
+        own = {name: tensors[name] for name in self._intervals.arrays() if name in tensors}
         super()._restore_engine(config, {name: tensor for name, tensor in tensors.items() if name not in own})
         if len(own) == len(self._intervals.arrays()):
             self._intervals = ConformalIntervals.restored(own, self._intervals.seen)

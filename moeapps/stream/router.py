@@ -1,9 +1,11 @@
 """The router's network as a torch module: for reading, exporting and testing what the compiled loops do."""
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,9 +87,9 @@ class StreamRouter(Router):
         """Binary cross-entropy between the logits and the mask of the experts that were right, ``(N, E)``."""
         return F.binary_cross_entropy_with_logits(self.scores(x, None, None), mask, reduction=reduction)
 
-    def load_layers(self, layers: tuple[Tensor, ...]) -> None:
+    def load_layers(self, layers: Sequence[Tensor | NDArray[Any]]) -> None:
         """Take over weights ``(in, out)`` and biases of three layers: W1, b1, W2, b2, W3, b3."""
         with torch.no_grad():
             for layer, weight, bias in zip(self.layers, layers[::2], layers[1::2], strict=True):
-                layer.weight.copy_(weight.T)  # type: ignore[operator]
-                layer.bias.copy_(bias)  # type: ignore[operator]
+                layer.weight.copy_(torch.as_tensor(weight).T)  # type: ignore[operator]
+                layer.bias.copy_(torch.as_tensor(bias))  # type: ignore[operator]

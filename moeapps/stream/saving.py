@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from moeapps.core.errors import ConfigError, FileFormatError
 from moeapps.core.labels import value_from_json, value_to_json
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds
+from moeapps.core.saved_tensors import refuse_non_finite
 from moeapps.core.saving import SaveMixin
-from moeapps.core.state_dict import refuse_non_finite
 from moeapps.stream.compiled.engine import TreeEngine, restore_arrays, tree_arrays
 from moeapps.stream.config import DriftMoEConfig
 from moeapps.stream.encoding import FeatureEncoder
@@ -24,6 +23,8 @@ __all__ = ["StreamSaving"]
 
 class StreamSaving(SaveMixin):
     """Mixed into the stream estimators: what a file holds of them, and how they are built again."""
+
+    numpy_arrays = True
 
     expert: Any
     _engine: Any
@@ -85,22 +86,21 @@ class StreamSaving(SaveMixin):
             "columns": None if self._order is None else [value_to_json(name) for name in self._order],
         }
 
-    def saved_tensors(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, NDArray[Any]]:
         """Every array of the engine; unsigned ones as signed."""
         if self._engine is None:
             return {}
         assert isinstance(self._engine, TreeEngine)
-        arrays = tree_arrays(self._engine)
-        tensors = {
-            name: torch.from_numpy(array.view(np.int64) if array.dtype == np.uint64 else array)
-            for name, array in arrays.items()
+        arrays = {
+            name: array.view(np.int64) if array.dtype == np.uint64 else array
+            for name, array in tree_arrays(self._engine).items()
         }
-        refuse_non_finite(tensors)
-        return tensors
+        refuse_non_finite(arrays)
+        return arrays
 
     @classmethod
     def from_saved(
-        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor], source: Path
+        cls, arguments: dict[str, Any], state: dict[str, Any], tensors: dict[str, NDArray[Any]], source: Path
     ) -> Self:
         """Construct, then restore names and arrays; check that they fit each other."""
         if arguments.get("expert") is not None:
@@ -144,12 +144,9 @@ class StreamSaving(SaveMixin):
         if not (_is_count(self._skipped) and seed_is_good and names_are_good and width_is_good):
             raise FileFormatError("its counters, seed or names are impossible")
 
-    def _restore_engine(self, config: DriftMoEConfig, tensors: dict[str, Tensor]) -> None:
+    def _restore_engine(self, config: DriftMoEConfig, tensors: dict[str, NDArray[Any]]) -> None:
         """Build the engine and give it the arrays of a file."""
-        arrays = {
-            name: tensor.numpy().view(np.uint64) if name.endswith("rng") else tensor.numpy()
-            for name, tensor in tensors.items()
-        }
+        arrays = {name: array.view(np.uint64) if name.endswith("rng") else array for name, array in tensors.items()}
         check_sizes_of_file(config, self._number_of_labels(), arrays)
         engine = self._new_engine(int(self._real_seed or 0))
         assert isinstance(engine, TreeEngine)

@@ -24,7 +24,8 @@ from moeapps.core import (
     make_router,
 )
 from moeapps.core.errors import ConfigError, DataError
-from moeapps.core.older import arguments_of_0_1, as_in_0_1
+from moeapps.core.older import arguments_of_0_1
+from moeapps.core.older_networks import as_in_0_1
 from moeapps.core.statistics import GroupCounts, RoutingMonitor
 from moeapps.core.surgery import regroup
 from moeapps.vision import WideNetClassifier

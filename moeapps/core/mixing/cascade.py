@@ -34,7 +34,7 @@ from moeapps.core.mixing.inputs import Floats, MixingData
 from moeapps.core.mixing.mixture import GatedMixture
 from moeapps.core.mixing.simulation import measure_thresholds, thresholds_of
 from moeapps.core.saved_arguments import check_fields
-from moeapps.core.state_dict import under
+from moeapps.core.saved_tensors import under
 
 __all__ = ["Ask", "Cascade", "CascadeAnswer", "Criterion"]
 

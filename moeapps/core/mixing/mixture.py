@@ -25,7 +25,7 @@ from moeapps.core.mixing.line import Line
 from moeapps.core.rebuilding import rebuild
 from moeapps.core.routing import Routing
 from moeapps.core.saved_arguments import check_fields, check_kinds
-from moeapps.core.state_dict import under
+from moeapps.core.saved_tensors import under
 
 __all__ = ["GatedMixture", "mix_predictions"]
 

@@ -16,8 +16,8 @@ from moeapps.core.foreign import pack_estimators, unpack_estimators
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.mixing import Cascade, GateConfig, GatedMixture
 from moeapps.core.saved_arguments import arguments_to_json, check_kinds, fits
+from moeapps.core.saved_tensors import under
 from moeapps.core.saving import SaveMixin
-from moeapps.core.state_dict import under
 from moeapps.core.tabledata.columns import FIRST, ColumnEncoder
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
 from moeapps.tables.mixture.columns import UnusedColumns
