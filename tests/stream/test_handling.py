@@ -422,3 +422,14 @@ def test_a_late_label_counts_in_metrics_of_probabilities_as_it_was_predicted_als
     rest.run()
     rest.close()
     assert rest.named.as_dict() == whole.named.as_dict()
+
+
+def test_a_late_label_of_an_event_that_is_skipped_is_rejected_and_not_scored():
+    events = table(60).to_dict("records")
+    late = [{"id": "bad", "a": "text", "b": 1.0, "city": "Ulm"}, {"id": "bad", "y": "up"}]
+    again = [{"id": "bad", "a": 1.0, "b": 1.0, "city": "Ulm", "y": "up"}]
+    model = DriftMoEClassifier(seed=0, n_experts=2, on_bad="skip")
+    job = run_over([*events, *late, *again], model, id_field="id")
+    assert (job.counts.learned, job.counts.rejected, job.scores.n, job.model.n_seen_) == (61, 1, 61, 61)
+    assert (job.model.n_skipped_, len(job.waiting)) == (1, 0)
+    assert "feature 'a': 'text' is not a number" in rejects()[0]["reason"]
