@@ -18,6 +18,7 @@ from moeapps.core.errors import DataError, FileFormatError
 from moeapps.core.labels import value_from_json, value_to_json
 from moeapps.core.saved_arguments import fits
 from moeapps.core.tabledata.cells import EXACT, category_text, is_missing_cell, missing_texts, read_cell
+from moeapps.core.tabledata.frames import missing_cells
 
 __all__ = ["ColumnForms"]
 
@@ -108,14 +109,14 @@ class Form:
         if isinstance(kind, pd.CategoricalDtype):
             categories = kind.categories.tolist()
             known = _kind_of(categories) != "" and len(_by_text(categories)) == len(categories)
-            return cls(_kind_of(categories), "category", [], categories, bool(kind.ordered)) if known else cls()
+            marks = _marks_of(column[missing_cells(column, _TEXTS)])
+            return cls(_kind_of(categories), "category", marks, categories, bool(kind.ordered)) if known else cls()
         name = _name_of(kind)
         if name is None or isinstance(kind, pd.SparseDtype):
             return cls()
         if pd.api.types.is_object_dtype(kind) or pd.api.types.is_string_dtype(kind):
-            gone = pd.isna(column).to_numpy() | column.isin(_TEXTS).to_numpy(dtype=bool)
-            marks = Counter(_mark_of(cell) for cell in column[gone].tolist())
-            return cls(_kind_of(column[~gone].tolist()), name, [mark for mark, _ in marks.most_common()])
+            gone = missing_cells(column, _TEXTS)
+            return cls(_kind_of(column[~gone].tolist()), name, _marks_of(column[gone]))
         tests = {
             "bool": pd.api.types.is_bool_dtype,
             "whole": pd.api.types.is_integer_dtype,
@@ -191,12 +192,15 @@ class Form:
 
     def _missing(self, cell: Any) -> Any:
         """A missing cell as the column had it; None where the dtype has its own."""
-        if self.dtype == "object" or self.kind == "text":
-            mark = _mark_of(cell)
-            if mark in self.missing:
-                return cell
-            if self.missing:
-                return _MARKS.get(self.missing[0], self.missing[0][1:])
+        mark = _mark_of(cell)
+        if not (self.dtype == "object" or self.kind == "text") or not self.missing:
+            mark = ""
+        elif mark not in self.missing:
+            mark = self.missing[0]
+        if mark.startswith("="):
+            return mark[1:]
+        if self.categories is None and mark:
+            return _MARKS[mark]
         return np.nan if isinstance(_dtype_named(self.dtype), np.dtype) else None
 
     def _number(self, column: pd.Series) -> pd.Series | None:
@@ -301,6 +305,11 @@ def _kind_of(values: list[Any]) -> str:
         if kinds == {kind}:
             return name
     return "number" if kinds and kinds <= {int, float} else ""
+
+
+def _marks_of(column: pd.Series) -> list[str]:
+    """Names of missing cells, the most frequent first."""
+    return [mark for mark, _ in Counter(_mark_of(cell) for cell in column.tolist()).most_common()]
 
 
 def _mark_of(cell: Any) -> str:

@@ -141,6 +141,7 @@ EVERY = {
     "NaN": pd.Series(["a", np.nan, np.nan, "b"], dtype=object),
     "category": pd.Categorical([3, 1, 3, 2], [3, 2, 1]),
     "text category": pd.Categorical(["x", None, "y", "x"]),
+    "category for empty cells": pd.Categorical(["a", "", "", "b"]),
     "time": pd.date_range("2024-01-01", periods=4, freq="h"),
     "time with a zone": pd.date_range("2024-01-01", periods=4, tz="Europe/Berlin"),
     "string": pd.array(["a", None, "b", "b"], dtype="string"),
@@ -162,6 +163,21 @@ def test_cells_that_came_as_text_or_objects_have_their_type_again(name):
 
     for source in (frame.astype(object).map(cell), frame.astype(object), frame.convert_dtypes()):
         pd.testing.assert_frame_equal(forms.restore(source), frame)
+
+
+def test_lists_and_cells_of_several_types_are_left_as_they_are():
+    frame = pd.DataFrame({"list": [[1], [2, 3]], "mixed": pd.Series([1, "a"], dtype=object), "none": [None, None]})
+    forms = ColumnForms.of(frame)
+    assert forms.restore(frame) is frame
+    text = frame.assign(mixed=["1", "a"])
+    assert forms.restore(text) is text
+
+
+def test_rows_with_the_same_index_are_told_apart():
+    frame, _ = rows(6)
+    forms = ColumnForms.of(frame)
+    source = frame.astype(object).map(text).set_axis([0, 0, 1, 1, 1, 0])
+    pd.testing.assert_frame_equal(forms.restore(source), frame.set_axis([0, 0, 1, 1, 1, 0]))
 
 
 def test_a_cell_that_cannot_have_its_type_stays_for_the_expert_or_the_gate_to_refuse():
