@@ -16,7 +16,7 @@ from moeapps.comparison.scoring import Scoring
 from moeapps.comparison.task import Candidate, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts
-from moeapps.core.tabledata.frames import as_frame, is_table
+from moeapps.core.tabledata.frames import as_frame, is_table, missing_cells
 from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.tables.mixture.classifier import MixtureClassifier
 from moeapps.tables.mixture.portfolio import default_experts
@@ -192,12 +192,12 @@ def _with_target(frame: pd.DataFrame, target: Any) -> tuple[pd.DataFrame, str]:
 
 
 def _labelled(frame: pd.DataFrame, target: str, told: list[str]) -> pd.DataFrame:
-    gone = frame[target].isna() | frame[target].isin(list(missing_texts()))
+    gone = missing_cells(frame[target], missing_texts())
     if gone.all():
         raise DataError(f"target: no row has a value in the column {target!r}")
     if gone.any():
         told.append(f"{int(gone.sum()):,} rows without {target!r} are left out.")
-    return frame[~gone.to_numpy()]
+    return frame[~gone]
 
 
 def _in_order(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, NDArray[Any]]:

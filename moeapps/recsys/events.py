@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.evidence import ColumnEvidence
+from moeapps.core.tabledata.frames import missing_cells
 from moeapps.core.tabledata.numbers import to_days, to_numbers
 from moeapps.core.tabledata.source import errors_named
 from moeapps.recsys.negatives import pairs_in
@@ -123,7 +124,7 @@ def as_times(column: pd.Series, name: str, table: str = "the frame") -> NDArray[
         return times
     missing = missing_texts()
     known = column.dropna().head(1000)
-    known = known[~known.isin(list(missing))]
+    known = known[~missing_cells(known, missing)]
     numbers = pd.api.types.is_numeric_dtype(known) or pd.to_numeric(known.astype(object), errors="coerce").notna()
     with errors_named(table):  # where some cells are numbers and some are times, the fewer ones are the wrong ones
         values = (to_numbers if np.mean(numbers) > 0.5 else to_days)(column, missing, name)

@@ -99,20 +99,26 @@ class Prequential:
         columns = {name: pd.Series([row["x"].get(name) for row in fresh], dtype=object) for name in names}
         frame = pd.DataFrame(columns, index=range(len(fresh)), dtype=object)
         labels = [row["y"] for row in fresh]
-        for label, prediction in zip(labels, self._test_then_train(frame, labels, fresh), strict=True):
-            self._count(label, prediction)
-        for key in keys:
-            if key is not None:
-                self._done(key)
-        return len(fresh), repeated
+        predictions, kept = self._test_then_train(frame, labels, fresh)
+        for key, label, prediction, learned in zip(keys, labels, predictions, kept, strict=True):
+            if learned:
+                self._count(label, prediction)
+                if key is not None:
+                    self._done(key)
+        return sum(kept), repeated
 
-    def _test_then_train(self, frame: pd.DataFrame, labels: list[Any], rows: list[Request]) -> list[Any]:
-        """Predictions made before each row was learned; of a model with a way of its own before any of them was."""
+    def _test_then_train(
+        self, frame: pd.DataFrame, labels: list[Any], rows: list[Request]
+    ) -> tuple[list[Any], list[bool]]:
+        """Predictions made before each row was learned, and which rows were: one with ``on_bad="skip"`` skips some.
+
+        Of a model with a way of its own they are made before any of them was learned.
+        """
         if isinstance(self.model, StreamEstimator) and type(self.model).learn_many is StreamEstimator.learn_many:
-            return self.model.test_then_train_many(frame, labels)
+            return self.model.test_then_train_frame(frame, labels)
         predictions = [self.model.predict_one(row["x"]) for row in rows]
         self.model.learn_many(frame, labels)
-        return predictions
+        return predictions, [True] * len(rows)
 
     def _learn_late(self, rows: list[Request]) -> tuple[int, int]:
         keys = [event_key(row["id"]) for row in rows]
@@ -126,12 +132,17 @@ class Prequential:
                 raise DataError(f"id {key!r}: no event with this id waits for a label")
             if isinstance(self.model, StreamEstimator):  # that the last one is refused must not cost the first ones
                 self.model.check_one(found[0], label)
+        before = self.model.n_seen_
         for key, label in late:
             x, prediction = self.waiting.get(key)  # type: ignore[misc]
+            seen = self.model.n_seen_
             learn_late(self.model, x, label, self.waiting.votes(key))
+            if self.model.n_seen_ == seen:  # on_bad="skip"
+                self.waiting.discard(key)
+                continue
             self._count(label, prediction)
             self._done(str(key))
-        return len(late), len(rows) - len(late)
+        return int(self.model.n_seen_ - before), len(rows) - len(late)
 
     def _done(self, key: str) -> None:
         self.ids.add(token_of(key, True))

@@ -83,6 +83,8 @@ def prequential(
 ) -> PrequentialResult:
     """Test a model on every instance before it learns it.
 
+    An instance that the model leaves out (``on_bad="skip"``: it has a bad value, or no target) is not scored.
+
     Parameters
     ----------
     model : object
@@ -184,7 +186,8 @@ class _Direct:
                     raise error
             if refused:
                 self.learned = [pair for i, pair in enumerate(batch) if i not in refused]
-            return list(zip(targets, predictions, strict=True))
+            pairs = enumerate(zip(targets, predictions, strict=True))
+            return [pair for i, pair in pairs if i not in refused]
         predictions = []
         for x, y in batch:
             predictions.append(self.model.predict_one(x))
@@ -198,19 +201,31 @@ class _Delayed:
     def __init__(self, model: Any, delay: int) -> None:
         self.model, self.delay = model, delay
         self.learned: list[tuple[dict[Any, Any], Any]] = []
-        self.waiting: deque[tuple[dict[Any, Any], Any, Any]] = deque()
+        self.waiting: deque[tuple[dict[Any, Any], Any, Any] | None] = deque()
 
     def step(self, batch: list[tuple[dict[Any, Any], Any]]) -> list[tuple[Any, Any]]:
         """Targets and predictions that can be scored."""
         scored, self.learned = [], []
         for x, y in batch:
-            scored.append((y, self.model.predict_one(x)))
-            self.waiting.append((x, y, votes_of(self.model, x)))
-            if len(self.waiting) > self.delay:
-                then = self.waiting.popleft()
+            if self._leaves_out(x, y):
+                self.waiting.append(None)
+            else:
+                scored.append((y, self.model.predict_one(x)))
+                self.waiting.append((x, y, votes_of(self.model, x)))
+            if len(self.waiting) > self.delay and (then := self.waiting.popleft()) is not None:
                 self.learned.append(then[:2])
                 learn_late(self.model, *then)
         return scored
+
+    def _leaves_out(self, x: dict[Any, Any], y: Any) -> bool:
+        """Whether an instance is skipped; one that the model refuses is an error now, as those at the end are too."""
+        error = self.model.why_left_out(x, y) if isinstance(self.model, StreamEstimator) else None
+        if error is None:
+            return False
+        if self.model.on_bad != "skip":
+            raise error
+        self.model.test_then_train([x], [y])  # which counts it
+        return True
 
 
 class _Late:

@@ -250,12 +250,16 @@ class EventHandling:
             return
         fields, prediction = found
         probabilities = self.waiting.probabilities(key)
+        learned = self.model.n_seen_
         try:
             learn_late(self.model, fields, label, self.waiting.votes(key))
         except DataError as error:
             self._reject(pending.event, str(error))
             return
         self.waiting.discard(key)
+        if self.model.n_seen_ == learned:  # on_bad="skip"
+            self._reject(pending.event, str(self.model.why_left_out(fields, label)))
+            return
         if pending.token is not None:
             self.ids.add(pending.token)
         self._count(label, prediction, pending.event, probabilities)

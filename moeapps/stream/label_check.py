@@ -6,6 +6,7 @@ from typing import Any
 from moeapps.core.errors import ConfigError
 from moeapps.core.tabledata.cells import number_key, shown
 from moeapps.registry import nearest
+from moeapps.stream.named_metrics import is_positive
 
 __all__ = ["LabelCheck"]
 
@@ -32,13 +33,17 @@ class LabelCheck:
         self.target, self.positive, self.classes = target, dict(positive or {}), classes
         self.labels: dict[str, None] = {}
         self.seen = 0
+        self._found: set[str] = set()  # metrics of which a positive label has come
 
     def see(self, label: Any) -> None:
-        """Note a label; None is none."""
-        if label is not None:
+        """Note a label; None is none, and neither is an empty text."""
+        if label is not None and not (isinstance(label, str) and not label):
             self.seen += 1
             # Python does not write out huge whole numbers
-            self.labels[shown(label) if isinstance(label, int) and label.bit_length() > 1000 else str(label)] = None
+            text = shown(label) if isinstance(label, int) and label.bit_length() > 1000 else str(label)
+            if text not in self.labels:
+                self.labels[text] = None
+                self._found |= {name for name, labels in self.positive.items() if is_positive(label, labels)}
 
     def finish(self) -> list[str]:
         """Judge what came; what has to be told.
@@ -69,9 +74,9 @@ class LabelCheck:
 
     def _metrics(self) -> list[str]:
         labels, notes = list(self.labels), []
-        for name, positive in self.positive.items():
+        for name in self.positive:
             # of a rare class the first events may have none: one label alone says nothing
-            if len(labels) < 2 or any(label in positive for label in labels):
+            if len(labels) < 2 or name in self._found:
                 continue
             base, equals, given = name.partition("=")
             if not equals:

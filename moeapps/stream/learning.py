@@ -238,6 +238,18 @@ class StreamLearning:
             learn(Encoded(waiting), indices, {})
         return predictions, refused
 
+    def why_left_out(self, x: dict[Hashable, Any], y: Any) -> DataError | None:
+        """Why :meth:`learn_one` would not learn an instance, raising or skipping it; None if it would. Learns nothing.
+
+        Its target is checked first, then its features.
+        """
+        try:
+            self._check_targets([y])
+            self._encoder.encode(x)
+        except DataError as error:
+            return error
+        return None
+
     def check_one(self, x: dict[Hashable, Any], y: Any) -> None:
         """Raise the DataError that :meth:`learn_one` would raise, and learn nothing."""
         self._check_targets([y])
@@ -263,9 +275,13 @@ class StreamLearning:
 
     def test_then_train_many(self, X: pd.DataFrame, y: Any) -> list[Any]:
         """:meth:`learn_many`, and what was predicted for each row before it; None where there was no prediction."""
+        return self.test_then_train_frame(X, y)[0]
+
+    def test_then_train_frame(self, X: pd.DataFrame, y: Any) -> tuple[list[Any], list[bool]]:
+        """:meth:`test_then_train_many`, and which of the rows were learned: with ``on_bad="skip"`` not all may be."""
         codes, good = self._learn_frame(X, y)
         learned = iter(codes.tolist())
-        return [self._label_of(next(learned)) if kept else None for kept in good]
+        return [self._label_of(next(learned)) if kept else None for kept in good], good.tolist()
 
     def _learn_frame(self, X: pd.DataFrame, y: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What was predicted for the learned rows, and which rows these are."""

@@ -13,9 +13,10 @@ from river.metrics.base import BinaryMetric, ClassificationMetric, RegressionMet
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import value_from_json, value_to_json
+from moeapps.core.tabledata.cells import _BOOLS, number_key
 from moeapps.registry import nearest
 
-__all__ = ["CLASS_METRICS", "NUMBER_METRICS", "NamedMetrics"]
+__all__ = ["CLASS_METRICS", "NUMBER_METRICS", "NamedMetrics", "is_positive"]
 
 CLASS_METRICS = (
     "Accuracy", "BalancedAccuracy", "CohenKappa", "CrossEntropy", "F1", "GeometricMean", "Jaccard", "LogLoss", "MCC",
@@ -95,10 +96,10 @@ class NamedMetrics:
                     continue
                 given = (truth, probabilities)
                 if positive is not None:
-                    share = sum(value for label, value in probabilities.items() if str(label) in positive)
-                    given = (str(truth) in positive, float(share))
+                    share = sum(value for label, value in probabilities.items() if is_positive(label, positive))
+                    given = (is_positive(truth, positive), float(share))
             elif positive is not None:
-                given = (str(truth) in positive, str(prediction) in positive)
+                given = (is_positive(truth, positive), is_positive(prediction, positive))
             metric.update(*given)
             self._recent[name].update(*given)
             self._window[name].append(given)
@@ -145,6 +146,21 @@ class NamedMetrics:
             )
             while len(self._window[name]) > self._size:  # the window may have been made shorter
                 self._recent[name].revert(*self._window[name].popleft())
+
+
+def is_positive(label: Any, positive: Sequence[str]) -> bool:
+    """Whether a label is one of those that were named: 1, 1.0 and "1" are one label, and so are True and "true"."""
+    if isinstance(label, str):
+        return label in positive
+    if isinstance(label, bool):
+        return any(_BOOLS.get(name) is label for name in positive)
+    if isinstance(label, int) and label.bit_length() > 1000:  # of which Python may refuse to write the digits
+        return False
+    text = str(label)
+    if text in positive:
+        return True
+    key = number_key(text) if isinstance(label, int | float) else None
+    return key is not None and any(number_key(name) == key for name in positive)
 
 
 def _checked(name: str, numbers: bool) -> tuple[str, ...] | None:

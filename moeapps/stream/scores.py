@@ -6,7 +6,9 @@ from collections.abc import Hashable
 from itertools import islice
 from typing import Any, ClassVar, Self
 
+from moeapps.core.errors import DataError
 from moeapps.core.labels import plain, value_from_json, value_to_json
+from moeapps.stream.labels import label_of
 
 __all__ = ["ClassScores", "NumberScores"]
 
@@ -94,7 +96,8 @@ class ClassScores(_Scores):
 
     def update(self, truth: Any, prediction: Any) -> None:
         """Count one instance; a prediction of None is wrong."""
-        hit = bool(prediction == truth)
+        truth, prediction = _comparable(truth), _comparable(prediction)
+        hit = prediction is not None and bool(prediction == truth)
         self.n += 1
         self.hits += hit
         self.majority_hits += bool(self._majority == truth)
@@ -171,7 +174,8 @@ class NumberScores(_Scores):
         """Count one instance; one without a prediction is ignored."""
         if prediction is None or math.isnan(prediction):
             return
-        error = abs(float(truth) - float(prediction))
+        truth = float(truth)  # sums of numpy's smaller floats lose digits, and a Decimal cannot be added to a float
+        error = abs(truth - float(prediction))
         self.n += 1
         self.absolute += error
         self.squared += error * error
@@ -202,6 +206,16 @@ class NumberScores(_Scores):
             "rmse": math.sqrt(self.squared / self.n) if self.n else math.nan,
             "r2": 1.0 - self.squared / self.deviations if self.deviations > 0 else math.nan,
         }
+
+
+def _comparable(label: Any) -> Any:
+    """A label as the models of this package give it back; as it is where they would refuse it."""
+    if label is None or type(label) in (str, int, float, bool):
+        return label
+    try:
+        return label_of(label)
+    except DataError:
+        return label
 
 
 def _to_json(label: Any) -> Any:

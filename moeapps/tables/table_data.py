@@ -20,6 +20,7 @@ from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.encoded import EncodedTable
+from moeapps.core.tabledata.frames import missing_cells
 from moeapps.core.tabledata.ids import is_key, nearly_all_differ
 from moeapps.core.tabledata.kinds import UNUSED, Column, ColumnKind, check_column_types
 from moeapps.core.tabledata.numbers import to_numbers
@@ -326,7 +327,7 @@ class TableData(L.LightningDataModule):
 
     def _target(self, frame: pd.DataFrame) -> pd.Series:
         column = frame[self.target]
-        if (gone := column.isna() | column.isin(list(self.missing))).any():
+        if (gone := missing_cells(column, self.missing)).any():
             count = int(gone.sum())
             raise DataError(
                 f"{self.target!r} is missing in row {int(np.argmax(gone))} ({count:,} row{'s' * (count > 1)} in all): "

@@ -169,3 +169,19 @@ def test_features_that_were_never_learned_are_named_beside_their_prediction(stre
 def test_before_anything_was_learned_no_feature_is_called_unseen(tmp_path):
     DriftMoEClassifier(n_experts=3, seed=1).save(tmp_path / "new.safetensors")
     assert "unseen_features" not in open_service(tmp_path / "new.safetensors").answer({"rows": [{"a": 1.0}]})[0]
+
+
+def test_rows_that_are_skipped_are_neither_scored_nor_counted_as_learned():
+    part = events(40)
+    names = list(part[0][0])
+    bad = {**part[0][0], names[0]: "text"}
+    mine, other = (Prequential(DriftMoEClassifier(n_experts=2, seed=1, on_bad="skip")) for _ in range(2))
+    other.learn(instances(part))
+    mine.learn(instances(part[:20]))
+    answer = mine.learn(instances([(bad, part[0][1]), *part[20:]], [f"e{i}" for i in range(21)]))
+    assert (answer["learned"], answer["repeated"], answer["scores"]["scored"]) == (20, 0, 40)
+    assert mine.scores.state() == other.scores.state()
+    mine.remember({"ids": ["late"], "rows": [bad]})
+    answer = mine.learn({"rows": [{"id": "late", "y": part[0][1]}]})
+    assert (answer["learned"], answer["total"], len(mine.waiting)) == (0, 40, 0)
+    assert mine.learn(instances(part[:1], ["e0"]))["learned"] == 1  # corrected

@@ -1,10 +1,12 @@
 """Prequential evaluation, its scores and its picture; the synthetic streams."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from river import dummy, linear_model, tree
 from sklearn.metrics import cohen_kappa_score
 
@@ -211,3 +213,69 @@ def test_the_progress_bar_knows_how_many_instances_come(sea, capsys):
         assert total in capsys.readouterr().out
     prequential(DriftMoEClassifier(experts={"linear": 1}, seed=0), pairs, n=100, progress=True)
     assert "100/100" in capsys.readouterr().out
+
+
+NUMBERS = np.random.default_rng(0).normal(size=300).tolist()
+LABELED = [({"a": number}, int(number > 0)) for number in NUMBERS]
+FEW = {"seed": 0, "n_experts": 2}
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_instances_that_are_skipped_have_no_part_in_the_scores(missing):
+    spoiled = [
+        ({"a": "text"}, y) if i % 5 == 3 else (x, missing if i % 3 == 2 else y) for i, (x, y) in enumerate(LABELED)
+    ]
+    good = [pair for i, pair in enumerate(LABELED) if i % 5 != 3 and i % 3 != 2]
+    model = DriftMoEClassifier(on_bad="skip", **FEW)
+    found = prequential(model, spoiled, window=50)
+    expected = prequential(DriftMoEClassifier(**FEW), good, window=50)
+    assert (found.scores, found.n, model.n_skipped_) == (expected.scores, len(good), 300 - len(good))
+    pd.testing.assert_series_equal(found.curve["windowed"], expected.curve["windowed"])
+    numbers = prequential(DriftMoERegressor(on_bad="skip", **FEW), spoiled)
+    assert numbers.scores == prequential(DriftMoERegressor(**FEW), good).scores
+
+
+def test_instances_that_are_skipped_have_no_part_in_the_scores_of_a_delay():
+    spoiled = [(x, None if i % 3 == 2 else y) for i, (x, y) in enumerate(LABELED)]
+    found = prequential(DriftMoEClassifier(on_bad="skip", **FEW), spoiled, delay=6)
+    good = [pair for i, pair in enumerate(LABELED) if i % 3 != 2]  # of 6 instances, 4 are learned
+    expected = prequential(DriftMoEClassifier(**FEW), good, delay=4)
+    assert found.n == expected.n == 200
+    assert found.scores["accuracy"] == pytest.approx(expected.scores["accuracy"], abs=0.02)
+
+
+@pytest.mark.parametrize("delay", [0, 10])
+@pytest.mark.parametrize("kind", [DriftMoEClassifier, DriftMoERegressor])
+def test_a_missing_target_is_refused_wherever_it_stands(kind, delay):
+    with pytest.raises(DataError, match="y is None"):
+        prequential(kind(**FEW), [*LABELED, ({"a": 1.0}, None)], delay=delay)
+
+
+KINDS_OF_LABELS = {
+    "array": np.array, "tensor": torch.tensor, "Decimal": Decimal, "bool": bool, "float": float, "int8": np.int8,
+    "float16": np.float16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_LABELS)
+def test_labels_of_any_type_are_scored_alike(kind):
+    expected = prequential(DriftMoEClassifier(**FEW), LABELED).scores
+    of_kind = [(x, KINDS_OF_LABELS[kind](y)) for x, y in LABELED]
+    assert prequential(DriftMoEClassifier(**FEW), of_kind).scores == expected
+
+
+def test_a_decimal_label_that_is_not_whole_is_the_one_that_was_learned():
+    tenths = [(x, Decimal("0.1") if y else Decimal("0.7")) for x, y in LABELED]
+    expected = prequential(DriftMoEClassifier(**FEW), LABELED).scores
+    assert prequential(DriftMoEClassifier(**FEW), tenths).scores == expected
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int16, np.array, torch.tensor, Decimal])
+def test_sums_over_targets_are_those_of_floats(kind):
+    values = [round(300 + 200 * number) for number in NUMBERS]
+    scores, expected = NumberScores(), NumberScores()
+    for value in values:
+        scores.update(kind(value), 250.0)
+        expected.update(float(value), 250.0)
+    assert scores.as_dict() == expected.as_dict()
+    assert all(type(value) is float for value in scores.state().values() if not isinstance(value, int | list))

@@ -24,6 +24,7 @@ from moeapps.stream import (
     StreamRun,
 )
 from moeapps.stream.compiled.engine import tree_arrays
+from moeapps.stream.updating import update
 
 SMALL = ["--set", "seed=1", "--set", "n_experts=2", "--plain"]
 
@@ -422,3 +423,27 @@ def test_a_late_label_counts_in_metrics_of_probabilities_as_it_was_predicted_als
     rest.run()
     rest.close()
     assert rest.named.as_dict() == whole.named.as_dict()
+
+
+def test_a_late_label_of_an_event_that_is_skipped_is_rejected_and_not_scored():
+    events = table(60).to_dict("records")
+    late = [{"id": "bad", "a": "text", "b": 1.0, "city": "Ulm"}, {"id": "bad", "y": "up"}]
+    again = [{"id": "bad", "a": 1.0, "b": 1.0, "city": "Ulm", "y": "up"}]
+    model = DriftMoEClassifier(seed=0, n_experts=2, on_bad="skip")
+    job = run_over([*events, *late, *again], model, id_field="id")
+    assert (job.counts.learned, job.counts.rejected, job.scores.n, job.model.n_seen_) == (61, 1, 61, 61)
+    assert (job.model.n_skipped_, len(job.waiting)) == (1, 0)
+    assert "feature 'a': 'text' is not a number" in rejects()[0]["reason"]
+
+
+def test_an_empty_text_is_no_label_as_an_empty_cell_is_none():
+    records = table(90).drop(columns="id").to_dict("records")
+    empty = [{**record, "y": "" if i % 3 == 0 else record["y"]} for i, record in enumerate(records)]
+    without = [{**record, "y": None if i % 3 == 0 else record["y"]} for i, record in enumerate(records)]
+    one, two = run_over(empty, checkpoint=Path("one")), run_over(without, checkpoint=Path("two"))
+    assert (one.counts.learned, one.counts.unlabeled) == (60, 30)
+    assert one.model.classes_.tolist() == ["down", "up"]
+    assert same_model(one.model, two.model)
+    state, predictions = update(None, empty, target="y", model=DriftMoEClassifier(seed=0, n_experts=2))
+    assert moeapps.core.saving.from_bytes(state).n_seen_ == 60
+    assert set(predictions[3:]) == {"down", "up"}

@@ -77,3 +77,11 @@ def test_a_csv_file_with_another_separator_or_no_record_is_named(text, status, m
     assert main(["stream", "run", "--source", "d.csv", "--target", "y", *SMALL]) == status
     told = capsys.readouterr()
     assert message in told.out + told.err
+
+
+def test_a_positive_label_is_known_whatever_its_type():
+    check = LabelCheck("y", {"F1=1": ("1",), "F1": ("1", "True", "true", "yes")})
+    for label in (0.0, 1.0, "", None):
+        check.see(label)
+    assert check.finish() == []
+    assert check.seen == 2

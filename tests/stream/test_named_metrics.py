@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from river import metrics
+from sklearn.metrics import f1_score
 
 from moeapps.core.errors import ConfigError
 from moeapps.stream.named_metrics import CLASS_METRICS, NUMBER_METRICS, NamedMetrics
@@ -71,3 +72,31 @@ def test_without_a_name_1_and_true_are_positive_and_no_prediction_is_ignored():
     for truth, prediction in [(1, 1), (0, 1), (1, None), (True, True)]:
         found.update(truth, prediction)
     assert found.as_dict()["Precision"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("kind", "named"), [(float, "1"), (int, "1.0"), (bool, "true"), (bool, "True"), (str, "1")])
+def test_the_positive_label_is_found_whatever_the_type_of_the_labels(kind, named):
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
+    share = rng.random(200)
+    found = NamedMetrics([f"F1={named}", f"ROCAUC={named}"], window=50)
+    expected = NamedMetrics(["F1", "ROCAUC"], window=50)
+    for y, p, s in zip(truth.tolist(), predicted.tolist(), share.tolist(), strict=True):
+        found.update(kind(y), kind(p), {kind(0): 1 - s, kind(1): s})
+        expected.update(y, p, {0: 1 - s, 1: s})
+    assert list(found.as_dict().values()) == list(expected.as_dict().values())
+    assert found.as_dict()[f"F1={named}"] == pytest.approx(f1_score(truth, predicted))
+
+
+def test_1_and_1_0_are_one_label_of_a_stream_of_json():
+    found = NamedMetrics(["F1=1"], window=10)
+    for truth, prediction in [(1, 1.0), (1.0, 1), (0, 0.0), (0.0, 1)]:
+        found.update(truth, prediction)
+    assert found.as_dict()["F1=1"] == pytest.approx(0.8)
+
+
+def test_texts_are_compared_as_they_are_written():
+    found = NamedMetrics(["F1=7"], window=10)
+    for truth, prediction in [("7", "7"), ("07", "7"), ("7.0", "07")]:
+        found.update(truth, prediction)
+    assert found.as_dict()["F1=7"] == pytest.approx(2 / 3)

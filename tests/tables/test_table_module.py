@@ -206,6 +206,19 @@ def test_a_row_without_a_label_is_named_with_its_file_also_far_down(tmp_path):
         TableData(tmp_path / "table.csv", "y").setup("fit")
 
 
+@pytest.mark.parametrize(("values", "task"), [([0, 1], "classification"), ([0.25, 1.5], "regression")])
+def test_the_target_of_a_parquet_file_is_that_of_a_csv_file(values, task, tmp_path):
+    frame = pd.DataFrame({"age": np.arange(60) * 1.5, "y": np.resize(values, 60)})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    parquet, csv = (TableData(path=str(tmp_path / f"rows.{ending}"), target="y") for ending in ("parquet", "csv"))
+    for data in (parquet, csv):
+        data.setup("fit")
+        assert data.task == task
+    np.testing.assert_array_equal(parquet.part("train").target, csv.part("train").target)
+    np.testing.assert_array_equal(parquet.part("val").target, csv.part("val").target)
+
+
 @pytest.mark.parametrize("argument", [{"ignore_columns": ["aa"]}, {"weight": "aa"}])
 def test_a_column_that_is_not_there_is_named_with_its_argument(argument):
     frame = pd.DataFrame({"a": range(6), "b": [1.5, 2] * 3, "y": list("uvuvuv")})

@@ -7,6 +7,7 @@
 
 import datetime
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,15 @@ import pyarrow.compute as pc
 from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import DataError
-from moeapps.core.tabledata.cells import EXACT, MISSING_VALUES, is_missing_cell, is_number_value, pattern_of, shown
+from moeapps.core.tabledata.cells import (
+    EXACT,
+    MISSING_VALUES,
+    is_missing_cell,
+    is_number_value,
+    number_key,
+    pattern_of,
+    shown,
+)
 from moeapps.core.tabledata.frames import arrow_text, is_arrow_text, is_arrow_type
 from moeapps.core.tabledata.kinds import Column, ColumnKind, check_column_types, is_named_id
 
@@ -73,6 +82,7 @@ class ColumnEvidence:
     whole: bool = True
     beyond: str = ""
     declared: bool = False
+    spelled: bool = False
     example: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     distinct: set[Any] = field(default_factory=set)
 
@@ -91,6 +101,7 @@ class ColumnEvidence:
             raise self._refused("is sparse", "convert it with X.sparse.to_dense()")
         if isinstance(kind, pd.CategoricalDtype):
             self.declared = True
+            self.spelled = self.spelled or not all(map(_is_its_value, kind.categories))
             known = column.dropna()
             self._add("category", len(known), known)
         elif pd.api.types.is_bool_dtype(kind):
@@ -301,7 +312,8 @@ class ColumnEvidence:
         texts = self.counts.get("text", 0)
         if typed is None:
             # texts that are all plain whole numbers are the same categories as the numbers that pandas makes of them
-            typed = texts == 0 or self.texts.get("bool") == texts
+            # of a pandas category "07" and "7" would be one as numbers, and "1E5" would be "100000"
+            typed = (texts == 0 and not self.spelled) or (texts > 0 and self.texts.get("bool") == texts)
             if not typed and not self.texts.get("zero") and self.untyped:
                 typed = self.texts.get("whole") == texts
         present = sum(self.counts.values())
@@ -367,6 +379,14 @@ def infer_columns(
         evidence.update(frame.iloc[:, position])
         columns.append(evidence.decide(wanted.get(name)))
     return columns
+
+
+def _is_its_value(category: Any) -> bool:
+    """Whether a category is no text, or one that is written as the number is that it stands for, or true or false."""
+    if not isinstance(category, str) or category in ("true", "TRUE", "false", "FALSE"):
+        return True
+    key = number_key(category)
+    return key is None or re.fullmatch(r"-?(0|[1-9]\d*)", category) is not None or not 0 <= key[2] < 400
 
 
 def _is_whole(value: Any) -> bool:

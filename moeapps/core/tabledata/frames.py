@@ -2,12 +2,24 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import is_missing_cell
 
-__all__ = ["arrow_text", "arrow_to_frame", "as_frame", "frame_if_table", "is_arrow_text", "is_arrow_type", "is_table"]
+__all__ = [
+    "arrow_text",
+    "arrow_to_frame",
+    "as_frame",
+    "frame_if_table",
+    "is_arrow_text",
+    "is_arrow_type",
+    "is_table",
+    "missing_cells",
+]
 
 
 def arrow_text(column: pd.Series, name: str) -> pa.Array:
@@ -38,6 +50,18 @@ def is_arrow_type(kind: Any, *tests: Any) -> bool:
 def is_arrow_text(kind: Any) -> bool:
     """Whether a dtype is Arrow's text."""
     return is_arrow_type(kind, pa.types.is_string, pa.types.is_large_string)
+
+
+def missing_cells(column: pd.Series, missing: frozenset[str]) -> NDArray[np.bool_]:
+    """Which cells of a column, of any type, are None, NaN, NA or one of the ``missing`` texts, shape (n,)."""
+    kind = column.dtype
+    if pd.api.types.is_object_dtype(kind):  # which may hold lists, that pandas cannot look up
+        return np.fromiter((is_missing_cell(cell, missing) for cell in column), dtype=bool, count=len(column))
+    gone: NDArray[np.bool_] = column.isna().to_numpy(dtype=bool)
+    categories = kind.categories.dtype if isinstance(kind, pd.CategoricalDtype) else kind
+    if pd.api.types.is_object_dtype(categories) or pd.api.types.is_string_dtype(categories):
+        gone = gone | column.isin(list(missing)).to_numpy(dtype=bool)  # Arrow compares texts with texts only
+    return gone
 
 
 def is_table(X: Any) -> bool:

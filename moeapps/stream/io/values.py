@@ -106,6 +106,8 @@ def plain_value(value: Any) -> Any:
 def plain_label(value: Any) -> Any:
     """A label as it identifies a class: None where missing, text and whole numbers exact, dates and times as ISO text.
 
+    An empty text is a missing label, as the empty cell of a CSV file is.
+
     Raises
     ------
     DataError
@@ -123,7 +125,7 @@ def plain_label(value: Any) -> Any:
         raise DataError(f"the label: {error}") from None
     if isinstance(plain, list | tuple | dict | set | np.ndarray):
         raise DataError(f"the label is a {type(plain).__name__}, expected text or a number")
-    return plain
+    return None if plain == "" else plain
 
 
 def event_key(value: Any) -> str | None:

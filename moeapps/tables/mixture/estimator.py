@@ -41,6 +41,7 @@ from moeapps.tables.mixture.experts import (
 )
 from moeapps.tables.mixture.features import TableFeatures
 from moeapps.tables.mixture.folds import FittedExperts, fit_experts, make_folds, take
+from moeapps.tables.mixture.forms import ColumnForms
 from moeapps.tables.mixture.inspection import MixtureInspection
 from moeapps.tables.mixture.output import MixtureOutput
 from moeapps.tables.mixture.portfolio import default_experts
@@ -86,6 +87,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
     costs_: pd.Series
     gate_features_: TableFeatures
     unused_: UnusedColumns = UnusedColumns({})
+    forms_: ColumnForms = ColumnForms()
     answers_: ClassAnswers | TargetAnswers
     _fit_params: dict[str, Any] | None = None
     """Constructor arguments as they were at the last fit."""
@@ -113,7 +115,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
         ----------
         X : DataFrame or array of shape (n, P)
             Rows: a pandas or polars frame, a pyarrow table or an array of numbers. The experts get them as they are
-            (as pandas frames). With ``cv="prefit"``, rows that the experts have not seen.
+            (as pandas frames), and rows to predict in the types of these columns. With ``cv="prefit"``, rows that the experts have not seen.
         y : array of shape (n,) or, for regression, (n, T)
             Targets.
         sample_weight : array of shape (n,), optional
@@ -161,6 +163,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
         ids = not isinstance(self.cv, str)
         self.unused_ = UnusedColumns.of(table, self.ignore_columns, self.column_types, ids)
         table = self.unused_.drop(table)
+        self.forms_ = ColumnForms.of(table)
         y = self._check_target(y)
         check_consistent_length(table, y)
         weight = _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True)
@@ -268,7 +271,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
     def _table(self, X: Any, reset: bool) -> pd.DataFrame | NDArray[np.float64]:
         """Check a table: column names, number of columns, and (in arrays) that all values are numbers.
 
-        To predict, without the columns that are not used.
+        To predict, without the columns that are not used, and with the types that those of the fit had.
         """
         if not is_table(X):
             holes = "allow-nan" if get_tags(self).input_tags.allow_nan else True
@@ -276,7 +279,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
             if reset:
                 return array
             if hasattr(self, "feature_names_in_"):  # what the experts were fitted on
-                return self.unused_.drop(pd.DataFrame(array, columns=self.feature_names_in_))
+                return self.forms_.restore(self.unused_.drop(pd.DataFrame(array, columns=self.feature_names_in_)))
             return self.unused_.drop(array)
         X = as_frame(X, "X")
         if not reset and hasattr(self, "feature_names_in_"):
@@ -286,7 +289,7 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
             raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
         if len(X) == 0:
             raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-        return X if reset else self.unused_.drop(X)
+        return X if reset else self.forms_.restore(self.unused_.drop(X))
 
     # ------------------------------------------------------------------ predicting
 

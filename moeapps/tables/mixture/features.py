@@ -88,6 +88,8 @@ class TableFeatures(TransformerMixin, BaseEstimator):
             if not self.skip_unreadable:
                 raise
             self.columns_ = self._readable(table, weight)
+            if not self.columns_:
+                raise
             self.encoder_ = self._encoder(self.chosen(table), weight)
         codes = self.encoder_.transform(self.chosen(table))[1]
         self.kept_ = frequent_categories(self.encoder_, codes, weight, self.max_categories)

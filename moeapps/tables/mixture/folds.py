@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import KFold, PredefinedSplit, StratifiedKFold
 from sklearn.utils.parallel import Parallel, delayed
 
 from moeapps.core.checks import check_sizes
@@ -54,12 +54,17 @@ def make_folds(
         If it is none of these, or its folds cannot be used.
     """
     n = len(y)
+    given = np.where(counts, np.cumsum(counts) - 1, -1)  # places of all rows among those that count
     if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
         return _shuffled(int(cv), n, seed, codes)
-    if hasattr(cv, "split"):
+    if isinstance(cv, PredefinedSplit):  # it has a fold for each of all rows, whatever it is given
+        if len(cv.test_fold) != len(counts):
+            raise ConfigError(f"cv is a PredefinedSplit of {len(cv.test_fold)} rows, X has {len(counts)}")
+        pairs, places = list(cv.split()), given
+    elif hasattr(cv, "split"):
         pairs, places = list(cv.split(X, y)), np.arange(n)
     elif isinstance(cv, Iterable) and not isinstance(cv, str):
-        pairs, places = list(cv), np.where(counts, np.cumsum(counts) - 1, -1)
+        pairs, places = list(cv), given
     else:
         raise ConfigError(
             "cv must be a number of folds, 'prefit', a splitter of scikit-learn or a list of (train, test) rows, "
@@ -68,7 +73,10 @@ def make_folds(
     folds: Folds = []
     asked = np.zeros(n, dtype=np.int64)
     for pair in pairs:
-        train, test = (places[np.asarray(part)] for part in pair)
+        try:
+            train, test = (places[np.asarray(part)] for part in pair)
+        except IndexError as error:
+            raise ConfigError(f"cv has rows that X, of {len(places)} rows, does not have: {error}") from None
         train, test = train[train >= 0], test[test >= 0]
         if not len(train):
             raise ConfigError("cv has a fold without rows to fit on")

@@ -37,6 +37,7 @@ from moeapps.tables.mixture.estimator import GATE_CATEGORIES
 from moeapps.tables.mixture.experts import check_experts, name_experts
 from moeapps.tables.mixture.features import TableFeatures
 from moeapps.tables.mixture.folds import fit_experts, make_folds
+from moeapps.tables.mixture.forms import ColumnForms
 from moeapps.tables.mixture.portfolio import default_experts
 from moeapps.tables.mixture.regressor import MixtureRegressor
 from moeapps.tables.mixture.saving import expert_key, features_from
@@ -127,6 +128,7 @@ class MixtureModule(Configurable, DataDependentModule):
     entry = "moeapps_mixture"
     network: PredictionGate
     features: TableFeatures
+    forms: ColumnForms
     task: Literal["classification", "regression"]
     classes: Any
     answers: ClassAnswers | TargetAnswers
@@ -162,6 +164,7 @@ class MixtureModule(Configurable, DataDependentModule):
         # a checkpoint has to know all columns: none is skipped
         self.features = TableFeatures("clipped", GATE_CATEGORIES)
         self.features.fit(train.frame, sample_weight=train.weight)
+        self.forms = ColumnForms.of(train.frame)
         if data.task == "classification":
             answers: Any = ClassAnswers(data.classes, probability_floor(len(train.frame), len(data.classes)))
         else:
@@ -188,6 +191,7 @@ class MixtureModule(Configurable, DataDependentModule):
     def attach_state(self, state: dict[str, Any]) -> None:
         """Take everything from the checkpoint."""
         self.features = features_from(state["features"], state["n_features"])
+        self.forms = ColumnForms.from_json(state.get("forms", []))
         classes, floor = state["classes"], state["floor"]
         if state["task"] == "classification":
             labels = classes_from_json(classes)
@@ -204,6 +208,7 @@ class MixtureModule(Configurable, DataDependentModule):
             "names": list(self.names),
             "features": self.features.__getstate__(),
             "n_features": int(self.features.n_features_in_),
+            "forms": self.forms.to_json(),
             "classes": None if self.classes is None else labels_to_json(self.classes),
             "floor": answers.floor if isinstance(answers, ClassAnswers) else None,
             "mean": answers.mean.tolist() if isinstance(answers, TargetAnswers) else None,
@@ -321,7 +326,7 @@ class MixtureModule(Configurable, DataDependentModule):
         if name not in self._parts:
             if self._experts is None:
                 raise ConfigError("the experts are not fitted: give the checkpoint of a trained model with --ckpt_path")
-            frame = self._data.part(name).frame
+            frame = self.forms.restore(self._data.part(name).frame)
             predictions = np.stack([self.answers.read(expert, frame) for expert in self._experts], axis=1)
             self._parts[name] = self._seen(frame, predictions)
         return self._parts[name]
@@ -443,7 +448,7 @@ class MixtureModule(Configurable, DataDependentModule):
             self.task, tuple(names), answers.width, gate.num_features, self.config.gate,
             gate.eval().requires_grad_(False), self._calibration,
         )  # fmt: skip
-        estimator.answers_, estimator.gate_features_ = answers, self.features
+        estimator.answers_, estimator.gate_features_, estimator.forms_ = answers, self.features, self.forms
         estimator.experts_, estimator.expert_names_, estimator.failed_ = list(self._experts), names, {}
         estimator.costs_ = pd.Series(self._costs, index=pd.Index(names, name="expert"), name="cost per row")
         estimator.n_features_in_ = self.features.n_features_in_

@@ -23,6 +23,7 @@ from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers
 from moeapps.tables.mixture.columns import UnusedColumns
 from moeapps.tables.mixture.experts import name_experts
 from moeapps.tables.mixture.features import TableFeatures
+from moeapps.tables.mixture.forms import ColumnForms
 
 __all__ = ["MixtureSaving", "expert_key", "features_from"]
 
@@ -49,6 +50,7 @@ class MixtureSaving(SaveMixin):
     cascade_: Cascade | None
     gate_features_: TableFeatures
     unused_: UnusedColumns
+    forms_: ColumnForms
     answers_: Any
     task: Any
     classes_: Any
@@ -154,6 +156,7 @@ class MixtureSaving(SaveMixin):
             "costs_": [float(cost) for cost in self.costs_],
             "gate_features_": self.gate_features_.__getstate__(),
             "unused_": self.unused_.to_json(),
+            "forms_": self.forms_.to_json(),
             "n_features_in_": int(self.n_features_in_),
         }
         if hasattr(self, "feature_names_in_"):
@@ -217,6 +220,7 @@ class MixtureSaving(SaveMixin):
             self.feature_names_in_ = np.array(columns, dtype=object)
         self._restore_target(state, source)
         self.unused_ = UnusedColumns.from_json(state.get("unused_", []), self.n_features_in_)
+        self.forms_ = ColumnForms.from_json(state.get("forms_", []))
         self.gate_features_ = features_from(state["gate_features_"], self.n_features_in_ - len(self.unused_))
         self.mixture_ = GatedMixture.from_state(state[_MIXTURE + "state"], under(_MIXTURE, tensors))
         self._check_mixture(source)

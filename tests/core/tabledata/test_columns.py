@@ -55,6 +55,21 @@ def test_categories_are_compared_by_value_whatever_their_type_in_the_frame():
         assert codes[:, 0].tolist() == [3, 2, 2]
 
 
+@pytest.mark.parametrize("types", [None, {"zip": "category"}])
+def test_texts_of_a_pandas_category_are_told_apart_as_they_are_written(types):
+    texts = ["07", "7", "1E5", "100000", "7.0"]
+    table = pd.DataFrame({"zip": pd.Categorical(texts * 10)})
+    encoder = fitted(table, column_types=types)
+    for same in (table, table.astype(object), table.astype(str)):
+        np.testing.assert_array_equal(encoder.transform(same)[1][:5, 0], [2, 3, 4, 5, 6])
+
+
+def test_a_pandas_category_of_whole_numbers_as_text_is_that_of_the_numbers():
+    encoder = fitted(pd.DataFrame({"size": pd.Categorical(["10", "20"] * 10)}))
+    for same in ([10, 20], [10.0, 20.0], ["10", "20"], ["10.0", "20.0"]):
+        np.testing.assert_array_equal(encoder.transform(pd.DataFrame({"size": same}))[1][:, 0], [2, 3])
+
+
 def test_the_state_is_json_and_comes_back():
     encoder = fitted()
     twin = ColumnEncoder.from_state(json.loads(json.dumps(encoder.state())))

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import KFold, RepeatedKFold, TimeSeriesSplit
+from sklearn.model_selection import KFold, PredefinedSplit, RepeatedKFold, TimeSeriesSplit
 from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -35,6 +35,23 @@ def test_every_row_is_predicted_by_experts_that_have_not_seen_it():
         expected = GaussianNB().fit(X[train], Y[train]).predict_log_proba(X[test])
         assert np.allclose(np.exp(outcome.predictions[test, 0]), np.exp(expected), atol=1e-12)
     assert np.array_equal(outcome.rows, np.arange(150))
+
+
+@pytest.mark.parametrize("first_fold", [0, -1])
+def test_a_predefined_split_is_one_of_all_rows_also_where_some_have_no_weight(first_fold):
+    place = np.where(np.arange(150) % 4 == 0, first_fold, np.arange(150) % 4)
+    weight = (np.arange(150) % 3 > 0).astype(float)
+    rows = np.flatnonzero(weight)
+    whole = MixtureClassifier(PAIR, cv=PredefinedSplit(place), random_state=0).fit(X, Y, sample_weight=weight)
+    part = MixtureClassifier(PAIR, cv=PredefinedSplit(place[rows]), random_state=0)
+    part.fit(X[rows], Y[rows], sample_weight=weight[rows])
+    assert np.array_equal(whole.predict_proba(X), part.predict_proba(X))
+
+
+@pytest.mark.parametrize("cv", [PredefinedSplit([0, 1] * 50), [(np.arange(100), np.arange(100, 200))]])
+def test_folds_of_other_rows_than_those_given_are_refused(cv):
+    with pytest.raises(ConfigError, match="150"):
+        MixtureClassifier(PAIR, cv=cv).fit(X, Y)
 
 
 def test_folds_have_the_classes_in_equal_ratios():
