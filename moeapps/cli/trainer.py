@@ -353,7 +353,8 @@ class MoEAppsCLI(LightningCLI):
             result = RunResult.load(self.folder)
             result.finished, result.checkpoint = True, os.path.relpath(files[0], self.folder) if files else ""
             result.save(self.folder)
-        print_end(self.trainer, self.folder, [_relative(file) for file in files], commands=self.seed is None)
+        checkpoints = [_relative(file) for file in files]
+        print_end(self.trainer, self.folder, checkpoints, commands=self.seed is None, tested=self.tested)
 
     def after_validate(self) -> None:
         """Keep the scores beside the run of the checkpoint."""

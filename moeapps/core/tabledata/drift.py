@@ -2,7 +2,6 @@
 
 # n rows of training, m rows to check, B bins
 
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, chi2
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.json_text import json_text
 from moeapps.core.tabledata.ids import ignored_columns
 from moeapps.core.tabledata.profile import ColumnProfile, number_bins, profile_table, read_numbers
 from moeapps.core.tabledata.source import TableSource
@@ -112,7 +112,7 @@ class DataCheck:
         records = self.table.reset_index().astype(object)
         columns = records.where(records.notna(), None).to_dict("records")
         content = {"verdict": self.verdict, "rows_training": self.rows_training, "rows": self.rows}
-        return json.dumps({**content, "extra": list(self.extra), "columns": columns}, indent=2)
+        return json_text({**content, "extra": list(self.extra), "columns": columns}, indent=2)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """A page that needs nothing else; also written to ``path`` if one is given."""
