@@ -91,7 +91,9 @@ class ColumnEvidence:
             raise self._refused("is sparse", "convert it with X.sparse.to_dense()")
         if isinstance(kind, pd.CategoricalDtype):
             self.declared = True
-            known = column.dropna()
+            gone = column.isin(list(self.missing))
+            self.missing_seen.update(column[gone].unique().tolist())
+            known = column[~gone].dropna()
             self._add("category", len(known), known)
         elif pd.api.types.is_bool_dtype(kind):
             known = column.dropna()
