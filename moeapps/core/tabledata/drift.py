@@ -18,7 +18,7 @@ from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.json_text import json_text
 from moeapps.core.tabledata.ids import ignored_columns
 from moeapps.core.tabledata.profile import ColumnProfile, number_bins, profile_table, read_numbers
-from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.core.tabledata.vocabulary import MISSING, Vocabulary
 
 __all__ = ["VERDICTS", "DataCheck", "Verdict", "check_table", "compare_tables", "population_stability"]
@@ -157,10 +157,15 @@ def check_table(source: TableSource, profiles: Iterable[ColumnProfile], ignored:
     Raises
     ------
     DataError
-        If there are no rows.
+        If there are no rows, or not one of the columns.
     """
     tallies = [_Tally(profile, source.missing) for profile in profiles]
     present = [tally for tally in tallies if tally.profile.name in set(source.columns)]
+    if not present:
+        names = (tally.profile.name for tally in tallies)
+        raise DataError(
+            f"{source.name} has no column of the training ({listed(names)}); it has {listed(source.columns)}"
+        )
     rows = 0
     for frame in source.batches([tally.profile.name for tally in present]):
         rows += len(frame)
