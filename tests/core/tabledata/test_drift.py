@@ -78,7 +78,9 @@ def test_a_table_without_any_column_of_the_training_is_refused_by_name(model, tm
     frame(30).rename(columns=lambda name: f" {name}").to_csv(tmp_path / "new.csv", index=False)
     with (
         pytest.warns(UserWarning, match="spaces in the header"),
-        pytest.raises(DataError, match=r"new.csv has no column of the training \('city', .*\); it has ' age', ' city'"),
+        pytest.raises(
+            DataError, match=r"new.csv has no column of the training \('age', 'city', 'joined'\); it has ' age', "
+        ),
     ):
         model.check(tmp_path / "new.csv")
 
