@@ -47,8 +47,13 @@ class StartLine(L.Callback):
         return f" (continued at epoch {trainer.current_epoch})" if self.continued else ""
 
 
-def print_end(trainer: L.Trainer, folder: Path | None, checkpoints: list[str], commands: bool = True) -> None:
-    """Print the scores of a training, its checkpoints, and, unless told not to, the commands to type next."""
+def print_end(
+    trainer: L.Trainer, folder: Path | None, checkpoints: list[str], commands: bool = True, tested: bool = False
+) -> None:
+    """Print the scores of a training, its checkpoints, and, unless told not to, the commands to type next.
+
+    Where it is ``tested`` right afterwards, that is none of them.
+    """
     last = {name: float(v) for name, v in trainer.callback_metrics.items() if _is_score(name)}
     columns = {"last epoch": last}
     if best := _best_epoch(trainer, folder):
@@ -63,7 +68,7 @@ def print_end(trainer: L.Trainer, folder: Path | None, checkpoints: list[str], c
     data: Any = getattr(trainer, "datamodule", None)
     if hasattr(data, "catalogue"):  # it was trained to recommend, and not to score rows
         following.append(recommending("MODEL.safetensors", arguments_of_data(folder)))
-    if getattr(data, "has_test_data", True):  # data that do not say so have some
+    if not tested and getattr(data, "has_test_data", True):  # data that do not say so have some
         following.insert(0, f"moeapps test --config {config} --ckpt_path {best_file}")
     print("next: " + "\n      ".join(following))
 

@@ -63,6 +63,9 @@ FIT_HELP = (
 PATIENCE_HELP = "stop when --monitor has not improved for so many epochs (default: no early stopping)"
 MONITOR_HELP = "logged metric that chooses the checkpoint best.ckpt (default with --patience: val/loss)"
 
+_DATA_NAMES = ("name", "source", "path", "file", "root", "nodes", "train")
+"""Arguments of data modules that say which data they are, for the first line of a training."""
+
 _WITH_FOLDERS = CSVLogger | TensorBoardLogger
 """Loggers with a folder for each run."""
 
@@ -327,7 +330,7 @@ class MoEAppsCLI(LightningCLI):
     def _data_in_words(self) -> str:
         data = self._get(self.config, "data") or {}
         arguments = data.get("init_args") or {}
-        named = next((arguments.get(key) for key in ("name", "source", "path", "root") if arguments.get(key)), "")
+        named = next((arguments.get(key) for key in _DATA_NAMES if isinstance(arguments.get(key), str)), "")
         return f"{str(data.get('class_path') or '').rpartition('.')[2]} {named}".strip()
 
     def _early_stopping(self) -> list[Callback]:
@@ -353,7 +356,8 @@ class MoEAppsCLI(LightningCLI):
             result = RunResult.load(self.folder)
             result.finished, result.checkpoint = True, os.path.relpath(files[0], self.folder) if files else ""
             result.save(self.folder)
-        print_end(self.trainer, self.folder, [_relative(file) for file in files], commands=self.seed is None)
+        checkpoints = [_relative(file) for file in files]
+        print_end(self.trainer, self.folder, checkpoints, commands=self.seed is None, tested=self.tested)
 
     def after_validate(self) -> None:
         """Keep the scores beside the run of the checkpoint."""

@@ -173,7 +173,11 @@ def _of_path(path: Path, data: Any) -> tuple[Kind, Any, str]:
     if ending == ".npz":
         return _GRAPH, data, "an .npz file"
     if ending in ENDINGS:
-        return _TABLE, data, f"a {ending} file (of a stream: task=stream; of the nodes of a graph: edges)"
+        return (
+            _TABLE,
+            data,
+            f"a {ending} file (for a stream of events give task=stream, for the nodes of a graph its edges)",
+        )
     raise ConfigError(
         f"{path}: expected {', '.join(ENDINGS)} (a table or a stream), .npz (a graph), or a folder of images per class"
     )

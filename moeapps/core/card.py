@@ -4,7 +4,6 @@ A card is made of the document that a file holds, so that one of a file needs no
 """
 
 import datetime
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.json_text import json_text
 from moeapps.core.saved_arguments import fits
 from moeapps.core.saved_tensors import AnyTensor
 from moeapps.core.text_tables import markdown_table
@@ -215,7 +215,7 @@ def _columns(state: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _settings(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, value in sorted(arguments.items()):
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else json_text(value)
         rows.append((name, text if len(text) <= MAX_CELL else f"{text[:MAX_CELL]}..."))
     return rows[:MAX_ROWS]
 

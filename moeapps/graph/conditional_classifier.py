@@ -144,7 +144,7 @@ class ConditionalClassifier(NodeClassifier):
         thresholds : sequence of float, optional
             By default 0, the deciles of the confidence, and 2, which no confidence reaches; in a mixture those of the
             weak expert's highest probability.
-        mode : {"cascade", "threshold"}
+        mode : {"cascade", "threshold"}, default="cascade"
             Whether nodes below the threshold get the mixture or the strong expert's prediction.
 
         Returns

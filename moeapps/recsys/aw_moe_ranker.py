@@ -153,7 +153,7 @@ class AWMoERanker(Ranker):
             Rows with features, a history column of lists (oldest entry first) and the target; or a CSV or Parquet file,
             which may be larger than memory; or :func:`~moeapps.recsys.implicit_feedback`, after which the ranker can
             :meth:`recommend`.
-        targets : str or list of one str
+        targets : str or list of one str, optional
             Binary column to be predicted; not needed for implicit feedback.
         ignored : list of str, default=()
             Columns that are not used.

@@ -1,12 +1,12 @@
 """What is wrong in a body, in words: Pydantic's faults as the refusal of a request."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from fastapi import Request
 from pydantic import BaseModel
 
+from moeapps.core.json_text import json_text
 from moeapps.registry import did_you_mean, nearest
 from moeapps.serve.refusal import Refusal
 
@@ -139,7 +139,7 @@ def _fault(
     scalar = isinstance(given, bool | int | float | str) and message.startswith("must be ")
     if not scalar or ", got " in message:
         return message
-    return f"{message}, got {shortened(json.dumps(given[:60] if isinstance(given, str) else given), 50)}"
+    return f"{message}, got {shortened(json_text(given[:60] if isinstance(given, str) else given), 50)}"
 
 
 def _fields_at(body: type[BaseModel] | None, place: tuple[Any, ...]) -> list[str]:

@@ -1,7 +1,6 @@
 """Before anything is parsed: token, size of the body, time it may take to arrive, HEAD; and the counting of answers."""
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -10,6 +9,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from moeapps.core.json_text import json_bytes
 from moeapps.serve.metrics import Metrics
 from moeapps.serve.refusal import Refusal
 
@@ -23,11 +23,11 @@ DISCARDED = 16 * 2**20
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: text that no encoding can hold, as half of a surrogate pair, is sent as the client sent it."""
+    """JSON in UTF-8; in ASCII where a text is half of a surrogate pair, which is sent as the client sent it."""
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return json_bytes(content, allow_nan=False, separators=(",", ":"))
 
 
 def respond(refusal: Refusal) -> JSONResponse:

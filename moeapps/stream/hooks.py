@@ -4,7 +4,6 @@ One alarm at a time is delivered by a thread. At most 100 wait; further ones are
 seconds, and one that fails is logged. Nothing of this stops or slows the run.
 """
 
-import json
 import logging
 import os
 import queue
@@ -19,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from moeapps.core.errors import ConfigError
+from moeapps.core.json_text import json_bytes
 from moeapps.stream.alarms import DriftAlarm
 
 __all__ = ["AlarmHook"]
@@ -108,12 +108,12 @@ class AlarmHook:
         values = alarm.as_dict()
         names = {f"MOEAPPS_ALARM_{name.upper()}": "" if value is None else str(value) for name, value in values.items()}
         subprocess.run(
-            self._command, input=json.dumps(values).encode() + b"\n", env={**os.environ, **names}, check=True,
+            self._command, input=json_bytes(values) + b"\n", env={**os.environ, **names}, check=True,
             timeout=self.seconds, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
     def _post(self, alarm: DriftAlarm) -> None:
-        content = json.dumps(alarm.as_dict()).encode()
+        content = json_bytes(alarm.as_dict())
         request = urllib.request.Request(self.target, content, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=min(self.seconds, 10.0)) as answer:
             answer.read(1)

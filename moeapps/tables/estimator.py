@@ -381,7 +381,7 @@ class TabularEstimator(CheckMixin, TabularSurgery, LightningEstimator):
             Rows.
         groups : array of shape (n,), optional
             What to group rows by (classes, time, region); what the model predicts when None.
-        layer : int
+        layer : int, default=-1, the last one
             Which block; of a chain of experts, the mean over its iterations.
 
         Returns

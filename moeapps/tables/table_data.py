@@ -151,7 +151,9 @@ class TableData(L.LightningDataModule):
     classes : array of shape (K,) or None
         Labels of a classification, after ``setup("fit")``.
     columns : dict of str to Column
-        What the columns are, after ``setup("fit")``.
+        What the columns are that are used, after ``setup("fit")``.
+    unused : dict of int to Column
+        Ids and ignored columns, by their positions among all columns but the target and the weight.
 
     Raises
     ------
@@ -163,6 +165,7 @@ class TableData(L.LightningDataModule):
 
     classes: NDArray[Any] | None
     columns: dict[str, Column]
+    unused: dict[int, Column]
 
     def __init__(
         self,
@@ -274,9 +277,11 @@ class TableData(L.LightningDataModule):
         self.columns = source.named(lambda: source.infer(wanted, self.column_types))
         kind = self.columns.pop(self.target)
         ids = source.named(lambda: source.find_ids(list(self.columns.values()), self.column_types))
-        self.columns = {
-            name: column for name, column in self.columns.items() if name not in ids and column.kind not in UNUSED
-        }
+        ignored = {name: Column(name, "ignored", "chosen by ignore_columns") for name in self.ignore_columns}
+        every = [name for name in source.columns if name not in (self.target, self.weight)]
+        known = {**self.columns, **ids, **ignored}
+        self.unused = {i: known[name] for i, name in enumerate(every) if known[name].kind in UNUSED}
+        self.columns = {name: known[name] for name in names if known[name].kind not in UNUSED}
         self._learn_target(source, kind)
         train = self.part("train")
         if len(train.frame) == 0:

@@ -19,6 +19,7 @@ from moeapps.core.config import as_arguments, config_from, takes
 from moeapps.core.errors import ConfigError
 from moeapps.core.module import DataDependentModule
 from moeapps.core.saved_arguments import arguments_to_json
+from moeapps.core.tabledata.ids import with_unused
 from moeapps.core.tabledata.scoring import predict_frame
 from moeapps.tables.classifier import MoEClassifier
 from moeapps.tables.defaults import ONE_BATCH, batch_rows, check_automatic
@@ -159,11 +160,26 @@ class TableModule(DataDependentModule, TabularModule):
         train = data.part("train")
         kind = MoEClassifier if data.task == "classification" else MoERegressor
         known = {name: value for name, value in as_arguments(self.settings).items() if name in kind._get_param_names()}
+        unused = dict(sorted(getattr(data, "unused", {}).items()))
         kinds = {name: column.kind for name, column in data.columns.items()}
-        estimator: Any = kind(**known, column_types=kinds, missing_values=data.missing_values, random_state=data.seed)
+        kinds |= {column.name: "id" for column in unused.values() if column.kind == "id"}
+        ignored = [column.name for column in unused.values() if column.kind == "ignored"] or None
+        estimator: Any = kind(
+            **known,
+            column_types=kinds,
+            missing_values=data.missing_values,
+            ignore_columns=ignored,
+            random_state=data.seed,
+        )
         if data.task == "classification":
             estimator._announced = data.classes
-        model, rows, _ = estimator.begin(train.frame, train.target, train.weight)
+        names = list(train.frame.columns)
+        for i, column in unused.items():
+            names.insert(i, column.name)
+        # empty columns in their places: the estimator takes rows with and without them
+        model, rows, _ = estimator.begin(with_unused(train.frame, names, unused), train.target, train.weight)
+        for i, column in unused.items():
+            estimator.encoder_.columns[i] = column
         estimator.__dict__.pop("_announced", None)
         if len(train.frame) <= ONE_BATCH:
             model.double()
@@ -265,7 +281,9 @@ class TableModule(DataDependentModule, TabularModule):
     def _seen(self, name: str, index: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """Numbers, codes, target and weight of rows of a part, which is encoded once."""
         if name not in self._rows:
-            self._rows[name] = self._encoded(*self.estimator.encoder_.transform(self._data.part(name).frame))
+            encoder = self.estimator.encoder_
+            frame = with_unused(self._data.part(name).frame, encoder.names, encoder.unused)
+            self._rows[name] = self._encoded(*encoder.transform(frame))
         rows = index.cpu()
         numbers, codes = (part[rows].to(index.device) for part in self._rows[name])
         dtype = next(self.model.parameters()).dtype

@@ -241,7 +241,7 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
             Images with 1, 3 or 4 channels; arrays, tensors, images of Pillow, paths or contents of files one by one; or
             a folder with one folder of image files per class. Files are read as RGB. uint8 is divided by 255, uint16
             by 65,535, other numbers are used as they are.
-        y : array of shape (n,)
+        y : array of shape (n,), optional
             Labels; None for a folder.
 
         Returns

@@ -368,9 +368,9 @@ class ImageFolderData(ImageDataModule):
         learned = np.arange(len(files))
         if self.folders["val"] is None:
             learned, held = hold_out(len(files), self.validation_fraction, self.seed, np.array(codes))
-        self.parts["train"] = self._images([files[i] for i in learned], [codes[i] for i in learned], True)
+        self.parts["train"] = self._images([files[i] for i in learned], [codes[i] for i in learned], True, files)
         if self.folders["val"] is None:
-            self.parts["val"] = self._images([files[i] for i in held], [codes[i] for i in held], False)
+            self.parts["val"] = self._images([files[i] for i in held], [codes[i] for i in held], False, files)
         else:
             self.parts["val"] = self._labelled("val", classes)
         if self.folders["test"] is not None:
@@ -378,8 +378,10 @@ class ImageFolderData(ImageDataModule):
         half = (0.5,) * self.channels
         self.spec = ImageSpec(self.shape, tuple(classes), half, half)
 
-    def _images(self, files: list[Path], codes: list[Any], training: bool) -> FolderImages:
-        return FolderImages(files, codes, self._transforms[training], self.channels)
+    def _images(
+        self, files: list[Path], codes: list[Any], training: bool, among: list[Path] | None = None
+    ) -> FolderImages:
+        return FolderImages(files, codes, self._transforms[training], self.channels, among)
 
     def _labelled(self, part: str, classes: list[str] | None) -> FolderImages:
         folder = self.folders[part]

@@ -3,6 +3,7 @@
 # Shapes: N images, C channels, H height, W width
 
 import tarfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +33,9 @@ __all__ = [
 
 LOOKED_AT = 1000
 """Files after a broken one that are tried, too."""
+
+LOOKING = 10.0
+"""Seconds that this may take: 1,000 photographs of a camera take minutes."""
 
 
 def read_images(
@@ -72,7 +76,10 @@ def read_images(
 def _further_broken(files: Sequence[Source], names: Sequence[str]) -> str:
     """The end of an error: which of the next files on disk cannot be read either, so that all are found at once."""
     broken = []
+    end = time.monotonic() + LOOKING
     for name, file in list(zip(names, files, strict=True))[:LOOKED_AT]:
+        if time.monotonic() > end:
+            break
         try:
             if isinstance(file, str | Path):
                 read_image(file)
@@ -165,15 +172,35 @@ class FolderImages(Dataset):
         From a PIL image to a tensor ``(C, H, W)``.
     channels : int, default=3
         1, 3 or 4.
+    among : Sequence[Path], optional
+        All files of the folder, of which ``files`` may be a part; ``files`` when None.
+
+    Raises
+    ------
+    DataError
+        On access, if a file cannot be read, naming also some of the others ``among`` which it is.
     """
 
     def __init__(
-        self, files: list[Path], codes: list[int], transform: Callable[[Image.Image], Tensor], channels: int = 3
+        self,
+        files: list[Path],
+        codes: list[int],
+        transform: Callable[[Image.Image], Tensor],
+        channels: int = 3,
+        among: Sequence[Path] | None = None,
     ) -> None:
         self.files, self.codes, self.transform, self.channels = files, codes, transform, channels
+        self.among = files if among is None else among
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.transform(open_image(self.files[index], self.channels)), self.codes[index]
+        file = self.files[index]
+        try:
+            image = open_image(file, self.channels)
+        except DataError as error:
+            place = self.among.index(file)
+            others = [*self.among[place + 1 :], *self.among[:place]]
+            raise DataError(f"{error}{_further_broken(others, [str(other) for other in others])}") from None
+        return self.transform(image), self.codes[index]

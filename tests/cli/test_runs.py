@@ -128,6 +128,12 @@ def test_a_fit_prints_one_line_its_scores_and_what_to_type_next(fit):
     assert "GPU available" not in shown + notes
 
 
+def test_a_run_that_is_tested_at_once_does_not_ask_for_a_test(fit):
+    _, shown, _ = fit("--test")
+    assert "next: moeapps report moeapps-runs/version_0" in shown
+    assert "moeapps test" not in shown
+
+
 def test_patience_stops_early_and_keeps_the_best(fit, tmp_path):
     fit("--patience", "2", "--monitor", "val/loss", "--optimizer", "SGD", "--optimizer.lr", "0", max_epochs=30)
     run = tmp_path / "moeapps-runs/version_0"

@@ -1,8 +1,12 @@
 """POST /predict?keep=: fields of a row next to its prediction."""
 
+import json
+
 import pytest
 
 from .conftest import ROW, local
+
+JSON = {"Content-Type": "application/json"}
 
 
 def test_a_field_that_the_model_does_not_read_is_kept(client):
@@ -13,6 +17,15 @@ def test_a_field_that_the_model_does_not_read_is_kept(client):
     kept = [{"customer": "0017", **plain[0]}, {"customer": None, **plain[1]}]
     assert answer.json()["predictions"] == kept
     assert next(iter(answer.json()["predictions"][0])) == "customer"
+
+
+def test_letters_stand_in_answers_as_the_client_sent_them(client):
+    text = client.post("/predict?keep=straße", json={"rows": [{**ROW, "straße": "Łódźka 5"}]}).text
+    assert '"straße":"Łódźka 5"' in text
+    refusal = client.post("/predict", json={"rows": [{**ROW, "straße": "x"}]}).text
+    assert "rows.0.straße" in refusal
+    half = client.post("/predict?keep=x", content=json.dumps({"rows": [{**ROW, "x": "\ud800"}]}), headers=JSON)
+    assert half.status_code == 422
 
 
 @pytest.mark.parametrize("query", ["keep=city,visits", "keep=city&keep=visits"])

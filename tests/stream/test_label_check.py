@@ -68,6 +68,12 @@ def test_lines_that_are_csv_are_told_at_the_first_one(capsys):
     assert "the first line is no JSON object: 'a,y'" in capsys.readouterr().out
 
 
+def test_spaces_in_the_header_of_a_csv_file_are_told():
+    Path("d.csv").write_text("a, y\n1, u\n2, v\n")
+    with pytest.warns(UserWarning, match=r"d.csv: spaces in the header.*\(' y'\).*skipinitialspace=True"):
+        assert main(["stream", "run", "--source", "d.csv", "--target", "y", *SMALL]) == 2
+
+
 @pytest.mark.parametrize(("text", "status", "message"), [
     ("a;y\n1;u\n", 1, "looks separated by ';'"),
     ("a,y\n", 0, "no event: the source has none"),

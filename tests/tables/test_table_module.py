@@ -225,3 +225,35 @@ def test_a_column_that_is_not_there_is_named_with_its_argument(argument):
     (name,) = argument
     with pytest.raises(DataError, match=f"lacks the column 'aa', which {name} names"):
         TableData(frame, "y", **argument).setup("fit")
+
+
+def test_an_exported_model_takes_rows_with_and_without_columns_that_it_does_not_use(tmp_path):
+    frame = customers()
+    frame.insert(0, "customer_id", [f"C{i:05}" for i in range(len(frame))])
+    frame.insert(3, "note", "new")
+    frame.to_csv(tmp_path / "customers.csv", index=False)
+    data = TableData(path=tmp_path / "customers.csv", target="churned", ignore_columns=["note"])
+    module = TableModule(**SMALL)
+    checkpoint = train(module, data, tmp_path, epochs=1)
+    model = moeapps.load(checkpoint)
+    rows = frame.drop(columns="churned")
+    assert model.unused_columns() == ["customer_id", "note"]
+    assert model.columns_["kind"].to_dict() == {
+        "customer_id": "id", "balance": "number", "country": "category", "note": "ignored", "joined": "time",
+    }  # fmt: skip
+    assert "a different value in nearly every row" in model.columns_.loc["customer_id", "why"]
+    expected = model.predict_proba(rows)
+    for columns in (["customer_id"], ["note"], ["note", "customer_id"]):
+        np.testing.assert_array_equal(model.predict_proba(rows.drop(columns=columns)), expected)
+    model.save(tmp_path / "model.safetensors")
+    assert open_service(str(tmp_path / "model.safetensors")).describe()["unused"] == ["customer_id", "note"]
+
+
+def test_empty_cells_of_a_text_column_count_as_missing(tmp_path):
+    frame = customers().assign(plan=["", "S", "M", "NA"] * 60)
+    frame.to_csv(tmp_path / "customers.csv", index=False)
+    data = TableData(path=tmp_path / "customers.csv", target="churned", validation_fraction=0)
+    module = TableModule(**SMALL)
+    train(module, data, tmp_path, epochs=1)
+    plan = module.to_estimator().columns_.loc["plan"]
+    assert (plan["kind"], plan["missing"], plan["categories"]) == ("category", 120, 2)

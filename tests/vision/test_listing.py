@@ -217,6 +217,18 @@ def test_a_damaged_file_is_named_in_one_line_whichever_process_reads_it(workers,
         list(data.test_dataloader())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_damaged_files_are_named_at_once_while_they_are_read_in_training(workers, tmp_path):
+    folder = make_folder(tmp_path / "photos", 6)
+    for name in ("cat/01.png", "dog/04.png"):
+        (folder / name).write_text("no picture")
+    data = ImageFolderData(str(folder), image_size=16, batch_size=4, num_workers=workers, validation_fraction=0.3)
+    data.setup("fit")
+    one = r"\S*(cat/01|dog/04)\.png"
+    with pytest.raises(DataError, match=rf"^{one} cannot be read .*; neither can {one}: move them out of the folder$"):
+        [*data.train_dataloader(), *data.val_dataloader()]
+
+
 def test_all_damaged_files_are_named_at_once(tmp_path):
     folder = make_folder(tmp_path / "photos", 6)
     for name in ("01.png", "03.png"):

@@ -34,6 +34,7 @@ __all__ = [
     "read_cell",
     "sample_of",
     "shown",
+    "spaces_in_header",
     "text_kind",
 ]
 
@@ -113,6 +114,20 @@ def other_separator(columns: Sequence[str], separator: str = ",") -> str | None:
     return (
         f"the header {columns[0][:60]!r} has no {separator!r} and looks separated by {found.group()!r}: a .csv file is "
         "separated by commas"
+    )
+
+
+def spaces_in_header(columns: Sequence[str]) -> str | None:
+    """What is wrong with a header whose names begin or end with spaces, and what helps; None if none does."""
+    spaced = [name for name in columns if name != name.strip(" ")]
+    if not spaced:
+        return None
+    some = ", ".join(repr(name[:60]) for name in spaced[:3]) + (", ..." if len(spaced) > 3 else "")
+    after_commas = all(name == name.rstrip(" ") for name in spaced)
+    how = ("path, skipinitialspace=True)", "") if after_commas else ("path)", ".rename(columns=str.strip)")
+    return (
+        f"spaces in the header are part of the names of the columns ({some}), and spaces in cells part of their text. "
+        f"If they should not be, write the file anew: pandas.read_csv({how[0]}{how[1]}.to_csv(new, index=False)"
     )
 
 

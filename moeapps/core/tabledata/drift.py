@@ -2,7 +2,6 @@
 
 # n rows of training, m rows to check, B bins
 
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom, chi2
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.json_text import json_text
 from moeapps.core.tabledata.ids import ignored_columns
 from moeapps.core.tabledata.profile import ColumnProfile, number_bins, profile_table, read_numbers
-from moeapps.core.tabledata.source import TableSource
+from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.core.tabledata.vocabulary import MISSING, Vocabulary
 
 __all__ = ["VERDICTS", "DataCheck", "Verdict", "check_table", "compare_tables", "population_stability"]
@@ -112,7 +112,7 @@ class DataCheck:
         records = self.table.reset_index().astype(object)
         columns = records.where(records.notna(), None).to_dict("records")
         content = {"verdict": self.verdict, "rows_training": self.rows_training, "rows": self.rows}
-        return json.dumps({**content, "extra": list(self.extra), "columns": columns}, indent=2)
+        return json_text({**content, "extra": list(self.extra), "columns": columns}, indent=2)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """A page that needs nothing else; also written to ``path`` if one is given."""
@@ -157,10 +157,15 @@ def check_table(source: TableSource, profiles: Iterable[ColumnProfile], ignored:
     Raises
     ------
     DataError
-        If there are no rows.
+        If there are no rows, or not one of the columns.
     """
     tallies = [_Tally(profile, source.missing) for profile in profiles]
     present = [tally for tally in tallies if tally.profile.name in set(source.columns)]
+    if not present:
+        names = (tally.profile.name for tally in tallies)
+        raise DataError(
+            f"{source.name} has no column of the training ({listed(names)}); it has {listed(source.columns)}"
+        )
     rows = 0
     for frame in source.batches([tally.profile.name for tally in present]):
         rows += len(frame)

@@ -102,7 +102,9 @@ class ColumnEvidence:
         if isinstance(kind, pd.CategoricalDtype):
             self.declared = True
             self.spelled = self.spelled or not all(map(_is_its_value, kind.categories))
-            known = column.dropna()
+            gone = column.isin(list(self.missing))
+            self.missing_seen.update(column[gone].unique().tolist())
+            known = column[~gone].dropna()
             self._add("category", len(known), known)
         elif pd.api.types.is_bool_dtype(kind):
             known = column.dropna()

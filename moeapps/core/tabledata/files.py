@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from moeapps.core.checks import check_sizes
 from moeapps.core.errors import DataError, FileFormatError
-from moeapps.core.tabledata.cells import missing_texts, other_separator
+from moeapps.core.tabledata.cells import missing_texts, other_separator, spaces_in_header
 from moeapps.core.tabledata.copies import CellsCopy
 from moeapps.core.tabledata.frames import arrow_to_frame
 from moeapps.core.tabledata.kinds import ColumnKind
@@ -96,6 +97,8 @@ class TableFile:
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if twice:
             raise FileFormatError(f"{path}: the header has {twice[0]!r} more than once")
+        if self.untyped and (note := spaces_in_header(self.columns)) is not None:
+            warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """The rows, some at a time; the index counts them from 0. Without any rows, one empty frame.

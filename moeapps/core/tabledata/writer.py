@@ -1,6 +1,5 @@
 """Tables written to files in pieces."""
 
-import json
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ from pandas.api.types import is_object_dtype
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import atomic_write
+from moeapps.core.json_text import json_text
 from moeapps.core.tabledata.cells import is_missing_cell, shown
 from moeapps.core.tabledata.urls import filesystem, is_url, local_path, removed, uploaded
 
@@ -237,7 +237,7 @@ def _storable(column: pd.Series) -> pd.Series:
 
 def _texts(column: pd.Series) -> pd.Series:
     texts = [
-        None if is_missing_cell(value) else value if isinstance(value, str) else json.dumps(value, default=str)
+        None if is_missing_cell(value) else value if isinstance(value, str) else json_text(value, default=str)
         for value in column
     ]
     return pd.Series(texts, index=column.index, dtype=object)

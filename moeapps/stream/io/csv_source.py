@@ -6,12 +6,13 @@
 """
 
 import csv
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
-from moeapps.core.tabledata.cells import MISSING_VALUES, other_separator
+from moeapps.core.tabledata.cells import MISSING_VALUES, other_separator, spaces_in_header
 from moeapps.stream.io.columns import Columns
 from moeapps.stream.io.events import Event
 from moeapps.stream.io.lines import MOMENT, LineReader, OfLines
@@ -98,6 +99,8 @@ class CSVSource(OfLines):
         twice = sorted({name for name in cells if cells.count(name) > 1})
         if twice:
             raise FileFormatError(f"{self.path}, line 1: column {twice[0]!r} occurs twice")
+        if (note := spaces_in_header(cells)) is not None:
+            warnings.warn(f"{self.path}: {note}", UserWarning, stacklevel=3)
         return cells
 
     def _next_line(self, wait: float) -> bytes | None:

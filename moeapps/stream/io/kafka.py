@@ -5,11 +5,11 @@ state and commits. Here the offsets are part of the model's checkpoint; what is 
 only serves its dashboards.
 """
 
-import json
 import time
 from typing import Any
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.json_text import json_bytes
 from moeapps.stream.io.events import Event
 from moeapps.stream.io.kafka_client import WAIT, addresses_of, confluent, make_client, open_topic, parse_address
 from moeapps.stream.io.kafka_reader import KafkaReader, OnGap
@@ -120,7 +120,7 @@ class KafkaSink:
         DataError
             If this one cannot be sent, or one before it was not delivered.
         """
-        content = json.dumps(finite_json(record), allow_nan=False).encode()
+        content = json_bytes(finite_json(record), allow_nan=False)
         end = time.monotonic() + WAIT
         while True:
             try:

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import math
 import os
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from moeapps.core.errors import ConfigError, DataError
+from moeapps.core.json_text import json_bytes
 from moeapps.stream.io.kafka import KafkaSink
 from moeapps.stream.io.values import finite_json
 
@@ -153,7 +153,7 @@ class LinesSink(_FileSink):
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
-        self._file.write(json.dumps(finite_json(record), allow_nan=False).encode() + b"\n")
+        self._file.write(json_bytes(finite_json(record), allow_nan=False) + b"\n")
 
 
 class CSVSink(_FileSink):

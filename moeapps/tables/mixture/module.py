@@ -32,6 +32,7 @@ from moeapps.core.tabledata.kinds import ColumnKind
 from moeapps.core.views import Views
 from moeapps.tables.mixture.answers import ClassAnswers, TargetAnswers, probability_floor
 from moeapps.tables.mixture.classifier import MixtureClassifier
+from moeapps.tables.mixture.columns import UnusedColumns
 from moeapps.tables.mixture.costs import measure_costs
 from moeapps.tables.mixture.estimator import GATE_CATEGORIES
 from moeapps.tables.mixture.experts import check_experts, name_experts
@@ -171,6 +172,7 @@ class MixtureModule(Configurable, DataDependentModule):
             mean = np.average(train.target, weights=train.weight)
             spread = float(np.sqrt(np.average(np.square(train.target - mean), weights=train.weight)))
             answers = TargetAnswers(np.array([mean]), np.array([spread or 1.0]))
+        self.unused = UnusedColumns(getattr(data, "unused", {}))
         self._attach(data.task, [name for name, _ in named], data.classes, answers)
 
     def _named(self, data: Any) -> list[tuple[str, Any]]:
@@ -192,6 +194,9 @@ class MixtureModule(Configurable, DataDependentModule):
         """Take everything from the checkpoint."""
         self.features = features_from(state["features"], state["n_features"])
         self.forms = ColumnForms.from_json(state.get("forms", []))
+        unused = state.get("unused", [])
+        width = state["n_features"] + (len(unused) if isinstance(unused, list) else 0)
+        self.unused = UnusedColumns.from_json(unused, width)
         classes, floor = state["classes"], state["floor"]
         if state["task"] == "classification":
             labels = classes_from_json(classes)
@@ -209,6 +214,7 @@ class MixtureModule(Configurable, DataDependentModule):
             "features": self.features.__getstate__(),
             "n_features": int(self.features.n_features_in_),
             "forms": self.forms.to_json(),
+            "unused": self.unused.to_json(),
             "classes": None if self.classes is None else labels_to_json(self.classes),
             "floor": answers.floor if isinstance(answers, ClassAnswers) else None,
             "mean": answers.mean.tolist() if isinstance(answers, TargetAnswers) else None,
@@ -451,8 +457,11 @@ class MixtureModule(Configurable, DataDependentModule):
         estimator.answers_, estimator.gate_features_, estimator.forms_ = answers, self.features, self.forms
         estimator.experts_, estimator.expert_names_, estimator.failed_ = list(self._experts), names, {}
         estimator.costs_ = pd.Series(self._costs, index=pd.Index(names, name="expert"), name="cost per row")
-        estimator.n_features_in_ = self.features.n_features_in_
-        estimator.feature_names_in_ = np.array(list(self.column_kinds()), dtype=object)
+        columns = list(self.column_kinds())
+        for i, column in self.unused.columns.items():
+            columns.insert(i, column.name)
+        estimator.unused_ = self.unused
+        estimator.n_features_in_, estimator.feature_names_in_ = len(columns), np.array(columns, dtype=object)
         if isinstance(answers, ClassAnswers):
             estimator.classes_ = answers.classes
         else:

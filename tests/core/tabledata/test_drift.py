@@ -74,6 +74,17 @@ def test_a_cell_that_cannot_be_read_is_a_verdict(model):
     assert "row 7: 'old' is not a number" in check.table.loc["age", "why"]
 
 
+def test_a_table_without_any_column_of_the_training_is_refused_by_name(model, tmp_path):
+    frame(30).rename(columns=lambda name: f" {name}").to_csv(tmp_path / "new.csv", index=False)
+    with (
+        pytest.warns(UserWarning, match="spaces in the header"),
+        pytest.raises(
+            DataError, match=r"new.csv has no column of the training \('age', 'city', 'joined'\); it has ' age', "
+        ),
+    ):
+        model.check(tmp_path / "new.csv")
+
+
 def test_no_rows_are_refused(model):
     with pytest.raises(DataError, match="there is no row to check"):
         model.check(frame().head(0))

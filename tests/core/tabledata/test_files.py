@@ -49,6 +49,21 @@ def test_a_csv_that_cannot_be_read_is_named_with_its_record(content, message, tm
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "named", "how"),
+    [
+        ("a, größe, c, d, e", r"\(' größe', ' c', ' d', \.\.\.\)", r"read_csv\(path, skipinitialspace=True\)\.to_csv"),
+        ("a ,b", r"\('a '\)", r"read_csv\(path\)\.rename\(columns=str\.strip\)\.to_csv"),
+        ("a , b", r"\('a ', ' b'\)", r"read_csv\(path\)\.rename\(columns=str\.strip\)\.to_csv"),
+    ],
+)
+def test_spaces_in_a_header_are_told_with_what_helps(header, named, how, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(header + "\n" + ", ".join("1" for _ in header.split(",")) + "\n")
+    with pytest.warns(UserWarning, match=f"table.csv: spaces in the header are part of the names.*{named}.*{how}"):
+        assert TableFile(path).columns == header.split(",")
+
+
 def test_a_misspelled_file_is_named_with_the_one_beside_it(tmp_path):
     (tmp_path / "customers.csv").write_text("a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"custmers.csv does not exist \(did you mean '.*/customers.csv'\?\)"):

@@ -243,3 +243,15 @@ def test_a_mixture_without_a_cascade_says_how_to_get_one(tmp_path):
         model.cost_curve(X, y)
     with pytest.raises(ConfigError, match="has no cascade"):
         model.set_params(inference="cascade").predict(X)
+
+
+def test_an_exported_mixture_takes_rows_with_and_without_columns_that_it_does_not_use(trained, tmp_path):
+    _, _, checkpoint, _ = trained
+    model = moeapps.load(checkpoint)
+    assert model.unused_columns() == ["wage"]
+    rows = PEOPLE.drop(columns="pay")
+    np.testing.assert_array_equal(model.predict_proba(rows), model.predict_proba(rows.drop(columns="wage")))
+    model.save(tmp_path / "mixture.safetensors")
+    again = moeapps.load(tmp_path / "mixture.safetensors")
+    assert again.columns_.loc["wage", "kind"] == "ignored"
+    np.testing.assert_array_equal(again.predict_proba(rows), model.predict_proba(rows))
