@@ -70,8 +70,8 @@ def short_trainings(monkeypatch):
     from moeapps.tables import MoEClassifier
     from moeapps.vision import SwitchDiTGenerator, WideNetClassifier
 
-    most = {MoEClassifier: 3, GNNClassifier: 4, MowstClassifier: 4, MultiTaskRanker: 1, WideNetClassifier: 1,
-            SwitchDiTGenerator: 1, MowstLinkPredictor: 2, MowstGraphClassifier: 2}  # fmt: skip
+    most = {MoEClassifier: 2, GNNClassifier: 2, MowstClassifier: 2, MultiTaskRanker: 1, WideNetClassifier: 1,
+            SwitchDiTGenerator: 1, MowstLinkPredictor: 1, MowstGraphClassifier: 1}  # fmt: skip
     for kind, epochs in most.items():
 
         def fit(self, *args, fit=kind.fit, epochs=epochs, **options):
@@ -80,7 +80,7 @@ def short_trainings(monkeypatch):
 
         monkeypatch.setattr(kind, "fit", fit)
     monkeypatch.setattr(selection, "cut_folds", partial(selection.cut_folds, folds=2))
-    monkeypatch.setattr(training, "EPOCHS", 3)
+    monkeypatch.setattr(training, "EPOCHS", 2)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 import moeapps.demo
 import moeapps.tables
@@ -44,6 +46,9 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
 ):
     monkeypatch.setattr(blocks, "DRIFTING", 300)
     monkeypatch.setattr(blocks, "ROWS", 80)
+    digits = load_digits()
+    few = Bunch(images=digits.images[:400], target=digits.target[:400])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
     monkeypatch.setattr(moeapps.tables, "MixtureClassifier", partial(MixtureClassifier, cv=2))
     rows = demo.run(str(tmp_path / "out"), seeds=1, part=part)
     printed = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What holds for every estimator: cases K9 and X1 to X4 of docs/robustness.md."""
 
+import itertools
 import json
 import random
 import socket
@@ -42,9 +43,12 @@ def test_a_new_process_trains_the_same_bits_from_the_same_seed(name, models, oth
 
 
 @every_estimator
-def test_without_a_seed_two_trainings_differ(name):
-    (_, one), (_, other) = trained(name, None), trained(name, None)
-    assert not np.array_equal(one(), other())
+def test_another_seed_trains_another_model_and_so_do_two_trainings_without_one(name, models):
+    predictions = [
+        predict() for _, predict in (models[name], trained(name, 1), trained(name, None), trained(name, None))
+    ]
+    for one, other in itertools.combinations(predictions, 2):
+        assert not np.array_equal(one, other)
 
 
 @every_estimator

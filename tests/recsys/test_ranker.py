@@ -97,16 +97,6 @@ def test_a_saved_ranker_predicts_the_same_in_another_process(fitted, frame, tmp_
     pd.testing.assert_frame_equal(pd.read_pickle(tmp_path / "found.pkl"), fitted.predict_proba(frame), atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_ranker_and_leaves_the_callers_generators(frame):
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    models = [MultiTaskRanker("mmoe", **{**QUICK, "max_epochs": 1, "random_state": s}) for s in (1, 1, 2)]
-    found = [model.fit(frame, ["click", "buy"], ignored=["stay", "views"]).predict_proba(frame) for model in models]
-    pd.testing.assert_frame_equal(found[0], found[1])
-    assert not np.allclose(found[0], found[2])
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
-
-
 def test_unseen_missing_and_empty_predict_and_a_missing_column_is_named(fitted, frame):
     few = frame.head(3).copy()
     few["item_id"] = [999, 1, 2]

@@ -114,11 +114,12 @@ class Server:
     def kill_worker(self) -> None:
         os.kill(self.worker(), signal.SIGKILL)
 
-    def wait_ready(self, seconds: float = 60.0) -> None:
+    def wait_ready(self, seconds: float = 60.0, status: int = 200) -> None:
+        """Wait until ``/health`` answers 200, or 503 where that is asked for."""
         end = time.monotonic() + seconds
-        while self.http.get("/health").status_code != 200:
-            assert time.monotonic() < end, "no new worker"
-            time.sleep(0.1)
+        while (found := self.http.get("/health").status_code) != status:
+            assert time.monotonic() < end, f"/health still answers {found}"
+            time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)

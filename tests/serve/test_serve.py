@@ -16,7 +16,7 @@ from moeapps.cli import serve as serving
 from moeapps.cli.main import main
 from moeapps.core.tabledata.scoring import predict_frame
 
-from .conftest import ROW, Server, events, local, people
+from .conftest import ROW, LocalWorker, Server, events, local, people
 
 
 def test_eight_threads_get_the_answers_of_offline_predict(server, table):
@@ -86,8 +86,9 @@ def test_a_killed_worker_is_replaced_and_its_requests_get_503(server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_finishes_running_requests_and_exits_with_0(table, number):
-    with Server(table) as server:
+def test_a_signal_finishes_running_requests_and_exits_with_0(server, table, number):
+    # the last test of the module's server ends it: the worker of another would import everything anew
+    with server if server.process.poll() is None else Server(table) as server:
         assert "http://127.0.0.1:" in server.line
         host, port = server.http.base_url.host, server.http.base_url.port
         body = json.dumps({"rows": [ROW] * 5}).encode()
@@ -132,7 +133,7 @@ def test_learning_equals_learning_offline_and_survives_the_death_of_the_worker_a
         assert "a" in bad.json()["error"]
         assert server.http.get("/info").json()["unsaved_requests"] == 2
         server.kill_worker()
-        time.sleep(0.3)
+        server.wait_ready(status=503)  # its death is noticed
         server.wait_ready()
         assert learn(server.http, told[100:200])["total"] == 250
         assert server.stop()[0] == 0
@@ -189,6 +190,7 @@ def test_of_two_servers_that_take_a_port_at_the_same_time_the_later_one_says_so_
 
     listen = serving._listen
     monkeypatch.setattr(serving, "_listen", raced)
+    monkeypatch.setattr("moeapps.serve.worker.Worker", lambda path, tables: LocalWorker(path))
     assert main(["serve", str(table), "--port", "0"]) == 2
     rivals[0].close()
     assert "Address already in use: choose another --port" in capsys.readouterr().err

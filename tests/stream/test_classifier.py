@@ -2,14 +2,12 @@
 
 import copy
 import pickle
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from river import compose, datasets, evaluate, metrics, preprocessing, tree
 from river.checks import yield_checks
 from sklearn.model_selection import GridSearchCV
@@ -311,18 +309,6 @@ def test_categories_beyond_the_cap_share_a_code():
 def test_too_many_labels_are_taken_for_numbers():
     with pytest.raises(DataError, match="DriftMoERegressor"):
         DriftMoEClassifier(seed=0).learn_many(pd.DataFrame({"a": np.arange(1500.0)}), np.arange(1500))
-
-
-def test_a_seed_decides_everything_and_the_callers_generators_stay(mixed):
-    frame, labels = mixed
-    before = random.getstate(), torch.get_rng_state()
-    models = [DriftMoEClassifier(seed=seed, **SMALL) for seed in (1, 1, 2)]
-    for model in models:
-        model.learn_many(frame, labels)
-    assert same(models[0], models[1])
-    assert not same(models[0], models[2])
-    assert random.getstate() == before[0]
-    assert torch.equal(torch.get_rng_state(), before[1])
 
 
 def test_predicting_changes_nothing_and_threads_agree(mixed):

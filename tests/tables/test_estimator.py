@@ -2,12 +2,10 @@
 
 import copy
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.exceptions import NotFittedError
@@ -116,21 +114,6 @@ def test_thor_pays_for_its_consistency():
     assert "train/consistency" in quick(MoEClassifier, X, y, router="thor").history_
     silent = quick(MoEClassifier, X, y, router="thor", router_args={"consistency_weight": 0.0})
     assert "train/consistency" not in silent.history_
-
-
-@pytest.mark.parametrize("kind", [MoEClassifier, pytest.param(MoERegressor, marks=pytest.mark.slow)])
-def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generators_alone(kind):
-    X, y = table(1200)
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = quick(kind, X, y, dropout=0.1)
-    second = quick(kind, X, y, dropout=0.1)
-    other = quick(kind, X, y, dropout=0.1, random_state=1)
-    np.testing.assert_array_equal(first._outputs(X), second._outputs(X))
-    assert not np.array_equal(first._outputs(X), other._outputs(X))
-    assert torch.equal(before[0], torch.random.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
 @pytest.mark.slow
@@ -277,16 +260,6 @@ def test_a_failed_fit_keeps_the_model(kind):
         model.fit(X, y)
     np.testing.assert_array_equal(model.predict(X), before)
     assert set(vars(model)) == attributes
-
-
-@BOTH
-def test_eight_threads_get_what_one_gets(kind):
-    X, y = table()
-    model = quick(kind, X, y)
-    expected = model._outputs(X)
-    with ThreadPoolExecutor(8) as pool:
-        for result in pool.map(lambda _: model._outputs(X), range(200), timeout=60):
-            np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(  # processes of joblib take seconds to start; pickles are tested below

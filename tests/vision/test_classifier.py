@@ -30,12 +30,10 @@ def test_a_saved_classifier_predicts_the_same(wide, digits, tmp_path):
     assert clone(wide).get_params() == wide.get_params()
 
 
-def test_the_same_seed_gives_the_same_classifier_and_early_stopping_keeps_the_best(digits):
-    arguments = {**CLASSIFIER, "validation_fraction": 0.2, "augment": "shift", "max_epochs": 2}
-    models = [WideNetClassifier(**{**arguments, "random_state": seed}).fit(*digits) for seed in (1, 1, 2)]
-    found = [model.predict_proba(digits[0]) for model in models]
-    np.testing.assert_array_equal(found[0], found[1])
-    assert not np.allclose(found[0], found[2])
+def test_the_same_seed_shifts_the_same_images_and_the_history_has_the_validation(digits):
+    arguments = {**CLASSIFIER, "validation_fraction": 0.2, "augment": "shift"}
+    models = [WideNetClassifier(**arguments).fit(*digits) for _ in range(2)]
+    np.testing.assert_array_equal(*(model.predict_proba(digits[0]) for model in models))
     assert {"val/accuracy", "train/network.shared.moe/balance"} <= set(models[0].history_)
 
 

@@ -17,6 +17,7 @@ from tests.vision.timm_checks import CHECKS, FAMILIES, KNOWN, SIZES, images, mak
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch calls torch.jit deprecated; timm's tests run it all the same
 
 
+@pytest.mark.slow  # whether the checks are right; the fast tests run each of them on our two families
 @pytest.mark.parametrize("title", CHECKS)
 def test_timms_own_vit_passes(title):
     CHECKS[title](maker("ViT"))
