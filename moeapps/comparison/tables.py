@@ -1,6 +1,7 @@
 """Tables: mixtures beside a linear model, boosting, a forest and the simplest prediction."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -102,10 +103,14 @@ def table_task(
     frame = frame.reset_index(drop=True)
     drop = [*ignore, *([groups] if groups is not None else [])]
     read = TableData(frame, target, task=task, ignore_columns=drop, validation_fraction=0.0)
-    read.setup("fit")
+    with warnings.catch_warnings():  # told below: that warning names arguments of an estimator
+        warnings.filterwarnings("ignore", message=r"(?s).*(It is|They are) not used\. If this is wrong")
+        read.setup("fit")
     part, classes = read.part("train"), read.classes
     assert part.target is not None
     told.insert(0, _found(part.frame, target, classes))
+    if ids := [column.name for column in read.unused.values() if column.kind == "id"]:
+        told.append(f"Not used, since nearly every row has another value (ids?): {listed(ids)}.")
     y = part.target
     scoring = Scoring(_usual_metrics(classes), metric, y, classes)
     parts = make_splits(

@@ -1,5 +1,7 @@
 """Comparisons on tables: what is found out, what is split, and what is refused before anything is fitted."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +150,16 @@ def test_a_large_table_is_sampled_and_this_is_told(frame, tmp_path):
         task = table_task(data, "churned", max_rows=50)
         assert len(task.X) == 50
         assert "A random sample of 50 of 120 rows (max_rows)." in task.told
+
+
+def test_ids_are_not_used_and_this_is_told_in_the_words_of_a_comparison(frame):
+    numbered = frame.assign(order=[f"O{i:04}" for i in range(len(frame))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task = table_task(numbered, "churned", ignore=["day"], splits=2)
+    assert "Not used, since nearly every row has another value (ids?): 'order'." in task.told
+    assert "order" not in task.X.columns
+    assert not [line for line in table_task(frame, "churned", ignore=["day"], splits=2).told if "ids?" in line]
 
 
 def test_rows_without_target_are_left_out_and_this_is_told(frame):
