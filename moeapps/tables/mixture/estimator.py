@@ -115,7 +115,8 @@ class MixtureEstimator(NamedArguments, CheckMixin, MixtureSaving, MixtureOutput,
         ----------
         X : DataFrame or array of shape (n, P)
             Rows: a pandas or polars frame, a pyarrow table or an array of numbers. The experts get them as they are
-            (as pandas frames), and rows to predict in the types of these columns. With ``cv="prefit"``, rows that the experts have not seen.
+            (as pandas frames), and rows to predict in the types of these columns. With ``cv="prefit"``, rows that the
+            experts have not seen.
         y : array of shape (n,) or, for regression, (n, T)
             Targets.
         sample_weight : array of shape (n,), optional
