@@ -1,7 +1,7 @@
 """Instances per second of DriftMoE, by batches and one by one, beside river and MOA.
 
     python benchmarks/stream_speed.py --data FOLDER   # folder with elec2_data.dat and elec2_label.dat
-    python benchmarks/stream_speed.py --first-use     # seconds of compilation where nothing has been compiled
+    python benchmarks/stream_speed.py --first-use     # import, and compilation where nothing has been compiled
 
 Every candidate takes its turn on the same instances in one process, three times; medians. One thread unless the name
 says two. "learn_many" learns frames of 1,000 rows, "test_then_train" predicts and learns the same, "one by one" is
@@ -52,6 +52,14 @@ model.test_then_train([x for x, _ in rows[1000:]], [y for _, y in rows[1000:]])
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 """Long enough for every part of the model to have been compiled."""
+
+IMPORT = """
+import time
+import psutil
+start = time.process_time()
+from moeapps.stream import DriftMoEClassifier
+print(time.process_time() - start, psutil.Process().memory_info().rss / 2**20)
+"""
 
 Rate = tuple[float, float]
 """Instances per second, and per second of processor time."""
@@ -109,6 +117,16 @@ def first_use() -> dict[str, float]:
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
+def imports() -> dict[str, float]:
+    """Processor time of importing the model in a new process, and resident memory after it; medians of five."""
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(5)
+    ]
+    cpu, memory = (statistics.median(map(float, column)) for column in zip(*runs, strict=True))
+    return {"cpu_seconds": cpu, "resident_mib": memory}
+
+
 def measure(
     streams: dict[str, Stream], repeats: int, cache: Path, save: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -147,7 +165,7 @@ def main() -> None:
     parser.add_argument("--data", "--elec", dest="data", help="folder with elec2_data.dat and elec2_label.dat")
     parser.add_argument("--n", type=int, default=20_000, help="instances")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--first-use", action="store_true", help="measure only the first use, and add it to the output")
+    parser.add_argument("--first-use", action="store_true", help="measure only import and first use, and add them")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream_speed.json"))
     options = parser.parse_args()
@@ -160,10 +178,11 @@ def main() -> None:
         options.output.write_text(json.dumps(kept, indent=1) + "\n")
 
     if options.first_use:
+        save({"import": imports()})
         save({"first_use": first_use()})
-        console.print(
-            f"first use: {kept['first_use']['seconds']:.1f} s, {kept['first_use']['cpu_seconds']:.1f} s of CPU"
-        )
+        imported, used = kept["import"], kept["first_use"]
+        console.print(f"import: {imported['cpu_seconds']:.1f} s of CPU, {imported['resident_mib']:.0f} MiB resident")
+        console.print(f"first use: {used['seconds']:.1f} s, {used['cpu_seconds']:.1f} s of CPU")
         return
     names = ("elec", "rbf_fast")
     for name, reason in (missing := available(names, options.data)).items():

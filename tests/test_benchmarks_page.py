@@ -237,6 +237,9 @@ def test_stream_speed():
     ]
     assert f"Two threads bring {gains[0]:.2f} and {gains[1]:.2f} times one thread" in PAGE
     assert f"the first 2,000 instances take {speed['first_use']['seconds']:.0f} seconds" in PAGE
+    imported = speed["import"]
+    told = f"{imported['cpu_seconds']:.1f} seconds of processor time and {imported['resident_mib']:.0f} MiB of memory"
+    assert f"Importing DriftMoE takes {told}" in PAGE
 
 
 @pytest.mark.parametrize("name", ["stream_parts", "stream_ablation"])
