@@ -14,7 +14,7 @@ from moeapps.cli.main import main
 from moeapps.core.errors import MoEAppsError
 from moeapps.serve.worker import Worker
 from tests.processes import Command
-from tests.test_plugins import REGISTER, ROOT, ROUTER, folder, write  # noqa: F401 - a fixture
+from tests.test_plugins import REGISTER, ROUTER, folder, write  # noqa: F401 - a fixture
 
 COMMANDS = """
 import sys
