@@ -123,6 +123,15 @@ def cell(runs: dict[str, Any], key: str = "accuracy") -> str:
     return f"{np.mean(scores):.2f} ± {np.std(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
 
 
+def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Mean over the seeds that both have, with its standard error."""
+    gaps = [100 * (first[seed]["accuracy"] - second[seed]["accuracy"]) for seed in first.keys() & second.keys()]
+    if not gaps:
+        return "not run"
+    error = f" ± {np.std(gaps, ddof=1) / np.sqrt(len(gaps)):.2f}" if len(gaps) > 1 else ""
+    return f"{np.mean(gaps):+.2f}{error}"
+
+
 def tables(found: dict[str, Any]) -> str:
     """Markdown: accuracy in % by model and set, seconds and parameters of each, and the parts."""
     sets = [name for name in SETS if found["sets"].get(name)]
@@ -147,6 +156,10 @@ def tables(found: dict[str, Any]) -> str:
             seconds = f"{np.mean([run['seconds'] for run in runs]):.0f}" if runs else ""
             cells.append(f"{seconds}; {size:,}" if size else seconds)
         lines.append(f"| {model} | {' | '.join(cells)} |")
+    lines += ["", f"| difference in points | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for first, second in (("WideNet", "ViT"), ("ViT-MoE", "ViT"), ("WideNet", "convolutional")):
+        cells = [difference(found["sets"][name].get(first, {}), found["sets"][name].get(second, {})) for name in sets]
+        lines.append(f"| {first} minus {second} | {' | '.join(cells)} |")
     if timed := found.get("sets with 2 threads"):
         lines += ["", "| two threads, by the clock | accuracy in % | s |", "|---|---|---|"]
         for name, models in timed.items():
