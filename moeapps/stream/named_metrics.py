@@ -13,7 +13,7 @@ from river.metrics.base import BinaryMetric, ClassificationMetric, RegressionMet
 
 from moeapps.core.errors import ConfigError
 from moeapps.core.labels import value_from_json, value_to_json
-from moeapps.core.tabledata.cells import _BOOLS, number_key
+from moeapps.core.tabledata.cells import BOOLS, number_key
 from moeapps.registry import nearest
 
 __all__ = ["CLASS_METRICS", "NUMBER_METRICS", "NamedMetrics", "is_positive"]
@@ -153,7 +153,7 @@ def is_positive(label: Any, positive: Sequence[str]) -> bool:
     if isinstance(label, str):
         return label in positive
     if isinstance(label, bool):
-        return any(_BOOLS.get(name) is label for name in positive)
+        return any(BOOLS.get(name) is label for name in positive)
     if isinstance(label, int) and label.bit_length() > 1000:  # of which Python may refuse to write the digits
         return False
     text = str(label)

@@ -20,6 +20,7 @@ import pandas as pd
 from moeapps.core.errors import ConfigError, DataError
 
 __all__ = [
+    "BOOLS",
     "EXACT",
     "MISSING_VALUES",
     "CellKind",
@@ -51,11 +52,11 @@ CellKind = Literal["number", "whole", "bool", "time", "list", "text"]
 EXACT = 2**53
 """A float holds every whole number up to this one."""
 
-_BOOLS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+BOOLS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 _PATTERNS: tuple[tuple[CellKind, re.Pattern[str]], ...] = (
     ("whole", re.compile(r"-?[1-9]\d*|0")),
     ("number", re.compile(r"\s*[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")),
-    ("bool", re.compile("|".join(_BOOLS))),
+    ("bool", re.compile("|".join(BOOLS))),
     ("time", re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?")),
     ("list", re.compile(r"\[[\s\S]*\]")),
 )
@@ -182,8 +183,8 @@ def read_cell(cell: str, kind: CellKind, missing: frozenset[str] = frozenset(MIS
     if kind == "text":
         return cell
     text = cell.strip()
-    if kind == "bool" and text in _BOOLS:
-        return _BOOLS[text]
+    if kind == "bool" and text in BOOLS:
+        return BOOLS[text]
     if kind == "whole" and (key := number_key(text)) is not None and 0 <= key[2] < 400:
         if len(key[1]) + key[2] > 4000:  # Python reads no more than 4,300
             raise DataError(f"{shown(cell)} is a whole number of more than 4,000 digits")

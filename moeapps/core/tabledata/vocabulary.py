@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import (
-    _BOOLS,
+    BOOLS,
     category_text,
     is_missing_cell,
     is_number_value,
@@ -238,7 +238,7 @@ def _is_plain_whole(value: Any) -> bool:
     """Whether a text is a whole number as pandas writes it (19 or 19.0), true or false; or a value is no text."""
     if not isinstance(value, str):
         return not isinstance(value, float) or value.is_integer()
-    return value in _BOOLS or _WHOLE.fullmatch(value) is not None
+    return value in BOOLS or _WHOLE.fullmatch(value) is not None
 
 
 class UnseenCategories(UserWarning):
@@ -324,8 +324,8 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(text: str) -> Any:
-    if text in _BOOLS:
-        return _BOOLS[text]
+    if text in BOOLS:
+        return BOOLS[text]
     try:
         return read_cell(text, "whole", frozenset())
     except DataError:
@@ -334,7 +334,7 @@ def _typed(text: str) -> Any:
 
 def _value_key(text: str) -> Any:
     """Key of equal values: numbers however written, true and false."""
-    return _BOOLS[text] if text in _BOOLS else number_key(text)
+    return BOOLS[text] if text in BOOLS else number_key(text)
 
 
 def _located(error: DataError, column: pd.Series, index: NDArray[np.intp], position: int, name: str) -> DataError:

@@ -142,11 +142,11 @@ class Form:
             return self._times(column)
         if self.kind in ("whole", "number") and isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
             return self._number(column)
-        values, fit = self._values(column)
-        if self.categories is not None:
-            known = _by_text(self.categories)
+        known = None if self.categories is None else _by_text(self.categories)
+        values, fit = self._values(column, known)
+        if known is not None:
             new = {value: None for value in values if value is not None and _text(value) not in known}
-            kept = pd.Categorical(values, pd.Index([*self.categories, *new]), ordered=self.ordered)
+            kept = pd.Categorical(values, pd.Index([*known.values(), *new]), ordered=self.ordered)
             return pd.Series(kept, index=column.index)
         same = self.dtype == str(column.dtype) == "object"
         if same and all(new is old for new, old in zip(values, column.tolist(), strict=True)):
@@ -165,15 +165,9 @@ class Form:
                 pass
         return pd.Series(values, index=index, dtype=object)
 
-    def _values(self, column: pd.Series) -> tuple[list[Any], bool]:
-        """Cells as values of this kind, and whether all of them are."""
-        read = _READ[self.kind]
-        if self.categories is not None:
-            known = _by_text(self.categories)
-
-            def read(cell: Any) -> Any:
-                return known.get(_text(cell), cell)
-
+    def _values(self, column: pd.Series, known: dict[str, Any] | None) -> tuple[list[Any], bool]:
+        """Cells as values of this kind, or as the known categories by their texts, and whether all of them are."""
+        read = _READ[self.kind] if known is None else lambda cell: known.get(_text(cell), cell)
         found: dict[Any, Any] = {}
         values, fit = [], True
         for cell in column.astype(object).tolist():
