@@ -9,6 +9,7 @@ import pandas as pd
 from river.base import Regressor
 
 from moeapps.core.errors import DataError
+from moeapps.core.tabledata.cells import missing_texts
 from moeapps.serve.limits import MAX_CELLS
 from moeapps.stream.alarms import ErrorWatch
 from moeapps.stream.estimator import StreamEstimator
@@ -40,6 +41,7 @@ class Prequential:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.numbers = isinstance(model, Regressor)
+        self.missing_labels = missing_texts(getattr(model, "missing_values", None) or ())
         self.scores = NumberScores(WINDOW) if self.numbers else ClassScores(WINDOW)
         self.errors = ErrorWatch(self.numbers)
         self.waiting = PendingLabels(model, PENDING)
@@ -56,6 +58,11 @@ class Prequential:
             If the model cannot learn a row, or no event with its id waits for a label.
         """
         rows = request["rows"]
+        for position, row in enumerate(rows):
+            if isinstance(row["y"], str) and row["y"] in self.missing_labels:
+                raise DataError(
+                    f"rows[{position}]: y is {row['y']!r}, which means missing: a label must not be missing"
+                )
         if all(row.get("x") is None for row in rows):
             learned, repeated = self._learn_late(rows)
         else:

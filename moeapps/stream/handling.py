@@ -99,6 +99,7 @@ class EventHandling:
     _stopping: bool
     _retyped: dict[str, CellKind]
     _missing: frozenset[str]
+    _no_labels: frozenset[str]
 
     def _work(self, events: Iterable[Event]) -> None:
         rows: list[dict[Any, Any]] = []
@@ -172,7 +173,7 @@ class EventHandling:
         if self._retyped:
             fields = retyped(fields, self._retyped)
         fields = plain_fields(fields, (self.target, self.id_field))
-        label = plain_label(fields.pop(self.target, None))
+        label = plain_label(fields.pop(self.target, None), self._no_labels)
         raw_key = fields.pop(self.id_field, None) if self.id_field is not None else None
         key = event_key(raw_key)
         if is_empty(fields):

@@ -9,7 +9,7 @@ from typing import Any
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.files import locked
-from moeapps.core.tabledata.cells import CellKind
+from moeapps.core.tabledata.cells import CellKind, missing_texts
 from moeapps.stream.alarms import ErrorWatch
 from moeapps.stream.checkpoint import (
     CHECKPOINT,
@@ -82,6 +82,7 @@ class Resumption:
         declare = getattr(self.source, "declare", None)
         self._retyped = {} if declare is not None else self.types
         self._missing = frozenset() if declare is not None else frozenset(self.missing)
+        self._no_labels = missing_texts(self.model.missing_values or ()) | self._missing
         if declare is not None:
             declare(
                 self.target, self.id_field, types=self._types_of_columns(), missing=self.missing,

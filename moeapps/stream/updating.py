@@ -8,6 +8,7 @@ import pandas as pd
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.saved_arguments import arguments_to_json
 from moeapps.core.saving import from_bytes
+from moeapps.core.tabledata.cells import missing_texts
 from moeapps.stream.checkpoint import StreamCheckpoint
 from moeapps.stream.classifier import DriftMoEClassifier
 from moeapps.stream.estimator import StreamEstimator
@@ -68,7 +69,7 @@ def update(
     ['down', 'up', 'up']
     """
     learner = _learner(state, model)
-    features, labels = _split(rows, target)
+    features, labels = _split(rows, target, missing_texts(learner.missing_values or ()))
     predictions: list[Any] = []
     begin = 0
     while begin < len(features):
@@ -117,8 +118,8 @@ def _compare(found: StreamEstimator, model: StreamEstimator) -> None:
             )
 
 
-def _split(rows: Any, target: str) -> tuple[list[dict[Any, Any]], list[Any]]:
-    """Features and labels of the rows, as a stream run reads them; a label of None is missing."""
+def _split(rows: Any, target: str, missing: frozenset[str]) -> tuple[list[dict[Any, Any]], list[Any]]:
+    """Features and labels of the rows, as a stream run reads them; a label of None is missing, as those texts are."""
     if isinstance(rows, pd.DataFrame):
         source = FrameSource(rows)
         rows = [event.fields for event in source.read(len(rows))]
@@ -128,7 +129,7 @@ def _split(rows: Any, target: str) -> tuple[list[dict[Any, Any]], list[Any]]:
             raise DataError(f"row {number}: expected a mapping of names to values, got {type(row).__name__}")
         try:
             fields = plain_fields(row, (target,))
-            label = plain_label(fields.pop(target, None))
+            label = plain_label(fields.pop(target, None), missing)
         except DataError as error:
             raise DataError(f"row {number}: {error}") from None
         if is_empty(fields):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from moeapps.core.errors import DataError
 from moeapps.serve.batching import ModelServer
 from moeapps.serve.prequential import Prequential
 from moeapps.serve.refusal import Refusal
@@ -185,3 +186,25 @@ def test_rows_that_are_skipped_are_neither_scored_nor_counted_as_learned():
     answer = mine.learn({"rows": [{"id": "late", "y": part[0][1]}]})
     assert (answer["learned"], answer["total"], len(mine.waiting)) == (0, 40, 0)
     assert mine.learn(instances(part[:1], ["e0"]))["learned"] == 1  # corrected
+
+
+@pytest.mark.parametrize(("text", "missing_values"), [("", []), ("", "auto"), ("NA", "auto"), ("-", ["-"])])
+def test_a_text_that_means_missing_is_no_label(text, missing_values):
+    (x, y), (other, _) = events(2)
+    model = DriftMoEClassifier(n_experts=3, seed=1, missing_values=missing_values)
+    mine = Prequential(model)
+    with pytest.raises(DataError, match=r"rows\[1\]: y is '.*', which means missing"):
+        mine.learn({"rows": [{"x": x, "y": str(y)}, {"x": other, "y": text}]})
+    assert model.n_seen_ == 0
+    mine.remember({"rows": [x], "ids": ["e1"]})
+    with pytest.raises(DataError, match=r"rows\[0\]: y is '.*', which means missing"):
+        mine.learn({"rows": [{"id": "e1", "y": text}]})
+    mine.learn({"rows": [{"id": "e1", "y": str(y)}]})
+    assert model.n_seen_ == 1
+
+
+def test_a_text_that_the_model_does_not_take_for_missing_is_a_label():
+    ((x, _),) = events(1)
+    model = DriftMoEClassifier(n_experts=3, seed=1, missing_values=[])
+    Prequential(model).learn({"rows": [{"x": x, "y": "NA"}]})
+    assert list(model.classes_) == ["NA"]

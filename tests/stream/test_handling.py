@@ -22,6 +22,7 @@ from moeapps.stream import (
     LateLabels,
     LinesSink,
     StreamRun,
+    open_source,
 )
 from moeapps.stream.compiled.engine import tree_arrays
 from moeapps.stream.updating import update
@@ -56,7 +57,10 @@ class Records:
 
 def run_over(records, model=None, checkpoint=Path("c"), **arguments) -> StreamRun:
     model = model or DriftMoEClassifier(seed=0, n_experts=2)
-    source = FrameSource(records) if isinstance(records, pd.DataFrame) else Records(records)
+    if isinstance(records, str):
+        source = open_source(records)
+    else:
+        source = FrameSource(records) if isinstance(records, pd.DataFrame) else Records(records)
     job = StreamRun(model, source, "y", checkpoint, rejects=LinesSink("rejects.ndjson"), **arguments)
     job.run()
     job.close()
@@ -436,14 +440,34 @@ def test_a_late_label_of_an_event_that_is_skipped_is_rejected_and_not_scored():
     assert "feature 'a': 'text' is not a number" in rejects()[0]["reason"]
 
 
-def test_an_empty_text_is_no_label_as_an_empty_cell_is_none():
-    records = table(90).drop(columns="id").to_dict("records")
-    empty = [{**record, "y": "" if i % 3 == 0 else record["y"]} for i, record in enumerate(records)]
-    without = [{**record, "y": None if i % 3 == 0 else record["y"]} for i, record in enumerate(records)]
-    one, two = run_over(empty, checkpoint=Path("one")), run_over(without, checkpoint=Path("two"))
-    assert (one.counts.learned, one.counts.unlabeled) == (60, 30)
-    assert one.model.classes_.tolist() == ["down", "up"]
-    assert same_model(one.model, two.model)
-    state, predictions = update(None, empty, target="y", model=DriftMoEClassifier(seed=0, n_experts=2))
-    assert moeapps.core.saving.from_bytes(state).n_seen_ == 60
-    assert set(predictions[3:]) == {"down", "up"}
+@pytest.mark.parametrize(
+    ("text", "missing_values", "missing", "unlabeled"),
+    [
+        ("", "auto", (), 30),
+        ("NA", "auto", (), 30),
+        ("NA", [], (), 0),
+        ("-", "auto", (), 0),
+        ("-", "auto", ("-",), 30),
+        ("-", ["-"], (), 30),
+    ],
+)
+def test_what_is_no_label_in_a_csv_file_is_none_in_json_and_in_a_frame(text, missing_values, missing, unlabeled):
+    frame = table(90).drop(columns="id")
+    frame.loc[::3, "y"] = text
+    frame.to_csv("a.csv", index=False)
+    Path("a.jsonl").write_text(frame.to_json(orient="records", lines=True))
+    runs = [
+        run_over(
+            records,
+            DriftMoEClassifier(seed=0, n_experts=2, missing_values=missing_values),
+            Path(str(number)),
+            missing=missing,
+        )
+        for number, records in enumerate(["a.csv", "a.jsonl", frame])
+    ]
+    assert [(one.counts.learned, one.counts.unlabeled) for one in runs] == [(90 - unlabeled, unlabeled)] * 3
+    assert all(same_model(runs[0].model, other.model) for other in runs[1:])
+    if not missing:
+        model = DriftMoEClassifier(seed=0, n_experts=2, missing_values=missing_values)
+        state, _ = update(None, frame, target="y", model=model)
+        assert moeapps.core.saving.from_bytes(state).n_seen_ == 90 - unlabeled

@@ -26,6 +26,7 @@ _MOST_DIGITS = 4000
 _MOST_BITS = 13_000
 _LONG = 2**63
 
+_EMPTY = frozenset([""])
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -103,10 +104,10 @@ def plain_value(value: Any) -> Any:
     raise DataError(f"{value!r:.60} ({type(value).__name__}) is neither a number nor text nor a time")
 
 
-def plain_label(value: Any) -> Any:
+def plain_label(value: Any, missing: frozenset[str] = _EMPTY) -> Any:
     """A label as it identifies a class: None where missing, text and whole numbers exact, dates and times as ISO text.
 
-    An empty text is a missing label, as the empty cell of a CSV file is.
+    The ``missing`` texts are no label, as they are none in a cell of a CSV file; by default only the empty text.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def plain_label(value: Any) -> Any:
         raise DataError(f"the label: {error}") from None
     if isinstance(plain, list | tuple | dict | set | np.ndarray):
         raise DataError(f"the label is a {type(plain).__name__}, expected text or a number")
-    return None if plain == "" else plain
+    return None if is_missing_cell(plain, missing) else plain
 
 
 def event_key(value: Any) -> str | None:
