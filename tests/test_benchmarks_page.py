@@ -70,7 +70,8 @@ def test_writing_the_tables_of_the_results_changes_no_page(name):
 def test_demo():
     demo = json.loads((ROOT / "docs/demo/results.json").read_text())
     text = " ".join(PAGE.split())
-    assert f"{demo['seeds']} seeds, {demo['processor_seconds']:.0f} seconds of one processor in all" in text
+    assert demo["machine"]["threads"] == 2
+    assert f"{demo['seeds']} seeds, {demo['seconds']:.0f} seconds on two quiet processors" in text
     assert {row["package"] for row in demo["rows"]} == {"tables", "graph", "stream", "recsys", "vision"}
     assert [line["task"] for line in demo["summary"]] == list(dict.fromkeys(row["task"] for row in demo["rows"]))
 
