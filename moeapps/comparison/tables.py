@@ -18,6 +18,7 @@ from moeapps.comparison.task import Candidate, chosen_candidates
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.tabledata.cells import missing_texts
 from moeapps.core.tabledata.frames import as_frame, is_table, missing_cells
+from moeapps.core.tabledata.ids import UnusedColumns
 from moeapps.core.tabledata.source import TableSource, listed
 from moeapps.tables.mixture.classifier import MixtureClassifier
 from moeapps.tables.mixture.portfolio import default_experts
@@ -104,7 +105,7 @@ def table_task(
     drop = [*ignore, *([groups] if groups is not None else [])]
     read = TableData(frame, target, task=task, ignore_columns=drop, validation_fraction=0.0)
     with warnings.catch_warnings():  # told below: that warning names arguments of an estimator
-        warnings.filterwarnings("ignore", message=r"(?s).*(It is|They are) not used\. If this is wrong")
+        warnings.simplefilter("ignore", UnusedColumns)
         read.setup("fit")
     part, classes = read.part("train"), read.classes
     assert part.target is not None

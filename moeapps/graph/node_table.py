@@ -317,13 +317,11 @@ def _fitted(source: TableSource, columns: Mapping[str, Column], tables: GraphTab
 
     def fit(names: list[str]) -> ColumnEncoder:
         own = {name: kinds[name] for name in names if not source.untyped or kinds[name] != "number"}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*an id like this says nothing")
-            return source.named(
-                lambda: ColumnEncoder().fit(
-                    frame[names], np.ones(len(frame)), column_types=own, missing_values=tables.missing_values
-                )
+        return source.named(
+            lambda: ColumnEncoder().fit(
+                frame[names], np.ones(len(frame)), column_types=own, missing_values=tables.missing_values
             )
+        )
 
     chosen = dict(tables.column_types or {})
     names = list(columns)

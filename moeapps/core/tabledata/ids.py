@@ -16,7 +16,15 @@ from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.vocabulary import count_values
 from moeapps.registry import did_you_mean
 
-__all__ = ["DIFFERENT", "find_ids", "ignored_columns", "is_key", "nearly_all_differ", "with_unused"]
+__all__ = [
+    "DIFFERENT",
+    "UnusedColumns",
+    "find_ids",
+    "ignored_columns",
+    "is_key",
+    "nearly_all_differ",
+    "with_unused",
+]
 
 DIFFERENT = 0.95
 """Part of the rows with a value of their own from which a column is an id."""
@@ -175,6 +183,10 @@ def with_unused(frame: pd.DataFrame, names: Sequence[str], unused: Iterable[int]
     return frame
 
 
+class UnusedColumns(UserWarning):
+    """Columns look like ids of the rows and are left out."""
+
+
 def _warn_of_ids(columns: Iterable[Column], used: bool = False) -> None:
     """Say which columns were taken for ids, and what to do if they are none; one warning for all of them.
 
@@ -199,7 +211,8 @@ def _warn_of_ids(columns: Iterable[Column], used: bool = False) -> None:
             f"column_types={{{names[0]!r}: 'category'}} or 'number'. If it is right, ignore_columns={names[:10]} "
             "says so"
         )
-    warnings.warn(f"{subject}: a different value in nearly every row: {what}{text}", UserWarning, stacklevel=2)
+    category = UserWarning if used else UnusedColumns
+    warnings.warn(f"{subject}: a different value in nearly every row: {what}{text}", category, stacklevel=2)
 
 
 def _warn_of_dates(name: str, values: Iterable[Any]) -> bool:
