@@ -26,11 +26,12 @@ def test_a_warning_says_since_when_and_how_long_and_names_the_line_of_the_caller
     assert caught[0].filename == __file__
 
 
-def test_an_old_path_works_as_the_first_import_of_a_process():
+def test_an_old_path_works_as_the_first_import_of_a_process_and_dependencies_do_not_warn():
     script = (
-        "import warnings; warnings.simplefilter('ignore')\n"
+        "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "warnings.simplefilter('error', FutureWarning)\n"
         "from moeapps.core.tabular.classifier import MoEClassifier as old\n"
-        "from moeapps import MoEClassifier as new\n"
+        "from moeapps import MoEClassifier as new, MowstClassifier\n"
         "assert old is new"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,5 +1,6 @@
 """Mowst: mixture of weak and strong experts on graphs."""
 
+from moeapps.graph import quiet_import  # noqa: F401 - before anything else imports PyG
 from moeapps.graph.conditional import PredictionCost, predict_nodes
 from moeapps.graph.confidence import Confidence
 from moeapps.graph.data import GraphDataModule
