@@ -14,7 +14,7 @@ parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
 parser.add_argument("--rows", type=int, default=8000, help="rows; a fifth is kept for the page")
 options = parser.parse_args()
 people = census_income()[: options.rows].drop(columns=["never_married", "instance_weight", "year"])
-people["income"] = people["income"].map({0: "below 50,000", 1: "above 50,000"})
+people["income"] = people["income"].map({0: "50,000 or less", 1: "above 50,000"})
 train, test = people[: 4 * len(people) // 5], people[4 * len(people) // 5 :]
 model = MoEClassifier(random_state=0).fit(train.drop(columns="income"), train["income"])
 model.save("income.safetensors")

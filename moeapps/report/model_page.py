@@ -266,7 +266,18 @@ def _lead(judged: Judged, measures: Sequence[Measure]) -> str:
             f"always predicting the median would be off by {number(error.baseline, 4)}."
         )
         score = error
-    return text if score.beats_baseline else f"{text} The model is not measurably better than that."
+    if score.beats_baseline:
+        return text
+    # where one class is rare, accuracy hides what probabilities and ranking show
+    named = {one.name: one for one in measures if one.beats_baseline}
+    better = named.get("ROC AUC", named.get("log loss"))
+    if better is None:
+        return f"{text} The model is not measurably better than that."
+    return (
+        f"{text} The model is not measurably better in that, but its probabilities tell the classes apart: "
+        f"{better.name} {number(better.value, 3)} (95 % interval {number(better.low, 3)} to {number(better.high, 3)}), "
+        f"{number(better.baseline, 3)} without a model."
+    )
 
 
 def _scores(judged: Judged, measures: Sequence[Sequence[Measure]]) -> Section:

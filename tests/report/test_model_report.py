@@ -26,6 +26,7 @@ from moeapps.report.importance import dominates, importance
 from moeapps.report.judged import Judged, Target
 from moeapps.report.measures import measure
 from moeapps.report.model_hints import model_hints
+from moeapps.report.model_page import _lead
 from moeapps.report.sections import number
 from moeapps.report.subjects import judge
 from moeapps.report.timeline import over_time
@@ -416,6 +417,22 @@ def test_a_stream_without_a_drift_detector_is_named():
 def test_a_model_that_is_no_better_than_a_constant_is_told(classifier):
     found = hints(classifier, X, np.random.default_rng(0).permutation(Y))
     assert found[0].startswith("t is not predicted better than by one constant")
+
+
+@pytest.mark.parametrize(
+    ("rare", "told"),
+    [
+        (0.45, " The model is not measurably better in that, but its probabilities tell the classes apart: ROC AUC 1 "
+         "(95 % interval 1 to 1), 0.5 without a model."),
+        (0.05, " The model is not measurably better than that."),
+        (0.99, ""),
+    ],
+)  # fmt: skip
+def test_the_first_sentence_tells_a_rare_class_that_is_ranked_right_from_one_that_is_not(rare, told):
+    truth = (np.arange(400) % 40 < 3).astype(int)
+    chance = np.where(truth == 1, rare, 0.05) + 0.01 * np.random.default_rng(0).random(400) - 0.005
+    target = Target("t", truth, np.column_stack([1 - chance, chance]), ("a", "b"))
+    assert _lead(Judged([target]), measure(target)).endswith(f"would get 92.5\u00a0%.{told}")
 
 
 def test_probabilities_that_are_too_certain_are_not_taken_for_a_model_that_has_learned_nothing():
