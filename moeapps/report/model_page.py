@@ -10,6 +10,7 @@ Without rows only the fourth part and the header are there.
 
 import os
 import platform
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
@@ -22,6 +23,7 @@ from sklearn.exceptions import NotFittedError
 
 import moeapps
 from moeapps.core.errors import ConfigError
+from moeapps.core.tabledata.vocabulary import ImputedValues, UnseenCategories
 from moeapps.core.views import Map, Views
 from moeapps.report.evaluation import evaluate
 from moeapps.report.expert_roles import expert_roles
@@ -133,19 +135,12 @@ def render_model(
         judged = judge(model, X, y, target or str(getattr(y, "name", "") or ""), seed)
         measures = [measure(one, seed) for one in judged.targets]
         lead = _lead(judged, measures[0])
-        hints = [*model_hints(model, X, judged, measures[0]), *hints]
         facts |= _facts_of_rows(judged)
-        sections = [
-            _scores(judged, measures),
-            *(evaluate(target, judged.row_name) for target in judged.targets[:4]),
-            *over_time(judged),
-            *([Section("Each scenario", maps=judged.scenarios)] if judged.scenarios else []),
-        ]
-        sections += importance(judged, model, seconds, seed)
-        sections += expert_roles(judged, model, seed)
-        if judged.gallery is not None:
-            sections.append(Section("Wrong predictions with the highest probability", galleries=[judged.gallery]))
-        sections.append(explain_row(judged, row))
+        with warnings.catch_warnings():  # what is odd about the rows was said when they were judged
+            warnings.simplefilter("ignore", ImputedValues)
+            warnings.simplefilter("ignore", UnseenCategories)
+            hints = [*model_hints(model, X, judged, measures[0]), *hints]
+            sections = _sections(model, judged, measures, row, seconds, seed)
     sections += _training(run)
     return fill(
         "model.html",
@@ -156,6 +151,23 @@ def render_model(
         sections=[_ready(section) for section in sections],
         settings=_settings(model),
     )
+
+
+def _sections(
+    model: Any, judged: Judged, measures: Sequence[Sequence[Measure]], row: int | None, seconds: float, seed: int
+) -> list[Section]:
+    """What the rows show, from scores to one row explained."""
+    sections = [
+        _scores(judged, measures),
+        *(evaluate(target, judged.row_name) for target in judged.targets[:4]),
+        *over_time(judged),
+        *([Section("Each scenario", maps=judged.scenarios)] if judged.scenarios else []),
+        *importance(judged, model, seconds, seed),
+        *expert_roles(judged, model, seed),
+    ]
+    if judged.gallery is not None:
+        sections.append(Section("Wrong predictions with the highest probability", galleries=[judged.gallery]))
+    return [*sections, explain_row(judged, row)]
 
 
 def _ready(section: Section) -> dict[str, Any]:

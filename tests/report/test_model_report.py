@@ -16,6 +16,7 @@ from moeapps import MixtureClassifier, MoEClassifier, MoERegressor
 from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.layer import MoE
+from moeapps.core.tabledata.vocabulary import ImputedValues
 from moeapps.core.views import Gallery, Map
 from moeapps.report import model_report, render_model
 from moeapps.report.evaluation import evaluate
@@ -55,6 +56,13 @@ def classifier():
 @pytest.fixture(scope="module")
 def judged(classifier):
     return judge(classifier, X, Y, "churned")
+
+
+def test_what_is_odd_about_the_rows_is_not_said_by_every_part_of_the_page(classifier):
+    rows = X[:60].assign(age=X["age"][:60].where(X["age"][:60] > 20))
+    with pytest.warns(ImputedValues) as said:
+        render_model(classifier, rows, Y[:60], seconds=1)
+    assert len(said) <= 2
 
 
 @pytest.fixture(scope="module")
