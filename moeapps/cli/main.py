@@ -4,6 +4,7 @@ import argparse
 import atexit
 import gc
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 success, 1 something failed (data, files, training), 2 wrong usage or configuration, 3 a check of
-        data found what ``--fail-on`` names, 143 or 130 stopped by SIGTERM or SIGINT after saving.
+        data found what ``--fail-on`` names, 143 or 130 stopped by SIGTERM or SIGINT after saving, 141 the output has no
+        reader any more.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments or bool(os.environ.get("MOEAPPS_DEBUG"))
@@ -72,14 +74,31 @@ def main(args: Sequence[str] | None = None) -> int:
             options = make_parser().parse_args(arguments)
             # at the very end Python looks through millions of objects for cycles; frozen, it takes a fifth of the time
             atexit.register(gc.freeze)
-            return COMMANDS[options.command].run(options)
+            status = COMMANDS[options.command].run(options)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 141
         if debug:
             raise
         return _report(error)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more, as after ``| head``; from then on it goes nowhere."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout, 0)  # POLLERR needs no asking for
+    except (AttributeError, OSError, ValueError):  # no such call on Windows, no file behind the output of a notebook
+        return False
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,8 @@
 """Misspelled options and names of the commands that argparse reads."""
 
+import subprocess
+import sys
+
 import pytest
 
 from moeapps.cli.main import main
@@ -48,3 +51,9 @@ def test_a_setting_that_no_network_can_have_leaves_no_run_folder(option, message
     assert main(["fit", *classes, "--data.name", "iris", option]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.rglob("version_*")) == []
+
+
+def test_an_output_that_nobody_reads_any_more_is_no_error():
+    command = f'"{sys.executable}" -m moeapps list | true; echo "${{PIPESTATUS[@]}}"'
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("141 0\n", "")
