@@ -9,7 +9,8 @@
 import os
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +186,32 @@ def _with_optuna(
     with needs("engine optuna", "optuna"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails is told below, without a traceback
+    with _database(storage) as kept:
+        return _searched(task, space, trials, kept, seed, progress)
+
+
+@contextmanager
+def _database(url: str | None) -> Iterator[Any]:
+    """What Optuna keeps its trials in, whose connections are closed at the end; a URL that is none of SQL as it is."""
+    from optuna.storages import RDBStorage
+
+    if url is None or url.startswith("redis"):
+        yield url
+        return
+    storage = RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _searched(
+    task: _Task, space: Mapping[str, Distribution], trials: int, storage: Any, seed: int | None,
+    progress: Callable[[str], None],
+) -> pd.DataFrame:  # fmt: skip
+    import optuna
+
     study = optuna.create_study(
         study_name=Path(task.folder).name,
         storage=storage,

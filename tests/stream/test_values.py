@@ -26,8 +26,8 @@ Decimal = decimal.Decimal
 
 MISSING = {
     "None": None, "NaN": math.nan, "float16": np.float16("nan"), "float32": np.float32("nan"), "NA": pd.NA,
-    "longdouble": np.longdouble("nan"), "NaT": pd.NaT, "datetime64": np.datetime64("NaT"),
-    "timedelta64": np.timedelta64("NaT"), "Decimal": Decimal("NaN"), "sNaN": Decimal("sNaN"), "empty": "",
+    "longdouble": np.longdouble("nan"), "NaT": pd.NaT, "datetime64": np.datetime64("NaT", "ns"),
+    "timedelta64": np.timedelta64("NaT", "ns"), "Decimal": Decimal("NaN"), "sNaN": Decimal("sNaN"), "empty": "",
     "text NA": "NA", "text nan": "nan", "text null": "null", "np.str_": np.str_("N/A"),
 }  # fmt: skip
 NUMBERS = {

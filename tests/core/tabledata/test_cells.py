@@ -113,7 +113,7 @@ def test_categories_that_cannot_be_told_apart_or_written_are_refused():
 
 
 @pytest.mark.parametrize(
-    "value", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN")]
+    "value", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT", "ns"), Decimal("NaN")]
 )
 def test_every_missing_value_of_python_is_missing(value):
     assert is_missing_cell(value)

@@ -33,7 +33,7 @@ def test_a_feature_becomes_a_number_or_text(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", [None, math.nan, np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN")]
+    "value", [None, math.nan, np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT", "ns"), Decimal("NaN")]
 )
 def test_everything_missing_is_none(value):
     assert plain_value(value) is None
