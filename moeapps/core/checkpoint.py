@@ -74,7 +74,8 @@ class AtomicCheckpointIO(CheckpointIO):
         file = self.verify(path)
         remove_stale(file.parent)
         try:
-            loaded = torch.load(file, map_location=map_location, weights_only=True)
+            with file.open("rb") as stream:  # by a name that ends in .safetensors torch would guess another format
+                loaded = torch.load(stream, map_location=map_location, weights_only=True)
         except Exception as error:
             raise FileFormatError(
                 f"{file} is not a checkpoint that can be read safely: damaged, or it holds more than tensors and "

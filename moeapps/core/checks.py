@@ -23,6 +23,8 @@ def check_sizes(**sizes: Any) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if value >= 2**63:  # torch has no larger ones
+            raise ConfigError(f"{name} must be below 2**63, got a number of {value.bit_length()} bits")
 
 
 def check_at_least_zero(**values: Any) -> None:

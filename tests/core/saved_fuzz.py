@@ -204,6 +204,10 @@ class Trial:
             found = answers(self.family, model)
         except MoEAppsError as error:  # of another table, say: refused in use
             return f"refused in use: {type(error).__name__}: {str(error)[:80]}", None
+        except ValueError as error:
+            if not str(error).startswith("The feature names should match"):  # scikit-learn's word, of other columns
+                raise
+            return f"refused in use: {type(error).__name__}: {str(error)[:80]}", None
         if any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in found.values()):
             return "error: predictions that are not finite", None
         before = getattr(self, "answers", None)
