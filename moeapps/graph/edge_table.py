@@ -37,6 +37,8 @@ class EdgeTable:
         Row of the table that each edge is from.
     parts : dict of str to bool array of shape (E,)
         ``train_mask``, ``val_mask`` and ``test_mask``, as far as a column says so.
+    columns : list of (str or None)
+        The columns of the ids at both ends and of the weights, None where there are no weights.
     """
 
     name: str
@@ -44,6 +46,7 @@ class EdgeTable:
     weight: np.ndarray | None
     rows: np.ndarray
     parts: dict[str, np.ndarray]
+    columns: list[str | None]
 
     def connections(self, undirected: bool, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Edges and weights as tensors; with ``undirected`` both directions of each, once."""
@@ -59,6 +62,7 @@ def read_edge_table(
     nodes: str,
     missing: frozenset[str],
     split: str | None = None,
+    trained: Sequence[str | None] | None = None,
 ) -> EdgeTable:
     """Read a table of edges.
 
@@ -76,6 +80,8 @@ def read_edge_table(
         Texts that mean a missing value.
     split : str, optional
         Column that says ``train``, ``val`` or ``test``.
+    trained : sequence of (str or None), optional
+        ``columns`` of the edges of the training.
 
     Raises
     ------
@@ -87,8 +93,13 @@ def read_edge_table(
     if edges is None:
         raise ConfigError("edges is missing: the table with one row per edge, a frame or the path of a file")
     source = open_table(edges, "edges", missing)
-    ends = end_columns(source, tables)
+    if trained is None or any(name not in source.columns for name in trained[:2]):
+        ends = end_columns(source, tables)
+    else:  # whatever the order of the columns is
+        ends = [str(name) for name in trained[:2]]
     weight = _weight_column(source, tables, ends)
+    if trained is not None:
+        weight = _weight_as_trained(source, weight, trained[2])
     if split is not None:
         check_column(source, split, "which edge_split names")
     wanted = [*ends, *(name for name in (weight, split) if name is not None)]
@@ -123,6 +134,7 @@ def read_edge_table(
         strength,
         np.flatnonzero(~gone),
         {name: mask[~gone] for name, mask in parts.items()},
+        [*ends, weight],
     )
 
 
@@ -159,6 +171,20 @@ def _weight_column(source: TableSource, tables: GraphTables, ends: list[str]) ->
         check_column(source, name, "which edge_weight names")
         return name
     return _one_of([column for column in source.columns if column not in ends], WEIGHTS)
+
+
+def _weight_as_trained(source: TableSource, found: str | None, trained: str | None) -> str | None:
+    """The column of weights, if the edges of the training had weights."""
+    if trained is not None and found is None:
+        check_column(source, trained, "the weights of the edges that the model was fitted on")
+    if trained is None and found is not None:
+        warnings.warn(
+            f"{source.name}: the column {found!r} is not used: the edges that the model was fitted on had no weights",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return trained if found is None else found
 
 
 def _one_of(columns: Iterable[Any], known: Sequence[str]) -> str | None:

@@ -112,7 +112,8 @@ class LinkData(L.LightningDataModule):
             return
         raw, usual = self.load()
         graph = bare_graph(raw)
-        if usual if self.normalize_features is None else self.normalize_features:
+        self.normalized = bool(usual if self.normalize_features is None else self.normalize_features)
+        if self.normalized:
             graph.x = normalized(graph.x)
         num_nodes = graph.x.shape[0]
         self.directed = not Data(

@@ -80,14 +80,14 @@ def _is_whole(cell: Any) -> bool:
 
 def read_split(column: pd.Series, name: str, source: TableSource) -> dict[str, np.ndarray]:
     """The masks that a column of splits means."""
-    cells = [None if pd.isna(cell) else str(cell).strip().lower() for cell in column]
+    texts = [None if pd.isna(cell) else str(cell).strip() for cell in column]
     masks: dict[str, np.ndarray] = {}
-    for row, cell in enumerate(cells):
-        if cell is None or cell in source.missing or cell in {text.lower() for text in ("", "none")}:
+    for row, text in enumerate(texts):
+        if text is None or text in source.missing or text.lower() in ("", "none"):
             continue
-        if cell not in SPLITS:
+        if text.lower() not in SPLITS:
             raise DataError(
-                f"{source.name}: {name!r} holds {cell!r} in row {row}, expected train, val, test or nothing"
+                f"{source.name}: {name!r} holds {text!r} in row {row}, expected train, val, test or nothing"
             )
-        masks.setdefault(SPLITS[cell], np.zeros(len(cells), dtype=bool))[row] = True
+        masks.setdefault(SPLITS[text.lower()], np.zeros(len(texts), dtype=bool))[row] = True
     return masks

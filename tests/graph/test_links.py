@@ -429,6 +429,10 @@ def test_what_cannot_be_scored_is_refused(fitted):
         fitted.score([[0, 1]])
     with pytest.raises(DataError, match="y must have one label per pair"):
         fitted.score([[0, 1]], [1, 0])
+    with pytest.raises(DataError, match=r"y must be 1 \(linked\) or 0, got nan for pair 1"):
+        fitted.score([[0, 1], [0, 2]], [1, float("nan")])
+    with pytest.raises(DataError, match="X is a graph that was read already"):
+        fitted.predict([[0, 1]], fitted.read_graph(circles()), circles().edge_index)
     with pytest.raises(DataError, match="without edge_label_index"):
         fitted.predict(circles())
     with pytest.raises(DataError, match="fitted with 6"):

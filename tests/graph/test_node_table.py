@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import moeapps
 from moeapps.cli.main import main
@@ -112,6 +113,21 @@ def test_weights_and_names_of_the_columns_of_edges(nodes, edges):
         learned(nodes, named)
 
 
+def test_edges_are_read_by_the_columns_of_the_training(nodes, edges):
+    edges = edges.set_axis(["payer", "payee"], axis=1)
+    table, read = learned(nodes, edges, undirected=False)
+    again = NodeTable.from_state(json.loads(json.dumps(table.state())))
+    for known in (table, again):
+        turned = known.read(nodes, edges[["payee", "payer"]]).graph
+        assert torch.equal(turned.edge_index, read.graph.edge_index)
+        with pytest.warns(UserWarning, match="the column 'weight' is not used: .* had no weights"):
+            assert known.read(nodes, edges.assign(weight=2.0)).graph.edge_weight is None
+    weighted = learned(nodes, edges.assign(weight=2.0), undirected=False)[0]
+    assert weighted.read(nodes, edges.assign(weight=3.0)).graph.edge_weight.unique().tolist() == [3.0]
+    with pytest.raises(DataError, match="edges has no column 'weight', the weights of the edges that the model was"):
+        weighted.read(nodes, edges)
+
+
 def test_edges_to_unknown_nodes_are_refused_or_counted(nodes, edges):
     more = pd.concat([edges, pd.DataFrame({"source": [5], "target": [BIG]})], ignore_index=True)
     with pytest.raises(DataError, match=r"1 of 151 edges name a node that nodes lacks, the first is '5' in row 150"):
@@ -159,10 +175,10 @@ def test_a_column_without_two_labels_is_named_with_its_table(nodes, edges, tmp_p
 
 def test_a_column_of_splits_makes_the_masks(nodes, edges):
     parts = np.where(np.arange(60) % 5 == 0, "Val", np.where(np.arange(60) % 5 == 1, "test", "train"))
-    parts[7] = ""
+    parts[7], parts[8] = "", "NA"  # as in a file
     graph = learned(nodes.assign(part=parts), edges, split="part")[1].graph
     assert graph.val_mask.nonzero().flatten().tolist() == list(range(0, 60, 5))
-    assert not graph.train_mask[7]
+    assert not graph.train_mask[[7, 8]].any()
     fitted = small().fit(nodes.assign(part=parts), edges=edges, id="account", target="label", split="part")
     assert fitted.classes_.tolist() == ["fraud", "honest"]
 
