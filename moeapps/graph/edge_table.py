@@ -48,11 +48,11 @@ class EdgeTable:
     parts: dict[str, np.ndarray]
     columns: list[str | None]
 
-    def connections(self, undirected: bool, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def connections(self, undirected: bool, ids: pd.Index) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Edges and weights as tensors; with ``undirected`` both directions of each, once."""
         index = torch.from_numpy(self.index)
         weight = None if self.weight is None else torch.from_numpy(self.weight)
-        return undirected_edges(index, weight, num_nodes, self.name) if undirected else (index, weight)
+        return undirected_edges(index, weight, len(ids), self.name, ids) if undirected else (index, weight)
 
 
 def read_edge_table(

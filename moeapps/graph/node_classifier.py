@@ -28,7 +28,7 @@ from moeapps.graph.class_weights import weights_in_order
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened, refuse_other_graphs
-from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
+from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled, like_classes
 from moeapps.graph.masks import MASKS, check_split, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
 from moeapps.graph.mixture import GraphMixture
@@ -351,7 +351,8 @@ class NodeClassifier(ClassifierMixin, TableInput):
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
-        return graph, tightened(truth[chosen]), chosen
+        labels = tightened(truth[chosen])
+        return graph, labels if read is None else like_classes(labels, self.classes_), chosen
 
     def _fitted_split(self, mask: Any) -> int:
         """Number of the split that the model was fitted on, needed if the mask has several."""

@@ -199,7 +199,7 @@ class NodeTable:
         graph = Data(x=torch.from_numpy(one_hot(self.encoder, self.kept, *values, clipped=True)).float())
         missing = frozenset(self.encoder.missing_values)
         links = read_edge_table(edges, self.tables, keys, source.name, missing, edge_split, self.edge_columns)
-        graph.edge_index, graph.edge_weight = links.connections(self.tables.undirected, len(keys))
+        graph.edge_index, graph.edge_weight = links.connections(self.tables.undirected, keys)
         if labelled and self.tables.target is not None:
             graph.y = read_labels(frame[self.tables.target], self.tables.target, source)
         if self.tables.split is not None and self.tables.split in frame:

@@ -111,6 +111,9 @@ def test_weights_and_names_of_the_columns_of_edges(nodes, edges):
     assert graph.edge_weight.unique().tolist() == [2.5]
     with pytest.raises(ConfigError, match=r"edge_source is missing.*'payer', 'payee', 'amount', 'note'"):
         learned(nodes, named)
+    both = pd.DataFrame({"source": [BIG, BIG + 5], "target": [BIG + 5, BIG], "weight": [1.0, 2.0]})
+    with pytest.raises(DataError, match=f"several weights for the edge between '{BIG}' and '{BIG + 5}'"):
+        learned(nodes, both)
 
 
 def test_edges_are_read_by_the_columns_of_the_training(nodes, edges):
@@ -194,6 +197,21 @@ def test_whole_numbers_of_a_file_are_labels(nodes, edges, tmp_path):
     numbered = nodes.assign(label=nodes.label.map({"fraud": 10, "honest": 2}).astype("Int64"))
     numbered.to_csv(tmp_path / "nodes.csv", index=False)
     assert learned(tmp_path / "nodes.csv", edges)[1].graph.y.tolist()[:2] == [None, 2]
+    numbered.astype({"label": float}).to_csv(tmp_path / "nodes.csv", index=False)  # 2.0, for the holes
+    assert learned(tmp_path / "nodes.csv", edges)[1].graph.y.tolist()[:2] == [None, 2]
+
+
+@pytest.mark.parametrize("kind", [bool, float, str, "{:02d}".format])
+def test_labels_of_a_file_are_those_of_the_frame_to_the_model(nodes, edges, tmp_path, kind):
+    given = nodes.assign(label=[kind(int(i >= 30)) for i in range(60)])
+    given.to_csv(tmp_path / "nodes.csv", index=False)
+    model = small().fit(given, edges=edges, id="account", target="label")
+    wanted = model.evaluate(given, edges=edges)
+    assert model.evaluate(tmp_path / "nodes.csv", edges=edges) == wanted
+    assert model.score(tmp_path / "nodes.csv", edges=edges) == pytest.approx(wanted["accuracy"])
+    if model.classes_.dtype.kind in "bif":
+        with pytest.raises(DataError, match="y has the label 'red', the classes of the training are"):
+            model.score(given.assign(label="red"), edges=edges)
 
 
 def test_predictions_have_ids_and_label_names(model, nodes, edges):
