@@ -98,12 +98,20 @@ def read_edge_table(
     else:  # whatever the order of the columns is
         ends = [str(name) for name in trained[:2]]
     weight = _weight_column(source, tables, ends)
-    if trained is not None:
-        weight = _weight_as_trained(source, weight, trained[2])
+    lost = None if trained is None or weight is not None else trained[2]
+    if trained is not None and trained[2] is None and weight is not None:
+        warnings.warn(
+            f"{source.name}: the column {weight!r} is not used: the edges that the model was fitted on had no weights",
+            UserWarning,
+            stacklevel=2,
+        )
+        weight = None
     if split is not None:
         check_column(source, split, "which edge_split names")
     wanted = [*ends, *(name for name in (weight, split) if name is not None)]
     frame: pd.DataFrame = source.named(lambda: pd.concat(list(source.batches(wanted))))
+    if lost is not None and len(frame):
+        check_column(source, lost, "the weights of the edges that the model was fitted on")
     found = []
     for name in ends:
         named = id_keys(frame[name], f"{source.name}, column {name!r},")
@@ -171,20 +179,6 @@ def _weight_column(source: TableSource, tables: GraphTables, ends: list[str]) ->
         check_column(source, name, "which edge_weight names")
         return name
     return _one_of([column for column in source.columns if column not in ends], WEIGHTS)
-
-
-def _weight_as_trained(source: TableSource, found: str | None, trained: str | None) -> str | None:
-    """The column of weights, if the edges of the training had weights."""
-    if trained is not None and found is None:
-        check_column(source, trained, "the weights of the edges that the model was fitted on")
-    if trained is None and found is not None:
-        warnings.warn(
-            f"{source.name}: the column {found!r} is not used: the edges that the model was fitted on had no weights",
-            UserWarning,
-            stacklevel=2,
-        )
-        return None
-    return trained if found is None else found
 
 
 def _one_of(columns: Iterable[Any], known: Sequence[str]) -> str | None:

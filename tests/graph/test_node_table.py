@@ -129,6 +129,7 @@ def test_edges_are_read_by_the_columns_of_the_training(nodes, edges):
     assert weighted.read(nodes, edges.assign(weight=3.0)).graph.edge_weight.unique().tolist() == [3.0]
     with pytest.raises(DataError, match="edges has no column 'weight', the weights of the edges that the model was"):
         weighted.read(nodes, edges)
+    assert weighted.read(nodes, edges[:0]).graph.num_edges == 0
 
 
 def test_edges_to_unknown_nodes_are_refused_or_counted(nodes, edges):
@@ -311,6 +312,8 @@ def test_a_request_is_a_graph_in_two_tables(model, nodes, edges, tmp_path):
     assert answer[0]["probability_fraud"] == pytest.approx(model.predict_proba(nodes=[BIG + 40])[0, 0], abs=1e-6)
     (refusal,) = service.predict([{**request, "edges": [[BIG, 3]]}])
     assert "name a node that nodes lacks" in refusal.message
+    (refusal,) = service.predict([{**request, "edges": [[BIG, BIG + 1, 0.5]]}])
+    assert "some have a weight, and those that the model was fitted on had none" in refusal.message
 
 
 def test_requests_about_the_graph_of_the_server_have_ids_only(model, files, tmp_path):
