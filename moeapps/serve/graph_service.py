@@ -82,7 +82,7 @@ class GraphService(Service):
         return nodes, self._edges(request["edges"])
 
     def numbered_edges(self, rows: list[list[Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Edges ``(2, E)`` as numbers of nodes, and ``edge_weight`` ``(E,)`` where those of the training had weights."""
+        """Edges ``(2, E)`` as node numbers, and ``edge_weight`` ``(E,)`` where those of the training had weights."""
         if not self.describe()["weighted"]:
             return np.array(rows, dtype=np.int64).reshape(-1, 2).T, {}
         ends = [end for row in rows for end in row[:2]]
