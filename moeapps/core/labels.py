@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from moeapps.core.errors import DataError
 
 __all__ = [
     "UNKNOWN",
+    "beside_kept",
     "class_labels",
     "classes_and_codes",
     "classes_from_json",
@@ -121,6 +122,11 @@ def classes_and_codes(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.in
 def probability_columns(classes: Iterable[Any]) -> list[str]:
     """Column names of class probabilities, ``probability_<class>``, in every file and answer that moeapps writes."""
     return [f"probability_{label}" for label in classes]
+
+
+def beside_kept(kept: Mapping[str, Any], predictions: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns that were kept, then predictions; one of the name of a kept column is called ``prediction_<name>``."""
+    return {**kept, **{f"prediction_{name}" if name in kept else name: value for name, value in predictions.items()}}
 
 
 def labels_to_json(labels: NDArray[Any]) -> dict[str, Any]:

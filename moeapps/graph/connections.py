@@ -116,7 +116,9 @@ def of_data(data: Data, num_nodes: int) -> Connections:
     return found
 
 
-def undirected_edges(index: Tensor, weight: Tensor | None, num_nodes: int, name: str) -> tuple[Tensor, Tensor | None]:
+def undirected_edges(
+    index: Tensor, weight: Tensor | None, num_nodes: int, name: str, ids: pd.Index | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Edges and weights with the reverse of each; an edge that is there twice must have one weight.
 
     Parameters
@@ -129,6 +131,8 @@ def undirected_edges(index: Tensor, weight: Tensor | None, num_nodes: int, name:
         Number of nodes N.
     name : str
         Where the edges are from, for the error.
+    ids : Index of length N, optional
+        What the error calls the nodes; their numbers when None.
 
     Raises
     ------
@@ -141,6 +145,8 @@ def undirected_edges(index: Tensor, weight: Tensor | None, num_nodes: int, name:
     different = (lowest[1] != highest[1]).nonzero().flatten()
     if different.numel():
         source, target = lowest[0][:, different[0]].tolist()
+        if ids is not None:
+            source, target = repr(ids[source]), repr(ids[target])
         raise DataError(
             f"{name} has several weights for the edge between {source} and {target}: with undirected=True an edge has "
             "one weight in both directions; undirected=False keeps them"

@@ -118,6 +118,11 @@ class GraphDataModule(L.LightningDataModule):
         return graph
 
     @property
+    def normalized(self) -> bool:
+        """Whether each node's features are scaled to sum to 1."""
+        return self.normalize_features
+
+    @property
     def labels_name(self) -> str:
         """What an error calls the labels."""
         return "y"

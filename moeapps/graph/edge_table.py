@@ -37,6 +37,8 @@ class EdgeTable:
         Row of the table that each edge is from.
     parts : dict of str to bool array of shape (E,)
         ``train_mask``, ``val_mask`` and ``test_mask``, as far as a column says so.
+    columns : list of (str or None)
+        The columns of the ids at both ends and of the weights, None where there are no weights.
     """
 
     name: str
@@ -44,12 +46,13 @@ class EdgeTable:
     weight: np.ndarray | None
     rows: np.ndarray
     parts: dict[str, np.ndarray]
+    columns: list[str | None]
 
-    def connections(self, undirected: bool, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def connections(self, undirected: bool, ids: pd.Index) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Edges and weights as tensors; with ``undirected`` both directions of each, once."""
         index = torch.from_numpy(self.index)
         weight = None if self.weight is None else torch.from_numpy(self.weight)
-        return undirected_edges(index, weight, num_nodes, self.name) if undirected else (index, weight)
+        return undirected_edges(index, weight, len(ids), self.name, ids) if undirected else (index, weight)
 
 
 def read_edge_table(
@@ -59,6 +62,7 @@ def read_edge_table(
     nodes: str,
     missing: frozenset[str],
     split: str | None = None,
+    trained: Sequence[str | None] | None = None,
 ) -> EdgeTable:
     """Read a table of edges.
 
@@ -76,6 +80,8 @@ def read_edge_table(
         Texts that mean a missing value.
     split : str, optional
         Column that says ``train``, ``val`` or ``test``.
+    trained : sequence of (str or None), optional
+        ``columns`` of the edges of the training.
 
     Raises
     ------
@@ -87,12 +93,25 @@ def read_edge_table(
     if edges is None:
         raise ConfigError("edges is missing: the table with one row per edge, a frame or the path of a file")
     source = open_table(edges, "edges", missing)
-    ends = end_columns(source, tables)
+    if trained is None or any(name not in source.columns for name in trained[:2]):
+        ends = end_columns(source, tables)
+    else:  # whatever the order of the columns is
+        ends = [str(name) for name in trained[:2]]
     weight = _weight_column(source, tables, ends)
+    lost = None if trained is None or weight is not None else trained[2]
+    if trained is not None and trained[2] is None and weight is not None:
+        warnings.warn(
+            f"{source.name}: the column {weight!r} is not used: the edges that the model was fitted on had no weights",
+            UserWarning,
+            stacklevel=2,
+        )
+        weight = None
     if split is not None:
         check_column(source, split, "which edge_split names")
     wanted = [*ends, *(name for name in (weight, split) if name is not None)]
     frame: pd.DataFrame = source.named(lambda: pd.concat(list(source.batches(wanted))))
+    if lost is not None and len(frame):
+        check_column(source, lost, "the weights of the edges that the model was fitted on")
     found = []
     for name in ends:
         named = id_keys(frame[name], f"{source.name}, column {name!r},")
@@ -123,6 +142,7 @@ def read_edge_table(
         strength,
         np.flatnonzero(~gone),
         {name: mask[~gone] for name, mask in parts.items()},
+        [*ends, weight],
     )
 
 

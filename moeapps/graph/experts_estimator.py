@@ -49,7 +49,9 @@ class ExpertsEstimator(LightningEstimator):
     cascade_: Cascade
     expert_names_: list[str]
     weighted_: bool
-    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "expert_names_", "weighted_")
+    normalized_: bool = False  # of a checkpoint whose data normalised features
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "expert_names_", "weighted_", "normalized_")
+    _optional_attributes: tuple[str, ...] = ("normalized_",)
 
     # ------------------------------------------------------------------ what a subclass defines
 
@@ -81,7 +83,7 @@ class ExpertsEstimator(LightningEstimator):
         """Train the module and take over what it has learned."""
         module.cascade_limits = {"budget": self.budget, "tolerance": self.tolerance}
         self.history_ = self._train(module, data, seed)
-        self.n_iter_ = len(self.history_)
+        self.n_iter_, self.normalized_ = len(self.history_), False
         self.n_features_in_, self.weighted_ = data.in_channels, bool(data.weighted)
         self._take_over(module)
 
@@ -92,6 +94,7 @@ class ExpertsEstimator(LightningEstimator):
         estimator = cls._with_settings(module.hparams, as_arguments(module.experts_config))
         assert module.in_channels is not None
         estimator.n_features_in_, estimator.weighted_ = module.in_channels, bool(module.weighted)
+        estimator.normalized_ = bool(getattr(module, "normalized", None))
         estimator._take_over(module)
         return estimator
 

@@ -19,6 +19,7 @@ from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.scoring import label_columns
+from moeapps.graph.as_trained import scaled_as_trained, warn_of_weights
 from moeapps.graph.class_weights import weights_in_order
 from moeapps.graph.experts_estimator import ExpertsEstimator
 from moeapps.graph.graph_module import GraphConfig, GraphExpertsModule, Pooling, make_graph_experts
@@ -274,6 +275,12 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
     def _read(self, X: Any) -> "_Graphs":
         check_is_fitted(self, "model_")
         graphs = read_graphs(X, self.n_features_in_)
+        if self.normalized_:
+            for graph in graphs:
+                scaled_as_trained(graph)
+        weights = [graph.edge_weight for graph in graphs]  # of all graphs or of none
+        weight = None if weights[0] is None else torch.cat(weights)
+        warn_of_weights(self.weighted_, weight, type(self).__name__)
         return _Graphs(graphs, self.batch_size)
 
     def _codes(self, X: Any, y: Any) -> torch.Tensor:

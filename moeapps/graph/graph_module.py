@@ -21,6 +21,7 @@ from moeapps.graph.experts import node_expert
 from moeapps.graph.graph_sets import GraphBatch
 from moeapps.graph.measures import MONITORS, Monitor, measure
 from moeapps.graph.networks import NetworkConfig, build_network
+from moeapps.graph.table_reading import TableReading
 
 __all__ = ["POOLS", "GraphConfig", "GraphExpertsModule", "PooledExpert", "Pooling", "make_graph_experts"]
 
@@ -86,7 +87,7 @@ class PooledExpert(nn.Module):
         return float(node_expert(self.network).work_on_whole_graph(batch.edges).multiply_adds + head)
 
 
-class GraphExpertsModule(ExpertModule):
+class GraphExpertsModule(TableReading, ExpertModule):
     """Experts for graph targets, trained side by side and mixed.
 
     See :class:`~moeapps.graph.expert_module.ExpertModule` for the training.
@@ -160,6 +161,8 @@ class GraphExpertsModule(ExpertModule):
         if classes is None:
             return
         self.classes = classes if self.classes is None else self.classes
+        if self.normalized is None:
+            self.normalized = getattr(self.trainer.datamodule, "normalized", None)  # type: ignore[attr-defined]
         if not np.array_equal(self.classes, classes):
             raise DataError(
                 f"the model was trained on the classes {self.classes.tolist()}, the labels of this data are "

@@ -217,6 +217,8 @@ class GraphSetData(L.LightningDataModule):
     classes: np.ndarray
     weighted: bool
     class_counts: list[int]
+    normalized: bool = False
+    """Whether each node's features are scaled to sum to 1."""
 
     def __init__(
         self,
@@ -345,8 +347,8 @@ class EgoNetData(GraphSetData):
 
     def load(self) -> list[Data]:
         """Read the graph and cut it up."""
-        graph, normalize = load_graph(self.source, self.root)
-        if normalize:
+        graph, self.normalized = load_graph(self.source, self.root)
+        if self.normalized:
             graph = graph.clone()
             graph.x = normalized(graph.x)
         return ego_nets(graph, self.hops, self.most, self.seed)
@@ -361,7 +363,7 @@ def ego_nets(graph: Data, hops: int = 1, most: int | None = None, seed: int = 0)
     Parameters
     ----------
     graph : Data
-        With features, edges and labels of nodes.
+        With features, edges, their weights if there are such, and labels of nodes.
     hops : int, default=1
         Largest distance from the centre.
     most : int, optional
@@ -389,7 +391,9 @@ def ego_nets(graph: Data, hops: int = 1, most: int | None = None, seed: int = 0)
         # a stream of its own: the mines of the public graph minesweeper are permutation(10_000)[:2_000] of seed 0
         centers = np.sort(np.random.default_rng((seed, 1)).permutation(centers)[:most])
     source, target = whole.edge_index.numpy()
-    edges = sparse.csr_matrix((np.arange(1, len(source) + 1), (target, source)), shape=(count, count))
+    weight = whole.edge_weight
+    value = np.ones(len(source), dtype=np.float32) if weight is None else weight.numpy()
+    edges = sparse.csr_matrix((value, (target, source)), shape=(count, count))  # of copies the weights add up
     incoming = sparse.csr_matrix((np.ones(len(source), dtype=np.int8), (target, source)), shape=(count, count))
     nets = []
     for center in centers:
@@ -403,5 +407,8 @@ def ego_nets(graph: Data, hops: int = 1, most: int | None = None, seed: int = 0)
         index = torch.from_numpy(np.stack([inside.col, inside.row]).astype(np.int64))
         label: Any = labels[center]
         y = torch.tensor(label) if isinstance(label, np.number | np.bool_) else np.asarray(label).item()
-        nets.append(Data(x=x, edge_index=index, y=y))
+        net = Data(x=x, edge_index=index, y=y)
+        if weight is not None:
+            net.edge_weight = torch.from_numpy(inside.data)
+        nets.append(net)
     return nets

@@ -12,10 +12,12 @@ from torch import Tensor
 from moeapps.core.arrays import EXACT, as_array, kind_of, missing, tightened, with_gaps
 from moeapps.core.errors import DataError
 from moeapps.core.labels import UNKNOWN, encode
+from moeapps.core.tabledata.cells import category_text
+from moeapps.core.tabledata.source import listed
 
 log = logging.getLogger(__name__)
 
-__all__ = ["as_labels", "check_marks", "class_names", "encode_labels", "known_labels", "labeled"]
+__all__ = ["as_labels", "check_marks", "class_names", "encode_labels", "known_labels", "labeled", "like_classes"]
 
 
 def as_labels(y: Any, num_nodes: int) -> np.ndarray:
@@ -105,6 +107,25 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> Tensor:
     codes = np.full(labels.shape, UNKNOWN, dtype=np.int64)
     codes[labeled(labels)] = encode(known_labels(labels), classes)
     return torch.from_numpy(codes)
+
+
+def like_classes(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Labels ``(n,)`` of a table as the classes that are written alike, where numbers stand beside text: "1" is 1.
+
+    Raises
+    ------
+    DataError
+        If a label is written as no class is.
+    """
+    if (labels.dtype.kind in "biuf") == (classes.dtype.kind in "biuf") and (labels.dtype == bool) == (
+        classes.dtype == bool
+    ):
+        return labels
+    known = {category_text(value): value for value in classes.tolist()}
+    texts = [category_text(value) for value in labels.tolist()]
+    if unknown := [text for text in texts if text not in known]:
+        raise DataError(f"y has the label {unknown[0]!r}, the classes of the training are {listed(known)}")
+    return np.array([known[text] for text in texts], dtype=classes.dtype)
 
 
 def check_marks(labels: np.ndarray, used: np.ndarray, name: str = "y") -> None:

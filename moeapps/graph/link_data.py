@@ -112,7 +112,8 @@ class LinkData(L.LightningDataModule):
             return
         raw, usual = self.load()
         graph = bare_graph(raw)
-        if usual if self.normalize_features is None else self.normalize_features:
+        self.normalized = bool(usual if self.normalize_features is None else self.normalize_features)
+        if self.normalized:
             graph.x = normalized(graph.x)
         num_nodes = graph.x.shape[0]
         self.directed = not Data(
@@ -121,6 +122,10 @@ class LinkData(L.LightningDataModule):
         self.in_channels, self.weighted = graph.x.shape[1], graph.edge_weight is not None
         known = graph.edge_index
         own = labeled_pairs(raw, num_nodes)
+        if own is not None:  # RandomLinkSplit(disjoint_train_ratio=...) asks for links that are no edges
+            links = own[0][:, own[1] == 1]
+            links = links[:, ~self._among(links, known, num_nodes)]
+            known = torch.cat([known, links, links.flip(0)[:, : 0 if self.directed else None]], dim=1)
         chosen = self.chosen_links(num_nodes)
         if self.test_fraction or "test" in chosen:
             graph, pairs, y = hold_out_links(

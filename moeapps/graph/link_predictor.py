@@ -18,6 +18,7 @@ from moeapps.core.errors import DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
 from moeapps.core.mixing.inputs import LOWEST
 from moeapps.core.tabledata.frames import frame_if_table
+from moeapps.graph.as_trained import scaled_as_trained, warn_of_weights
 from moeapps.graph.experts_estimator import ExpertsEstimator
 from moeapps.graph.graph_tables import GraphTables
 from moeapps.graph.inputs import bare_graph, refuse_other_graphs
@@ -26,7 +27,7 @@ from moeapps.graph.link_graph import LinkGraph
 from moeapps.graph.link_module import Decoder, LinkConfig, LinkModule, link_scores, make_link_experts
 from moeapps.graph.links import LinkBatch, Structure, labeled_pairs, link_labels
 from moeapps.graph.node_table import NodeTable
-from moeapps.graph.table_input import TableInput
+from moeapps.graph.table_input import TableInput, one_of
 
 __all__ = ["MowstLinkPredictor"]
 
@@ -215,6 +216,7 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         with self._all_or_nothing() as fitted:
             self._check_mixing()
             options = {"id": id, **tables}
+            one_of(edge_index, edges)
             if self._means_tables(X, edges, options):
                 if isinstance(edge_weight, str):
                     options["edge_weight"], edge_weight = edge_weight, None
@@ -259,6 +261,8 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
         """
         check_is_fitted(self, "model_")
         if isinstance(X, LinkGraph):
+            if edge_index is not None or edge_weight is not None:
+                raise DataError("X is a graph that was read already, with its edges: leave edge_index out")
             return X
         read = self._read_tables(X, edge_index)
         if read is not None:
@@ -271,6 +275,9 @@ class MowstLinkPredictor(TableInput, ExpertsEstimator):
             )
         if not isinstance(X, Data):
             validate_data(self, X, reset=False, skip_check_array=True)  # names of columns
+        if self.normalized_:
+            scaled_as_trained(graph)
+        warn_of_weights(self.weighted_, graph.edge_weight, type(self).__name__)
         return LinkGraph.of(graph, X, read, self._pair_columns())
 
     def predict_proba(

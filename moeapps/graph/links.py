@@ -338,7 +338,8 @@ def link_labels(labels: Any, count: int, what: str) -> Tensor:
     values = as_array(labels)
     if values.shape != (count,):
         raise DataError(f"{what} must have one label per pair, shape ({count},), got {values.shape}")
-    good = np.isin(values, (0, 1)) if values.dtype.kind in "biuf" else np.zeros(count, dtype=bool)
+    # objects: whole numbers beside a missing value
+    good = np.isin(values, (0, 1)) if values.dtype.kind in "biufO" else np.zeros(count, dtype=bool)
     if not good.all():
         row = int((~good).argmax())
         raise DataError(f"{what} must be 1 (linked) or 0, got {plain(values[row])!r} for pair {row}")

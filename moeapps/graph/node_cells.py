@@ -2,18 +2,14 @@
 
 # N nodes
 
-import re
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from moeapps.core.arrays import as_array
 from moeapps.core.errors import DataError
 from moeapps.core.tabledata.cells import category_text
-from moeapps.core.tabledata.numbers import to_numbers
 from moeapps.core.tabledata.source import TableSource
-from moeapps.core.tabledata.vocabulary import distinct_cells
+from moeapps.core.tabledata.vocabulary import distinct_cells, settle_values
 from moeapps.graph.node_names import exact_ids
 
 __all__ = ["id_keys", "like_id", "read_labels", "read_split"]
@@ -59,35 +55,34 @@ def like_id(wanted: str, keys: pd.Index, otherwise: bool = True) -> str:
 
 
 def read_labels(column: pd.Series, name: str, source: TableSource) -> np.ndarray:
-    """Labels as objects, None where there is none; whole numbers of a file as integers."""
+    """Labels as objects, None where there is none; of a file those that a frame of its content has.
+
+    Whole numbers (also written as 1.0, as pandas writes a column with a hole) are numbers, true and false bools.
+    """
     cells = as_array(column.reset_index(drop=True)).astype(object)
     gone = pd.isna(cells) | np.isin(cells.astype(str), list(source.missing))
     known = cells[~gone]
-    if source.untyped and all(_is_whole(cell) for cell in known):
-        known = np.array([int(cell) for cell in known], dtype=object)
-    elif source.untyped and len(known):
-        kind = TableSource(pd.DataFrame({name: known}), missing=source.missing).infer([name])[name].kind
-        known = to_numbers(pd.Series(known), source.missing, name).astype(object) if kind == "number" else known
+    if source.untyped and len(known):
+        texts = list(dict.fromkeys(known.tolist()))
+        if len({type(value) for value in settle_values(texts, True, name)}) == 1:
+            values = {text: settle_values([text], True, name)[0] for text in texts}
+            if len({type(value) for value in values.values()}) == 1:  # 7 beside 007: both stay text
+                known = np.array([values[text] for text in known.tolist()], dtype=object)
     labels = np.full(len(cells), None, dtype=object)
     labels[~gone] = known
     return labels
 
 
-def _is_whole(cell: Any) -> bool:
-    """Whether the text is a whole number as it would be written: 007 is a code."""
-    return bool(re.fullmatch(r"-?[1-9]\d*|0", str(cell)))
-
-
 def read_split(column: pd.Series, name: str, source: TableSource) -> dict[str, np.ndarray]:
     """The masks that a column of splits means."""
-    cells = [None if pd.isna(cell) else str(cell).strip().lower() for cell in column]
+    texts = [None if pd.isna(cell) else str(cell).strip() for cell in column]
     masks: dict[str, np.ndarray] = {}
-    for row, cell in enumerate(cells):
-        if cell is None or cell in source.missing or cell in {text.lower() for text in ("", "none")}:
+    for row, text in enumerate(texts):
+        if text is None or text in source.missing or text.lower() in ("", "none"):
             continue
-        if cell not in SPLITS:
+        if text.lower() not in SPLITS:
             raise DataError(
-                f"{source.name}: {name!r} holds {cell!r} in row {row}, expected train, val, test or nothing"
+                f"{source.name}: {name!r} holds {text!r} in row {row}, expected train, val, test or nothing"
             )
-        masks.setdefault(SPLITS[cell], np.zeros(len(cells), dtype=bool))[row] = True
+        masks.setdefault(SPLITS[text.lower()], np.zeros(len(texts), dtype=bool))[row] = True
     return masks

@@ -23,11 +23,12 @@ from moeapps.core.estimator import resolve_device
 from moeapps.core.labels import classes_from_json, labels_to_json
 from moeapps.core.tabledata.frames import frame_if_table
 from moeapps.core.tabledata.scoring import label_columns
+from moeapps.graph.as_trained import scaled_as_trained, warn_of_weights
 from moeapps.graph.class_weights import weights_in_order
 from moeapps.graph.data import GraphDataModule
 from moeapps.graph.edges import Edges
 from moeapps.graph.inputs import as_graph, bare_graph, edges_of, on_disk, opened, refuse_other_graphs
-from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled
+from moeapps.graph.labels import as_labels, encode_labels, known_labels, labeled, like_classes
 from moeapps.graph.masks import MASKS, check_split, has_splits, node_index, read_mask
 from moeapps.graph.measures import measure
 from moeapps.graph.mixture import GraphMixture
@@ -37,7 +38,7 @@ from moeapps.graph.node_module import NodeModule
 from moeapps.graph.node_names import check_alignment
 from moeapps.graph.node_table import NodeTable, TableGraph
 from moeapps.graph.portfolio import Networks
-from moeapps.graph.table_input import TableInput, ids_of_rows
+from moeapps.graph.table_input import TableInput, ids_of_rows, one_of
 
 __all__ = ["NodeClassifier", "node_index"]
 
@@ -52,10 +53,14 @@ class NodeClassifier(ClassifierMixin, TableInput):
 
     split_: int
     n_edges_: int
+    weighted_: bool
+    normalized_: bool = False  # of a checkpoint whose data normalised features
     network_: dict[str, Any]
     selected_: list[dict[str, Any]]
-    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", "split_", "n_edges_", "network_", "selected_")
-    _optional_attributes: tuple[str, ...] = ("split_", "n_edges_", "network_", "selected_")
+    _optional_attributes: tuple[str, ...] = (
+        "split_", "n_edges_", "weighted_", "normalized_", "network_", "selected_",
+    )  # fmt: skip
+    _saved_attributes: tuple[str, ...] = ("n_features_in_", "n_iter_", *_optional_attributes)
 
     def fit(
         self,
@@ -123,6 +128,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         """
         with self._all_or_nothing() as fitted:
             options = {"id": id, "target": target, **tables}
+            one_of(edge_index, edges)
             if self._means_tables(X, edges, options):
                 if isinstance(split, str | None):
                     options["split"], split = split, 0
@@ -158,7 +164,10 @@ class NodeClassifier(ClassifierMixin, TableInput):
             module, fitted.history_ = fitted._fit_networks(data, seed)
             fitted.n_iter_ = len(fitted.history_)
             fitted.n_features_in_ = data.in_channels
-            fitted.n_edges_ = data.edges.count("plain")
+            fitted.n_edges_, fitted.normalized_ = data.edges.count("plain"), False
+            fitted.__dict__.pop("weighted_", None)
+            if not on_disk(graph):
+                fitted.weighted_ = graph.edge_weight is not None and bool((graph.edge_weight != 1).any())
             fitted.split_ = int(number)
             fitted.classes_ = data.classes
             if isinstance(module.model, GraphMixture):
@@ -185,6 +194,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         estimator.n_features_in_, estimator.classes_ = module.in_channels, module.classes
         if module.split is not None:
             estimator.split_ = module.split
+        estimator.normalized_ = bool(module.normalized)
         estimator.model_ = module.model.eval()
         if module.node_table is not None:
             estimator.node_table_ = NodeTable.from_state(module.node_table)
@@ -217,7 +227,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
         array of shape (number of nodes, number of classes)
             Rows sum to 1; columns are in the order of ``classes_``.
         """
-        graph = self._graph_to_predict(X, edge_index if edges is None else edges, edge_weight)
+        graph = self._graph_to_predict(X, one_of(edge_index, edges), edge_weight)
         chosen = None if nodes is None else torch.from_numpy(self._node_index(nodes, graph))
         probabilities: np.ndarray = self._finite_log_probs(graph, chosen).exp().cpu().numpy()
         return probabilities
@@ -292,7 +302,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
             Naming the input that cannot be used; also if a ``test_mask`` has several splits and the model was saved by
             moeapps 0.1, which did not note the split.
         """
-        graph, truth, chosen = self._nodes_to_score(X, y, edge_index if edges is None else edges, edge_weight, nodes)
+        graph, truth, chosen = self._nodes_to_score(X, y, one_of(edge_index, edges), edge_weight, nodes)
         predicted = self.classes_[self._finite_log_probs(graph, torch.from_numpy(chosen)).argmax(-1).cpu().numpy()]
         return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
 
@@ -316,7 +326,7 @@ class NodeClassifier(ClassifierMixin, TableInput):
             ``accuracy``, ``loss``, ``macro_f1``, ``auc``. The AUC of several classes is the mean of one against the
             rest; it is NaN where a class does not occur among the nodes.
         """
-        graph, truth, chosen = self._nodes_to_score(X, y, edge_index if edges is None else edges, edge_weight, nodes)
+        graph, truth, chosen = self._nodes_to_score(X, y, one_of(edge_index, edges), edge_weight, nodes)
         codes = encode_labels(truth, self.classes_)
         if bool((codes < 0).any()):
             raise DataError(f"y has labels that {type(self).__name__} was not fitted with")
@@ -341,7 +351,8 @@ class NodeClassifier(ClassifierMixin, TableInput):
         chosen = chosen[labeled(truth)[chosen]]
         if len(chosen) == 0:
             raise DataError("none of the nodes to score has a label")
-        return graph, tightened(truth[chosen]), chosen
+        labels = tightened(truth[chosen])
+        return graph, labels if read is None else like_classes(labels, self.classes_), chosen
 
     def _fitted_split(self, mask: Any) -> int:
         """Number of the split that the model was fitted on, needed if the mask has several."""
@@ -357,6 +368,10 @@ class NodeClassifier(ClassifierMixin, TableInput):
     def _graph_to_predict(self, X: Any, edge_index: Any, edge_weight: Any) -> Data:
         check_is_fitted(self, "model_")
         if X is None:
+            if edge_index is not None or edge_weight is not None:
+                raise DataError(
+                    "edges were given without nodes: give X too, the node features, a Data or the table of nodes"
+                )
             if not hasattr(self, "graph_"):
                 raise DataError("a loaded model does not hold its training graph: give X, a Data or node features")
             return self.graph_
@@ -365,6 +380,8 @@ class NodeClassifier(ClassifierMixin, TableInput):
             X, edge_index = read.graph, None
         X = frame_if_table(opened(X))
         graph = bare_graph(X, edge_index, edge_weight=edge_weight)
+        if self.normalized_:
+            scaled_as_trained(graph)
         graph.edges = edges_of(graph)
         graph.table = read
         if not isinstance(X, Data):
@@ -381,6 +398,8 @@ class NodeClassifier(ClassifierMixin, TableInput):
                 UserWarning,
                 stacklevel=4,
             )
+        elif self._uses_edges() and not on_disk(graph):
+            warn_of_weights(getattr(self, "weighted_", None), graph.edge_weight, type(self).__name__)
         return graph
 
     def _graph_of_tables(self, nodes: Any, edges: Any) -> Data:

@@ -59,12 +59,15 @@ class TableGraph:
         The same as text.
     edges : EdgeTable, optional
         The rows of the table of edges, where they are divided into parts.
+    edge_columns : list of (str or None)
+        The columns of these rows, as :class:`~moeapps.graph.edge_table.EdgeTable` has them.
     """
 
     graph: Data
     ids: pd.Series
     keys: pd.Index
     edges: EdgeTable | None = None
+    edge_columns: list[str | None] = field(default_factory=list)
 
     def positions(self, ids: Any, what: str) -> np.ndarray:
         """Rows of the nodes with these ids.
@@ -108,6 +111,9 @@ class NodeTable:
         How many edges the nodes of the training had; None where a file of an older version does not say.
     predicted : list of int
         Nodes of the training by predicted class; empty where they were not predicted.
+    edge_columns : list of (str or None), optional
+        Columns of the ids at both ends of an edge and of its weight (None: no weights) in the training; None where a
+        file of an older version does not say.
     """
 
     tables: GraphTables
@@ -115,6 +121,7 @@ class NodeTable:
     kept: list[list[int]] = field(default_factory=list)
     degrees: ColumnProfile | None = None
     predicted: list[int] = field(default_factory=list)
+    edge_columns: list[str | None] | None = None
 
     @classmethod
     def learn(
@@ -152,6 +159,7 @@ class NodeTable:
         _leave_marks(encoder, numbers)
         found.kept = frequent_categories(encoder, codes, np.ones(len(frame)), MAX_CATEGORIES)
         read = found._graph(source, frame, edges, labelled=True, edge_split=edge_split)
+        found.edge_columns = read.edge_columns
         found.degrees = ColumnProfile.of_numbers(DEGREES, "number", degrees_of(read.graph))
         return found, read
 
@@ -190,15 +198,15 @@ class NodeTable:
         values = source.named(lambda: self.encoder.transform(frame[self.encoder.names]))
         graph = Data(x=torch.from_numpy(one_hot(self.encoder, self.kept, *values, clipped=True)).float())
         missing = frozenset(self.encoder.missing_values)
-        links = read_edge_table(edges, self.tables, keys, source.name, missing, edge_split)
-        graph.edge_index, graph.edge_weight = links.connections(self.tables.undirected, len(keys))
+        links = read_edge_table(edges, self.tables, keys, source.name, missing, edge_split, self.edge_columns)
+        graph.edge_index, graph.edge_weight = links.connections(self.tables.undirected, keys)
         if labelled and self.tables.target is not None:
             graph.y = read_labels(frame[self.tables.target], self.tables.target, source)
         if self.tables.split is not None and self.tables.split in frame:
             for name, mask in read_split(frame[self.tables.split], self.tables.split, source).items():
                 graph[name] = torch.from_numpy(mask)
         ids = ids.reset_index(drop=True).rename(str(self.tables.id or ids.name or "node"))
-        return TableGraph(graph, ids, keys, links if edge_split is not None else None)
+        return TableGraph(graph, ids, keys, links if edge_split is not None else None, links.columns)
 
     def column_kinds(self) -> dict[str, ColumnKind]:
         """Columns of nodes that are features, and what they are."""
@@ -229,6 +237,7 @@ class NodeTable:
             "kept": self.kept,
             "degrees": None if self.degrees is None else self.degrees.to_json(),
             "predicted": self.predicted,
+            "edge_columns": self.edge_columns,
         }
 
     @classmethod
@@ -244,6 +253,7 @@ class NodeTable:
             known = dict(state)
             encoder, kept = ColumnEncoder.from_state(known.pop("encoder")), known.pop("kept")
             degrees, predicted = known.pop("degrees", None), known.pop("predicted", [])
+            edge_columns = known.pop("edge_columns", None)
             tables = GraphTables(**known)
             texts = ("id", "target", "split", "edge_source", "edge_target", "edge_weight")
             good = (
@@ -254,6 +264,9 @@ class NodeTable:
                 and isinstance(degrees, dict | None)
                 and fits(predicted, list[int])
                 and min(predicted, default=0) >= 0
+                and fits(edge_columns, list[str | None] | None)
+                and len(edge_columns or [None] * 3) == 3
+                and None not in (edge_columns or [])[:2]
                 and len(kept) == len(encoder.categories)
                 and all(
                     0 <= code < len(values) + FIRST
@@ -265,7 +278,8 @@ class NodeTable:
             raise FileFormatError(f"its table of nodes is malformed: {error}") from None
         if not good:
             raise FileFormatError("its table of nodes is malformed")
-        return cls(tables, encoder, kept, None if degrees is None else ColumnProfile.from_json(degrees), predicted)
+        profile = None if degrees is None else ColumnProfile.from_json(degrees)
+        return cls(tables, encoder, kept, profile, predicted, edge_columns)
 
 
 def degrees_of(graph: Data) -> np.ndarray:

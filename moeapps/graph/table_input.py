@@ -18,7 +18,7 @@ from moeapps.graph.graph_tables import GraphTables, is_table_path
 from moeapps.graph.node_table import DEGREES, NodeTable, TableGraph, degrees_of
 from moeapps.registry import did_you_mean
 
-__all__ = ["TableInput", "ids_of_rows"]
+__all__ = ["TableInput", "ids_of_rows", "one_of"]
 
 CLASSES = "(predicted class)"
 """What a check calls the classes that are predicted."""
@@ -193,3 +193,16 @@ def ids_of_rows(read: TableGraph | None, given: Any, count: int) -> pd.Series:
     if isinstance(given, pd.DataFrame) and not given.index.equals(pd.RangeIndex(len(given))):
         return pd.Series(given.index, name=given.index.name or "node")
     return pd.Series(np.arange(count), name="node")
+
+
+def one_of(edge_index: Any, edges: Any) -> Any:
+    """The edges, which have two names.
+
+    Raises
+    ------
+    ConfigError
+        If they were given by both.
+    """
+    if edge_index is not None and edges is not None:
+        raise ConfigError("edges and edge_index are the same argument: give one of them")
+    return edge_index if edges is None else edges

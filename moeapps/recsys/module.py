@@ -18,6 +18,7 @@ from moeapps.core.checks import check_at_least_zero, check_one_of
 from moeapps.core.config import Configurable, as_arguments, takes
 from moeapps.core.distributed import gather_rows, world_size
 from moeapps.core.errors import ConfigError, DataError, NonFiniteError
+from moeapps.core.labels import beside_kept, probability_columns
 from moeapps.core.loading import EpochSampler
 from moeapps.core.memory import keep_freed_memory, return_freed_memory
 from moeapps.core.module import DataDependentModule
@@ -394,10 +395,13 @@ class RankingModule(Configurable, DataDependentModule):
         ]
 
     def predict_step(self, batch: tuple[Rows, dict[str, Any]], batch_idx: int) -> dict[str, Any]:
-        """The columns to keep, then one per target: probabilities, numbers, rates."""
+        """The columns to keep, then one per target: probabilities (``probability_<target>``), numbers, rates."""
         rows, kept = batch
         predictions = self.targets.decode(self.network(rows).float().cpu().numpy())
-        return {**kept, **{name: predictions[:, t] for t, name in enumerate(self.targets.names)}}
+        binary = [name for name in self.targets.names if self.targets.kinds[name] == "binary"]
+        called = dict(zip(binary, probability_columns(binary), strict=True))
+        columns = {called.get(name, name): predictions[:, t] for t, name in enumerate(self.targets.names)}
+        return beside_kept(kept, columns)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adagrad or lazy AdamW for sparse gradients) with a cosine schedule to a tenth of the learning rate."""

@@ -44,7 +44,7 @@ class GraphService(Service):
         about = {**super().describe(), "width": int(self.model.n_features_in_), "held": self.held}
         table = getattr(self.model, "node_table_", None)
         if table is None:
-            return about
+            return {**about, "weighted": bool(getattr(self.model, "weighted_", False))}
         about = {**about, "id": table.tables.id or "node", "columns": dict(table.column_kinds())}
         return {**about, "nodes": len(self.model.graph_.table.ids)} if self.held else about
 
@@ -53,11 +53,11 @@ class GraphService(Service):
         if "predict" in request:
             return self._of_tables(request)
         x = np.array(request["x"], dtype=np.float32)
-        edges = np.array(request["edges"], dtype=np.int64).reshape(-1, 2).T
+        edges, weights = self.numbered_edges(request["edges"])
         nodes = request.get("nodes")
         if nodes is not None:  # each once: what is all 0 and 1, with repetitions, would be read as a mask
             nodes, place = np.unique(nodes, return_inverse=True)
-        probabilities = self.model.predict_proba(x, edges, nodes=nodes)
+        probabilities = self.model.predict_proba(x, edges, nodes=nodes, **weights)
         probabilities = probabilities if nodes is None else probabilities[place]
         return records(label_columns(self.model.classes_, probabilities))
 
@@ -81,6 +81,16 @@ class GraphService(Service):
             nodes = nodes.set_index(about["id"])
         return nodes, self._edges(request["edges"])
 
+    def numbered_edges(self, rows: list[list[Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Edges ``(2, E)`` as node numbers, and ``edge_weight`` ``(E,)`` where those of the training had weights."""
+        if not self.describe()["weighted"]:
+            return np.array(rows, dtype=np.int64).reshape(-1, 2).T, {}
+        ends = [end for row in rows for end in row[:2]]
+        if broken := [end for end in ends if end != int(end)]:
+            raise DataError(f"edges: {broken[0]} is not the number of a node")
+        weight = np.array([row[2] for row in rows], dtype=np.float64)
+        return np.array(ends, dtype=np.int64).reshape(-1, 2).T, {"edge_weight": weight}
+
     def columns_of_edges(self) -> list[str]:
         """Names of both ends and the weight of an edge, as in training."""
         tables = self.model.node_table_.tables
@@ -92,5 +102,8 @@ class GraphService(Service):
         width = max(map(len, pairs), default=2)
         if any(len(pair) != width for pair in pairs):
             raise DataError("edges: some have a weight and some have none, expected one for all or for none")
+        trained = self.model.node_table_.edge_columns
+        if trained is not None and trained[2] is None and width == 3:  # reading them would warn and leave the weights
+            raise DataError("edges: some have a weight, and those that the model was fitted on had none")
         columns = zip(*pairs, strict=True) if pairs else [[], []]
         return pd.DataFrame({name: object_array(list(values)) for name, values in zip(names, columns, strict=False)})

@@ -61,8 +61,9 @@ class ImageService(Service):
 
         names = [f"images.{number}" for number in range(len(request["images"]))]
         files = [decode_file(text, name) for text, name in zip(request["images"], names, strict=True)]
-        channels = self.model.spec_.shape[0]
-        probabilities = self.model.predict_proba(read_images(files, channels, self.model.image_size, names))
+        spec = self.model.spec_
+        images = read_images(files, spec.shape[0], self.model.image_size, names, spec.transform())
+        probabilities = self.model.predict_proba(images)
         return records(label_columns(self.model.classes_, probabilities))
 
 

@@ -29,7 +29,8 @@ class LinkService(GraphService):
             if "x" in request:
                 pairs: Any = np.array(request["pairs"], dtype=np.int64)
                 x = np.array(request["x"], dtype=np.float32)
-                return records(self.model.predict_table(pairs, x, np.array(request["edges"]).reshape(-1, 2).T))
+                edges, weights = self.numbered_edges(request["edges"])
+                return records(self.model.predict_table(pairs, x, edges, **weights))
             ends, names = zip(*request["pairs"], strict=True), self.columns_of_edges()[:2]
             frame = pd.DataFrame({name: object_array(list(end)) for name, end in zip(names, ends, strict=True)})
             return records(self.model.predict_table(frame, *self.tables(request)))

@@ -157,10 +157,13 @@ def _graph_of_numbers(description: dict[str, Any]) -> dict[str, Any]:
     """The fields of a graph whose features are numbers."""
     width = description["width"]
     node: Any = _list(_Number, min_length=width, max_length=width)
-    pair: Any = _list(_Whole, min_length=2, max_length=2)
+    edge: Any = _list(_Whole, min_length=2, max_length=2)
+    about = "source and target of each edge, as numbers of nodes"
+    if description.get("weighted"):
+        edge, about = _list(_Number, min_length=3, max_length=3), f"{about}, and its weight"
     return {
         "x": (_list(node, min_length=1, description="features of each node"), ...),
-        "edges": (_list(pair, description="source and target of each edge, as numbers of nodes"), ...),
+        "edges": (_list(edge, description=about), ...),
     }
 
 

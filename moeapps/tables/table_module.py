@@ -17,6 +17,7 @@ from moeapps.core.callbacks import BestWeights
 from moeapps.core.checks import check_below_one, check_sizes
 from moeapps.core.config import as_arguments, config_from, takes
 from moeapps.core.errors import ConfigError
+from moeapps.core.labels import beside_kept
 from moeapps.core.module import DataDependentModule
 from moeapps.core.saved_arguments import arguments_to_json
 from moeapps.core.tabledata.ids import with_unused
@@ -262,7 +263,7 @@ class TableModule(DataDependentModule, TabularModule):
         rows, part = batch[0].cpu().numpy(), self._data.part("predict")
         found = predict_frame(self.to_estimator(), part.frame.iloc[rows])
         kept = {name: values.to_numpy()[rows] for name, values in part.kept.items()}
-        return {**kept, **{str(name): values.to_numpy() for name, values in found.items()}}
+        return beside_kept(kept, {str(name): values.to_numpy() for name, values in found.items()})
 
     def _evaluate(self, stage: str, batch_idx: int, batch: Any) -> None:
         numbers, codes, target, weight = self._seen(stage, *batch)

@@ -341,6 +341,8 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         estimator.spec_, estimator.auto_ = module.spec, {}
         estimator.classes_ = np.array(module.spec.classes)
         estimator.model_ = module
+        if PixelRange.is_by_depth(module.spec):  # where it is not, the range is not known
+            estimator.pixels_ = PixelRange(0.0, 1.0, True)
         return estimator
 
     def _checked(self, X: Any) -> Tensor:
@@ -348,7 +350,10 @@ class WideNetClassifier(ImageFilesMixin, ClassifierMixin, ImageEstimator):
         if isinstance(X, str | Path):
             raise DataError("predict images from a list of files, or an array; predict_files(folder) names the files")
         shape, old = self.spec_.shape, hasattr(self, "largest_")  # 0.1 kept the numbers of uint16, and one limit
-        images = as_images(X, channels=shape[0], size=self.image_size, shape=shape, scale_depth=not old)
+        images = as_images(
+            X, channels=shape[0], size=self.image_size, shape=shape, scale_depth=not old,
+            transform=self.spec_.transform(),
+        )  # fmt: skip
         if tuple(images.shape[1:]) != self.spec_.shape:
             raise DataError(
                 f"images are (C, H, W) = {tuple(images.shape[1:])}, the model was fitted on {self.spec_.shape}"

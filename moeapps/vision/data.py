@@ -2,9 +2,7 @@
 
 # Shapes: N images, C channels, H height, W width
 
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,16 @@ from moeapps.core.loading import ResumableLoader, identity_collate, make_loader
 from moeapps.core.splits import hold_out
 from moeapps.vision.datasets import LabelledImages, load_images
 from moeapps.vision.folders import FolderImages
-from moeapps.vision.images import ImageSpec
+from moeapps.vision.images import CentreCrop, ImageSpec
 from moeapps.vision.listing import find_images, list_images
-from moeapps.vision.reading import MODES, resize_part
+from moeapps.vision.reading import MODES, Transform
 
 __all__ = ["ImageArrays", "ImageDataModule", "ImageFolderData", "LoadingConfig", "PublicImageData", "make_transform"]
 
-Transform = Callable[[Image.Image], Tensor]
+
+def crop_fraction(side: int) -> float:
+    """Part of an image that evaluation crops; of small ones all: ImageNet's crops would leave too little of them."""
+    return 1.0 if side <= 64 else 0.9
 
 
 def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str | None = None) -> Transform:
@@ -51,43 +52,19 @@ def make_transform(size: tuple[int, int, int], training: bool, auto_augment: str
     ConfigError
         If timm has no such policy.
     """
-    small = min(size[1:]) <= 64  # of which ImageNet's crops, down to 8 % of the area, would leave too little
+    small = crop_fraction(min(size[1:])) == 1.0
     if not training and size[1] == size[2]:
-        return CentreCrop(size[1], 1.0 if small else 0.9)
+        return CentreCrop(size[1], crop_fraction(size[1]))
     try:
         made: Transform = create_transform(
             size, is_training=training, auto_augment=auto_augment, interpolation="bicubic", normalize=False,
-            crop_pct=1.0 if small else 0.9, scale=(0.6, 1.0) if small else None,
+            crop_pct=crop_fraction(min(size[1:])), scale=(0.6, 1.0) if small else None,
         )  # fmt: skip
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{auto_augment!r} is no augmentation: none, shift, shift_flip, or a policy of timm ({error})"
         ) from None
     return made
-
-
-class CentreCrop:
-    """Resizes the shorter side and crops the centre, as timm does in evaluation, but never makes more than the crop.
-
-    Parameters
-    ----------
-    size : int
-        Side of the result in pixels.
-    fraction : float, default=1.0
-        ``size`` as a fraction of the side that images are resized to.
-    """
-
-    def __init__(self, size: int, fraction: float = 1.0) -> None:
-        self.size, self.side = size, math.floor(size / fraction)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Image to uint8 tensor ``(C, H, W)``."""
-        short, long = min(image.size), max(image.size)
-        longer = int(self.side * long / short)  # torchvision's rounding, here and for the corner
-        resized = (self.side, longer) if image.width <= image.height else (longer, self.side)
-        left, top = (round((side - self.size) / 2.0) for side in resized)
-        part = resize_part(image, resized, (left, top), (self.size, self.size))
-        return torch.from_numpy(np.atleast_3d(np.array(part)).transpose(2, 0, 1).copy())
 
 
 class ImageArrays(Dataset):
@@ -376,7 +353,7 @@ class ImageFolderData(ImageDataModule):
         if self.folders["test"] is not None:
             self.parts["test"] = self._labelled("test", classes)
         half = (0.5,) * self.channels
-        self.spec = ImageSpec(self.shape, tuple(classes), half, half)
+        self.spec = ImageSpec(self.shape, tuple(classes), half, half, crop_fraction(self.shape[1]))
 
     def _images(
         self, files: list[Path], codes: list[Any], training: bool, among: list[Path] | None = None

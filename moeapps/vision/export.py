@@ -45,7 +45,8 @@ def export_classifier(model: WideNetClassifier | ImageModule, path: str | Path, 
 
     The program maps ``images`` ``(N, C, H, W)``, float32 with the size and range of the training images (uint8 pixels
     divided by 255), to class probabilities ``(N, K)``. The standardisation is part of it. The file's metadata has
-    ``spec``, a JSON object with ``shape``, ``classes``, ``mean`` and ``scale``.
+    ``spec``, a JSON object with ``shape``, ``classes``, ``mean`` and ``scale``, and of a training on a folder with
+    ``crop``: the size is that part of the side to which the shorter side is resized before the centre is cropped.
 
     Parameters
     ----------

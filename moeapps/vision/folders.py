@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from moeapps.core.errors import DataError
 from moeapps.vision.listing import LeftOut, find_images, is_hidden, list_images
-from moeapps.vision.reading import ENDINGS, MODES, Source, open_image, read_image
+from moeapps.vision.reading import ENDINGS, MODES, Source, Transform, open_image, read_image
 
 __all__ = [
     "ENDINGS",
@@ -39,7 +39,11 @@ LOOKING = 10.0
 
 
 def read_images(
-    files: Sequence[Source], channels: int = 3, size: int | None = None, names: Sequence[str] | None = None
+    files: Sequence[Source],
+    channels: int = 3,
+    size: int | None = None,
+    names: Sequence[str] | None = None,
+    transform: Transform | None = None,
 ) -> Tensor:
     """Read images into one tensor ``(N, C, H, W)``: uint8, or float32 in [0, 1] if one of them has more than 8 bits.
 
@@ -53,6 +57,8 @@ def read_images(
         The shorter side is resized to this and the centre is cropped; None if all images have one size.
     names : Sequence[str], optional
         Names of the files in errors; the paths when None.
+    transform : callable, optional
+        As in :func:`~moeapps.vision.reading.read_image`.
 
     Raises
     ------
@@ -65,7 +71,7 @@ def read_images(
     def opened() -> Iterator[tuple[str, NDArray[Any]]]:  # only one decoded image is held beside the result
         for i, (name, file) in enumerate(zip(names, files, strict=True)):
             try:
-                image = read_image(file, channels, size, name)
+                image = read_image(file, channels, size, name, transform)
             except DataError as error:
                 raise DataError(f"{error}{_further_broken(files[i + 1 :], names[i + 1 :])}") from None
             yield name, image

@@ -18,12 +18,45 @@ from torch import Tensor
 
 from moeapps.core.errors import DataError, FileFormatError
 from moeapps.vision.folders import read_images, stack_images
-from moeapps.vision.reading import read_image, resize_centre
+from moeapps.vision.reading import Transform, read_image, resize_centre, resize_part
 
-__all__ = ["ImageSpec", "PixelRange", "as_images", "channel_statistics", "pad_to", "refuse_other_scale", "to_float"]
+__all__ = [
+    "CentreCrop",
+    "ImageSpec",
+    "PixelRange",
+    "as_images",
+    "channel_statistics",
+    "pad_to",
+    "refuse_other_scale",
+    "to_float",
+]
 
 CHANNELS = (1, 3, 4)
 IMAGES_PER_CHUNK = 4096  # converted to float64 together
+
+
+class CentreCrop:
+    """Resizes the shorter side and crops the centre, as timm does in evaluation, but never makes more than the crop.
+
+    Parameters
+    ----------
+    size : int
+        Side of the result in pixels.
+    fraction : float, default=1.0
+        ``size`` as a fraction of the side that images are resized to.
+    """
+
+    def __init__(self, size: int, fraction: float = 1.0) -> None:
+        self.size, self.side = size, math.floor(size / fraction)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Image to uint8 tensor ``(C, H, W)``."""
+        short, long = min(image.size), max(image.size)
+        longer = int(self.side * long / short)  # torchvision's rounding, here and for the corner
+        resized = (self.side, longer) if image.width <= image.height else (longer, self.side)
+        left, top = (round((side - self.size) / 2.0) for side in resized)
+        part = resize_part(image, resized, (left, top), (self.size, self.size))
+        return torch.from_numpy(np.atleast_3d(np.array(part)).transpose(2, 0, 1).copy())
 
 
 @dataclass(frozen=True)
@@ -40,16 +73,25 @@ class ImageSpec:
         Mean of each channel, as :func:`to_float` gives it.
     scale : tuple[float, ...]
         Standard deviation of each channel.
+    crop : float or None
+        Of images that a training read from a folder and evaluated: the part that was cropped, as in
+        :class:`CentreCrop`.
     """
 
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    crop: float | None = None
 
     def state(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {name: list(value) for name, value in vars(self).items()}
+        """The fields as JSON values; without ``crop`` where there is none."""
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value if name == "crop" else list(value) for name, value in known.items()}
+
+    def transform(self) -> Transform | None:
+        """How the training read an image file that it evaluated; None where it got arrays."""
+        return None if self.crop is None else CentreCrop(self.shape[1], self.crop)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ImageSpec":
@@ -61,6 +103,7 @@ class ImageSpec:
             If these are not the fields of a spec.
         """
         shape, classes, mean, scale = (tuple(state[name]) for name in ("shape", "classes", "mean", "scale"))
+        crop = state.get("crop")
         sides = len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
         if not sides or shape[0] not in CHANNELS or not all(isinstance(name, str) for name in classes):
             raise FileFormatError(f"images of shape {shape} with {len(classes)} classes: it is damaged")
@@ -69,7 +112,9 @@ class ImageSpec:
                 raise FileFormatError(f"channel statistics {mean} and {scale} of {shape[0]} channels: it is damaged")
         if min(scale) <= 0:
             raise FileFormatError(f"a channel has scale {min(scale)}: it is damaged")
-        return cls((shape[0], shape[1], shape[2]), classes, mean, scale)
+        if crop is not None and not (type(crop) in (int, float) and 0.1 <= crop <= 1 and shape[1] == shape[2]):
+            raise FileFormatError(f"images of shape {shape} are cropped to {crop!r}: it is damaged")
+        return cls((shape[0], shape[1], shape[2]), classes, mean, scale, crop)
 
     @classmethod
     def of(cls, images: Tensor, classes: Any) -> "ImageSpec":
@@ -86,6 +131,7 @@ def as_images(
     size: int | None = None,
     shape: tuple[int, int, int] | None = None,
     scale_depth: bool = True,
+    transform: Transform | None = None,
 ) -> Tensor:
     """Check images and bring them to ``(N, C, H, W)``, uint8 or float32.
 
@@ -106,6 +152,8 @@ def as_images(
         Channels, height and width that are expected. Images that have it are not resized.
     scale_depth : bool, default=True
         Whether uint16 is divided by 65,535; False keeps its numbers.
+    transform : callable, optional
+        What reads files and images of Pillow, and resizes arrays, in place of resizing to ``size``.
 
     Raises
     ------
@@ -116,13 +164,13 @@ def as_images(
     if entries is None:
         images = _from_array(X, shape, scale_depth)
         if size is not None and tuple(images.shape[1:]) != shape and tuple(images.shape[2:]) != (size, size):
-            resized = [_resized(image, size) for image in images]
+            resized = [_resized(image, size, transform) for image in images]
             images = stack_images(((f"image {i}", image) for i, image in enumerate(resized)), len(resized))
         return images
     channels = _channels_of(entries) if channels is None else channels
     if not any(_is_array(entry) for entry in entries):
-        return _refuse_tiny(read_images(entries, channels, size))
-    return _refuse_tiny(_from_sequence(entries, channels, size, shape, scale_depth))
+        return _refuse_tiny(read_images(entries, channels, size, transform=transform))
+    return _refuse_tiny(_from_sequence(entries, channels, size, shape, scale_depth, transform))
 
 
 def _entries(X: Any) -> list[Any] | None:
@@ -154,7 +202,12 @@ def _is_array(entry: Any) -> bool:
 
 
 def _from_sequence(
-    entries: list[Any], channels: int, size: int | None, shape: tuple[int, int, int] | None, scale_depth: bool
+    entries: list[Any],
+    channels: int,
+    size: int | None,
+    shape: tuple[int, int, int] | None,
+    scale_depth: bool,
+    transform: Transform | None,
 ) -> Tensor:
     """Images one by one, of which some are arrays."""
     arrays_only = [_to_numpy(entry) for entry in entries if _is_array(entry)]
@@ -168,14 +221,14 @@ def _from_sequence(
         for i, entry in enumerate(entries):
             name = f"image {i}"
             if not _is_array(entry):
-                yield name, read_image(entry, channels, size, name)
+                yield name, read_image(entry, channels, size, name, transform)
                 continue
             try:
                 image = _from_array(_to_numpy(entry)[None], shape, scale_depth)[0]
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
             fits = size is None or tuple(image.shape) == shape or tuple(image.shape[1:]) == (size, size)
-            yield name, image.numpy() if fits else _resized(image, size or 0)
+            yield name, image.numpy() if fits else _resized(image, size or 0, transform)
 
     return stack_images(arrays(), len(entries))
 
@@ -229,14 +282,20 @@ def _channels_last(sides: tuple[int, ...], shape: tuple[int, int, int] | None) -
     return shape != sides and min(sides[:2]) > 1 and sides[0] == sides[1] != sides[2]
 
 
-def _resized(image: Tensor, size: int) -> NDArray[Any]:
+def _resized(image: Tensor, size: int, transform: Transform | None) -> NDArray[Any]:
     """An image ``(C, H, W)`` with its shorter side resized and its centre cropped, as an image file would be."""
     array = image.numpy()
+
+    def resized(picture: Image.Image) -> NDArray[Any]:  # (C, H, W)
+        if transform is not None:
+            return transform(picture).numpy()
+        return np.atleast_3d(np.asarray(resize_centre(picture, size))).transpose(2, 0, 1)
+
     if array.dtype == np.uint8:
         # all channels at once, as for files, since Pillow weights colours by the fourth channel, transparency
         picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-        return np.atleast_3d(np.asarray(resize_centre(picture, size))).transpose(2, 0, 1)
-    bands = [np.asarray(resize_centre(Image.fromarray(band), size)) for band in array]
+        return resized(picture)
+    bands = [resized(Image.fromarray(band))[0] for band in array]
     return np.stack(bands).clip(array.min(), array.max())  # bicubic interpolation overshoots
 
 
@@ -272,6 +331,11 @@ class PixelRange:
         """Range of images ``(N, C, H, W)``."""
         low, high = to_float(torch.stack([images.min(), images.max()])).tolist()
         return cls(low, high, images.dtype == torch.uint8)
+
+    @staticmethod
+    def is_by_depth(spec: ImageSpec) -> bool:
+        """Whether images of a spec lie between 0 and 1, as far as mean and standard deviation can tell."""
+        return all(0 <= mean <= 1 and scale <= 0.5 for mean, scale in zip(spec.mean, spec.scale, strict=True))
 
     @property
     def by_depth(self) -> bool:

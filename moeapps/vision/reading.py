@@ -15,19 +15,34 @@ Training, prediction, the data modules, the command line and the server all read
 import importlib.util
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 
 from moeapps.core.errors import DataError
 
-__all__ = ["ENDINGS", "MAX_ASPECT", "MODES", "Source", "open_image", "read_image", "readable_endings", "resize_centre"]
+__all__ = [
+    "ENDINGS",
+    "MAX_ASPECT",
+    "MODES",
+    "Source",
+    "Transform",
+    "open_image",
+    "read_image",
+    "readable_endings",
+    "resize_centre",
+]
 
 Source = str | Path | bytes | IO[bytes] | Image.Image
 """What an image is read from: a path, the content of a file, an open file, or an image of Pillow."""
+
+Transform = Callable[[Image.Image], Tensor]
+"""From an image of Pillow to a tensor ``(C, H, W)``."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -78,7 +93,9 @@ _UPRIGHT = {
 """EXIF orientation, and the operation that undoes it. ``ImageOps.exif_transpose`` fails where other EXIF is damaged."""
 
 
-def read_image(source: Source, channels: int = 3, size: int | None = None, name: str = "") -> NDArray[Any]:
+def read_image(
+    source: Source, channels: int = 3, size: int | None = None, name: str = "", transform: Transform | None = None
+) -> NDArray[Any]:
     """Read one image.
 
     Parameters
@@ -91,6 +108,8 @@ def read_image(source: Source, channels: int = 3, size: int | None = None, name:
         The shorter side is resized to this and the centre is cropped; None keeps the image as it is.
     name : str, default=""
         Name of the image in errors; the path when empty.
+    transform : callable, optional
+        From an image of Pillow of 8 bits to a tensor ``(C, H, W)``, in place of resizing to ``size``.
 
     Returns
     -------
@@ -103,6 +122,8 @@ def read_image(source: Source, channels: int = 3, size: int | None = None, name:
         If it is not an image, is truncated or damaged, has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, one side
         more than :data:`MAX_ASPECT` times the other, or numbers of unknown scale.
     """
+    if transform is not None:
+        return transform(open_image(source, channels, name)).numpy()
     name = name or _name(source)
     image = _decode(source, name)
     if (grey := _deep(image, name)) is not None:

@@ -11,7 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from moeapps.core.labels import UNKNOWN, class_labels, classes_and_codes, encode, labels_from_json, labels_to_json
+from moeapps.core.labels import (
+    UNKNOWN,
+    beside_kept,
+    class_labels,
+    classes_and_codes,
+    encode,
+    labels_from_json,
+    labels_to_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +104,8 @@ def test_labels_of_every_library_keep_their_values_and_their_type(y, classes):
 def test_what_is_no_label_is_refused_and_shown(y, message):
     with pytest.raises(ValueError, match=message):
         class_labels(y)
+
+
+def test_a_prediction_of_the_name_of_a_kept_column_gets_another_one():
+    found = beside_kept({"id": [7], "prediction": ["no"]}, {"prediction": ["yes"], "probability_yes": [0.9]})
+    assert found == {"id": [7], "prediction": ["no"], "prediction_prediction": ["yes"], "probability_yes": [0.9]}

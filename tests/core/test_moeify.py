@@ -381,10 +381,14 @@ class Random(Functional):
         return super().forward(F.dropout(x, 0.5, self.training))
 
 
-def hooked():
-    module = timm.layers.Mlp(8, 12)
-    module.fc1.register_forward_hook(lambda *_: None)
+def hooked(module=None, name="fc1"):
+    module = timm.layers.Mlp(8, 12) if module is None else module
+    module.get_submodule(name).register_forward_hook(lambda *_: None)
     return module
+
+
+def in_line():
+    return nn.Sequential(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)), nn.LayerNorm(8))
 
 
 def normed():
@@ -412,6 +416,14 @@ def tied():
         ),
         (lambda: timm.layers.Mlp(8, 12, act_layer=lambda: nn.Softmax(-1)), "is Softmax, which is not elementwise"),
         (hooked, "has hooks, which would be lost"),
+        (lambda: hooked(in_line(), "0"), "has hooks, which would be lost"),
+        (lambda: hooked(in_line(), "0.1"), "has hooks, which would be lost"),
+        (lambda: hooked(in_line()[0], "1"), "has hooks, which would be lost"),
+        (lambda: hooked(FeedForward(8, 12), ""), "has hooks, which would be lost"),
+        (
+            lambda: hooked(nn.TransformerEncoderLayer(8, 2, 12, activation=nn.GELU()), "activation"),
+            "has hooks, which would be lost",
+        ),
         (normed, "Linear.*|parametrized"),
         (tied, "'0.inner': shares weights with '1'|0.inner: shares weights with '1'"),
         (Strange, "its forward computes something else"),

@@ -16,7 +16,7 @@ import moeapps
 from moeapps.cli.main import main
 from moeapps.core.callbacks import LastCheckpoint
 from moeapps.core.checkpoint import AtomicCheckpointIO
-from moeapps.core.errors import FileFormatError
+from moeapps.core.errors import DataError, FileFormatError
 from moeapps.graph import (
     EgoNetData,
     GNNModule,
@@ -25,6 +25,8 @@ from moeapps.graph import (
     LinkData,
     LinkModule,
     MowstModule,
+    ego_nets,
+    load_cora,
 )  # fmt: skip
 from moeapps.serve.services import open_service
 from moeapps.tables import MixtureModule, TableData
@@ -112,6 +114,39 @@ def test_a_graph_classifier_predicts_as_its_module(tmp_path):
     probabilities = loaded.predict_proba(graphs)
     np.testing.assert_allclose(probabilities[:, 0], found[f"probability_{loaded.classes_[0]}"], atol=1e-6)
     np.testing.assert_array_equal(exported.predict_proba(graphs), loaded.predict_proba(graphs))
+
+
+def test_features_that_the_data_normalised_are_given_to_the_estimator_as_they_are(tmp_path):
+    data = GraphDataModule(graph(), normalize_features=True)
+    module = GNNModule("sage", hidden_channels=8)
+    path = train(module, data, tmp_path)
+    with torch.no_grad():
+        (batch,) = list(data.predict_dataloader())
+        wanted = module.eval().log_probs(batch).exp().numpy()
+    loaded, exported = saved_again(path, tmp_path)
+    np.testing.assert_allclose(loaded.predict_proba(graph()), wanted, atol=1e-5)
+    np.testing.assert_allclose(loaded.predict_proba(data.prepared()), wanted, atol=1e-5)  # normalised already
+    np.testing.assert_array_equal(exported.predict_proba(graph()), loaded.predict_proba(graph()))
+    assert not loaded.fit(graph()).normalized_
+    other = GNNModule.load_from_checkpoint(path, weights_only=True)
+    with pytest.raises(DataError, match="give the data normalize_features=True"):
+        train(other, GraphDataModule(graph()), tmp_path / "other")
+
+
+def test_links_and_neighbourhoods_of_normalised_features_are_predicted_from_raw_ones(tmp_path):
+    data = LinkData(graph(), test_fraction=0.2, normalize_features=True)
+    module = LinkModule("gcn", hidden_channels=8, gate="constant")
+    loaded, exported = saved_again(train(module, data, tmp_path), tmp_path)
+    part = data.part("test")
+    seen, pairs = Data(x=graph().x, edge_index=part.edges.index), part.pairs.T
+    wanted = module.eval().predict_step(part, 0)["probability"]
+    np.testing.assert_allclose(loaded.predict_proba(pairs, seen)[:, 1], wanted, atol=1e-5)
+    np.testing.assert_array_equal(exported.predict_proba(pairs, seen), loaded.predict_proba(pairs, seen))
+    data = EgoNetData("Cora", most=30)  # a public graph whose features are usually normalised
+    module = GraphExpertsModule("gcn", hidden_channels=8, gate="constant")
+    loaded, _ = saved_again(train(module, data, tmp_path / "graphs"), tmp_path)
+    raw = loaded.predict_proba(ego_nets(load_cora(), most=30))
+    np.testing.assert_allclose(raw, loaded.predict_proba(data.parts["all"]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,17 @@ def test_an_ego_net_is_pygs_k_hop_subgraph_with_its_centre_hidden(hops):
         assert ours == theirs
 
 
+def test_ego_nets_keep_the_weights_of_edges():
+    x, weight = torch.arange(4.0)[:, None] + 1, torch.tensor([0.5, 0.25, 2.0, 3.0])
+    edges = torch.tensor([[0, 1, 2, 3], [1, 0, 1, 2]])
+    net = ego_nets(Data(x=x, edge_index=edges, edge_weight=weight, y=torch.arange(4) % 2))[1]  # of 0, 1 and 2
+    found = {
+        (net.x[a, 0].item(), net.x[b, 0].item()): w.item()
+        for a, b, w in zip(*net.edge_index, net.edge_weight, strict=True)
+    }
+    assert found == {(1.0, 0.0): 0.5, (0.0, 1.0): 0.25, (3.0, 0.0): 2.0}
+
+
 def test_some_ego_nets_are_chosen_by_a_seed():
     first, again, other = (ego_nets(small_graph(), most=20, seed=seed) for seed in (0, 0, 1))
     assert len(first) == 20

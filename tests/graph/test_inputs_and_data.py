@@ -8,9 +8,10 @@ import torch
 from scipy import sparse
 from torch_geometric.data import Data
 
-from moeapps.core.errors import DataError
+from moeapps.core.errors import ConfigError, DataError
 from moeapps.graph import GNNClassifier, GraphDataModule, load_cora
 from moeapps.graph.inputs import as_graph
+from tests.graph.helpers import small_graph
 
 X = np.arange(12, dtype=np.float64).reshape(4, 3)
 EDGES = np.array([[0, 1, 2], [1, 0, 3]])
@@ -143,6 +144,23 @@ def test_a_model_predicts_on_another_graph_of_the_same_width():
         model.predict(X[:, :2])
     with pytest.raises(DataError, match="2 features.*fitted with 3"):
         model.predict(Data(x=torch.randn(4, 2), edge_index=torch.zeros(2, 0, dtype=torch.long)))
+
+
+def test_edges_without_their_nodes_are_refused_and_weights_that_come_or_go_are_told():
+    data = small_graph()
+    weight = torch.arange(data.num_edges) % 3 + 1.0
+    model = GNNClassifier("gcn", max_epochs=2, random_state=0).fit(data)
+    for edges in ({"edge_index": data.edge_index[:, :5]}, {"edge_weight": weight}, {"edges": data.edge_index}):
+        with pytest.raises(DataError, match="edges were given without nodes"):
+            model.predict_proba(**edges)
+    with pytest.raises(ConfigError, match="edges and edge_index are the same argument"):
+        model.score(data.x, data.y, data.edge_index, edges=data.edge_index)
+    with pytest.warns(UserWarning, match="had no weights, those to predict have some"):
+        model.predict(data, edge_weight=weight)
+    weighted = GNNClassifier("gcn", max_epochs=2, random_state=0).fit(data, edge_weight=weight)
+    weighted.predict(data, edge_weight=weight)
+    with pytest.warns(UserWarning, match="have none: each counts as 1"):
+        weighted.predict(data)
 
 
 def test_several_splits_are_columns_and_the_labels_keep_their_names():

@@ -105,6 +105,20 @@ def test_every_step_draws_other_pairs_without_a_link_and_never_a_link():
     assert undirected(whole.pairs[:, whole.y == 1]) == undirected(whole.edges.index)
 
 
+def test_links_that_pygs_split_takes_out_of_the_graph_are_not_drawn_as_pairs_without_one():
+    seed_everything(1)
+    dense = circles(30)
+    split = RandomLinkSplit(0.1, 0.0, is_undirected=True, disjoint_train_ratio=0.7, add_negative_train_samples=False)
+    train, val, _ = split(dense)
+    data = LinkData(train, val=val, test_fraction=0.0)
+    data.setup()
+    links = undirected(data.part("train").pairs)
+    assert links - undirected(train.edge_index)
+    for _ in range(20):
+        step = LinkModule("gcn", disjoint_train_ratio=0.0).draw(data.part("train"))
+        assert not undirected(step.pairs[:, step.y == 0]) & links
+
+
 # ---------------------------------------------------------------------- training and mixture
 
 
@@ -429,6 +443,10 @@ def test_what_cannot_be_scored_is_refused(fitted):
         fitted.score([[0, 1]])
     with pytest.raises(DataError, match="y must have one label per pair"):
         fitted.score([[0, 1]], [1, 0])
+    with pytest.raises(DataError, match=r"y must be 1 \(linked\) or 0, got nan for pair 1"):
+        fitted.score([[0, 1], [0, 2]], [1, float("nan")])
+    with pytest.raises(DataError, match="X is a graph that was read already"):
+        fitted.predict([[0, 1]], fitted.read_graph(circles()), circles().edge_index)
     with pytest.raises(DataError, match="without edge_label_index"):
         fitted.predict(circles())
     with pytest.raises(DataError, match="fitted with 6"):

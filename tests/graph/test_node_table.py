@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import moeapps
 from moeapps.cli.main import main
@@ -110,6 +111,25 @@ def test_weights_and_names_of_the_columns_of_edges(nodes, edges):
     assert graph.edge_weight.unique().tolist() == [2.5]
     with pytest.raises(ConfigError, match=r"edge_source is missing.*'payer', 'payee', 'amount', 'note'"):
         learned(nodes, named)
+    both = pd.DataFrame({"source": [BIG, BIG + 5], "target": [BIG + 5, BIG], "weight": [1.0, 2.0]})
+    with pytest.raises(DataError, match=f"several weights for the edge between '{BIG}' and '{BIG + 5}'"):
+        learned(nodes, both)
+
+
+def test_edges_are_read_by_the_columns_of_the_training(nodes, edges):
+    edges = edges.set_axis(["payer", "payee"], axis=1)
+    table, read = learned(nodes, edges, undirected=False)
+    again = NodeTable.from_state(json.loads(json.dumps(table.state())))
+    for known in (table, again):
+        turned = known.read(nodes, edges[["payee", "payer"]]).graph
+        assert torch.equal(turned.edge_index, read.graph.edge_index)
+        with pytest.warns(UserWarning, match="the column 'weight' is not used: .* had no weights"):
+            assert known.read(nodes, edges.assign(weight=2.0)).graph.edge_weight is None
+    weighted = learned(nodes, edges.assign(weight=2.0), undirected=False)[0]
+    assert weighted.read(nodes, edges.assign(weight=3.0)).graph.edge_weight.unique().tolist() == [3.0]
+    with pytest.raises(DataError, match="edges has no column 'weight', the weights of the edges that the model was"):
+        weighted.read(nodes, edges)
+    assert weighted.read(nodes, edges[:0]).graph.num_edges == 0
 
 
 def test_edges_to_unknown_nodes_are_refused_or_counted(nodes, edges):
@@ -159,10 +179,10 @@ def test_a_column_without_two_labels_is_named_with_its_table(nodes, edges, tmp_p
 
 def test_a_column_of_splits_makes_the_masks(nodes, edges):
     parts = np.where(np.arange(60) % 5 == 0, "Val", np.where(np.arange(60) % 5 == 1, "test", "train"))
-    parts[7] = ""
+    parts[7], parts[8] = "", "NA"  # as in a file
     graph = learned(nodes.assign(part=parts), edges, split="part")[1].graph
     assert graph.val_mask.nonzero().flatten().tolist() == list(range(0, 60, 5))
-    assert not graph.train_mask[7]
+    assert not graph.train_mask[[7, 8]].any()
     fitted = small().fit(nodes.assign(part=parts), edges=edges, id="account", target="label", split="part")
     assert fitted.classes_.tolist() == ["fraud", "honest"]
 
@@ -178,6 +198,21 @@ def test_whole_numbers_of_a_file_are_labels(nodes, edges, tmp_path):
     numbered = nodes.assign(label=nodes.label.map({"fraud": 10, "honest": 2}).astype("Int64"))
     numbered.to_csv(tmp_path / "nodes.csv", index=False)
     assert learned(tmp_path / "nodes.csv", edges)[1].graph.y.tolist()[:2] == [None, 2]
+    numbered.astype({"label": float}).to_csv(tmp_path / "nodes.csv", index=False)  # 2.0, for the holes
+    assert learned(tmp_path / "nodes.csv", edges)[1].graph.y.tolist()[:2] == [None, 2]
+
+
+@pytest.mark.parametrize("kind", [bool, float, str, "{:02d}".format])
+def test_labels_of_a_file_are_those_of_the_frame_to_the_model(nodes, edges, tmp_path, kind):
+    given = nodes.assign(label=[kind(int(i >= 30)) for i in range(60)])
+    given.to_csv(tmp_path / "nodes.csv", index=False)
+    model = small().fit(given, edges=edges, id="account", target="label")
+    wanted = model.evaluate(given, edges=edges)
+    assert model.evaluate(tmp_path / "nodes.csv", edges=edges) == wanted
+    assert model.score(tmp_path / "nodes.csv", edges=edges) == pytest.approx(wanted["accuracy"])
+    if model.classes_.dtype.kind in "bif":
+        with pytest.raises(DataError, match="y has the label 'red', the classes of the training are"):
+            model.score(given.assign(label="red"), edges=edges)
 
 
 def test_predictions_have_ids_and_label_names(model, nodes, edges):
@@ -277,6 +312,8 @@ def test_a_request_is_a_graph_in_two_tables(model, nodes, edges, tmp_path):
     assert answer[0]["probability_fraud"] == pytest.approx(model.predict_proba(nodes=[BIG + 40])[0, 0], abs=1e-6)
     (refusal,) = service.predict([{**request, "edges": [[BIG, 3]]}])
     assert "name a node that nodes lacks" in refusal.message
+    (refusal,) = service.predict([{**request, "edges": [[BIG, BIG + 1, 0.5]]}])
+    assert "some have a weight, and those that the model was fitted on had none" in refusal.message
 
 
 def test_requests_about_the_graph_of_the_server_have_ids_only(model, files, tmp_path):

@@ -45,7 +45,8 @@ def test_negative_weights_of_a_gcn_are_refused_before_the_first_step(model, valu
 
 
 def test_negative_weights_are_refused_in_prediction_too():
-    model, weight = GNNClassifier("gcn", **QUICK).fit(graph()), torch.full((graph().num_edges,), -1.0)
+    weight = torch.full((graph().num_edges,), -0.5)
+    model = GNNClassifier("gcn", **QUICK).fit(graph(edge_weight=-weight))
     for attempt in (model.predict, model.score, model.evaluate, model.predict_proba):
         with pytest.raises(DataError, match="below 0"):
             attempt(graph(edge_weight=weight))

@@ -215,7 +215,7 @@ def config(file, frame, tmp_path, monkeypatch) -> list[str]:
         "model": {"class_path": "moeapps.recsys.RankingModule", "init_args": options},
         "data": {
             "class_path": "moeapps.recsys.RankingData",
-            "init_args": {**init, "schema": SCHEMA, "keep": ["row"], "batch_size": 64},
+            "init_args": {**init, "schema": SCHEMA, "keep": ["row", "click"], "batch_size": 64},
         },
         "trainer": {
             "max_epochs": 4,
@@ -245,9 +245,10 @@ def test_the_command_line_trains_resumes_exactly_tests_and_predicts(config, fram
     assert "test/auc/click" in capsys.readouterr().out
     assert main(["predict", *config, *last, "--output", "scores.csv"]) == 0
     found = pd.read_csv("scores.csv")
-    assert found.columns.tolist() == ["row", "click", "like"]
+    assert found.columns.tolist() == ["row", "click", "probability_click", "probability_like"]
     assert found["row"].tolist() == list(range(100))
-    assert ((found["click"] > 0.5) == (frame["click"][:100] == 1)).mean() > 0.9
+    assert found["click"].tolist() == frame["click"][:100].tolist()
+    assert ((found["probability_click"] > 0.5) == (frame["click"][:100] == 1)).mean() > 0.9
     metrics = pd.read_csv("moeapps-runs/version_0/metrics.csv")
     assert {"val/auc/click", "diagnosis/task/zeros", "diagnosis/meta/group a/shared: 0"} <= set(metrics.columns)
 

@@ -11,9 +11,11 @@ from PIL import Image
 import moeapps
 from moeapps import DriftMoEClassifier, GNNClassifier, MoERegressor, MowstClassifier, registry
 from moeapps.core.errors import ConfigError, MoEAppsError
+from moeapps.graph import MowstLinkPredictor
 from moeapps.recsys import MultiTaskRanker
 from moeapps.serve import services
 from moeapps.serve.batching import ModelServer
+from moeapps.serve.schema import predict_model
 from moeapps.serve.services import open_service
 from moeapps.stream import StreamCheckpoint
 from moeapps.vision import WideNetClassifier
@@ -112,6 +114,30 @@ def test_a_graph_is_a_request(tmp_path):
     np.testing.assert_allclose([r["probability_1"] for r in found], expected, atol=1e-6)
     (wrong,) = service.predict([{"x": X.tolist(), "edges": [[0, 99]]}])
     assert "99" in str(wrong)
+
+
+def test_weights_of_edges_are_part_of_the_request(tmp_path):
+    rng = np.random.default_rng(0)
+    x, edges, weight = rng.normal(size=(12, 3)), rng.integers(0, 12, (2, 40)), rng.uniform(0.1, 2, 40)
+    edges, weight = np.hstack([edges, edges[::-1]]), np.tile(weight, 2)
+    rows = [[*edge, part] for edge, part in zip(edges.T.tolist(), weight.tolist(), strict=True)]
+    nodes = GNNClassifier("gcn", max_epochs=2, random_state=0)
+    nodes.fit(x, np.arange(12) % 2, edges, edge_weight=weight)
+    service = offline(nodes, tmp_path / "nodes.safetensors")
+    body = predict_model(service.describe())(x=x.tolist(), edges=rows).model_dump()
+    (found,) = service.predict([body])
+    wanted = nodes.predict_proba(x, edges, edge_weight=weight)
+    np.testing.assert_allclose([r["probability_1"] for r in found], wanted[:, 1], atol=1e-6)
+    with pytest.raises(ValueError, match="at least 3 items"):
+        predict_model(service.describe())(x=x.tolist(), edges=edges.T.tolist())
+    (refusal,) = service.predict([{**body, "edges": [[0.5, 1, 1.0]]}])
+    assert "0.5 is not the number of a node" in str(refusal)
+    links = MowstLinkPredictor("gcn", weak=None, structure=False, max_epochs=2, random_state=0, gate="mean")
+    links.fit(x, edges, edge_weight=weight)
+    service = offline(links, tmp_path / "links.safetensors")
+    (found,) = service.predict([{"x": x.tolist(), "edges": rows, "pairs": [[0, 5], [3, 4]]}])
+    wanted = links.predict_proba([[0, 5], [3, 4]], x, edges, edge_weight=weight)
+    np.testing.assert_allclose([r["probability"] for r in found], wanted[:, 1], atol=1e-6)
 
 
 def test_what_cannot_be_served_is_refused_at_once(table, tmp_path, monkeypatch):

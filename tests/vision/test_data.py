@@ -131,7 +131,7 @@ def test_folder_data_reads_as_needed(tmp_path):
     make_folder(tmp_path / "other", 3, ("dog",))
     data = ImageFolderData(str(folder), test=str(tmp_path / "other"), image_size=16, batch_size=5, num_workers=0)
     data.setup("fit")
-    assert data.spec == ImageSpec((3, 16, 16), ("cat", "dog"), (0.5,) * 3, (0.5,) * 3)
+    assert data.spec == ImageSpec((3, 16, 16), ("cat", "dog"), (0.5,) * 3, (0.5,) * 3, 1.0)
     images, labels = next(iter(data.train_dataloader()))
     assert images.shape == (5, 3, 16, 16)
     assert images.dtype == torch.uint8

@@ -1,5 +1,6 @@
 """Which files of a folder are read, and that the others are counted aloud."""
 
+import base64
 import io
 import tarfile
 import warnings
@@ -10,8 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import moeapps
 from moeapps.cli.main import main
 from moeapps.core.errors import DataError
+from moeapps.serve.services import ImageService
 from moeapps.vision import ImageFolderData, WideNetClassifier, load_images
 from moeapps.vision.folders import read_images, read_tar
 from moeapps.vision.listing import find_images, list_images
@@ -178,7 +181,7 @@ def test_the_command_line_reads_as_the_estimator_does(tmp_path, monkeypatch):
     Image.fromarray((deep / 257).round().astype(np.uint8)).save(new / "eight.png")
     config = [
         "--config", EXAMPLES / "widenet_folder.yaml", "--model.model", "widenet", "--model.options",
-        "{embed_dim: 16, depth: 1, num_heads: 2}", "--data.image_size", 8, "--data.num_workers", 0,
+        "{embed_dim: 16, depth: 1, num_heads: 2, patch_size: 24}", "--data.image_size", 72, "--data.num_workers", 0,
         "--data.batch_size", 4, "--data.auto_augment", "null", "--trainer.enable_progress_bar", "false",
         "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
@@ -192,6 +195,22 @@ def test_the_command_line_reads_as_the_estimator_does(tmp_path, monkeypatch):
     found = pd.read_csv(tmp_path / "found.csv").set_index("image")["probability_cat"]
     assert found["turned.png"] == found["upright.JFIF"]
     assert found["deep.png"] == found["eight.png"]
+    # the estimator of the checkpoint crops as the training did: above 64 pixels, 0.9 of the image
+    arguments = ["score", str(checkpoint), "--input", str(new), "--output", str(tmp_path / "scored.csv")]
+    with pytest.warns(UserWarning, match="1 file is left out"):
+        assert main(arguments) == 0
+    scored = pd.read_csv(tmp_path / "scored.csv").set_index("file")["probability_cat"]
+    np.testing.assert_allclose(scored[found.index], found, atol=1e-6)
+    model = moeapps.load(checkpoint)
+    model.save(tmp_path / "model.safetensors")
+    model = moeapps.load(tmp_path / "model.safetensors")
+    files = [new / name for name in found.index]
+    np.testing.assert_allclose(model.predict_proba(files)[:, 0], found, atol=1e-6)
+    request = {"images": [base64.b64encode(file.read_bytes()).decode() for file in files]}
+    (answers,) = ImageService(model).predict([request])
+    np.testing.assert_allclose([answer["probability_cat"] for answer in answers], found, atol=1e-6)
+    with pytest.raises(DataError, match="pixels reach .*, those of training 1"):
+        model.predict_proba(np.full((1, 72, 72, 3), 200.0))
 
 
 def test_folder_data_bounds_elongated_images(tmp_path):

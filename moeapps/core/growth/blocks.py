@@ -392,6 +392,8 @@ def _has(kind: str, parts: Sequence[nn.Module]) -> str:
 
 
 def _feed_forward(module: FeedForward) -> Block | str:
+    if problem := hook_problem(module):
+        return problem
     return plain_block("FeedForward", module.first, module.second, ACTIVATIONS[module.activation].forward)
 
 

@@ -10,7 +10,7 @@ Four kinds of place:
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,11 +135,14 @@ def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> I
         first = children[start][1]
         assert first is not None
         block = plain_block(_kind(module), first, last, act, dropout)
+        problem = _lost_hooks(child for _, child in children[start : end + 1])
         full = _prefixed(name, children[start][0])
         after = [child for _, child in children[end + 1 :]]
         whole = start == 0 and name != "" and all(isinstance(child, nn.Dropout) for child in after) and len(after) < 2
-        if isinstance(block, str):
-            yield Skipped(name if whole else full, _kind(module), block)
+        if whole:
+            problem = hook_problem(module)
+        if isinstance(block, str) or problem:
+            yield Skipped(name if whole else full, _kind(module), block if isinstance(block, str) else str(problem))
         elif whole:
             out = sum((float(child.p) for child in after), 0.0)
             block = plain_block(_kind(module), first, last, act, dropout, out)
@@ -149,6 +152,11 @@ def _sequential_sites(network: nn.Module, name: str, module: nn.Sequential) -> I
             keys = [key for key, _ in children[start : end + 1]]
             yield Site(full, block, (first, last), _window_put(network, module, keys), _places(network, module))
         start = end + 1
+
+
+def _lost_hooks(parts: Iterable[Any]) -> str | None:
+    """Whether a module that is replaced has hooks."""
+    return next((p for part in parts if isinstance(part, nn.Module) and (p := hook_problem(part))), None)
 
 
 def _kind(module: nn.Module) -> str:
@@ -195,8 +203,9 @@ def _transformer_site(network: nn.Module, name: str, module: Any) -> Site | Skip
     if type(module)._ff_block is not base._ff_block:
         return Skipped(name, type(module).__name__, "its feed-forward block is not torch's own")
     block = plain_block(base.__name__, module.linear1, module.linear2, module.activation, float(module.dropout.p))
-    if isinstance(block, str):
-        return Skipped(name, type(module).__name__, block)
+    problem = _lost_hooks((module.activation, module.dropout))
+    if isinstance(block, str) or problem:
+        return Skipped(name, type(module).__name__, block if isinstance(block, str) else str(problem))
 
     def put(layer: nn.Module) -> nn.Module:
         module.linear1 = layer

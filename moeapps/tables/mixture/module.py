@@ -19,7 +19,7 @@ from moeapps.core.config import Configurable, config_from, takes
 from moeapps.core.distributed import alone
 from moeapps.core.errors import ConfigError, DataError, FileFormatError
 from moeapps.core.foreign import pack_estimators, unpack_estimators
-from moeapps.core.labels import classes_from_json, encode, labels_to_json, probability_columns
+from moeapps.core.labels import beside_kept, classes_from_json, encode, labels_to_json, probability_columns
 from moeapps.core.mixing import Cascade, GateConfig, GatedMixture, PredictionGate, fit_cascade
 from moeapps.core.mixing.calibration import Calibration, fit_calibration
 from moeapps.core.mixing.gate import dense_weights
@@ -402,7 +402,8 @@ class MixtureModule(Configurable, DataDependentModule):
         """The columns to keep, then predictions as ``moeapps score`` writes them, then ``weight_<expert>``."""
         index = batch[0]
         weights, scored = self._mixed("predict", index)
-        columns = {name: values.to_numpy()[index.cpu()] for name, values in self._data.part("predict").kept.items()}
+        kept = {name: values.to_numpy()[index.cpu()] for name, values in self._data.part("predict").kept.items()}
+        columns: dict[str, Any] = {}
         if self.task == "classification":
             mixed = self._probabilities(weights, scored)
             probabilities = (mixed / mixed.sum(dim=1, keepdim=True)).cpu().numpy()
@@ -413,7 +414,8 @@ class MixtureModule(Configurable, DataDependentModule):
             assert isinstance(answers, TargetAnswers)
             standardised = torch.einsum("ne,nek->nk", weights, scored)[:, 0].cpu().numpy()
             columns["prediction"] = standardised * answers.scale[0] + answers.mean[0]
-        return columns | {f"weight_{name}": weights[:, e].cpu().numpy() for e, name in enumerate(self.names)}
+        columns |= {f"weight_{name}": weights[:, e].cpu().numpy() for e, name in enumerate(self.names)}
+        return beside_kept(kept, columns)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule to a tenth of the learning rate."""
