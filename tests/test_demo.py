@@ -47,7 +47,7 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
     monkeypatch.setattr(blocks, "DRIFTING", 300)
     monkeypatch.setattr(blocks, "ROWS", 80)
     digits = load_digits()
-    few = Bunch(images=digits.images[:400], target=digits.target[:400])
+    few = Bunch(images=digits.images[:250], target=digits.target[:250])
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
     monkeypatch.setattr(moeapps.tables, "MixtureClassifier", partial(MixtureClassifier, cv=2))
     rows = demo.run(str(tmp_path / "out"), seeds=1, part=part)
