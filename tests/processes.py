@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -29,6 +30,13 @@ CONTEXT.set_forkserver_preload(
 def run_two(worker: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run ``worker(rank, *arguments)`` in two processes to the end of both."""
     start_processes(worker, arguments, nprocs=2, start_method="forkserver")
+
+
+def end_loaders(error: BaseException | None) -> None:
+    """End the workers of loaders that an error came from. The collector of garbage would wait five seconds for each."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _become(

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from rich.console import Console
+from river.datasets import Phishing
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
@@ -16,6 +17,7 @@ from moeapps.cli.main import main
 from moeapps.core.errors import ConfigError
 from moeapps.demo import blocks
 from moeapps.demo.record import Recorder, Row, summarised
+from moeapps.recsys import census_income
 from moeapps.tables import MixtureClassifier
 
 MEMBERS = ["logistic regression", "boosting", "random forest", "MoEClassifier", "mean of the four", "MixtureClassifier"]
@@ -47,8 +49,11 @@ def test_a_part_prints_a_table_and_writes_results_pictures_and_a_report(
     monkeypatch.setattr(blocks, "DRIFTING", 300)
     monkeypatch.setattr(blocks, "ROWS", 80)
     digits = load_digits()
-    few = Bunch(images=digits.images[:400], target=digits.target[:400])
+    few = Bunch(images=digits.images[:250], target=digits.target[:250])
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
+    people, sites = census_income()[:3000], [*Phishing()][:300]
+    monkeypatch.setattr("moeapps.recsys.census_income", lambda: people)
+    monkeypatch.setattr("river.datasets.Phishing", lambda: sites)
     monkeypatch.setattr(moeapps.tables, "MixtureClassifier", partial(MixtureClassifier, cv=2))
     rows = demo.run(str(tmp_path / "out"), seeds=1, part=part)
     printed = capsys.readouterr().out

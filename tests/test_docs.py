@@ -47,8 +47,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 TRAINS_LONG = (
-    "README", "graph", "graph_tasks", "mixture", "recsys", "scaling", "search", "serve", "start", "stream", "tracking",
-    "vision",
+    "README", "graph", "graph_tasks", "index", "mixture", "moeify", "recsys", "report", "scaling", "search", "serve",
+    "start", "stream", "tables", "tracking", "vision",
 )  # fmt: skip
 RUN = [
     pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.stem in TRAINS_LONG else []) for page in PAGES

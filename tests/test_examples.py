@@ -19,11 +19,11 @@ SCRIPTS = {
     "graph/mowst_cora.py": [],
     "graph/search.py": ["--trials", "1", "--seeds", "1", "--strong", "gcn"],
     "recsys/census.py": ["--epochs", "1"],
-    "stream/drift_led.py": ["--n", "2000"],
+    "stream/drift_led.py": ["--n", "800"],
     "tables/mixture_cost.py": ["--rows", "300"],
     "tables/mixture.py": [],
     "tables/report.py": ["--rows", "200"],
-    "vision/digits.py": ["--epochs", "1", "--steps", "8", "--images", "600"],
+    "vision/digits.py": ["--epochs", "1", "--steps", "3", "--images", "450"],
 }
 
 

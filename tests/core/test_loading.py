@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from moeapps.core.errors import ConfigError, DataError
 from moeapps.core.loading import identity_collate, make_loader
+from tests.processes import end_loaders
 
 
 class InMemory(TensorDataset):
@@ -94,8 +95,9 @@ class Broken(Dataset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_shows_its_own_message(workers):
-    with pytest.raises(KeyError, match="row 3 of the file is broken"):
+    with pytest.raises(KeyError, match="row 3 of the file is broken") as caught:
         list(make_loader(Broken(), 4, num_workers=workers))
+    end_loaders(caught.value)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

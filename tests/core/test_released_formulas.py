@@ -431,5 +431,5 @@ def test_every_router_trains_an_estimator(router):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(150, 4))
     y = X[:, 0] + X[:, 1] > 0
-    small = {"num_experts": 4, "top_k": 1, "dim": 16, "num_blocks": 1, "batch_size": 30, "max_epochs": 12}
+    small = {"num_experts": 4, "top_k": 1, "dim": 16, "num_blocks": 1, "batch_size": 30, "max_epochs": 6, "lr": 0.02}
     assert MoEClassifier(router, **small, random_state=0).fit(X, y).score(X, y) > 0.85

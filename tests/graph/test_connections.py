@@ -1,5 +1,7 @@
 """Edges and weights from what users have: adj_t, sparse matrices, edge_attr, frames, networkx."""
 
+from functools import partial
+
 import networkx as nx
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from tests.graph.helpers import graph_with as graph
 from tests.graph.helpers import small_graph
 
 QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
+MIXTURE = partial(MowstClassifier, ["gcn", "sage"], gate="mean")  # choosing a gate takes longer than the training
 X = np.eye(4)
 DIRECTED = torch.tensor([[0, 1, 2, 3, 3], [1, 0, 1, 0, 2]])  # sorted by target after a stable sort, all distinct
 WEIGHT = torch.tensor([0.5, 2.0, 1.5, 3.0, 0.25])
@@ -65,7 +68,7 @@ def test_adj_t_is_read_as_the_edges_from_column_to_row_with_its_values_as_weight
 
 
 @pytest.mark.parametrize(("layout", "weighted"), [(None, False), (torch.sparse_coo, True)], ids=str)
-@pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
+@pytest.mark.parametrize("kind", [GNNClassifier, MIXTURE], ids=["one", "mixture"])
 def test_a_graph_after_to_sparse_tensor_gives_the_same_model_bit_for_bit(kind, layout, weighted):
     data = graph()
     data.edge_index = data.edge_index[:, ::2]  # directed

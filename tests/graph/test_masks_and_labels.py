@@ -1,6 +1,7 @@
 """Masks, splits, node numbers, labels and features from what users have."""
 
 from decimal import Decimal
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from moeapps.graph.masks import node_index, read_mask
 from tests.graph.helpers import small_graph
 
 QUICK = {"max_epochs": 2, "random_state": 0, "accelerator": "cpu", "norm": "batch_norm"}
+MIXTURE = partial(MowstClassifier, ["gcn", "sage"], gate="mean")  # choosing a gate takes longer than the training
 
 
 def name_of(value) -> str:
@@ -112,7 +114,7 @@ def test_masks_by_other_names_are_refused_instead_of_training_on_the_test_nodes(
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.parametrize("kind", [GNNClassifier, MowstClassifier])
+@pytest.mark.parametrize("kind", [GNNClassifier, MIXTURE], ids=["one", "mixture"])
 def test_nodes_that_are_asked_for_twice_get_their_prediction_twice(kind, batch_size):
     data = small_graph()
     model = kind(batch_size=batch_size, **QUICK).fit(data)

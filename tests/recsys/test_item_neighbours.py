@@ -185,6 +185,16 @@ def test_a_saved_ranker_has_the_same_neighbours_and_weight(ranker, feedback, tmp
 
 
 @pytest.mark.parametrize("ranker", ["din"], indirect=True)
+def test_a_program_of_torch_has_them(ranker, feedback, tmp_path):
+    program = torch.export.load(export_ranker(ranker, tmp_path, "torch")).module()
+    frame = feedback.leave_last_out()[2].rows()
+    rows = ranker.encoder_.transform(frame)
+    found = program(rows.sparse, rows.dense, *rows.sequences)[:, 0].detach().numpy()
+    np.testing.assert_allclose(found, ranker.predict_proba(frame).iloc[:, 0], atol=1e-5)
+
+
+@pytest.mark.slow  # ONNX of rankers is in test_export.py, the neighbours in a program just above
+@pytest.mark.parametrize("ranker", ["din"], indirect=True)
 def test_an_exported_ranker_has_them(ranker, feedback, tmp_path):
     pytest.importorskip("onnxruntime")
     export_ranker(ranker, tmp_path / "ranker.onnx")

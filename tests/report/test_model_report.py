@@ -178,9 +178,9 @@ def test_the_kept_epoch_is_marked_and_its_loss_is_the_one_named(classifier, page
 
 def test_a_regression_shows_errors_in_the_target_and_beats_the_median():
     frame = TRAIN.drop(columns="churned")
-    model = MoERegressor(num_experts=2, dim=16, hidden_dim=16, max_epochs=25, random_state=0)
+    model = MoERegressor(num_experts=2, dim=16, hidden_dim=16, max_epochs=10, random_state=0)
     model.fit(frame, 2.0 * frame["age"])
-    text = shown(render_model(model, X, pd.Series(2.0 * X["age"], name="euros"), seconds=5))
+    text = shown(render_model(model, X, pd.Series(2.0 * X["age"], name="euros"), seconds=1))
     for part in ("always predicting the median would be off by", "Half of the predictions are within", "true euros",
                  "the largest error of all rows"):  # fmt: skip
         assert part in text, part

@@ -44,8 +44,8 @@ def test_an_alarm_comes_soon_after_each_drift_and_not_before(numbers):
     model = (
         DriftMoERegressor(seed=0, n_experts=2) if numbers else DriftMoEClassifier(seed=0, experts=["bayes", "linear"])
     )
-    drifts = (2000, 4000)
-    _, alarms = run_over(table(6000, drifts, numbers), model)
+    drifts = (1500, 3000)
+    _, alarms = run_over(table(4000, drifts, numbers), model)
     places = [alarm.instance for alarm in alarms]
     for drift in drifts:
         assert any(drift < place <= drift + 200 for place in places), places

@@ -36,7 +36,7 @@ def y(frame) -> pd.Series:
 
 @pytest.fixture(scope="module")
 def model(frame, y) -> MoEClassifier:
-    return MoEClassifier(max_epochs=8, random_state=0, column_types={"shop": "category"}).fit(frame, y)
+    return MoEClassifier(max_epochs=3, random_state=0, column_types={"shop": "category"}).fit(frame, y)
 
 
 def test_an_int_category_with_a_hole_is_the_same_from_a_frame_and_from_its_file(frame, y, tmp_path):
@@ -205,7 +205,7 @@ def test_columns_that_surprise_are_told_in_words(frame, y):
 
 @pytest.mark.parametrize("make", [pl.from_pandas, pa.Table.from_pandas, lambda f: f.convert_dtypes(), lambda f: f])
 def test_frames_of_other_libraries_fit_and_predict_the_same(model, frame, y, make):
-    other = MoEClassifier(max_epochs=8, random_state=0, column_types={"shop": "category"}).fit(make(frame), y)
+    other = MoEClassifier(max_epochs=3, random_state=0, column_types={"shop": "category"}).fit(make(frame), y)
     np.testing.assert_array_equal(other.predict_proba(make(frame)), model.predict_proba(frame))
     assert other.feature_names_in_.tolist() == list(frame.columns)
 

@@ -84,7 +84,7 @@ def test_several_targets_at_once():
 
 def test_categories_and_missing_values_are_learned_from():
     X, y = table(400)
-    model = MoEClassifier(num_experts=4, dim=32, max_epochs=15, lr=0.01, random_state=0).fit(X, y)
+    model = MoEClassifier(num_experts=4, dim=32, max_epochs=10, lr=0.02, random_state=0).fit(X, y)
     assert model.score(X, y) > 0.93
     assert list(model.feature_names_in_) == ["age", "city", "score", "member"]
     strange = X.head(3).assign(city="Rome", age=np.nan)

@@ -150,11 +150,10 @@ def test_every_step_of_ddpm_with_a_learned_variance_can_use_a_program(models, ex
     assert spaced_timesteps(50, 20)[0] == spec["diffusion"]["timesteps"] - 1
 
 
-def test_a_module_is_exported_like_its_estimator_and_training_goes_on(models, tmp_path):
+def test_a_module_is_exported_like_its_estimator_and_training_goes_on(models, exported, tmp_path):
     model = models["switch_dit"]
-    for name, source in (("a", model), ("b", model.model_)):
-        export_generator(source, tmp_path / name, "torch")
-    (a, of_estimator), (b, of_module) = (run_torch(tmp_path / name) for name in ("a", "b"))
+    export_generator(model.model_, tmp_path / "b", "torch")
+    (a, of_estimator), (b, of_module) = (run_torch(path) for path in (exported("switch_dit", "torch"), tmp_path / "b"))
     inputs = some(model, 4)
     assert torch.equal(a(*inputs), b(*inputs))
     assert (of_estimator["low"], of_estimator["high"]) == (0, 16)

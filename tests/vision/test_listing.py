@@ -18,6 +18,7 @@ from moeapps.serve.services import ImageService
 from moeapps.vision import ImageFolderData, WideNetClassifier, load_images
 from moeapps.vision.folders import read_images, read_tar
 from moeapps.vision.listing import find_images, list_images
+from tests.processes import end_loaders
 from tests.vision.conftest import CLASSIFIER
 from tests.vision.test_data import EXAMPLES, make_folder, picture
 
@@ -232,8 +233,9 @@ def test_a_damaged_file_is_named_in_one_line_whichever_process_reads_it(workers,
     (folder / "cat" / "03.png").write_bytes((folder / "cat" / "03.png").read_bytes()[:60])
     data = ImageFolderData(test=str(folder), image_size=16, batch_size=4, num_workers=workers)
     data.setup("test")
-    with pytest.raises(DataError, match=r"^\S*photos/cat/03.png cannot be read as an image: [\w ]+$"):
+    with pytest.raises(DataError, match=r"^\S*photos/cat/03.png cannot be read as an image: [\w ]+$") as caught:
         list(data.test_dataloader())
+    end_loaders(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -244,8 +246,10 @@ def test_all_damaged_files_are_named_at_once_while_they_are_read_in_training(wor
     data = ImageFolderData(str(folder), image_size=16, batch_size=4, num_workers=workers, validation_fraction=0.3)
     data.setup("fit")
     one = r"\S*(cat/01|dog/04)\.png"
-    with pytest.raises(DataError, match=rf"^{one} cannot be read .*; neither can {one}: move them out of the folder$"):
+    match = rf"^{one} cannot be read .*; neither can {one}: move them out of the folder$"
+    with pytest.raises(DataError, match=match) as caught:
         [*data.train_dataloader(), *data.val_dataloader()]
+    end_loaders(caught.value)
 
 
 def test_all_damaged_files_are_named_at_once(tmp_path):

@@ -24,14 +24,12 @@ QUICK = [
     "resnet10t",
     "test_convnext",
     "test_vit",
-    "test_mambaout",
-    "test_nfnet",
     "mobilenetv3_small_050",
-    "starnet_s050",
 ]
 """Small models of kinds that take the size of images as an argument, and that do not."""
 
 KINDS = [
+    "test_mambaout", "test_nfnet", "starnet_s050",
     "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224", "convit_tiny", "convmixer_768_32",
     "convnext_atto", "crossvit_tiny_240", "cs3darknet_focus_s", "davit_tiny", "deit_tiny_patch16_224",
     "deit_tiny_distilled_patch16_224", "densenet121", "dpn48b", "edgenext_xx_small", "efficientformerv2_s0",
