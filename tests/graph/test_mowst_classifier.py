@@ -68,7 +68,8 @@ def test_a_new_process_predicts_and_trains_the_same(fitted, cora, tmp_path):
     trained = GNNClassifier("mlp", max_epochs=2, random_state=0).fit(cora).predict_proba(cora)
     np.save(tmp_path / "trained.npy", trained)
     script = (
-        "import sys, warnings, numpy as np, torch, moeapps; from moeapps.graph import load_cora\n"
+        "import sys, warnings; warnings.simplefilter('error', FutureWarning)\n"  # of torch, about PyG
+        "import numpy as np, torch, moeapps; from moeapps.graph import load_cora\n"
         "warnings.simplefilter('ignore')\n"
         "g = load_cora(); g.x = g.x / g.x.sum(1, keepdim=True); m = moeapps.load(sys.argv[1])\n"
         "assert np.array_equal(m.predict_proba(g), np.load(sys.argv[2])), 'differs'\n"
