@@ -186,8 +186,8 @@ opened = []
 def watch(event, args):
     if event == "open" and isinstance(args[0], str) and not args[0].startswith(("/proc", "/sys")):
         opened.append(args[0])
-    elif event != "socket.gethostname" and event.startswith(("socket.", "subprocess.", "os.exec", "os.system", "urllib.")):
-        opened.append(event)
+    elif event.startswith(("socket.", "subprocess.", "os.exec", "os.system", "urllib.")):
+        opened += [event] * (event != "socket.gethostname")
 sys.addaudithook(watch)
 for file in files:
     opened.clear()
