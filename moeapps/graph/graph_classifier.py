@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from moeapps.core.checks import check_sizes
 from moeapps.core.config import config_from, store_arguments
 from moeapps.core.errors import ConfigError, DataError, NonFiniteError
 from moeapps.core.estimator import resolve_device
@@ -281,6 +282,7 @@ class MowstGraphClassifier(ClassifierMixin, ExpertsEstimator):
         weights = [graph.edge_weight for graph in graphs]  # of all graphs or of none
         weight = None if weights[0] is None else torch.cat(weights)
         warn_of_weights(self.weighted_, weight, type(self).__name__)
+        check_sizes(batch_size=self.batch_size)
         return _Graphs(graphs, self.batch_size)
 
     def _codes(self, X: Any, y: Any) -> torch.Tensor:

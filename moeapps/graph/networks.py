@@ -329,6 +329,9 @@ OPTIONS = ("input_dropout", "heads")
 NORMS = ("batch_norm", "layer_norm", None)
 """Norms that ``norm="auto"`` chooses among."""
 
+MOST_LAYERS = 1000
+"""Far above every depth that helps; a larger number is a mistake, and would only fill the memory."""
+
 NETWORKS: tuple[str, ...] = ("mlp", *(name + variant for variant in VARIANTS for name in GNNS))
 """All names; any module with ``forward(x, edge_index)`` can be given instead of one."""
 
@@ -434,6 +437,8 @@ def build_network(
     sizes = as_arguments(config_from(NetworkConfig, config))  # of a config that inherits from it, too
     sizes |= {"in_channels": in_channels, "out_channels": out_channels}
     check_sizes(**{name: size for name, size in sizes.items() if name not in ("dropout", "norm")})
+    if sizes["num_layers"] > MOST_LAYERS:
+        raise ConfigError(f"num_layers must be at most {MOST_LAYERS:,}, got {sizes['num_layers']}")
     for name, share in (("dropout", config.dropout), ("input_dropout", more.get("input_dropout", 0.0))):
         if not 0 <= share < 1:
             raise ConfigError(f"{name} must be in [0, 1), got {share!r}")

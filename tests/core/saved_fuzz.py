@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import moeapps
 from moeapps.core.errors import FileFormatError, MoEAppsError
@@ -209,6 +210,8 @@ class Trial:
                 raise
             return f"refused in use: {type(error).__name__}: {str(error)[:80]}", None
         if any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in found.values()):
+            if isinstance(model, torch.nn.Module):  # an estimator refuses what a plain module answers
+                return "other", found
             return "error: predictions that are not finite", None
         before = getattr(self, "answers", None)
         same = before is not None and all(np.array_equal(before[key], found.get(key)) for key in before)

@@ -42,6 +42,12 @@ def fitted():
     return MowstGraphClassifier(["gcn", "gin"], batch_size=16, **{**QUICK, "max_epochs": 30}).fit(shapes())
 
 
+def test_a_batch_size_that_was_changed_since_the_fit_is_checked(fitted):
+    model = pickle.loads(pickle.dumps(fitted)).set_params(batch_size=-1)
+    with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1, got -1"):
+        model.predict(shapes())
+
+
 class Mean(nn.Module):
     """A graph network of the user's own."""
 

@@ -115,3 +115,10 @@ def test_a_linear_skip_makes_a_network_see_its_own_node_without_edges():
     network = make_network("sage_skip", 20, 5, num_layers=1).eval()
     layer = network.convs[0]
     torch.testing.assert_close(network(x, none), layer.own(x) + layer.conv.lin_r(x) + layer.conv.lin_l.bias)
+
+
+def test_sizes_that_no_machine_has_are_refused():
+    with pytest.raises(ConfigError, match=r"num_layers must be at most 1,000, got 100000000000"):
+        make_network("mlp", 3, 2, num_layers=10**11)
+    with pytest.raises(ConfigError, match=r"hidden_channels must be below 2\*\*63, got a number of 65 bits"):
+        make_network("gcn", 3, 2, hidden_channels=2**64)
