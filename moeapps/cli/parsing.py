@@ -5,13 +5,16 @@
 - An error becomes one line (:func:`own_error`, :func:`readable_error`).
 """
 
+import inspect
 import os
 import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch.cli import LightningArgumentParser
@@ -23,7 +26,21 @@ from moeapps.cli.config_check import Source
 from moeapps.core.errors import ConfigError, FileFormatError, MoEAppsError
 from moeapps.core.yaml_files import TagRefused, check_file, check_yaml, parse_yaml
 
-__all__ = ["RecordingParser", "import_classes", "load_value", "own_error", "readable_error"]
+__all__ = ["RecordingParser", "import_classes", "load_value", "own_error", "readable_error", "whole_numbers_first"]
+
+
+def whole_numbers_first(function: Any) -> None:
+    """Let ``int`` come before ``float`` in the types of a function's arguments.
+
+    ``--trainer.limit_test_batches 1`` is one batch, and 1.0 are all of them. Lightning writes ``Optional[Union[int,
+    float]]``, but Python gives it the union that anybody in the process wrote before it, in whatever order.
+    """
+    annotations = getattr(inspect.unwrap(function), "__annotations__", {})
+    for name, annotation in annotations.items():
+        kinds = get_args(annotation)
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            others = (kind for kind in kinds if kind not in (int, float))
+            annotations[name] = reduce(or_, others, int | float)
 
 
 class RecordingParser(LightningArgumentParser):
@@ -38,6 +55,11 @@ class RecordingParser(LightningArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sources: list[Source] = []
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add the arguments of a class, of whose types ``int`` is tried before ``float``."""
+        whole_numbers_first(theclass.__init__)
+        return super().add_class_arguments(theclass, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Read a file, if it is one that can be a configuration."""

@@ -1,12 +1,14 @@
 """Runs of ``moeapps fit``: several seeds, continued runs, kept scores, loggers by name, what is printed."""
 
 import importlib.util
+from typing import Union, get_args
 
 import pandas as pd
 import pytest
 import yaml
 
 from moeapps.cli.main import main
+from moeapps.cli.parsing import whole_numbers_first
 from moeapps.core.run_result import RunResult
 from tests.cli.test_cli import final_weights, same, toy
 
@@ -116,6 +118,15 @@ def test_scores_on_a_part_of_the_data_are_not_kept(fit, tmp_path):
     fit()
     fit("--ckpt_path", "last", "--trainer.limit_test_batches", "1", command="test")
     assert RunResult.load(tmp_path / "moeapps-runs/version_0").evaluations == []
+
+
+def test_one_batch_is_one_in_whatever_order_python_has_the_types():
+    def trainer(limit: Union[float, int, None] = None, dropout: float = 0.0, name: str | int = ""):  # noqa: UP007
+        """As Lightning's, after a library has written the same union in the other order."""
+
+    whole_numbers_first(trainer)
+    kinds = [get_args(kind) for kind in trainer.__annotations__.values()]
+    assert kinds == [(int, float, type(None)), (), (str, int)]
 
 
 def test_a_fit_prints_one_line_its_scores_and_what_to_type_next(fit):
